@@ -1,0 +1,96 @@
+"""How stages are shown: a progress bar on a terminal, plain lines elsewhere, and tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import click
+from tqdm import tqdm
+
+from dino_pipeline.progress import LabelCount, Progress
+
+PLAIN_EVERY = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Console:
+    """Shows progress on standard error."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.title = ""
+        self.started = self.told = time.monotonic()
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far the work is."""
+        if progress.title != self.title:
+            self.close()
+            self.title = progress.title
+            self.started = self.told = time.monotonic()
+        ended = progress.done >= progress.total
+        if sys.stderr.isatty():
+            self._draw(progress)
+        elif ended or time.monotonic() - self.told >= PLAIN_EVERY:
+            self.told = time.monotonic()
+            click.echo(self._line(progress), err=True)
+        if ended:
+            self.close()
+
+    def note(self, message: str) -> None:
+        """Say something at once, above the bar."""
+        if self.bar is None:
+            click.echo(f"note: {message}", err=True)
+        else:
+            self.bar.write(f"note: {message}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _draw(self, progress: Progress) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=progress.total, initial=progress.resumed, desc=progress.title, dynamic_ncols=True)
+        self.bar.set_postfix_str(_labels(progress), refresh=False)
+        self.bar.update(progress.done - self.bar.n)
+
+    def _line(self, progress: Progress) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-6)
+        rate = max(progress.done - progress.resumed, 0) / seconds
+        left = (
+            f", {_clock((progress.total - progress.done) / rate)} left"
+            if rate and progress.done < progress.total
+            else ""
+        )
+        return f"{progress.title}: {progress.done}/{progress.total}, {rate:.1f}/s{left}; {_labels(progress)}"
+
+
+def _labels(progress: Progress) -> str:
+    """Return each label's accepted share and mean margin: ``1 99%, 0.5 97% (+0.31)``."""
+    return ", ".join(f"{label} {_share(count)}" for label, count in progress.labels.items())
+
+
+def _share(count: LabelCount) -> str:
+    margin = "" if count.mean_margin is None else f" ({count.mean_margin:+.2f})"
+    return f"{count.accepted / max(count.written, 1):.0%}{margin}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows under a header: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

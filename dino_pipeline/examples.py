@@ -1,0 +1,185 @@
+"""Example, the one record that runs through every stage, and its JSONL files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import jsonlines
+
+from dino_pipeline.errors import DataError, OutputError
+from dino_pipeline.labels import as_number
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text, or a pair of texts, with its label and what generation knows of it."""
+
+    text_a: str
+    text_b: str | None = None
+    """The second text; None for single-text tasks."""
+    label: float | str | None = None
+    """A number in similarity tasks, else the label's name; None for inputs."""
+    logprob: float | None = None
+    """Mean natural-log probability per token of the generated text under its own instruction, before debiasing."""
+    margin: float | None = None
+    """``logprob`` minus the same under the best counter-label; None without counters."""
+    input: int | None = None
+    """Index of the input; None where there are none."""
+    sample: int | None = None
+    """Index of the sample among those of the same input and label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An example that was not kept, and why."""
+
+    example: Example
+    reason: str
+
+
+def read_examples(path: str | Path, *, numeric_labels: bool = True) -> list[Example]:
+    """Read a JSONL file of examples; fields other than the record's are ignored.
+
+    Args:
+        path: the file; UTF-8, with or without a byte-order mark, any line ends.
+        numeric_labels: turn labels that are strings of a number into numbers.
+
+    Raises:
+        DataError: the file is empty, or a line is no example; the message names file and line.
+    """
+    examples = list(iter_examples(path, numeric_labels=numeric_labels))
+    if not examples:
+        raise DataError(f"{path}: holds no examples; give a file with one JSON object a line")
+    return examples
+
+
+def iter_examples(path: str | Path, *, numeric_labels: bool = True) -> Iterator[Example]:
+    """Yield the examples of a JSONL file, which may be empty; see `read_examples`."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(_lines(file), start=1):
+                if line.strip():
+                    yield _parse(line, f"{path}, line {number}", numeric_labels)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    for number, line in enumerate(file):
+        yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+
+
+def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:
+    try:
+        row = jsonlines.Reader([line.decode("utf-8")]).read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except jsonlines.InvalidLineError as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{where}: not JSON ({cause}); is the line cut off?") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: must be a JSON object such as {{"text_a": ...}} (it is {_short(row)})')
+    return Example(
+        text_a=_text(row, "text_a", where, required=True) or "",
+        text_b=_text(row, "text_b", where),
+        label=_label(row.get("label"), where, numeric_labels),
+        logprob=_number(row, "logprob", where),
+        margin=_number(row, "margin", where),
+        input=_index(row, "input", where),
+        sample=_index(row, "sample", where),
+    )
+
+
+def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -> str | None:
+    value = row.get(field)
+    if isinstance(value, str) or (value is None and not required):
+        return value
+    if field not in row:
+        raise DataError(f'{where}: "{field}" is missing (the fields are {", ".join(map(repr, row)) or "none"})')
+    raise DataError(f'{where}: "{field}" must be a string (it is {_short(value)})')
+
+
+def _label(value: Any, where: str, numeric: bool) -> float | str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and not (numeric and as_number(value) is not None):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not math.isfinite(float(value)):
+        raise DataError(f'{where}: "label" must be a finite number or a name (it is {_short(value)})')
+    return float(value) if numeric else str(value)
+
+
+def _number(row: dict[str, Any], field: str, where: str) -> float | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f'{where}: "{field}" must be a finite number (it is {_short(value)})')
+    return float(value)
+
+
+def _index(row: dict[str, Any], field: str, where: str) -> int | None:
+    value = row.get(field)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise DataError(f'{where}: "{field}" must be a whole number (it is {_short(value)})')
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples as JSONL, atomically."""
+    write_rows(path, map(asdict, examples))
+
+
+def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
+    """Write dropped examples, each with its reason, as JSONL, atomically."""
+    write_rows(path, ({**asdict(drop.example), "reason": drop.reason} for drop in dropped))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, indented for people, atomically."""
+    content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(content.encode()))
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON objects, one a line, atomically."""
+
+    def write(file: IO[bytes]) -> None:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    write_atomic(path, write)
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then rename it: readers see the old file or the whole new one.
+
+    Raises:
+        OutputError: the disk is full or refuses; nothing half-written stays behind.
+    """
+    aside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; what was finished before is kept: make room and run again"
+        ) from error

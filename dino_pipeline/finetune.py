@@ -1,0 +1,222 @@
+"""The finetune stage: trains a bi-encoder on a dataset, with the stock trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from dino_pipeline.errors import DataError, DinoError, OptionError
+from dino_pipeline.examples import Example, read_examples
+from dino_pipeline.objectives import Objective, Training
+from dino_pipeline.run import Run, State, digest_files, remove
+
+EVALUATIONS = 10
+"""So often is the model evaluated on the dev set, and saved, during a training."""
+BEST = "eval_dev_spearman_cosine"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a training came to."""
+
+    state: State
+    dev_spearman: float | None
+    """Best dev Spearman x 100; None if the run was done before and holds none."""
+
+
+def finetune(
+    run: Run,
+    objective: Objective,
+    training: Training,
+    *,
+    encoder: dict[str, Any],
+    load: Callable[[], SentenceTransformer],
+    train: Path,
+    dev: Path,
+    seed: int = 42,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> Finetuned:
+    """Train an encoder into the run's ``model`` folder, going on from the last checkpoint of an earlier call.
+
+    Runs in one process, or in each process of ``accelerate launch``.
+
+    Args:
+        run: where to write.
+        objective: how the model learns.
+        training: hyper-parameters.
+        encoder: what identifies the encoder to start from (name, revision ...).
+        load: loads it; called only if something is left to do.
+        train: JSONL to train on.
+        dev: JSONL of scored pairs that chooses the best checkpoint.
+        seed: of head initialisation, dropout and data order.
+        fresh: start over.
+        quiet: no progress bar.
+
+    Raises:
+        DataError: the data is not what the objective needs.
+        RunError: the run was trained with other options.
+    """
+    processes = PartialState()
+    options = {"objective": objective.name, **encoder, **asdict(training), "seed": seed, "data": train.name}
+    state: State = _agree(lambda: _begin(run, options, train, dev, fresh, processes.num_processes))
+    if state == "done":
+        return Finetuned(state, run.stage("finetune").get("dev_spearman"))
+    rows, dev_rows = read_examples(train), read_examples(dev)
+    dataset = objective.build(rows, str(train))
+    set_seed(seed)
+    model = load()
+    if training.max_length:
+        model.max_seq_length = training.max_length
+    _describe(model, run, encoder["encoder"], objective)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=_arguments(run, training, len(rows), seed, processes.num_processes, quiet),
+        train_dataset=dataset,
+        loss=objective.loss(model),
+        evaluator=dev_evaluator(dev_rows, str(dev), training.batch_size),
+    )
+    checkpoint = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    best = None if trainer.state.best_metric is None else round(100 * trainer.state.best_metric, 2)
+    if processes.is_main_process:
+        _save(model, run, objective, training)
+        run.finish("finetune", dev_spearman=best, train=len(rows), dev=len(dev_rows), steps=trainer.state.max_steps)
+        remove(run.checkpoints)
+    processes.wait_for_everyone()
+    return Finetuned(state, best)
+
+
+def _begin(run: Run, options: dict[str, Any], train: Path, dev: Path, fresh: bool, processes: int) -> State:
+    for path in (train, dev):
+        if not path.exists():
+            raise DataError(f"{path}: is not there; make it with dino filter {run.path}, or name another file")
+    if run.stage("generate").get("label_type") == "class":
+        raise OptionError(f"{run.path}: its labels are classes, not similarities; this objective needs scored pairs")
+    return run.begin(
+        "finetune",
+        options,
+        outputs=[run.model],
+        partial=[run.checkpoints],
+        sources=digest_files([train, dev]),
+        settings={"processes": processes},
+        fresh=fresh,
+    )
+
+
+def _agree(decide: Callable[[], State]) -> State:
+    """Let the main process decide, and all processes follow, also into an error."""
+    answer: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            answer = [decide()]
+        except DinoError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], DinoError):
+        raise answer[0]
+    state: State = answer[0]
+    return state
+
+
+def dev_evaluator(rows: Sequence[Example], source: str, batch_size: int) -> EmbeddingSimilarityEvaluator:
+    """Return the evaluator that chooses the best checkpoint: Spearman of the cosine on held-out pairs.
+
+    Raises:
+        DataError: the rows are no scored pairs, or all scores are the same.
+    """
+    pairs = [(row.text_a, row.text_b, row.label) for row in rows if row.text_b is not None]
+    scores = [label for _, _, label in pairs if isinstance(label, float)]
+    if len(scores) < len(rows) or len(dict.fromkeys(scores)) < 2:
+        raise DataError(f"{source}: must hold scored pairs with at least two different scores; filter a larger dataset")
+    return EmbeddingSimilarityEvaluator(
+        sentences1=[text_a for text_a, _, _ in pairs],
+        sentences2=[text_b for _, text_b, _ in pairs],
+        scores=scores,
+        batch_size=batch_size,
+        name="dev",
+        similarity_fn_names=["cosine"],
+        write_csv=False,
+    )
+
+
+def _arguments(
+    run: Run, training: Training, rows: int, seed: int, processes: int, quiet: bool
+) -> SentenceTransformerTrainingArguments:
+    if training.batch_size % processes:
+        raise OptionError(f"batch size {training.batch_size} cannot be shared by {processes} processes evenly")
+    steps = max(1, int(-(-rows // training.batch_size) * training.epochs))
+    every = max(1, steps // EVALUATIONS)
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size // processes,
+        per_device_eval_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=BEST,
+        greater_is_better=True,
+        logging_steps=every,
+        seed=seed,
+        data_seed=seed,
+        disable_tqdm=quiet,
+        report_to="none",
+    )
+
+
+def _describe(model: SentenceTransformer, run: Run, encoder: str, objective: Objective) -> None:
+    """Tell the model card what the library cannot know, and keep training texts out of its widget."""
+    card = model.model_card_data
+    card.generate_widget_examples = False
+    card.local_files_only = True
+    card.model_name = f"{encoder} finetuned on {run.path.name} ({objective.name})"
+    card.task_name = "semantic textual similarity"
+    card.add_tags(["dino", "synthetic"])
+
+
+def _save(model: SentenceTransformer, run: Run, objective: Objective, training: Training) -> None:
+    """Write the model folder aside, then put it in place of an older one."""
+    aside, old = run.path / "model.part", run.path / "model.old"
+    for path in (aside, old):
+        remove(path)
+    model.save(str(aside))
+    card = aside / "README.md"
+    card.write_text(card.read_text() + _lineage(run, objective, training))
+    if run.model.exists():
+        run.model.rename(old)
+    aside.rename(run.model)
+    remove(old)
+
+
+def _lineage(run: Run, objective: Objective, training: Training) -> str:
+    """Return the card's account of where the training data came from."""
+    made = run.stage("generate").get("options", {})
+    lines = [
+        "\n## Where the training data comes from\n",
+        f"- Objective: {objective.name} ({objective.citation}), {training.epochs:g} epochs.",
+    ]
+    if made:
+        lines += [
+            f"- Texts: written by `{made.get('model')}` from the task spec `{run.stage('generate').get('task')}`, "
+            f"{made.get('samples')} texts per input and label, seed {made.get('seed')}. No human checked them.",
+            "- Labels: the instruction that a text was written for, smoothed; a label is wrong where the generator did "
+            "not follow its instruction.",
+        ]
+    lines.append("- The best checkpoint was chosen on held-out generated pairs, not on human judgements.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,44 @@
+"""What a stage tells while it runs; the command line decides how it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass
+class LabelCount:
+    """What became of one label's texts so far."""
+
+    written: int = 0
+    accepted: int = 0
+    margin_sum: float = 0.0
+    margins: int = 0
+    rejected_in_a_row: int = 0
+
+    @property
+    def mean_margin(self) -> float | None:
+        """Mean margin of the accepted texts; None without counter-labels."""
+        return self.margin_sum / self.margins if self.margins else None
+
+
+@dataclass
+class Progress:
+    """How far generation is."""
+
+    title: str
+    total: int
+    done: int = 0
+    resumed: int = 0
+    """Samples that an earlier run had finished."""
+    labels: dict[str, LabelCount] = field(default_factory=dict)
+
+
+class Watch(Protocol):
+    """Follows a stage."""
+
+    def progress(self, progress: Progress) -> None:
+        """Called after every text, and once at the end."""
+
+    def note(self, message: str) -> None:
+        """Called with what a user should know at once."""

@@ -1,0 +1,267 @@
+"""The layout of a run's folder and its run.json: what each stage was made with, and whether it is up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from dino_pipeline import __version__
+from dino_pipeline.errors import OutputError, RunError
+from dino_pipeline.examples import write_json
+
+State = Literal["new", "resumed", "done"]
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy")
+FULLY_HASHED = 64 * 2**20
+"""Model files up to this size take part in a model's fingerprint by content, larger ones by size."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that holds one dataset and what was made of it."""
+
+    path: Path
+
+    @property
+    def record_file(self) -> Path:
+        """What each stage was made with."""
+        return self.path / "run.json"
+
+    @property
+    def spec(self) -> Path:
+        """The task spec, inputs spec included."""
+        return self.path / "spec.json"
+
+    @property
+    def inputs(self) -> Path:
+        """The texts that fill <X1>."""
+        return self.path / "inputs.jsonl"
+
+    @property
+    def shards(self) -> Path:
+        """Accepted texts, in files of fixed content."""
+        return self.path / "shards"
+
+    @property
+    def rejected(self) -> Path:
+        """Texts that generation itself turned down, a file beside each shard."""
+        return self.path / "rejected"
+
+    @property
+    def input_shards(self) -> Path:
+        """Accepted texts of the spec that writes the inputs."""
+        return self.path / "input-shards"
+
+    @property
+    def input_rejected(self) -> Path:
+        """Rejected texts of the spec that writes the inputs."""
+        return self.path / "input-rejected"
+
+    @property
+    def train(self) -> Path:
+        """Pairs to train on."""
+        return self.path / "train.jsonl"
+
+    @property
+    def dev(self) -> Path:
+        """Pairs to choose the best checkpoint on."""
+        return self.path / "dev.jsonl"
+
+    @property
+    def dropped(self) -> Path:
+        """Pairs that the filter stage did not keep, with reasons."""
+        return self.path / "dropped.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The trained bi-encoder."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training's own checkpoints; gone once the model is there."""
+        return self.path / "checkpoints"
+
+    @property
+    def scores(self) -> Path:
+        """What evaluation found."""
+        return self.path / "scores.json"
+
+    @cached_property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the operating system lets go when the process ends, however it ends.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self._lock_file, "a")  # noqa: SIM115
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}; choose another folder") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path}: another dino process works here; wait for it to end") from error
+            yield
+
+    def records(self) -> dict[str, Any]:
+        """Return run.json's content, empty if there is none yet."""
+        try:
+            found: dict[str, Any] = json.loads(self.record_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.record_file}: cannot be read ({error}); mend it or start over with --fresh"
+            ) from error
+        return found
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return what is recorded of a stage, empty if it never ran."""
+        found: dict[str, Any] = self.records().get(name, {})
+        return found
+
+    def begin(
+        self,
+        name: str,
+        options: dict[str, Any],
+        *,
+        outputs: Sequence[Path],
+        partial: Sequence[Path] = (),
+        sources: str = "",
+        settings: dict[str, Any] | None = None,
+        fresh: bool = False,
+    ) -> State:
+        """Decide what a stage has to do, and record that it has begun.
+
+        Args:
+            name: the stage.
+            options: all that decides what the stage makes.
+            outputs: what it makes; without them it is not done.
+            partial: work that a later call goes on with; removed when starting anew.
+            sources: digest of what it reads; where that has changed since, the stage starts anew.
+            settings: what only changes speed; recorded, never compared.
+            fresh: start over whatever is there.
+
+        Returns:
+            "done" if the outputs are there and were made with these options from these sources, "resumed" if that was
+            begun and not finished, else "new".
+
+        Raises:
+            RunError: the stage was begun with other options, or left work that no record explains.
+        """
+        records = {} if fresh and not self._readable() else self.records()
+        before = records.get(name, {})
+        # through JSON, so that what is compared has the types that are read back
+        options = json.loads(json.dumps(options))
+        if before and not fresh and before["sources"] == sources:
+            self._refuse_other(name, before["options"], options)
+            if before["status"] == "done" and all(path.exists() for path in outputs):
+                return "done"
+            state: State = "resumed"
+        else:
+            if not before and not fresh and (strays := [path for path in partial if path.exists()]):
+                raise RunError(f"{strays[0]}: made by no recorded {name}; move it away, or --fresh to delete it")
+            for path in partial:
+                remove(path)
+            state = "new"
+        records[name] = {
+            "status": "running",
+            "options": options,
+            "sources": sources,
+            "settings": settings or {},
+            "versions": versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_json(self.record_file, records)
+        return state
+
+    def finish(self, name: str, **results: Any) -> None:
+        """Record that a stage has ended, with its counts."""
+        records = self.records()
+        records[name] = {**records[name], "status": "done", **results}
+        write_json(self.record_file, records)
+
+    def _readable(self) -> bool:
+        try:
+            self.records()
+        except RunError:
+            return False
+        return True
+
+    def _refuse_other(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+        differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
+        if differing:
+            said = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in differing)
+            raise RunError(
+                f"{self.path}: {name} was begun with other options: {said}. "
+                "Give the same options to go on, another folder, or --fresh to start over"
+            )
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return a folder's shards in order."""
+    return sorted(folder.glob("*.jsonl"))
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """Return a hash of the files' names and contents, in order; a folder stands for its shards."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in shard_files(path) if path.is_dir() else [path]:
+            digest.update(f"{file.name}\0".encode())
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def model_fingerprint(name: str) -> str | None:
+    """Return a hash of a local model's files, None for a name on the Hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}:
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
+            if size <= FULLY_HASHED:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of the libraries that decide results."""
+    found = {"dino_pipeline": __version__}
+    for library in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[library] = importlib.metadata.version(library)
+    return found

@@ -1,0 +1,244 @@
+"""Row slots: one step of a causal language model for many prompts of different lengths, on a preallocated cache.
+
+A row holds one prompt and the tokens written so far. Rows start, stop and are refilled independently: a step feeds
+every row its newest token at its own position.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from dino_pipeline.errors import ModelError
+
+Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Prompts and, for each layer, their keys and values, ``(prompts, heads, length, dim)``."""
+
+    prompts: tuple[Prompt, ...]
+    layers: list[tuple[Any, Any]]
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, ``(rows, heads, length, dim)``, with a write position per row.
+
+    The stock static layer has one length for all rows; the dynamic one copies everything at each step.
+    """
+
+    is_sliding = False
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate room for all rows in the shapes of the first keys and values."""
+        rows, length = self.slots.rows, self.slots.length
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], length, key_states.shape[3])
+        self.values = value_states.new_zeros(rows, value_states.shape[1], length, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store one new position per row; return views up to the longest row."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        every, at, end = self.slots.every_row, self.slots.positions, self.slots.reach
+        self.keys[every, :, at] = key_states[:, :, 0]
+        self.values[every, :, at] = value_states[:, :, 0]
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def load(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Copy ``(rows, heads, length, dim)`` prompt keys and values to the start of the given rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        assert self.keys is not None and self.values is not None
+        self.keys[rows, :, : keys.shape[2]] = keys
+        self.values[rows, :, : values.shape[2]] = values
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but the given ones."""
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys; unused, as every step brings its own mask."""
+        return self.slots.reach, 0
+
+    def get_seq_length(self) -> int:
+        """Length of the longest row before this step."""
+        return self.slots.reach - 1
+
+    def get_max_length(self) -> int:
+        """Length allocated."""
+        return self.slots.length
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.20
+
+
+class Slots:
+    """``rows`` rows of at most ``length`` tokens each, stepped together.
+
+    Args:
+        model: the causal language model.
+        rows: how many prompts run side by side.
+        length: tokens a row can hold, prompt and text together.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
+        self.model = model
+        self.rows, self.length = rows, length
+        self.device = model.device
+        self.every_row = torch.arange(rows, device=self.device)
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.positions = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.reach = 1
+        self.windows = attention_windows(model)
+        count = model.config.get_text_config().num_hidden_layers
+        self.layers = [SlotLayer(self) for _ in range(count)]
+        self.cache = Cache(layers=list(self.layers))
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Prefilled:
+        """Run all but the last token of each prompt through the model, once, without logits.
+
+        The last token is the row's first step, so that the first new token comes out of the same step as all others.
+        Prompts are padded on the right: causal attention never looks there.
+        """
+        cache = DynamicCache()  # without a config: its sliding layers would throw early positions away
+        longest = max(len(prompt) for prompt in prompts) - 1
+        if longest > 0:
+            padded = [(*prompt[:-1], *(prompt[-1:] * (longest + 1 - len(prompt)))) for prompt in prompts]
+            self.model.get_decoder()(
+                input_ids=torch.tensor(padded, device=self.device),
+                position_ids=torch.arange(longest, device=self.device).expand(len(prompts), -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return Prefilled(tuple(prompts), [(layer.keys, layer.values) for layer in cache.layers])
+
+    def start(self, rows: Sequence[int], prefilled: Prefilled, numbers: Sequence[int]) -> None:
+        """Start prompts in rows: the prompt ``numbers[i]`` of the prefilled ones in row ``rows[i]``."""
+        at = torch.tensor(rows, device=self.device)
+        source = torch.tensor(numbers, device=self.device)
+        for layer, (keys, values) in zip(self.layers, prefilled.layers, strict=False):
+            layer.load(at, keys[source], values[source])
+        prompts = [prefilled.prompts[number] for number in numbers]
+        self.tokens[at] = torch.tensor([prompt[-1] for prompt in prompts], device=self.device)
+        self.positions[at] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+
+    def step(self, longest: int) -> Tensor:
+        """Return ``(rows, vocab)`` float32 logits after each row's newest token; ``longest`` is the longest row."""
+        self.reach = longest
+        output = self.model(
+            input_ids=self.tokens[:, None],
+            position_ids=self.positions[:, None],
+            attention_mask=self._masks(),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1].float()
+
+    def feed(self, rows: Tensor, tokens: Tensor) -> None:
+        """Give the rows their next tokens."""
+        self.tokens[rows] = tokens
+        self.positions[rows] += 1
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop all rows but the given ones, which become rows 0, 1, ..."""
+        kept = torch.tensor(rows, device=self.device)
+        for layer in self.layers:
+            layer.keep_rows(kept)
+        self.rows = len(rows)
+        self.every_row = torch.arange(self.rows, device=self.device)
+        self.tokens, self.positions = self.tokens[kept], self.positions[kept]
+
+    def _masks(self) -> Tensor | dict[str, Tensor]:
+        """Return the additive 4-D mask, ``(rows, 1, 1, reach)``, or one for each kind of layer where they differ."""
+        binding = {
+            kind: None if window is None or window >= self.reach else window for kind, window in self.windows.items()
+        }
+        if len(set(binding.values())) == 1:
+            return self._mask(next(iter(binding.values())))
+        return {kind: self._mask(window) for kind, window in binding.items()}
+
+    def _mask(self, window: int | None) -> Tensor:
+        keys = torch.arange(self.reach, device=self.device)
+        hidden = keys > self.positions[:, None]
+        if window is not None:
+            hidden |= keys <= self.positions[:, None] - window
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
+        return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+
+
+def attention_windows(model: PreTrainedModel) -> dict[str, int | None]:
+    """Return for each kind of attention layer how many positions it looks back, None for all.
+
+    Raises:
+        ModelError: the model has layers that slots cannot serve (linear, chunked, recurrent ...).
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return {"full_attention": None} if window is None else {"sliding_attention": window}
+    known: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
+    if strange := [kind for kind in dict.fromkeys(kinds) if kind not in known]:
+        raise ModelError(f"layers of type {', '.join(strange)}")
+    return {kind: known[kind] for kind in dict.fromkeys(kinds)}
+
+
+def accepts_positions(model: PreTrainedModel) -> bool:
+    """Whether the model's forward takes ``position_ids``, without which rows of different lengths go wrong."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+class PlainRows:
+    """The slots' interface without a cache of our own: each row's whole text goes through the model at each step.
+
+    Slow, and right for every causal language model: what `Slots` cannot serve exactly runs here.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
+        self.model = model
+        self.rows, self.length = rows, length
+        self.texts: list[list[int]] = [[] for _ in range(rows)]
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Prefilled:
+        """Remember the prompts; there is nothing to compute ahead."""
+        return Prefilled(tuple(prompts), [])
+
+    def start(self, rows: Sequence[int], prefilled: Prefilled, numbers: Sequence[int]) -> None:
+        """Start prompts in rows: the prompt ``numbers[i]`` of the prefilled ones in row ``rows[i]``."""
+        for row, number in zip(rows, numbers, strict=True):
+            self.texts[row] = list(prefilled.prompts[number])
+
+    def step(self, longest: int) -> Tensor:
+        """Return ``(rows, vocab)`` float32 logits after each row's newest token."""
+        logits = [self._logits(text) if text else None for text in self.texts]
+        empty = torch.zeros_like(next(row for row in logits if row is not None))
+        return torch.stack([empty if row is None else row for row in logits])
+
+    def _logits(self, text: list[int]) -> Tensor:
+        tokens = torch.tensor([text], device=self.model.device)
+        return self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+
+    def feed(self, rows: Tensor, tokens: Tensor) -> None:
+        """Give the rows their next tokens; a row may be named twice."""
+        for row, token in dict(zip(rows.tolist(), tokens.tolist(), strict=True)).items():
+            self.texts[row].append(token)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop all rows but the given ones, which become rows 0, 1, ..."""
+        self.texts = [self.texts[row] for row in rows]
+        self.rows = len(rows)
