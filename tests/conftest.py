@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+TOY_SPEC: dict[str, Any] = {
+    "task_name": "toy",
+    "labels": {
+        "1": {"instruction": 'Same: "<X1>"\nThen: "', "counter_labels": []},
+        "0.5": {"instruction": 'Near: "<X1>"\nThen: "', "counter_labels": ["1"]},
+        "0": {"instruction": 'Far: "<X1>"\nThen: "', "counter_labels": ["1", "0.5"]},
+    },
+    "inputs": {
+        "task_name": "toy-inputs",
+        "labels": {"1": {"instruction": 'Write: "'}, "0": {"instruction": 'Say: "'}},
+        "sampling": {"top_k": 0, "top_p": 1.0, "max_new_tokens": 30},
+    },
+    "sampling": {"top_k": 0, "top_p": 1.0, "max_new_tokens": 40},
+}
+
+
+@pytest.fixture(scope="session")
+def toy_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny causal language model and its tokenizer."""
+    from tests.toys import save_generator
+
+    return save_generator(tmp_path_factory.mktemp("generator"))
+
+
+@pytest.fixture(scope="session")
+def toy_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny encoder and its tokenizer."""
+    from tests.toys import save_encoder
+
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def toy_spec(tmp_path: Path) -> Path:
+    """A spec file of three labels that lets another spec write its inputs."""
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(TOY_SPEC))
+    return path

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from dino_pipeline.decoder import Completion, Decoder, Request, slots_defect
+from dino_pipeline.sampling import Sampling
+from dino_pipeline.slots import PlainRows, Slots
+from tests.toys import CONFIGS, char_tokenizer, recurrent_model, tiny_model
+
+TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings in the old tree.", "Rain falls, and falls."]
+INSTRUCTIONS = ['Same: "{}"\nThen: "', 'Near: "{}"\nThen: "', 'Far: "{}"\nThen: "']
+COUNTERS = [[], [0], [0, 1]]
+
+
+def requests(decoder: Decoder, samples: int = 1) -> list[Request]:
+    """Requests as the STS spec makes them: labels with none, one and two counter-prompts."""
+    found = []
+    for text in TEXTS:
+        prompts = decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS])
+        for label, counters in enumerate(COUNTERS):
+            group = (prompts[label], *(prompts[counter] for counter in counters))
+            found += [Request(group, ("key", text, label, sample)) for sample in range(samples)]
+    return found
+
+
+def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
+    """One row at a time, no cache, no batch, the formula in float64."""
+    rule = decoder.stop_rule('"', True)
+    written: list[int] = []
+    while len(written) < steps:
+        probs = []
+        for prompt in request.prompts:
+            logits = decoder.model(torch.tensor([[*prompt, *written]]), use_cache=False).logits[0, -1].double()
+            probs.append(logits.masked_fill(decoder.banned, -torch.inf).softmax(-1))
+        own = probs[0].clone()
+        for other in probs[1:]:
+            own = own.minimum(probs[0] * (-100 * (other - probs[0]).clamp(min=0)).exp().clamp(min=0.01))
+        written.append(int(own.argmax()))
+        if rule.find(written):
+            break
+    return written
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str) -> None:
+    decoder = Decoder(tiny_model(architecture), char_tokenizer(), rows=7)
+    assert decoder.make_rows is Slots
+    asked = requests(decoder)
+    greedy = Sampling(top_k=1, max_new_tokens=25)
+    with torch.inference_mode():
+        expected = [naive_greedy(decoder, request, 25) for request in asked]
+    found = {completion.number: list(completion.tokens) for completion in decoder.sample(asked, greedy)}
+    assert [found[number] for number in range(len(asked))] == expected
+    assert len({tuple(tokens) for tokens in expected}) >= len(TEXTS)
+
+
+WIDE = Sampling(top_k=0, top_p=0.95, max_new_tokens=30)
+
+
+def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
+    return {asked[done.number].key: done.text for done in decoder.sample(asked, WIDE)}
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_samples_do_not_depend_on_rows_or_order(architecture: str) -> None:
+    model, tokenizer = tiny_model(architecture), char_tokenizer()
+    decoders = [Decoder(model, tokenizer, rows=rows) for rows in (1, 8, 64, 128)]
+    asked = requests(decoders[0], samples=5)
+    first = sampled(decoders[0], asked)
+    for decoder in decoders[1:]:
+        assert sampled(decoder, asked) == first
+    assert sampled(decoders[1], asked[::-1]) == first
+    assert sampled(decoders[2], asked[1::3] + asked[::3] + asked[2::3]) == first
+    assert len(set(first.values())) > len(asked) // 2
+
+
+def test_every_request_is_answered_once() -> None:
+    decoder = Decoder(tiny_model("gpt2"), char_tokenizer(), rows=16)
+    asked = requests(decoder, samples=7)
+    assert sorted(done.number for done in decoder.sample(asked, WIDE)) == list(range(len(asked)))
+    assert list(decoder.sample([], WIDE)) == []
+
+
+def finished(decoder: Decoder, stop: str = '"', stop_at_newline: bool = True) -> list[Completion]:
+    return list(decoder.sample(requests(decoder, samples=20), WIDE, stop=stop, stop_at_newline=stop_at_newline))
+
+
+def test_texts_end_at_the_quote_a_newline_or_the_longest_length() -> None:
+    found = finished(Decoder(tiny_model("gpt2"), char_tokenizer()))
+    for done in found:
+        assert '"' not in done.text
+        assert "\n" not in done.text
+        assert (len(done.tokens) == 30) or done.finish != "length"
+    assert {done.finish for done in found} == {"stop", "newline", "length"}
+
+
+def test_newlines_can_be_part_of_texts() -> None:
+    found = finished(Decoder(tiny_model("gpt2"), char_tokenizer()), stop_at_newline=False)
+    assert any("\n" in done.text for done in found)
+    assert {done.finish for done in found} == {"stop", "length"}
+
+
+def test_the_end_of_text_token_is_never_written() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    special = {*char_tokenizer().all_special_ids, *range(len(char_tokenizer()), decoder.vocab)}
+    assert not special & {token for done in finished(decoder) for token in done.tokens}
+
+
+def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
+    decoder = Decoder(tiny_model("qwen3"), char_tokenizer(), rows=9)
+    asked = requests(decoder)
+    for done in decoder.sample(asked, WIDE):
+        means = []
+        for prompt in asked[done.number].prompts:
+            with torch.inference_mode():
+                logits = decoder.model(torch.tensor([[*prompt, *done.tokens]])).logits[0, len(prompt) - 1 : -1]
+            log_probs = logits.masked_fill(decoder.banned, -torch.inf).log_softmax(-1)
+            means.append(float(log_probs.gather(1, torch.tensor(done.tokens)[:, None]).mean()))
+        assert done.logprob == pytest.approx(means[0], abs=1e-4)
+        if len(means) == 1:
+            assert done.margin is None
+        else:
+            assert done.margin == pytest.approx(means[0] - max(means[1:]), abs=1e-4)
+
+
+def test_debiasing_raises_the_margin() -> None:
+    decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
+    asked = [request for request in requests(decoder, samples=20) if len(request.prompts) == 3]
+
+    def mean_margin(decay: float) -> float:
+        margins = [done.margin or 0.0 for done in decoder.sample(asked, Sampling(top_k=0, top_p=0, decay=decay))]
+        return sum(margins) / len(margins)
+
+    assert mean_margin(100) > mean_margin(0) + 0.05
+
+
+def test_a_model_that_slots_cannot_serve_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        decoder = Decoder(recurrent_model(), char_tokenizer(), rows=4)
+    assert decoder.make_rows is PlainRows
+    assert "cannot run in slots" in caplog.text
+    asked = requests(decoder)[:6]
+    greedy = Sampling(top_k=1, max_new_tokens=6)
+    found = {done.number: list(done.tokens) for done in decoder.sample(asked, greedy)}
+    with torch.inference_mode():
+        assert [found[number] for number in range(6)] == [naive_greedy(decoder, request, 6) for request in asked]
+
+
+def test_the_self_check_finds_a_model_that_ignores_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    forward = model.forward
+
+    def careless(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return forward(*args, position_ids=None, **kwargs)
+
+    assert slots_defect(model) is None
+    monkeypatch.setattr(model, "forward", careless)
+    assert "logits differ" in (slots_defect(model) or "")
+
+
+def test_bfloat16_passes_the_self_check_and_keeps_probabilities_in_float32() -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    assert slots_defect(model) is None
+    decoder = Decoder(model, char_tokenizer())
+    assert all(torch.isfinite(torch.tensor(done.logprob)) for done in decoder.sample(requests(decoder), WIDE))
+
+
+def test_a_prompt_must_leave_room_in_the_context() -> None:
+    decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
+    assert decoder.fits([(1,) * 216], 40)
+    assert not decoder.fits([(1,), (1,) * 217], 40)

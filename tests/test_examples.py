@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dino_pipeline.errors import DataError, OutputError
+from dino_pipeline.examples import Dropped, Example, read_examples, write_atomic, write_dropped, write_examples
+from dino_pipeline.inputs import read_inputs
+
+
+def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+def test_string_labels_extra_fields_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = file(
+        tmp_path,
+        b'\xef\xbb\xbf{"text_a": "x", "text_b": "y", "label": "0.5", "extra": [1]}\r\n'
+        b'\r\n{"text_a": "\xc3\xa4", "text_b": null, "label": 1}\r\n{"label": "good", "text_a": "z"}',
+    )
+    assert read_examples(path) == [Example("x", "y", 0.5), Example("ä", None, 1.0), Example("z", None, "good")]
+
+
+def test_labels_can_be_kept_as_names(tmp_path: Path) -> None:
+    path = file(tmp_path, b'{"text_a": "x", "label": "0"}')
+    assert read_examples(path, numeric_labels=False)[0].label == "0"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "data.jsonl: holds no examples"),
+        (b"\n\n", "data.jsonl: holds no examples"),
+        (b'{"text_a": "x"}\n{"text_a": "y', "data.jsonl, line 2: not JSON"),
+        (b'{"text_a": 5}', 'data.jsonl, line 1: "text_a" must be a string (it is 5)'),
+        (b'{"text_a": "x", "text_b": []}', 'line 1: "text_b" must be a string (it is [])'),
+        (b'{"text": "x"}', "line 1: \"text_a\" is missing (the fields are 'text')"),
+        (b'{"text_a": "x", "label": NaN}', 'line 1: "label" must be a finite number or a name (it is NaN)'),
+        (b'{"text_a": "x", "label": true}', 'line 1: "label" must be a finite number or a name (it is true)'),
+        (b'{"text_a": "x", "label": [1]}', 'line 1: "label" must be'),
+        (b'{"text_a": "x", "logprob": "1"}', 'line 1: "logprob" must be a finite number (it is "1")'),
+        (b'{"text_a": "x", "input": 1.5}', 'line 1: "input" must be a whole number (it is 1.5)'),
+        (b"[1]", "line 1: must be a JSON object"),
+        (b"null", "line 1: "),
+        (b'\n{"text_a": "\xff"}', "line 2: byte 12 is not UTF-8"),
+    ],
+)
+def test_a_bad_file_is_refused_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_examples(file(tmp_path, content))
+    assert said in str(caught.value)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    examples = [Example("ä \u2028 \n b", 'c"d', 0.5, -1.5, 0.25, 3, 1), Example("x", None, "name")]
+    write_examples(tmp_path / "sub" / "out.jsonl", examples)
+    assert read_examples(tmp_path / "sub" / "out.jsonl") == examples
+    write_dropped(tmp_path / "dropped.jsonl", [Dropped(examples[0], "because")])
+    assert read_examples(tmp_path / "dropped.jsonl") == examples[:1]
+    assert b'"reason": "because"' in (tmp_path / "dropped.jsonl").read_bytes()
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_examples(tmp_path / "out.jsonl", [Example("old")])
+    before = (tmp_path / "out.jsonl").read_bytes()
+
+    def fail(handle: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"out\.jsonl: cannot be written: No space left on device; .*make room"):
+        write_atomic(tmp_path / "out.jsonl", fail)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_inputs_from_plain_text_are_distinct_and_in_order(tmp_path: Path) -> None:
+    path = file(tmp_path, "\ufeffb\r\n a \n\nb\nc\u2028d\n".encode(), "in.txt")
+    assert read_inputs(path) == ["b", "a", "c\u2028d"]
+
+
+def test_inputs_from_jsonl(tmp_path: Path) -> None:
+    assert read_inputs(file(tmp_path, b'{"text_a": "x", "text_b": "z"}\n{"text_a": "y"}')) == ["x", "y"]
+
+
+def test_inputs_from_the_sts_benchmark(tmp_path: Path) -> None:
+    rows = b'main\tf\t2012\t1\t2.5\tA "dog\tTwo cats\nmain\tf\t2012\t2\t5.0\tTwo cats\tA bird\textra\n'
+    assert read_inputs(file(tmp_path, rows, "sts.csv")) == ['A "dog', "Two cats", "A bird"]
+    glue = b"index\tsentence1\tsentence2\tscore\n0\tA\tB\t1.0\n"
+    assert read_inputs(file(tmp_path, glue, "train.tsv")) == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("in.txt", b"\n \n", "holds no input texts"),
+        ("in.txt", b"a\nb\xff\n", "in.txt, line 2: byte 3 is not UTF-8"),
+        ("in.tsv", b"a\tb\n", "in.tsv, line 1: 2 tab-separated columns"),
+        ("in.jsonl", b'{"text": "a"}', 'line 1: "text_a" is missing'),
+    ],
+)
+def test_bad_inputs_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_inputs(file(tmp_path, content, name))
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for read in (read_examples, read_inputs):
+        with pytest.raises(DataError, match=r"gone\.\w+: cannot be read: No such file"):
+            read(tmp_path / ("gone.jsonl" if read is read_examples else "gone.txt"))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dino_pipeline.sampling import choose, uniforms
+
+
+def draw(probs: list[float], uniform: list[float], top_k: int = 0, top_p: float = 0) -> list[int]:
+    rows = torch.tensor([probs] * len(uniform)).log()
+    return choose(rows, torch.tensor(uniform, dtype=torch.float64), top_k, top_p).tolist()
+
+
+def test_tokens_come_by_inverse_transform_most_probable_first() -> None:
+    assert draw([0.2, 0.5, 0.3], [0.0, 0.49, 0.51, 0.79, 0.81, 0.999]) == [1, 1, 2, 2, 0, 0]
+
+
+def test_top_k_keeps_the_k_most_probable() -> None:
+    assert draw([0.2, 0.5, 0.3], [0.62, 0.63, 0.9999999], top_k=2) == [1, 2, 2]
+
+
+def test_top_p_keeps_the_token_that_passes_p_and_none_after() -> None:
+    assert draw([0.2, 0.5, 0.3], [0.62, 0.63, 1 - 2**-53], top_p=0.7) == [1, 2, 2]
+    assert draw([0.2, 0.5, 0.3], [0.99], top_p=0.4) == [1]
+
+
+def test_top_p_looks_at_what_top_k_left() -> None:
+    """With k = 2 the first token has 5/8 of what is left, more than p = 0.6."""
+    assert draw([0.2, 0.5, 0.3], [0.99], top_k=2, top_p=0.6) == [1]
+    assert draw([0.2, 0.5, 0.3], [0.99], top_p=0.6) == [2]
+
+
+def test_a_token_without_probability_never_comes() -> None:
+    assert draw([0.0, 1.0, 0.0], [0.0, 0.5, 1 - 2**-53], top_k=3) == [1, 1, 1]
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    probs = torch.tensor([0.1, 0.4, 0.25, 0.25])
+    tokens = choose(probs.log().expand(20000, -1), torch.from_numpy(uniforms(("f",), 20000)), 0, 0)
+    assert torch.allclose(torch.bincount(tokens) / 20000, probs, atol=0.01)
+
+
+def test_uniforms_depend_on_the_key_alone() -> None:
+    """The figures are pinned: a dataset made with one version must come out of the next."""
+    assert uniforms((42, "x", 0), 2).tolist() == uniforms((42, "x", 0), 5)[:2].tolist()
+    assert np.allclose(uniforms((42, "abc", "a text", "0.5", 3), 3), PINNED, atol=1e-15)
+    assert uniforms((42, "x", 0), 1) != uniforms((42, "x", 1), 1)
+    assert uniforms(("ab", "c"), 1) != uniforms(("a", "bc"), 1)
+
+
+def test_uniforms_are_uniform() -> None:
+    found = np.concatenate([uniforms((0, sample), 40) for sample in range(500)])
+    assert found.min() >= 0
+    assert found.max() < 1
+    assert np.abs(np.histogram(found, bins=10, range=(0, 1))[0] / len(found) - 0.1).max() < 0.01
+
+
+PINNED = [0.6339633919801918, 0.9323302942606142, 0.558267847502047]

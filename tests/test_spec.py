@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dino_pipeline.errors import SpecError
+from dino_pipeline.spec import TaskSpec, load_spec
+
+SPECS = Path(__file__).parent.parent / "task_specs"
+PLAIN: dict[str, Any] = {
+    "task_name": "t",
+    "labels": {
+        "1": {"instruction": 'Same as "<X1>": "', "counter_labels": []},
+        "0": {"instruction": 'Unlike "<X1>": "', "counter_labels": ["1"]},
+    },
+}
+
+
+def changed(change: dict[str, Any]) -> dict[str, Any]:
+    """The plain spec with values set at dotted places."""
+    spec = json.loads(json.dumps(PLAIN))
+    for place, value in change.items():
+        *parents, last = place.split("/")
+        target = spec
+        for parent in parents:
+            target = target[parent]
+        target[last] = value
+    return spec
+
+
+def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
+    path = tmp_path / "spec.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    try:
+        load_spec(path)
+    except SpecError as error:
+        assert all(line.startswith(f"{path}, ") for line in str(error).splitlines())
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lables": {}}, ["lables: unknown key"]),
+        ({"labels/1/instructions": "x"}, ['label "1", instructions: unknown key']),
+        ({"labels/0/counter_labels": ["2"]}, ['label "0": counter label "2" is not a label; choose from "1", "0"']),
+        ({"labels/0/counter_labels": ["0"]}, ['label "0": counter label "0" is the label itself']),
+        ({"labels/0/counter_labels": ["1", "1"]}, ['label "0": a counter label stands twice']),
+        ({"labels/0/counter_labels": [1]}, ['label "0", counter_labels, item 1: must be a string (it is 1)']),
+        ({"labels/0/counter_labels": "1"}, ['label "0", counter_labels: must be a list (it is "1")']),
+        ({"labels/0/instruction": 'No end "<X1>"'}, []),
+        ({"labels/0/instruction": "No end <X1>"}, ['label "0": the instruction must end with the opening "']),
+        ({"labels/0/instruction": 'Without: "'}, ['label "0": the instruction lacks <X1>, which other labels have']),
+        ({"labels/0/instruction": '<X1> <X1> "'}, ['label "0": the instruction holds <X1> 2 times; keep one']),
+        ({"labels/0/instruction": 7}, ['label "0", instruction: must be a string (it is 7)']),
+        ({"labels/0/instruction": '<X1> <TOPIC> "'}, ['label "0": variable <TOPIC> is not defined']),
+        ({"variables": {"TOPIC": ["a"]}}, ["variables, TOPIC: no instruction holds <TOPIC>"]),
+        ({"variables": {"TOPIC": []}}, ["variables, TOPIC: must not be empty", "variables, TOPIC: no instruction"]),
+        ({"labels": {}}, ["labels: must not be empty"]),
+        ({"labels": []}, ["labels: must be an object"]),
+        ({"labels/1": "x"}, ['label "1": must be an object (it is "x")']),
+        ({"labels/": {"instruction": '<X1> "'}}, ["labels: a label has no name"]),
+        ({"labels/1.0": {"instruction": '<X1> "'}}, ["labels: two of"]),
+        ({"task_name": "a b"}, ["task_name: "]),
+        ({"task_name": None}, ["task_name: must be a string (it is null)"]),
+        ({"sampling": {"top_p": 2}}, ["sampling, top_p: "]),
+        ({"sampling": {"top_q": 2}}, ["sampling, top_q: unknown key"]),
+        ({"stop": ""}, ["stop: must not be empty"]),
+        ({"stop": "»"}, ['label "1": the instruction must end with the opening »', 'label "0": the instruction']),
+        ({"label_type": "score", "labels/x": {"instruction": '<X1> "'}}, ["label_type: 'score' needs labels"]),
+        ({"inputs": "nowhere.json"}, ["inputs ("]),
+        ({"inputs": "spec.json"}, ["inputs: spec.json leads back to this spec"]),
+        ({"inputs": {"task_name": "i", "labels": {"a": {"instruction": '<X1> "'}}}}, ["inputs: its instructions hold"]),
+        ({"inputs": {"task_name": "i", "labels": {"a": {"instruction": "x"}}}}, ['inputs, label "a": the instruction']),
+    ],
+)
+def test_every_mistake_is_named_with_its_place(tmp_path: Path, change: dict[str, Any], said: list[str]) -> None:
+    found = problems(tmp_path, changed(change))
+    assert len(found) == len(said), found
+    for problem, start in zip(found, said, strict=True):
+        assert problem.startswith(start), problem
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    spec = changed({"lables": {}, "labels/0/counter_labels": ["7"], "labels/1/instruction": 3})
+    assert len(problems(tmp_path, spec)) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"task_name": "t", ', "line 1, column 20: not JSON"),
+        (b'{"task_name": "\xff"}', "byte 15 is not UTF-8"),
+        (b'{"task_name": "t", "labels": {"1": {}, "1": {}}}', 'labels: key "1" stands twice'),
+        (b"[]", "top level: must be an object"),
+    ],
+)
+def test_a_file_that_is_no_spec_at_all(tmp_path: Path, content: bytes, said: str) -> None:
+    assert problems(tmp_path, content)[0].startswith(said)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none.json, cannot be read: No such file"):
+        load_spec(tmp_path / "none.json")
+
+
+def test_two_specs_that_name_each_other_are_refused(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(changed({"inputs": f"{other}.json"})))
+    with pytest.raises(SpecError, match="leads back"):
+        load_spec(tmp_path / "a.json")
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    assert problems(tmp_path, b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()) == []
+
+
+def counters(name: str) -> dict[str, tuple[str, ...]]:
+    return {label: rule.counter_labels for label, rule in load_spec(SPECS / name).labels.items()}
+
+
+def test_the_papers_specs_are_as_published() -> None:
+    assert counters("sts-x2.json") == {"1": (), "0.5": ("1",), "0": ("1", "0.5")}
+    assert counters("sts-x1.json") == {"1": (), "0.5": (), "0": ()}
+    assert counters("imdb-movies.json") == {"0": (), "1": ()}
+    assert counters("imdb-reviews.json") == {"0": ("1",), "1": ("0",)}
+    asked = load_spec(SPECS / "sts-x2.json").prompt("0.5", "A man runs.")
+    assert asked == 'Task: Write two sentences that are somewhat similar.\nSentence 1: "A man runs."\nSentence 2: "'
+    bad = load_spec(SPECS / "imdb-reviews.json").prompt("0", "Alien")
+    assert bad == 'Task: Write a review for a bad movie.\nMovie: "Alien"\nReview: "'
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.json")), ids=lambda path: path.name)
+def test_every_shipped_spec_is_fine(path: Path) -> None:
+    assert load_spec(path).description
+
+
+def test_numeric_labels_are_numbers_unless_they_are_classes() -> None:
+    similarity, classes = load_spec(SPECS / "sts-x2.json"), load_spec(SPECS / "imdb-reviews.json")
+    assert [similarity.value(label) for label in similarity.labels] == [1.0, 0.5, 0.0]
+    assert [classes.value(label) for label in classes.labels] == ["0", "1"]
+    named = TaskSpec.model_validate(changed({"labels/other": {"instruction": '<X1> "'}}))
+    assert named.value("1") == "1"
+
+
+def spec_with(**change: Any) -> TaskSpec:
+    return TaskSpec.model_validate(changed(change))
+
+
+@given(st.text())
+def test_an_input_is_inserted_literally(text: str) -> None:
+    spec = TaskSpec.model_validate(
+        changed({"labels/1/instruction": '<TOPIC>: <X1> in <TOPIC>: "', "variables": {"TOPIC": ["art"]}})
+    )
+    assert spec.prompt("1", text, {"TOPIC": "art"}) == f"art: {text.replace(chr(34), chr(39))} in art: \""
+
+
+def test_placeholders_in_an_input_stay() -> None:
+    spec = TaskSpec.model_validate(changed({"labels/1/instruction": '<TOPIC> <X1>: "', "variables": {"TOPIC": ["a"]}}))
+    assert spec.prompt("1", "<TOPIC> <X1> \\1", {"TOPIC": "a"}) == 'a <TOPIC> <X1> \\1: "'
+
+
+def test_a_stop_string_in_an_input_is_softened_or_refused() -> None:
+    assert spec_with().can_show('say "hi"')
+    other = TaskSpec.model_validate(
+        changed({"stop": "»", "labels/1/instruction": "<X1>: «", "labels/0/instruction": "<X1>: «"})
+    )
+    assert other.can_show('say "hi"')
+    assert not other.can_show("dire «oui»")
+    assert other.prompt("1", 'say "hi"') == 'say "hi": «'
+
+
+def test_the_digest_follows_what_decides_the_texts() -> None:
+    assert spec_with().digest == spec_with(description="other", language="de").digest
+    assert spec_with().digest != TaskSpec.model_validate(changed({"labels/0/counter_labels": []})).digest
