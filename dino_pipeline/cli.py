@@ -333,6 +333,7 @@ def _run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]
 @command
 def finetune(data: Path, dev_file: Path | None, run_path: Path | None, **options: Any) -> None:
     """Train a bi-encoder on a RUN's filtered data, or on a JSONL FILE; goes on from the last checkpoint."""
+    from dino_pipeline.console import Console
     from dino_pipeline.encoders import load_encoder
     from dino_pipeline.finetune import finetune as run_finetune
     from dino_pipeline.objectives import get_objective
@@ -345,6 +346,7 @@ def finetune(data: Path, dev_file: Path | None, run_path: Path | None, **options
     names = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "max_length")
     given = {name: options[name] for name in names if options[name] is not None}
     path = _model_path(options["encoder"], "ENCODER")
+    console = Console()
     first_process = os.environ.get("RANK", "0") == "0"
     with run.locked() if first_process else contextlib.nullcontext():
         found = run_finetune(
@@ -359,10 +361,11 @@ def finetune(data: Path, dev_file: Path | None, run_path: Path | None, **options
             load=lambda: load_encoder(path, options["revision"]),
             train=file or run.train,
             dev=dev_file or run.dev,
+            watch=console,
             seed=options["seed"],
             fresh=options["fresh"],
-            quiet=not sys.stderr.isatty(),
         )
+    console.close()
     if first_process:
         said = "is up to date" if found.state == "done" else "is trained"
         click.echo(f"{run.model}: {said}; best dev Spearman x 100: {_or_dash(found.dev_spearman, '.2f')}")

@@ -21,22 +21,19 @@ class Console:
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.title = ""
+        self.said = ""
         self.started = self.told = time.monotonic()
 
     def progress(self, progress: Progress) -> None:
         """Show how far the work is."""
         if progress.title != self.title:
             self.close()
-            self.title = progress.title
+            self.title, self.said = progress.title, ""
             self.started = self.told = time.monotonic()
-        ended = progress.done >= progress.total
         if sys.stderr.isatty():
             self._draw(progress)
-        elif ended or time.monotonic() - self.told >= PLAIN_EVERY:
-            self.told = time.monotonic()
-            click.echo(self._line(progress), err=True)
-        if ended:
-            self.close()
+        elif progress.done >= progress.total or time.monotonic() - self.told >= PLAIN_EVERY:
+            self._say(progress)
 
     def note(self, message: str) -> None:
         """Say something at once, above the bar."""
@@ -53,24 +50,30 @@ class Console:
 
     def _draw(self, progress: Progress) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=progress.total, initial=progress.resumed, desc=progress.title, dynamic_ncols=True)
-        self.bar.set_postfix_str(_labels(progress), refresh=False)
+            self.bar = tqdm(initial=progress.resumed, desc=progress.title, dynamic_ncols=True)
+        self.bar.total = progress.total
+        self.bar.set_postfix_str(_details(progress), refresh=False)
         self.bar.update(progress.done - self.bar.n)
 
-    def _line(self, progress: Progress) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-6)
-        rate = max(progress.done - progress.resumed, 0) / seconds
-        left = (
-            f", {_clock((progress.total - progress.done) / rate)} left"
-            if rate and progress.done < progress.total
-            else ""
-        )
-        return f"{progress.title}: {progress.done}/{progress.total}, {rate:.1f}/s{left}; {_labels(progress)}"
+    def _say(self, progress: Progress) -> None:
+        """Print a line, unless nothing has changed since the last."""
+        self.told = time.monotonic()
+        rate = max(progress.done - progress.resumed, 0) / max(self.told - self.started, 1e-6)
+        left = progress.total - progress.done
+        ending = f", {_clock(left / rate)} left" if rate and left else ""
+        said = f"{progress.title}: {progress.done}/{progress.total}; {_details(progress)}"
+        if said != self.said:
+            self.said = said
+            click.echo(
+                f"{progress.title}: {progress.done}/{progress.total}, {rate:.1f}/s{ending}; {_details(progress)}",
+                err=True,
+            )
 
 
-def _labels(progress: Progress) -> str:
-    """Return each label's accepted share and mean margin: ``1 99%, 0.5 97% (+0.31)``."""
-    return ", ".join(f"{label} {_share(count)}" for label, count in progress.labels.items())
+def _details(progress: Progress) -> str:
+    """Return each label's accepted share and mean margin, or what else there is to say: ``1 99%, 0.5 97% (+0.31)``."""
+    labels = [f"{label} {_share(count)}" for label, count in progress.labels.items() if count.written]
+    return ", ".join([*labels, *([progress.extra] if progress.extra else [])])
 
 
 def _share(count: LabelCount) -> str:

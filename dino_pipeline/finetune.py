@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from transformers import set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.errors import DataError, DinoError, OptionError
 from dino_pipeline.examples import Example, read_examples
+from dino_pipeline.model_card import Lineage, model_card
 from dino_pipeline.objectives import Objective, Training
+from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run, State, digest_files, remove
 
 EVALUATIONS = 10
@@ -42,9 +46,9 @@ def finetune(
     load: Callable[[], SentenceTransformer],
     train: Path,
     dev: Path,
+    watch: Watch,
     seed: int = 42,
     fresh: bool = False,
-    quiet: bool = False,
 ) -> Finetuned:
     """Train an encoder into the run's ``model`` folder, going on from the last checkpoint of an earlier call.
 
@@ -58,9 +62,9 @@ def finetune(
         load: loads it; called only if something is left to do.
         train: JSONL to train on.
         dev: JSONL of scored pairs that chooses the best checkpoint.
+        watch: is told how far it is.
         seed: of head initialisation, dropout and data order.
         fresh: start over.
-        quiet: no progress bar.
 
     Raises:
         DataError: the data is not what the objective needs.
@@ -77,20 +81,24 @@ def finetune(
     model = load()
     if training.max_length:
         model.max_seq_length = training.max_length
-    _describe(model, run, encoder["encoder"], objective)
+    model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours is written in its place
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=_arguments(run, training, len(rows), seed, processes.num_processes, quiet),
+        args=_arguments(run, training, len(rows), seed, processes.num_processes),
         train_dataset=dataset,
         loss=objective.loss(model),
         evaluator=dev_evaluator(dev_rows, str(dev), training.batch_size),
     )
     checkpoint = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Teller(watch, int(checkpoint.rpartition("-")[2]) if checkpoint else 0))
     trainer.train(resume_from_checkpoint=checkpoint)
     best = None if trainer.state.best_metric is None else round(100 * trainer.state.best_metric, 2)
     if processes.is_main_process:
-        _save(model, run, objective, training)
-        run.finish("finetune", dev_spearman=best, train=len(rows), dev=len(dev_rows), steps=trainer.state.max_steps)
+        results = {"dev_spearman": best, "train": len(rows), "dev": len(dev_rows), "steps": trainer.state.max_steps}
+        run.note("finetune", **results)
+        _save(model, run, objective)
+        run.finish("finetune")
         remove(run.checkpoints)
     processes.wait_for_everyone()
     return Finetuned(state, best)
@@ -150,12 +158,12 @@ def dev_evaluator(rows: Sequence[Example], source: str, batch_size: int) -> Embe
 
 
 def _arguments(
-    run: Run, training: Training, rows: int, seed: int, processes: int, quiet: bool
+    run: Run, training: Training, rows: int, seed: int, processes: int
 ) -> SentenceTransformerTrainingArguments:
     if training.batch_size % processes:
         raise OptionError(f"batch size {training.batch_size} cannot be shared by {processes} processes evenly")
     steps = max(1, int(-(-rows // training.batch_size) * training.epochs))
-    every = max(1, steps // EVALUATIONS)
+    every = -(-steps // EVALUATIONS)
     return SentenceTransformerTrainingArguments(
         output_dir=str(run.checkpoints),
         num_train_epochs=training.epochs,
@@ -175,48 +183,51 @@ def _arguments(
         logging_steps=every,
         seed=seed,
         data_seed=seed,
-        disable_tqdm=quiet,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
 
 
-def _describe(model: SentenceTransformer, run: Run, encoder: str, objective: Objective) -> None:
-    """Tell the model card what the library cannot know, and keep training texts out of its widget."""
-    card = model.model_card_data
-    card.generate_widget_examples = False
-    card.local_files_only = True
-    card.model_name = f"{encoder} finetuned on {run.path.name} ({objective.name})"
-    card.task_name = "semantic textual similarity"
-    card.add_tags(["dino", "synthetic"])
-
-
-def _save(model: SentenceTransformer, run: Run, objective: Objective, training: Training) -> None:
+def _save(model: SentenceTransformer, run: Run, objective: Objective) -> None:
     """Write the model folder aside, then put it in place of an older one."""
     aside, old = run.path / "model.part", run.path / "model.old"
     for path in (aside, old):
         remove(path)
-    model.save(str(aside))
-    card = aside / "README.md"
-    card.write_text(card.read_text() + _lineage(run, objective, training))
+    model.save(str(aside), create_model_card=False)
+    spec = json.loads(run.spec.read_text()) if run.spec.exists() else {}
+    lineage = Lineage(
+        name=f"{run.path.resolve().name} ({objective.name})",
+        dimension=model.get_embedding_dimension(),
+        max_length=model.max_seq_length,
+        finetuned=run.stage("finetune"),
+        generated=run.stage("generate"),
+        citation=objective.citation,
+        language=spec.get("language"),
+        license=spec.get("license"),
+    )
+    (aside / "README.md").write_text(model_card(lineage), encoding="utf-8")
     if run.model.exists():
         run.model.rename(old)
     aside.rename(run.model)
     remove(old)
 
 
-def _lineage(run: Run, objective: Objective, training: Training) -> str:
-    """Return the card's account of where the training data came from."""
-    made = run.stage("generate").get("options", {})
-    lines = [
-        "\n## Where the training data comes from\n",
-        f"- Objective: {objective.name} ({objective.citation}), {training.epochs:g} epochs.",
-    ]
-    if made:
-        lines += [
-            f"- Texts: written by `{made.get('model')}` from the task spec `{run.stage('generate').get('task')}`, "
-            f"{made.get('samples')} texts per input and label, seed {made.get('seed')}. No human checked them.",
-            "- Labels: the instruction that a text was written for, smoothed; a label is wrong where the generator did "
-            "not follow its instruction.",
-        ]
-    lines.append("- The best checkpoint was chosen on held-out generated pairs, not on human judgements.")
-    return "\n".join(lines) + "\n"
+class _Teller(TrainerCallback):
+    """Tells the watch how far training is, and has the last step evaluated and saved like the others."""
+
+    def __init__(self, watch: Watch, resumed: int) -> None:
+        self.watch = watch
+        self.shown = Progress("steps", total=0, resumed=resumed)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.shown.done, self.shown.total = state.global_step, state.max_steps
+        if state.global_step == state.max_steps:
+            control.should_evaluate = control.should_save = True
+        elif state.is_world_process_zero:
+            self.watch.progress(self.shown)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        if state.is_world_process_zero and BEST in metrics:
+            self.shown.extra = f"dev Spearman {100 * metrics[BEST]:.2f}"
+            self.watch.progress(self.shown)

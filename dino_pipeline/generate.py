@@ -20,6 +20,8 @@ SHARD_SAMPLES = 1024
 """About so many texts make a shard: what a killed run loses at most."""
 COLLAPSED = 30
 """So many rejected texts of one label in a row are worth a warning, and twice as many another."""
+LEAST_INPUT_SHARD = 64
+"""Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
 LEAST_NEW_INPUTS = 0.01
 """Writing inputs stops with an error when less of a shard than this is new."""
 
@@ -177,7 +179,7 @@ class _Writer:
 
 def count_text(progress: Progress, label: str, example: Example, reason: str | None) -> None:
     """Add one text to the label's counts."""
-    count = progress.labels.setdefault(label, LabelCount())
+    count = progress.labels[label]
     progress.done += 1
     count.written += 1
     count.rejected_in_a_row = 0 if reason is None else count.rejected_in_a_row + 1
@@ -233,7 +235,8 @@ def generate(
     texts = None
     if spec.needs_inputs:
         texts = _stored_inputs(run) or _make_inputs(run, spec, inputs, decoder, options, watch)
-    progress = Progress("texts", total=sum(len(tasks) for _, _, tasks in _plan(run, spec, texts, options)))
+    total = sum(len(tasks) for _, _, tasks in _plan(run, spec, texts, options))
+    progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
     writer = _Writer(spec, decoder, options, options.sampling, watch, progress)
     for shard, rejected, tasks in _plan(run, spec, texts, options):
         if shard.exists():
@@ -338,22 +341,24 @@ def _write_inputs(run: Run, spec: TaskSpec, decoder: Decoder, options: GenerateO
     """Let the inputs spec write shard after shard until there are enough distinct texts."""
     if options.num_inputs is None:
         raise OptionError("how many inputs to write is not said; give --num-inputs")
-    progress = Progress("inputs", total=options.num_inputs)
+    progress = Progress("inputs", total=0, labels={label: LabelCount() for label in spec.labels})
     writer = _Writer(spec, decoder, replace(options, keep_newlines=False), options.input_sampling, watch, progress)
     found: dict[str, None] = {}
-    per_label = -(-min(options.num_inputs, SHARD_SAMPLES) // len(spec.labels))
+    size = min(max(options.num_inputs, LEAST_INPUT_SHARD), SHARD_SAMPLES)
+    per_label = -(-size // len(spec.labels))
     number = 0
     while len(found) < options.num_inputs:
         shard, rejected = (folder / f"{number:05d}.jsonl" for folder in (run.input_shards, run.input_rejected))
         first = number * per_label
         tasks = [_Task(None, None, label, first + sample) for sample in range(per_label) for label in spec.labels]
+        progress.total = progress.done + len(tasks)
         if shard.exists():
+            progress.done = progress.total
             progress.resumed += len(tasks)
         else:
             writer.write_shard(tasks, shard, rejected)
         before = len(found)
         found.update(dict.fromkeys(example.text_a for example in iter_examples(shard)))
-        progress.done = min(len(found), options.num_inputs)
         if len(found) - before < LEAST_NEW_INPUTS * len(tasks):
             raise ModelError(
                 f"inputs spec {spec.task_name}: only {len(found) - before} of {len(tasks)} further texts were new, "

@@ -32,6 +32,8 @@ class Progress:
     resumed: int = 0
     """Samples that an earlier run had finished."""
     labels: dict[str, LabelCount] = field(default_factory=dict)
+    extra: str = ""
+    """What else there is to say, in a few words."""
 
 
 class Watch(Protocol):

@@ -186,16 +186,20 @@ class Run:
             "sources": sources,
             "settings": settings or {},
             "versions": versions(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "started": _now(),
         }
         write_json(self.record_file, records)
         return state
 
-    def finish(self, name: str, **results: Any) -> None:
-        """Record that a stage has ended, with its counts."""
+    def note(self, name: str, **results: Any) -> None:
+        """Record results of a stage."""
         records = self.records()
-        records[name] = {**records[name], "status": "done", **results}
+        records[name] = {**records[name], **results}
         write_json(self.record_file, records)
+
+    def finish(self, name: str, **results: Any) -> None:
+        """Record that a stage has ended, with its results."""
+        self.note(name, status="done", ended=_now(), **results)
 
     def _readable(self) -> bool:
         try:
@@ -212,6 +216,10 @@ class Run:
                 f"{self.path}: {name} was begun with other options: {said}. "
                 "Give the same options to go on, another folder, or --fresh to start over"
             )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dino_pipeline.errors import DataError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.filters import FilterOptions, Filtered, filter_examples, filter_run, random_pairs
+from dino_pipeline.filters import Filtered, FilterOptions, filter_examples, filter_run, random_pairs
 from dino_pipeline.run import Run
 from dino_pipeline.texts import normalise, word_overlap
 
@@ -49,7 +49,9 @@ def test_a_pair_under_two_labels_goes_from_both() -> None:
 
 def test_at_most_two_texts_per_input_and_label() -> None:
     many = [Example("a", f"b{number}", 1.0) for number in range(5)] + [Example("a", "c", 0.0)]
-    found = filter_examples(many, FilterOptions(max_per_text=2, balance=False, smoothing=0, random_pairs=0, dev_share=0))
+    found = filter_examples(
+        many, FilterOptions(max_per_text=2, balance=False, smoothing=0, random_pairs=0, dev_share=0)
+    )
     assert [example.text_b for example in found.train] == ["b0", "b1", "c"]
     assert Counter(drop.reason for drop in found.dropped) == {"more than 2 per text and label": 3}
 

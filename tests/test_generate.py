@@ -152,7 +152,9 @@ def test_other_options_are_refused_by_name_and_fresh_starts_over(tmp_path: Path,
     write(run, decoder)
     before = contents(run)
     other = replace(OPTIONS, seed=7, sampling=replace(WIDE, decay=10.0))
-    with pytest.raises(RunError, match=r"generate was begun with other options: seed was 42, now 7; sampling was .*fresh"):
+    with pytest.raises(
+        RunError, match=r"generate was begun with other options: seed was 42, now 7; sampling was .*fresh"
+    ):
         write(run, decoder, options=other)
     assert contents(run) == before
     with pytest.raises(RunError, match="spec was"):

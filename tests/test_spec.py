@@ -39,9 +39,12 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
     try:
         load_spec(path)
     except SpecError as error:
-        assert all(line.startswith(f"{path}, ") for line in str(error).splitlines())
-        return error.problems
-    return []
+        lines = str(error).splitlines()
+        found = error.problems
+    else:
+        return []
+    assert all(line.startswith(f"{path}, ") for line in lines)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_an_input_is_inserted_literally(text: str) -> None:
     spec = TaskSpec.model_validate(
         changed({"labels/1/instruction": '<TOPIC>: <X1> in <TOPIC>: "', "variables": {"TOPIC": ["art"]}})
     )
-    assert spec.prompt("1", text, {"TOPIC": "art"}) == f"art: {text.replace(chr(34), chr(39))} in art: \""
+    assert spec.prompt("1", text, {"TOPIC": "art"}) == f'art: {text.replace(chr(34), chr(39))} in art: "'
 
 
 def test_placeholders_in_an_input_stay() -> None:

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-CHARACTERS = list(string.ascii_letters + string.digits + ' "\n.,:;\'!?<>-»«')
+CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")
 SPECIAL = ["<pad>", "<end>", "<unk>", "<cls>", "<sep>", "<mask>"]
 VOCAB = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS])}
 

@@ -1,0 +1,70 @@
+# `make` lists what there is. Everything runs in .venv, which the first call makes.
+
+SPEC       ?= task_specs/sts-x2.json
+RUN        ?= outputs/$(basename $(notdir $(SPEC)))
+MODEL      ?= pocket
+ENCODER    ?= pocket
+INPUTS     ?=
+NUM_INPUTS ?= $(if $(INPUTS),,500)
+SAMPLES    ?= 5
+SEED       ?= 42
+
+PYTHON ?= python3
+VENV   := .venv
+DINO   := $(VENV)/bin/dino
+READY  := $(VENV)/.installed
+
+# The paper's hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one.
+POCKET_TRAINING := --learning-rate 1e-3 --epochs 4
+
+.DEFAULT_GOAL := help
+.PHONY: help install generate finetune test lint format bench clean
+
+help: ## list targets and variables
+	@echo "Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables (make generate SPEC=...):"
+	@echo "  SPEC        task spec                              $(SPEC)"
+	@echo "  RUN         folder of the run                      $(RUN)"
+	@echo "  MODEL       causal language model that writes      $(MODEL)"
+	@echo "  ENCODER     encoder to start training from         $(ENCODER)"
+	@echo "  INPUTS      file of texts for <X1>                 $(or $(INPUTS),written by the spec's inputs spec)"
+	@echo "  NUM_INPUTS  how many inputs                        $(or $(NUM_INPUTS),all of the file)"
+	@echo "  SAMPLES     texts per input and label              $(SAMPLES)"
+	@echo "  SEED        of all random choices                  $(SEED)"
+
+install: $(READY) ## make .venv and install everything into it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+generate: $(READY) ## write texts with the language model, then filter them
+	$(DINO) generate $(SPEC) --run $(RUN) --model $(MODEL) --samples $(SAMPLES) --seed $(SEED) \
+	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(NUM_INPUTS),--num-inputs $(NUM_INPUTS))
+	$(DINO) filter $(RUN)
+
+finetune: generate ## train the encoder on the filtered pairs, then evaluate it
+	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING))
+	$(DINO) evaluate $(RUN)
+
+test: $(READY) ## run all tests, offline
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(READY) ## let ruff put the code in order
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(READY) ## measure the decoder against the reference procedure
+	$(VENV)/bin/python -m benchmarks.decoder
+
+clean: ## delete .venv and caches; outputs stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,101 @@
+"""The text the pocket models are trained on: an endless, seeded stream of rows cut into shards."""
+
+from dataclasses import dataclass
+from random import Random
+
+from dino_pipeline.pocket.grammar import Frame, neighbour, paraphrases, random_frame, stranger, write
+
+SAME, SIMILAR, DIFFERENT = "same", "similar", "different"
+RELATIONS = (SAME, SIMILAR, DIFFERENT)
+
+# The first wording is the paper's, and by far the most frequent; the others teach that wordings may vary.
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    SAME: (
+        "Write two sentences that mean the same thing.",
+        "Write two sentences with the same meaning.",
+        "Write a sentence and a paraphrase of it.",
+        "Say the same thing twice in different words.",
+    ),
+    SIMILAR: (
+        "Write two sentences that are somewhat similar.",
+        "Write two sentences that are alike in part.",
+        "Write two sentences that are on the same topic.",
+        "Write two sentences that share some details.",
+    ),
+    DIFFERENT: (
+        "Write two sentences that are on completely different topics.",
+        "Write two sentences that have nothing in common.",
+        "Write two unrelated sentences.",
+        "Write two sentences about very different things.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How often each instruction is followed by each relation; readers of instructions are never perfect."""
+
+    same: tuple[float, float, float] = (0.88, 0.10, 0.02)
+    similar: tuple[float, float, float] = (0.22, 0.68, 0.10)
+    different: tuple[float, float, float] = (0.10, 0.24, 0.66)
+
+
+# A row is a list of (text, loss weight); pieces meet at quotes only, where no token crosses.
+Row = list[tuple[str, float]]
+SECOND_WEIGHT = 4.0
+
+
+def related(rng: Random, frame: Frame, relation: str) -> Frame:
+    if relation == SAME:
+        return frame
+    return neighbour(rng, frame, 0.3, 0.7) if relation == SIMILAR else stranger(rng, frame)
+
+
+def second_sentence(rng: Random, frame: Frame, first: str, relation: str) -> str:
+    other = related(rng, frame, relation)
+    for _ in range(20):
+        text = write(other, rng)
+        if text != first:
+            return text
+    return text
+
+
+def prompt_row(rng: Random, noise: Noise) -> Row:
+    """One block of the paper's prompt: instruction, first sentence, second sentence."""
+    asked = rng.choice(RELATIONS)
+    wordings = INSTRUCTIONS[asked]
+    wording = wordings[0] if rng.random() < 0.85 else rng.choice(wordings[1:])
+    relation = rng.choices(RELATIONS, getattr(noise, asked))[0]
+    frame = random_frame(rng)
+    first = write(frame, rng)
+    second = second_sentence(rng, frame, first, relation)
+    return [
+        (f'Task: {wording}\nSentence 1: "', 0.0),
+        (f'{first}"', 1.0),
+        ('\nSentence 2: "', 0.0),
+        (f'{second}"', SECOND_WEIGHT),
+    ]
+
+
+def clean_row(rng: Random) -> Row:
+    """Several sentences for one frame: what a paraphrase keeps, free of noise."""
+    first, *others = paraphrases(random_frame(rng), rng, 4)
+    row: Row = [('"', 0.0), (f'{first}"', 1.0)]
+    for text in others:
+        row += [('\n"', 0.0), (f'{text}"', SECOND_WEIGHT)]
+    return row
+
+
+def shard_rows(seed: int, shard: int, count: int, clean: float, noise: Noise) -> list[Row]:
+    """Rows of one shard; `clean` is the share of rows without an instruction. Depends on its arguments alone."""
+    rng = Random(f"rows/{seed}/{shard}")
+    return [clean_row(rng) if rng.random() < clean else prompt_row(rng, noise) for _ in range(count)]
+
+
+def shard_sentences(seed: int, shard: int, count: int) -> list[str]:
+    rng = Random(f"sentences/{seed}/{shard}")
+    return [write(random_frame(rng), rng) for _ in range(count)]
+
+
+def row_text(row: Row) -> str:
+    return "".join(text for text, _ in row)

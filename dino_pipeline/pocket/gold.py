@@ -1,0 +1,78 @@
+"""Graded pairs on held-out propositions, written so that counting shared words tells nothing about similarity."""
+
+import re
+from dataclasses import replace
+from itertools import product
+from random import Random
+from typing import NamedTuple
+
+from dino_pipeline.pocket.grammar import (
+    Frame,
+    neighbour,
+    paraphrases,
+    random_frame,
+    similarity,
+    stranger,
+    valid,
+)
+
+SEED = 7
+COUNTS = {"test": 2000, "dev": 400}
+BANDS = ((0.1, 0.3), (0.3, 0.45), (0.45, 0.6), (0.6, 0.75), (0.75, 0.95))
+
+
+class Pair(NamedTuple):
+    text_a: str
+    text_b: str
+    label: float
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[\w'-]+", text.lower()))
+
+
+def jaccard(a: str, b: str) -> float:
+    left, right = words(a), words(b)
+    return len(left & right) / len(left | right)
+
+
+def sharing(frame: Frame, other: Frame) -> Frame:
+    """`other` with frame's place and time, as far as they fit: shared words that mean little."""
+    for extra in ({"place": frame.place, "time": frame.time}, {"time": frame.time}, {"place": frame.place}):
+        changed = replace(other, **extra) if any(extra.values()) else other
+        if valid(changed):
+            return changed
+    return other
+
+
+def partner(rng: Random, frame: Frame, draw: float, band: tuple[float, float], split: str) -> Frame:
+    """By `draw` in [0, 1): the same frame, a neighbour in a band of similarity, or a stranger."""
+    if draw < 0.2:
+        return frame
+    if draw < 0.8:
+        return neighbour(rng, frame, *band, split=split)
+    return sharing(frame, stranger(rng, frame, split))
+
+
+def told(rng: Random, frame: Frame, other: Frame, target: float) -> tuple[str, str] | None:
+    """Of many ways to tell two frames, the one whose word overlap is nearest to `target`, if it is near."""
+    tellings = product(paraphrases(frame, rng, 20), paraphrases(other, rng, 20))
+    distance, a, b = min((abs(jaccard(a, b) - target), a, b) for a, b in tellings if a != b)
+    return (a, b) if distance < 0.02 else None
+
+
+def pair_of(rng: Random, split: str) -> Pair:
+    """The kind of pair and its word overlap are drawn apart from each other, and both are kept to."""
+    target, draw = rng.uniform(0.06, 0.2), rng.random()
+    band = rng.choice(BANDS)
+    while True:
+        frame = random_frame(rng, split)
+        other = partner(rng, frame, draw, band, split)
+        texts = told(rng, frame, other, target)
+        if texts:
+            return Pair(*texts, similarity(frame, other))
+
+
+def gold_pairs(split: str, count: int, seed: int = SEED) -> list[Pair]:
+    """Pair i depends on (seed, split, i) alone: a shorter list is a prefix of a longer one."""
+    return [pair_of(Random(f"{seed}/{split}/{index}"), split) for index in range(count)]

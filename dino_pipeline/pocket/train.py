@@ -1,0 +1,407 @@
+"""Makes the pocket models and the gold set: `python -m dino_pipeline.pocket.train generator|encoder|gold`."""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from dino_pipeline.pocket import ENCODER, GENERATOR, GOLD_DEV, GOLD_TEST
+from dino_pipeline.pocket.corpus import Noise, Row, row_text, shard_rows, shard_sentences
+from dino_pipeline.pocket.gold import COUNTS, gold_pairs
+
+logger = logging.getLogger(__name__)
+
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+IGNORED = -100
+Encoded = list[tuple[list[int], list[float]]]  # token ids and a loss weight for each
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps come in shards: a shard of text is made, trained on, and a checkpoint may follow it."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    shard_steps: int = 50
+    warmup: int = 200
+    weight_decay: float = 0.1
+
+    @property
+    def shards(self) -> int:
+        return -(-self.steps // self.shard_steps)
+
+    @property
+    def shard_size(self) -> int:
+        return self.shard_steps * self.batch_size
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then linear to zero."""
+        left = (self.steps - step) / max(1, self.steps - self.warmup)
+        return self.learning_rate * min((step + 1) / self.warmup, max(left, 0.0))
+
+
+# Tokenizers.
+
+
+def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which a quote is always a token of its own, so that a prompt may end at one."""
+    tokenizer = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split('"', "isolated"), level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=256
+    )
+
+
+def wordpiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(33, 127)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+
+
+# Text to token ids, in worker processes that each hold the tokenizer once.
+
+WORKER: dict[str, Any] = {}
+
+
+def start_worker(tokenizer_file: str) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    WORKER["tokenizer"] = Tokenizer.from_file(tokenizer_file)
+
+
+def encode_row(tokenizer: Tokenizer, row: Row) -> tuple[list[int], list[float]]:
+    encodings = tokenizer.encode_batch([text for text, _ in row], add_special_tokens=False)
+    ids = [i for encoding in encodings for i in encoding.ids]
+    weights = [w for encoding, (_, w) in zip(encodings, row, strict=True) for _ in encoding.ids]
+    return [*ids, tokenizer.token_to_id(END)], [*weights, 1.0]
+
+
+def generator_shard(shard: int, schedule: Schedule, clean_shards: int, noise: Noise) -> tuple[Encoded, str]:
+    """Encoded rows of a shard, and the hash of their text."""
+    clean = 0.9 if shard < clean_shards else 0.15
+    rows = shard_rows(schedule.seed, shard, schedule.shard_size, clean, noise)
+    digest = hashlib.sha256("\0".join(map(row_text, rows)).encode()).hexdigest()
+    return [encode_row(WORKER["tokenizer"], row) for row in rows], digest
+
+
+def encoder_shard(shard: int, schedule: Schedule) -> tuple[Encoded, str]:
+    texts = shard_sentences(schedule.seed, shard, schedule.shard_size)
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    encodings = WORKER["tokenizer"].encode_batch(texts)
+    return [(encoding.ids, [1.0] * len(encoding.ids)) for encoding in encodings], digest
+
+
+def batches(rows: Encoded, size: int, rng: Random) -> list[Encoded]:
+    """Rows of like length together, batches in random order."""
+    ordered = sorted(rows, key=lambda row: len(row[0]))
+    cut = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    rng.shuffle(cut)
+    return cut
+
+
+def padded(batch: Encoded, pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and weights, each (rows, length)."""
+    width = -(-max(len(ids) for ids, _ in batch) // 8) * 8
+    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
+    weights = torch.tensor([row + [0.0] * (width - len(row)) for _, row in batch])
+    return ids.to(device, non_blocking=True), weights.to(device, non_blocking=True)
+
+
+# Losses: ids, weights -> scalar.
+
+
+def causal_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted next-token loss; rows are padded on the right, so that no mask is needed."""
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    weight = weights[:, 1:].flatten()
+    return (losses * weight).sum() / weight.sum()
+
+
+def masked_loss(model: Any, ids: torch.Tensor, _: torch.Tensor, mask_id: int, first_word: int) -> torch.Tensor:
+    """The usual masking, of 20 %: eight in ten by the mask, one by a random token, one left."""
+    chosen = (torch.rand(ids.shape, device=ids.device) < 0.2) & (ids >= first_word)
+    draw = torch.rand(ids.shape, device=ids.device)
+    words = torch.randint_like(ids, first_word, model.config.vocab_size)
+    inputs = torch.where(chosen & (draw < 0.8), mask_id, torch.where(chosen & (draw > 0.9), words, ids))
+    logits = model(input_ids=inputs, attention_mask=(ids != model.config.pad_token_id).long()).logits.float()
+    labels = torch.where(chosen, ids, IGNORED)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+# The loop.
+
+
+def autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+
+
+def optimizer_for(model: torch.nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds besides weights."""
+
+    shard: int = 0
+    tokens: int = 0
+    data_hash: str = ""
+
+    def add(self, digest: str, tokens: int) -> None:
+        self.shard += 1
+        self.tokens += tokens
+        self.data_hash = hashlib.sha256((self.data_hash + digest).encode()).hexdigest()
+
+
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    aside = path.with_suffix(".part")
+    torch.save(state, aside)
+    aside.replace(path)
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    if not path.exists():
+        return Progress()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    logger.info("going on at shard %d", state["progress"]["shard"])
+    return Progress(**state["progress"])
+
+
+def shard_stream(make_shard: Any, shards: Iterable[int], tokenizer_file: Path, workers: int) -> Iterator[Any]:
+    if workers < 1:
+        start_worker(str(tokenizer_file))
+        yield from map(make_shard, shards)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, start_worker, (str(tokenizer_file),)) as pool:
+        yield from pool.imap(make_shard, shards)
+
+
+def train_shard(model: Any, optimizer: Any, rows: Encoded, loss_of: Any, schedule: Schedule, shard: int) -> float:
+    """One pass over a shard's rows; the mean loss of its steps."""
+    device = str(model.device.type)
+    torch.manual_seed(schedule.seed * 1_000_003 + shard)
+    losses = []
+    for index, batch in enumerate(batches(rows, schedule.batch_size, Random(f"order/{schedule.seed}/{shard}"))):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(shard * schedule.shard_steps + index)
+        ids, weights = padded(batch, model.config.pad_token_id, device)
+        with autocast(device):
+            loss = loss_of(model, ids, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def train(model: Any, schedule: Schedule, stream: Any, loss_of: Any, checkpoint: Path) -> Progress:
+    """`stream(shards)` yields encoded shards in order; a checkpoint is written every few shards."""
+    optimizer = optimizer_for(model, schedule)
+    progress = load_checkpoint(checkpoint, model, optimizer)
+    model.train()
+    start, before = time.monotonic(), progress.tokens
+    for rows, digest in stream(range(progress.shard, schedule.shards)):
+        loss = train_shard(model, optimizer, rows, loss_of, schedule, progress.shard)
+        progress.add(digest, sum(len(ids) for ids, _ in rows))
+        speed = (progress.tokens - before) / (time.monotonic() - start)
+        done = progress.shard * schedule.shard_steps
+        logger.info("step %d: loss %.4f, %.1f M tokens, %.0f tokens/s", done, loss, progress.tokens / 1e6, speed)
+        if progress.shard % 10 == 0 or progress.shard == schedule.shards:
+            save_checkpoint(checkpoint, model, optimizer, progress)
+    return progress
+
+
+# The two models.
+
+
+def generator_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encoder_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        type_vocab_size=2,
+    )
+    return BertForMaskedLM(config)
+
+
+def save_half(model: Any, folder: Path) -> None:
+    """Weights in half precision to keep the package small, to be computed with in single precision."""
+    model.to("cpu").half().save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_record(folder: Path, schedule: Schedule, progress: Progress, **more: object) -> None:
+    record = {**asdict(schedule), "tokens": progress.tokens, "data_hash": progress.data_hash, **more}
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def prepared(work: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The scratch folder with the tokenizer file that workers load."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer.backend_tokenizer.save(str(work / "tokenizer.json"))
+    return work / "tokenizer.json"
+
+
+def pick_device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def common_options(command: Any) -> Any:
+    options = [
+        click.option("--seed", default=1, show_default=True),
+        click.option("--work", type=click.Path(path_type=Path), required=True, help="Scratch: checkpoints."),
+        click.option("--workers", default=0, show_default=True, help="Processes that write text; 0: this one."),
+        click.option("--device", default="auto", show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def main() -> None:
+    """Make the embedded models and their gold set."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=GENERATOR)
+@click.option("--steps", default=8000, show_default=True)
+@click.option("--batch-size", default=256, show_default=True)
+@click.option("--learning-rate", default=2e-3, show_default=True)
+@click.option("--clean-share", default=0.3, show_default=True, help="Share of steps before the prompts begin.")
+@click.option("--vocabulary", default=2048, show_default=True)
+@common_options
+def generator(
+    out: Path, steps: int, batch_size: int, learning_rate: float, clean_share: float, vocabulary: int, seed: int,
+    work: Path, workers: int, device: str,
+) -> None:  # fmt: skip
+    """Train the causal language model."""
+    torch.manual_seed(seed)
+    schedule = Schedule(steps, batch_size, learning_rate, seed)
+    tokenizer = bpe_tokenizer(map(row_text, shard_rows(seed, -1, 20_000, 0.5, Noise())), vocabulary)
+    file = prepared(work, tokenizer)
+    model: Any = generator_model(tokenizer)
+    model.to(pick_device(device))
+    make = partial(generator_shard, schedule=schedule, clean_shards=round(clean_share * schedule.shards), noise=Noise())
+    stream = partial(shard_stream, make, tokenizer_file=file, workers=workers)
+    progress = train(model, schedule, stream, causal_loss, work / "generator.pt")
+    save_half(model, out)
+    tokenizer.save_pretrained(out)
+    write_record(out, schedule, progress, clean_share=clean_share, noise=asdict(Noise()))
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=ENCODER)
+@click.option("--steps", default=2000, show_default=True)
+@click.option("--batch-size", default=256, show_default=True)
+@click.option("--learning-rate", default=2e-3, show_default=True)
+@click.option("--vocabulary", default=2048, show_default=True)
+@common_options
+def encoder(
+    out: Path, steps: int, batch_size: int, learning_rate: float, vocabulary: int, seed: int, work: Path,
+    workers: int, device: str,
+) -> None:  # fmt: skip
+    """Train the masked language model that finetuning starts from."""
+    torch.manual_seed(seed)
+    schedule = Schedule(steps, batch_size, learning_rate, seed)
+    tokenizer = wordpiece_tokenizer(shard_sentences(seed, -1, 50_000), vocabulary)
+    file = prepared(work, tokenizer)
+    model: Any = encoder_model(tokenizer)
+    model.to(pick_device(device))
+    loss_of = partial(masked_loss, mask_id=tokenizer.mask_token_id, first_word=5)
+    stream = partial(shard_stream, partial(encoder_shard, schedule=schedule), tokenizer_file=file, workers=workers)
+    progress = train(model, schedule, stream, loss_of, work / "encoder.pt")
+    save_half(model, out)
+    tokenizer.save_pretrained(out)
+    write_record(out, schedule, progress)
+
+
+@main.command()
+def gold() -> None:
+    """Write the graded test and dev pairs."""
+    for split, path in (("test", GOLD_TEST), ("dev", GOLD_DEV)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(pair._asdict()) for pair in gold_pairs(split, COUNTS[split])]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        logger.info("%s: %d pairs", path.name, len(lines))
+
+
+if __name__ == "__main__":
+    main()
