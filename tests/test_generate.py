@@ -11,7 +11,7 @@ import pytest
 from dino_pipeline import generate as stage
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.errors import ModelError, OptionError, RunError
-from dino_pipeline.examples import Example, iter_examples
+from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generate import GenerateOptions, generate
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
@@ -108,7 +108,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, decoder: De
         run = Run(tmp_path / f"run{stop_after}")
         left = stop_after
 
-        def interrupted(path: Path, rows: Any, write_examples: Any = stage.write_examples) -> None:
+        def interrupted(path: Path, rows: Any, write_examples: Any = write_examples) -> None:
             nonlocal left
             left -= 1
             if left < 0:

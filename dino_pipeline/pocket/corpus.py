@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from random import Random
 
-from dino_pipeline.pocket.grammar import Frame, neighbour, paraphrases, random_frame, stranger, write
+from dino_pipeline.pocket.frames import Frame, neighbour, random_frame, stranger
+from dino_pipeline.pocket.grammar import paraphrases, write
 
 SAME, SIMILAR, DIFFERENT = "same", "similar", "different"
 RELATIONS = (SAME, SIMILAR, DIFFERENT)

@@ -1,9 +1,11 @@
 """What a sentence says, apart from how it says it: frames, their neighbours, and how alike two of them are."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
+from typing import Any
 
 from dino_pipeline.pocket.lexicon import (
     FEELING_MODES,
@@ -40,7 +42,7 @@ class Frame:
 
 ROLES = ("agent", "theme", "recipient")
 CIRCUMSTANCES = ("manner", "place", "time")
-EVENT_MODES = ("past",) * 8 + ("now",) * 3 + ("future", "fact", "not") * 2
+EVENT_MODES: tuple[str, ...] = ("past",) * 8 + ("now",) * 3 + ("future", "fact", "not") * 2
 EVENT_MODES += ("want", "must", "can", "try", "start", "forget", "refuse", "plan", "never")
 STATE_MODES = ("fact", "past")
 KIND_WEIGHTS = {"event": 70, "feeling": 11, "compare": 7, "state": 7, "exist": 5}
@@ -124,7 +126,7 @@ def random_agent(rng: Random, predicate: Predicate) -> Thing:
     return random_thing(rng, people if people and rng.random() < 0.4 else predicate.agents)
 
 
-def random_things(rng: Random, predicate: Predicate) -> dict[str, Thing]:
+def random_things(rng: Random, predicate: Predicate) -> dict[str, Any]:
     if predicate.kind == "compare":
         first = random_thing(rng, predicate.agents, plain=True)
         return {"agent": first, "theme": random_thing(rng, KINDS[NOUNS[first.noun].kind], plain=True)}
@@ -135,7 +137,7 @@ def random_things(rng: Random, predicate: Predicate) -> dict[str, Thing]:
     }
 
 
-def random_circumstances(rng: Random, predicate: Predicate, mode: str) -> dict[str, str]:
+def random_circumstances(rng: Random, predicate: Predicate, mode: str) -> dict[str, Any]:
     if predicate.kind == "exist":
         return {"place": rng.choice(KINDS["place"])}
     choices = {
@@ -197,7 +199,8 @@ def change_thing(rng: Random, frame: Frame) -> Frame:
     role = rng.choice(list(nouns))
     thing: Thing = getattr(frame, role)
     alike = tuple(n for n in nouns[role] if NOUNS[n].kind == NOUNS[thing.noun].kind and n != thing.noun)
-    return replace(frame, **{role: random_thing(rng, alike or nouns[role], plain=thing.count < 2)})
+    change: dict[str, Any] = {role: random_thing(rng, alike or nouns[role], plain=thing.count < 2)}
+    return replace(frame, **change)
 
 
 def change_detail(rng: Random, frame: Frame) -> Frame:
@@ -205,7 +208,8 @@ def change_detail(rng: Random, frame: Frame) -> Frame:
     thing: Thing = getattr(frame, role)
     count = thing.count and rng.choice((1, 2, 3))
     quality = rng.choice(("", *qualities_of(thing.noun)))
-    return replace(frame, **{role: Thing(thing.noun, count, quality)})
+    change: dict[str, Any] = {role: Thing(thing.noun, count, quality)}
+    return replace(frame, **change)
 
 
 def change_predicate(rng: Random, frame: Frame) -> Frame:
@@ -220,7 +224,7 @@ def change_predicate(rng: Random, frame: Frame) -> Frame:
 
 
 def change_circumstances(rng: Random, frame: Frame) -> Frame:
-    extra = {"manner": "", "place": "", "time": ""}
+    extra: dict[str, Any] = {"manner": "", "place": "", "time": ""}
     return replace(frame, **extra | random_circumstances(rng, PREDICATES[frame.predicate], frame.mode))
 
 
@@ -233,8 +237,10 @@ def swap_roles(rng: Random, frame: Frame) -> Frame:
     return replace(frame, **{"agent": getattr(frame, other), other: frame.agent})
 
 
-CHANGES = (change_thing, change_thing, change_predicate, change_predicate, change_circumstances, change_mode)
-CHANGES += (change_detail, swap_roles, swap_roles)
+CHANGES: tuple[Callable[[Random, Frame], Frame], ...] = (
+    *(change_thing, change_thing, change_predicate, change_predicate),
+    *(change_circumstances, change_mode, change_detail, swap_roles, swap_roles),
+)
 
 
 def altered(rng: Random, frame: Frame) -> Frame:

@@ -4,17 +4,10 @@ import re
 from dataclasses import replace
 from itertools import product
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dino_pipeline.pocket.grammar import (
-    Frame,
-    neighbour,
-    paraphrases,
-    random_frame,
-    similarity,
-    stranger,
-    valid,
-)
+from dino_pipeline.pocket.frames import Frame, neighbour, random_frame, similarity, stranger, valid
+from dino_pipeline.pocket.grammar import paraphrases
 
 SEED = 7
 COUNTS = {"test": 2000, "dev": 400}
@@ -38,7 +31,12 @@ def jaccard(a: str, b: str) -> float:
 
 def sharing(frame: Frame, other: Frame) -> Frame:
     """`other` with frame's place and time, as far as they fit: shared words that mean little."""
-    for extra in ({"place": frame.place, "time": frame.time}, {"time": frame.time}, {"place": frame.place}):
+    shared: list[dict[str, Any]] = [
+        {"place": frame.place, "time": frame.time},
+        {"time": frame.time},
+        {"place": frame.place},
+    ]
+    for extra in shared:
         changed = replace(other, **extra) if any(extra.values()) else other
         if valid(changed):
             return changed

@@ -17,12 +17,7 @@ from dino_pipeline.pocket.frames import (
     Frame,
     Thing,
     modes_of,
-    neighbour,
-    random_frame,
     roles_of,
-    similarity,
-    split_of,
-    stranger,
     valid,
 )
 from dino_pipeline.pocket.lexicon import (
@@ -38,19 +33,6 @@ from dino_pipeline.pocket.lexicon import (
     verb_forms,
     with_article,
 )
-
-__all__ = [
-    "Frame",
-    "Thing",
-    "neighbour",
-    "paraphrases",
-    "parse",
-    "random_frame",
-    "similarity",
-    "split_of",
-    "stranger",
-    "write",
-]
 
 Options = tuple[str, ...]
 
@@ -439,7 +421,8 @@ def probes(predicate: Predicate) -> Iterator[Frame]:
     roles = roles_of(predicate)
     for mode in modes_of(predicate):
         for count in (1, 2):
-            yield Frame(predicate.name, mode, **{role: Thing(nouns[0], count) for role, nouns in roles.items()})
+            things: dict[str, Any] = {role: Thing(nouns[0], count) for role, nouns in roles.items()}
+            yield Frame(predicate.name, mode, **things)
 
 
 @cache
@@ -476,7 +459,7 @@ def literal_table(kind: str) -> Table:
 @cache
 def table_for(slot: str) -> tuple[Table, int]:
     """The table of a slot and the number of words in its longest phrase."""
-    kind, _, role = slot.partition(".")
+    kind = slot.partition(".")[0]
     if kind in CIRCUMSTANCES:
         table = circumstance_table(kind)
     elif kind in (*ROLES, "the", "some", "thing"):

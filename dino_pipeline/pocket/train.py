@@ -116,7 +116,8 @@ def encode_row(tokenizer: Tokenizer, row: Row) -> tuple[list[int], list[float]]:
     encodings = tokenizer.encode_batch([text for text, _ in row], add_special_tokens=False)
     ids = [i for encoding in encodings for i in encoding.ids]
     weights = [w for encoding, (_, w) in zip(encodings, row, strict=True) for _ in encoding.ids]
-    return [*ids, tokenizer.token_to_id(END)], [*weights, 1.0]
+    end: Any = tokenizer.token_to_id(END)
+    return [*ids, end], [*weights, 1.0]
 
 
 def generator_shard(shard: int, schedule: Schedule, clean_shards: int, noise: Noise) -> tuple[Encoded, str]:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from dino_pipeline import pocket
+from dino_pipeline.examples import read_examples
+from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows
+from dino_pipeline.pocket.frames import proposition, random_frame, similarity, split_of
+from dino_pipeline.pocket.gold import gold_pairs
+from dino_pipeline.pocket.grammar import paraphrases, parse, write
+from dino_pipeline.pocket.lexicon import NOUNS, PREDICATES, verb_forms
+from dino_pipeline.texts import word_overlap
+
+seeds = st.integers(0, 2**32)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seeds)
+def test_what_the_grammar_writes_the_recogniser_reads_back(seed: int) -> None:
+    rng = Random(seed)
+    frame = random_frame(rng)
+    sentence = write(frame, rng)
+    assert parse(sentence) == frame, sentence
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds)
+def test_paraphrases_are_different_sentences_of_one_frame(seed: int) -> None:
+    rng = Random(seed)
+    frame = random_frame(rng)
+    sentences = paraphrases(frame, rng, 6)
+    assert len(set(sentences)) == len(sentences) > 1
+    assert {parse(sentence) for sentence in sentences} == {frame}
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_similarity_is_graded_and_symmetric(seed: int) -> None:
+    rng = Random(seed)
+    one, other = random_frame(rng), random_frame(rng)
+    assert similarity(one, one) == 1
+    assert 0 <= similarity(one, other) == similarity(other, one) <= 1
+    assert one == other or similarity(one, other) < 1
+
+
+def test_other_text_is_not_read() -> None:
+    for text in ("", "Hello there.", "The the doctor doctor.", "A man eats", "A doctor ate ate an apple."):
+        assert parse(text) is None
+
+
+def test_the_text_stream_is_pinned() -> None:
+    """The same seed writes the same text on every machine: the models' cards name the data by this hash."""
+    text = "\n".join(row_text(row) for row in shard_rows(1, 0, 200, 0.15, Noise()))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == PINNED
+
+
+def test_verbs_are_inflected_as_they_are_spelled() -> None:
+    for verb, past in (("hold", "held"), ("nip", "nipped"), ("carry", "carried"), ("eat", "ate"), ("use", "used")):
+        assert verb_forms(verb)["past"] == past
+
+
+def test_the_lexicon_is_as_large_as_it_says() -> None:
+    assert len(NOUNS) >= 300
+    assert sum("/" in name for name in PREDICATES) >= 150
+    assert all(len(set(noun.surfaces)) == len(noun.surfaces) >= 1 for noun in NOUNS.values())
+
+
+@pytest.mark.parametrize(("split", "path"), [("test", pocket.GOLD_TEST), ("dev", pocket.GOLD_DEV)])
+def test_the_gold_set_is_what_the_code_makes(split: str, path: str) -> None:
+    made = [pair._asdict() for pair in gold_pairs(split, 25)]
+    with open(path, encoding="utf-8") as file:
+        assert [json.loads(next(file)) for _ in made] == made
+
+
+def test_gold_propositions_are_held_out_and_apart() -> None:
+    rng = Random(0)
+    trained = {split_of(random_frame(rng)) for _ in range(500)}
+    assert trained == {"train"}
+    propositions = {}
+    for split, path in (("test", pocket.GOLD_TEST), ("dev", pocket.GOLD_DEV)):
+        frames = [parse(text) for row in read_examples(path) for text in (row.text_a, row.text_b or "")]
+        assert all(frame is not None and split_of(frame) == split for frame in frames)
+        propositions[split] = {proposition(frame) for frame in frames if frame}
+    assert not propositions["test"] & propositions["dev"]
+
+
+def test_word_overlap_says_nothing_about_gold_similarity() -> None:
+    rows = read_examples(pocket.GOLD_TEST)
+    overlap = [word_overlap(row.text_a, row.text_b or "") for row in rows]
+    assert len(rows) == 2000
+    assert abs(spearmanr(overlap, [row.label for row in rows])[0]) < 0.1
+
+
+PINNED = "d03ada310bb4cb8e"
