@@ -290,6 +290,15 @@ def _largest_difference(model: PreTrainedModel, lengths: Sequence[int], steps: i
     return worst
 
 
+@torch.inference_mode()
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether predictions change with later tokens: `AutoModelForCausalLM` loads encoders, too, without a word."""
+    vocab = model.get_input_embeddings().weight.shape[0]
+    text = tuple(torch.randint(vocab, (8,), generator=torch.Generator().manual_seed(0)).tolist())
+    early, whole = _plain_logits(model, text[:4])[-1], _plain_logits(model, text)[3]
+    return float((early - whole).abs().max() / whole.std()) > TOLERANCE.get(model.dtype, 5e-2)
+
+
 def _plain_logits(model: PreTrainedModel, text: Prompt) -> Tensor:
     return model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0].float()
 
@@ -324,4 +333,10 @@ def load_decoder(name: str, *, revision: str | None = None, dtype: str, device: 
         ) from error
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name}: is an encoder-decoder; give a decoder-only model")
-    return Decoder(model.to(device), tokenizer, rows=rows)
+    model = model.to(device).eval()
+    if sees_ahead(model):
+        raise ModelError(
+            f"{name}: cannot be loaded as a causal language model (its predictions depend on later tokens, as an "
+            "encoder's do); give a decoder-only model"
+        )
+    return Decoder(model, tokenizer, rows=rows)

@@ -70,9 +70,9 @@ def finetune(
         DataError: the data is not what the objective needs.
         RunError: the run was trained with other options.
     """
-    processes = PartialState()
+    processes = PartialState(cpu=not torch.cuda.is_available())
     options = {"objective": objective.name, **encoder, **asdict(training), "seed": seed, "data": train.name}
-    state: State = _agree(lambda: _begin(run, options, train, dev, fresh, processes.num_processes))
+    state = _agree(processes, lambda: _begin(run, options, train, dev, fresh, processes.num_processes))
     if state == "done":
         return Finetuned(state, run.stage("finetune").get("dev_spearman"))
     rows, dev_rows = read_examples(train), read_examples(dev)
@@ -121,10 +121,10 @@ def _begin(run: Run, options: dict[str, Any], train: Path, dev: Path, fresh: boo
     )
 
 
-def _agree(decide: Callable[[], State]) -> State:
+def _agree(processes: PartialState, decide: Callable[[], State]) -> State:
     """Let the main process decide, and all processes follow, also into an error."""
     answer: list[Any] = [None]
-    if PartialState().is_main_process:
+    if processes.is_main_process:
         try:
             answer = [decide()]
         except DinoError as error:
@@ -183,6 +183,7 @@ def _arguments(
         logging_steps=every,
         seed=seed,
         data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",

@@ -1,0 +1,22 @@
+"""The command line: flags, wiring and messages, a file a command. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import click
+
+from dino_pipeline import __version__
+from dino_pipeline.cli.evaluate import evaluate
+from dino_pipeline.cli.filter import filter_command
+from dino_pipeline.cli.finetune import finetune
+from dino_pipeline.cli.generate import generate
+from dino_pipeline.cli.spec import spec
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dino")
+def main() -> None:
+    """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
+
+
+for _command in (generate, filter_command, finetune, evaluate, spec):
+    main.add_command(_command)

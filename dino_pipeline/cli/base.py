@@ -1,0 +1,75 @@
+"""What all commands share: errors as messages, quiet libraries, what a path or a name stands for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.errors import DinoError, OptionError
+
+if TYPE_CHECKING:
+    from dino_pipeline.run import Run
+
+Command = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turn errors into messages and exit codes: 2 for what a user can mend, 130 for Ctrl-C."""
+    try:
+        yield
+    except DinoError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. What is finished is kept; the same command goes on from there.", err=True)
+        sys.exit(130)
+
+
+def command(function: Command) -> Command:
+    """Wrap a command so that its errors are reported and libraries keep quiet."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        with _reported():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def model_path(name: str, pocket_name: str) -> str:
+    """Return the folder of an embedded model, any other name as it is."""
+    from dino_pipeline import pocket
+
+    return str(getattr(pocket, pocket_name)) if name == "pocket" else name
+
+
+def or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
+    """Return the run to write and, where the source is a file, that file."""
+    from dino_pipeline.run import Run
+
+    if source.is_dir():
+        return Run(run_path or source), None
+    if not source.exists():
+        raise OptionError(f"{source}: is not there; give a run's folder or a JSONL file")
+    if run_path is None:
+        raise OptionError(f"{source}: is a file; say with --run which folder to write")
+    return Run(run_path), source

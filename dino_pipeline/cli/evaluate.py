@@ -1,0 +1,108 @@
+"""dino evaluate: correlate cosines with gold scores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.base import command, model_path, or_dash
+from dino_pipeline.errors import OptionError
+
+if TYPE_CHECKING:
+    from dino_pipeline.evaluate import Score
+    from dino_pipeline.run import Run
+
+
+@click.command()
+@click.argument("targets", metavar="RUN|MODEL...", nargs=-1, required=True)
+@click.option("--data", "data_files", multiple=True, type=click.Path(path_type=Path), help="JSONL of scored pairs.")
+@click.option("--suite", type=click.Choice(["pocket"]), help="A built-in set: pocket, held-out pairs of the grammar.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where to write.  [default: scores.json of the one RUN]"
+)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Speed only.")
+@command
+def evaluate(
+    targets: Sequence[str], data_files: Sequence[Path], suite: str | None, output: Path | None, batch_size: int
+) -> None:
+    """Correlate cosines with gold scores, for MODELs or for a RUN's encoder before and after training."""
+    from dino_pipeline.run import Run, digest_files, model_fingerprint
+
+    runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]
+    models = [model for target in targets for model in _models_of(target)]
+    data = _evaluation_data(runs, data_files, suite)
+    sources = "+".join(
+        [digest_files([path for _, path in data]), *(f"{n}:{model_fingerprint(p) or p}" for n, p in models)]
+    )
+    run = runs[0] if len(runs) == 1 and output is None else None
+    with run.locked() if run else contextlib.nullcontext():
+        if run and run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done":
+            click.echo(f"{run.path}: scores are up to date")
+            _print_scores(json.loads(run.scores.read_text())["scores"])
+            return
+        scores = _evaluate(models, data, batch_size, run.scores if run else output)
+        if run:
+            run.finish("evaluate")
+        _print_scores([vars(score) for score in scores])
+
+
+def _evaluate(
+    models: list[tuple[str, str]], data: list[tuple[str, Path]], batch_size: int, output: Path | None
+) -> list[Score]:
+    from dino_pipeline.evaluate import ScoredPairs, write_scores
+    from dino_pipeline.evaluate import evaluate as run_evaluate
+
+    scores = run_evaluate(models, [ScoredPairs.read(name, path) for name, path in data], batch_size=batch_size)
+    if output:
+        write_scores(output, scores)
+    return scores
+
+
+def _models_of(target: str) -> list[tuple[str, str]]:
+    """Return (name to show, path) of a run's encoder before and after training, or of the model itself."""
+    from dino_pipeline.run import Run
+
+    run = Run(Path(target))
+    if not run.record_file.exists():
+        return [(target, model_path(target, "ENCODER"))]
+    if run.stage("finetune").get("status") != "done":
+        raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
+    encoder = run.stage("finetune")["options"]["encoder"]
+    return [(f"{encoder} before", model_path(encoder, "ENCODER")), (f"{encoder} finetuned", str(run.model))]
+
+
+def _evaluation_data(runs: Sequence[Run], files: Sequence[Path], suite: str | None) -> list[tuple[str, Path]]:
+    """Return what to evaluate on: what was asked for, else what belongs to the runs."""
+    from dino_pipeline import pocket
+
+    gold = ("pocket gold", pocket.GOLD_TEST)
+    if files or suite:
+        return [*((file.name, file) for file in files), *([gold] if suite else [])]
+    found = [(f"{run.path.name} dev (generated)", run.dev) for run in runs if run.dev.exists()]
+    if any(run.stage("finetune")["options"]["encoder"] == "pocket" for run in runs):
+        found.append(gold)
+    if not found:
+        raise OptionError("nothing to evaluate on; give --data FILE, or --suite pocket")
+    return found
+
+
+def _print_scores(scores: Sequence[dict[str, Any]]) -> None:
+    from dino_pipeline.console import table
+
+    rows = [
+        [
+            score["data"],
+            score["model"],
+            str(score["pairs"]),
+            or_dash(score["spearman"], ".2f"),
+            "-" if score["low"] is None else f"{score['low']:.2f} .. {score['high']:.2f}",
+            or_dash(score["pearson"], ".2f"),
+        ]
+        for score in scores
+    ]
+    click.echo(table(["data", "model", "pairs", "Spearman x 100", "95 % interval", "Pearson x 100"], rows))

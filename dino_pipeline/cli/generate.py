@@ -1,0 +1,158 @@
+"""dino generate: write texts for every input and label of a task spec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.base import command, model_path, or_dash
+
+if TYPE_CHECKING:
+    from dino_pipeline.run import Run
+    from dino_pipeline.sampling import Sampling
+    from dino_pipeline.spec import SpecSampling, TaskSpec
+
+WRITTEN_INPUTS = 500
+"""Inputs to write where neither a file nor --num-inputs says how many."""
+
+
+@click.command()
+@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
+@click.option("--model", default="pocket", show_default=True, help="Folder or Hub id of a causal language model.")
+@click.option("--revision", help="The model's revision on the Hub.")
+@click.option(
+    "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
+)
+@click.option("--input-format", type=click.Choice(["auto", "text", "jsonl", "sts"]), default="auto", show_default=True)
+@click.option(
+    "--num-inputs", type=click.IntRange(1), help=f"How many inputs.  [default: all of a file, else {WRITTEN_INPUTS}]"
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=5, show_default=True, help="Texts per input and label, or per label."
+)
+@click.option("--top-k", type=click.IntRange(0), help="0 keeps all tokens.  [default: the spec's, else 5]")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="0 or 1 keeps all.  [default: the spec's, else 0.9]")
+@click.option(
+    "--decay", type=click.FloatRange(0), help="Sharpness of debiasing; 0: off.  [default: the spec's, else 100]"
+)
+@click.option(
+    "--floor", type=click.FloatRange(0, 1), help="Least factor of debiasing.  [default: the spec's, else 0.01]"
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest text.  [default: the spec's, else 40]")
+@click.option("--seed", default=42, show_default=True)
+@click.option("--keep-unfinished", is_flag=True, help="Keep texts without the closing stop string.")
+@click.option("--keep-newlines", is_flag=True, help="Let texts hold newlines.")
+@click.option("--min-words", type=click.IntRange(0), default=0, help="Reject texts of fewer words.")
+@click.option("--min-tokens", type=click.IntRange(0), default=0, help="Reject texts of fewer tokens.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=128, show_default=True, help="Prompts side by side; speed only."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="auto: float32 on a CPU, bfloat16 elsewhere.",
+)
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
+@click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
+@command
+def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
+    """Write texts for every input and label of a task SPEC; goes on where an earlier call was stopped."""
+    from dino_pipeline.run import Run, model_fingerprint
+    from dino_pipeline.spec import load_spec
+
+    found = load_spec(spec_file)
+    run = Run(run_path or Path("outputs") / spec_file.stem)
+    texts = _read_inputs(options["inputs_file"], options["input_format"])
+    chosen = _generate_options(found, options, written=texts is None and found.needs_inputs)
+
+    from dino_pipeline.console import Console
+    from dino_pipeline.decoder import load_decoder, resolve_dtype
+    from dino_pipeline.generate import generate as run_generate
+
+    device = options["device"] or _best_device()
+    dtype = resolve_dtype(options["dtype"], device)
+    path = model_path(options["model"], "GENERATOR")
+    console = Console()
+    with run.locked():
+        try:
+            state = run_generate(
+                run,
+                found,
+                lambda: load_decoder(
+                    path, revision=options["revision"], dtype=dtype, device=device, rows=options["rows"]
+                ),
+                chosen,
+                console,
+                model={
+                    "model": options["model"],
+                    "revision": options["revision"],
+                    "fingerprint": model_fingerprint(path),
+                    "dtype": dtype,
+                },
+                inputs=texts,
+                settings={"device": device, "rows": options["rows"]},
+                fresh=options["fresh"],
+            )
+        finally:
+            console.close()
+        _report_generated(run, state)
+
+
+def _read_inputs(file: Path | None, input_format: str) -> list[str] | None:
+    from dino_pipeline.inputs import read_inputs
+
+    return None if file is None else read_inputs(file, input_format)
+
+
+def _generate_options(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
+    """Return what decides the texts: the command line before the spec before the paper."""
+    from dino_pipeline.generate import GenerateOptions
+    from dino_pipeline.sampling import Sampling
+    from dino_pipeline.spec import TaskSpec
+
+    given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
+    flags = {
+        name: options[name]
+        for name in ("samples", "num_inputs", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens")
+    }
+    inputs = found.inputs if isinstance(found.inputs, TaskSpec) else None
+    chosen = GenerateOptions(
+        **flags,
+        sampling=_override(_of_spec(Sampling(), found.sampling), given),
+        # how inputs are sampled is the inputs spec's own affair: flags speak of the texts
+        input_sampling=_of_spec(Sampling(), inputs.sampling) if inputs else Sampling(),
+    )
+    return replace(chosen, num_inputs=chosen.num_inputs or WRITTEN_INPUTS) if written else chosen
+
+
+def _of_spec(base: Sampling, sampling: SpecSampling) -> Sampling:
+    return _override(base, sampling.model_dump())
+
+
+def _override(base: Sampling, values: dict[str, Any]) -> Sampling:
+    return replace(base, **{name: value for name, value in values.items() if value is not None})
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _report_generated(run: Run, state: str) -> None:
+    from dino_pipeline.console import table
+
+    record = run.stage("generate")
+    if state == "done":
+        click.echo(f"{run.path}: texts are up to date")
+    rows = [
+        [label, str(count["written"]), str(count["accepted"]), or_dash(record["mean_margins"][label], "+.2f")]
+        for label, count in record["counts"].items()
+    ]
+    click.echo(table(["label", "written", "accepted", "mean margin"], rows))

@@ -1,0 +1,42 @@
+"""Runs the real commands, as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "random"}
+
+
+def dino(*arguments: str | Path, cwd: Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own and wait for it."""
+    return subprocess.run(command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, **kwargs)
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[bytes]:
+    """Start the command line in a process of its own."""
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command(*arguments), cwd=cwd, env=ENVIRONMENT, stdout=quiet, stderr=quiet)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "dino_pipeline", *map(str, arguments)]
+
+
+def accelerate(processes: int, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line under ``accelerate launch`` in several processes on the CPU."""
+    launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    whole = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--dynamo_backend", "no", "-m"]
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*whole, "dino_pipeline", *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files below a folder, but for those that hold times."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in {"run.json", ".lock"})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

@@ -1,0 +1,145 @@
+"""The command line: exit codes, messages, help, start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dino_pipeline import __version__, pocket
+from dino_pipeline.cli import main
+from dino_pipeline.cli.spec import spec
+from dino_pipeline.examples import read_examples
+from tests.commands import accelerate, dino, files
+from tests.test_spec import SPECS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import dino_pipeline",
+        "from dino_pipeline.cli import main; main(['--help'], standalone_mode=False)",
+        "from dino_pipeline.cli import main; main(['spec', 'check', 'task_specs/sts-x2.json'], standalone_mode=False)",
+    ],
+)
+def test_starting_up_imports_nothing_heavy(code: str) -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'datasets', 'scipy'} & set(sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nassert not ({heavy}), {heavy}"], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    assert dino("--version", cwd=tmp_path).stdout == f"dino, version {__version__}\n"
+
+
+def test_every_command_helps_and_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = [[name] for name in main.commands if name != "spec"]
+    commands += [["spec", name] for name in spec.commands]
+    for command in commands:
+        assert CliRunner().invoke(main, [*command, "--help"]).exit_code == 0
+        assert f"dino {' '.join(command)}" in readme
+
+
+def test_spec_check_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"task_name": "t", "labels": {"1": {"instruction": "x"}}}')
+    found = CliRunner().invoke(main, ["spec", "check", str(SPECS / "sts-x2.json"), str(tmp_path / "bad.json")])
+    assert found.exit_code == 2
+    assert "sts-x2.json: fine (pairs, labels 1, 0.5, 0)" in found.output
+    assert 'bad.json, label "1": the instruction must end with the opening "' in found.output
+
+
+def test_spec_show_prints_the_exact_prompts() -> None:
+    found = CliRunner().invoke(main, ["spec", "show", str(SPECS / "imdb-reviews.json"), "--input", "Alien"])
+    assert found.output == (
+        "--- label 0 (counter-labels: 1)\n"
+        'Task: Write a review for a bad movie.\nMovie: "Alien"\nReview: "\n'
+        "--- label 1 (counter-labels: 0)\n"
+        'Task: Write a review for a good movie.\nMovie: "Alien"\nReview: "\n'
+    )
+    assert CliRunner().invoke(main, ["spec", "show", str(SPECS / "sts-x2.json")]).exit_code == 2
+    assert CliRunner().invoke(main, ["spec", "show", str(SPECS / "sts-x1.json"), "--input", "x"]).exit_code == 2
+
+
+def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
+    schema = json.loads(CliRunner().invoke(main, ["spec", "schema"]).output)
+    properties = schema.get("properties") or schema["$defs"]["TaskSpec"]["properties"]
+    for path in SPECS.glob("*.json"):
+        assert set(json.loads(path.read_text())) <= set(properties)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "nowhere.json"], "error: nowhere.json, cannot be read: No such file"),
+        (["generate", "SPEC", "--model", "nowhere"], "error: nowhere: cannot be loaded as a causal language model"),
+        (["generate", "SPEC", "--model", "ENCODER"], "cannot be loaded as a causal language model"),
+        (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
+        (["filter", "nowhere"], "error: nowhere: is not there"),
+        (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; say with --run which folder to write"),
+        (["filter", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
+        (["filter", "empty.jsonl", "--run", "r"], "error: empty.jsonl: holds no examples"),
+        (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
+        (["finetune", "bad.jsonl", "--run", "r"], "say with --dev which pairs choose the best checkpoint"),
+        (["finetune", "bad.jsonl", "--dev", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
+        (["evaluate", "ENCODER"], "error: nothing to evaluate on; give --data FILE, or --suite pocket"),
+        (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),
+        (["generate", "SPEC", "--samples", "0"], "Invalid value for '--samples'"),
+    ],
+)
+def test_mistakes_are_named_and_exit_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_spec: Path, toy_encoder: Path, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": 1}\n{"text_a": "z')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "nan.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": NaN}')
+    names = {"SPEC": str(toy_spec), "ENCODER": str(toy_encoder)}
+    found = CliRunner().invoke(main, [names.get(argument, argument) for argument in arguments])
+    assert found.exit_code == 2, found.output
+    assert said in found.output
+    assert "Traceback" not in found.output
+
+
+def test_the_whole_way_on_toys(tmp_path: Path, toy_spec: Path, toy_generator: Path, toy_encoder: Path) -> None:
+    """Generate, filter, finetune, evaluate; then again, when nothing is left to do."""
+    calls: list[list[str | Path]] = [
+        ["generate", toy_spec, "--model", toy_generator, "--num-inputs", "60", "--run", "run"],
+        ["filter", "run"],
+        ["finetune", "run", "--encoder", toy_encoder, "--epochs", "1"],
+        ["evaluate", "run"],
+    ]
+    for call in calls:
+        done = dino(*call, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "word overlap (Jaccard)" in done.stdout
+    made = set(files(tmp_path / "run"))
+    assert {"train.jsonl", "dev.jsonl", "dropped.jsonl", "scores.json", "model/README.md"} <= made
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    for call in calls:
+        assert "up to date" in dino(*call, cwd=tmp_path).stdout
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+
+
+def test_finetune_runs_in_two_processes(tmp_path: Path, toy_encoder: Path) -> None:
+    rows = read_examples(pocket.GOLD_DEV)
+    for name, part in (("train", rows[:320]), ("dev", rows[320:])):
+        lines = (json.dumps({"text_a": row.text_a, "text_b": row.text_b, "label": str(row.label)}) for row in part)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    call: list[str | Path] = ["finetune", "train.jsonl", "--dev", "dev.jsonl", "--run", "run", "--encoder", toy_encoder]
+    done = accelerate(2, *call, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is trained") == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    assert (record["status"], record["settings"]["processes"], record["steps"]) == ("done", 2, 10)
+    refused = accelerate(2, *call, "--epochs", "7", cwd=tmp_path)
+    assert refused.returncode != 0
+    assert "epochs was 1" in refused.stderr
