@@ -6,7 +6,7 @@ Contenders, interleaved in one process on the same model with random weights:
 
 - reference: one (input, label) at a time; its samples and their counter-prompts are one left-padded batch; always 40
   steps; debiasing in a loop over samples; the text is cut afterwards.
-- slots: `dino_pipeline.decoder`, float32. Random weights never write a quotation mark, so each sample ends at a length
+- slots: `dino_pipeline.decoder`. Random weights never write a quotation mark, so each sample ends at a length
   planned beforehand (normal, mean 15, standard deviation 6, within 2 and 40).
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from dino_pipeline.decoder import Decoder, Request, _Text
+from dino_pipeline.decoder import DTYPES, Decoder, Request, _Text
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.slots import Prompt
 from dino_pipeline.stops import Ending, StopRule
@@ -33,6 +33,7 @@ from dino_pipeline.stops import Ending, StopRule
 VOCAB = 50257
 SHAPES = {
     "gpt2-124m": GPT2Config(vocab_size=VOCAB),
+    "gpt2-xl": GPT2Config(vocab_size=VOCAB, n_embd=1600, n_layer=48, n_head=25),
     "gpt2-small": GPT2Config(vocab_size=VOCAB, n_embd=256, n_layer=4, n_head=4),
     "llama-small": LlamaConfig(
         vocab_size=VOCAB,
@@ -98,12 +99,12 @@ def run_reference(decoder: Decoder, inputs: int) -> None:
             reference_group(decoder.model, group)
 
 
-def reference_group(model: torch.nn.Module, group: Sequence[Prompt]) -> Tensor:
+def reference_group(model: PreTrainedModel, group: Sequence[Prompt]) -> Tensor:
     """Write the samples of one (input, label): rows are prompt-major, left-padded, always all steps."""
     longest = max(map(len, group))
     rows = [(prompt, longest - len(prompt)) for prompt in group for _ in range(SAMPLES)]
-    tokens = torch.tensor([(0,) * pad + prompt for prompt, pad in rows])
-    mask = torch.tensor([[0] * pad + [1] * len(prompt) for prompt, pad in rows])
+    tokens = torch.tensor([(0,) * pad + prompt for prompt, pad in rows], device=model.device)
+    mask = torch.tensor([[0] * pad + [1] * len(prompt) for prompt, pad in rows], device=model.device)
     cache, written = None, tokens
     for _ in range(SAMPLING.max_new_tokens):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
@@ -133,11 +134,11 @@ def reference_choice(logits: Tensor) -> Tensor:
     return tokens.gather(-1, torch.multinomial(top, 1)).squeeze(-1)
 
 
-def build_decoder(shape: str, rows: int) -> PlannedDecoder:
+def build_decoder(shape: str, rows: int, device: str, dtype: str) -> PlannedDecoder:
     """Return a decoder over a model of the shape with random weights."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
-    model = AutoModelForCausalLM.from_config(SHAPES[shape]).eval()
+    model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=DTYPES[dtype]).to(device).eval()
     return PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
 
 
@@ -153,16 +154,24 @@ class Measured:
         return [slow / fast for slow, fast in zip(self.reference, self.slots, strict=True)]
 
 
+def machine(device: str) -> str:
+    """Name what is measured."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def seconds(work: Callable[[], None]) -> float:
     """Return the wall time of a call."""
     start = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def measure(shape: str, rows: int, inputs: int, repeats: int) -> Measured:
+def measure(decoder: PlannedDecoder, inputs: int, repeats: int) -> Measured:
     """Time both contenders in turn, after one warm-up of each."""
-    decoder = build_decoder(shape, rows)
     run_reference(decoder, 1)
     run_slots(decoder, 2)
     measured = Measured([], [])
@@ -173,19 +182,25 @@ def measure(shape: str, rows: int, inputs: int, repeats: int) -> Measured:
 
 
 @click.command()
-@click.option("--shape", "shapes", multiple=True, type=click.Choice(list(SHAPES)), default=list(SHAPES))
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    type=click.Choice(list(SHAPES)),
+    default=["gpt2-124m", "gpt2-small", "llama-small"],
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 @click.option("--rows", default=128, show_default=True)
 @click.option("--inputs", default=48, show_default=True, help="Inputs of the slot decoder; the reference takes 2.")
 @click.option("--repeats", default=3, show_default=True)
-def main(shapes: Sequence[str], rows: int, inputs: int, repeats: int) -> None:
+def main(shapes: Sequence[str], device: str, dtype: str, rows: int, inputs: int, repeats: int) -> None:
     """Print how many times faster the slot decoder is than the reference procedure."""
-    click.echo(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    click.echo(f"{machine(device)}, {dtype}, {rows} rows, torch {torch.__version__}")
     click.echo(f"3 labels x {SAMPLES} samples an input; slots end at planned lengths, the reference after 40 steps")
     click.echo(f"{'shape':12} {'reference':>12} {'slots':>12} {'ratio':>8} {'min':>6} {'max':>6}")
     for shape in shapes:
-        found = measure(shape, rows, inputs, repeats)
+        found = measure(build_decoder(shape, rows, device, dtype), inputs, repeats)
         ratios = found.ratios()
         slow, fast = statistics.median(found.reference), statistics.median(found.slots)
         click.echo(

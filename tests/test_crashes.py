@@ -45,7 +45,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path, arg
 
 
 def test_a_full_disk_loses_no_finished_shard(tmp_path: Path, toy_spec: Path, toy_generator: Path) -> None:
-    """Files may grow to LIMIT bytes: enough for the first shard, of short inputs, and too little for the second."""
+    """Files may grow to LIMIT bytes: enough for the first shard, of short inputs, not for the second."""
     texts = [f"a{n}" for n in range(113)] + [f"{'long ' * 20}{n}" for n in range(113)]
     (tmp_path / "inputs.txt").write_text("\n".join(texts))
     call: list[str | Path] = [

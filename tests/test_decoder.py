@@ -16,6 +16,10 @@ INSTRUCTIONS = ['Same: "{}"\nThen: "', 'Near: "{}"\nThen: "', 'Far: "{}"\nThen: 
 COUNTERS = [[], [0], [0, 1]]
 
 
+def tensor(rows: list[list[int]], decoder: Decoder) -> torch.Tensor:
+    return torch.tensor(rows, device=decoder.model.device)
+
+
 def requests(decoder: Decoder, samples: int = 1) -> list[Request]:
     """Requests as the STS spec makes them: labels with none, one and two counter-prompts."""
     found = []
@@ -27,6 +31,11 @@ def requests(decoder: Decoder, samples: int = 1) -> list[Request]:
     return found
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
+on_each_device = pytest.mark.parametrize("device", ["cpu", GPU])
+on_each_architecture = pytest.mark.parametrize("architecture", CONFIGS)
+
+
 def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
     """One row at a time, no cache, no batch, the formula in float64."""
     rule = decoder.stop_rule('"', True)
@@ -34,7 +43,7 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
     while len(written) < steps:
         probs = []
         for prompt in request.prompts:
-            logits = decoder.model(torch.tensor([[*prompt, *written]]), use_cache=False).logits[0, -1].double()
+            logits = decoder.model(tensor([[*prompt, *written]], decoder), use_cache=False).logits[0, -1].double()
             probs.append(logits.masked_fill(decoder.banned, -torch.inf).softmax(-1))
         own = probs[0].clone()
         for other in probs[1:]:
@@ -45,9 +54,10 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
     return written
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str) -> None:
-    decoder = Decoder(tiny_model(architecture), char_tokenizer(), rows=7)
+@on_each_device
+@on_each_architecture
+def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
+    decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
     assert decoder.make_rows is Slots
     asked = requests(decoder)
     greedy = Sampling(top_k=1, max_new_tokens=25)
@@ -65,9 +75,10 @@ def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
     return {asked[done.number].key: done.text for done in decoder.sample(asked, WIDE)}
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_samples_do_not_depend_on_rows_or_order(architecture: str) -> None:
-    model, tokenizer = tiny_model(architecture), char_tokenizer()
+@on_each_device
+@on_each_architecture
+def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) -> None:
+    model, tokenizer = tiny_model(architecture).to(device), char_tokenizer()
     decoders = [Decoder(model, tokenizer, rows=rows) for rows in (1, 8, 64, 128)]
     asked = requests(decoders[0], samples=5)
     first = sampled(decoders[0], asked)
