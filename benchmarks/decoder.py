@@ -138,7 +138,8 @@ def build_decoder(shape: str, rows: int, device: str, dtype: str) -> PlannedDeco
     """Return a decoder over a model of the shape with random weights."""
     torch.manual_seed(0)
     tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
-    model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=DTYPES[dtype]).to(device).eval()
+    with torch.device(device):  # a CPU takes minutes to draw the weights of gpt2-xl
+        model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=DTYPES[dtype]).eval()
     return PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
 
 

@@ -100,6 +100,7 @@ def filter_examples(examples: Sequence[Example], options: FilterOptions, source:
         related = _texts_by_input(examples)
         extra = [random_pairs(part, related, options.random_pairs, options.seed) for part in (train, dev)]
         train, dev = train + extra[0], dev + extra[1]
+        funnel.add("+ random pairs", extra[0] + extra[1])
     funnel.add("train", train)
     funnel.add("dev", dev)
     return Filtered(train, dev, dropped, funnel)
