@@ -82,7 +82,12 @@ LIMIT = 160_000
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path, arguments: list[str]) -> None:
     process = subprocess.Popen(
-        command(*arguments, "--run", "run"), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command(*arguments, "--run", "run"),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background ignore Ctrl-C, this test's process included
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 60
     while not list((tmp_path / "run").glob("shards/*.jsonl")) and time.monotonic() < until:
