@@ -18,8 +18,6 @@ from dino_pipeline.spec import TaskSpec
 
 SHARD_SAMPLES = 1024
 """About so many texts make a shard: what a killed run loses at most."""
-COLLAPSED = 30
-"""So many rejected texts of one label in a row are worth a warning, and twice as many another."""
 LEAST_INPUT_SHARD = 64
 """Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
 LEAST_NEW_INPUTS = 0.01
@@ -167,10 +165,11 @@ class _Writer:
 
     def _count(self, label: str, example: Example, reason: str | None) -> None:
         count_text(self.progress, label, example, reason)
-        streak = self.progress.labels[label].rejected_in_a_row
-        if streak >= COLLAPSED and streak % COLLAPSED == 0 and (streak // COLLAPSED).bit_count() == 1:
+        count = self.progress.labels[label]
+        if count.rejected_in_a_row >= count.next_warning:
+            count.next_warning *= 2
             self.watch.note(
-                f'label "{label}": the last {streak} texts were all rejected (the latest: {reason}). '
+                f'label "{label}": the last {count.rejected_in_a_row} texts were all rejected (the latest: {reason}). '
                 "The model may not follow this instruction; try another wording, a larger --max-new-tokens, "
                 "or another model"
             )

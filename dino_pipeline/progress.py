@@ -15,6 +15,8 @@ class LabelCount:
     margin_sum: float = 0.0
     margins: int = 0
     rejected_in_a_row: int = 0
+    next_warning: int = 30
+    """So many rejected texts in a row are worth a warning; each warning doubles it."""
 
     @property
     def mean_margin(self) -> float | None:
