@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -326,7 +327,7 @@ def load_decoder(name: str, *, revision: str | None = None, dtype: str, device: 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
         model: Any = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=DTYPES[dtype])
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{name}: cannot be loaded as a causal language model ({str(error).strip().splitlines()[0]}); "
             "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"

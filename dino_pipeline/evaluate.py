@@ -80,12 +80,12 @@ def evaluate(models: Sequence[tuple[str, str]], sets: Sequence[ScoredPairs], *, 
     Raises:
         ModelError: a model cannot be loaded.
     """
-    scores = {pairs.name: [score(pairs, WORD_OVERLAP, overlaps(pairs))] for pairs in sets}
+    scores = [[score(pairs, WORD_OVERLAP, overlaps(pairs))] for pairs in sets]
     for name, path in models:
         model = load_encoder(path)
-        for pairs in sets:
-            scores[pairs.name].append(score(pairs, name, cosines(model, pairs, batch_size)))
-    return [found for of_set in scores.values() for found in of_set]
+        for of_set, pairs in zip(scores, sets, strict=True):
+            of_set.append(score(pairs, name, cosines(model, pairs, batch_size)))
+    return [found for of_set in scores for found in of_set]
 
 
 def overlaps(pairs: ScoredPairs) -> Vector:

@@ -82,6 +82,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["generate", "nowhere.json"], "error: nowhere.json, cannot be read: No such file"),
         (["generate", "SPEC", "--model", "nowhere"], "error: nowhere: cannot be loaded as a causal language model"),
         (["generate", "SPEC", "--model", "ENCODER"], "cannot be loaded as a causal language model"),
+        (["generate", "SPEC", "--device", "gpu7"], "error: --device gpu7: "),
         (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
         (["filter", "nowhere"], "error: nowhere: is not there"),
         (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; say with --run which folder to write"),
