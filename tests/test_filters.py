@@ -77,6 +77,15 @@ def test_names_are_neither_smoothed_nor_paired_at_random() -> None:
     assert sorted(str(example.label) for example in found.train) == ["bad", "bad", "good", "good"]
 
 
+def test_class_labels_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
+    write_examples(tmp_path / "data.jsonl", [Example(f"film {n}", f"review {n}", str(n % 2)) for n in range(20)])
+    run = Run(tmp_path / "run")
+    filter_run(run, FilterOptions(), source=tmp_path / "data.jsonl", numeric_labels=False)
+    rows = read_examples(run.train, numeric_labels=False)
+    assert {row.label for row in rows} == {"0", "1"}
+    assert len(rows) == 18, "no random pairs"
+
+
 def test_single_texts_are_filtered_too() -> None:
     examples = [Example("One film", None, "good"), Example("one film.", None, "good"), Example("Two", None, "bad")]
     found = filter_examples(examples, FilterOptions(dev_share=0))
