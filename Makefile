@@ -8,6 +8,7 @@ INPUTS     ?=
 NUM_INPUTS ?= $(if $(INPUTS),,500)
 SAMPLES    ?= 5
 SEED       ?= 42
+FRESH      ?=
 
 PYTHON ?= python3
 VENV   := .venv
@@ -32,6 +33,7 @@ help: ## list targets and variables
 	@echo "  NUM_INPUTS  how many inputs                        $(or $(NUM_INPUTS),all of the file)"
 	@echo "  SAMPLES     texts per input and label              $(SAMPLES)"
 	@echo "  SEED        of all random choices                  $(SEED)"
+	@echo "  FRESH       1 starts over with other options       $(FRESH)"
 
 install: $(READY) ## make .venv and install everything into it
 
@@ -44,11 +46,12 @@ $(READY): pyproject.toml constraints.txt
 
 generate: $(READY) ## write texts with the language model, then filter them
 	$(DINO) generate $(SPEC) --run $(RUN) --model $(MODEL) --samples $(SAMPLES) --seed $(SEED) \
-	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(NUM_INPUTS),--num-inputs $(NUM_INPUTS))
-	$(DINO) filter $(RUN)
+	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(NUM_INPUTS),--num-inputs $(NUM_INPUTS)) $(if $(FRESH),--fresh)
+	$(DINO) filter $(RUN) $(if $(FRESH),--fresh)
 
 finetune: generate ## train the encoder on the filtered pairs, then evaluate it
-	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING))
+	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING)) \
+	  $(if $(FRESH),--fresh)
 	$(DINO) evaluate $(RUN)
 
 test: $(READY) ## run all tests, offline

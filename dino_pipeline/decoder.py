@@ -102,8 +102,8 @@ class Decoder:
         self.make_rows: Callable[[PreTrainedModel, int, int], Slots | PlainRows] = PlainRows if reason else Slots
 
     def encode(self, texts: Sequence[str]) -> list[Prompt]:
-        """Return the token ids of prompts, with whatever the tokenizer puts in front."""
-        return [tuple(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
+        """Return the token ids of prompts, with what the tokenizer puts in front; ``</s>`` in a text is only text."""
+        return [tuple(ids) for ids in self.tokenizer(list(texts), split_special_tokens=True)["input_ids"]]
 
     def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
         """Whether the prompts leave room for a text in the model's context."""
@@ -285,6 +285,8 @@ def _largest_difference(model: PreTrainedModel, lengths: Sequence[int], steps: i
     for step in range(steps):
         logits = slots.step(max(lengths) + step)
         expected = torch.stack([rows[length + step - 1] for rows, length in zip(plain, lengths, strict=True)])
+        if not torch.isfinite(logits).all():
+            return float("inf")
         worst = max(worst, float((logits - expected).abs().max() / expected.std()))
         following = torch.tensor([text[length + step] for text, length in zip(texts, lengths, strict=True)])
         slots.feed(slots.every_row, following.to(slots.device))

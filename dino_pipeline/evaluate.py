@@ -12,7 +12,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.examples import Example, read_examples, write_json
 from dino_pipeline.texts import word_overlap
 
@@ -106,6 +106,8 @@ def cosines(model: SentenceTransformer, pairs: ScoredPairs, batch_size: int) -> 
 def score(pairs: ScoredPairs, model: str, predicted: Vector) -> Score:
     """Correlate predictions with the gold scores."""
     gold = pairs.gold
+    if not np.isfinite(predicted).all():
+        raise ModelError(f"{model}: some of its embeddings are not numbers (NaN); it cannot be scored")
     if np.ptp(predicted) == 0:
         return Score(pairs.name, model, len(gold), None, None, None, None)
     low, high = spearman_interval(predicted, gold)

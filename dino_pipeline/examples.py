@@ -81,6 +81,8 @@ def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:
         row = jsonlines.Reader([line.decode("utf-8")]).read()
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: nested too deeply; an example is a flat object") from error
     except jsonlines.InvalidLineError as error:
         cause = error.__cause__ or error
         raise DataError(f"{where}: not JSON ({cause}); is the line cut off?") from error
@@ -99,8 +101,12 @@ def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:
 
 def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -> str | None:
     value = row.get(field)
-    if isinstance(value, str) or (value is None and not required):
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f'{where}: "{field}" holds half of a surrogate pair; write the whole character')
         return value
+    if value is None and not required:
+        return None
     if field not in row:
         raise DataError(f'{where}: "{field}" is missing (the fields are {", ".join(map(repr, row)) or "none"})')
     raise DataError(f'{where}: "{field}" must be a string (it is {_short(value)})')
@@ -111,7 +117,7 @@ def _label(value: Any, where: str, numeric: bool) -> float | str | None:
         return None
     if isinstance(value, str) and not (numeric and as_number(value) is not None):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or not math.isfinite(float(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _finite(value):
         raise DataError(f'{where}: "label" must be a finite number or a name (it is {_short(value)})')
     return float(value) if numeric else str(value)
 
@@ -120,9 +126,16 @@ def _number(row: dict[str, Any], field: str, where: str) -> float | None:
     value = row.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise DataError(f'{where}: "{field}" must be a finite number (it is {_short(value)})')
     return float(value)
+
+
+def _finite(value: float | str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _index(row: dict[str, Any], field: str, where: str) -> int | None:

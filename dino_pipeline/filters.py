@@ -27,7 +27,7 @@ class FilterOptions:
     balance: bool = True
     """Cap every label at the smallest label's count."""
     smoothing: float = 0.2
-    """Pull labels towards their middle: y becomes (1 - s) y + s * mean of the labels."""
+    """Pull labels towards the middle of their scale: y becomes (1 - s) y + s / 2 for labels from 0 to 1."""
     random_pairs: int = 2
     """Add so many random text_b, with label 0, to every text_a of a similarity task."""
     dev_share: float = 0.1
@@ -93,6 +93,11 @@ def filter_examples(examples: Sequence[Example], options: FilterOptions, source:
         _check_left(examples, kept, reason, source)
     funnel.add("kept", kept)
     train, dev = split(kept, options.dev_share, options.seed)
+    if not train or (options.dev_share and not dev):
+        raise DataError(
+            f"{source}: {len(kept)} examples are too few for a train and a dev side without a common text_a; "
+            "generate more, or --dev-share 0"
+        )
     if scored and options.smoothing:
         middle = _middle(examples)
         train, dev = (smooth(part, options.smoothing, middle) for part in (train, dev))
@@ -217,8 +222,9 @@ def split(examples: Sequence[Example], dev_share: float, seed: int) -> tuple[lis
 
 
 def _middle(examples: Sequence[Example]) -> float:
-    values = sorted(dict.fromkeys(float(example.label or 0) for example in examples))
-    return sum(values) / len(values)
+    """Return the middle of the labels' scale, which is 0 to 1 unless a label lies outside."""
+    values = [float(example.label or 0) for example in examples]
+    return (min(0.0, *values) + max(1.0, *values)) / 2
 
 
 def smooth(examples: Sequence[Example], smoothing: float, middle: float) -> list[Example]:
@@ -292,6 +298,8 @@ def filter_run(
     if state == "done":
         return state, load_funnel(run)
     read = read_examples if source else iter_examples  # a shard may be empty, a user's file not
+    if source is None:
+        _check_labels(run)
     examples = [example for file in files for example in read(file, numeric_labels=numeric_labels)]
     if not examples:
         raise DataError(f"{run.shards}: no text was accepted; {run.rejected} says why")
@@ -303,6 +311,13 @@ def filter_run(
         "filter", funnel=[[step, [list(item) for item in counts.items()]] for step, counts in found.funnel.steps]
     )
     return state, found.funnel
+
+
+def _check_labels(run: Run) -> None:
+    counts = run.stage("generate").get("counts", {})
+    empty = [label for label, count in counts.items() if not count["accepted"]]
+    if empty:
+        raise DataError(f"{run.shards}: no text of label {', '.join(empty)} was accepted; {run.rejected} says why")
 
 
 def load_funnel(run: Run) -> Funnel:

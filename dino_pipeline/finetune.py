@@ -11,21 +11,24 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from dino_pipeline.errors import DataError, DinoError, OptionError
+from dino_pipeline.errors import DataError, DinoError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.model_card import Lineage, model_card
 from dino_pipeline.objectives import Objective, Training
 from dino_pipeline.progress import Progress, Watch
-from dino_pipeline.run import Run, State, digest_files, remove
+from dino_pipeline.run import Run, State, digest_files, remove, shard_files
 
 EVALUATIONS = 10
 """So often is the model evaluated on the dev set, and saved, during a training."""
 BEST = "eval_dev_spearman_cosine"
+WHOLE = "whole"
+"""A file that marks a checkpoint as written to its end."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,14 @@ def finetune(
     checkpoint = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Teller(watch, int(checkpoint.rpartition("-")[2]) if checkpoint else 0))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{run.checkpoints}: training could not go on ({str(error).strip().splitlines()[0]}); "
+            "the last whole checkpoint is kept: make room and run again"
+        ) from error
+    processes.wait_for_everyone()  # each process has read the best checkpoint; now it may go
     best = None if trainer.state.best_metric is None else round(100 * trainer.state.best_metric, 2)
     if processes.is_main_process:
         results = {"dev_spearman": best, "train": len(rows), "dev": len(dev_rows), "steps": trainer.state.max_steps}
@@ -108,6 +118,9 @@ def _begin(run: Run, options: dict[str, Any], train: Path, dev: Path, fresh: boo
     for path in (train, dev):
         if not path.exists():
             raise DataError(f"{path}: is not there; make it with dino filter {run.path}, or name another file")
+    if train == run.train:
+        _check_filtered(run)
+    _drop_torn_checkpoints(run)
     if run.stage("generate").get("label_type") == "class":
         raise OptionError(f"{run.path}: its labels are classes, not similarities; this objective needs scored pairs")
     return run.begin(
@@ -119,6 +132,23 @@ def _begin(run: Run, options: dict[str, Any], train: Path, dev: Path, fresh: boo
         settings={"processes": processes},
         fresh=fresh,
     )
+
+
+def _check_filtered(run: Run) -> None:
+    """Refuse data that a later generate, or a filter cut short, has left behind."""
+    filtered = run.stage("filter")
+    whole = filtered.get("status") == "done"
+    if whole and filtered["options"]["source"] == "shards":
+        whole = filtered["sources"] == digest_files(shard_files(run.shards))
+    if not whole:
+        raise RunError(f"{run.train}: is not what the run's texts give now; run dino filter {run.path} first")
+
+
+def _drop_torn_checkpoints(run: Run) -> None:
+    """Delete checkpoints that were cut short, so that training goes on from the last whole one."""
+    for folder in run.checkpoints.glob("checkpoint-*"):
+        if not (folder / WHOLE).exists():
+            remove(folder)
 
 
 def _agree(processes: PartialState, decide: Callable[[], State]) -> State:
@@ -227,6 +257,10 @@ class _Teller(TrainerCallback):
             control.should_evaluate = control.should_save = True
         elif state.is_world_process_zero:
             self.watch.progress(self.shown)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         if state.is_world_process_zero and BEST in metrics:

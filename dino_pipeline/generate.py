@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -91,6 +92,8 @@ class _Writer:
                 turned_down[at] = Dropped(example, reason)
             self._count(tasks[at].label, example, reason)
         self.progress.done += len(tasks) - len(chosen)
+        for reason, count in Counter(drop.reason for drop in dropped).items():
+            self.watch.note(f"{count} prompts left out: {reason}")
         return [kept[at] for at in sorted(kept)], [*dropped, *(turned_down[at] for at in sorted(turned_down))]
 
     def _requests(self, tasks: Sequence[_Task]) -> tuple[dict[int, Request], list[Dropped]]:
@@ -126,7 +129,7 @@ class _Writer:
         values = {
             name: choices[int(draw * len(choices))]
             for (name, choices), draw in zip(
-                self.spec.variables.items(),
+                sorted(self.spec.variables.items()),
                 uniforms((*self._key(task), "variables"), len(self.spec.variables)) if self.spec.variables else (),
                 strict=True,
             )
@@ -223,14 +226,15 @@ def generate(
     """
     _check_inputs(spec, inputs)
     partial = [run.inputs, run.shards, run.rejected, run.input_shards, run.input_rejected]
-    recorded = {"spec": spec.digest, **model, **_options_record(spec, inputs, options)}
+    recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
     state = run.begin(
         "generate", recorded, outputs=[run.spec, run.shards], partial=partial, settings=settings, fresh=fresh
     )
     if state == "done" and all(shard.exists() for shard, _, _ in _stored_plan(run, spec, options)):
         return state
-    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
+    state = "new" if state == "new" else "resumed"
     decoder = load()
+    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     texts = None
     if spec.needs_inputs:
         texts = _stored_inputs(run) or _make_inputs(run, spec, inputs, decoder, options, watch)
@@ -243,6 +247,8 @@ def generate(
         else:
             writer.write_shard(tasks, shard, rejected)
     watch.progress(progress)
+    if not any(count.accepted for count in progress.labels.values()):
+        raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
     counts = {label: {"written": count.written, "accepted": count.accepted} for label, count in progress.labels.items()}
     margins = {label: count.mean_margin for label, count in progress.labels.items()}
     run.finish(
@@ -269,6 +275,8 @@ def _check_inputs(spec: TaskSpec, inputs: Sequence[str] | None) -> None:
 
 def _options_record(spec: TaskSpec, inputs: Sequence[str] | None, options: GenerateOptions) -> dict[str, Any]:
     record = asdict(options)
+    if not spec.needs_inputs:
+        del record["num_inputs"]
     if isinstance(spec.inputs, TaskSpec) and inputs is None:
         record["inputs"] = {"spec": spec.inputs.digest}
     else:
@@ -377,5 +385,7 @@ def _count_stored(progress: Progress, spec: TaskSpec, shard: Path, rejected: Pat
         for example in iter_examples(path, numeric_labels=spec.is_scored):
             if example.label is not None:
                 count_text(progress, names[example.label], example, reason)
+        for count in progress.labels.values():
+            count.rejected_in_a_row = 0  # the files do not hold the order in which texts were written
     progress.done = before + tasks
     progress.resumed += tasks

@@ -169,7 +169,8 @@ class Run:
         before = records.get(name, {})
         # through JSON, so that what is compared has the types that are read back
         options = json.loads(json.dumps(options))
-        if before and not fresh and before["sources"] == sources:
+        begun = any(path.exists() for path in (*partial, *outputs)) and before.get("status") != "clearing"
+        if before and begun and not fresh and before["sources"] == sources:
             self._refuse_other(name, before["options"], options)
             if before["status"] == "done" and all(path.exists() for path in outputs):
                 return "done"
@@ -177,6 +178,8 @@ class Run:
         else:
             if not before and not fresh and (strays := [path for path in partial if path.exists()]):
                 raise RunError(f"{strays[0]}: made by no recorded {name}; move it away, or --fresh to delete it")
+            # said first: a removal cut short must not pass for finished work
+            write_json(self.record_file, {**records, name: {"status": "clearing", "options": {}, "sources": sources}})
             for path in partial:
                 remove(path)
             state = "new"

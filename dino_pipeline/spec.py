@@ -158,9 +158,21 @@ def _read(path: Path) -> tuple[Any, list[str]]:
         raise SpecError(str(path), [f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise SpecError(str(path), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from error
+    except RecursionError as error:
+        raise SpecError(str(path), ["top level: nested too deeply; a spec is a few levels deep"]) from error
     except json.JSONDecodeError as error:
         raise SpecError(str(path), [f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}"]) from error
+    if "\\ud" in json.dumps(raw).lower() and not _encodable(raw):
+        raise SpecError(str(path), ["top level: holds half of a surrogate pair; write the whole character"])
     return raw, [f'{_place(place)}: key "{key}" stands twice; keep one' for place, key in _doubled(raw, ())]
+
+
+def _encodable(raw: Any) -> bool:
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _doubled(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -86,6 +86,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
         (["filter", "nowhere"], "error: nowhere: is not there"),
         (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; say with --run which folder to write"),
+        (["filter", "folder", "--run", "r"], "error: folder: is a run itself, so --run r has no place"),
         (["filter", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
         (["filter", "empty.jsonl", "--run", "r"], "error: empty.jsonl: holds no examples"),
         (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
@@ -102,6 +103,7 @@ def test_mistakes_are_named_and_exit_with_2(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": 1}\n{"text_a": "z')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "nan.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": NaN}')
     names = {"SPEC": str(toy_spec), "ENCODER": str(toy_encoder)}
     found = CliRunner().invoke(main, [names.get(argument, argument) for argument in arguments])

@@ -173,6 +173,17 @@ def test_the_self_check_finds_a_model_that_ignores_positions(monkeypatch: pytest
     assert "logits differ" in (slots_defect(model) or "")
 
 
+def test_the_self_check_finds_logits_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Slots.step
+    monkeypatch.setattr(Slots, "step", lambda slots, longest: step(slots, longest) * torch.nan)
+    assert "logits differ" in (slots_defect(tiny_model("gpt2")) or "")
+
+
+def test_an_end_of_text_token_in_an_input_is_only_text() -> None:
+    decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
+    assert decoder.tokenizer.eos_token_id not in decoder.encode(["a <end> b"])[0]
+
+
 def test_bfloat16_passes_the_self_check_and_keeps_probabilities_in_float32() -> None:
     model = tiny_model("llama").to(torch.bfloat16)
     assert slots_defect(model) is None

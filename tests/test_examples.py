@@ -45,6 +45,9 @@ def test_labels_can_be_kept_as_names(tmp_path: Path) -> None:
         (b'{"text_a": "x", "input": 1.5}', 'line 1: "input" must be a whole number (it is 1.5)'),
         (b"[1]", "line 1: must be a JSON object"),
         (b"null", "line 1: "),
+        (rb'{"text_a": "x \ud83d"}', 'line 1: "text_a" holds half of a surrogate pair'),
+        (b'{"text_a": "x", "label": 1' + b"0" * 400 + b"}", "line 1: "),
+        (b'{"text_a": ' + b"[" * 100_000, "line 1: nested too deeply"),
         (b'\n{"text_a": "\xff"}', "line 2: byte 12 is not UTF-8"),
     ],
 )

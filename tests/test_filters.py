@@ -132,6 +132,17 @@ def test_no_text_a_stands_on_both_sides_of_the_split() -> None:
         assert {example.text_b for example in side} == texts, "random pairs stay on their side"
 
 
+def test_data_too_small_for_two_sides_is_refused() -> None:
+    with pytest.raises(DataError, match="too few for a train and a dev side"):
+        filter_examples(dataset(1), FilterOptions())
+
+
+def test_labels_are_smoothed_by_their_scale_not_by_which_of_them_are_there() -> None:
+    rows = [Example("a", "b", 0.5), Example("a", "c", 0.0)]
+    found = filter_examples(rows, FilterOptions(random_pairs=0, dev_share=0))
+    assert [row.label for row in found.train] == [0.5, 0.1]
+
+
 def test_the_funnel_adds_up() -> None:
     found = filter_examples(dataset(20), FilterOptions())
     totals = {step: sum(counts.values()) for step, counts in found.funnel.steps}

@@ -133,6 +133,30 @@ def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
 
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path, train: Train) -> None:
+    run = Run(tmp_path / "run")
+
+    class Stopper(Listener):
+        def progress(self, progress: Progress) -> None:
+            if progress.done == 14:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, watch=Stopper())
+    torn = run.checkpoints / "checkpoint-23"
+    torn.mkdir()
+    (torn / "config.json").write_text("{")
+    assert train(run).state == "resumed"
+
+
+def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, train: Train) -> None:
+    run = Run(tmp_path / "run")
+    write_examples(run.train, rows(96))
+    write_examples(run.dev, rows(24))
+    with pytest.raises(RunError, match="run dino filter"):
+        train(run, train=run.train, dev=run.dev)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

@@ -52,7 +52,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(run: Run, decoder: Decoder, spec: dict[str, Any] = TOY_SPEC, **kwargs: Any) -> tuple[str, Listener]:
     options = kwargs.pop("options", OPTIONS)
-    watch = Listener()
+    watch = kwargs.pop("watch", None) or Listener()
     state = generate(run, TaskSpec.model_validate(spec), lambda: decoder, options, watch, model=MODEL, **kwargs)
     return state, watch
 
@@ -174,6 +174,33 @@ def test_work_without_a_record_is_not_deleted(tmp_path: Path, decoder: Decoder) 
     assert contents(run) == before
 
 
+def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(tmp_path: Path, decoder: Decoder) -> None:
+    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    write(run, decoder)
+    write(whole, decoder)
+
+    def cut_short(path: Path) -> None:
+        path.unlink()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dino_pipeline.run.remove", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            write(run, decoder, fresh=True)
+    assert write(run, decoder)[0] == "new"
+    assert contents(run) == contents(whole)
+
+
+def test_a_mistake_that_left_nothing_behind_can_be_corrected(tmp_path: Path, decoder: Decoder) -> None:
+    def load() -> Decoder:
+        raise ModelError("no such model")
+
+    run, spec = Run(tmp_path / "run"), TaskSpec.model_validate(TOY_SPEC)
+    with pytest.raises(ModelError):
+        generate(run, spec, load, OPTIONS, Listener(), model={"model": "typo"}, inputs=TEXTS)
+    assert write(run, decoder, inputs=TEXTS)[0] == "new"
+
+
 def test_a_text_does_not_depend_on_the_order_of_inputs(tmp_path: Path, decoder: Decoder) -> None:
     found = []
     for name, texts in (("one", TEXTS), ("two", TEXTS[::-1]), ("three", TEXTS[2:4])):
@@ -209,14 +236,16 @@ def test_the_reasons_for_rejection(tmp_path: Path, decoder: Decoder) -> None:
 def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
     spec = {**TOY_SPEC, "stop": "»", "labels": {"1": {"instruction": "Same: «<X1>»\nThen: «"}}}
-    write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], options=replace(OPTIONS, num_inputs=None))
+    options = replace(OPTIONS, num_inputs=None, samples=60)
+    _, watch = write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], options=options)
+    assert any("prompts left out: the input holds the stop string »" in note for note in watch.notes)
     lines = [json.loads(line) for line in (run.rejected / "00000.jsonl").read_text().splitlines()]
     dropped = {row["text_a"][:5]: row["reason"] for row in lines if row["text_b"] is None}
     assert dropped == {
         "xxxxx": "the prompt leaves less than 30 tokens of the model's context",
         "say «": "the input holds the stop string »",
     }
-    assert run.stage("generate")["counts"]["1"]["written"] == 3
+    assert run.stage("generate")["counts"]["1"]["written"] == 60
 
 
 def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path: Path, decoder: Decoder) -> None:
@@ -240,7 +269,9 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path
 def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
     options = replace(OPTIONS, num_inputs=None, samples=80, sampling=replace(WIDE, max_new_tokens=1))
-    _, watch = write(run, decoder, inputs=["x"], options=options)
+    watch = Listener()
+    with pytest.raises(ModelError, match="no text was accepted"):
+        write(run, decoder, inputs=["x"], options=options, watch=watch)
     said = [note for note in watch.notes if 'label "0.5"' in note]
     assert "the last 30 texts were all rejected" in said[0]
     assert "the last 60 texts" in said[1]

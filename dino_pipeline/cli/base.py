@@ -66,6 +66,8 @@ def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
     """Return the run to write and, where the source is a file, that file."""
     from dino_pipeline.run import Run
 
+    if source.is_dir() and run_path is not None and run_path.resolve() != source.resolve():
+        raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
     if source.is_dir():
         return Run(run_path or source), None
     if not source.exists():

@@ -22,17 +22,22 @@ from dino_pipeline.cli.base import command, run_or_file
 @click.option(
     "--dev-share", type=click.FloatRange(0, 0.9), default=0.1, show_default=True, help="Share of the dev split."
 )
+@click.option(
+    "--label-type",
+    type=click.Choice(["score", "class"]),
+    help="class: labels of a FILE are names, whatever they spell.  [default: score; of a RUN, its spec's]",
+)
 @click.option("--seed", default=42, show_default=True)
 @click.option("--fresh", is_flag=True, help="Filter again with other options.")
 @command
-def filter_command(source: Path, run_path: Path | None, fresh: bool, **options: Any) -> None:
+def filter_command(source: Path, run_path: Path | None, label_type: str | None, fresh: bool, **options: Any) -> None:
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""
     from dino_pipeline.console import table
     from dino_pipeline.filters import FilterOptions, filter_run
 
     run, file = run_or_file(source, run_path)
     with run.locked():
-        numeric = run.stage("generate").get("label_type") != "class" if file is None else True
+        numeric = (label_type or (file is None and run.stage("generate").get("label_type"))) != "class"
         chosen = FilterOptions(**options)
         state, funnel = filter_run(run, chosen, source=file, numeric_labels=numeric, fresh=fresh)
     if state == "done":
