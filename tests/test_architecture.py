@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling"},
     {"examples", "spec", "stops", "slots", "encoders", "console", "model_card", "pocket"},
     {"run", "inputs", "decoder", "objectives"},
-    {"generate", "filters", "finetune", "evaluate"},
+    {"generate", "filters", "finetune", "evaluate", "fidelity"},
     {"cli"},
     {"__main__"},
 ]

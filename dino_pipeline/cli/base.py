@@ -58,6 +58,21 @@ def model_path(name: str, pocket_name: str) -> str:
     return str(getattr(pocket, pocket_name)) if name == "pocket" else name
 
 
+def pick_device(name: str | None) -> str:
+    """Return the device to run on: the one named, if it is there, else a GPU if there is one."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            f"--device {name}: {str(error).splitlines()[0]}; name one that is there, or leave it out"
+        ) from error
+    return name
+
+
 def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 

@@ -1,4 +1,4 @@
-"""dino evaluate: correlate cosines with gold scores."""
+"""dino evaluate: encoders against gold scores, generators against the pocket grammar."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import command, model_path, or_dash
+from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
@@ -19,18 +20,60 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("targets", metavar="RUN|MODEL...", nargs=-1, required=True)
+@click.argument("targets", metavar="[RUN|MODEL]...", nargs=-1)
 @click.option("--data", "data_files", multiple=True, type=click.Path(path_type=Path), help="JSONL of scored pairs.")
-@click.option("--suite", type=click.Choice(["pocket"]), help="A built-in set: pocket, held-out pairs of the grammar.")
+@click.option(
+    "--suite",
+    type=click.Choice(["pocket", SUITE]),
+    help=f"pocket: held-out pairs of the grammar. {SUITE}: what generators (MODELs; pocket if none is named) write, "
+    "graded by the grammar, at several strengths of debiasing.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Where to write.  [default: scores.json of the one RUN]"
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Speed only.")
+@click.option("--num-inputs", type=click.IntRange(1), default=200, show_default=True, help=f"{SUITE}: inputs to write.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=3, show_default=True, help=f"{SUITE}: texts per input and label."
+)
+@click.option("--seed", multiple=True, default=(42,), show_default=True, help=f"{SUITE}: give several for a spread.")
+@click.pass_context
 @command
 def evaluate(
+    context: click.Context,
+    targets: Sequence[str],
+    data_files: Sequence[Path],
+    suite: str | None,
+    output: Path | None,
+    batch_size: int,
+    num_inputs: int,
+    samples: int,
+    seed: Sequence[int],
+) -> None:
+    """Correlate cosines with gold scores, for MODELs or for a RUN's encoder before and after training; or grade what
+    generators write."""
+    _refuse_idle_options(context, suite)
+    if suite == SUITE:
+        evaluate_generators(targets or ["pocket"], output, seeds=seed, num_inputs=num_inputs, samples=samples)
+    elif targets:
+        _evaluate_encoders(targets, data_files, suite, output, batch_size)
+    else:
+        raise OptionError("nothing to evaluate; give a RUN, or encoders by folder or Hub id")
+
+
+def _refuse_idle_options(context: click.Context, suite: str | None) -> None:
+    """Refuse options that the suite would not look at."""
+    idle = ("data_files", "batch_size") if suite == SUITE else ("num_inputs", "samples", "seed")
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in idle and source != click.core.ParameterSource.DEFAULT:
+            where = f"with --suite {SUITE}" if suite == SUITE else f"without --suite {SUITE}"
+            raise OptionError(f"{option.opts[0]}: has no meaning {where}; leave it out")
+
+
+def _evaluate_encoders(
     targets: Sequence[str], data_files: Sequence[Path], suite: str | None, output: Path | None, batch_size: int
 ) -> None:
-    """Correlate cosines with gold scores, for MODELs or for a RUN's encoder before and after training."""
     from dino_pipeline.run import Run, digest_files, model_fingerprint
 
     runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]

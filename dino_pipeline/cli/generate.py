@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path, or_dash
-from dino_pipeline.errors import OptionError
+from dino_pipeline.cli.base import command, model_path, or_dash, pick_device
 
 if TYPE_CHECKING:
     from dino_pipeline.run import Run
@@ -76,7 +75,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     from dino_pipeline.decoder import load_decoder, resolve_dtype
     from dino_pipeline.generate import generate as run_generate
 
-    device = _device(options["device"])
+    device = pick_device(options["device"])
     dtype = resolve_dtype(options["dtype"], device)
     path = model_path(options["model"], "GENERATOR")
     console = Console()
@@ -138,21 +137,6 @@ def _of_spec(base: Sampling, sampling: SpecSampling) -> Sampling:
 
 def _override(base: Sampling, values: dict[str, Any]) -> Sampling:
     return replace(base, **{name: value for name, value in values.items() if value is not None})
-
-
-def _device(name: str | None) -> str:
-    """Return the device to run on: the one named, if it is there, else a GPU if there is one."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"--device {name}: {str(error).splitlines()[0]}; name one that is there, or leave it out"
-        ) from error
-    return name
 
 
 def _report_generated(run: Run, state: str) -> None:

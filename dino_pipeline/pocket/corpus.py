@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from random import Random
 
-from dino_pipeline.pocket.frames import Frame, neighbour, random_frame, stranger
+from dino_pipeline.pocket.frames import STRANGE, Frame, neighbour, random_frame, stranger
 from dino_pipeline.pocket.grammar import paraphrases, write
 
 SAME, SIMILAR, DIFFERENT = "same", "similar", "different"
 RELATIONS = (SAME, SIMILAR, DIFFERENT)
+ALIKE = (0.3, 0.7)  # similarities of what is called similar
 
 # The first wording is the paper's, and by far the most frequent; the others teach that wordings may vary.
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
@@ -41,6 +42,15 @@ class Noise:
     different: tuple[float, float, float] = (0.10, 0.24, 0.66)
 
 
+SECOND = '\nSentence 2: "'
+
+
+def prompt(relation: str, first: str | None = None, wording: int = 0) -> str:
+    """The paper's prompt up to the quotation mark at which the first sentence begins, or the second after `first`."""
+    opening = f'Task: {INSTRUCTIONS[relation][wording]}\nSentence 1: "'
+    return opening if first is None else f'{opening}{first}"{SECOND}'
+
+
 # A row is a list of (text, loss weight); pieces meet at quotes only, where no token crosses.
 Row = list[tuple[str, float]]
 SECOND_WEIGHT = 4.0
@@ -49,7 +59,14 @@ SECOND_WEIGHT = 4.0
 def related(rng: Random, frame: Frame, relation: str) -> Frame:
     if relation == SAME:
         return frame
-    return neighbour(rng, frame, 0.3, 0.7) if relation == SIMILAR else stranger(rng, frame)
+    return neighbour(rng, frame, *ALIKE) if relation == SIMILAR else stranger(rng, frame)
+
+
+def relation_holds(relation: str, similarity: float) -> bool:
+    """Whether two sentences are as alike as `related` makes those of this relation."""
+    if relation == SAME:
+        return similarity == 1
+    return ALIKE[0] <= similarity <= ALIKE[1] if relation == SIMILAR else similarity < STRANGE
 
 
 def second_sentence(rng: Random, frame: Frame, first: str, relation: str) -> str:
@@ -64,16 +81,15 @@ def second_sentence(rng: Random, frame: Frame, first: str, relation: str) -> str
 def prompt_row(rng: Random, noise: Noise) -> Row:
     """One block of the paper's prompt: instruction, first sentence, second sentence."""
     asked = rng.choice(RELATIONS)
-    wordings = INSTRUCTIONS[asked]
-    wording = wordings[0] if rng.random() < 0.85 else rng.choice(wordings[1:])
+    wording = 0 if rng.random() < 0.85 else rng.choice(range(1, len(INSTRUCTIONS[asked])))
     relation = rng.choices(RELATIONS, getattr(noise, asked))[0]
     frame = random_frame(rng)
     first = write(frame, rng)
     second = second_sentence(rng, frame, first, relation)
     return [
-        (f'Task: {wording}\nSentence 1: "', 0.0),
+        (prompt(asked, wording=wording), 0.0),
         (f'{first}"', 1.0),
-        ('\nSentence 2: "', 0.0),
+        (SECOND, 0.0),
         (f'{second}"', SECOND_WEIGHT),
     ]
 

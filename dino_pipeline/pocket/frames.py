@@ -46,6 +46,7 @@ EVENT_MODES: tuple[str, ...] = ("past",) * 8 + ("now",) * 3 + ("future", "fact",
 EVENT_MODES += ("want", "must", "can", "try", "start", "forget", "refuse", "plan", "never")
 STATE_MODES = ("fact", "past")
 KIND_WEIGHTS = {"event": 70, "feeling": 11, "compare": 7, "state": 7, "exist": 5}
+STRANGE = 0.08  # frames less similar than this have nothing to do with each other
 SPLITS = 20  # one proposition in so many is held out for the gold test set, and one for its dev set
 
 
@@ -82,7 +83,13 @@ def thing_fits(thing: Thing, nouns: tuple[str, ...], plain: bool) -> bool:
 
 
 def valid(frame: Frame) -> bool:
-    """Whether the grammar would write this frame: selection, number, tense and circumstances."""
+    """Whether the grammar would write this frame: well-formed, and no noun in two parts ("a girl helped a girl")."""
+    nouns = [thing.noun for thing in (frame.agent, frame.theme, frame.recipient) if thing]
+    return well_formed(frame) and len(dict.fromkeys(nouns)) == len(nouns)
+
+
+def well_formed(frame: Frame) -> bool:
+    """Whether the grammar can read this frame: selection, number, tense and circumstances."""
     predicate = PREDICATES[frame.predicate]
     plain, roles = predicate.kind in ("compare", "state"), roles_of(predicate)
     things = {role: getattr(frame, role) for role in ROLES}
@@ -90,15 +97,13 @@ def valid(frame: Frame) -> bool:
         return False
     if not all(thing_fits(things[role], nouns, plain) for role, nouns in roles.items()):
         return False
-    if len({thing.noun for thing in things.values() if thing}) < len(roles):
-        return False
-    if predicate.kind == "compare" and not same_kind(frame.agent, frame.theme):
+    if predicate.kind == "compare" and not comparable(frame.agent, frame.theme):
         return False
     return frame.mode in modes_of(predicate) and circumstances_fit(frame, predicate)
 
 
-def same_kind(a: Thing | None, b: Thing | None) -> bool:
-    return a is not None and b is not None and NOUNS[a.noun].kind == NOUNS[b.noun].kind
+def comparable(a: Thing | None, b: Thing | None) -> bool:
+    return a is not None and b is not None and a.noun != b.noun and NOUNS[a.noun].kind == NOUNS[b.noun].kind
 
 
 def circumstances_fit(frame: Frame, predicate: Predicate) -> bool:
@@ -272,7 +277,7 @@ def stranger(rng: Random, frame: Frame, split: str = "train") -> Frame:
     """A frame on another topic; it may share when and where."""
     while True:
         other = random_frame(rng, split)
-        if other.predicate != frame.predicate and similarity(frame, other) < 0.08:
+        if other.predicate != frame.predicate and similarity(frame, other) < STRANGE:
             return other
 
 

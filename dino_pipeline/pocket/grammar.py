@@ -18,7 +18,7 @@ from dino_pipeline.pocket.frames import (
     Thing,
     modes_of,
     roles_of,
-    valid,
+    well_formed,
 )
 from dino_pipeline.pocket.lexicon import (
     DATA,
@@ -588,7 +588,7 @@ def readings(sentence: str) -> list[Frame]:
     found: dict[Frame, None] = {}
     for kind, pattern, slots in Reader(tokens(text)).walk(pattern_tree(), 0, ()):
         for frame in candidates(slots, kind):
-            if frame not in found and valid(frame) and tells(frame, pattern, slots):
+            if frame not in found and well_formed(frame) and tells(frame, pattern, slots):
                 found[frame] = None
     return list(found)
 

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from dino_pipeline import pocket
 from dino_pipeline.examples import read_examples
 from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows
-from dino_pipeline.pocket.frames import proposition, random_frame, similarity, split_of
+from dino_pipeline.pocket.frames import Thing, proposition, random_frame, similarity, split_of, valid, well_formed
 from dino_pipeline.pocket.gold import gold_pairs
 from dino_pipeline.pocket.grammar import paraphrases, parse, write
 from dino_pipeline.pocket.lexicon import NOUNS, PREDICATES, verb_forms
@@ -53,6 +53,15 @@ def test_similarity_is_graded_and_symmetric(seed: int) -> None:
 def test_other_text_is_not_read() -> None:
     for text in ("", "Hello there.", "The the doctor doctor.", "A man eats", "A doctor ate ate an apple."):
         assert parse(text) is None
+
+
+def test_a_noun_in_two_parts_is_read_but_not_written() -> None:
+    frame = parse("Two girls trusted a girl.")
+    assert frame is not None
+    assert (frame.agent, frame.theme) == (Thing("girl", 2), Thing("girl"))
+    assert well_formed(frame)
+    assert not valid(frame)
+    assert parse("The girl is richer than the girl.") is None
 
 
 def test_the_text_stream_is_pinned() -> None:

@@ -1,20 +1,32 @@
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import pytest
+from click.testing import CliRunner
 
 from dino_pipeline import pocket
-from dino_pipeline.decoder import Decoder, Request, load_decoder
+from dino_pipeline.cli import main
+from dino_pipeline.decoder import Decoder, load_decoder
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.pocket.frames import random_frame, similarity
-from dino_pipeline.pocket.grammar import parse, write
-from dino_pipeline.sampling import Sampling
+from dino_pipeline.fidelity import Quality, distinct_2, measure, sts_spec, summarise
+from dino_pipeline.pocket.frames import random_frame
+from dino_pipeline.pocket.grammar import write
+from dino_pipeline.progress import Progress
 from dino_pipeline.slots import Slots
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec import TaskSpec, load_spec
 from tests.test_spec import SPECS
 
-X1 = [write(random_frame(Random(seed)), Random(seed)) for seed in range(3)]
+X1 = write(random_frame(Random(0)), Random(0))
+
+
+class Silence:
+    def progress(self, progress: Progress) -> None: ...
+
+    def note(self, message: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +34,10 @@ def decoder() -> Decoder:
     return load_decoder(str(pocket.GENERATOR), dtype="float32", device="cpu", rows=64)
 
 
-def texts(decoder: Decoder, label: str, decay: float, samples: int = 20) -> list[tuple[str, str, str]]:
-    """(input, text, how it ended) of one label of the STS spec."""
-    spec = load_spec(SPECS / "sts-x2.json")
-    requests, inputs = [], []
-    for text in X1:
-        prompts = decoder.encode([spec.prompt(name, text) for name in (label, *spec.labels[label].counter_labels)])
-        requests += [Request(tuple(prompts), (text, label, sample)) for sample in range(samples)]
-        inputs += [text] * samples
-    done = sorted(decoder.sample(requests, Sampling(decay=decay)), key=lambda found: found.number)
-    return [(text, found.text, found.finish) for text, found in zip(inputs, done, strict=True)]
+@pytest.fixture(scope="module")
+def found(decoder: Decoder) -> dict[tuple[str, float | None], Quality]:
+    qualities = measure(decoder, Silence(), num_inputs=60, samples=2)
+    return {(quality.label, quality.decay): quality for quality in qualities}
 
 
 def test_the_files_are_small() -> None:
@@ -40,31 +46,71 @@ def test_the_files_are_small() -> None:
     assert all((folder / "README.md").exists() for folder in (pocket.GENERATOR, pocket.ENCODER))
 
 
-def test_the_generator_runs_in_slots_and_stops_at_the_quote(decoder: Decoder) -> None:
+def test_the_generator_runs_in_slots(decoder: Decoder) -> None:
     assert decoder.make_rows is Slots
-    found = [finish for label in ("1", "0.5", "0") for _, _, finish in texts(decoder, label, 100)]
-    assert found.count("stop") >= 0.99 * len(found)
 
 
 def test_a_prompt_is_cut_into_tokens_as_in_training(decoder: Decoder) -> None:
     """A prompt that ends at the opening quotation mark is a prefix of the prompt with its text."""
-    prompt = load_spec(SPECS / "sts-x2.json").prompt("0.5", X1[0])
+    prompt = load_spec(SPECS / "sts-x2.json").prompt("0.5", X1)
     alone, whole = decoder.encode([prompt, prompt + 'A nurse lifted it."'])
     assert whole[: len(alone)] == alone
 
 
-def mean_gold(found: list[tuple[str, str, str]]) -> float:
-    """Mean similarity, by the grammar, of the pairs that it can read."""
-    frames = [(parse(text), parse(written)) for text, written, _ in found]
-    grades = [similarity(one, other) for one, other in frames if one and other]
-    assert len(grades) >= 0.8 * len(found)
-    return sum(grades) / len(grades)
+def test_the_measured_spec_is_the_shipped_one() -> None:
+    measured, shipped = sts_spec(), load_spec(SPECS / "sts-x2.json")
+    assert measured.labels == shipped.labels
+    assert isinstance(measured.inputs, TaskSpec)
+    assert isinstance(shipped.inputs, TaskSpec)
+    assert measured.inputs.labels == shipped.inputs.labels
+    assert measured.inputs.sampling == shipped.inputs.sampling
 
 
-def test_labels_are_followed_and_debiasing_parts_them(decoder: Decoder) -> None:
-    same, near, far = (mean_gold(texts(decoder, label, 100)) for label in ("1", "0.5", "0"))
-    assert same > near > far
-    assert far < mean_gold(texts(decoder, "0", 0)) - 0.1
+def test_texts_end_are_sentences_and_are_new(found: dict[tuple[str, float | None], Quality]) -> None:
+    for quality in found.values():
+        assert quality.stopped >= 0.98, quality
+        assert quality.parsed >= 0.9, quality
+        assert quality.novel >= 0.9, quality
+        assert quality.distinct_2 >= 0.4, quality
+    assert found["inputs", None].parsed >= 0.97
+
+
+def test_labels_are_followed_and_debiasing_parts_them(found: dict[tuple[str, float | None], Quality]) -> None:
+    """The regression test of decoder and sampling: what debiasing does to the pocket generator's labels."""
+    gold = {key: quality.gold or 0.0 for key, quality in found.items()}
+    strict = {key: quality.strict or 0.0 for key, quality in found.items()}
+    assert gold["1", None] >= 0.92
+    assert strict["1", None] >= 0.85
+    for label in ("0.5", "0"):
+        assert all(gold[label, weak] > gold[label, strong] for weak, strong in pairwise((0, 10, 30, 100))), label
+        assert strict[label, 30] > strict[label, 0] + 0.2
+    assert gold["0", 0] >= 0.4
+    assert gold["0", 100] <= 0.1
+
+
+def test_seeds_are_summed_up_by_mean_and_spread(found: dict[tuple[str, float | None], Quality]) -> None:
+    quality = found["0.5", 100]
+    other = Quality(**{**vars(quality), "seed": 43, "parsed": quality.parsed - 0.02})
+    (summary,) = summarise([quality, other])
+    assert summary.values["parsed"] == pytest.approx((quality.parsed - 0.01, 0.02 / 2**0.5))
+    assert summary.values["gold"] == (quality.gold, 0)
+
+
+def test_distinct_2_counts_pairs_of_words() -> None:
+    assert distinct_2(["A dog runs.", "a dog sits"]) == 3 / 4
+    assert distinct_2(["Alone"]) == 0
+
+
+def test_the_suite_prints_a_table_and_writes_every_seed(tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    options = ["--num-inputs", "6", "--samples", "1", "--seed", "1", "--seed", "2", "--output", str(output)]
+    done = CliRunner().invoke(main, ["evaluate", "--suite", "pocket-generation", *options])
+    assert done.exit_code == 0, done.output
+    assert "pocket: 6 inputs, 1 texts per input and label, seeds 1, 2" in done.output
+    assert "label 0.5    100" in done.output
+    rows = json.loads(output.read_text())["models"][0]["qualities"]
+    assert len(rows) == 2 * (1 + 1 + 4 + 4)
+    assert {row["seed"] for row in rows} == {1, 2}
 
 
 def test_the_encoder_loads_with_mean_pooling() -> None:

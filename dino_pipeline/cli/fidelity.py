@@ -1,0 +1,76 @@
+"""dino evaluate --suite pocket-generation: what generators write, graded by the pocket grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dino_pipeline.cli.base import model_path, pick_device
+from dino_pipeline.errors import OptionError
+
+if TYPE_CHECKING:
+    from dino_pipeline.fidelity import Summary
+
+SUITE = "pocket-generation"
+
+
+def evaluate_generators(
+    models: Sequence[str], output: Path | None, *, seeds: Sequence[int], num_inputs: int, samples: int
+) -> None:
+    """Measure each generator, print a table a generator, and write all rows, seed by seed, if told where."""
+    from dino_pipeline.console import Console
+    from dino_pipeline.decoder import load_decoder, resolve_dtype
+    from dino_pipeline.examples import write_json
+    from dino_pipeline.fidelity import measure, summarise
+
+    for model in models:
+        if (Path(model) / "run.json").exists():
+            raise OptionError(f"{model}: is a run; suite {SUITE} takes generators, by folder or Hub id")
+    results = []
+    device, console = pick_device(None), Console()
+    for model in models:
+        path = model_path(model, "GENERATOR")
+        decoder = load_decoder(path, dtype=resolve_dtype("auto", device), device=device, rows=128)
+        try:
+            found = [
+                quality
+                for seed in dict.fromkeys(seeds)
+                for quality in measure(decoder, console, seed=seed, num_inputs=num_inputs, samples=samples)
+            ]
+        finally:
+            console.close()
+        results.append({"model": model, "qualities": [asdict(quality) for quality in found]})
+        click.echo(f"{model}: {num_inputs} inputs, {samples} texts per input and label, seeds {_listed(seeds)}")
+        click.echo(_table(summarise(found)))
+    if output:
+        write_json(output, {"suite": SUITE, "num_inputs": num_inputs, "samples": samples, "models": results})
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, dict.fromkeys(seeds)))
+
+
+def _table(summaries: Sequence[Summary]) -> str:
+    from dino_pipeline.console import table
+    from dino_pipeline.fidelity import MEASURES
+
+    rows = [
+        [
+            summary.label if summary.label == "inputs" else f"label {summary.label}",
+            "-" if summary.decay is None else "off" if summary.decay == 0 else f"{summary.decay:g}",
+            *(_value(summary.values[name]) for name in MEASURES),
+        ]
+        for summary in summaries
+    ]
+    return table(["texts", "decay", "stopped", "parsed", "novel", "distinct-2", "strict fidelity", "mean gold"], rows)
+
+
+def _value(found: tuple[float, float | None] | None) -> str:
+    if found is None:
+        return "-"
+    mean, spread = found
+    return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
