@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -191,6 +193,8 @@ def optimizer_for(model: torch.nn.Module, schedule: Schedule) -> torch.optim.Ada
 class Progress:
     """What a checkpoint holds besides weights."""
 
+    recipe: dict[str, Any]
+    """What decides the weights; a checkpoint of another recipe is not gone on with."""
     shard: int = 0
     tokens: int = 0
     data_hash: str = ""
@@ -208,10 +212,15 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     aside.replace(path)
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(
+    path: Path, recipe: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
     if not path.exists():
-        return Progress()
+        return Progress(recipe)
     state = torch.load(path, map_location="cpu", weights_only=True)
+    old = state["progress"]["recipe"]
+    if other := [f"{name} {old.get(name)}" for name in {**old, **recipe} if old.get(name) != recipe.get(name)]:
+        raise click.UsageError(f"{path}: was begun with {', '.join(other)}; delete it, or name another --work")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     logger.info("going on at shard %d", state["progress"]["shard"])
@@ -247,10 +256,14 @@ def train_shard(model: Any, optimizer: Any, rows: Encoded, loss_of: Any, schedul
     return float(torch.stack(losses).mean())
 
 
-def train(model: Any, schedule: Schedule, stream: Any, loss_of: Any, checkpoint: Path) -> Progress:
-    """`stream(shards)` yields encoded shards in order; a checkpoint is written every few shards."""
+def train(
+    model: Any, schedule: Schedule, text: dict[str, Any], stream: Any, loss_of: Any, checkpoint: Path, every: int = 10
+) -> Progress:
+    """`stream(shards)` yields encoded shards in order; a checkpoint follows every few. `text` is what, beside the
+    schedule, decides the text."""
+    recipe = json.loads(json.dumps({**asdict(schedule), **text}))
     optimizer = optimizer_for(model, schedule)
-    progress = load_checkpoint(checkpoint, model, optimizer)
+    progress = load_checkpoint(checkpoint, recipe, model, optimizer)
     model.train()
     start, before = time.monotonic(), progress.tokens
     for rows, digest in stream(range(progress.shard, schedule.shards)):
@@ -259,7 +272,7 @@ def train(model: Any, schedule: Schedule, stream: Any, loss_of: Any, checkpoint:
         speed = (progress.tokens - before) / (time.monotonic() - start)
         done = progress.shard * schedule.shard_steps
         logger.info("step %d: loss %.4f, %.1f M tokens, %.0f tokens/s", done, loss, progress.tokens / 1e6, speed)
-        if progress.shard % 10 == 0 or progress.shard == schedule.shards:
+        if progress.shard % every == 0 or progress.shard == schedule.shards:
             save_checkpoint(checkpoint, model, optimizer, progress)
     return progress
 
@@ -298,18 +311,27 @@ def encoder_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
     return BertForMaskedLM(config)
 
 
-def save_half(model: Any, folder: Path) -> None:
-    """Weights in half precision to keep the package small, to be computed with in single precision."""
-    model.to("cpu").half().save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def publish(model: Any, tokenizer: PreTrainedTokenizerFast, progress: Progress, work: Path, out: Path) -> None:
+    """Write model, tokenizer and record aside, then move each file into `out`, beside the card.
+
+    Weights are stored in half precision to keep the package small, to be computed with in single precision.
+    """
+    with TemporaryDirectory(dir=work) as folder:
+        aside = Path(folder)
+        model.to("cpu").half().save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = "float32"
+        write_json(aside / "config.json", config, sort_keys=True)
+        record = {**progress.recipe, "tokens": progress.tokens, "data_hash": progress.data_hash}
+        write_json(aside / "training.json", record)
+        out.mkdir(parents=True, exist_ok=True)
+        for file in sorted(aside.iterdir()):
+            shutil.move(file, out / file.name)
 
 
-def write_record(folder: Path, schedule: Schedule, progress: Progress, **more: object) -> None:
-    record = {**asdict(schedule), "tokens": progress.tokens, "data_hash": progress.data_hash, **more}
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def write_json(path: Path, value: dict[str, Any], sort_keys: bool = False) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 
 def prepared(work: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
@@ -326,7 +348,7 @@ def pick_device(name: str) -> str:
 def common_options(command: Any) -> Any:
     options = [
         click.option("--seed", default=1, show_default=True),
-        click.option("--work", type=click.Path(path_type=Path), required=True, help="Scratch: checkpoints."),
+        click.option("--work", type=click.Path(path_type=Path), required=True, help="Checkpoints, to go on from."),
         click.option("--workers", default=0, show_default=True, help="Processes that write text; 0: this one."),
         click.option("--device", default="auto", show_default=True),
     ]
@@ -343,8 +365,8 @@ def main() -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=GENERATOR)
-@click.option("--steps", default=8000, show_default=True)
-@click.option("--batch-size", default=256, show_default=True)
+@click.option("--steps", default=9000, show_default=True)
+@click.option("--batch-size", default=512, show_default=True)
 @click.option("--learning-rate", default=2e-3, show_default=True)
 @click.option("--clean-share", default=0.3, show_default=True, help="Share of steps before the prompts begin.")
 @click.option("--vocabulary", default=2048, show_default=True)
@@ -362,15 +384,14 @@ def generator(
     model.to(pick_device(device))
     make = partial(generator_shard, schedule=schedule, clean_shards=round(clean_share * schedule.shards), noise=Noise())
     stream = partial(shard_stream, make, tokenizer_file=file, workers=workers)
-    progress = train(model, schedule, stream, causal_loss, work / "generator.pt")
-    save_half(model, out)
-    tokenizer.save_pretrained(out)
-    write_record(out, schedule, progress, clean_share=clean_share, noise=asdict(Noise()))
+    text = {"clean_share": clean_share, "noise": asdict(Noise())}
+    progress = train(model, schedule, text, stream, causal_loss, work / "generator.pt")
+    publish(model, tokenizer, progress, work, out)
 
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=ENCODER)
-@click.option("--steps", default=2000, show_default=True)
+@click.option("--steps", default=300, show_default=True)
 @click.option("--batch-size", default=256, show_default=True)
 @click.option("--learning-rate", default=2e-3, show_default=True)
 @click.option("--vocabulary", default=2048, show_default=True)
@@ -388,10 +409,8 @@ def encoder(
     model.to(pick_device(device))
     loss_of = partial(masked_loss, mask_id=tokenizer.mask_token_id, first_word=5)
     stream = partial(shard_stream, partial(encoder_shard, schedule=schedule), tokenizer_file=file, workers=workers)
-    progress = train(model, schedule, stream, loss_of, work / "encoder.pt")
-    save_half(model, out)
-    tokenizer.save_pretrained(out)
-    write_record(out, schedule, progress)
+    progress = train(model, schedule, {}, stream, loss_of, work / "encoder.pt")
+    publish(model, tokenizer, progress, work, out)
 
 
 @main.command()
