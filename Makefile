@@ -5,8 +5,10 @@ RUN        ?= outputs/$(basename $(notdir $(SPEC)))
 MODEL      ?= pocket
 ENCODER    ?= pocket
 INPUTS     ?=
-NUM_INPUTS ?= $(if $(INPUTS),,500)
-SAMPLES    ?= 5
+NUM_INPUTS ?= $(if $(INPUTS),,$(if $(POCKET),1250,500))
+SAMPLES    ?= $(if $(POCKET),2,5)
+DECAY      ?=
+TRAINING   ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING))
 SEED       ?= 42
 FRESH      ?=
 
@@ -15,11 +17,13 @@ VENV   := .venv
 DINO   := $(VENV)/bin/dino
 READY  := $(VENV)/.installed
 
-# The paper's hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one.
-POCKET_TRAINING := --learning-rate 1e-3 --epochs 4
+# The paper's hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one. The pocket
+# generator's inputs cost next to nothing, so that many inputs with few texts each are better than few with many.
+POCKET := $(filter pocket,$(MODEL))
+POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune test lint format bench clean
+.PHONY: help install generate finetune demo pocket test lint format bench clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -32,6 +36,8 @@ help: ## list targets and variables
 	@echo "  INPUTS      file of texts for <X1>                 $(or $(INPUTS),written by the spec's inputs spec)"
 	@echo "  NUM_INPUTS  how many inputs                        $(or $(NUM_INPUTS),all of the file)"
 	@echo "  SAMPLES     texts per input and label              $(SAMPLES)"
+	@echo "  DECAY       sharpness of debiasing; 0: off         $(or $(DECAY),the spec's or 100)"
+	@echo "  TRAINING    options of dino finetune               $(or $(TRAINING),the paper's)"
 	@echo "  SEED        of all random choices                  $(SEED)"
 	@echo "  FRESH       1 starts over with other options       $(FRESH)"
 
@@ -46,13 +52,27 @@ $(READY): pyproject.toml constraints.txt
 
 generate: $(READY) ## write texts with the language model, then filter them
 	$(DINO) generate $(SPEC) --run $(RUN) --model $(MODEL) --samples $(SAMPLES) --seed $(SEED) \
-	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(NUM_INPUTS),--num-inputs $(NUM_INPUTS)) $(if $(FRESH),--fresh)
+	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(NUM_INPUTS),--num-inputs $(NUM_INPUTS)) $(if $(DECAY),--decay $(DECAY)) \
+	  $(if $(FRESH),--fresh)
 	$(DINO) filter $(RUN) $(if $(FRESH),--fresh)
 
 finetune: generate ## train the encoder on the filtered pairs, then evaluate it
-	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING)) \
-	  $(if $(FRESH),--fresh)
+	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(TRAINING) $(if $(FRESH),--fresh)
 	$(DINO) evaluate $(RUN)
+
+DEMO := SPEC=task_specs/sts-x2.json MODEL=pocket ENCODER=pocket INPUTS= NUM_INPUTS=8000 SAMPLES=2 \
+  TRAINING='--learning-rate 2e-3 --batch-size 128 --epochs 3'
+
+demo: $(READY) ## the pocket models in full: with and without debiasing, and what the generator writes (15 minutes)
+	$(DINO) evaluate --suite pocket-generation
+	$(MAKE) finetune RUN=outputs/demo DECAY= $(DEMO)
+	$(MAKE) finetune RUN=outputs/demo-undebiased DECAY=0 $(DEMO)
+	$(DINO) evaluate outputs/demo outputs/demo-undebiased --suite pocket
+
+pocket: $(READY) ## train the pocket models again and write their gold set; goes on in outputs/pocket (a GPU helps)
+	$(VENV)/bin/python -m dino_pipeline.pocket.train gold
+	$(VENV)/bin/python -m dino_pipeline.pocket.train encoder --work outputs/pocket --workers 2
+	$(VENV)/bin/python -m dino_pipeline.pocket.train generator --work outputs/pocket --workers 2
 
 test: $(READY) ## run all tests, offline
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest

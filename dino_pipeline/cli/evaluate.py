@@ -77,7 +77,7 @@ def _evaluate_encoders(
     from dino_pipeline.run import Run, digest_files, model_fingerprint
 
     runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]
-    models = [model for target in targets for model in _models_of(target)]
+    models = list(dict.fromkeys(model for target in targets for model in _models_of(target, alone=len(runs) == 1)))
     data = _evaluation_data(runs, data_files, suite)
     sources = "+".join(
         [digest_files([path for _, path in data]), *(f"{n}:{model_fingerprint(p) or p}" for n, p in models)]
@@ -106,8 +106,11 @@ def _evaluate(
     return scores
 
 
-def _models_of(target: str) -> list[tuple[str, str]]:
-    """Return (name to show, path) of a run's encoder before and after training, or of the model itself."""
+def _models_of(target: str, *, alone: bool) -> list[tuple[str, str]]:
+    """Return (name to show, path) of a run's encoder before and after training, or of the model itself.
+
+    A run is named where it is not the only one.
+    """
     from dino_pipeline.run import Run
 
     run = Run(Path(target))
@@ -116,7 +119,8 @@ def _models_of(target: str) -> list[tuple[str, str]]:
     if run.stage("finetune").get("status") != "done":
         raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
     encoder = run.stage("finetune")["options"]["encoder"]
-    return [(f"{encoder} before", model_path(encoder, "ENCODER")), (f"{encoder} finetuned", str(run.model))]
+    finetuned = f"{encoder} finetuned" if alone else f"{encoder} finetuned on {run.path.name}"
+    return [(f"{encoder} before", model_path(encoder, "ENCODER")), (finetuned, str(run.model))]
 
 
 def _evaluation_data(runs: Sequence[Run], files: Sequence[Path], suite: str | None) -> list[tuple[str, Path]]:

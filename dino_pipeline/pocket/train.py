@@ -48,8 +48,11 @@ class Schedule:
     learning_rate: float
     seed: int
     shard_steps: int = 50
-    warmup: int = 200
     weight_decay: float = 0.1
+
+    @property
+    def warmup(self) -> int:
+        return max(1, min(200, self.steps // 5))
 
     @property
     def shards(self) -> int:

@@ -17,7 +17,7 @@ from dino_pipeline.pocket import train as pocket_train
 from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows
 from dino_pipeline.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train
 
-SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_steps=2, warmup=2)
+SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_training_cut_short_ends_with_the_same_weights(tmp_path: Path, tokeniz
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     trained(tmp_path, tokenizer)
-    other = Schedule(steps=8, batch_size=8, learning_rate=1e-3, seed=3, shard_steps=2, warmup=2)
+    other = Schedule(steps=8, batch_size=8, learning_rate=1e-3, seed=3, shard_steps=2)
     with pytest.raises(click.UsageError, match=r"generator.pt: was begun with batch_size 4; delete it"):
         trained(tmp_path, tokenizer, schedule=other)
 
