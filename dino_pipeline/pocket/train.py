@@ -90,21 +90,35 @@ def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerF
 
 
 def wordpiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """BERT's tokenizer, of lower-case ASCII."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = bert_like(models.WordPiece(wordpiece_vocabulary(texts, vocabulary, special), unk_token="[UNK]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.decoder = decoders.WordPiece()
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+
+
+def wordpiece_vocabulary(texts: Iterable[str], size: int, special: list[str]) -> dict[str, int]:
+    """The trainer numbers the pieces inside words as they come out of a hash map, other in every process, and their
+    numbers break ties between merges; handed over as special tokens, they have theirs already."""
+    tokenizer = bert_like(models.WordPiece(unk_token="[UNK]"))
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    inner = [f"##{letter}" for letter in letters if letter.isalnum()]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=special + inner, initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.get_vocab()
+
+
+def bert_like(model: Any) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 # Text to token ids, in worker processes that each hold the tokenizer once.
@@ -394,7 +408,7 @@ def generator(
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=ENCODER)
-@click.option("--steps", default=300, show_default=True)
+@click.option("--steps", default=200, show_default=True)
 @click.option("--batch-size", default=256, show_default=True)
 @click.option("--learning-rate", default=2e-3, show_default=True)
 @click.option("--vocabulary", default=2048, show_default=True)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.pocket import train as pocket_train
-from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows
+from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows, shard_sentences
 from dino_pipeline.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train
 
 SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_steps=2)
@@ -63,6 +63,13 @@ def test_text_does_not_depend_on_the_number_of_workers(tmp_path: Path, tokenizer
     make = partial(generator_shard, schedule=SCHEDULE, clean_shards=1, noise=Noise())
     alone, together = (list(shard_stream(make, range(3), file, workers)) for workers in (0, 2))
     assert alone == together
+
+
+def test_a_vocabulary_is_the_same_each_time() -> None:
+    def learn() -> dict[str, int]:
+        return pocket_train.wordpiece_tokenizer(shard_sentences(3, -1, 200), 400).get_vocab()
+
+    assert learn() == learn()
 
 
 def test_the_command_writes_a_model_with_its_record(tmp_path: Path) -> None:
