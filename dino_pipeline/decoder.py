@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dino_pipeline.debias import debias_scores
 from dino_pipeline.errors import ModelError
-from dino_pipeline.sampling import Sampling, choose, uniforms
+from dino_pipeline.next_token import next_tokens
+from dino_pipeline.sampling import Sampling, uniforms
 from dino_pipeline.slots import PlainRows, Prefilled, Prompt, Slots, accepts_positions, attention_windows
 from dino_pipeline.stops import Ending, Finish, StopRule, banned_tokens
 
@@ -26,10 +25,6 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest accepted difference of the self-check's logits, relative to their spread."""
-
-
-CACHED = 2**20
-"""Probabilities that debiasing looks at in one go on a CPU (4 MB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -154,30 +149,16 @@ class Decoder:
 
     def _step(self, lane: _Lane, sampling: Sampling) -> None:
         """Give every text in the lane its next token."""
-        logits = lane.slots.step(lane.longest())
-        for texts in self._chunks(lane.texts):
-            self._write(lane.slots, logits, texts, sampling)
-
-    def _chunks(self, texts: Sequence[_Text]) -> Iterator[Sequence[_Text]]:
-        """Yield texts with equally many prompts, on a CPU so few that their distributions stay in its cache."""
-        for width, same in groupby(sorted(texts, key=lambda text: len(text.rows)), key=lambda text: len(text.rows)):
-            texts = list(same)
-            size = max(1, CACHED // (self.vocab * width)) if self.model.device.type == "cpu" else len(texts)
-            yield from (texts[start : start + size] for start in range(0, len(texts), size))
-
-    def _write(self, slots: Slots | PlainRows, logits: Tensor, texts: Sequence[_Text], sampling: Sampling) -> None:
-        """Choose the next token of texts with equally many prompts, and feed it to all their rows."""
-        rows = torch.tensor([row for text in texts for row in text.rows], device=logits.device)
-        log_probs = torch.log_softmax(logits[rows].masked_fill_(self.banned, -torch.inf), dim=-1)
-        groups = torch.arange(len(rows), device=logits.device).view(len(texts), -1)
-        scores = debias_scores(log_probs, groups, sampling.decay, sampling.floor)
-        uniform = torch.tensor([text.draws[len(text.tokens)] for text in texts], device=logits.device)
-        tokens = choose(scores, uniform, sampling.top_k, sampling.top_p)
-        slots.feed(rows, tokens.repeat_interleave(groups.shape[1]))
-        under_prompts = log_probs[groups, tokens[:, None]].tolist()
-        for text, token, logprobs in zip(texts, tokens.tolist(), under_prompts, strict=True):
+        logits = lane.slots.step(lane.longest()).index_fill_(1, self.banned, -torch.inf)
+        widest = max(len(text.rows) for text in lane.texts)
+        rows = [text.rows + text.rows[:1] * (widest - len(text.rows)) for text in lane.texts]
+        groups = torch.tensor(rows, device=logits.device)
+        uniform = torch.tensor([text.draws[len(text.tokens)] for text in lane.texts], device=logits.device)
+        tokens, log_probs = next_tokens(logits, groups, uniform, sampling)
+        lane.slots.feed(groups, tokens)
+        for text, token, under_prompts in zip(lane.texts, tokens.tolist(), log_probs.tolist(), strict=True):
             text.tokens.append(token)
-            text.logprobs.append(logprobs)
+            text.logprobs.append(under_prompts[: len(text.rows)])
 
 
 class _Lane:
@@ -289,7 +270,7 @@ def _largest_difference(model: PreTrainedModel, lengths: Sequence[int], steps: i
             return float("inf")
         worst = max(worst, float((logits - expected).abs().max() / expected.std()))
         following = torch.tensor([text[length + step] for text, length in zip(texts, lengths, strict=True)])
-        slots.feed(slots.every_row, following.to(slots.device))
+        slots.feed(slots.every_row[:, None], following.to(slots.device))
     return worst
 
 

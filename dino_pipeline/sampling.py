@@ -51,14 +51,16 @@ def choose(log_probs: Tensor, uniform: Tensor, top_k: int, top_p: float) -> Tens
         ``(rows,)`` token ids.
     """
     vocab = log_probs.shape[-1]
-    kept = min(top_k, vocab) if top_k > 0 else vocab
-    scores, tokens = log_probs.topk(kept, dim=-1)
-    probs = scores.double().softmax(dim=-1)
+    scores, tokens = log_probs.topk(min(top_k, vocab) if top_k > 0 else vocab, dim=-1)
+    return tokens.gather(-1, draw(scores.double().softmax(dim=-1), uniform, top_p)).squeeze(-1)
+
+
+def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """Return ``(rows, 1)`` places drawn from ``(rows, candidates)`` float64 probabilities in falling order."""
     below = probs.cumsum(dim=-1) - probs
     if 0 < top_p < 1:
         probs = probs.masked_fill(below > top_p, 0.0)
     reached = probs.cumsum(dim=-1)
     target = uniform.unsqueeze(-1) * reached[:, -1:]
     last = (probs > 0).sum(dim=-1, keepdim=True) - 1
-    index = (reached <= target).sum(dim=-1, keepdim=True).minimum(last)
-    return tokens.gather(-1, index).squeeze(-1)
+    return (reached <= target).sum(dim=-1, keepdim=True).minimum(last)

@@ -138,7 +138,7 @@ class Slots:
         self.positions[at] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
 
     def step(self, longest: int) -> Tensor:
-        """Return ``(rows, vocab)`` float32 logits after each row's newest token; ``longest`` is the longest row."""
+        """Return ``(rows, vocab)`` logits after each row's newest token; ``longest`` is the longest row."""
         self.reach = longest
         output = self.model(
             input_ids=self.tokens[:, None],
@@ -147,11 +147,11 @@ class Slots:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return output.logits[:, -1].float()
+        return output.logits[:, -1]
 
     def feed(self, rows: Tensor, tokens: Tensor) -> None:
-        """Give the rows their next tokens."""
-        self.tokens[rows] = tokens
+        """Give each group of rows, ``(groups, rows of a group)``, its next token; a group may name a row twice."""
+        self.tokens[rows] = tokens[:, None]
         self.positions[rows] += 1
 
     def keep_rows(self, rows: Sequence[int]) -> None:
@@ -224,7 +224,7 @@ class PlainRows:
             self.texts[row] = list(prefilled.prompts[number])
 
     def step(self, longest: int) -> Tensor:
-        """Return ``(rows, vocab)`` float32 logits after each row's newest token."""
+        """Return ``(rows, vocab)`` logits after each row's newest token."""
         logits = [self._logits(text) if text else None for text in self.texts]
         empty = torch.zeros_like(next(row for row in logits if row is not None))
         return torch.stack([empty if row is None else row for row in logits])
@@ -234,9 +234,10 @@ class PlainRows:
         return self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
 
     def feed(self, rows: Tensor, tokens: Tensor) -> None:
-        """Give the rows their next tokens; a row may be named twice."""
-        for row, token in dict(zip(rows.tolist(), tokens.tolist(), strict=True)).items():
-            self.texts[row].append(token)
+        """Give each group of rows its next token; a group may name a row twice."""
+        for group, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            for row in dict.fromkeys(group):
+                self.texts[row].append(token)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows but the given ones, which become rows 0, 1, ..."""

@@ -57,12 +57,10 @@ class StopRule:
 
 
 def banned_tokens(tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None, vocab: int) -> Tensor:
-    """Return ``(vocab,)`` true for tokens never written: end of text and other special tokens, and ids without a text.
+    """Return the tokens never written: end of text and other special tokens, and ids without a text.
 
     Only the stop string ends a text; a model that would rather end the document must not.
     """
     ends = [eos] if isinstance(eos, int) else list(eos or ())
-    banned = torch.zeros(vocab, dtype=torch.bool)
-    banned[[token for token in (*tokenizer.all_special_ids, *ends) if token < vocab]] = True
-    banned[len(tokenizer) :] = True
-    return banned
+    special = {token for token in (*tokenizer.all_special_ids, *ends) if token < vocab}
+    return torch.tensor(sorted({*special, *range(len(tokenizer), vocab)}), dtype=torch.long)

@@ -44,7 +44,7 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
         probs = []
         for prompt in request.prompts:
             logits = decoder.model(tensor([[*prompt, *written]], decoder), use_cache=False).logits[0, -1].double()
-            probs.append(logits.masked_fill(decoder.banned, -torch.inf).softmax(-1))
+            probs.append(logits.index_fill(-1, decoder.banned, -torch.inf).softmax(-1))
         own = probs[0].clone()
         for other in probs[1:]:
             own = own.minimum(probs[0] * (-100 * (other - probs[0]).clamp(min=0)).exp().clamp(min=0.01))
@@ -129,7 +129,7 @@ def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
         for prompt in asked[done.number].prompts:
             with torch.inference_mode():
                 logits = decoder.model(torch.tensor([[*prompt, *done.tokens]])).logits[0, len(prompt) - 1 : -1]
-            log_probs = logits.masked_fill(decoder.banned, -torch.inf).log_softmax(-1)
+            log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1)
             means.append(float(log_probs.gather(1, torch.tensor(done.tokens)[:, None]).mean()))
         assert done.logprob == pytest.approx(means[0], abs=1e-4)
         if len(means) == 1:

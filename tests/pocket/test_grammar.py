@@ -100,27 +100,26 @@ def test_gold_propositions_are_held_out_and_apart() -> None:
     assert not propositions["test"] & propositions["dev"]
 
 
-FUNCTION_WORDS = frozenset(
-    """a an the is are was were be been being am it that who which what there this these those of to by in on at with
-    for from than as and or but not no never didn't doesn't don't isn't wasn't aren't weren't do does did has have had
-    will would can could may might must should one person animal thing things he she they them his her their its some
-    none any""".split()
-)
+FUNCTION_WORDS = """
+a an the is are was were be been being am it that who which what there this these those of to by in on at with for from
+than as and or but not no never didn't doesn't don't isn't wasn't aren't weren't do does did has have had will would can
+could may might must should one person animal thing things he she they them his her their its some none any
+"""
 
 
 def test_word_overlap_says_nothing_about_gold_similarity() -> None:
     rows = read_examples(pocket.GOLD_TEST)
     assert len(rows) == 2000
 
-    def correlation(left_out: frozenset[str]) -> float:
+    def correlation(left_out: list[str]) -> float:
         def content(text: str | None) -> str:
             return " ".join(word for word in (text or "").lower().split() if word.strip(".,?!") not in left_out)
 
         overlaps = [word_overlap(content(row.text_a), content(row.text_b)) for row in rows]
         return float(spearmanr(overlaps, [row.label for row in rows])[0])
 
-    assert abs(correlation(frozenset())) < 0.05
-    assert abs(correlation(FUNCTION_WORDS)) < 0.3
+    assert abs(correlation([])) < 0.05
+    assert abs(correlation(FUNCTION_WORDS.split())) < 0.3
 
 
 PINNED = "d03ada310bb4cb8e"
