@@ -6,6 +6,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,14 @@ from dino_pipeline.next_token import next_tokens
 from dino_pipeline.sampling import Sampling, uniforms
 from dino_pipeline.slots import PlainRows, Prefilled, Prompt, Slots, accepts_positions, attention_windows
 from dino_pipeline.stops import Ending, Finish, StopRule, banned_tokens
+from dino_pipeline.tuning import tune
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest accepted difference of the self-check's logits, relative to their spread."""
+LENGTHS = 32
+"""Rows are laid out in multiples of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class Request:
     """Token ids of the own prompt, then of the counter-prompts."""
     key: tuple[str | int, ...]
     """What the random numbers depend on; nothing else decides them."""
+
+    @property
+    def longest_prompt(self) -> int:
+        return max(map(len, self.prompts))
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class _Text:
 
     number: int
     rows: list[int]
+    longest_prompt: int
     draws: NDArray[np.float64]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
@@ -113,7 +123,7 @@ class Decoder:
 
     @torch.inference_mode()
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, *, stop: str = '"', stop_at_newline: bool = True
+        self, requests: Iterable[Request], sampling: Sampling, *, stop: str = '"', stop_at_newline: bool = True
     ) -> Iterator[Completion]:
         """Write a text for each request; yield each as it ends, in no particular order.
 
@@ -121,19 +131,13 @@ class Decoder:
         model's own arithmetic.
 
         Args:
-            requests: what to write; those that share prompts side by side run fastest.
+            requests: what to write, taken as rows come free; those that share prompts side by side run fastest.
             sampling: how tokens are drawn.
             stop: the string that ends a text.
             stop_at_newline: whether a newline ends a text as well.
         """
-        if not requests:
-            return
-        needed = sum(len(request.prompts) for request in requests)
-        widest = max(len(request.prompts) for request in requests)
-        longest = max(len(prompt) for request in requests for prompt in request.prompts)
-        slots = self.make_rows(self.model, max(min(self.rows, needed), widest), longest + sampling.max_new_tokens)
         rule = self.stop_rule(stop, stop_at_newline)
-        lane = _Lane(slots, requests, sampling.max_new_tokens)
+        lane = _Lane(partial(self.make_rows, self.model), self.rows, requests, sampling.max_new_tokens)
         while lane.admit():
             self._step(lane, sampling)
             for text in lane.texts:
@@ -162,42 +166,74 @@ class Decoder:
 
 
 class _Lane:
-    """Which text sits in which rows: admits waiting requests as rows come free."""
+    """Which text sits in which rows: takes requests in as rows come free, and looks ahead at as many as it has rows."""
 
-    def __init__(self, slots: Slots | PlainRows, requests: Sequence[Request], max_new_tokens: int) -> None:
-        self.slots = slots
-        self.requests = requests
-        self.waiting = deque(range(len(requests)))
-        self.free = list(range(slots.rows))
+    def __init__(
+        self,
+        make_rows: Callable[[int, int], Slots | PlainRows],
+        most_rows: int,
+        requests: Iterable[Request],
+        max_new_tokens: int,
+    ) -> None:
+        self.coming = enumerate(requests)
+        self.waiting: deque[tuple[int, Request]] = deque()
+        self.length = LENGTHS
         self.texts: list[_Text] = []
-        self.max_new_tokens = max_new_tokens
+        self.make_rows, self.most_rows, self.max_new_tokens = make_rows, most_rows, max_new_tokens
         self.prefilled: deque[dict[Prompt, tuple[Prefilled, int]]] = deque(maxlen=2)
+        self._look_ahead()
+        self.slots = self._new_slots()
+        self.free = list(range(self.slots.rows))
+
+    def _look_ahead(self) -> None:
+        for number, request in islice(self.coming, self.most_rows - len(self.waiting)):
+            self.waiting.append((number, request))
+            self.length = max(self.length, -(-(request.longest_prompt + self.max_new_tokens) // LENGTHS) * LENGTHS)
+
+    def _new_slots(self) -> Slots | PlainRows:
+        """Return rows for what waits: no more than needed, enough for the first."""
+        widths = [len(request.prompts) for _, request in self.waiting] or [1]
+        return self.make_rows(max(min(self.most_rows, sum(widths)), widths[0]), self.length)
 
     def admit(self) -> bool:
         """Start waiting requests in free rows; return whether any text is being written."""
+        self._look_ahead()
+        if self.slots.length < self.length:
+            self.slots.lengthen(self.length)
         starts: dict[int, tuple[Prefilled, list[int], list[int]]] = {}
-        while self.waiting and len(self.requests[self.waiting[0]].prompts) <= len(self.free):
-            number = self.waiting.popleft()
-            request = self.requests[number]
+        while self._has_room():
+            number, request = self.waiting[0]
             rows = [self.free.pop() for _ in request.prompts]
             for row, prompt in zip(rows, request.prompts, strict=True):
-                prefilled, index = self._prefilled(prompt, number)
+                prefilled, index = self._prefilled(prompt)
                 _, to_rows, indices = starts.setdefault(id(prefilled), (prefilled, [], []))
                 to_rows.append(row)
                 indices.append(index)
-            self.texts.append(_Text(number, rows, uniforms(request.key, self.max_new_tokens)))
+            draws = uniforms(request.key, self.max_new_tokens)
+            self.texts.append(_Text(number, rows, request.longest_prompt, draws))
+            self.waiting.popleft()
         for prefilled, to_rows, indices in starts.values():
             self.slots.start(to_rows, prefilled, indices)
         return bool(self.texts)
 
-    def _prefilled(self, prompt: Prompt, number: int) -> tuple[Prefilled, int]:
+    def _has_room(self) -> bool:
+        """Whether the next request fits in the free rows, of which more are made if it needs more than there are."""
+        if not self.waiting:
+            return False
+        width = len(self.waiting[0][1].prompts)
+        if not self.texts and width > self.slots.rows:
+            self.slots = self._new_slots()
+            self.free = list(range(self.slots.rows))
+        return width <= len(self.free)
+
+    def _prefilled(self, prompt: Prompt) -> tuple[Prefilled, int]:
         """Return where the prompt's keys and values are; compute them, with those soon needed, if nowhere."""
         for chunk in self.prefilled:
             if prompt in chunk:
                 return chunk[prompt]
         known = {known for chunk in self.prefilled for known in chunk}
         wanted: dict[Prompt, None] = {prompt: None}
-        for request in self.requests[number : number + self.slots.rows]:
+        for _, request in self.waiting:
             wanted.update(dict.fromkeys(found for found in request.prompts if found not in known))
             if len(wanted) >= max(8, self.slots.rows // 8):
                 break
@@ -207,9 +243,7 @@ class _Lane:
 
     def longest(self) -> int:
         """Return the tokens of the longest row, the one fed in this step included."""
-        return max(
-            len(text.tokens) + max(len(prompt) for prompt in self.requests[text.number].prompts) for text in self.texts
-        )
+        return max(len(text.tokens) + text.longest_prompt for text in self.texts)
 
     def release(self, text: _Text) -> None:
         """Free the rows of a text that has ended."""
@@ -218,6 +252,7 @@ class _Lane:
 
     def compact(self) -> None:
         """Once nothing waits and half of the rows are free, drop the free rows."""
+        self._look_ahead()
         used = [row for text in self.texts for row in text.rows]
         if self.waiting or not used or 2 * len(used) > self.slots.rows:
             return
@@ -323,4 +358,5 @@ def load_decoder(name: str, *, revision: str | None = None, dtype: str, device: 
             f"{name}: cannot be loaded as a causal language model (its predictions depend on later tokens, as an "
             "encoder's do); give a decoder-only model"
         )
+    tune(model, rows)
     return Decoder(model, tokenizer, rows=rows)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,35 @@ class _Task:
     sample: int
 
 
+@dataclass
+class _Shard:
+    """The tasks that go into one file of accepted and one of rejected texts, and what has come of them so far."""
+
+    path: Path
+    rejected: Path
+    tasks: list[_Task]
+    open: int = 0
+    """Texts not ended yet."""
+    kept: dict[int, Example] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+    turned_down: dict[int, Dropped] = field(default_factory=dict)
+
+    def add(self, at: int, example: Example, reason: str | None) -> None:
+        """Take in the text of task ``at``; the last one stores the shard."""
+        if reason is None:
+            self.kept[at] = example
+        else:
+            self.turned_down[at] = Dropped(example, reason)
+        self.open -= 1
+        if not self.open:
+            self.store()
+
+    def store(self) -> None:
+        """Write both files; the accepted one comes last and marks the shard done."""
+        write_dropped(self.rejected, [*self.dropped, *(self.turned_down[at] for at in sorted(self.turned_down))])
+        write_examples(self.path, [self.kept[at] for at in sorted(self.kept)])
+
+
 @dataclass(frozen=True)
 class _Writer:
     """Writes tasks of one spec with one decoder."""
@@ -65,36 +95,37 @@ class _Writer:
     watch: Watch
     progress: Progress
 
-    def write_shard(self, tasks: Sequence[_Task], shard: Path, rejected: Path) -> None:
-        """Write the texts of a shard, accepted and rejected; the accepted file comes last and marks the shard done."""
-        kept, dropped = self._write(tasks)
-        write_dropped(rejected, dropped)
-        write_examples(shard, kept)
+    def write(self, shards: Iterable[_Shard]) -> None:
+        """Write the texts of the shards, each into its files once all its texts have ended.
 
-    def _write(self, tasks: Sequence[_Task]) -> tuple[list[Example], list[Dropped]]:
-        requests, dropped = self._requests(tasks)
-        kept: dict[int, Example] = {}
-        turned_down: dict[int, Dropped] = {}
-        chosen = list(requests)
-        completions = self.decoder.sample(
-            [requests[at] for at in chosen],
-            self.sampling,
-            stop=self.spec.stop,
-            stop_at_newline=not self.options.keep_newlines,
-        )
+        The decoder goes from one shard to the next without a pause, so that its rows stay full.
+        """
+        waiting: dict[int, tuple[_Shard, int]] = {}
+
+        def requests() -> Iterator[Request]:
+            numbers = itertools.count()
+            for shard in shards:
+                asked, shard.dropped = self._requests(shard.tasks)
+                self._count_left_out(shard, len(asked))
+                shard.open = len(asked)
+                if not asked:
+                    shard.store()
+                for at, request in asked.items():
+                    waiting[next(numbers)] = shard, at
+                    yield request
+
+        stop, stop_at_newline = self.spec.stop, not self.options.keep_newlines
+        completions = self.decoder.sample(requests(), self.sampling, stop=stop, stop_at_newline=stop_at_newline)
         for completion in completions:
-            at = chosen[completion.number]
-            example = self._example(tasks[at], completion)
-            reason = self._defect(completion)
-            if reason is None:
-                kept[at] = example
-            else:
-                turned_down[at] = Dropped(example, reason)
-            self._count(tasks[at].label, example, reason)
-        self.progress.done += len(tasks) - len(chosen)
-        for reason, count in Counter(drop.reason for drop in dropped).items():
-            self.watch.note(f"{count} prompts left out: {reason}")
-        return [kept[at] for at in sorted(kept)], [*dropped, *(turned_down[at] for at in sorted(turned_down))]
+            shard, at = waiting.pop(completion.number)
+            example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
+            self._count(shard.tasks[at].label, example, reason)
+            shard.add(at, example, reason)
+
+    def _count_left_out(self, shard: _Shard, asked: int) -> None:
+        self.progress.done += len(shard.tasks) - asked
+        for reason, prompts in Counter(drop.reason for drop in shard.dropped).items():
+            self.watch.note(f"{prompts} prompts left out: {reason}")
 
     def _requests(self, tasks: Sequence[_Task]) -> tuple[dict[int, Request], list[Dropped]]:
         """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
@@ -230,7 +261,7 @@ def generate(
     state = run.begin(
         "generate", recorded, outputs=[run.spec, run.shards], partial=partial, settings=settings, fresh=fresh
     )
-    if state == "done" and all(shard.exists() for shard, _, _ in _stored_plan(run, spec, options)):
+    if state == "done" and all(shard.path.exists() for shard in _stored_plan(run, spec, options)):
         return state
     state = "new" if state == "new" else "resumed"
     decoder = load()
@@ -238,14 +269,10 @@ def generate(
     texts = None
     if spec.needs_inputs:
         texts = _stored_inputs(run) or _make_inputs(run, spec, inputs, decoder, options, watch)
-    total = sum(len(tasks) for _, _, tasks in _plan(run, spec, texts, options))
+    total = sum(len(shard.tasks) for shard in _plan(run, spec, texts, options))
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
     writer = _Writer(spec, decoder, options, options.sampling, watch, progress)
-    for shard, rejected, tasks in _plan(run, spec, texts, options):
-        if shard.exists():
-            _count_stored(progress, spec, shard, rejected, len(tasks))
-        else:
-            writer.write_shard(tasks, shard, rejected)
+    writer.write(_unwritten(_plan(run, spec, texts, options), progress, spec))
     watch.progress(progress)
     if not any(count.accepted for count in progress.labels.values()):
         raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
@@ -290,14 +317,20 @@ def _digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-Plan = Iterator[tuple[Path, Path, list[_Task]]]
-
-
-def _plan(run: Run, spec: TaskSpec, texts: Sequence[str] | None, options: GenerateOptions) -> Plan:
-    """Yield each shard's files and tasks; the plan depends on nothing but inputs, labels and samples."""
+def _plan(run: Run, spec: TaskSpec, texts: Sequence[str] | None, options: GenerateOptions) -> Iterator[_Shard]:
+    """Yield the shards; the plan depends on nothing but inputs, labels and samples."""
     for number, tasks in enumerate(_task_lists(spec, texts, options.samples)):
         name = f"{number:05d}.jsonl"
-        yield run.shards / name, run.rejected / name, tasks
+        yield _Shard(run.shards / name, run.rejected / name, tasks)
+
+
+def _unwritten(plan: Iterable[_Shard], progress: Progress, spec: TaskSpec) -> Iterator[_Shard]:
+    """Yield the shards that are not there yet, and count the others."""
+    for shard in plan:
+        if shard.path.exists():
+            _count_stored(progress, spec, shard)
+        else:
+            yield shard
 
 
 def _task_lists(spec: TaskSpec, texts: Sequence[str] | None, samples: int) -> Iterator[list[_Task]]:
@@ -317,7 +350,7 @@ def _task_lists(spec: TaskSpec, texts: Sequence[str] | None, samples: int) -> It
         ]
 
 
-def _stored_plan(run: Run, spec: TaskSpec, options: GenerateOptions) -> Plan:
+def _stored_plan(run: Run, spec: TaskSpec, options: GenerateOptions) -> Iterator[_Shard]:
     return _plan(run, spec, _stored_inputs(run) if spec.needs_inputs else None, options)
 
 
@@ -355,17 +388,17 @@ def _write_inputs(run: Run, spec: TaskSpec, decoder: Decoder, options: GenerateO
     per_label = -(-size // len(spec.labels))
     number = 0
     while len(found) < options.num_inputs:
-        shard, rejected = (folder / f"{number:05d}.jsonl" for folder in (run.input_shards, run.input_rejected))
-        first = number * per_label
+        first, name = number * per_label, f"{number:05d}.jsonl"
         tasks = [_Task(None, None, label, first + sample) for sample in range(per_label) for label in spec.labels]
         progress.total = progress.done + len(tasks)
-        if shard.exists():
+        shard = _Shard(run.input_shards / name, run.input_rejected / name, tasks)
+        if shard.path.exists():
             progress.done = progress.total
             progress.resumed += len(tasks)
         else:
-            writer.write_shard(tasks, shard, rejected)
+            writer.write([shard])
         before = len(found)
-        found.update(dict.fromkeys(example.text_a for example in iter_examples(shard)))
+        found.update(dict.fromkeys(example.text_a for example in iter_examples(shard.path)))
         if len(found) - before < LEAST_NEW_INPUTS * len(tasks):
             raise ModelError(
                 f"inputs spec {spec.task_name}: only {len(found) - before} of {len(tasks)} further texts were new, "
@@ -377,15 +410,15 @@ def _write_inputs(run: Run, spec: TaskSpec, decoder: Decoder, options: GenerateO
     return list(found)
 
 
-def _count_stored(progress: Progress, spec: TaskSpec, shard: Path, rejected: Path, tasks: int) -> None:
+def _count_stored(progress: Progress, spec: TaskSpec, shard: _Shard) -> None:
     """Count the texts of a shard that an earlier call finished."""
     names = {spec.value(label): label for label in spec.labels}
     before = progress.done
-    for path, reason in ((shard, None), (rejected, "rejected")):
+    for path, reason in ((shard.path, None), (shard.rejected, "rejected")):
         for example in iter_examples(path, numeric_labels=spec.is_scored):
             if example.label is not None:
                 count_text(progress, names[example.label], example, reason)
         for count in progress.labels.values():
             count.rejected_in_a_row = 0  # the files do not hold the order in which texts were written
-    progress.done = before + tasks
-    progress.resumed += tasks
+    progress.done = before + len(shard.tasks)
+    progress.resumed += len(shard.tasks)

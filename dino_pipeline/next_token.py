@@ -58,9 +58,10 @@ def log_totals(logits: Tensor) -> tuple[Tensor, Tensor]:
     scratch = torch.empty(step, vocab, device=logits.device)
     totals, maxima = [], []
     for rows in torch.split(logits, step):
-        highest = rows[:, :whole].reshape(len(rows), -1, columns).amax(dim=1)
-        top = torch.cat([highest, rows[:, whole:]], dim=1).amax(dim=1, keepdim=True).float()
-        total = torch.sub(rows, top, out=scratch[: len(rows)]).exp_().sum(dim=1)
+        values = rows if rows.dtype == torch.float32 else scratch[: len(rows)].copy_(rows)
+        highest = values[:, :whole].reshape(len(rows), -1, columns).amax(dim=1)
+        top = torch.cat([highest, values[:, whole:]], dim=1).amax(dim=1, keepdim=True)
+        total = torch.sub(values, top, out=scratch[: len(rows)]).exp_().sum(dim=1)
         totals.append(top.squeeze(1).double() + total.double().log())
         maxima.append(highest)
     return torch.cat(totals), torch.cat(maxima)

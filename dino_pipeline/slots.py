@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -65,6 +66,13 @@ class SlotLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         self.keys[rows, :, : keys.shape[2]] = keys
         self.values[rows, :, : values.shape[2]] = values
+
+    def lengthen(self, length: int) -> None:
+        """Make room for longer rows."""
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            more = (0, 0, 0, length - self.keys.shape[2])
+            self.keys, self.values = pad(self.keys, more), pad(self.values, more)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but the given ones."""
@@ -154,6 +162,12 @@ class Slots:
         self.tokens[rows] = tokens[:, None]
         self.positions[rows] += 1
 
+    def lengthen(self, length: int) -> None:
+        """Let rows hold ``length`` tokens, more than before."""
+        for layer in self.layers:
+            layer.lengthen(length)
+        self.length = length
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows but the given ones, which become rows 0, 1, ..."""
         kept = torch.tensor(rows, device=self.device)
@@ -238,6 +252,10 @@ class PlainRows:
         for group, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             for row in dict.fromkeys(group):
                 self.texts[row].append(token)
+
+    def lengthen(self, length: int) -> None:
+        """Let rows hold ``length`` tokens."""
+        self.length = length
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows but the given ones, which become rows 0, 1, ..."""

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling"},
-    {"examples", "spec", "stops", "slots", "next_token", "encoders", "console", "model_card", "pocket"},
+    {"examples", "spec", "stops", "slots", "next_token", "tuning", "encoders", "console", "model_card", "pocket"},
     {"run", "inputs", "decoder", "objectives"},
     {"generate", "filters", "finetune", "evaluate", "fidelity"},
     {"cli"},

@@ -96,6 +96,20 @@ def test_every_request_is_answered_once() -> None:
     assert list(decoder.sample([], WIDE)) == []
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
+    """Longer prompts and wider groups than those seen first: rows are made longer, and more."""
+    decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=2)
+    if plain:
+        decoder.make_rows = PlainRows
+    texts = ["x", "y", "z", "The bird sings in the old tree, " * 3]
+    prompts = [decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS]) for text in texts]
+    asked = [Request(tuple(group[:width]), ("k", n)) for n, group in enumerate(prompts) for width in (1, 2)]
+    asked += [Request(tuple(group), ("wide", n)) for n, group in enumerate(prompts)]
+    streamed = {asked[done.number].key: done.text for done in decoder.sample(iter(asked), WIDE)}
+    assert streamed == sampled(Decoder(decoder.model, char_tokenizer(), rows=64), asked)
+
+
 def finished(decoder: Decoder, stop: str = '"', stop_at_newline: bool = True) -> list[Completion]:
     return list(decoder.sample(requests(decoder, samples=20), WIDE, stop=stop, stop_at_newline=stop_at_newline))
 

@@ -1,0 +1,86 @@
+"""What makes a loaded model's steps faster and changes nothing but the last bits of its results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+SMALLEST = 2**16
+"""Weights below this are not worth a copy of their own."""
+
+
+def tune(model: PreTrainedModel, rows: int) -> None:
+    """Make steps of ``rows`` rows faster."""
+    fuse_activations(model)
+    pack_weights(model, rows)
+
+
+def fuse_activations(model: PreTrainedModel) -> None:
+    """Compute GPT-2's activation, the tanh form of GELU, in one pass instead of eight."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+
+
+def pack_weights(model: PreTrainedModel, rows: int) -> None:
+    """Give the linear layers copies of their weights, laid out once as a CPU's matrix kernels want them.
+
+    The kernels are those that PyTorch's own compiler takes for frozen weights: MKL's in float32, oneDNN's in bfloat16.
+    Elsewhere nothing changes, nor where the copies would take more than a quarter of the free memory.
+    """
+    if model.device.type != "cpu" or not can_pack(model.dtype):
+        return
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    layers = [layer for layer in layers if layer.weight.numel() >= SMALLEST]
+    if 4 * sum(layer.weight.nbytes for layer in layers) > psutil.virtual_memory().available:
+        return
+    for layer in layers:
+        weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+        layer.forward = PACKED[model.dtype](weight, layer.bias, rows)  # type: ignore[method-assign]
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine's PyTorch has the kernels."""
+    if dtype not in PACKED:
+        return False
+    try:
+        PACKED[dtype](torch.zeros(16, 16, dtype=dtype), None, 16)(torch.zeros(16, 16, dtype=dtype))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+class PackedFloat32:
+    """A linear layer's forward in float32; inputs of other than ``rows`` rows take the weight as it was."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        self.weight, self.bias, self.rows = weight, bias, rows
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        if hidden.numel() != self.rows * hidden.shape[-1]:
+            return nn.functional.linear(hidden, self.weight, self.bias)
+        found: Any = torch.ops.mkl._mkl_linear(hidden, self.packed, self.weight, self.bias, self.rows)
+        return found
+
+
+class PackedBfloat16:
+    """A linear layer's forward in bfloat16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        self.bias = bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        found: Any = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
+        return found
+
+
+PACKED: dict[torch.dtype, Any] = {torch.float32: PackedFloat32, torch.bfloat16: PackedBfloat16}
