@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from dino_pipeline.errors import ModelError
 from dino_pipeline.next_token import next_tokens
 from dino_pipeline.sampling import Sampling, uniforms
+from dino_pipeline.scoring import Continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.slots import PlainRows, Prefilled, Prompt, Slots, accepts_positions, attention_windows
 from dino_pipeline.stops import Ending, Finish, StopRule, banned_tokens
 from dino_pipeline.tuning import tune
@@ -146,6 +147,25 @@ class Decoder:
                     lane.release(text)
             lane.compact()
 
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[float]:
+        """Return how likely each text is after its prompt: mean natural-log probability per token, ``stop`` included.
+
+        Pairs with the same prompt cost little more than one; give many at once. The text is tokenised together with its
+        prompt, as a reader would find it.
+
+        Args:
+            pairs: prompt and text, each at least a token.
+            stop: what ends a text.
+        """
+        prompts = dict.fromkeys(prompt for prompt, _ in pairs)
+        encoded = dict(zip(prompts, self.encode(list(prompts)), strict=True))
+        whole = self.encode([prompt + text + stop for prompt, text in pairs])
+        asked = [_continuation(encoded[prompt], tokens) for (prompt, _), tokens in zip(pairs, whole, strict=True)]
+        if self.make_rows is Slots:
+            return mean_log_probs(self.model, asked, self.banned, self.vocab)
+        return [plain_mean_log_prob(self.model, each, self.banned) for each in asked]
+
     def _ending(self, text: _Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
         if ending := rule.find(text.tokens):
             return ending
@@ -163,6 +183,13 @@ class Decoder:
         for text, token, under_prompts in zip(lane.texts, tokens.tolist(), log_probs.tolist(), strict=True):
             text.tokens.append(token)
             text.logprobs.append(under_prompts[: len(text.rows)])
+
+
+def _continuation(prompt: Prompt, whole: Prompt) -> Continuation:
+    """Return what follows the prompt; a token that holds the prompt's end and the text's beginning follows it, too."""
+    same = next((at for at, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), len(prompt))
+    same = max(1, min(same, len(whole) - 1))
+    return Continuation(whole[:same], whole[same:])
 
 
 class _Lane:

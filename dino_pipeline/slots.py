@@ -118,22 +118,8 @@ class Slots:
         self.cache = Cache(layers=list(self.layers))
 
     def prefill(self, prompts: Sequence[Prompt]) -> Prefilled:
-        """Run all but the last token of each prompt through the model, once, without logits.
-
-        The last token is the row's first step, so that the first new token comes out of the same step as all others.
-        Prompts are padded on the right: causal attention never looks there.
-        """
-        cache = DynamicCache()  # without a config: its sliding layers would throw early positions away
-        longest = max(len(prompt) for prompt in prompts) - 1
-        if longest > 0:
-            padded = [(*prompt[:-1], *(prompt[-1:] * (longest + 1 - len(prompt)))) for prompt in prompts]
-            self.model.get_decoder()(
-                input_ids=torch.tensor(padded, device=self.device),
-                position_ids=torch.arange(longest, device=self.device).expand(len(prompts), -1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        return Prefilled(tuple(prompts), [(layer.keys, layer.values) for layer in cache.layers])
+        """Run all but the last token of each prompt through the model, which is the row's first step."""
+        return prefill(self.model, prompts)
 
     def start(self, rows: Sequence[int], prefilled: Prefilled, numbers: Sequence[int]) -> None:
         """Start prompts in rows: the prompt ``numbers[i]`` of the prefilled ones in row ``rows[i]``."""
@@ -148,10 +134,11 @@ class Slots:
     def step(self, longest: int) -> Tensor:
         """Return ``(rows, vocab)`` logits after each row's newest token; ``longest`` is the longest row."""
         self.reach = longest
+        keys = torch.arange(longest, device=self.device)
         output = self.model(
             input_ids=self.tokens[:, None],
             position_ids=self.positions[:, None],
-            attention_mask=self._masks(),
+            attention_mask=attention_masks(self.windows, self.positions[:, None], keys[None], self.model.dtype),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -177,22 +164,50 @@ class Slots:
         self.every_row = torch.arange(self.rows, device=self.device)
         self.tokens, self.positions = self.tokens[kept], self.positions[kept]
 
-    def _masks(self) -> Tensor | dict[str, Tensor]:
-        """Return the additive 4-D mask, ``(rows, 1, 1, reach)``, or one for each kind of layer where they differ."""
-        binding = {
-            kind: None if window is None or window >= self.reach else window for kind, window in self.windows.items()
-        }
-        if len(set(binding.values())) == 1:
-            return self._mask(next(iter(binding.values())))
-        return {kind: self._mask(window) for kind, window in binding.items()}
 
-    def _mask(self, window: int | None) -> Tensor:
-        keys = torch.arange(self.reach, device=self.device)
-        hidden = keys > self.positions[:, None]
+def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Prefilled:
+    """Run all but the last token of each prompt through the model, once, without logits.
+
+    The last token comes in the first step after it, so that the first new token comes out of the same step as all
+    others. Prompts are padded on the right: causal attention never looks there.
+    """
+    cache = DynamicCache()  # without a config: its sliding layers would throw early positions away
+    longest = max(len(prompt) for prompt in prompts) - 1
+    if longest > 0:
+        padded = [(*prompt[:-1], *(prompt[-1:] * (longest + 1 - len(prompt)))) for prompt in prompts]
+        model.get_decoder()(
+            input_ids=torch.tensor(padded, device=model.device),
+            position_ids=torch.arange(longest, device=model.device).expand(len(prompts), -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return Prefilled(tuple(prompts), [(layer.keys, layer.values) for layer in cache.layers])
+
+
+def attention_masks(
+    windows: dict[str, int | None], queries: Tensor, keys: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Return the additive 4-D mask, ``(rows, 1, queries, keys)``, or one for each kind of layer where they differ.
+
+    Args:
+        windows: for each kind of attention layer, how many positions it looks back, None for all.
+        queries: ``(rows, queries)`` positions.
+        keys: ``(rows, keys)`` or ``(1, keys)`` positions; those after a query's own are hidden from it.
+        dtype: the model's.
+    """
+
+    def mask(window: int | None) -> Tensor:
+        hidden = keys[:, None] > queries[:, :, None]
         if window is not None:
-            hidden |= keys <= self.positions[:, None] - window
-        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
-        return mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None, None]
+            hidden |= keys[:, None] <= queries[:, :, None] - window
+        zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return zeros.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+    reach = keys.shape[1]
+    binding = {kind: None if window is None or window >= reach else window for kind, window in windows.items()}
+    if len(set(binding.values())) == 1:
+        return mask(next(iter(binding.values())))
+    return {kind: mask(window) for kind, window in binding.items()}
 
 
 def attention_windows(model: PreTrainedModel) -> dict[str, int | None]:

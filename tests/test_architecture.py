@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling"},
     {"examples", "spec", "stops", "slots", "next_token", "tuning", "encoders", "console", "model_card", "pocket"},
-    {"run", "inputs", "decoder", "objectives"},
+    {"run", "inputs", "scoring", "objectives"},
+    {"decoder"},
     {"generate", "filters", "finetune", "evaluate", "fidelity"},
     {"cli"},
     {"__main__"},

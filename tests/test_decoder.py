@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dino_pipeline import scoring
 from dino_pipeline.decoder import Completion, Decoder, Request, slots_defect
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.slots import PlainRows, Slots
@@ -87,6 +88,36 @@ def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) 
     assert sampled(decoders[1], asked[::-1]) == first
     assert sampled(decoders[2], asked[1::3] + asked[::3] + asked[2::3]) == first
     assert len(set(first.values())) > len(asked) // 2
+
+
+@on_each_device
+@on_each_architecture
+def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer())
+    prompts = [instruction.format(text) for text in TEXTS for instruction in INSTRUCTIONS]
+    pairs = [(prompt, text) for text in ["No.", "A bird, a bird.", "", "x" * 20] for prompt in prompts]
+    expected = []
+    for prompt, text in pairs:
+        tokens = decoder.encode([prompt + text + '"'])[0]
+        start = len(decoder.encode([prompt])[0])
+        with torch.inference_mode():
+            logits = decoder.model(tensor([list(tokens)], decoder)).logits[0, start - 1 : -1]
+        log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1).cpu()
+        expected.append(float(log_probs.gather(1, torch.tensor(tokens[start:])[:, None]).mean()))
+    assert decoder.score(pairs) == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setattr(scoring, "LOGITS", 60 * decoder.vocab)
+    assert decoder.score(pairs[::-1]) == pytest.approx(expected[::-1], abs=1e-4)
+    monkeypatch.setattr(decoder, "make_rows", PlainRows)
+    assert decoder.score(pairs) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_text_written_scores_as_it_did_when_written() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    asked = requests(decoder)
+    prompts = [instruction.format(text) for text in TEXTS for instruction in INSTRUCTIONS]
+    for done in decoder.sample(asked, WIDE):
+        if done.finish == "stop":
+            assert decoder.score([(prompts[done.number], done.text)]) == [pytest.approx(done.logprob, abs=1e-4)]
 
 
 def test_every_request_is_answered_once() -> None:
