@@ -1,41 +1,59 @@
-"""How much faster the slot decoder writes than the procedure of the paper's reference.
+"""How much faster the decoder writes than the paper's procedure, and than `transformers` generate().
 
-    python -m benchmarks.decoder [--shape gpt2-small] [--repeats 5]
+    python -m benchmarks.decoder [--shape gpt2-124m] [--repeats 5] [--json FILE] [--markdown FILE]
 
-Contenders, interleaved in one process on the same model with random weights:
+Contenders on models of the same shape with the same random weights, in one process, in turn at each repetition:
 
 - reference: one (input, label) at a time; its samples and their counter-prompts are one left-padded batch; always 40
-  steps; debiasing in a loop over samples; the text is cut afterwards.
-- slots: `dino_pipeline.decoder`. Random weights never write a quotation mark, so each sample ends at a length
-  planned beforehand (normal, mean 15, standard deviation 6, within 2 and 40).
+  steps; debiasing in a loop over samples; texts are cut afterwards. In float32.
+- generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
+- float32, bfloat16: `dino_pipeline.decoder` as `dino generate` runs it.
+- compiled: the decoder in float32 with the model's forward compiled by torch.compile.
+
+All but the reference stop each text at a length planned beforehand.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
+import psutil
 import torch
 from tokenizers import Tokenizer, models
-from torch import Tensor
+from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
-from dino_pipeline.decoder import DTYPES, Decoder, Request, _Text
-from dino_pipeline.sampling import Sampling
-from dino_pipeline.slots import Prompt
-from dino_pipeline.stops import Ending, StopRule
+from benchmarks.contenders import (
+    LABELS,
+    SAMPLES,
+    VOCAB,
+    PlannedDecoder,
+    planned_lengths,
+    random_work,
+    run_decoder,
+    run_generate,
+    run_reference,
+)
+from dino_pipeline.console import table
+from dino_pipeline.decoder import DTYPES
+from dino_pipeline.tuning import tune
 
-VOCAB = 50257
 SHAPES = {
     "gpt2-124m": GPT2Config(vocab_size=VOCAB),
     "gpt2-xl": GPT2Config(vocab_size=VOCAB, n_embd=1600, n_layer=48, n_head=25),
-    "gpt2-small": GPT2Config(vocab_size=VOCAB, n_embd=256, n_layer=4, n_head=4),
-    "llama-small": LlamaConfig(
+    "gpt2-4x256": GPT2Config(vocab_size=VOCAB, n_embd=256, n_layer=4, n_head=4),
+    "llama-4x256": LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=256,
         num_hidden_layers=4,
@@ -44,125 +62,103 @@ SHAPES = {
         intermediate_size=1024,
         tie_word_embeddings=True,
     ),
+    "llama-1.5b": LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=2048,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        intermediate_size=6144,
+        tie_word_embeddings=True,
+    ),
 }
-SAMPLING = Sampling()
-COUNTERS = (0, 1, 2)
-"""Counter-prompts of the three labels of the STS spec."""
-SAMPLES = 5
-REFERENCE_INPUTS = 2
+CONTENDERS = ["reference", "generate", "float32", "bfloat16", "compiled"]
+INPUTS = {"reference": 2}
+"""Inputs a repetition where they are not ``--inputs``."""
 
 
-def random_prompts(inputs: int) -> list[list[Prompt]]:
-    """Return for each input three prompts (one a label) of 35 to 60 random tokens."""
-    draw = np.random.default_rng(0)
-    lengths = np.sort(draw.integers(35, 58, inputs))
-    return [[tuple(draw.integers(0, VOCAB - 1, length + label).tolist()) for label in range(3)] for length in lengths]
-
-
-def groups(prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
-    """Return each label's own prompt and those it counters: label k counters all labels before it."""
-    return [(prompts[count], *prompts[:count]) for count in COUNTERS]
-
-
-class PlannedDecoder(Decoder):
-    """Ends each text at its planned length, as random weights write no quotation marks."""
-
-    planned: Sequence[int] = ()
-
-    def _ending(self, text: _Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
-        return Ending("", "stop") if len(text.tokens) == self.planned[text.number] else None
-
-
-def planned_lengths(count: int) -> list[int]:
-    """Return text lengths as texts of a language model have them."""
-    return np.random.default_rng(1).normal(15, 6, count).round().clip(2, 40).astype(int).tolist()
-
-
-def run_slots(decoder: PlannedDecoder, inputs: int) -> None:
-    """Write all texts with the slot decoder."""
-    requests = [
-        Request(group, (number, label, sample))
-        for number, prompts in enumerate(random_prompts(inputs))
-        for label, group in enumerate(groups(prompts))
-        for sample in range(SAMPLES)
-    ]
-    decoder.planned = planned_lengths(len(requests))
-    written = list(decoder.sample(requests, SAMPLING))
-    assert len(written) == len(requests)
-
-
-@torch.inference_mode()
-def run_reference(decoder: Decoder, inputs: int) -> None:
-    """Write all texts the reference's way."""
-    for prompts in random_prompts(inputs):
-        for group in groups(prompts):
-            reference_group(decoder.model, group)
-
-
-def reference_group(model: PreTrainedModel, group: Sequence[Prompt]) -> Tensor:
-    """Write the samples of one (input, label): rows are prompt-major, left-padded, always all steps."""
-    longest = max(map(len, group))
-    rows = [(prompt, longest - len(prompt)) for prompt in group for _ in range(SAMPLES)]
-    tokens = torch.tensor([(0,) * pad + prompt for prompt, pad in rows], device=model.device)
-    mask = torch.tensor([[0] * pad + [1] * len(prompt) for prompt, pad in rows], device=model.device)
-    cache, written = None, tokens
-    for _ in range(SAMPLING.max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        output = model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        cache = output.past_key_values
-        chosen = reference_choice(output.logits[:, -1].float())
-        tokens = chosen.repeat(len(group))[:, None]
-        written = torch.cat([written, tokens], dim=-1)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
-    return written[:, longest:]
-
-
-def reference_choice(logits: Tensor) -> Tensor:
-    """Debias sample by sample, then top-k, top-p and a draw."""
-    probs = logits.softmax(-1)
-    for sample in range(SAMPLES):
-        counters = probs[sample + SAMPLES :: SAMPLES]
-        if len(counters):
-            excess = (counters.amax(0) - probs[sample]).clamp(min=0)
-            probs[sample] *= (-SAMPLING.decay * excess).exp().clamp(min=SAMPLING.floor)
-    own = probs[:SAMPLES] / probs[:SAMPLES].sum(-1, keepdim=True)
-    top, tokens = own.topk(SAMPLING.top_k)
-    top = top / top.sum(-1, keepdim=True)
-    top[top.cumsum(-1) - top > SAMPLING.top_p] = 0
-    return tokens.gather(-1, torch.multinomial(top, 1)).squeeze(-1)
-
-
-def build_decoder(shape: str, rows: int, device: str, dtype: str) -> PlannedDecoder:
-    """Return a decoder over a model of the shape with random weights."""
+def build_model(shape: str, device: str, dtype: str) -> PreTrainedModel:
+    """Return a model of the shape with random weights."""
     torch.manual_seed(0)
-    tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
     with torch.device(device):  # a CPU takes minutes to draw the weights of gpt2-xl
-        model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=DTYPES[dtype]).eval()
+        return AutoModelForCausalLM.from_config(SHAPES[shape], dtype=DTYPES[dtype]).eval()
+
+
+def build_decoder(shape: str, rows: int, device: str, dtype: str, *, compiled: bool = False) -> PlannedDecoder:
+    """Return a decoder over such a model."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
+    model = build_model(shape, device, dtype)
+    if compiled:
+        model.forward = torch.compile(model.forward)
+    else:
+        tune(model, rows)
     return PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
 
 
-@dataclass(frozen=True)
+def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int], None]:
+    """Return what writes the texts of so many inputs."""
+    if contender in ("reference", "generate"):
+        model = build_model(shape, device, "float32")
+        if contender == "reference":
+            return lambda inputs: run_reference(model, random_work(inputs))
+        return lambda inputs: run_generate(model, random_work(inputs), rows)
+    dtype = "bfloat16" if contender == "bfloat16" else "float32"
+    decoder = build_decoder(shape, rows, device, dtype, compiled=contender == "compiled")
+    return lambda inputs: run_decoder(decoder, random_work(inputs))
+
+
+# The floor: nothing but the matrix products.
+
+
+def products(shape: str, device: str, dtype: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return the weights, ``(in, out)``, of all layers, and of the head."""
+    model = build_model(shape, device, dtype)
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    weights = [m.weight.detach() if isinstance(m, Conv1D) else m.weight.detach().T for m in layers]
+    return weights, head.weight.detach().T
+
+
+def product_seconds(weights: Sequence[torch.Tensor], rows: int) -> float:
+    """Return the time of multiplying so many rows with each weight."""
+    inputs = [torch.randn(rows, weight.shape[0]).to(weight) for weight in weights]
+
+    def multiply() -> None:
+        for hidden, weight in zip(inputs, weights, strict=True):
+            hidden @ weight
+
+    multiply()
+    return min(seconds(multiply) for _ in range(5))
+
+
+def floor_seconds(shape: str, rows: int, device: str, dtype: str, inputs: int) -> float:
+    """Return the time per input of the matrix products that its row-tokens and its prompts' tokens need."""
+    layers, head = products(shape, device, dtype)
+    step = product_seconds([*layers, head], rows)
+    prompt_tokens = sum(len(prompt) - 1 for prompts in random_work(inputs) for prompt in prompts)
+    chunk = 1024
+    prefill = product_seconds(layers, chunk)
+    return (row_tokens(inputs) / rows * step + prompt_tokens / chunk * prefill) / inputs
+
+
+def row_tokens(inputs: int) -> int:
+    """Return the tokens that all rows are stepped by: a text's length times its prompts."""
+    lengths = planned_lengths(inputs)
+    return sum(int(lengths[:, label].sum()) * (1 + label) for label in range(LABELS))
+
+
+# Measuring.
+
+
+@dataclass
 class Measured:
-    """Seconds per input of both contenders, one pair a repetition."""
+    """What one contender came to; seconds per input, one a repetition."""
 
-    reference: list[float]
-    slots: list[float]
-
-    def ratios(self) -> list[float]:
-        """Return how many times faster the slots were, in each repetition."""
-        return [slow / fast for slow, fast in zip(self.reference, self.slots, strict=True)]
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
 
 
-def machine(device: str) -> str:
-    """Name what is measured."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], Any]) -> float:
     """Return the wall time of a call."""
     start = time.perf_counter()
     work()
@@ -171,15 +167,78 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def measure(decoder: PlannedDecoder, inputs: int, repeats: int) -> Measured:
-    """Time both contenders in turn, after one warm-up of each."""
-    run_reference(decoder, 1)
-    run_slots(decoder, 2)
-    measured = Measured([], [])
+class Memory(threading.Thread):
+    """Watches the process's memory, or the GPU's, while a contender runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.peak = self._used()
+        self.over = threading.Event()
+
+    def _used(self) -> int:
+        return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            self.peak = max(self.peak, self._used())
+
+    def stop(self) -> int:
+        """Return the most bytes seen above those at the start."""
+        self.over.set()
+        self.join()
+        return self.peak - self.before
+
+
+def measure(contenders: dict[str, Callable[[int], None]], inputs: int, repeats: int) -> dict[str, Measured]:
+    """Time the contenders in turn, after one warm-up of each."""
+    found = {name: Measured() for name in contenders}
+    for write in contenders.values():
+        write(2)
     for _ in range(repeats):
-        measured.reference.append(seconds(lambda: run_reference(decoder, REFERENCE_INPUTS)) / REFERENCE_INPUTS)
-        measured.slots.append(seconds(lambda: run_slots(decoder, inputs)) / inputs)
-    return measured
+        for name, write in contenders.items():
+            size, memory = INPUTS.get(name, inputs), Memory()
+            memory.start()
+            found[name].seconds.append(seconds(partial(write, size)) / size)
+            found[name].peak_bytes = max(found[name].peak_bytes, memory.stop())
+    return found
+
+
+def ratios(found: dict[str, Measured], slower: str, faster: str) -> list[float]:
+    """Return how many times faster one contender was, in each repetition."""
+    return [slow / fast for slow, fast in zip(found[slower].seconds, found[faster].seconds, strict=True)]
+
+
+def rows_of_table(found: dict[str, Measured], floors: dict[str, float], inputs: int) -> list[list[str]]:
+    """Return a line a contender."""
+    lines = []
+    for name, measured in found.items():
+        against = [spread(ratios(found, base, name)) if base in found else "" for base in CONTENDERS[:2]]
+        median = statistics.median(measured.seconds)
+        speed = f"{row_tokens(inputs) / inputs / median:,.0f}"
+        share = f"{floors[name] / median:.0%}" if name in floors else ""
+        lines.append([name, f"{median:.3f}", *against, speed, share, f"{measured.peak_bytes / 1e6:.0f}"])
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return median, lowest and highest."""
+    return f"{statistics.median(values):.1f}x ({min(values):.1f} .. {max(values):.1f})"
+
+
+HEADER = ["contender", "s / input", "vs reference", "vs generate", "row-tokens / s", "of floor", "peak MB"]
+
+
+def machine(device: str) -> str:
+    """Name what is measured."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @click.command()
@@ -188,26 +247,36 @@ def measure(decoder: PlannedDecoder, inputs: int, repeats: int) -> Measured:
     "shapes",
     multiple=True,
     type=click.Choice(list(SHAPES)),
-    default=["gpt2-124m", "gpt2-small", "llama-small"],
+    default=["gpt2-124m", "gpt2-4x256", "llama-4x256"],
 )
+@click.option("--contender", "chosen", multiple=True, type=click.Choice(CONTENDERS), default=CONTENDERS)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 @click.option("--rows", default=128, show_default=True)
-@click.option("--inputs", default=48, show_default=True, help="Inputs of the slot decoder; the reference takes 2.")
-@click.option("--repeats", default=3, show_default=True)
-def main(shapes: Sequence[str], device: str, dtype: str, rows: int, inputs: int, repeats: int) -> None:
-    """Print how many times faster the slot decoder is than the reference procedure."""
-    click.echo(f"{machine(device)}, {dtype}, {rows} rows, torch {torch.__version__}")
-    click.echo(f"3 labels x {SAMPLES} samples an input; slots end at planned lengths, the reference after 40 steps")
-    click.echo(f"{'shape':12} {'reference':>12} {'slots':>12} {'ratio':>8} {'min':>6} {'max':>6}")
+@click.option("--inputs", default=48, show_default=True, help="Inputs a repetition; the reference takes 2.")
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there, too.")
+def main(
+    shapes: Sequence[str], chosen: Sequence[str], device: str, rows: int, inputs: int, repeats: int,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """Print how many times faster the decoder is than the reference procedure and generate()."""
+    click.echo(f"{machine(device)}, {rows} rows, torch {torch.__version__}; medians of {repeats} interleaved rounds")
+    click.echo(f"{LABELS} labels x {SAMPLES} texts an input. Texts end at planned lengths (mean 15, sd 6, within 2 and")
+    click.echo("40), the same for all but the reference, which always takes 40 steps.")
+    everything: dict[str, Any] = {"machine": machine(device), "torch": torch.__version__, "rows": rows, "shapes": {}}
     for shape in shapes:
-        found = measure(build_decoder(shape, rows, device, dtype), inputs, repeats)
-        ratios = found.ratios()
-        slow, fast = statistics.median(found.reference), statistics.median(found.slots)
-        click.echo(
-            f"{shape:12} {slow:9.3f} s/i {fast:9.3f} s/i {statistics.median(ratios):7.1f}x"
-            f" {min(ratios):5.1f}x {max(ratios):5.1f}x"
-        )
+        found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats)
+        floors = {
+            name: floor_seconds(shape, rows, device, "bfloat16" if name == "bfloat16" else "float32", inputs)
+            for name in chosen
+            if name != "reference"
+        }
+        click.echo(f"\n{shape}\n{table(HEADER, rows_of_table(found, floors, inputs))}")
+        everything["shapes"][shape] = {
+            name: {**asdict(measured), "floor_seconds": floors.get(name)} for name, measured in found.items()
+        }
+    if json_file:
+        json_file.write_text(json.dumps(everything, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""What the decoder is measured against: the paper's procedure, and `transformers` generate() with a logits processor.
+
+All write the same work: for each input three labels with no, one and two counter-prompts, `SAMPLES` texts each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from dino_pipeline.debias import debias_scores
+from dino_pipeline.decoder import Decoder, Request, _Text
+from dino_pipeline.sampling import Sampling
+from dino_pipeline.slots import Prompt
+from dino_pipeline.stops import Ending, StopRule
+
+VOCAB = 50257
+SAMPLING = Sampling()
+SAMPLES = 5
+LABELS = 3
+"""Label k has the k labels before it as counter-labels, as in the STS spec."""
+Work = list[list[Prompt]]
+"""For each input the prompt of each label."""
+
+
+def random_work(inputs: int) -> Work:
+    """Return prompts of 35 to 60 random tokens."""
+    draw = np.random.default_rng(0)
+    lengths = np.sort(draw.integers(35, 58, inputs))
+    return [
+        [tuple(draw.integers(0, VOCAB - 1, length + label).tolist()) for label in range(LABELS)] for length in lengths
+    ]
+
+
+def group(prompts: Sequence[Prompt], label: int) -> tuple[Prompt, ...]:
+    """Return a label's own prompt and its counter-prompts."""
+    return (prompts[label], *prompts[:label])
+
+
+def planned_lengths(inputs: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return ``(inputs, labels, samples)`` text lengths, as texts of a language model have them.
+
+    Random weights write no quotation marks: each text ends at a length drawn beforehand.
+    """
+    draw = np.random.default_rng(1).normal(15, 6, (inputs, LABELS, SAMPLES))
+    return draw.round().clip(2, SAMPLING.max_new_tokens).astype(np.int64)
+
+
+# The paper's procedure: one (input, label) at a time, all its rows as one batch, always 40 steps.
+
+
+@torch.inference_mode()
+def run_reference(model: PreTrainedModel, work: Work) -> None:
+    """Write all texts; where they end would be looked for afterwards."""
+    for prompts in work:
+        for label in range(LABELS):
+            reference_group(model, group(prompts, label))
+
+
+def left_padded(model: PreTrainedModel, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    tokens = [(0,) * pad + prompt for prompt, pad in zip(prompts, padding, strict=True)]
+    mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+    return torch.tensor(tokens, device=model.device), torch.tensor(mask, device=model.device)
+
+
+def reference_group(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Tensor:
+    """Write the samples of one (input, label); rows are prompt-major."""
+    tokens, mask = left_padded(model, [prompt for prompt in prompts for _ in range(SAMPLES)])
+    start, cache, written = tokens.shape[1], None, tokens
+    for _ in range(SAMPLING.max_new_tokens):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        output = model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        cache = output.past_key_values
+        tokens = reference_choice(output.logits[:, -1].float()).repeat(len(prompts))[:, None]
+        written = torch.cat([written, tokens], dim=-1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+    return written[:SAMPLES, start:]
+
+
+def reference_choice(logits: Tensor) -> Tensor:
+    """Debias sample by sample, then draw."""
+    probs = logits.softmax(-1)
+    for sample in range(SAMPLES):
+        counters = probs[sample + SAMPLES :: SAMPLES]
+        if len(counters):
+            excess = (counters.amax(0) - probs[sample]).clamp(min=0)
+            probs[sample] *= (-SAMPLING.decay * excess).exp().clamp(min=SAMPLING.floor)
+    return draw(probs[:SAMPLES].log())
+
+
+def draw(scores: Tensor) -> Tensor:
+    """Take the top k, of these the top p, and draw.
+
+    The original's code and generate() do so by two classes of which the second sorts the whole vocabulary, which alone
+    makes them more than twice as slow. Here neither contender pays for that.
+    """
+    top, tokens = scores.topk(SAMPLING.top_k)
+    probs = top.softmax(-1)
+    probs[probs.cumsum(-1) - probs > SAMPLING.top_p] = 0
+    return tokens.gather(-1, torch.multinomial(probs, 1)).squeeze(-1)
+
+
+# generate() with a logits processor, as many inputs side by side as there are rows.
+
+
+class Debias(LogitsProcessor):
+    """Draws the token of each text and gives it to all of its rows, which generate() would draw apart."""
+
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = torch.arange(len(scores), device=scores.device).view(self.prompts, -1).T
+        log_probs = scores.float().log_softmax(-1)
+        tokens = draw(debias_scores(log_probs, rows, SAMPLING.decay, SAMPLING.floor))
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.repeat(self.prompts)[:, None], 0.0)
+
+
+class Planned(StoppingCriteria):
+    """Ends each row at its planned length."""
+
+    def __init__(self, start: int, lengths: Tensor) -> None:
+        self.start, self.lengths = start, lengths
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return input_ids.shape[1] - self.start >= self.lengths
+
+
+@torch.inference_mode()
+def run_generate(model: PreTrainedModel, work: Work, rows: int) -> None:
+    """Write all texts, a label at a time."""
+    planned = planned_lengths(len(work))
+    for label in range(LABELS):
+        size = max(1, rows // (SAMPLES * (1 + label)))
+        for first in range(0, len(work), size):
+            inputs = [group(prompts, label) for prompts in work[first : first + size]]
+            generate_batch(model, inputs, planned[first : first + size, label].reshape(-1).tolist())
+
+
+def generate_batch(model: Any, inputs: Sequence[Sequence[Prompt]], lengths: list[int]) -> Tensor:
+    """Write the samples of one label and several inputs; rows are prompt-major."""
+    prompts = len(inputs[0])
+    rows = [each[place] for place in range(prompts) for each in inputs for _ in range(SAMPLES)]
+    tokens, mask = left_padded(model, rows)
+    planned = torch.tensor(lengths * prompts, device=model.device)
+    return model.generate(
+        input_ids=tokens,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=SAMPLING.max_new_tokens,
+        pad_token_id=0,
+        eos_token_id=None,
+        logits_processor=LogitsProcessorList([Debias(prompts)]),
+        stopping_criteria=StoppingCriteriaList([Planned(tokens.shape[1], planned)]),
+    )
+
+
+# The decoder.
+
+
+class PlannedDecoder(Decoder):
+    """Ends each text at its planned length."""
+
+    planned: Sequence[int] = ()
+
+    def _ending(self, text: _Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
+        return Ending("", "stop") if len(text.tokens) == self.planned[text.number] else None
+
+
+def run_decoder(decoder: PlannedDecoder, work: Work) -> None:
+    """Write all texts."""
+    requests = [
+        Request(group(prompts, label), (number, label, sample))
+        for number, prompts in enumerate(work)
+        for label in range(LABELS)
+        for sample in range(SAMPLES)
+    ]
+    decoder.planned = planned_lengths(len(work)).reshape(-1).tolist()
+    written = sum(1 for _ in decoder.sample(requests, SAMPLING))
+    assert written == len(requests)
