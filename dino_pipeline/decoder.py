@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.errors import ModelError
 from dino_pipeline.next_token import next_tokens
@@ -23,12 +23,14 @@ from dino_pipeline.sampling import Sampling, uniforms
 from dino_pipeline.scoring import Continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.slots import PlainRows, Prefilled, Prompt, Slots, accepts_positions, attention_windows
 from dino_pipeline.stops import Ending, Finish, StopRule, banned_tokens
-from dino_pipeline.tuning import tune
+from dino_pipeline.tuning import faster_dtype, tune
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest accepted difference of the self-check's logits, relative to their spread."""
+NARROW = 512
+"""Models narrower than this have little to win by half precision, and keep the same texts on all machines."""
 LENGTHS = 32
 """Rows are laid out in multiples of so many tokens."""
 
@@ -356,11 +358,13 @@ def _name(model: PreTrainedModel) -> str:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Return the name of the dtype that ``auto`` stands for: float32 on a CPU, bfloat16 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if device == "cpu" else "bfloat16"
+def pick_dtype(name: str, *, revision: str | None = None, device: str) -> str:
+    """Return the dtype that a model is fastest in here, by a measurement; a narrow model stays in float32."""
+    try:
+        width = AutoConfig.from_pretrained(name, revision=revision).get_text_config().hidden_size
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "float32"  # what is wrong with the model is said when it is loaded
+    return "float32" if width < NARROW else faster_dtype(device, width)
 
 
 def load_decoder(name: str, *, revision: str | None = None, dtype: str, device: str, rows: int) -> Decoder:

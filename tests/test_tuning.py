@@ -37,3 +37,15 @@ def test_weights_stay_where_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> Non
     model = tiny_model("llama").double()
     tune(model, ROWS)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_dtype_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.float32: 4.0, torch.bfloat16: 2.0}
+    monkeypatch.setattr(tuning, "_product_seconds", lambda device, width, dtype: seconds[dtype])
+    assert tuning.faster_dtype("cpu", 768) == "bfloat16"
+    seconds[torch.bfloat16] = 3.0
+    assert tuning.faster_dtype("cpu", 768) == "float32"
+
+
+def test_a_product_is_timed() -> None:
+    assert 0 < tuning._product_seconds("cpu", 64, torch.bfloat16) < 60

@@ -23,7 +23,7 @@ def evaluate_generators(
 ) -> None:
     """Measure each generator, print a table a generator, and write all rows, seed by seed, if told where."""
     from dino_pipeline.console import Console
-    from dino_pipeline.decoder import load_decoder, resolve_dtype
+    from dino_pipeline.decoder import load_decoder, pick_dtype
     from dino_pipeline.examples import write_json
     from dino_pipeline.fidelity import measure, summarise
 
@@ -34,7 +34,7 @@ def evaluate_generators(
     device, console = pick_device(None), Console()
     for model in models:
         path = model_path(model, "GENERATOR")
-        decoder = load_decoder(path, dtype=resolve_dtype("auto", device), device=device, rows=128)
+        decoder = load_decoder(path, dtype=pick_dtype(path, device=device), device=device, rows=128)
         try:
             found = [
                 quality
