@@ -63,7 +63,7 @@ finetune: generate ## train the encoder on the filtered pairs, then evaluate it
 DEMO := SPEC=task_specs/sts-x2.json MODEL=pocket ENCODER=pocket INPUTS= NUM_INPUTS=8000 SAMPLES=2 \
   TRAINING='--learning-rate 2e-3 --batch-size 128 --epochs 3'
 
-demo: $(READY) ## the pocket models in full: with and without debiasing, and what the generator writes (15 minutes)
+demo: $(READY) ## the pocket models in full: with and without debiasing, and what the generator writes (17 minutes)
 	$(DINO) evaluate --suite pocket-generation
 	$(MAKE) finetune RUN=outputs/demo DECAY= $(DEMO)
 	$(MAKE) finetune RUN=outputs/demo-undebiased DECAY=0 $(DEMO)
