@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from dino_pipeline.debias import debias_scores
-from dino_pipeline.decoder import Decoder, Request, _Text
+from dino_pipeline.decoder import Decoder
+from dino_pipeline.lane import Request, Text
+from dino_pipeline.prefill import Prompt
 from dino_pipeline.sampling import Sampling
-from dino_pipeline.slots import Prompt
 from dino_pipeline.stops import Ending, StopRule
 
 VOCAB = 50257
@@ -35,12 +36,18 @@ Work = list[list[Prompt]]
 
 
 def random_work(inputs: int) -> Work:
-    """Return prompts of 35 to 60 random tokens."""
+    """Return prompts of random tokens, as long as the STS spec's are in GPT-2's vocabulary.
+
+    Each label's prompts begin with 16 to 18 tokens of instruction; inputs of 12 to 35 follow; all end with the same 6.
+    """
     draw = np.random.default_rng(0)
-    lengths = np.sort(draw.integers(35, 58, inputs))
-    return [
-        [tuple(draw.integers(0, VOCAB - 1, length + label).tolist()) for label in range(LABELS)] for length in lengths
-    ]
+
+    def tokens(count: int) -> Prompt:
+        return tuple(draw.integers(0, VOCAB - 1, count).tolist())
+
+    instructions, ending = [tokens(16 + label) for label in range(LABELS)], tokens(6)
+    texts = [tokens(length) for length in np.sort(draw.integers(12, 36, inputs)).tolist()]
+    return [[instruction + text + ending for instruction in instructions] for text in texts]
 
 
 def group(prompts: Sequence[Prompt], label: int) -> tuple[Prompt, ...]:
@@ -179,7 +186,7 @@ class PlannedDecoder(Decoder):
 
     planned: Sequence[int] = ()
 
-    def _ending(self, text: _Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
+    def _ending(self, text: Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
         return Ending("", "stop") if len(text.tokens) == self.planned[text.number] else None
 
 

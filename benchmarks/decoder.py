@@ -46,7 +46,7 @@ from benchmarks.contenders import (
     run_reference,
 )
 from dino_pipeline.console import table
-from dino_pipeline.decoder import DTYPES
+from dino_pipeline.loading import DTYPES
 from dino_pipeline.tuning import tune
 
 SHAPES = {

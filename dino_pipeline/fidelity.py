@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import fmean, stdev
 
-from dino_pipeline.decoder import Completion, Decoder, Request
+from dino_pipeline.decoder import Completion, Decoder
+from dino_pipeline.lane import Request
 from dino_pipeline.pocket.corpus import RELATIONS, prompt, relation_holds
 from dino_pipeline.pocket.frames import Frame, similarity
 from dino_pipeline.pocket.grammar import parse

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.decoder import Completion, Decoder, Request
+from dino_pipeline.decoder import Completion, Decoder
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import Dropped, Example, iter_examples, write_dropped, write_examples, write_json
+from dino_pipeline.lane import Request
 from dino_pipeline.progress import LabelCount, Progress, Watch
 from dino_pipeline.run import Run, State
 from dino_pipeline.sampling import Sampling, uniforms

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from dino_pipeline.slots import Prompt, attention_masks, attention_windows, prefill
+from dino_pipeline.attention import attention_masks, attention_windows
+from dino_pipeline.prefill import Prefill, Prompt
 
 LOGITS = 2**25
 """Logits computed at once (128 MB in float32)."""
@@ -33,9 +34,10 @@ def mean_log_probs(model: PreTrainedModel, asked: Sequence[Continuation], banned
         vocab: logits a position.
     """
     found = [0.0] * len(asked)
+    prefill = Prefill(model)
     for numbers in _batches(asked, LOGITS // vocab):
         chosen = [asked[number] for number in numbers]
-        for number, mean in zip(numbers, _score(model, chosen, banned).tolist(), strict=True):
+        for number, mean in zip(numbers, _score(prefill, chosen, banned).tolist(), strict=True):
             found[number] = mean
     return found
 
@@ -62,15 +64,17 @@ def _batches(asked: Sequence[Continuation], tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _score(model: PreTrainedModel, asked: Sequence[Continuation], banned: Tensor) -> Tensor:
+def _score(prefill: Prefill, asked: Sequence[Continuation], banned: Tensor) -> Tensor:
     """Return ``(continuations,)`` means; the last prompt token is the first that is fed, as in `Slots`."""
-    device = model.device
+    model, device = prefill.model, prefill.model.device
     prompts = list(dict.fromkeys(each.prompt for each in asked))
-    prefilled = prefill(model, prompts)
-    which = torch.tensor([prompts.index(each.prompt) for each in asked], device=device)
+    prefilled = prefill(prompts)
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    which = torch.tensor([places[each.prompt] for each in asked], device=device)
     cache = DynamicCache()
     for number, (keys, values) in enumerate(prefilled.layers):
-        cache.update(keys[which], values[which], number)
+        rows = which.to(keys.device)
+        cache.update(keys[rows], values[rows], number)
     width = max(len(each.tokens) for each in asked)
     padded = [each.tokens + each.tokens[-1:] * (width - len(each.tokens)) for each in asked]
     targets = torch.tensor(padded, device=device)

@@ -6,28 +6,18 @@ every row its newest token at its own position.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from dino_pipeline.errors import ModelError
-
-Prompt = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """Prompts and, for each layer, their keys and values, ``(prompts, heads, length, dim)``."""
-
-    prompts: tuple[Prompt, ...]
-    layers: list[tuple[Any, Any]]
+from dino_pipeline.attention import attention_masks, attention_windows
+from dino_pipeline.devices import put
+from dino_pipeline.prefill import Prefill, Prefilled, Prompt
 
 
 class SlotLayer(CacheLayerMixin):
@@ -54,18 +44,20 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        every, at, end = self.slots.every_row, self.slots.positions, self.slots.reach
+        every, at = self.slots.every_row.to(self.keys.device), self.slots.positions.to(self.keys.device)
+        end = self.slots.reach
         self.keys[every, :, at] = key_states[:, :, 0]
         self.values[every, :, at] = value_states[:, :, 0]
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def load(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Copy ``(rows, heads, length, dim)`` prompt keys and values to the start of the given rows."""
+    def load(self, rows: Tensor, keys: Tensor, values: Tensor, prompts: Tensor) -> None:
+        """Copy some prompts' keys and values, of ``(prompts, heads, length, dim)``, to the start of the given rows."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         assert self.keys is not None and self.values is not None
-        self.keys[rows, :, : keys.shape[2]] = keys
-        self.values[rows, :, : values.shape[2]] = values
+        rows, prompts = rows.to(keys.device), prompts.to(keys.device)
+        self.keys[rows, :, : keys.shape[2]] = keys[prompts]
+        self.values[rows, :, : values.shape[2]] = values[prompts]
 
     def lengthen(self, length: int) -> None:
         """Make room for longer rows."""
@@ -78,6 +70,7 @@ class SlotLayer(CacheLayerMixin):
         """Drop all rows but the given ones."""
         if self.is_initialized:
             assert self.keys is not None and self.values is not None
+            rows = rows.to(self.keys.device)
             self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -104,6 +97,9 @@ class Slots:
         length: tokens a row can hold, prompt and text together.
     """
 
+    shrinks = True
+    """Whether steps over fewer rows are worth a change of shapes."""
+
     def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
         self.model = model
         self.rows, self.length = rows, length
@@ -113,23 +109,19 @@ class Slots:
         self.positions = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.reach = 1
         self.windows = attention_windows(model)
+        self.prefill = Prefill(model)
         count = model.config.get_text_config().num_hidden_layers
         self.layers = [SlotLayer(self) for _ in range(count)]
         self.cache = Cache(layers=list(self.layers))
 
-    def prefill(self, prompts: Sequence[Prompt]) -> Prefilled:
-        """Run all but the last token of each prompt through the model, which is the row's first step."""
-        return prefill(self.model, prompts)
-
     def start(self, rows: Sequence[int], prefilled: Prefilled, numbers: Sequence[int]) -> None:
         """Start prompts in rows: the prompt ``numbers[i]`` of the prefilled ones in row ``rows[i]``."""
-        at = torch.tensor(rows, device=self.device)
-        source = torch.tensor(numbers, device=self.device)
+        at, source = put(rows, self.device), put(numbers, self.device)
         for layer, (keys, values) in zip(self.layers, prefilled.layers, strict=False):
-            layer.load(at, keys[source], values[source])
+            layer.load(at, keys, values, source)
         prompts = [prefilled.prompts[number] for number in numbers]
-        self.tokens[at] = torch.tensor([prompt[-1] for prompt in prompts], device=self.device)
-        self.positions[at] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        self.tokens[at] = put([prompt[-1] for prompt in prompts], self.device)
+        self.positions[at] = put([len(prompt) - 1 for prompt in prompts], self.device)
 
     def step(self, longest: int) -> Tensor:
         """Return ``(rows, vocab)`` logits after each row's newest token; ``longest`` is the longest row."""
@@ -157,7 +149,7 @@ class Slots:
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows but the given ones, which become rows 0, 1, ..."""
-        kept = torch.tensor(rows, device=self.device)
+        kept = put(rows, self.device)
         for layer in self.layers:
             layer.keep_rows(kept)
         self.rows = len(rows)
@@ -165,78 +157,13 @@ class Slots:
         self.tokens, self.positions = self.tokens[kept], self.positions[kept]
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Prefilled:
-    """Run all but the last token of each prompt through the model, once, without logits.
-
-    The last token comes in the first step after it, so that the first new token comes out of the same step as all
-    others. Prompts are padded on the right: causal attention never looks there.
-    """
-    cache = DynamicCache()  # without a config: its sliding layers would throw early positions away
-    longest = max(len(prompt) for prompt in prompts) - 1
-    if longest > 0:
-        padded = [(*prompt[:-1], *(prompt[-1:] * (longest + 1 - len(prompt)))) for prompt in prompts]
-        model.get_decoder()(
-            input_ids=torch.tensor(padded, device=model.device),
-            position_ids=torch.arange(longest, device=model.device).expand(len(prompts), -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return Prefilled(tuple(prompts), [(layer.keys, layer.values) for layer in cache.layers])
-
-
-def attention_masks(
-    windows: dict[str, int | None], queries: Tensor, keys: Tensor, dtype: torch.dtype
-) -> Tensor | dict[str, Tensor]:
-    """Return the additive 4-D mask, ``(rows, 1, queries, keys)``, or one for each kind of layer where they differ.
-
-    Args:
-        windows: for each kind of attention layer, how many positions it looks back, None for all.
-        queries: ``(rows, queries)`` positions.
-        keys: ``(rows, keys)`` or ``(1, keys)`` positions; those after a query's own are hidden from it.
-        dtype: the model's.
-    """
-
-    def mask(window: int | None) -> Tensor:
-        hidden = keys[:, None] > queries[:, :, None]
-        if window is not None:
-            hidden |= keys[:, None] <= queries[:, :, None] - window
-        zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        return zeros.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
-
-    reach = keys.shape[1]
-    binding = {kind: None if window is None or window >= reach else window for kind, window in windows.items()}
-    if len(set(binding.values())) == 1:
-        return mask(next(iter(binding.values())))
-    return {kind: mask(window) for kind, window in binding.items()}
-
-
-def attention_windows(model: PreTrainedModel) -> dict[str, int | None]:
-    """Return for each kind of attention layer how many positions it looks back, None for all.
-
-    Raises:
-        ModelError: the model has layers that slots cannot serve (linear, chunked, recurrent ...).
-    """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return {"full_attention": None} if window is None else {"sliding_attention": window}
-    known: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
-    if strange := [kind for kind in dict.fromkeys(kinds) if kind not in known]:
-        raise ModelError(f"layers of type {', '.join(strange)}")
-    return {kind: known[kind] for kind in dict.fromkeys(kinds)}
-
-
-def accepts_positions(model: PreTrainedModel) -> bool:
-    """Whether the model's forward takes ``position_ids``, without which rows of different lengths go wrong."""
-    return "position_ids" in inspect.signature(model.forward).parameters
-
-
 class PlainRows:
     """The slots' interface without a cache of our own: each row's whole text goes through the model at each step.
 
     Slow, and right for every causal language model: what `Slots` cannot serve exactly runs here.
     """
+
+    shrinks = True
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
         self.model = model

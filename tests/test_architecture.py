@@ -8,11 +8,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
-    {"errors", "labels", "texts", "progress", "debias", "sampling"},
-    {"examples", "spec", "stops", "slots", "next_token", "tuning", "encoders", "console", "model_card", "pocket"},
-    {"run", "inputs", "scoring", "objectives"},
+    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices"},
+    {"examples", "spec", "stops", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
+    | {"attention", "prefill"},
+    {"run", "inputs", "slots", "scoring", "objectives"},
+    {"graphs", "lane", "selfcheck"},
     {"decoder"},
-    {"generate", "filters", "finetune", "evaluate", "fidelity"},
+    {"loading", "generate", "filters", "finetune", "evaluate", "fidelity"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from dino_pipeline import scoring
-from dino_pipeline.decoder import Completion, Decoder, Request, slots_defect
+from dino_pipeline.decoder import Completion, Decoder
+from dino_pipeline.lane import Request
 from dino_pipeline.sampling import Sampling
+from dino_pipeline.selfcheck import slots_defect
 from dino_pipeline.slots import PlainRows, Slots
 from tests.toys import CONFIGS, char_tokenizer, recurrent_model, tiny_model
 

@@ -23,9 +23,9 @@ def evaluate_generators(
 ) -> None:
     """Measure each generator, print a table a generator, and write all rows, seed by seed, if told where."""
     from dino_pipeline.console import Console
-    from dino_pipeline.decoder import load_decoder, pick_dtype
     from dino_pipeline.examples import write_json
     from dino_pipeline.fidelity import measure, summarise
+    from dino_pipeline.loading import load_decoder, pick_dtype
 
     for model in models:
         if (Path(model) / "run.json").exists():

@@ -72,8 +72,8 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     chosen = _generate_options(found, options, written=texts is None and found.needs_inputs)
 
     from dino_pipeline.console import Console
-    from dino_pipeline.decoder import load_decoder
     from dino_pipeline.generate import generate as run_generate
+    from dino_pipeline.loading import load_decoder
 
     device = pick_device(options["device"])
     path = model_path(options["model"], "GENERATOR")
@@ -105,7 +105,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
 
 def _auto_dtype(run: Run, path: str, device: str, options: dict[str, Any]) -> str:
-    from dino_pipeline.decoder import pick_dtype
+    from dino_pipeline.loading import pick_dtype
 
     begun = {} if options["fresh"] else run.stage("generate").get("options", {})
     return begun.get("dtype") or pick_dtype(path, revision=options["revision"], device=device)

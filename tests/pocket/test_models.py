@@ -10,9 +10,10 @@ from click.testing import CliRunner
 
 from dino_pipeline import pocket
 from dino_pipeline.cli import main
-from dino_pipeline.decoder import Decoder, load_decoder
+from dino_pipeline.decoder import Decoder
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.fidelity import Quality, distinct_2, measure, sts_spec, summarise
+from dino_pipeline.loading import load_decoder
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
 from dino_pipeline.progress import Progress

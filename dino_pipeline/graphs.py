@@ -1,0 +1,68 @@
+"""Slots whose steps come in few shapes, so that a GPU can replay them instead of being told each kernel anew."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dino_pipeline.slots import Slots
+
+log = logging.getLogger(__name__)
+
+BUCKET = 32
+"""Steps look at multiples of so many positions."""
+
+
+class FixedSlots(Slots):
+    """Slots that always step over all rows and over a whole number of buckets; on a GPU each shape is a CUDA graph.
+
+    A step of a language model is a few hundred small kernels, which a CPU hands out more slowly than a GPU does them.
+    What a shorter reach would not have looked at is hidden by the mask, so that results are those of `Slots`.
+    """
+
+    shrinks = False
+
+    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
+        super().__init__(model, rows, -(-length // BUCKET) * BUCKET)
+        self.records = model.device.type == "cuda" and len(set(getattr(model, "hf_device_map", {0: 0}).values())) == 1
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def step(self, longest: int) -> Tensor:
+        """Return ``(rows, vocab)`` logits after each row's newest token; the next step overwrites them."""
+        reach = -(-longest // BUCKET) * BUCKET
+        if self.records and reach not in self.graphs:
+            self._record(reach)
+        if not self.records:
+            return super().step(reach)
+        graph, logits = self.graphs[reach]
+        graph.replay()
+        return logits
+
+    def lengthen(self, length: int) -> None:
+        """Let rows hold ``length`` tokens; what was recorded looked at the old memory."""
+        self.graphs.clear()
+        super().lengthen(-(-length // BUCKET) * BUCKET)
+
+    def _record(self, reach: int) -> None:
+        """Record the step; doing it twice writes the same keys and values to the same places."""
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                super().step(reach)
+        torch.cuda.current_stream().wait_stream(aside)
+        pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                logits = super().step(reach)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("this model's step cannot be recorded as a CUDA graph (%s): it runs without, slower", error)
+            self.records = False
+            return
+        self.graphs[reach] = graph, logits
