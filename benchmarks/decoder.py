@@ -8,7 +8,7 @@ Contenders on models of the same shape with the same random weights, in one proc
   steps; debiasing in a loop over samples; texts are cut afterwards. In float32.
 - generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
 - float32, bfloat16: `dino_pipeline.decoder` as `dino generate` runs it.
-- compiled: the decoder in float32 with the model's forward compiled by torch.compile.
+- compiled float32, compiled bfloat16: the same with a compiled step (`--compile on`), compiled before the clock starts.
 
 All but the reference stop each text at a length planned beforehand.
 """
@@ -45,6 +45,7 @@ from benchmarks.contenders import (
     run_generate,
     run_reference,
 )
+from dino_pipeline.compiling import compile_step
 from dino_pipeline.console import table
 from dino_pipeline.loading import DTYPES
 from dino_pipeline.tuning import tune
@@ -72,7 +73,7 @@ SHAPES = {
         tie_word_embeddings=True,
     ),
 }
-CONTENDERS = ["reference", "generate", "float32", "bfloat16", "compiled"]
+CONTENDERS = ["reference", "generate", "float32", "bfloat16", "compiled float32", "compiled bfloat16"]
 INPUTS = {"reference": 2}
 """Inputs a repetition where they are not ``--inputs``."""
 
@@ -88,11 +89,11 @@ def build_decoder(shape: str, rows: int, device: str, dtype: str, *, compiled: b
     """Return a decoder over such a model."""
     tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
     model = build_model(shape, device, dtype)
+    tune(model, rows)
+    decoder = PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
     if compiled:
-        model.forward = torch.compile(model.forward)
-    else:
-        tune(model, rows)
-    return PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
+        compile_step(decoder)
+    return decoder
 
 
 def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int], None]:
@@ -102,9 +103,13 @@ def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int],
         if contender == "reference":
             return lambda inputs: run_reference(model, random_work(inputs))
         return lambda inputs: run_generate(model, random_work(inputs), rows)
-    dtype = "bfloat16" if contender == "bfloat16" else "float32"
-    decoder = build_decoder(shape, rows, device, dtype, compiled=contender == "compiled")
+    decoder = build_decoder(shape, rows, device, dtype_of(contender), compiled=contender.startswith("compiled"))
     return lambda inputs: run_decoder(decoder, random_work(inputs))
+
+
+def dtype_of(contender: str) -> str:
+    """Return what a contender computes in."""
+    return "bfloat16" if contender.endswith("bfloat16") else "float32"
 
 
 # The floor: nothing but the matrix products.
@@ -192,8 +197,8 @@ class Memory(threading.Thread):
 def measure(contenders: dict[str, Callable[[int], None]], inputs: int, repeats: int) -> dict[str, Measured]:
     """Time the contenders in turn, after one warm-up of each."""
     found = {name: Measured() for name in contenders}
-    for write in contenders.values():
-        write(2)
+    for name, write in contenders.items():
+        write(INPUTS.get(name, inputs if name.startswith("compiled") else 2))  # the compiler wants to see all lengths
     for _ in range(repeats):
         for name, write in contenders.items():
             size, memory = INPUTS.get(name, inputs), Memory()
@@ -267,9 +272,7 @@ def main(
     for shape in shapes:
         found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats)
         floors = {
-            name: floor_seconds(shape, rows, device, "bfloat16" if name == "bfloat16" else "float32", inputs)
-            for name in chosen
-            if name != "reference"
+            name: floor_seconds(shape, rows, device, dtype_of(name), inputs) for name in chosen if name != "reference"
         }
         click.echo(f"\n{shape}\n{table(HEADER, rows_of_table(found, floors, inputs))}")
         everything["shapes"][shape] = {

@@ -190,9 +190,12 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; what was finished before is kept: make room and run again"
-        ) from error
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{path}: cannot be written: {error.strerror}; what was finished before is kept: "
+                "make room and run again"
+            ) from error
+        raise

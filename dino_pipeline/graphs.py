@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 BUCKET = 32
 """Steps look at multiples of so many positions."""
+ROOM = 128
+"""Rows are laid out in multiples of so many, as a change of layout changes all shapes."""
 
 
 class FixedSlots(Slots):
@@ -26,13 +28,13 @@ class FixedSlots(Slots):
     shrinks = False
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
-        super().__init__(model, rows, -(-length // BUCKET) * BUCKET)
+        super().__init__(model, rows, _up(length, ROOM))
         self.records = model.device.type == "cuda" and len(set(getattr(model, "hf_device_map", {0: 0}).values())) == 1
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def step(self, longest: int) -> Tensor:
         """Return ``(rows, vocab)`` logits after each row's newest token; the next step overwrites them."""
-        reach = -(-longest // BUCKET) * BUCKET
+        reach = _up(longest, BUCKET)
         if self.records and reach not in self.graphs:
             self._record(reach)
         if not self.records:
@@ -44,7 +46,7 @@ class FixedSlots(Slots):
     def lengthen(self, length: int) -> None:
         """Let rows hold ``length`` tokens; what was recorded looked at the old memory."""
         self.graphs.clear()
-        super().lengthen(-(-length // BUCKET) * BUCKET)
+        super().lengthen(_up(length, ROOM))
 
     def _record(self, reach: int) -> None:
         """Record the step; doing it twice writes the same keys and values to the same places."""
@@ -66,3 +68,7 @@ class FixedSlots(Slots):
             self.records = False
             return
         self.graphs[reach] = graph, logits
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -8,10 +8,14 @@ from torch import Tensor
 from dino_pipeline.debias import debias_scores
 from dino_pipeline.sampling import Sampling, choose, draw
 
-SHORTLIST = {True: 64, False: 1024}
+SHORTLIST = {True: 32, False: 1024}
 """Candidates looked at first, with top-k and without: what lies below them can be ruled out nearly always."""
 COLUMNS = 1024
 """The vocabulary is looked at as a table of so many columns, whose maxima say where the likeliest tokens are."""
+SMALL = 8192
+"""Smaller vocabularies are looked at whole."""
+SAFE = 60.0
+"""Exponentials of numbers up to this lose nothing in float32, whose range ends at e to the 87th power."""
 CACHED = 2**20
 """Probabilities looked at in one go on a CPU (4 MB in float32), so that they stay in its cache."""
 
@@ -34,7 +38,7 @@ def next_tokens(logits: Tensor, groups: Tensor, uniform: Tensor, sampling: Sampl
         ``(texts,)`` tokens, and ``(texts, 1 + counters)`` float64: their natural-log probability under each prompt.
     """
     size = max(SHORTLIST[sampling.top_k > 0], 4 * sampling.top_k)
-    if logits.device.type == "cpu" and 4 * size <= logits.shape[1]:
+    if logits.device.type == "cpu" and max(4 * size, SMALL) <= logits.shape[1]:
         totals, maxima = log_totals(logits)
         shortlist = likeliest(logits, maxima, groups[:, 0], size)
         tokens, exact = _from_shortlist(logits, totals, groups, shortlist, uniform, sampling)
@@ -61,7 +65,11 @@ def log_totals(logits: Tensor) -> tuple[Tensor, Tensor]:
         values = rows if rows.dtype == torch.float32 else scratch[: len(rows)].copy_(rows)
         highest = values[:, :whole].reshape(len(rows), -1, columns).amax(dim=1)
         top = torch.cat([highest, values[:, whole:]], dim=1).amax(dim=1, keepdim=True)
-        total = torch.sub(values, top, out=scratch[: len(rows)]).exp_().sum(dim=1)
+        if float(top.abs().max()) < SAFE:
+            top = torch.zeros_like(top)
+        else:
+            values = torch.sub(values, top, out=scratch[: len(rows)])
+        total = torch.exp(values, out=scratch[: len(rows)]).sum(dim=1)
         totals.append(top.squeeze(1).double() + total.double().log())
         maxima.append(highest)
     return torch.cat(totals), torch.cat(maxima)

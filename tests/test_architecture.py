@@ -14,6 +14,7 @@ FLOORS = [
     {"run", "inputs", "slots", "scoring", "objectives"},
     {"graphs", "lane", "selfcheck"},
     {"decoder"},
+    {"compiling", "writer"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity"},
     {"cli"},
     {"__main__"},

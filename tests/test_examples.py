@@ -6,7 +6,7 @@ import pytest
 
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.examples import Dropped, Example, read_examples, write_atomic, write_dropped, write_examples
-from dino_pipeline.inputs import read_inputs
+from dino_pipeline.inputs import InputFile
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
@@ -81,18 +81,18 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
 
 def test_inputs_from_plain_text_are_distinct_and_in_order(tmp_path: Path) -> None:
     path = file(tmp_path, "\ufeffb\r\n a \n\nb\nc\u2028d\n".encode(), "in.txt")
-    assert read_inputs(path) == ["b", "a", "c\u2028d"]
+    assert list(InputFile(path)) == ["b", "a", "c\u2028d"]
 
 
 def test_inputs_from_jsonl(tmp_path: Path) -> None:
-    assert read_inputs(file(tmp_path, b'{"text_a": "x", "text_b": "z"}\n{"text_a": "y"}')) == ["x", "y"]
+    assert list(InputFile(file(tmp_path, b'{"text_a": "x", "text_b": "z"}\n{"text_a": "y"}'))) == ["x", "y"]
 
 
 def test_inputs_from_the_sts_benchmark(tmp_path: Path) -> None:
     rows = b'main\tf\t2012\t1\t2.5\tA "dog\tTwo cats\nmain\tf\t2012\t2\t5.0\tTwo cats\tA bird\textra\n'
-    assert read_inputs(file(tmp_path, rows, "sts.csv")) == ['A "dog', "Two cats", "A bird"]
+    assert list(InputFile(file(tmp_path, rows, "sts.csv"))) == ['A "dog', "Two cats", "A bird"]
     glue = b"index\tsentence1\tsentence2\tscore\n0\tA\tB\t1.0\n"
-    assert read_inputs(file(tmp_path, glue, "train.tsv")) == ["A", "B"]
+    assert list(InputFile(file(tmp_path, glue, "train.tsv"))) == ["A", "B"]
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_inputs_from_the_sts_benchmark(tmp_path: Path) -> None:
 )
 def test_bad_inputs_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     with pytest.raises(DataError) as caught:
-        read_inputs(file(tmp_path, content, name))
+        list(InputFile(file(tmp_path, content, name)))
     assert said in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for read in (read_examples, read_inputs):
-        with pytest.raises(DataError, match=r"gone\.\w+: cannot be read: No such file"):
-            read(tmp_path / ("gone.jsonl" if read is read_examples else "gone.txt"))
+    for read in (read_examples, lambda path: list(InputFile(path)), lambda path: list(InputFile(path, "text"))):
+        with pytest.raises(DataError, match=r"gone\.jsonl: cannot be read: No such file"):
+            read(tmp_path / "gone.jsonl")

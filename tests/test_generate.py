@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from dino_pipeline import generate as stage
+from dino_pipeline import writer
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
-from dino_pipeline.generate import GenerateOptions, generate
+from dino_pipeline.generate import generate
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.writer import GenerateOptions, Task, Writer
 from tests.conftest import TOY_SPEC
 from tests.toys import char_tokenizer, tiny_model
 
@@ -53,7 +55,9 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(run: Run, decoder: Decoder, spec: dict[str, Any] = TOY_SPEC, **kwargs: Any) -> tuple[str, Listener]:
     options = kwargs.pop("options", OPTIONS)
     watch = kwargs.pop("watch", None) or Listener()
-    state = generate(run, TaskSpec.model_validate(spec), lambda: decoder, options, watch, model=MODEL, **kwargs)
+    state = generate(
+        run, TaskSpec.model_validate(spec), lambda row_tokens: decoder, options, watch, model=MODEL, **kwargs
+    )
     return state, watch
 
 
@@ -117,6 +121,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, decoder: De
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stage, "write_examples", interrupted)
+            patch.setattr(writer, "write_examples", interrupted)
             try:
                 write(run, decoder)
             except KeyboardInterrupt:
@@ -130,7 +135,7 @@ def test_a_finished_run_is_not_redone_and_loads_no_model(tmp_path: Path, decoder
     write(run, decoder)
     before = contents(run)
 
-    def load() -> Decoder:
+    def load(row_tokens: int) -> Decoder:
         raise AssertionError("the model was loaded")
 
     state = generate(run, TaskSpec.model_validate(TOY_SPEC), load, OPTIONS, Listener(), model=MODEL)
@@ -192,7 +197,7 @@ def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(tmp_path: Pat
 
 
 def test_a_mistake_that_left_nothing_behind_can_be_corrected(tmp_path: Path, decoder: Decoder) -> None:
-    def load() -> Decoder:
+    def load(row_tokens: int) -> Decoder:
         raise ModelError("no such model")
 
     run, spec = Run(tmp_path / "run"), TaskSpec.model_validate(TOY_SPEC)
@@ -258,12 +263,12 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path
             "b": {"instruction": 'Not <TOPIC>: "', "counter_labels": ["a"]},
         },
     }
-    writer = stage._Writer(TaskSpec.model_validate(spec), decoder, OPTIONS, WIDE, Listener(), Progress("t", 1))
-    asked = [writer._prompts(stage._Task(None, None, "b", sample)) for sample in range(60)]
+    writer = Writer(TaskSpec.model_validate(spec), decoder, OPTIONS, WIDE, Listener(), Progress("t", 1))
+    asked = [writer._prompts(Task(None, None, "b", sample)) for sample in range(60)]
     for own, counter in asked:
         assert own.removeprefix("Not ") == counter.removeprefix("On ")
     assert {own for own, _ in asked} == {f'Not {topic}: "' for topic in topics}
-    assert asked == [writer._prompts(stage._Task(None, None, "b", sample)) for sample in range(60)]
+    assert asked == [writer._prompts(Task(None, None, "b", sample)) for sample in range(60)]
 
 
 def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:

@@ -34,7 +34,7 @@ def evaluate_generators(
     device, console = pick_device(None), Console()
     for model in models:
         path = model_path(model, "GENERATOR")
-        decoder = load_decoder(path, dtype=pick_dtype(path, device=device), device=device, rows=128)
+        decoder = load_decoder(path, dtype=pick_dtype(path, device=device), device=device)
         try:
             found = [
                 quality

@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import command, model_path, or_dash, pick_device
+from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
+    from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
     from dino_pipeline.sampling import Sampling
     from dino_pipeline.spec import SpecSampling, TaskSpec
 
 WRITTEN_INPUTS = 500
 """Inputs to write where neither a file nor --num-inputs says how many."""
+
+
+class Rows(click.ParamType[int | None]):
+    """A whole number, or "auto", which becomes None."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        """Return the number."""
+        return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
 
 
 @click.command()
@@ -49,7 +61,11 @@ WRITTEN_INPUTS = 500
 @click.option("--min-words", type=click.IntRange(0), default=0, help="Reject texts of fewer words.")
 @click.option("--min-tokens", type=click.IntRange(0), default=0, help="Reject texts of fewer tokens.")
 @click.option(
-    "--rows", type=click.IntRange(1), default=128, show_default=True, help="Prompts side by side; speed only."
+    "--rows",
+    type=Rows(),
+    default="auto",
+    show_default=True,
+    help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024. Speed only.",
 )
 @click.option(
     "--dtype",
@@ -59,6 +75,19 @@ WRITTEN_INPUTS = 500
     help="auto: bfloat16 where it is faster, by a measurement; a run keeps what it began with.",
 )
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
+@click.option(
+    "--device-map",
+    type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+    help="Spread a model that one card does not hold over all, instead of --device.",
+)
+@click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster. Speed only.",
+)
 @click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
@@ -68,24 +97,27 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
     found = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)
-    texts = _read_inputs(options["inputs_file"], options["input_format"])
+    texts = _inputs(options["inputs_file"], options["input_format"])
     chosen = _generate_options(found, options, written=texts is None and found.needs_inputs)
 
     from dino_pipeline.console import Console
     from dino_pipeline.generate import generate as run_generate
     from dino_pipeline.loading import load_decoder
 
+    if options["device"] and options["device_map"]:
+        raise OptionError("--device and --device-map exclude each other; leave one out")
     device = pick_device(options["device"])
     path = model_path(options["model"], "GENERATOR")
     dtype = options["dtype"] if options["dtype"] != "auto" else _auto_dtype(run, path, device, options)
+    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     console = Console()
     with run.locked():
         try:
             state = run_generate(
                 run,
                 found,
-                lambda: load_decoder(
-                    path, revision=options["revision"], dtype=dtype, device=device, rows=options["rows"]
+                lambda row_tokens: load_decoder(
+                    path, revision=options["revision"], dtype=dtype, device=device, row_tokens=row_tokens, **speed
                 ),
                 chosen,
                 console,
@@ -96,7 +128,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
                     "dtype": dtype,
                 },
                 inputs=texts,
-                settings={"device": device, "rows": options["rows"]},
+                settings={"device": device, **speed},
                 fresh=options["fresh"],
             )
         finally:
@@ -111,17 +143,17 @@ def _auto_dtype(run: Run, path: str, device: str, options: dict[str, Any]) -> st
     return begun.get("dtype") or pick_dtype(path, revision=options["revision"], device=device)
 
 
-def _read_inputs(file: Path | None, input_format: str) -> list[str] | None:
-    from dino_pipeline.inputs import read_inputs
+def _inputs(file: Path | None, input_format: str) -> InputFile | None:
+    from dino_pipeline.inputs import InputFile
 
-    return None if file is None else read_inputs(file, input_format)
+    return None if file is None else InputFile(file, input_format)
 
 
 def _generate_options(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
     """Return what decides the texts: the command line before the spec before the paper."""
-    from dino_pipeline.generate import GenerateOptions
     from dino_pipeline.sampling import Sampling
     from dino_pipeline.spec import TaskSpec
+    from dino_pipeline.writer import GenerateOptions
 
     given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
     flags = {

@@ -1,0 +1,213 @@
+"""Writing texts with a decoder into shards: one file of accepted texts, one of rejected ones with their reasons."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dino_pipeline.decoder import Completion, Decoder
+from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
+from dino_pipeline.lane import Request
+from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.sampling import Sampling, uniforms
+from dino_pipeline.spec import TaskSpec
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """All that decides what is written, beside spec, inputs and model. The defaults are the paper's."""
+
+    samples: int = 5
+    """Texts per input and label; in a task without inputs, texts per label."""
+    num_inputs: int | None = None
+    """How many inputs to take, or to write; None takes all."""
+    seed: int = 42
+    keep_unfinished: bool = False
+    """Keep texts that reach ``max_new_tokens`` without the stop string."""
+    keep_newlines: bool = False
+    """Let texts hold newlines, instead of ending and rejecting them there."""
+    min_words: int = 0
+    min_tokens: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    input_sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text to write."""
+
+    input: int | None
+    text: str | None
+    label: str
+    sample: int
+
+
+@dataclass
+class Shard:
+    """The tasks that go into one file of accepted and one of rejected texts, and what has come of them so far."""
+
+    path: Path
+    rejected: Path
+    tasks: list[Task]
+    open: int = 0
+    """Texts not ended yet."""
+    kept: dict[int, Example] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+    turned_down: dict[int, Dropped] = field(default_factory=dict)
+
+    def add(self, at: int, example: Example, reason: str | None) -> None:
+        """Take in the text of task ``at``; the last one stores the shard."""
+        if reason is None:
+            self.kept[at] = example
+        else:
+            self.turned_down[at] = Dropped(example, reason)
+        self.open -= 1
+        if not self.open:
+            self.store()
+
+    def store(self) -> None:
+        """Write both files; the accepted one comes last and marks the shard done."""
+        write_dropped(self.rejected, [*self.dropped, *(self.turned_down[at] for at in sorted(self.turned_down))])
+        write_examples(self.path, [self.kept[at] for at in sorted(self.kept)])
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes tasks of one spec with one decoder."""
+
+    spec: TaskSpec
+    decoder: Decoder
+    options: GenerateOptions
+    sampling: Sampling
+    watch: Watch
+    progress: Progress
+
+    def write(self, shards: Iterable[Shard]) -> None:
+        """Write the texts of the shards, each into its files once all its texts have ended.
+
+        The decoder goes from one shard to the next without a pause, so that its rows stay full.
+        """
+        waiting: dict[int, tuple[Shard, int]] = {}
+
+        def requests() -> Iterator[Request]:
+            numbers = itertools.count()
+            for shard in shards:
+                asked, shard.dropped = self._requests(shard.tasks)
+                self._count_left_out(shard, len(asked))
+                shard.open = len(asked)
+                if not asked:
+                    shard.store()
+                for at, request in asked.items():
+                    waiting[next(numbers)] = shard, at
+                    yield request
+
+        stop, stop_at_newline = self.spec.stop, not self.options.keep_newlines
+        completions = self.decoder.sample(requests(), self.sampling, stop=stop, stop_at_newline=stop_at_newline)
+        for completion in completions:
+            shard, at = waiting.pop(completion.number)
+            example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
+            self._count(shard.tasks[at].label, example, reason)
+            shard.add(at, example, reason)
+
+    def _count_left_out(self, shard: Shard, asked: int) -> None:
+        self.progress.done += len(shard.tasks) - asked
+        for reason, prompts in Counter(drop.reason for drop in shard.dropped).items():
+            self.watch.note(f"{prompts} prompts left out: {reason}")
+
+    def _requests(self, tasks: Sequence[Task]) -> tuple[dict[int, Request], list[Dropped]]:
+        """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
+        texts = list(dict.fromkeys(prompt for task in tasks for prompt in self._prompts(task)))
+        encoded = dict(zip(texts, self.decoder.encode(texts), strict=True))
+        requests: dict[int, Request] = {}
+        reasons: dict[int | None, str | None] = {}
+        for at, task in enumerate(tasks):
+            prompts = tuple(encoded[prompt] for prompt in self._prompts(task))
+            if task.input not in reasons or reasons[task.input] is None:
+                reasons[task.input] = self._input_defect(task, prompts)
+            requests[at] = Request(prompts, self._key(task))
+        askable = (at for at in requests if reasons[tasks[at].input] is None)
+        by_length = sorted(askable, key=lambda at: (len(tasks[at].text or ""), at))
+        inputs = {task.input: task.text for task in tasks}
+        dropped = [
+            Dropped(Example(text_a=inputs[number] or "", input=number), reason)
+            for number, reason in reasons.items()
+            if reason is not None
+        ]
+        return {at: requests[at] for at in by_length}, dropped
+
+    def _input_defect(self, task: Task, prompts: Sequence[tuple[int, ...]]) -> str | None:
+        if task.text is not None and not self.spec.can_show(task.text):
+            return f"the input holds the stop string {self.spec.stop}"
+        if not self.decoder.fits(prompts, self.sampling.max_new_tokens):
+            return f"the prompt leaves less than {self.sampling.max_new_tokens} tokens of the model's context"
+        return None
+
+    def _prompts(self, task: Task) -> list[str]:
+        """Return the own prompt, then those of the counter-labels."""
+        values = {
+            name: choices[int(draw * len(choices))]
+            for (name, choices), draw in zip(
+                sorted(self.spec.variables.items()),
+                uniforms((*self._key(task), "variables"), len(self.spec.variables)) if self.spec.variables else (),
+                strict=True,
+            )
+        }
+        labels = (task.label, *self.spec.labels[task.label].counter_labels)
+        return [self.spec.prompt(label, task.text, values) for label in labels]
+
+    def _key(self, task: Task) -> tuple[str | int, ...]:
+        """Return what the sample's random numbers depend on: the input by its text, so that order does not matter."""
+        return (self.options.seed, self.spec.digest, task.text or "", task.label, task.sample)
+
+    def _example(self, task: Task, completion: Completion) -> Example:
+        text = completion.text.strip()
+        return Example(
+            text_a=text if task.text is None else task.text,
+            text_b=None if task.text is None else text,
+            label=self.spec.value(task.label),
+            logprob=round(completion.logprob, 4),
+            margin=None if completion.margin is None else round(completion.margin, 4),
+            input=task.input,
+            sample=task.sample,
+        )
+
+    def _defect(self, completion: Completion) -> str | None:
+        if completion.finish == "length" and not self.options.keep_unfinished:
+            return "no stop string"
+        if completion.finish == "newline":
+            return "newline"
+        if not completion.text.strip():
+            return "empty"
+        if len(completion.text.split()) < self.options.min_words:
+            return f"fewer than {self.options.min_words} words"
+        if len(completion.tokens) - (completion.finish == "stop") < self.options.min_tokens:
+            return f"fewer than {self.options.min_tokens} tokens"
+        return None
+
+    def _count(self, label: str, example: Example, reason: str | None) -> None:
+        count_text(self.progress, label, example, reason)
+        count = self.progress.labels[label]
+        if count.rejected_in_a_row >= count.next_warning:
+            count.next_warning *= 2
+            self.watch.note(
+                f'label "{label}": the last {count.rejected_in_a_row} texts were all rejected (the latest: {reason}). '
+                "The model may not follow this instruction; try another wording, a larger --max-new-tokens, "
+                "or another model"
+            )
+        self.watch.progress(self.progress)
+
+
+def count_text(progress: Progress, label: str, example: Example, reason: str | None) -> None:
+    """Add one text to the label's counts."""
+    count = progress.labels[label]
+    progress.done += 1
+    count.written += 1
+    count.rejected_in_a_row = 0 if reason is None else count.rejected_in_a_row + 1
+    if reason is None:
+        count.accepted += 1
+        if example.margin is not None:
+            count.margin_sum += example.margin
+            count.margins += 1
