@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from dino_pipeline import scoring
+from dino_pipeline import scoring, tuning
 from dino_pipeline.decoder import Completion, Decoder
+from dino_pipeline.errors import ModelError
+from dino_pipeline.graphs import FixedSlots
 from dino_pipeline.lane import Request
+from dino_pipeline.prefill import Prefill
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.selfcheck import slots_defect
 from dino_pipeline.slots import PlainRows, Slots
@@ -61,7 +64,7 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
 @on_each_architecture
 def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
     decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
-    assert decoder.make_rows is Slots
+    assert decoder.make_rows is (Slots if device == "cpu" else FixedSlots)
     asked = requests(decoder)
     greedy = Sampling(top_k=1, max_new_tokens=25)
     with torch.inference_mode():
@@ -69,6 +72,27 @@ def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str,
     found = {completion.number: list(completion.tokens) for completion in decoder.sample(asked, greedy)}
     assert [found[number] for number in range(len(asked))] == expected
     assert len({tuple(tokens) for tokens in expected}) >= len(TEXTS)
+
+
+@on_each_architecture
+@pytest.mark.parametrize("path", ["float64", "tuned", "fixed"])
+def test_greedy_decoding_is_token_identical_on_every_path(
+    architecture: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    if path == "float64":
+        model = model.double()
+    decoder = Decoder(model, char_tokenizer(), rows=24)
+    asked, greedy = requests(decoder), Sampling(top_k=1, max_new_tokens=15)
+    with torch.inference_mode():
+        expected = [naive_greedy(decoder, request, 15) for request in asked]
+    if path == "tuned":
+        monkeypatch.setattr(tuning, "SMALLEST", 1)
+        tuning.tune(model, decoder.rows)
+    if path == "fixed":
+        decoder.make_rows, decoder.delay = FixedSlots, 1
+    found = {completion.number: list(completion.tokens) for completion in decoder.sample(asked, greedy)}
+    assert [found[number] for number in range(len(asked))] == expected
 
 
 WIDE = Sampling(top_k=0, top_p=0.95, max_new_tokens=30)
@@ -90,6 +114,89 @@ def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) 
     assert sampled(decoders[1], asked[::-1]) == first
     assert sampled(decoders[2], asked[1::3] + asked[::3] + asked[2::3]) == first
     assert len(set(first.values())) > len(asked) // 2
+
+
+@on_each_architecture
+@pytest.mark.parametrize(("rows", "delay"), [(8, 0), (8, 1), (64, 1), (16, 3)])
+def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str, rows: int, delay: int) -> None:
+    """What runs on a GPU, with graphs off."""
+    model, tokenizer = tiny_model(architecture), char_tokenizer()
+    decoder = Decoder(model, tokenizer, rows=rows)
+    asked = requests(decoder, samples=3)
+    expected = sampled(decoder, asked)
+    assert slots_defect(model, FixedSlots) is None
+    decoder.make_rows, decoder.delay = FixedSlots, delay
+    assert sampled(decoder, asked) == expected
+    decoder.make_rows = PlainRows
+    assert sampled(decoder, asked[::5]) == {asked[n].key: expected[asked[n].key] for n in range(0, len(asked), 5)}
+
+
+def short_of_memory(model: Any, most_rows: int) -> None:
+    """Let the model run out of memory on a batch of more rows."""
+    forward = model.forward
+
+    def greedy_for_memory(*args: Any, input_ids: Any, **kwargs: Any) -> Any:
+        if len(input_ids) > most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    model.forward = greedy_for_memory
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
+    delay: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = tiny_model("llama"), char_tokenizer()
+    decoder = Decoder(model, tokenizer, rows=64)
+    decoder.delay = delay
+    asked = requests(decoder, samples=3)
+    expected = sampled(decoder, asked)
+    short_of_memory(model, 20)
+    assert sampled(decoder, asked) == expected
+    assert decoder.rows == 16
+    assert "out of memory with 32 rows: going on with 16" in caplog.text
+    assert sampled(decoder, asked) == expected
+
+
+def test_a_model_too_large_for_any_row_is_refused() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=64)
+    short_of_memory(decoder.model, 0)
+    with pytest.raises(ModelError, match="memory does not hold even 3 prompts beside the model; use --dtype"):
+        list(decoder.sample(requests(decoder), WIDE))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    monkeypatch.setattr(Slots, "step", lambda slots, longest: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        list(decoder.sample(requests(decoder), WIDE))
+
+
+def test_what_prompts_share_goes_through_the_model_once() -> None:
+    decoder = Decoder(tiny_model("mistral"), char_tokenizer())
+    instruction = "Write a sentence that means the same: "
+    groups = [decoder.encode([instruction + text for text in texts]) for texts in (("a", "bird"), ("bed", "catch"))]
+    fed = []
+    base = decoder.model.get_decoder()
+    handle = base.register_forward_pre_hook(
+        lambda m, a, kwargs: fed.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    prefill = Prefill(decoder.model)
+    with torch.inference_mode():
+        prefill(groups[0])
+        shared = prefill(groups[1])
+        alone = Prefill(decoder.model)(groups[1])
+        again = prefill(groups[0])
+    handle.remove()
+    start = len(instruction)
+    assert fed == [(2, start + 3), (2, 4 - 0), (2, start + 4)]
+    for found, expected in ((shared, alone), (again, prefill.known)):
+        assert expected is not None
+        for layer, other in zip(found.layers, expected.layers, strict=True):
+            for one, two in zip(layer, other, strict=True):
+                assert torch.allclose(one[0, :, : start - 1], two[0, :, : start - 1], atol=1e-5)
+                assert torch.allclose(one[1], two[1], atol=1e-5)
 
 
 @on_each_device

@@ -79,3 +79,10 @@ def test_totals_and_likeliest_tokens(vocab: int) -> None:
     assert torch.allclose(totals, logits.double().logsumexp(-1), atol=1e-5)
     found = likeliest(logits, maxima, torch.tensor([3, 5]), 7)
     assert torch.equal(logits[[[3], [5]], found], logits[[3, 5]].topk(7).values)
+
+
+@pytest.mark.parametrize("offset", [-500.0, -90.0, -30.0, 0.0, 55.0, 70.0, 300.0])
+def test_totals_hold_wherever_logits_lie(offset: float) -> None:
+    logits = peaked(0) + offset
+    found, _ = log_totals(logits)
+    assert torch.allclose(found, logits.double().logsumexp(1), rtol=0, atol=2e-6 + 1e-7 * abs(offset))

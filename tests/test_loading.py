@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers import AutoModelForCausalLM
+
+from dino_pipeline import compiling, loading
+from dino_pipeline.compiling import compile_if_it_pays, compile_step
+from dino_pipeline.decoder import Decoder
+from dino_pipeline.errors import ModelError
+from dino_pipeline.graphs import FixedSlots
+from dino_pipeline.loading import load_decoder, rows_that_fit
+from dino_pipeline.slots import Slots
+from tests.test_decoder import WIDE, requests, sampled
+from tests.toys import char_tokenizer, save_generator, tiny_model
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3"])
+def test_rows_are_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    model = tiny_model(architecture)
+    found = []
+    for free in (0, 10**7, 3 * 10**7, 10**12):
+        monkeypatch.setattr(loading, "_free_bytes", lambda device, free=free: free)
+        found.append(rows_that_fit(model))
+    assert found[0] == 8
+    assert found[-1] == 128
+    assert found == sorted(found)
+    assert 8 < found[1] < found[2] < 128
+    assert all(rows % 8 == 0 for rows in found)
+
+
+def test_a_model_spread_over_devices_writes_the_same(tmp_path: Path) -> None:
+    """Spread over memory and disk, as accelerate does where one card is too small; hooks bring weights in."""
+    folder = save_generator(tmp_path / "model", "llama")
+    whole = load_decoder(str(folder), dtype="float32", device="cpu")
+    asked = requests(whole)
+    expected = sampled(whole, asked)
+    spread = load_decoder(str(folder), dtype="float32", device="cpu", device_map="auto")
+    assert sampled(spread, asked) == expected
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = dispatch_model(tiny_model("llama"), places, main_device="cpu", offload_dir=tmp_path / "offload")
+    assert any(parameter.is_meta for parameter in model.parameters())
+    assert sampled(Decoder(model, char_tokenizer(), rows=16), asked) == expected
+
+
+def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_generator(tmp_path / "model")
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ModelError, match="does not fit on cpu in float32; use --device-map auto"):
+        load_decoder(str(folder), dtype="float32", device="cpu")
+
+
+def slow(seconds: float) -> Callable[[Any], Any]:
+    """What torch.compile makes of a forward, but slower by so much, and no compiler."""
+
+    def compiler(forward: Any, **options: Any) -> Any:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(seconds)
+            return forward(*args, **kwargs)
+
+        return compiled
+
+    return compiler
+
+
+@pytest.fixture
+def tardy(monkeypatch: pytest.MonkeyPatch) -> Decoder:
+    """A decoder whose eager step takes long enough to be told from others."""
+    decoder = Decoder(tiny_model("gpt2"), char_tokenizer(), rows=8)
+    decoder.model.forward = slow(0.02)(decoder.model.forward)
+    monkeypatch.setattr(compiling, "LONG", 0.0)
+    return decoder
+
+
+@pytest.mark.parametrize(("extra", "kept"), [(-0.02, True), (0.02, False)])
+def test_a_compiled_step_is_kept_where_it_is_faster(
+    tardy: Decoder, monkeypatch: pytest.MonkeyPatch, extra: float, kept: bool
+) -> None:
+    plain = tiny_model("gpt2").forward
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: slow(0.02 + extra)(plain))
+    before = tardy.model.forward
+    assert compile_if_it_pays(tardy, 1000) is kept
+    assert (tardy.make_rows is FixedSlots) is kept
+    assert (tardy.model.forward is before) is not kept
+
+
+def test_a_compiled_step_that_computes_something_else_is_not_kept(
+    tardy: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: tiny_model("gpt2", seed=1).forward)
+    assert not compile_if_it_pays(tardy, 1000)
+    assert tardy.make_rows is Slots
+
+
+def test_short_jobs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", None)
+    assert not compile_if_it_pays(Decoder(tiny_model("gpt2"), char_tokenizer(), rows=8), 1000)
+
+
+def test_where_nothing_can_be_compiled_auto_goes_on_and_on_says_so(
+    tardy: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(forward: Any, **options: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    asked = requests(tardy)[:3]
+    before = sampled(tardy, asked)
+    assert not compile_if_it_pays(tardy, 1000)
+    assert sampled(tardy, asked) == before
+    with pytest.raises(ModelError, match=r"--compile on: the step cannot be compiled here \(no C\+\+ compiler\)"):
+        compile_step(tardy)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_a_compiled_step_writes_the_same_texts() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=16)
+    asked = requests(decoder)
+    expected = sampled(decoder, asked)
+    compile_step(decoder)
+    assert sampled(decoder, asked) == expected
+    assert WIDE.top_k == 0
