@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -9,6 +11,11 @@ from dino_pipeline.sampling import Sampling
 
 VOCAB = 5003
 GROUPS = torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 0], [3, 4, 5], [6, 7, 6]])
+
+
+@pytest.fixture(autouse=True)
+def _every_vocabulary_has_a_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(next_token, "SMALL", 1)
 
 
 def peaked(seed: int, spread: float = 3.0) -> torch.Tensor:
@@ -51,6 +58,7 @@ def test_a_shortlist_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, sampling: Sampling, shortlist: dict[bool, int]
 ) -> None:
     monkeypatch.setattr(next_token, "SHORTLIST", shortlist)
+    monkeypatch.setattr(next_token, "likeliest", spy := Mock(wraps=likeliest))
     for seed in range(12):
         logits = peaked(seed, spread=seed / 2)
         uniform = torch.rand(len(GROUPS), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -58,6 +66,7 @@ def test_a_shortlist_changes_nothing(
         assert tokens.tolist() == plain(logits, uniform, sampling)
         expected = logits.double().log_softmax(-1)[GROUPS, tokens[:, None]]
         assert torch.allclose(log_probs, expected, atol=1e-5)
+    assert spy.called == (4 * max(shortlist[sampling.top_k > 0], 4 * sampling.top_k) <= VOCAB)
 
 
 def test_a_shortlist_that_decides_nothing_is_not_taken() -> None:
