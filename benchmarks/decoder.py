@@ -74,7 +74,7 @@ SHAPES = {
     ),
 }
 CONTENDERS = ["reference", "generate", "float32", "bfloat16", "compiled float32", "compiled bfloat16"]
-INPUTS = {"reference": 2}
+INPUTS = {"reference": 2, "generate": 24}
 """Inputs a repetition where they are not ``--inputs``."""
 
 
@@ -257,7 +257,7 @@ def _cpuinfo() -> list[str]:
 @click.option("--contender", "chosen", multiple=True, type=click.Choice(CONTENDERS), default=CONTENDERS)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--rows", default=128, show_default=True)
-@click.option("--inputs", default=48, show_default=True, help="Inputs a repetition; the reference takes 2.")
+@click.option("--inputs", default=48, show_default=True, help="Inputs a repetition; the reference takes 2, generate 24.")
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there, too.")
 def main(
