@@ -5,6 +5,8 @@ All write the same work: for each input three labels with no, one and two counte
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,7 @@ from transformers import (
 
 from dino_pipeline.debias import debias_scores
 from dino_pipeline.decoder import Decoder
-from dino_pipeline.lane import Request, Text
+from dino_pipeline.lane import Lane, Request, Text
 from dino_pipeline.prefill import Prompt
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.stops import Ending, StopRule
@@ -185,13 +187,21 @@ class PlannedDecoder(Decoder):
     """Ends each text at its planned length."""
 
     planned: Sequence[int] = ()
+    step_seconds: Sequence[float] = ()
+
+    def _next(self, lane: Lane, texts: list[Text], sampling: Sampling) -> Any:
+        start = time.perf_counter()
+        step = super()._next(lane, texts, sampling)
+        if lane.slots.rows == self.rows:
+            self.step_seconds = [*self.step_seconds, time.perf_counter() - start]
+        return step
 
     def _ending(self, text: Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
         return Ending("", "stop") if len(text.tokens) == self.planned[text.number] else None
 
 
-def run_decoder(decoder: PlannedDecoder, work: Work) -> None:
-    """Write all texts."""
+def run_decoder(decoder: PlannedDecoder, work: Work) -> float | None:
+    """Write all texts; return the median seconds of a step of all rows, where it ends before the next begins."""
     requests = [
         Request(group(prompts, label), (number, label, sample))
         for number, prompts in enumerate(work)
@@ -199,5 +209,7 @@ def run_decoder(decoder: PlannedDecoder, work: Work) -> None:
         for sample in range(SAMPLES)
     ]
     decoder.planned = planned_lengths(len(work)).reshape(-1).tolist()
+    decoder.step_seconds = []
     written = sum(1 for _ in decoder.sample(requests, SAMPLING))
     assert written == len(requests)
+    return statistics.median(decoder.step_seconds) if decoder.step_seconds and not decoder.delay else None

@@ -11,6 +11,10 @@ Contenders on models of the same shape with the same random weights, in one proc
 - compiled float32, compiled bfloat16: the same with a compiled step (`--compile on`), compiled before the clock starts.
 
 All but the reference stop each text at a length planned beforehand.
+
+The floor is the time of the matrix products alone, by PyTorch's stock kernels. "Of floor" compares all products that
+the work needs, in full steps, with the whole time; "of its floor" the products of one step of all rows with that step,
+debiasing and sampling included.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +99,8 @@ def build_decoder(shape: str, rows: int, device: str, dtype: str, *, compiled: b
     return decoder
 
 
-def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int], None]:
-    """Return what writes the texts of so many inputs."""
+def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int], float | None]:
+    """Return what writes the texts of so many inputs, and says what a step took, if that is known."""
     if contender in ("reference", "generate"):
         model = build_model(shape, device, "float32")
         if contender == "reference":
@@ -125,25 +128,34 @@ def products(shape: str, device: str, dtype: str) -> tuple[list[torch.Tensor], t
 
 
 def product_seconds(weights: Sequence[torch.Tensor], rows: int) -> float:
-    """Return the time of multiplying so many rows with each weight."""
+    """Return the time of multiplying so many rows with each weight, by PyTorch's stock kernels."""
     inputs = [torch.randn(rows, weight.shape[0]).to(weight) for weight in weights]
 
     def multiply() -> None:
         for hidden, weight in zip(inputs, weights, strict=True):
             hidden @ weight
 
-    multiply()
-    return min(seconds(multiply) for _ in range(5))
+    return min(seconds(multiply) for _ in range(8))
 
 
-def floor_seconds(shape: str, rows: int, device: str, dtype: str, inputs: int) -> float:
-    """Return the time per input of the matrix products that its row-tokens and its prompts' tokens need."""
+@dataclass(frozen=True)
+class Floor:
+    """Seconds of nothing but matrix products."""
+
+    step: float
+    """Those of one step of all rows."""
+    input: float
+    """Those that an input's row-tokens need in full steps, and its prompts' tokens."""
+
+
+def floor_of(shape: str, rows: int, device: str, dtype: str, inputs: int) -> Floor:
+    """Measure the matrix products of a shape."""
     layers, head = products(shape, device, dtype)
     step = product_seconds([*layers, head], rows)
     prompt_tokens = sum(len(prompt) - 1 for prompts in random_work(inputs) for prompt in prompts)
     chunk = 1024
     prefill = product_seconds(layers, chunk)
-    return (row_tokens(inputs) / rows * step + prompt_tokens / chunk * prefill) / inputs
+    return Floor(step, (row_tokens(inputs) / rows * step + prompt_tokens / chunk * prefill) / inputs)
 
 
 def row_tokens(inputs: int) -> int:
@@ -161,6 +173,8 @@ class Measured:
 
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    steps: list[float] = field(default_factory=list)
+    """Median seconds of a step of all rows, one a repetition, where a step can be timed."""
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -194,7 +208,7 @@ class Memory(threading.Thread):
         return self.peak - self.before
 
 
-def measure(contenders: dict[str, Callable[[int], None]], inputs: int, repeats: int) -> dict[str, Measured]:
+def measure(contenders: dict[str, Callable[[int], float | None]], inputs: int, repeats: int) -> dict[str, Measured]:
     """Time the contenders in turn, after one warm-up of each."""
     found = {name: Measured() for name in contenders}
     for name, write in contenders.items():
@@ -203,7 +217,12 @@ def measure(contenders: dict[str, Callable[[int], None]], inputs: int, repeats: 
         for name, write in contenders.items():
             size, memory = INPUTS.get(name, inputs), Memory()
             memory.start()
-            found[name].seconds.append(seconds(partial(write, size)) / size)
+            started = time.perf_counter()
+            step = write(size)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found[name].seconds.append((time.perf_counter() - started) / size)
+            found[name].steps += [] if step is None else [step]
             found[name].peak_bytes = max(found[name].peak_bytes, memory.stop())
     return found
 
@@ -213,15 +232,17 @@ def ratios(found: dict[str, Measured], slower: str, faster: str) -> list[float]:
     return [slow / fast for slow, fast in zip(found[slower].seconds, found[faster].seconds, strict=True)]
 
 
-def rows_of_table(found: dict[str, Measured], floors: dict[str, float], inputs: int) -> list[list[str]]:
+def rows_of_table(found: dict[str, Measured], floors: dict[str, Floor], inputs: int) -> list[list[str]]:
     """Return a line a contender."""
     lines = []
     for name, measured in found.items():
         against = [spread(ratios(found, base, name)) if base in found else "" for base in CONTENDERS[:2]]
         median = statistics.median(measured.seconds)
         speed = f"{row_tokens(inputs) / inputs / median:,.0f}"
-        share = f"{floors[name] / median:.0%}" if name in floors else ""
-        lines.append([name, f"{median:.3f}", *against, speed, share, f"{measured.peak_bytes / 1e6:.0f}"])
+        share = f"{floors[name].input / median:.0%}" if name in floors else ""
+        step = statistics.median(measured.steps) if measured.steps else None
+        of_step = [f"{1000 * step:.1f}", f"{floors[name].step / step:.0%}"] if step else ["", ""]
+        lines.append([name, f"{median:.3f}", *against, speed, share, *of_step, f"{measured.peak_bytes / 1e6:.0f}"])
     return lines
 
 
@@ -230,7 +251,8 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.1f}x ({min(values):.1f} .. {max(values):.1f})"
 
 
-HEADER = ["contender", "s / input", "vs reference", "vs generate", "row-tokens / s", "of floor", "peak MB"]
+HEADER = ["contender", "s / input", "vs reference", "vs generate", "row-tokens / s", "of floor"]
+HEADER += ["ms / step", "of its floor", "peak MB"]
 
 
 def machine(device: str) -> str:
@@ -257,7 +279,9 @@ def _cpuinfo() -> list[str]:
 @click.option("--contender", "chosen", multiple=True, type=click.Choice(CONTENDERS), default=CONTENDERS)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--rows", default=128, show_default=True)
-@click.option("--inputs", default=48, show_default=True, help="Inputs a repetition; the reference takes 2, generate 24.")
+@click.option(
+    "--inputs", default=48, show_default=True, help="Inputs a repetition; the reference takes 2, generate 24."
+)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there, too.")
 def main(
@@ -271,12 +295,11 @@ def main(
     everything: dict[str, Any] = {"machine": machine(device), "torch": torch.__version__, "rows": rows, "shapes": {}}
     for shape in shapes:
         found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats)
-        floors = {
-            name: floor_seconds(shape, rows, device, dtype_of(name), inputs) for name in chosen if name != "reference"
-        }
+        floors = {name: floor_of(shape, rows, device, dtype_of(name), inputs) for name in chosen if name != "reference"}
         click.echo(f"\n{shape}\n{table(HEADER, rows_of_table(found, floors, inputs))}")
         everything["shapes"][shape] = {
-            name: {**asdict(measured), "floor_seconds": floors.get(name)} for name, measured in found.items()
+            name: {**asdict(measured), "floor": asdict(floors[name]) if name in floors else None}
+            for name, measured in found.items()
         }
     if json_file:
         json_file.write_text(json.dumps(everything, indent=2) + "\n")

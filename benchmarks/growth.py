@@ -1,0 +1,125 @@
+"""Do time per kept pair and memory stay flat as a job grows?
+
+    python -m benchmarks.growth [--texts 1000 --texts 10000 --texts 100000]
+
+For each size, in a process of its own, the generate stage writes pairs with the pocket generator for a file of that
+many inputs, five texts for each input and label. The sizes are measured upwards, then downwards, so that a machine that
+becomes slower or faster meanwhile shows.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import click
+import psutil
+
+from benchmarks.decoder import Memory, machine
+from dino_pipeline import pocket
+from dino_pipeline.console import Console, table
+from dino_pipeline.decoder import Decoder
+from dino_pipeline.generate import generate
+from dino_pipeline.inputs import InputFile, distinct
+from dino_pipeline.loading import load_decoder
+from dino_pipeline.pocket.corpus import shard_sentences
+from dino_pipeline.run import Run
+from dino_pipeline.spec import load_spec
+from dino_pipeline.writer import GenerateOptions
+
+SPEC = Path("task_specs/sts-x2.json")
+SAMPLES = 5
+WARM_UP = 20
+"""Inputs written before the clock starts."""
+
+
+def sentences(count: int) -> list[str]:
+    """Return so many distinct sentences of the pocket grammar."""
+
+    def all_of_them() -> Iterator[str]:
+        for shard in range(10**6):
+            yield from shard_sentences(7, shard, 1000)
+
+    stream = distinct(all_of_them())
+    return [next(stream) for _ in range(count)]
+
+
+def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int:
+    """Write the texts of so many inputs; return how many were kept."""
+    options = GenerateOptions(samples=SAMPLES, num_inputs=num_inputs)
+    generate(
+        run, load_spec(SPEC), lambda row_tokens: decoder, options, Console(), model={"model": "pocket"}, inputs=inputs
+    )
+    return sum(count["accepted"] for count in run.stage("generate")["counts"].values())
+
+
+def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
+    """Return seconds, kept pairs and bytes of memory of one size."""
+    decoder = load_decoder(str(pocket.GENERATOR), dtype="float32", device="cpu")
+    inputs = InputFile(folder / "inputs.txt", "text")
+    write(Run(folder / f"warm-up-{num_inputs}"), decoder, inputs, WARM_UP)
+    memory = Memory()
+    memory.start()
+    start = time.perf_counter()
+    kept = write(Run(folder / f"run-{num_inputs}-{time.time_ns()}"), decoder, inputs, num_inputs)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "kept": kept, "grown": memory.stop(), "peak": _peak_bytes()}
+
+
+def _peak_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def measure(folder: Path, num_inputs: int) -> dict[str, Any]:
+    """Do the same in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.growth", "--inside", str(folder), "--inputs", str(num_inputs)]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+@click.command()
+@click.option("--texts", "sizes", multiple=True, type=click.IntRange(300), default=[1000, 10_000, 100_000])
+@click.option("--inside", hidden=True, type=click.Path(path_type=Path))
+@click.option("--inputs", "num_inputs", hidden=True, type=int)
+def main(sizes: Sequence[int], inside: Path | None, num_inputs: int) -> None:
+    """Print time per kept pair and peak memory for jobs of several sizes."""
+    if inside:
+        click.echo(json.dumps(measure_here(inside, num_inputs)))
+        return
+    click.echo(f"{machine('cpu')}; pocket generator, {SPEC}, {SAMPLES} texts for each input and label")
+    sizes = sorted(sizes)
+    labels = len(load_spec(SPEC).labels)
+    found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "inputs.txt").write_text("\n".join(sentences(max(WARM_UP, sizes[-1] // (SAMPLES * labels)))))
+        for size in [*sizes, *sizes[-2::-1]]:
+            found[size].append(measure(folder, size // (SAMPLES * labels)))
+    rows = []
+    for size, results in found.items():
+        each = [1000 * result["seconds"] / result["kept"] for result in results]
+        rows.append(
+            [
+                f"{size:,}",
+                f"{results[0]['kept']:,.0f}",
+                f"{fmean(each):.2f}",
+                " ".join(f"{one:.2f}" for one in each),
+                f"{fmean(result['grown'] for result in results) / 1e6:.0f}",
+                f"{fmean(result['peak'] for result in results) / 1e6:.0f}",
+            ]
+        )
+    click.echo(table(["texts", "kept", "ms / kept pair", "each time", "MB grown", "peak MB"], rows))
+
+
+if __name__ == "__main__":
+    main()
