@@ -25,6 +25,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def build_model(shape: str, device: str, dtype: str) -> PreTrainedModel:
     """Return a model of the shape with random weights."""
     torch.manual_seed(0)
     with torch.device(device):  # a CPU takes minutes to draw the weights of gpt2-xl
-        return AutoModelForCausalLM.from_config(SHAPES[shape], dtype=DTYPES[dtype]).eval()
+        return AutoModelForCausalLM.from_config(deepcopy(SHAPES[shape]), dtype=DTYPES[dtype]).eval()
 
 
 def build_decoder(shape: str, rows: int, device: str, dtype: str, *, compiled: bool = False) -> PlannedDecoder:

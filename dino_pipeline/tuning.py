@@ -8,8 +8,10 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 SMALLEST = 2**16
@@ -19,6 +21,7 @@ SMALLEST = 2**16
 def tune(model: PreTrainedModel, rows: int) -> None:
     """Make steps of ``rows`` rows faster."""
     fuse_activations(model)
+    attend_by_rows(model)
     pack_weights(model, rows)
 
 
@@ -28,6 +31,55 @@ def fuse_activations(model: PreTrainedModel) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+
+
+def attend_by_rows(model: PreTrainedModel) -> None:
+    """On a CPU in float32, let steps of one position a row attend by two batched products.
+
+    The stock kernel cuts keys into blocks, as long prompts want it; for a single query that costs a fifth more.
+    """
+    stock = model.config._attn_implementation
+    if model.device.type == "cpu" and model.dtype == torch.float32 and stock == "sdpa":
+        model.set_attn_implementation(BY_ROWS)
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in the form that `transformers` wants it; whatever is not one position a row goes the stock way.
+
+    Args:
+        module: the layer.
+        query: ``(rows, heads, positions, dim)``.
+        key: ``(rows, heads or groups of heads, length, dim)``.
+        value: likewise.
+        attention_mask: additive, ``(rows, 1, positions, length)``.
+        scaling: of the scores.
+        kwargs: for the stock way.
+
+    Returns:
+        ``(rows, positions, heads, dim)``, and no weights.
+    """
+    simple = query.shape[2] == 1 and attention_mask is not None and attention_mask.shape[1] == 1
+    if not simple or attention_mask is None or any(kwargs.get(name) is not None for name in ("position_bias", "cache")):
+        stock: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    rows, heads, _, width = query.shape
+    grouped = query.reshape(rows, key.shape[1], -1, width) * (width**-0.5 if scaling is None else scaling)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).add_(attention_mask)
+    mixed = torch.matmul(scores.softmax(dim=-1), value)
+    return mixed.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+BY_ROWS = "dino_by_rows"
+AttentionInterface.register(BY_ROWS, row_attention)
+AttentionMaskInterface.register(BY_ROWS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def pack_weights(model: PreTrainedModel, rows: int) -> None:

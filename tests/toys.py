@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def char_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(architecture: str, seed: int = 0) -> Any:
     """Return a causal language model with random weights."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
+    return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture])).eval()
 
 
 def recurrent_model() -> Any:
