@@ -1,6 +1,6 @@
 """How much faster the decoder writes than the paper's procedure, and than `transformers` generate().
 
-    python -m benchmarks.decoder [--shape gpt2-124m] [--repeats 5] [--json FILE] [--markdown FILE]
+    python -m benchmarks.decoder [--shape gpt2-124m] [--repeats 5] [--json FILE]
 
 Contenders on models of the same shape with the same random weights, in one process, in turn at each repetition:
 
