@@ -292,7 +292,8 @@ def main(
     """Print how many times faster the decoder is than the reference procedure and generate()."""
     click.echo(f"{machine(device)}, {rows} rows, torch {torch.__version__}; medians of {repeats} interleaved rounds")
     click.echo(f"{LABELS} labels x {SAMPLES} texts an input. Texts end at planned lengths (mean 15, sd 6, within 2 and")
-    click.echo("40), the same for all but the reference, which always takes 40 steps.")
+    click.echo("40), the same for all but the reference, which always takes 40 steps. A round is")
+    click.echo(f"{inputs} inputs, for the reference {INPUTS['reference']}, for generate() {INPUTS['generate']}.")
     everything: dict[str, Any] = {"machine": machine(device), "torch": torch.__version__, "rows": rows, "shapes": {}}
     for shape in shapes:
         found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats)

@@ -10,10 +10,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dino_pipeline.devices import Coming, put
+from dino_pipeline.devices import Coming, is_out_of_memory, put
 from dino_pipeline.errors import ModelError
 from dino_pipeline.graphs import FixedSlots
 from dino_pipeline.lane import Lane, Request, Text
@@ -126,14 +125,16 @@ class Decoder:
         rule = self.stop_rule(stop, stop_at_newline)
         lane = Lane(partial(self.make_rows, self.model), self.rows, requests, sampling.max_new_tokens)
         steps: deque[_Step] = deque()
-        while self._step(lane, steps, sampling) or steps:
-            late = self.delay if lane.writing() else 0
-            while len(steps) > late:
-                for text in steps.popleft().read():
-                    if ending := self._ending(text, rule, sampling.max_new_tokens):
-                        yield completion(text, ending)
-                        lane.release(text)
-            lane.compact()
+        try:
+            while self._step(lane, steps, sampling) or steps:
+                late = self.delay if lane.writing() else 0
+                while len(steps) > late:
+                    for text in steps.popleft().read():
+                        if ending := self._ending(text, rule, sampling.max_new_tokens):
+                            yield completion(text, ending)
+                            lane.release(text)
+        finally:
+            lane.close()
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[float]:
@@ -162,12 +163,13 @@ class Decoder:
     def _step(self, lane: Lane, steps: deque[_Step], sampling: Sampling) -> bool:
         """Admit what has room, and begin one more token for every text; return whether any text is being written."""
         try:
+            lane.compact()
             more = lane.admit()
             if texts := lane.writing():
                 steps.append(self._next(lane, texts, sampling))
             return more
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
         steps.clear()
         had = lane.slots.rows
@@ -179,7 +181,7 @@ class Decoder:
         self.rows = lane.most_rows
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.warning("out of memory with %d rows: going on with %d, which changes no text", had, self.rows)
+        log.warning("out of memory with %d rows: going on with %d and the same texts, up to rounding", had, self.rows)
         return True
 
     def _next(self, lane: Lane, texts: list[Text], sampling: Sampling) -> _Step:

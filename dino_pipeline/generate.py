@@ -130,12 +130,13 @@ def _count(things: Iterable[Any]) -> int:
 
 
 def _row_tokens(run: Run, spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> int:
-    """Return about how many tokens all prompts together will be stepped by."""
-    asked = 1
-    if spec.needs_inputs:
-        asked = options.num_inputs or _count(_stored_inputs(run)) or _count(inputs or ())
-    prompts = sum(1 + len(label.counter_labels) for label in spec.labels.values())
-    return asked * options.samples * prompts * TOKENS
+    """Return about how many tokens all prompts together have still to be stepped by."""
+    prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in spec.labels.items()}
+    if run.inputs.exists() or not spec.needs_inputs:
+        left = (shard.tasks for shard in _plan(run, spec, options) if not shard.path.exists())
+        return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
+    asked = options.num_inputs or _count(inputs or ())
+    return TOKENS * asked * options.samples * sum(prompts.values())
 
 
 def _plan(run: Run, spec: TaskSpec, options: GenerateOptions) -> Iterator[Shard]:

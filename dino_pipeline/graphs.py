@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dino_pipeline.slots import Slots
-
-log = logging.getLogger(__name__)
 
 BUCKET = 32
 """Steps look at multiples of so many positions."""
@@ -27,20 +26,23 @@ class FixedSlots(Slots):
 
     shrinks = False
 
-    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
-        super().__init__(model, rows, _up(length, ROOM))
+    def __init__(
+        self, model: PreTrainedModel, rows: int, length: int, forward: Callable[..., Any] | None = None
+    ) -> None:
+        super().__init__(model, rows, _up(length, ROOM), forward)
         self.records = model.device.type == "cuda" and len(set(getattr(model, "hf_device_map", {0: 0}).values())) == 1
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def step(self, longest: int) -> Tensor:
         """Return ``(rows, vocab)`` logits after each row's newest token; the next step overwrites them."""
         reach = _up(longest, BUCKET)
-        if self.records and reach not in self.graphs:
-            self._record(reach)
         if not self.records:
             return super().step(reach)
-        graph, logits = self.graphs[reach]
-        graph.replay()
+        with torch.cuda.device(self.device):
+            if reach not in self.graphs:
+                self.graphs[reach] = self._record(reach)
+            graph, logits = self.graphs[reach]
+            graph.replay()
         return logits
 
     def lengthen(self, length: int) -> None:
@@ -48,26 +50,29 @@ class FixedSlots(Slots):
         self.graphs.clear()
         super().lengthen(_up(length, ROOM))
 
-    def _record(self, reach: int) -> None:
-        """Record the step; doing it twice writes the same keys and values to the same places."""
+    def close(self) -> None:
+        """Give the memory back."""
+        self.graphs.clear()
+        super().close()
+
+    def _record(self, reach: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Record the step; doing it twice before writes the same keys and values to the same places."""
+        usual = torch.cuda.current_stream()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                super().step(reach)
-        torch.cuda.current_stream().wait_stream(aside)
+        aside.wait_stream(usual)
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    super().step(reach)
+            usual.wait_stream(aside)
+            with torch.cuda.graph(graph, pool=pool, stream=aside):
                 logits = super().step(reach)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            log.warning("this model's step cannot be recorded as a CUDA graph (%s): it runs without, slower", error)
-            self.records = False
-            return
-        self.graphs[reach] = graph, logits
+        finally:
+            torch.cuda.set_stream(usual)  # a capture that fails does not come back from its stream
+            usual.wait_stream(aside)
+        return graph, logits
 
 
 def _up(count: int, unit: int) -> int:

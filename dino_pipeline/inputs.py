@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -36,6 +39,18 @@ def distinct(texts: Iterable[str]) -> Iterator[str]:
     """Yield each text where it occurs first."""
     with closing(Seen()) as seen:
         yield from (text for text in texts if seen.add(text))
+
+
+def input_file(path: Path, input_format: str = "auto") -> InputFile:
+    """Return a file's texts; what can be read only once, such as a pipe, is copied first."""
+    chosen = _guess(path) if input_format == "auto" else input_format
+    if not path.exists() or path.is_file():
+        return InputFile(path, chosen)
+    with tempfile.NamedTemporaryFile(prefix="inputs-", suffix=path.name, delete=False) as copy:
+        atexit.register(Path(copy.name).unlink, missing_ok=True)
+        with open(path, "rb") as source:
+            shutil.copyfileobj(source, copy)
+    return InputFile(Path(copy.name), chosen)
 
 
 @dataclass(frozen=True)

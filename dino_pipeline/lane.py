@@ -69,16 +69,29 @@ class Lane:
         self.waiting: deque[tuple[int, Request]] = deque()
         self.length = LENGTHS
         self.make_rows, self.most_rows, self.max_new_tokens = make_rows, most_rows, max_new_tokens
+        self.prefilled: deque[dict[Prompt, tuple[Prefilled, int]]] = deque(maxlen=2)
         self._look_ahead()
-        self._begin()
+        self.slots = self._new_slots()
+        self._empty()
 
-    def _begin(self) -> None:
-        """Make empty rows for what waits: no more than needed, enough for the first."""
+    def _new_slots(self) -> Slots | PlainRows:
+        """Return rows for what waits: no more than needed, enough for the first."""
         widths = [len(request.prompts) for _, request in self.waiting] or [1]
-        self.slots = self.make_rows(max(min(self.most_rows, sum(widths)), widths[0]), self.length)
+        return self.make_rows(max(min(self.most_rows, sum(widths)), widths[0]), self.length)
+
+    def _empty(self) -> None:
         self.free = list(range(self.slots.rows))
         self.texts: list[Text] = []
-        self.prefilled: deque[dict[Prompt, tuple[Prefilled, int]]] = deque(maxlen=2)
+
+    def _begin_anew(self) -> None:
+        self.close()
+        self.slots = self._new_slots()
+        self._empty()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.prefilled.clear()
+        self.slots.close()
 
     def _look_ahead(self) -> None:
         for number, request in islice(self.coming, max(0, self.most_rows - len(self.waiting))):
@@ -111,7 +124,7 @@ class Lane:
             return False
         width = len(self.waiting[0][1].prompts)
         if not self.texts and width > self.slots.rows:
-            self._begin()
+            self._begin_anew()
         return width <= len(self.free)
 
     def _prefilled(self, prompt: Prompt) -> tuple[Prefilled, int]:
@@ -123,7 +136,7 @@ class Lane:
         wanted: dict[Prompt, None] = {prompt: None}
         for _, request in self.waiting:
             wanted.update(dict.fromkeys(found for found in request.prompts if found not in known))
-            if len(wanted) >= max(8, self.slots.rows // 8):
+            if len(wanted) >= max(min(8, self.slots.rows), self.slots.rows // 8):
                 break
         prefilled = self.slots.prefill(list(wanted))
         self.prefilled.append({found: (prefilled, index) for index, found in enumerate(wanted)})
@@ -142,6 +155,7 @@ class Lane:
         text.ended = True
         self.texts = [other for other in self.texts if other is not text]
         self.free += text.rows
+        self.slots.stop(text.rows)
 
     def compact(self) -> None:
         """Once nothing waits and half of the rows are free, drop the free rows."""
@@ -168,5 +182,5 @@ class Lane:
         self.waiting.extendleft(reversed(unfinished))
         for text in self.texts:
             text.ended = True
-        self._begin()
+        self._begin_anew()
         return True

@@ -87,7 +87,8 @@ def _load(name: str, revision: str | None, dtype: str, device: str, device_map: 
         return tokenizer, model.eval() if placed else model.to(device).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{name}: does not fit on {device} in {dtype}; use --device-map auto, --dtype bfloat16, or a smaller model"
+            f"{name}: does not fit on {device_map or device} in {dtype}; use --device-map auto, --dtype bfloat16, or a "
+            "smaller model"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(

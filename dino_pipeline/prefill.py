@@ -13,8 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 from dino_pipeline.devices import put
 
 Prompt = tuple[int, ...]
-LEAST_SHARED = 4
-"""Fewer shared tokens are not worth copying."""
+LEAST_SHARED = 0.25
+"""A smaller part of the longest prompt is not worth copying."""
 
 
 def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
@@ -53,8 +53,9 @@ class Prefill:
         shared, sources = self._shared(prompts)
         cache = DynamicCache()  # without a config: its sliding layers would throw early positions away
         if shared and self.known:
+            at = put(sources, self.model.device)
             for number, (keys, values) in enumerate(self.known.layers):
-                rows = put(sources, keys.device)
+                rows = at.to(keys.device)
                 cache.update(keys[rows, :, :shared], values[rows, :, :shared], number)
         if longest > shared:
             padded = [(*prompt[:-1], *(prompt[-1:] * (longest + 1 - len(prompt))))[shared:] for prompt in prompts]
@@ -78,7 +79,7 @@ class Prefill:
             return 0, []
         order = sorted(range(len(self.known.prompts)), key=self.known.prompts.__getitem__)
         ordered = [self.known.prompts[number] for number in order]
-        shared = max(len(prompt) for prompt in prompts) - 1
+        shared = longest = max(len(prompt) for prompt in prompts) - 1
         sources = []
         for prompt in prompts:
             at = bisect(ordered, prompt)
@@ -87,4 +88,4 @@ class Prefill:
             sources.append(order[best])
             if length < len(prompt) - 1:
                 shared = min(shared, length)
-        return (shared, sources) if shared >= LEAST_SHARED else (0, [])
+        return (shared, sources) if shared > LEAST_SHARED * longest else (0, [])

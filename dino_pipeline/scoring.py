@@ -10,8 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from dino_pipeline.attention import attention_masks, attention_windows
+from dino_pipeline.devices import is_out_of_memory
 from dino_pipeline.prefill import Prefill, Prompt
 
+ROWS = 256
+"""Texts scored side by side at most."""
 LOGITS = 2**25
 """Logits computed at once (128 MB in float32)."""
 
@@ -36,10 +39,20 @@ def mean_log_probs(model: PreTrainedModel, asked: Sequence[Continuation], banned
     found = [0.0] * len(asked)
     prefill = Prefill(model)
     for numbers in _batches(asked, LOGITS // vocab):
-        chosen = [asked[number] for number in numbers]
-        for number, mean in zip(numbers, _score(prefill, chosen, banned).tolist(), strict=True):
+        for number, mean in zip(numbers, _means(prefill, [asked[at] for at in numbers], banned), strict=True):
             found[number] = mean
     return found
+
+
+def _means(prefill: Prefill, asked: Sequence[Continuation], banned: Tensor) -> list[float]:
+    """Score a batch; where memory does not hold it, its halves."""
+    try:
+        return _score(prefill, asked, banned).tolist()
+    except RuntimeError as error:
+        if len(asked) == 1 or not is_out_of_memory(error):
+            raise
+    half = len(asked) // 2
+    return _means(prefill, asked[:half], banned) + _means(prefill, asked[half:], banned)
 
 
 def plain_mean_log_prob(model: PreTrainedModel, asked: Continuation, banned: Tensor) -> float:
@@ -56,7 +69,7 @@ def _batches(asked: Sequence[Continuation], tokens: int) -> Iterator[list[int]]:
     longest = 0
     for number in order:
         longest = max(longest, len(asked[number].tokens))
-        if batch and (len(batch) + 1) * longest > tokens:
+        if len(batch) == ROWS or (batch and (len(batch) + 1) * longest > tokens):
             yield batch
             batch, longest = [], len(asked[number].tokens)
         batch.append(number)

@@ -6,7 +6,7 @@ every row its newest token at its own position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class SlotLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
@@ -66,6 +68,11 @@ class SlotLayer(CacheLayerMixin):
             more = (0, 0, 0, length - self.keys.shape[2])
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self.keys = self.values = None
+        self.is_initialized = False
+
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but the given ones."""
         if self.is_initialized:
@@ -95,13 +102,17 @@ class Slots:
         model: the causal language model.
         rows: how many prompts run side by side.
         length: tokens a row can hold, prompt and text together.
+        forward: the model's forward as it is to be called in steps; None: the model.
     """
 
     shrinks = True
     """Whether steps over fewer rows are worth a change of shapes."""
 
-    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: int, length: int, forward: Callable[..., Any] | None = None
+    ) -> None:
         self.model = model
+        self.forward = forward or model
         self.rows, self.length = rows, length
         self.device = model.device
         self.every_row = torch.arange(rows, device=self.device)
@@ -127,7 +138,7 @@ class Slots:
         """Return ``(rows, vocab)`` logits after each row's newest token; ``longest`` is the longest row."""
         self.reach = longest
         keys = torch.arange(longest, device=self.device)
-        output = self.model(
+        output = self.forward(
             input_ids=self.tokens[:, None],
             position_ids=self.positions[:, None],
             attention_mask=attention_masks(self.windows, self.positions[:, None], keys[None], self.model.dtype),
@@ -140,6 +151,15 @@ class Slots:
         """Give each group of rows, ``(groups, rows of a group)``, its next token; a group may name a row twice."""
         self.tokens[rows] = tokens[:, None]
         self.positions[rows] += 1
+
+    def stop(self, rows: Sequence[int]) -> None:
+        """The texts in these rows have ended; they are stepped on, unread, until others start there."""
+
+    def close(self) -> None:
+        """Give the memory back at once: layers and slots hold each other."""
+        self.prefill.known = None
+        for layer in self.layers:
+            layer.close()
 
     def lengthen(self, length: int) -> None:
         """Let rows hold ``length`` tokens, more than before."""
@@ -194,6 +214,14 @@ class PlainRows:
         for group, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             for row in dict.fromkeys(group):
                 self.texts[row].append(token)
+
+    def stop(self, rows: Sequence[int]) -> None:
+        """The texts in these rows have ended."""
+        for row in rows:
+            self.texts[row] = []
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
     def lengthen(self, length: int) -> None:
         """Let rows hold ``length`` tokens."""

@@ -59,15 +59,16 @@ def row_attention(
         query: ``(rows, heads, positions, dim)``.
         key: ``(rows, heads or groups of heads, length, dim)``.
         value: likewise.
-        attention_mask: additive, ``(rows, 1, positions, length)``.
+        attention_mask: ``(rows, 1, positions, length)``; additive ones only go this way.
         scaling: of the scores.
         kwargs: for the stock way.
 
     Returns:
         ``(rows, positions, heads, dim)``, and no weights.
     """
-    simple = query.shape[2] == 1 and attention_mask is not None and attention_mask.shape[1] == 1
-    if not simple or attention_mask is None or any(kwargs.get(name) is not None for name in ("position_bias", "cache")):
+    special = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))
+    additive = attention_mask is not None and attention_mask.is_floating_point() and attention_mask.shape[1] == 1
+    if query.shape[2] != 1 or attention_mask is None or not additive or special:
         stock: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     rows, heads, _, width = query.shape

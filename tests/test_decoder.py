@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from dino_pipeline.prefill import Prefill
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.selfcheck import slots_defect
 from dino_pipeline.slots import PlainRows, Slots
-from tests.toys import CONFIGS, char_tokenizer, recurrent_model, tiny_model
+from tests.toys import CONFIGS, WINDOW, char_tokenizer, recurrent_model, tiny_model
 
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings in the old tree.", "Rain falls, and falls."]
 INSTRUCTIONS = ['Same: "{}"\nThen: "', 'Near: "{}"\nThen: "', 'Far: "{}"\nThen: "']
@@ -99,7 +101,12 @@ WIDE = Sampling(top_k=0, top_p=0.95, max_new_tokens=30)
 
 
 def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
-    return {asked[done.number].key: done.text for done in decoder.sample(asked, WIDE)}
+    """The text of each request, of which every one is answered once."""
+    found = list(decoder.sample(iter(asked), WIDE))
+    assert sorted(done.number for done in found) == list(range(len(asked)))
+    texts = {asked[done.number].key: done.text for done in found}
+    assert len(texts) == len(asked)
+    return texts
 
 
 @on_each_device
@@ -157,6 +164,51 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
     assert decoder.rows == 16
     assert "out of memory with 32 rows: going on with 16" in caplog.text
     assert sampled(decoder, asked) == expected
+
+
+@pytest.mark.parametrize("make_rows", [Slots, FixedSlots])
+def test_the_cache_is_given_back_at_once(make_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when Python happens to look for cycles: until then, half the rows would find no more memory than all."""
+    decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=8)
+    caches: list[weakref.ref[torch.Tensor]] = []
+
+    def make(*args: Any) -> Slots:
+        slots: Slots = make_rows(*args)
+        keep = slots.layers[0].lazy_initialization
+
+        def initialize(*states: torch.Tensor) -> None:
+            keep(*states)
+            assert slots.layers[0].keys is not None
+            caches.append(weakref.ref(slots.layers[0].keys))
+
+        slots.layers[0].lazy_initialization = initialize  # type: ignore[method-assign, assignment]
+        return slots
+
+    decoder.make_rows = make
+    gc.disable()
+    try:
+        sampled(decoder, requests(decoder))
+        short_of_memory(decoder.model, 4)
+        sampled(decoder, requests(decoder))
+    finally:
+        gc.enable()
+    assert len(caches) >= 3
+    assert not any(cache() is not None for cache in caches)
+
+
+def test_attention_windows_hold_where_a_single_position_is_prefilled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts beyond the window that differ in nothing but their last two tokens."""
+    model = tiny_model("mistral")
+    tuning.attend_by_rows(model)
+    start = tuple(7 + at % 20 for at in range(WINDOW + 10))
+    prefill = Prefill(model)
+    with torch.inference_mode():
+        prefill([(*start, 8, 9)])
+        shared = prefill([(*start, 11, 12)])
+        alone = Prefill(model)([(*start, 11, 12)])
+    for layer, other in zip(shared.layers, alone.layers, strict=True):
+        for one, two in zip(layer, other, strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
 
 
 def test_a_model_too_large_for_any_row_is_refused() -> None:
@@ -224,9 +276,10 @@ def test_a_text_written_scores_as_it_did_when_written() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer())
     asked = requests(decoder)
     prompts = [instruction.format(text) for text in TEXTS for instruction in INSTRUCTIONS]
-    for done in decoder.sample(asked, WIDE):
-        if done.finish == "stop":
-            assert decoder.score([(prompts[done.number], done.text)]) == [pytest.approx(done.logprob, abs=1e-4)]
+    stopped = [done for done in decoder.sample(asked, WIDE) if done.finish == "stop"]
+    assert stopped
+    for done in stopped:
+        assert decoder.score([(prompts[done.number], done.text)]) == [pytest.approx(done.logprob, abs=1e-4)]
 
 
 def test_every_request_is_answered_once() -> None:
@@ -244,10 +297,9 @@ def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
         decoder.make_rows = PlainRows
     texts = ["x", "y", "z", "The bird sings in the old tree, " * 3]
     prompts = [decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS]) for text in texts]
-    asked = [Request(tuple(group[:width]), ("k", n)) for n, group in enumerate(prompts) for width in (1, 2)]
+    asked = [Request(tuple(group[:width]), ("k", n, width)) for n, group in enumerate(prompts) for width in (1, 2)]
     asked += [Request(tuple(group), ("wide", n)) for n, group in enumerate(prompts)]
-    streamed = {asked[done.number].key: done.text for done in decoder.sample(iter(asked), WIDE)}
-    assert streamed == sampled(Decoder(decoder.model, char_tokenizer(), rows=64), asked)
+    assert sampled(decoder, asked) == sampled(Decoder(decoder.model, char_tokenizer(), rows=64), asked)
 
 
 def finished(decoder: Decoder, stop: str = '"', stop_at_newline: bool = True) -> list[Completion]:

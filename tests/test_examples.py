@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.examples import Dropped, Example, read_examples, write_atomic, write_dropped, write_examples
-from dino_pipeline.inputs import InputFile
+from dino_pipeline.inputs import InputFile, input_file
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
@@ -114,3 +116,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for read in (read_examples, lambda path: list(InputFile(path)), lambda path: list(InputFile(path, "text"))):
         with pytest.raises(DataError, match=r"gone\.jsonl: cannot be read: No such file"):
             read(tmp_path / "gone.jsonl")
+
+
+def test_a_pipe_can_be_read_again(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("b\na\nb\n",))
+    writer.start()
+    texts = input_file(pipe)
+    writer.join()
+    assert list(texts) == list(texts) == ["b", "a"]

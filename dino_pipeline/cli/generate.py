@@ -106,6 +106,8 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
     if options["device"] and options["device_map"]:
         raise OptionError("--device and --device-map exclude each other; leave one out")
+    if options["compiled"] == "on" and options["device_map"]:
+        raise OptionError("--compile on and --device-map exclude each other; leave one out")
     device = pick_device(options["device"])
     path = model_path(options["model"], "GENERATOR")
     dtype = options["dtype"] if options["dtype"] != "auto" else _auto_dtype(run, path, device, options)
@@ -144,9 +146,9 @@ def _auto_dtype(run: Run, path: str, device: str, options: dict[str, Any]) -> st
 
 
 def _inputs(file: Path | None, input_format: str) -> InputFile | None:
-    from dino_pipeline.inputs import InputFile
+    from dino_pipeline.inputs import input_file
 
-    return None if file is None else InputFile(file, input_format)
+    return None if file is None else input_file(file, input_format)
 
 
 def _generate_options(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
