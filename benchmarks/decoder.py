@@ -190,13 +190,18 @@ def seconds(work: Callable[[], Any]) -> float:
 class Memory(threading.Thread):
     """Watches the process's memory, or the GPU's, while a contender runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__(daemon=True)
+        self.device = device
         self.before = self.peak = self._used()
         self.over = threading.Event()
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def _used(self) -> int:
-        return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+        if self.device == "cpu":
+            return int(psutil.Process().memory_info().rss)
+        return torch.cuda.max_memory_allocated(self.device)
 
     def run(self) -> None:
         while not self.over.wait(0.02):
@@ -209,14 +214,16 @@ class Memory(threading.Thread):
         return self.peak - self.before
 
 
-def measure(contenders: dict[str, Callable[[int], float | None]], inputs: int, repeats: int) -> dict[str, Measured]:
+def measure(
+    contenders: dict[str, Callable[[int], float | None]], inputs: int, repeats: int, device: str
+) -> dict[str, Measured]:
     """Time the contenders in turn, after one warm-up of each."""
     found = {name: Measured() for name in contenders}
     for name, write in contenders.items():
         write(INPUTS.get(name, inputs if name.startswith("compiled") else 2))  # the compiler wants to see all lengths
     for _ in range(repeats):
         for name, write in contenders.items():
-            size, memory = INPUTS.get(name, inputs), Memory()
+            size, memory = INPUTS.get(name, inputs), Memory(device)
             memory.start()
             started = time.perf_counter()
             step = write(size)
@@ -296,7 +303,7 @@ def main(
     click.echo(f"{inputs} inputs, for the reference {INPUTS['reference']}, for generate() {INPUTS['generate']}.")
     everything: dict[str, Any] = {"machine": machine(device), "torch": torch.__version__, "rows": rows, "shapes": {}}
     for shape in shapes:
-        found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats)
+        found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats, device)
         floors = {name: floor_of(shape, rows, device, dtype_of(name), inputs) for name in chosen if name != "reference"}
         click.echo(f"\n{shape}\n{table(HEADER, rows_of_table(found, floors, inputs))}")
         everything["shapes"][shape] = {

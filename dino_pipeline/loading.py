@@ -109,10 +109,13 @@ def rows_that_fit(model: PreTrainedModel) -> int:
     cache = 2 * config.num_hidden_layers * heads * width * LENGTH * size
     logits = model.get_output_embeddings().weight.shape[0] * (size + 3 * 4)  # and three passes over them in float32
     most = MOST_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
-    return max(8, min(most, _free_bytes(model.device) // 2 // (cache + logits) // 8 * 8))
+    return max(8, min(most, _free_bytes(model) // 2 // (cache + logits) // 8 * 8))
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def _free_bytes(model: PreTrainedModel) -> int:
+    """Return the free memory of all devices that hold layers, among which the cache is spread like them."""
+    places = getattr(model, "hf_device_map", {"": model.device}).values()
+    cards = {place for place in places if isinstance(place, int) or str(place).startswith("cuda")}
+    if cards:
+        return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
     return int(psutil.virtual_memory().available)

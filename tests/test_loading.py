@@ -30,7 +30,7 @@ def test_rows_are_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch, archit
     model = tiny_model(architecture)
     found = []
     for free in (0, 5 * 10**6, 12 * 10**6, 10**12):
-        monkeypatch.setattr(loading, "_free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(loading, "_free_bytes", lambda model, free=free: free)
         found.append(rows_that_fit(model))
     assert found[0] == 8
     assert found[-1] == 128
