@@ -243,6 +243,10 @@ def _label_problems(raw: dict[str, Any]) -> Iterator[str]:
     numbers = [number for name in labels if (number := as_number(name)) is not None]
     if raw.get("label_type") == "score" and len(numbers) < len(labels):
         yield f"label_type: 'score' needs labels that are numbers; these are {choices}"
+    if raw.get("label_type") != "class" and len(numbers) == len(labels):
+        for name, number in zip(labels, numbers, strict=True):
+            if not 0 <= number <= 1:
+                yield f'label "{name}": a similarity lies between 0 and 1; scale it, or set "label_type": "class"'
     if raw.get("label_type") != "class" and len(set(numbers)) < len(numbers) == len(labels):
         yield f"labels: two of {choices} are the same number; keep one"
     if any(not name.strip() for name in labels):
