@@ -168,8 +168,8 @@ class Writer:
             text_a=text if task.text is None else task.text,
             text_b=None if task.text is None else text,
             label=self.spec.value(task.label),
-            logprob=round(completion.logprob, 4),
-            margin=None if completion.margin is None else round(completion.margin, 4),
+            logprob=round(completion.logprob, 3),
+            margin=None if completion.margin is None else round(completion.margin, 3),
             input=task.input,
             sample=task.sample,
         )
