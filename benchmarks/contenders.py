@@ -187,13 +187,13 @@ class PlannedDecoder(Decoder):
     """Ends each text at its planned length."""
 
     planned: Sequence[int] = ()
-    step_seconds: Sequence[float] = ()
+    step_seconds: list[float]
 
     def _next(self, lane: Lane, texts: list[Text], sampling: Sampling) -> Any:
         start = time.perf_counter()
         step = super()._next(lane, texts, sampling)
         if lane.slots.rows == self.rows:
-            self.step_seconds = [*self.step_seconds, time.perf_counter() - start]
+            self.step_seconds.append(time.perf_counter() - start)
         return step
 
     def _ending(self, text: Text, rule: StopRule, max_new_tokens: int) -> Ending | None:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def product_seconds(weights: Sequence[torch.Tensor], rows: int) -> float:
         for hidden, weight in zip(inputs, weights, strict=True):
             hidden @ weight
 
-    return min(seconds(multiply) for _ in range(8))
+    return min(timed(multiply)[0] for _ in range(8))
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,13 @@ class Measured:
     """Median seconds of a step of all rows, one a repetition, where a step can be timed."""
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Return the wall time of a call."""
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the wall time of a call in seconds, and its result."""
     start = time.perf_counter()
-    work()
+    result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
 class Memory(threading.Thread):
@@ -225,11 +226,8 @@ def measure(
         for name, write in contenders.items():
             size, memory = INPUTS.get(name, inputs), Memory(device)
             memory.start()
-            started = time.perf_counter()
-            step = write(size)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            found[name].seconds.append((time.perf_counter() - started) / size)
+            seconds, step = timed(partial(write, size))
+            found[name].seconds.append(seconds / size)
             found[name].steps += [] if step is None else [step]
             found[name].peak_bytes = max(found[name].peak_bytes, memory.stop())
     return found

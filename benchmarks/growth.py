@@ -21,7 +21,6 @@ from statistics import fmean
 from typing import Any
 
 import click
-import psutil
 
 from benchmarks.decoder import Memory, machine
 from dino_pipeline import pocket
@@ -76,7 +75,7 @@ def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
 
 def _peak_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    return max(psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure(folder: Path, num_inputs: int) -> dict[str, Any]:

@@ -190,12 +190,10 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException as error:
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; what was finished before is kept: make room and run again"
+        ) from error
+    finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"{path}: cannot be written: {error.strerror}; what was finished before is kept: "
-                "make room and run again"
-            ) from error
-        raise
+            aside.unlink(missing_ok=True)  # is there only if something went wrong

@@ -74,7 +74,8 @@ def generate(
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     if spec.needs_inputs and not run.inputs.exists():
         _store_inputs(run, _new_inputs(run, spec, inputs, decoder, options, watch), options, watch)
-    total = sum(len(shard.tasks) for shard in _plan(run, spec, options))
+    asked = _count(_stored_inputs(run)) if spec.needs_inputs else None
+    total = (1 if asked is None else asked) * len(spec.labels) * options.samples
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
     writer = Writer(spec, decoder, options, options.sampling, watch, progress)
     writer.write(_unwritten(_plan(run, spec, options), progress, spec))
@@ -88,7 +89,7 @@ def generate(
         task=spec.task_name,
         label_type="score" if spec.is_scored else "class",
         model_commit=getattr(decoder.model.config, "_commit_hash", None),
-        inputs=_count(_stored_inputs(run)) if spec.needs_inputs else None,
+        inputs=asked,
         counts=counts,
         mean_margins=margins,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dino_pipeline.slots import Slots
+from dino_pipeline.slots import Slots, round_up
 
 BUCKET = 32
 """Steps look at multiples of so many positions."""
@@ -29,13 +29,13 @@ class FixedSlots(Slots):
     def __init__(
         self, model: PreTrainedModel, rows: int, length: int, forward: Callable[..., Any] | None = None
     ) -> None:
-        super().__init__(model, rows, _up(length, ROOM), forward)
+        super().__init__(model, rows, round_up(length, ROOM), forward)
         self.records = model.device.type == "cuda" and len(set(getattr(model, "hf_device_map", {0: 0}).values())) == 1
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def step(self, longest: int) -> Tensor:
         """Return ``(rows, vocab)`` logits after each row's newest token; the next step overwrites them."""
-        reach = _up(longest, BUCKET)
+        reach = round_up(longest, BUCKET)
         if not self.records:
             return super().step(reach)
         with torch.cuda.device(self.device):
@@ -48,7 +48,7 @@ class FixedSlots(Slots):
     def lengthen(self, length: int) -> None:
         """Let rows hold ``length`` tokens; what was recorded looked at the old memory."""
         self.graphs.clear()
-        super().lengthen(_up(length, ROOM))
+        super().lengthen(round_up(length, ROOM))
 
     def close(self) -> None:
         """Give the memory back."""
@@ -73,7 +73,3 @@ class FixedSlots(Slots):
             torch.cuda.set_stream(usual)  # a capture that fails does not come back from its stream
             usual.wait_stream(aside)
         return graph, logits
-
-
-def _up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.prefill import Prefilled, Prompt
 from dino_pipeline.sampling import uniforms
-from dino_pipeline.slots import PlainRows, Slots
+from dino_pipeline.slots import PlainRows, Slots, round_up
 
 LENGTHS = 32
 """Rows are laid out in multiples of so many tokens."""
@@ -96,7 +96,7 @@ class Lane:
     def _look_ahead(self) -> None:
         for number, request in islice(self.coming, max(0, self.most_rows - len(self.waiting))):
             self.waiting.append((number, request))
-            self.length = max(self.length, -(-(request.longest_prompt + self.max_new_tokens) // LENGTHS) * LENGTHS)
+            self.length = max(self.length, round_up(request.longest_prompt + self.max_new_tokens, LENGTHS))
 
     def admit(self) -> bool:
         """Start waiting requests in free rows; return whether any text is being written."""
@@ -180,7 +180,5 @@ class Lane:
             return False
         self.most_rows = max(widest, self.slots.rows // 2)
         self.waiting.extendleft(reversed(unfinished))
-        for text in self.texts:
-            text.ended = True
         self._begin_anew()
         return True

@@ -20,6 +20,11 @@ from dino_pipeline.devices import put
 from dino_pipeline.prefill import Prefill, Prefilled, Prompt
 
 
+def round_up(length: int, unit: int) -> int:
+    """Return the next multiple of ``unit``."""
+    return -(-length // unit) * unit
+
+
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, ``(rows, heads, length, dim)``, with a write position per row.
 

@@ -247,8 +247,8 @@ def _label_problems(raw: dict[str, Any]) -> Iterator[str]:
         for name, number in zip(labels, numbers, strict=True):
             if not 0 <= number <= 1:
                 yield f'label "{name}": a similarity lies between 0 and 1; scale it, or set "label_type": "class"'
-    if raw.get("label_type") != "class" and len(set(numbers)) < len(numbers) == len(labels):
-        yield f"labels: two of {choices} are the same number; keep one"
+        if len(set(numbers)) < len(numbers):
+            yield f"labels: two of {choices} are the same number; keep one"
     if any(not name.strip() for name in labels):
         yield "labels: a label has no name; name it"
     stop = raw.get("stop", '"')

@@ -167,7 +167,7 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
 
 
 @pytest.mark.parametrize("make_rows", [Slots, FixedSlots])
-def test_the_cache_is_given_back_at_once(make_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_given_back_at_once(make_rows: Any) -> None:
     """Not when Python happens to look for cycles: until then, half the rows would find no more memory than all."""
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=8)
     caches: list[weakref.ref[torch.Tensor]] = []
@@ -196,7 +196,7 @@ def test_the_cache_is_given_back_at_once(make_rows: Any, monkeypatch: pytest.Mon
     assert not any(cache() is not None for cache in caches)
 
 
-def test_attention_windows_hold_where_a_single_position_is_prefilled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
     """Prompts beyond the window that differ in nothing but their last two tokens."""
     model = tiny_model("mistral")
     tuning.attend_by_rows(model)
