@@ -6,15 +6,19 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import jsonlines
+import msgspec
 
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.labels import as_number
+
+
+I64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def iter_examples(path: str | Path, *, numeric_labels: bool = True) -> Iterator[
         with open(path, "rb") as file:
             for number, line in enumerate(_lines(file), start=1):
                 if line.strip():
-                    yield _parse(line, f"{path}, line {number}", numeric_labels)
+                    yield parse_example(line, lambda number=number: f"{path}, line {number}", numeric_labels)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -74,6 +78,43 @@ def iter_examples(path: str | Path, *, numeric_labels: bool = True) -> Iterator[
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
     for number, line in enumerate(file):
         yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+
+
+_DECODER = msgspec.json.Decoder(Example)
+_DECODER_OF_MANY = msgspec.json.Decoder(list[Example])
+
+
+def parse_example(line: bytes, where: Callable[[], str], numeric_labels: bool) -> Example:
+    """Return the example that a line of JSON holds.
+
+    Args:
+        line: UTF-8.
+        where: says file and line, for errors.
+        numeric_labels: turn labels that are strings of a number into numbers.
+
+    Raises:
+        DataError: it is no example.
+    """
+    try:
+        example = _DECODER.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # find out what is wrong, and name it
+        return _parse(line, where(), numeric_labels)
+    right_label = type(example.label) is (float if numeric_labels else str)
+    if right_label and abs(example.input or 0) < I64 and abs(example.sample or 0) < I64:
+        return example
+    return _parse(line, where(), numeric_labels)
+
+
+def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example] | None:
+    """Return the examples of lines that each hold one, at once; None where that needs `parse_example`'s care."""
+    try:
+        examples = _DECODER_OF_MANY.decode(b"[" + b",".join(lines) + b"]")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    label = float if numeric_labels else str
+    careful = len(examples) != len(lines) or any(type(each.label) is not label for each in examples)
+    small = all(abs(each.input or 0) < I64 > abs(each.sample or 0) for each in examples)
+    return examples if small and not careful else None
 
 
 def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:
@@ -140,9 +181,9 @@ def _finite(value: float | str) -> bool:
 
 def _index(row: dict[str, Any], field: str, where: str) -> int | None:
     value = row.get(field)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < I64):
         return value
-    raise DataError(f'{where}: "{field}" must be a whole number (it is {_short(value)})')
+    raise DataError(f'{where}: "{field}" must be a whole number of 64 bits (it is {_short(value)})')
 
 
 def _short(value: Any) -> str:

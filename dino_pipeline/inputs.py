@@ -70,7 +70,7 @@ class InputFile:
 
     def __iter__(self) -> Iterator[str]:
         chosen = _guess(self.path) if self.input_format == "auto" else self.input_format
-        read = {"jsonl": _texts_of_examples, "text": _lines, "sts": _sts_sentences}[chosen]
+        read = {"jsonl": _texts_of_examples, "text": read_lines, "sts": _sts_sentences}[chosen]
         empty = True
         for text in distinct(stripped for text in read(self.path) if (stripped := text.strip())):
             empty = False
@@ -87,7 +87,8 @@ def _guess(path: Path) -> str:
     return {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "sts", ".csv": "sts"}.get(path.suffix.lower(), "text")
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file; raises `DataError` if it cannot be read."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             yield from file
@@ -113,7 +114,7 @@ def _bad_byte(path: Path) -> str:
 def _sts_sentences(path: Path) -> Iterator[str]:
     """Yield both sentences of every row: columns 6 and 7, or those that a header (as in GLUE) names."""
     first, second = 5, 6
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         row = line.rstrip("\n").split("\t") if line.strip() else []
         if number == 1 and "sentence1" in row and "sentence2" in row:
             first, second = row.index("sentence1"), row.index("sentence2")

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from dino_pipeline.errors import OutputError, RunError
 from dino_pipeline.examples import write_json
 
 State = Literal["new", "resumed", "done"]
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy")
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "duckdb", "rensa")
+RECORD = "record.json"
 FULLY_HASHED = 64 * 2**20
 """Model files up to this size take part in a model's fingerprint by content, larger ones by size."""
 
@@ -82,6 +84,11 @@ class Run:
         return self.path / "dropped.jsonl"
 
     @property
+    def flagged(self) -> Path:
+        """Kept pairs that a user may want to look at: personal data."""
+        return self.path / "flagged.jsonl"
+
+    @property
     def model(self) -> Path:
         """The trained bi-encoder."""
         return self.path / "model"
@@ -117,6 +124,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunError(f"{self.path}: another dino process works here; wait for it to end") from error
+            self._settle()
             yield
 
     def records(self) -> dict[str, Any]:
@@ -165,34 +173,96 @@ class Run:
         Raises:
             RunError: the stage was begun with other options, or left work that no record explains.
         """
+        state = self.check(name, options, outputs=outputs, partial=partial, sources=sources, fresh=fresh)
+        if state == "done":
+            return state
         records = {} if fresh and not self._readable() else self.records()
-        before = records.get(name, {})
-        # through JSON, so that what is compared has the types that are read back
-        options = json.loads(json.dumps(options))
-        begun = any(path.exists() for path in (*partial, *outputs)) and before.get("status") != "clearing"
-        if before and begun and not fresh and before["sources"] == sources:
-            self._refuse_other(name, before["options"], options)
-            if before["status"] == "done" and all(path.exists() for path in outputs):
-                return "done"
-            state: State = "resumed"
-        else:
-            if not before and not fresh and (strays := [path for path in partial if path.exists()]):
-                raise RunError(f"{strays[0]}: made by no recorded {name}; move it away, or --fresh to delete it")
+        if state == "new":
             # said first: a removal cut short must not pass for finished work
             write_json(self.record_file, {**records, name: {"status": "clearing", "options": {}, "sources": sources}})
             for path in partial:
                 remove(path)
-            state = "new"
-        records[name] = {
-            "status": "running",
-            "options": options,
-            "sources": sources,
-            "settings": settings or {},
-            "versions": versions(),
-            "started": _now(),
-        }
+        records[name] = {**self.record(options, sources), "status": "running", "settings": settings or {}}
         write_json(self.record_file, records)
         return state
+
+    def check(
+        self,
+        name: str,
+        options: dict[str, Any],
+        *,
+        outputs: Sequence[Path],
+        partial: Sequence[Path] = (),
+        sources: str = "",
+        fresh: bool = False,
+    ) -> State:
+        """Say what a stage has to do, and change nothing; see `begin`."""
+        records = {} if fresh and not self._readable() else self.records()
+        before = records.get(name, {})
+        begun = any(path.exists() for path in (*partial, *outputs)) and before.get("status") != "clearing"
+        if before and begun and not fresh and before["sources"] == sources:
+            self._refuse_other(name, before["options"], _as_read(options))
+            return "done" if before["status"] == "done" and all(path.exists() for path in outputs) else "resumed"
+        if not before and not fresh and (strays := [path for path in partial if path.exists()]):
+            raise RunError(f"{strays[0]}: made by no recorded {name}; move it away, or --fresh to delete it")
+        return "new"
+
+    def record(self, options: dict[str, Any], sources: str, **results: Any) -> dict[str, Any]:
+        """Return the record of a stage with these options and results."""
+        return {
+            "status": "done",
+            "options": _as_read(options),
+            "sources": sources,
+            "versions": versions(),
+            "started": _now(),
+            **results,
+        }
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Give an empty folder inside the run's that is gone afterwards.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        folder = self.path / f"{name}.part"
+        try:
+            remove(folder)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+    def replace(self, name: str, folder: Path, record: dict[str, Any]) -> None:
+        """Put all files of a folder, and a stage's record, in the place of those before, all or none.
+
+        What is cut short after the first rename is brought to its end when the run is next `locked`.
+        """
+        write_json(folder / RECORD, {"stage": name, "record": record})
+        for path in folder.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        folder.replace(self._ready)
+        self._settle()
+
+    @property
+    def _ready(self) -> Path:
+        return self.path / "ready"
+
+    def _settle(self) -> None:
+        """Bring a `replace` to its end."""
+        if not self._ready.exists():
+            return
+        found = json.loads((self._ready / RECORD).read_text())
+        for path in sorted(self._ready.iterdir()):
+            if path.name != RECORD:
+                path.replace(self.path / path.name)
+        records = self.records() if self._readable() else {}
+        write_json(self.record_file, {**records, found["stage"]: found["record"]})
+        remove(self._ready)
 
     def note(self, name: str, **results: Any) -> None:
         """Record results of a stage."""
@@ -219,6 +289,12 @@ class Run:
                 f"{self.path}: {name} was begun with other options: {said}. "
                 "Give the same options to go on, another folder, or --fresh to start over"
             )
+
+
+def _as_read(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with the types that JSON gives back, so that they compare."""
+    found: dict[str, Any] = json.loads(json.dumps(options))
+    return found
 
 
 def _now() -> str:

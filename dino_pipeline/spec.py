@@ -16,6 +16,7 @@ from dino_pipeline.labels import as_number
 
 X1 = "<X1>"
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]*)>")
+FIELD = re.compile(r"[^\s:\"<][^:\"<]{0,29}:")
 OPENING = {"”": "“„", "“": "„", "’": "‘‚", "‘": "‚", "»": "«", "«": "»", "」": "「", "』": "『", "›": "‹", "‹": "›"}
 """What may open a text that the key closes, where the two differ."""
 
@@ -110,6 +111,12 @@ class TaskSpec(_Closed):
             raise ValueError("an instruction with <X1> needs a text")
         shown = text.replace('"', "'") if self.stop == '"' else text
         return _fill(before, values or {}) + shown + _fill(after, values or {})
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What stands before a colon at the beginning of the instructions' lines: ``Task:``, ``Sentence 2:``."""
+        lines = (line for label in self.labels.values() for line in label.instruction.splitlines())
+        return tuple(dict.fromkeys(found[0] for line in lines if (found := FIELD.match(line))))
 
     def can_show(self, text: str) -> bool:
         """Whether the text may stand between quotes: a stop string that cannot be softened would end it early."""

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_", re.UNICODE)
+_ASCII = bytes(ord(chr(code).lower()) if chr(code).isalnum() else ord(" ") for code in range(128)) + bytes(128)
 
 
+@lru_cache(maxsize=4096)  # rules look at the same texts one after another
 def normalise(text: str) -> str:
     """Return the text after Unicode compatibility composition, case-folding, and without punctuation or extra space.
 
     A text of nothing but punctuation keeps it, so that such texts stay distinct.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    bare = " ".join(_PUNCTUATION.sub(" ", folded).split())
-    return bare or " ".join(folded.split())
+    if text.isascii():
+        if bare := b" ".join(text.encode().translate(_ASCII).split()):
+            return bare.decode()
+        folded, bare_text = text.lower(), ""
+    else:
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        bare_text = " ".join(_PUNCTUATION.sub(" ", folded).split())
+    return bare_text or " ".join(folded.split())
 
 
 def word_overlap(text_a: str, text_b: str) -> float:

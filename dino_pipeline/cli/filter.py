@@ -1,23 +1,86 @@
-"""dino filter: clean, de-duplicate, balance and split."""
+"""dino filter: clean, de-duplicate, verify, balance and split."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, run_or_file
+from dino_pipeline.cli.base import command, model_path, pick_device, run_or_file
+from dino_pipeline.errors import OptionError, RunError
+
+if TYPE_CHECKING:
+    from dino_pipeline.filters import Means
+    from dino_pipeline.rules import FilterOptions
+    from dino_pipeline.run import Run
 
 
 @click.command("filter")
-@click.argument("source", metavar="RUN|FILE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|FILE", required=False, type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where the source is a file.")
+@click.option("--min-chars", type=click.IntRange(0), default=3, show_default=True, help="Shortest text.")
+@click.option("--max-chars", type=click.IntRange(1), default=5000, show_default=True, help="Longest text.")
 @click.option(
-    "--max-per-text", type=click.IntRange(0), default=2, show_default=True, help="text_b per (text_a, label)."
+    "--max-symbols", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share neither letter nor digit."
+)
+@click.option("--without", multiple=True, metavar="RULE", help="Switch a built-in rule off; --list names them.")
+@click.option("--rule", "custom", multiple=True, metavar="MODULE:FUNCTION", help="A rule of your own.")
+@click.option(
+    "--pii",
+    type=click.Choice(["flag", "drop", "keep"]),
+    default="flag",
+    show_default=True,
+    help="E-mail addresses, phone and card numbers.",
+)
+@click.option(
+    "--exclude", multiple=True, metavar="FILE|SET", help="Evaluation data to keep out: JSONL, TSV, text, or a name."
+)
+@click.option(
+    "--near-duplicates",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Least Jaccard similarity; 0: off.",
+)
+@click.option("--semantic", metavar="MODEL", help="A sentence encoder that finds inputs of the same meaning.")
+@click.option(
+    "--semantic-threshold", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Its least cosine."
+)
+@click.option(
+    "--max-per-text", type=click.IntRange(0), default=2, show_default=True, help="text_b per (text_a, label); 0: all."
+)
+@click.option(
+    "--min-margin", multiple=True, metavar="[LABEL=]N|N%", help="Least margin, or share to drop.  [default: off]"
+)
+@click.option(
+    "--min-logprob", multiple=True, metavar="[LABEL=]N|N%", help="Least log-probability, or share.  [default: off]"
+)
+@click.option("--verify", is_flag=True, help="Let the generator score each pair under every label; its own has to win.")
+@click.option(
+    "--verify-margin", type=float, default=0.0, show_default=True, help="By so much, in nats a token (with --verify)."
 )
 @click.option("--balance/--no-balance", default=True, show_default=True, help="Cap labels at the smallest one's count.")
+@click.option("--target-per-label", type=click.IntRange(1), metavar="N", help="Keep exactly so many; say what is missing.")
+@click.option(
+    "--labels",
+    type=click.Choice(["hard", "smoothed", "posterior"]),
+    default="smoothed",
+    show_default=True,
+    help="posterior: the expected label by the generator's scores.",
+)
 @click.option("--smoothing", type=click.FloatRange(0, 1), default=0.2, show_default=True, help="Label smoothing.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of the posterior; larger is softer.",
+)
 @click.option("--random-pairs", type=click.IntRange(0), default=2, show_default=True, help="Added per text_a, label 0.")
 @click.option(
     "--dev-share", type=click.FloatRange(0, 0.9), default=0.1, show_default=True, help="Share of the dev split."
@@ -28,18 +91,108 @@ from dino_pipeline.cli.base import command, run_or_file
     help="class: labels of a FILE are names, whatever they spell.  [default: score; of a RUN, its spec's]",
 )
 @click.option("--seed", default=42, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes and threads. Speed only.  [default: the CPUs]")
+@click.option("--memory", default="1400MB", show_default=True, help="What set operations take before they spill to disk.")
+@click.option("--device", help="For --verify, --labels posterior and --semantic.  [default: a GPU if there is one]")
+@click.option("--list", "listed", is_flag=True, help="Show the rules and leave.")
+@click.option("--dry-run", is_flag=True, help="Show the funnel, write nothing.")
+@click.option("--ablate", is_flag=True, help="Show what each rule alone would drop, write nothing.")
 @click.option("--fresh", is_flag=True, help="Filter again with other options.")
 @command
-def filter_command(source: Path, run_path: Path | None, label_type: str | None, fresh: bool, **options: Any) -> None:
+def filter_command(source: Path | None, run_path: Path | None, **options: Any) -> None:
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""
     from dino_pipeline.console import table
-    from dino_pipeline.filters import FilterOptions, filter_run
+    from dino_pipeline.filters import filter_run, look
 
-    run, file = run_or_file(source, run_path)
-    with run.locked():
-        numeric = (label_type or (file is None and run.stage("generate").get("label_type"))) != "class"
-        chosen = FilterOptions(**options)
-        state, funnel = filter_run(run, chosen, source=file, numeric_labels=numeric, fresh=fresh)
-    if state == "done":
-        click.echo(f"{run.path}: filtered data is up to date")
+    chosen = filter_options(options)
+    if options["listed"]:
+        _list(chosen)
+        return
+    if source is None:
+        raise OptionError("nothing to filter; give a run's folder or a JSONL file")
+    with ExitStack() as stack:
+        looking = options["dry_run"] or options["ablate"]
+        if looking and run_path is None and source.is_file():
+            run_path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
+        run, file = run_or_file(source, run_path)
+        stack.enter_context(run.locked())
+        numeric = (options["label_type"] or (file is None and run.stage("generate").get("label_type"))) != "class"
+        means = filter_means(run, chosen, options, has_spec=file is None)
+        results: dict[str, Any]
+        if looking:
+            funnel, results = look(run, chosen, means, source=file, numeric_labels=numeric, ablate=options["ablate"])
+        else:
+            state, funnel = filter_run(
+                run, chosen, means, source=file, numeric_labels=numeric, fresh=options["fresh"]
+            )
+            results = run.stage("filter")
+            if state == "done":
+                click.echo(f"{run.path}: filtered data is up to date")
     click.echo(table(funnel.header(), funnel.rows()))
+    for label, missing in results.get("missing", []):
+        click.echo(f"label {label}: {missing} of {chosen.target_per_label} are missing; dino generate --until-target writes more")
+
+
+def filter_options(options: dict[str, Any]) -> FilterOptions:
+    """Return what decides the result, from the command line's values."""
+    from dataclasses import fields
+
+    from dino_pipeline.hygiene import HygieneOptions
+    from dino_pipeline.rules import FilterOptions
+
+    hygiene = HygieneOptions(**{name: options[name] for name in ("min_chars", "max_chars", "max_symbols")})
+    given = {each.name: options[each.name] for each in fields(FilterOptions) if each.name in options}
+    return FilterOptions(**{**given, "hygiene": hygiene})
+
+
+def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, has_spec: bool) -> Means:
+    """Return what the filter works with: processes, evaluation data, models."""
+    from dino_pipeline import pocket
+    from dino_pipeline.contamination import exclusion_files
+    from dino_pipeline.filters import Means
+
+    if chosen.needs_scores and not has_spec:
+        raise OptionError("--verify and --labels posterior need a run's spec and generator; this is a file")
+    return Means(
+        workers=options.get("workers") or os.cpu_count() or 1,
+        memory=options.get("memory") or "1400MB",
+        scores=_scores(run, options.get("device")) if chosen.needs_scores else None,
+        embed=_embed(chosen.semantic, options.get("device")) if chosen.semantic else None,
+        excluded=tuple(exclusion_files(chosen.exclude, pocket.GOLD_TEST, run.path / "evaluation-data")),
+    )
+
+
+def _scores(run: Run, device: str | None) -> Any:
+    from dino_pipeline.verify import LabelScores
+
+    begun = run.stage("generate").get("options")
+    if not begun:
+        raise RunError(f"{run.path}: no texts are written there; run dino generate first")
+
+    def load(row_tokens: int) -> Any:
+        from dino_pipeline.loading import load_decoder
+
+        path = model_path(begun["model"], "GENERATOR")
+        return load_decoder(
+            path, revision=begun["revision"], dtype=begun["dtype"], device=pick_device(device), row_tokens=row_tokens
+        )
+
+    return LabelScores(run, load)
+
+
+def _embed(name: str, device: str | None) -> Any:
+    from dino_pipeline.encoders import load_encoder
+
+    encoder = load_encoder(model_path(name, "ENCODER")).to(pick_device(device))
+
+    def embed(texts: Sequence[str]) -> Any:
+        return encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+
+    return embed
+
+
+def _list(chosen: FilterOptions) -> None:
+    from dino_pipeline.console import table
+    from dino_pipeline.rules import describe
+
+    click.echo(table(["rule", "drops", "option"], describe(chosen)))

@@ -1,0 +1,175 @@
+"""Evaluation data that must not be trained on: which texts occur there, exactly, nearly, or by 13 words in a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from dino_pipeline.dedup import band_keys, grams, jaccard
+from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.examples import Example, write_rows
+from dino_pipeline.inputs import read_lines
+from dino_pipeline.texts import normalise
+
+WORDS = 13
+"""So many words in a row that occur in evaluation data are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
+FEWEST_CHARACTERS = 10
+"""Evaluation texts of fewer characters, such as "Yes." or a table's captions, prove nothing."""
+REASON = "in evaluation data"
+HUB_SETS = {
+    **{f"sts{year}": f"mteb/sts{year}-sts" for year in range(12, 17)},
+    "stsb": "mteb/stsbenchmark-sts",
+    "sick-r": "mteb/sickr-sts",
+}
+BATCH = 1000
+
+
+class Gate:
+    """Knows the texts of evaluation data."""
+
+    def __init__(self, files: Iterable[str], threshold: float) -> None:
+        """Read the files.
+
+        Args:
+            files: JSONL (every string of every object), TSV (every cell) or plain text (every line).
+            threshold: least similarity of near-duplicates; see `dedup`.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        self.threshold = threshold
+        self.places: list[tuple[str, int]] = []
+        self.texts: list[str] = []
+        self.exact: dict[str, int] = {}
+        self.runs: dict[int, int] = {}
+        self.bands: dict[int, list[int]] = {}
+        self.similar: dict[str, str | None] = {}
+        for file in files:
+            for line, text in texts_of(Path(file)):
+                self._add(normalise(text), (file, line))
+        for start in range(0, len(self.texts), BATCH):
+            for at, keys in enumerate(band_keys(self.texts[start : start + BATCH]).tolist(), start=start):
+                for key in keys:
+                    self.bands.setdefault(key, []).append(at)
+
+    def _add(self, normal: str, place: tuple[str, int]) -> None:
+        if len(normal) < FEWEST_CHARACTERS or normal in self.exact:
+            return
+        self.exact[normal] = len(self.texts)
+        for run in word_runs(normal):
+            self.runs.setdefault(run, len(self.texts))
+        self.texts.append(normal)
+        self.places.append(place)
+
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Look for near-duplicates of many examples at once, which is faster than one by one."""
+        texts = dict.fromkeys(normalise(text) for each in examples for text in (each.text_a, each.text_b) if text)
+        unknown = [text for text in texts if text not in self.exact]
+        self.similar = {}
+        for start in range(0, len(unknown), BATCH):
+            some = unknown[start : start + BATCH]
+            for text, keys in zip(some, band_keys(some).tolist(), strict=True):
+                self.similar[text] = self._nearest(text, keys)
+
+    def _nearest(self, text: str, keys: Sequence[int]) -> str | None:
+        found = dict.fromkeys(at for key in keys for at in self.bands.get(key, ()))
+        mine = grams(text)
+        best = max(((jaccard(mine, grams(self.texts[at])), -at) for at in found), default=(0.0, 0))
+        return self._say(f"similar ({best[0]:.2f}) to", -best[1]) if best[0] >= self.threshold else None
+
+    def __call__(self, example: Example) -> str | None:
+        """Turn down an example of which a text is evaluation data."""
+        for text in (example.text_a, example.text_b):
+            if text is None:
+                continue
+            normal = normalise(text)
+            if (at := self.exact.get(normal)) is not None:
+                return self._say("the same as", at)
+            if (run := next((run for run in word_runs(normal) if run in self.runs), None)) is not None:
+                return self._say(f"{WORDS} words of", self.runs[run])
+            if normal not in self.similar:
+                self.prepare([example])
+            if said := self.similar.get(normal):
+                return said
+        return None
+
+    def _say(self, how: str, at: int) -> str:
+        file, line = self.places[at]
+        return f"{REASON}: {how} {file}, line {line}: {self.texts[at][:80]}"
+
+
+def word_runs(normal: str) -> Iterator[int]:
+    """Yield a hash of every `WORDS` words in a row."""
+    words = normal.split()
+    for at in range(len(words) - WORDS + 1):
+        yield xxhash.xxh3_64_intdigest(" ".join(words[at : at + WORDS]))
+
+
+def texts_of(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield each text of a file with its line.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or a line of a JSONL file is not JSON.
+    """
+    tabs = file.suffix.lower() in {".tsv", ".csv"}
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line.strip():
+            continue
+        if file.suffix.lower() in {".jsonl", ".json"}:
+            try:
+                yield from ((number, text) for text in _strings(json.loads(line)))
+            except ValueError as error:
+                raise DataError(f"{file}, line {number}: not JSON ({error}); one JSON object a line") from error
+        else:
+            yield from ((number, cell) for cell in (line.split("\t") if tabs else [line]) if cell.strip())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def exclusion_files(names: Sequence[str], pocket_gold: Path, folder: Path) -> list[str]:
+    """Return the files that stand for what ``--exclude`` names; sets of the Hub are fetched into ``folder``.
+
+    Raises:
+        OptionError: there is no such file or set, or the Hub cannot be reached.
+    """
+    found = []
+    for name in names:
+        if Path(name).is_file():
+            found.append(name)
+        elif name == "pocket":
+            found.append(str(pocket_gold))
+        elif name in HUB_SETS:
+            found.append(str(_fetch(name, folder)))
+        else:
+            raise OptionError(
+                f"--exclude {name}: no such file, and no evaluation set of this name; the sets are pocket, "
+                + ", ".join(HUB_SETS)
+            )
+    return found
+
+
+def _fetch(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.jsonl"
+    if path.exists():
+        return path
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(HUB_SETS[name], split="test")
+    except Exception as error:  # the library raises whatever its transport raises
+        raise OptionError(
+            f"--exclude {name}: {HUB_SETS[name]} cannot be fetched from the Hub ({type(error).__name__}); "
+            "give the set as a file instead"
+        ) from error
+    write_rows(path, ({key: row[key] for key in ("sentence1", "sentence2")} for row in rows))
+    return path

@@ -1,0 +1,195 @@
+"""Near-duplicates among the examples of a table: inputs that say the same, and texts that do for one input and label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, distinct_pairs, first_of_kind, grams, jaccard
+from dino_pipeline.processes import side_by_side
+from dino_pipeline.sets import Table
+from dino_pipeline.texts import normalise
+
+BATCH = 1000
+Near = tuple[int, int, float]
+"""A row that goes, the row that it resembles, and how much."""
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Returns ``(texts, dimensions)`` embeddings of length 1."""
+
+
+def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> None:
+    """Find rows whose text_a nearly repeats an earlier one that stays, into the table ``near_inputs`` of `sets.DROPS`.
+
+    Args:
+        table: the examples.
+        rows: those of them that are looked at.
+        threshold: least Jaccard similarity; see `dedup.near_duplicates`.
+        workers: processes. Speed only.
+    """
+    ids = _store_band_keys(table, rows, workers)
+    files = [_band_file(table, band) for band in range(BANDS)]
+    pairs = distinct_pairs(candidates(np.fromfile(file, dtype=np.uint64)) for file in files)
+    for file in files:
+        file.unlink()
+    _keep(table, rows, "near_inputs", first_of_kind(_verified(table, ids[pairs], threshold, workers)))
+
+
+def _heads(table: Table, rows: str) -> str:
+    """Return a query of each distinct text_a, as it first occurs, with its row."""
+    table.run(f"CREATE OR REPLACE TEMP TABLE first_rows AS SELECT a, min(id) AS id FROM {rows} GROUP BY a")
+    return "SELECT id, text_a FROM first_rows JOIN plain USING (id) ORDER BY id"
+
+
+def _band_file(table: Table, band: int) -> Path:
+    return table.file.with_name(f"band-{band}")
+
+
+def _store_band_keys(table: Table, rows: str, workers: int) -> NDArray[np.int64]:
+    """Write each band's keys of all distinct text_a to a file, and return their rows."""
+    ids: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+
+    def jobs() -> Iterator[list[str]]:
+        for batch in table.stream(_heads(table, rows)):
+            ids.append(np.array(batch["id"], dtype=np.int64))
+            yield batch["text_a"]
+
+    files = [open(_band_file(table, band), "wb") for band in range(BANDS)]  # noqa: SIM115
+    try:
+        with side_by_side(_KeysOf, workers) as spread:
+            for keys in spread(jobs()):
+                for band, file in enumerate(files):
+                    file.write(np.ascontiguousarray(keys[:, band]).tobytes())
+    finally:
+        for file in files:
+            file.close()
+    return np.concatenate(ids)
+
+
+class _KeysOf:
+    def __call__(self, texts: Sequence[str]) -> Keys:
+        return np.concatenate([band_keys(list(map(normalise, some))) for some in _parts(texts)])
+
+
+def _parts(texts: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (texts[start : start + BATCH] for start in range(0, max(1, len(texts)), BATCH))
+
+
+def _verified(table: Table, pairs: NDArray[np.int64], threshold: float, workers: int) -> Iterator[Near]:
+    """Yield the pairs of rows whose text_a are as similar as they have to be."""
+    table.db.register("batch", pa.table({"one": pairs[:, 0], "other": pairs[:, 1]}))
+    table.run("CREATE OR REPLACE TEMP TABLE candidates AS SELECT * FROM batch")
+    table.db.unregister("batch")
+    texts = (
+        "SELECT one, other, first.text_a AS text, second.text_a AS other_text FROM candidates "
+        "JOIN plain AS first ON first.id = one JOIN plain AS second ON second.id = other"
+    )
+    with side_by_side(_Similarities, workers) as spread:
+        asked: list[tuple[int, int]] = []
+
+        def jobs() -> Iterator[tuple[list[str], list[str]]]:
+            for batch in table.stream(texts):
+                asked.extend(zip(batch["one"], batch["other"], strict=True))
+                yield batch["text"], batch["other_text"]
+
+        done = 0
+        for similarities in spread(jobs()):
+            for (one, other), similarity in zip(asked[done : done + len(similarities)], similarities, strict=True):
+                if similarity >= threshold:
+                    yield one, other, similarity
+            done += len(similarities)
+
+
+class _Similarities:
+    def __call__(self, job: tuple[list[str], list[str]]) -> list[float]:
+        return [jaccard(grams(normalise(one)), grams(normalise(other))) for one, other in zip(*job, strict=True)]
+
+
+def _keep(table: Table, rows: str, name: str, goes: dict[int, tuple[int, float]]) -> None:
+    """Store all rows of the text_a that go."""
+    table.add_near("going", ((one, stays, how) for one, (stays, how) in goes.items()))
+    table.run(
+        f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT every.id, evidence, duplicate_of FROM going "
+        f"JOIN first_rows ON first_rows.id = going.id JOIN {rows} AS every ON every.a = first_rows.a"
+    )
+
+
+def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> None:
+    """Find rows whose text_a means what an earlier one means, into ``semantic_inputs`` of `sets.DROPS`.
+
+    Args:
+        table: the examples.
+        rows: those of them that are looked at.
+        threshold: least cosine of the embeddings.
+        embed: a sentence encoder.
+    """
+    from sentence_transformers import util
+
+    ids: list[int] = []
+    found: list[NDArray[np.float32]] = []
+    for batch in table.stream(_heads(table, rows)):
+        ids += batch["id"]
+        found.append(embed(batch["text_a"]))
+    pairs: list[Near] = []
+    if len(ids) > 1:
+        import torch
+
+        for score, one, other in util.paraphrase_mining_embeddings(
+            torch.from_numpy(np.concatenate(found)), max_pairs=100 * len(ids), top_k=100
+        ):
+            if score < threshold:
+                break
+            pairs.append((ids[min(one, other)], ids[max(one, other)], round(float(score), 4)))
+    _keep(table, rows, "semantic_inputs", first_of_kind(pairs))
+
+
+def near_texts(table: Table, rows: str, threshold: float, workers: int) -> None:
+    """Find rows whose text_b nearly repeats an earlier one of the same text_a and label, into ``near_texts``."""
+    query = (
+        f"SELECT each.a, each.label, id, text_b FROM (SELECT id, a, label FROM {rows} SEMI JOIN (SELECT a, label FROM {rows} "
+        "WHERE b IS NOT NULL GROUP BY ALL HAVING count(*) > 1) USING (a, label)) AS each "
+        "JOIN plain USING (id) ORDER BY each.a, each.label, id"
+    )
+    with side_by_side(partial(_Repeats, threshold), workers) as spread:
+        jobs = _groups(table.stream(query))
+        table.add_near("near_texts", [near for some in spread(jobs) for near in some])
+
+
+Group = list[tuple[int, str]]
+
+
+def _groups(batches: Iterator[dict[str, list[Any]]]) -> Iterator[list[Group]]:
+    """Yield the rows of some groups at a time."""
+    rows = (row for batch in batches for row in zip(batch["a"], batch["label"], batch["id"], batch["text_b"], strict=True))
+    some: list[Group] = []
+    for _, group in groupby(rows, key=lambda row: row[:2]):
+        some.append([(number, text) for _, _, number, text in group])
+        if len(some) == BATCH:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+class _Repeats:
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, groups: list[Group]) -> list[Near]:
+        return [near for group in groups for near in self._of_group(group)]
+
+    def _of_group(self, group: Group) -> Iterator[Near]:
+        ids, texts = [number for number, _ in group], [grams(normalise(text)) for _, text in group]
+        pairs = (
+            (one, other, jaccard(text, other_text))
+            for (one, text), (other, other_text) in combinations(enumerate(texts), 2)
+            if min(len(text), len(other_text)) >= self.threshold * max(len(text), len(other_text))
+        )
+        for goes, (stays, how) in first_of_kind(pair for pair in pairs if pair[2] >= self.threshold).items():
+            yield ids[goes], ids[stays], how

@@ -1,0 +1,57 @@
+"""Work spread over processes, its results in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_work: Callable[[Any], Any]
+
+
+def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
+    global _work
+    _work = make()
+
+
+def _do(job: Any) -> Any:
+    return _work(job)
+
+
+@contextmanager
+def side_by_side(
+    make: Callable[[], Callable[[Job], Result]], workers: int
+) -> Iterator[Callable[[Iterator[Job]], Iterator[Result]]]:
+    """Give a map over jobs that runs in so many processes, results in order, a few jobs ahead at most.
+
+    Args:
+        make: makes the function that does a job; called once a process, so that what it needs is loaded there.
+        workers: 1 stays in this process.
+    """
+    if workers == 1:
+        work = make()
+        yield lambda jobs: map(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # threads of DuckDB and Arrow do not survive a fork
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(make,)) as pool:
+
+        def ordered(jobs: Iterator[Job]) -> Iterator[Result]:
+            ahead: deque[Future[Result]] = deque()
+            for job in jobs:
+                ahead.append(pool.submit(_do, job))
+                if len(ahead) > 2 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+        try:
+            yield ordered
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,129 @@
+"""What the filter stage is told, and the rules about single examples that follow from it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dino_pipeline.contamination import REASON, Gate
+from dino_pipeline.errors import OptionError
+from dino_pipeline.hygiene import Check, HygieneOptions, Rule, hygiene_rules, personal_data
+
+PERSONAL_DATA = "personal data"
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """All that decides what is kept. The defaults are the paper's post-processing (section 5) and hygiene."""
+
+    hygiene: HygieneOptions = field(default_factory=HygieneOptions)
+    without: tuple[str, ...] = ()
+    """Built-in rules that are switched off."""
+    custom: tuple[str, ...] = ()
+    """A user's own rules, ``module:function``."""
+    pii: Literal["flag", "drop", "keep"] = "flag"
+    """What becomes of examples with personal data."""
+    exclude: tuple[str, ...] = ()
+    """Evaluation data, files or names, that must not be trained on."""
+    near_duplicates: float = 0.8
+    """Least Jaccard similarity of character 5-grams at which texts count as the same; 0 lets them be."""
+    semantic: str | None = None
+    """A sentence encoder by whose cosine inputs count as the same, too."""
+    semantic_threshold: float = 0.95
+    max_per_text: int = 2
+    """At most so many text_b per (text_a, label); 0 keeps all."""
+    min_margin: tuple[str, ...] = ()
+    """Least margin: ``0.1``, the lowest ``10%`` of each label, or either for one label, ``0.5=10%``."""
+    min_logprob: tuple[str, ...] = ()
+    verify: bool = False
+    """Drop examples whose own label the generator does not find the likeliest."""
+    verify_margin: float = 0.0
+    """By how much it has to be likelier, in nats a token."""
+    balance: bool = True
+    """Cap every label at the smallest label's count."""
+    target_per_label: int | None = None
+    """Keep at most so many of each label."""
+    labels: Literal["hard", "smoothed", "posterior"] = "smoothed"
+    smoothing: float = 0.2
+    """Pull labels towards the middle of their scale: y becomes (1 - s) y + s / 2 for labels from 0 to 1."""
+    temperature: float = 1.0
+    """Divides the posterior's log-likelihoods; larger is softer."""
+    random_pairs: int = 2
+    """Add so many random text_b, with label 0, to every text_a of a similarity task."""
+    dev_share: float = 0.1
+    seed: int = 42
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the generator has to score each example under every label."""
+        return self.verify or self.labels == "posterior"
+
+
+def record_rules(options: FilterOptions, excluded: Sequence[str] = ()) -> list[Rule]:
+    """Return the rules about single examples in the order in which they are tried.
+
+    Args:
+        options: what the stage is told.
+        excluded: files that hold evaluation data.
+
+    Raises:
+        OptionError: a rule to be switched off, or a user's own, does not exist.
+    """
+    rules = hygiene_rules(options.hygiene)
+    names = [rule.name for rule in rules]
+    if unknown := [name for name in options.without if name not in names]:
+        raise OptionError(f"--without {unknown[0]!r}: no such rule; choose from {', '.join(map(repr, names))}")
+    rules = [rule for rule in rules if rule.name not in options.without]
+    if options.pii == "drop":
+        rules.append(Rule(PERSONAL_DATA, personal_data, "an e-mail address, a phone number or a card number", True))
+    if excluded:
+        # before all else: what leaked is to be called so
+        rules.insert(0, Rule(REASON, Gate(excluded, options.near_duplicates or 1.0), "a text of --exclude"))
+    return rules + [Rule(name, custom_rule(name), "your own") for name in options.custom]
+
+
+def custom_rule(name: str) -> Check:
+    """Return the function that ``module:function`` names; modules are looked for in the current folder, too.
+
+    Raises:
+        OptionError: there is none.
+    """
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing runs the user's code
+        raise OptionError(
+            f"--rule {name}: cannot be imported ({type(error).__name__}: {error}); write module:function"
+        ) from error
+    if not callable(found):
+        raise OptionError(f"--rule {name}: is no function; it takes an Example and returns None or a reason")
+    return found
+
+
+def describe(options: FilterOptions) -> list[list[str]]:
+    """Return all rules in order: name, what they drop with these options, and the option that sets it."""
+    near = f"{options.near_duplicates:g}"
+    off = "off"
+    own = [[rule.name, rule.help, "--rule"] for rule in record_rules(FilterOptions(), ()) if rule.name in options.custom]
+    of_hygiene = {"too short": "--min-chars", "too long": "--max-chars", "not text": "--max-symbols"}
+    personal = {"drop": "", "flag": "flagged only: ", "keep": "off: "}[options.pii]
+    return [
+        [REASON, "a text of evaluation data, the same, nearly, or 13 words of it", "--exclude " + (off if not options.exclude else "")],
+        *(
+            [rule.name, rule.help if rule.name not in options.without else off, of_hygiene.get(rule.name, "--without")]
+            for rule in hygiene_rules(options.hygiene)
+        ),
+        [PERSONAL_DATA, f"{personal}e-mail addresses, phone numbers, card numbers", "--pii"],
+        *own,
+        ["duplicate", "texts and label stand before; similarities in either order", ""],
+        ["conflicting labels", "the pair stands under another label, too", ""],
+        ["near-duplicate input", f"text_a resembles an earlier one: Jaccard {near}", "--near-duplicates"],
+        ["near-duplicate text_b", f"text_b resembles an earlier one of the same text_a and label: {near}", "--near-duplicates"],
+        ["input of the same meaning", f"cosine {options.semantic_threshold:g}", "--semantic" if options.semantic else "--semantic (off)"],
+    ]
