@@ -2,9 +2,10 @@
 
     python -m benchmarks.filtering [--pairs 1000000 --pairs 10000000] [--json FILE]
 
-Synthetic pairs (two texts an input and label, three labels; 1 % each are copies up to case, swapped pairs under another label,
-and inputs with one letter changed) are written to a temporary folder; then `dino filter` runs on them in a process of its own, once
-without near-duplicates and once with. Memory is the resident memory of that process and its children, together, every 50 ms.
+Synthetic pairs (two texts an input and label, three labels; 1 % each are copies up to case, swapped pairs under another
+label, and inputs with one letter changed) are written to a temporary folder; then `dino filter` runs on them in a
+process of its own, once without near-duplicates and once with. Memory is the resident memory of that process and its
+children, together, every 50 ms.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def write_part(path: Path, first: int, inputs: int) -> None:
             for length in rng.integers(6, 14, 1000).tolist():
                 yield " ".join([words[at] for at in rng.integers(0, WORDS, length)]).capitalize() + "."
 
-    texts, before = sentences(), ""
+    texts, before, said, said_label = sentences(), "", "", 0.0
     with open(path, "w") as file:
         for number in range(first, first + inputs):
             chance = rng.random(2 + len(LABELS) * SAMPLES)
@@ -60,14 +61,14 @@ def write_part(path: Path, first: int, inputs: int) -> None:
             before = text_a
             for at in range(len(LABELS) * SAMPLES):
                 label, sample = LABELS[at // SAMPLES], at % SAMPLES
-                row = [text_a, next(texts), label]
+                pair = (text_a, next(texts), label)
                 if chance[at + 1] < SHARE and at:
-                    row = [text_a, said.upper(), said_label]
+                    pair = (text_a, said.upper(), said_label)
                 elif chance[at + 1] < 2 * SHARE and at:
-                    row = [said, text_a, label if label != said_label else 1 - said_label]
-                said, said_label = row[1], row[2]
+                    pair = (said, text_a, 1.0 if said_label != 1.0 else 0.0)
+                _, said, said_label = pair
                 margin, logprob = rng.normal(0.3, 0.3), rng.normal(-2, 0.5)
-                fields = zip(("text_a", "text_b", "label"), row, strict=True)
+                fields = zip(("text_a", "text_b", "label"), pair, strict=True)
                 rest = {"logprob": round(logprob, 3), "margin": round(margin, 3), "input": number, "sample": sample}
                 file.write(json.dumps({**dict(fields), **rest}) + "\n")
 

@@ -61,13 +61,12 @@ class Console:
         rate = max(progress.done - progress.resumed, 0) / max(self.told - self.started, 1e-6)
         left = progress.total - progress.done
         ending = f", {_clock(left / rate)} left" if rate and left else ""
-        said = f"{progress.title}: {progress.done}/{progress.total}; {_details(progress)}"
-        if said != self.said:
-            self.said = said
-            click.echo(
-                f"{progress.title}: {progress.done}/{progress.total}, {rate:.1f}/s{ending}; {_details(progress)}",
-                err=True,
-            )
+        details = _details(progress)
+        details = f"; {details}" if details else ""
+        done = f"{progress.title}: {progress.done}/{progress.total}"
+        if done + details != self.said:
+            self.said = done + details
+            click.echo(f"{done}, {rate:.1f}/s{ending}{details}", err=True)
 
 
 def _details(progress: Progress) -> str:

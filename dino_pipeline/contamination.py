@@ -106,7 +106,7 @@ def word_runs(normal: str) -> Iterator[int]:
     """Yield a hash of every `WORDS` words in a row."""
     words = normal.split()
     for at in range(len(words) - WORDS + 1):
-        yield xxhash.xxh3_64_intdigest(" ".join(words[at : at + WORDS]))
+        yield xxhash.xxh3_64_intdigest(" ".join(words[at : at + WORDS]).encode())
 
 
 def texts_of(file: Path) -> Iterator[tuple[int, str]]:

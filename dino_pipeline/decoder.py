@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +49,14 @@ def completion(text: Text, ending: Ending) -> Completion:
     means = np.mean(text.logprobs, axis=0)
     margin = float(means[0] - means[1:].max()) if len(means) > 1 else None
     return Completion(text.number, ending.text, ending.finish, tuple(text.tokens), float(means[0]), margin)
+
+
+class Scored(NamedTuple):
+    """How likely a text is."""
+
+    logprob: float
+    """Mean natural-log probability per token."""
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,8 @@ class Decoder:
             lane.close()
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[float]:
-        """Return how likely each text is after its prompt: mean natural-log probability per token, ``stop`` included.
+    def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
+        """Return how likely each text is after its prompt, ``stop`` included.
 
         Pairs with the same prompt cost little more than one; give many at once. The text is tokenised together with its
         prompt, as a reader would find it.
@@ -152,8 +161,10 @@ class Decoder:
         whole = self.encode([prompt + text + stop for prompt, text in pairs])
         asked = [_continuation(encoded[prompt], tokens) for (prompt, _), tokens in zip(pairs, whole, strict=True)]
         if self.make_rows is not PlainRows:
-            return mean_log_probs(self.model, asked, self.banned, self.vocab)
-        return [plain_mean_log_prob(self.model, each, self.banned) for each in asked]
+            means = mean_log_probs(self.model, asked, self.banned, self.vocab)
+        else:
+            means = [plain_mean_log_prob(self.model, each, self.banned) for each in asked]
+        return [Scored(mean, len(each.tokens)) for mean, each in zip(means, asked, strict=True)]
 
     def _ending(self, text: Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
         if ending := rule.find(text.tokens):

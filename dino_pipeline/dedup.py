@@ -1,4 +1,4 @@
-"""Near-duplicates: MinHash signatures of character n-grams, banded, every candidate verified by its true Jaccard similarity.
+"""Near-duplicates: MinHash of character n-grams in bands, every candidate verified by its true Jaccard similarity.
 
 Broder (1997) for MinHash; Leskovec, Rajaraman & Ullman, Mining of Massive Datasets, ch. 3, for bands.
 """
@@ -111,7 +111,7 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
 
     Args:
         texts: as they are; compared in normal form.
-        threshold: least true Jaccard similarity of their character n-grams. Of the pairs above 0.8, bands miss under 1 %.
+        threshold: least true Jaccard similarity of their n-grams. Of the pairs above 0.8, bands miss under 1 %.
     """
     normal = [normalise(text) for text in texts]
     keys = band_keys(normal)

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,6 @@ import msgspec
 
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.labels import as_number
-
 
 I64 = 2**63
 
@@ -70,7 +70,7 @@ def iter_examples(path: str | Path, *, numeric_labels: bool = True) -> Iterator[
         with open(path, "rb") as file:
             for number, line in enumerate(_lines(file), start=1):
                 if line.strip():
-                    yield parse_example(line, lambda number=number: f"{path}, line {number}", numeric_labels)
+                    yield parse_example(line, partial("{}, line {}".format, path, number), numeric_labels)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,7 +16,7 @@ from dino_pipeline.inputs import Seen, distinct
 from dino_pipeline.progress import LabelCount, Progress, Watch
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.writer import GenerateOptions, Shard, Task, Writer, count_text
+from dino_pipeline.writer import GenerateOptions, More, Shard, Task, Writer, count_text
 
 SHARD_SAMPLES = 1024
 """About so many texts make a shard: what a killed run loses at most."""
@@ -39,6 +39,7 @@ def generate(
     inputs: Iterable[str] | None = None,
     settings: dict[str, Any] | None = None,
     fresh: bool = False,
+    more: Sequence[More] = (),
 ) -> State:
     """Write the spec's texts into the run's shards, going on where an earlier call was stopped.
 
@@ -53,6 +54,7 @@ def generate(
         inputs: texts for ``<X1>``, read more than once; None lets the spec's own inputs spec write them.
         settings: what only changes speed, for the record.
         fresh: start over.
+        more: samples to write beyond those asked for, and those that earlier calls were told to.
 
     Returns:
         Whether the work was new, resumed, or done before.
@@ -64,21 +66,32 @@ def generate(
     _check_inputs(spec, inputs)
     partial = [run.inputs, run.shards, run.rejected, run.input_shards, run.input_rejected]
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
-    state = run.begin(
-        "generate", recorded, outputs=[run.spec, run.shards], partial=partial, settings=settings, fresh=fresh
-    )
-    if state == "done" and all(shard.path.exists() for shard in _plan(run, spec, options)):
+    outputs = [run.spec, run.shards]
+    state = run.check("generate", recorded, outputs=outputs, partial=partial, fresh=fresh)
+    more = [*([] if state == "new" else recorded_more(run)), *more]
+    if state == "done" and all(shard.path.exists() for shard in _plan(run, spec, options, more)):
         return state
+    if state == "done":
+        run.note("generate", status="running")
+    run.begin(
+        "generate",
+        recorded,
+        outputs=outputs,
+        partial=partial,
+        settings=settings,
+        fresh=fresh,
+        more=[asdict(each) for each in more],
+    )
     state = "new" if state == "new" else "resumed"
-    decoder = load(_row_tokens(run, spec, inputs, options))
+    decoder = load(_row_tokens(run, spec, inputs, options, more))
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     if spec.needs_inputs and not run.inputs.exists():
         _store_inputs(run, _new_inputs(run, spec, inputs, decoder, options, watch), options, watch)
     asked = _count(_stored_inputs(run)) if spec.needs_inputs else None
-    total = (1 if asked is None else asked) * len(spec.labels) * options.samples
+    total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
     writer = Writer(spec, decoder, options, options.sampling, watch, progress)
-    writer.write(_unwritten(_plan(run, spec, options), progress, spec))
+    writer.write(_unwritten(_plan(run, spec, options, more), progress, spec))
     watch.progress(progress)
     if not any(count.accepted for count in progress.labels.values()):
         raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
@@ -130,21 +143,37 @@ def _count(things: Iterable[Any]) -> int:
     return sum(1 for _ in things)
 
 
-def _row_tokens(run: Run, spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> int:
+def recorded_more(run: Run) -> list[More]:
+    """Return the samples that earlier calls were told to write beyond those asked for."""
+    return [More(**each) for each in run.stage("generate").get("more", [])]
+
+
+def _row_tokens(
+    run: Run, spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions, more: Sequence[More]
+) -> int:
     """Return about how many tokens all prompts together have still to be stepped by."""
     prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in spec.labels.items()}
     if run.inputs.exists() or not spec.needs_inputs:
-        left = (shard.tasks for shard in _plan(run, spec, options) if not shard.path.exists())
+        left = (shard.tasks for shard in _plan(run, spec, options, more) if not shard.path.exists())
         return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
     asked = options.num_inputs or _count(inputs or ())
     return TOKENS * asked * options.samples * sum(prompts.values())
 
 
-def _plan(run: Run, spec: TaskSpec, options: GenerateOptions) -> Iterator[Shard]:
+def _plan(run: Run, spec: TaskSpec, options: GenerateOptions, more: Sequence[More]) -> Iterator[Shard]:
     """Yield the shards; the plan depends on nothing but inputs, labels and samples."""
-    lists = _about_inputs(run, spec, options.samples) if spec.needs_inputs else _without_inputs(spec, options.samples)
+    asked = [(label, range(options.samples)) for label in spec.labels]
+    yield from _shards(run, spec, asked, "")
+    for number, each in enumerate(more, start=1):
+        yield from _shards(
+            run, spec, [(each.label, range(each.first, each.first + each.samples))], f"more{number:03d}-"
+        )
+
+
+def _shards(run: Run, spec: TaskSpec, asked: Sequence[tuple[str, range]], prefix: str) -> Iterator[Shard]:
+    lists = _about_inputs(run, asked) if spec.needs_inputs else _without_inputs(asked)
     for number, tasks in enumerate(lists):
-        name = f"{number:05d}.jsonl"
+        name = f"{prefix}{number:05d}.jsonl"
         yield Shard(run.shards / name, run.rejected / name, tasks)
 
 
@@ -157,22 +186,19 @@ def _unwritten(plan: Iterable[Shard], progress: Progress, spec: TaskSpec) -> Ite
             yield shard
 
 
-def _without_inputs(spec: TaskSpec, samples: int) -> Iterator[list[Task]]:
-    size = max(1, SHARD_SAMPLES // len(spec.labels))
-    for first in range(0, samples, size):
-        numbers = range(first, min(samples, first + size))
-        yield [Task(None, None, label, sample) for label in spec.labels for sample in numbers]
+def _without_inputs(asked: Sequence[tuple[str, range]]) -> Iterator[list[Task]]:
+    size = max(1, SHARD_SAMPLES // len(asked))
+    samples = asked[0][1]
+    for first in range(0, len(samples), size):
+        yield [Task(None, None, label, sample) for label, samples in asked for sample in samples[first : first + size]]
 
 
-def _about_inputs(run: Run, spec: TaskSpec, samples: int) -> Iterator[list[Task]]:
-    size = max(1, SHARD_SAMPLES // (len(spec.labels) * samples))
+def _about_inputs(run: Run, asked: Sequence[tuple[str, range]]) -> Iterator[list[Task]]:
+    size = max(1, SHARD_SAMPLES // sum(len(samples) for _, samples in asked))
     texts = enumerate(_stored_inputs(run))
     while some := list(itertools.islice(texts, size)):
         yield [
-            Task(number, text, label, sample)
-            for number, text in some
-            for label in spec.labels
-            for sample in range(samples)
+            Task(number, text, label, sample) for number, text in some for label, samples in asked for sample in samples
         ]
 
 

@@ -1,7 +1,7 @@
 """Rules about one example: what makes it unfit to train on, whatever else is in the dataset.
 
-A rule is a function from an `Example` to None, or to the reason why it goes. What follows the first ": " of the reason is its
-evidence. A user's own rules (`--rule module:function`) are the same.
+A rule is a function from an `Example` to None, or to the reason why it goes. What follows the first ": " of the reason
+is its evidence. A user's own rules (`--rule module:function`) are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FEWEST_WORDS = 4
 PLAIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ ',.!?-]*[A-Za-zÀ-ÖØ-öø-ɏ.!?] ?")
 """Letters and punctuation that no rule looks at, with an end that is one."""
 OPEN_ENDS = frozenset(",;:-–—/&+=([{<«„‘、，；：（「『【")
-BRACKETS = ("()", "[]", "{}", "（）", "「」", "『』", "【】")
+BRACKETS = {"(": ")", "[": "]", "{": "}", "（": "）", "「": "」", "『": "』", "【": "】"}
 BRACKET = re.compile(r"[(\[{（「『【]")
 CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2028\u2029\u2060-\u2064\ufeff\ufff9-\ufffb]"
@@ -82,7 +82,9 @@ def hygiene_rules(options: HygieneOptions) -> list[Rule]:
         Rule("empty", empty, "a text holds nothing", True),
         Rule("identical texts", identical, "the texts are equal up to case, punctuation and Unicode form"),
         of_text("control characters", control_characters, "control and invisible formatting characters"),
-        of_text("not text", partial(not_text, max_symbols=symbols), f"broken characters, or over {symbols:.0%} symbols"),
+        of_text(
+            "not text", partial(not_text, max_symbols=symbols), f"broken characters, or over {symbols:.0%} symbols"
+        ),
         Rule(
             "copied instruction",
             lambda example: copied_instruction(example, options.fields),
@@ -227,7 +229,7 @@ def unfinished(text: str) -> str | None:
     if end in OPEN_ENDS:
         return f"unfinished: ends in {end}"
     if BRACKET.search(text):
-        for opening, closing in BRACKETS:
+        for opening, closing in BRACKETS.items():
             if text.count(opening) > text.count(closing):
                 return f"unfinished: {opening} is never closed"
     return None
@@ -243,8 +245,8 @@ def personal_data(example: Example) -> str | None:
         for number in CARD.finditer(text):
             if _luhn(number[0]):
                 return f"personal data: card number {number[0]}"
-        for found in _phones(text):
-            return f"personal data: phone number {found}"
+        for phone in _phones(text):
+            return f"personal data: phone number {phone}"
     return None
 
 

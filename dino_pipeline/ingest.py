@@ -177,7 +177,9 @@ class _Judge:
             "rank": [xxhash.xxh3_64_intdigest(line, seed) for _, line in lines],
             "hits": hits,
             "reason": reasons,
-            "flag": [personal_data(each) if flags and not fine else None for each, fine in zip(examples, sound, strict=True)],
+            "flag": [
+                personal_data(each) if flags and not fine else None for each, fine in zip(examples, sound, strict=True)
+            ],
         }
         return pa.table(columns, schema=SCHEMA)
 

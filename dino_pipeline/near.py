@@ -1,8 +1,8 @@
-"""Near-duplicates among the examples of a table: inputs that say the same, and texts that do for one input and label."""
+"""Near-duplicates in a table: inputs that say the same, and texts that do so for one input and label."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, groupby
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, distinct_pairs, first_of_kind, grams, jaccard
 from dino_pipeline.processes import side_by_side
-from dino_pipeline.sets import Table
+from dino_pipeline.sets import DROPS, Table
 from dino_pipeline.texts import normalise
 
 BATCH = 1000
@@ -24,8 +24,8 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""
 
 
-def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> None:
-    """Find rows whose text_a nearly repeats an earlier one that stays, into the table ``near_inputs`` of `sets.DROPS`.
+def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> str:
+    """Find rows whose text_a nearly repeats an earlier one that stays; return a query of `sets.DROPS`.
 
     Args:
         table: the examples.
@@ -38,7 +38,7 @@ def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> None
     pairs = distinct_pairs(candidates(np.fromfile(file, dtype=np.uint64)) for file in files)
     for file in files:
         file.unlink()
-    _keep(table, rows, "near_inputs", first_of_kind(_verified(table, ids[pairs], threshold, workers)))
+    return _all_rows(table, rows, first_of_kind(_verified(table, ids[pairs], threshold, workers)))
 
 
 def _heads(table: Table, rows: str) -> str:
@@ -83,13 +83,11 @@ def _parts(texts: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def _verified(table: Table, pairs: NDArray[np.int64], threshold: float, workers: int) -> Iterator[Near]:
     """Yield the pairs of rows whose text_a are as similar as they have to be."""
-    table.db.register("batch", pa.table({"one": pairs[:, 0], "other": pairs[:, 1]}))
-    table.run("CREATE OR REPLACE TEMP TABLE candidates AS SELECT * FROM batch")
-    table.db.unregister("batch")
-    texts = (
-        "SELECT one, other, first.text_a AS text, second.text_a AS other_text FROM candidates "
-        "JOIN plain AS first ON first.id = one JOIN plain AS second ON second.id = other"
-    )
+    table.store("candidates", pa.table({"one": pairs[:, 0], "other": pairs[:, 1]}))
+    texts = """
+        SELECT one, other, first.text_a AS text, second.text_a AS other_text
+        FROM candidates JOIN plain AS first ON first.id = one JOIN plain AS second ON second.id = other
+    """
     with side_by_side(_Similarities, workers) as spread:
         asked: list[tuple[int, int]] = []
 
@@ -111,17 +109,22 @@ class _Similarities:
         return [jaccard(grams(normalise(one)), grams(normalise(other))) for one, other in zip(*job, strict=True)]
 
 
-def _keep(table: Table, rows: str, name: str, goes: dict[int, tuple[int, float]]) -> None:
-    """Store all rows of the text_a that go."""
-    table.add_near("going", ((one, stays, how) for one, (stays, how) in goes.items()))
-    table.run(
-        f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT every.id, evidence, duplicate_of FROM going "
-        f"JOIN first_rows ON first_rows.id = going.id JOIN {rows} AS every ON every.a = first_rows.a"
-    )
+def _all_rows(table: Table, rows: str, goes: dict[int, tuple[int, float]]) -> str:
+    """Return a query of all rows of the text_a that go."""
+    _store(table, "going", ((one, stays, how) for one, (stays, how) in goes.items()))
+    return f"""
+        SELECT every.id, evidence, duplicate_of
+        FROM going JOIN first_rows ON first_rows.id = going.id JOIN {rows} AS every ON every.a = first_rows.a
+    """
 
 
-def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> None:
-    """Find rows whose text_a means what an earlier one means, into ``semantic_inputs`` of `sets.DROPS`.
+def _store(table: Table, name: str, found: Iterable[Near]) -> None:
+    rows = [{"id": goes, "evidence": f"similarity {how:.2f}", "duplicate_of": stays} for goes, stays, how in found]
+    table.store(name, pa.Table.from_pylist(rows, schema=DROPS))
+
+
+def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> str:
+    """Find rows whose text_a means what an earlier one means; return a query of `sets.DROPS`.
 
     Args:
         table: the examples.
@@ -146,19 +149,20 @@ def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> 
             if score < threshold:
                 break
             pairs.append((ids[min(one, other)], ids[max(one, other)], round(float(score), 4)))
-    _keep(table, rows, "semantic_inputs", first_of_kind(pairs))
+    return _all_rows(table, rows, first_of_kind(pairs))
 
 
-def near_texts(table: Table, rows: str, threshold: float, workers: int) -> None:
-    """Find rows whose text_b nearly repeats an earlier one of the same text_a and label, into ``near_texts``."""
-    query = (
-        f"SELECT each.a, each.label, id, text_b FROM (SELECT id, a, label FROM {rows} SEMI JOIN (SELECT a, label FROM {rows} "
-        "WHERE b IS NOT NULL GROUP BY ALL HAVING count(*) > 1) USING (a, label)) AS each "
-        "JOIN plain USING (id) ORDER BY each.a, each.label, id"
-    )
+def near_texts(table: Table, rows: str, threshold: float, workers: int) -> str:
+    """Find rows whose text_b nearly repeats one before of the same text_a and label; return a query of `sets.DROPS`."""
+    query = f"""
+        WITH several AS (SELECT a, label FROM {rows} WHERE b IS NOT NULL GROUP BY ALL HAVING count(*) > 1),
+        theirs AS (SELECT id, a, label FROM {rows} SEMI JOIN several USING (a, label))
+        SELECT theirs.a, theirs.label, id, text_b FROM theirs JOIN plain USING (id) ORDER BY theirs.a, theirs.label, id
+    """
     with side_by_side(partial(_Repeats, threshold), workers) as spread:
-        jobs = _groups(table.stream(query))
-        table.add_near("near_texts", [near for some in spread(jobs) for near in some])
+        found = [near for some in spread(_groups(table.stream(query))) for near in some]
+    _store(table, "near_texts", found)
+    return "SELECT * FROM near_texts"
 
 
 Group = list[tuple[int, str]]
@@ -166,7 +170,9 @@ Group = list[tuple[int, str]]
 
 def _groups(batches: Iterator[dict[str, list[Any]]]) -> Iterator[list[Group]]:
     """Yield the rows of some groups at a time."""
-    rows = (row for batch in batches for row in zip(batch["a"], batch["label"], batch["id"], batch["text_b"], strict=True))
+    rows = (
+        row for batch in batches for row in zip(batch["a"], batch["label"], batch["id"], batch["text_b"], strict=True)
+    )
     some: list[Group] = []
     for _, group in groupby(rows, key=lambda row: row[:2]):
         some.append([(number, text) for _, _, number, text in group])

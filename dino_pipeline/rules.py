@@ -12,6 +12,7 @@ from typing import Literal
 from dino_pipeline.contamination import REASON, Gate
 from dino_pipeline.errors import OptionError
 from dino_pipeline.hygiene import Check, HygieneOptions, Rule, hygiene_rules, personal_data
+from dino_pipeline.labels import as_number
 
 PERSONAL_DATA = "personal data"
 
@@ -106,24 +107,28 @@ def custom_rule(name: str) -> Check:
     return found
 
 
-def describe(options: FilterOptions) -> list[list[str]]:
-    """Return all rules in order: name, what they drop with these options, and the option that sets it."""
-    near = f"{options.near_duplicates:g}"
-    off = "off"
-    own = [[rule.name, rule.help, "--rule"] for rule in record_rules(FilterOptions(), ()) if rule.name in options.custom]
-    of_hygiene = {"too short": "--min-chars", "too long": "--max-chars", "not text": "--max-symbols"}
-    personal = {"drop": "", "flag": "flagged only: ", "keep": "off: "}[options.pii]
-    return [
-        [REASON, "a text of evaluation data, the same, nearly, or 13 words of it", "--exclude " + (off if not options.exclude else "")],
-        *(
-            [rule.name, rule.help if rule.name not in options.without else off, of_hygiene.get(rule.name, "--without")]
-            for rule in hygiene_rules(options.hygiene)
-        ),
-        [PERSONAL_DATA, f"{personal}e-mail addresses, phone numbers, card numbers", "--pii"],
-        *own,
-        ["duplicate", "texts and label stand before; similarities in either order", ""],
-        ["conflicting labels", "the pair stands under another label, too", ""],
-        ["near-duplicate input", f"text_a resembles an earlier one: Jaccard {near}", "--near-duplicates"],
-        ["near-duplicate text_b", f"text_b resembles an earlier one of the same text_a and label: {near}", "--near-duplicates"],
-        ["input of the same meaning", f"cosine {options.semantic_threshold:g}", "--semantic" if options.semantic else "--semantic (off)"],
-    ]
+def thresholds(given: Sequence[str], labels: Sequence[float | str], option: str) -> dict[int, tuple[float, bool]]:
+    """Return the limit of each label, by its place: a number, and whether it is a share of the label's examples.
+
+    Args:
+        given: ``0.1``, ``10%``, or either after ``LABEL=``; what names a label goes before what does not.
+        labels: all labels, in order.
+        option: its name, for errors.
+
+    Raises:
+        OptionError: it is neither, or there is no such label.
+    """
+    found: dict[int, tuple[float, bool]] = {}
+    for text in sorted(given, key=lambda text: "=" in text):
+        name, _, limit = text.rpartition("=")
+        relative = limit.endswith("%")
+        number = as_number(limit.removesuffix("%"))
+        if number is None or (relative and not 0 <= number <= 100):
+            raise OptionError(
+                f"{option} {text}: must be a number such as 0.1, a share such as 10%, or LABEL= and either"
+            )
+        chosen = [at for at, label in enumerate(labels) if name in ("", str(label)) or as_number(name) == label]
+        if not chosen:
+            raise OptionError(f"{option} {text}: there is no label {name}; choose from {', '.join(map(str, labels))}")
+        found.update(dict.fromkeys(chosen, (number / 100 if relative else number, relative)))
+    return found

@@ -89,6 +89,11 @@ class Run:
         return self.path / "flagged.jsonl"
 
     @property
+    def label_scores(self) -> Path:
+        """How likely the generator finds each pair under every label."""
+        return self.path / "label-scores"
+
+    @property
     def model(self) -> Path:
         """The trained bi-encoder."""
         return self.path / "model"
@@ -154,6 +159,7 @@ class Run:
         sources: str = "",
         settings: dict[str, Any] | None = None,
         fresh: bool = False,
+        **results: Any,
     ) -> State:
         """Decide what a stage has to do, and record that it has begun.
 
@@ -165,6 +171,7 @@ class Run:
             sources: digest of what it reads; where that has changed since, the stage starts anew.
             settings: what only changes speed; recorded, never compared.
             fresh: start over whatever is there.
+            results: recorded at once.
 
         Returns:
             "done" if the outputs are there and were made with these options from these sources, "resumed" if that was
@@ -182,7 +189,7 @@ class Run:
             write_json(self.record_file, {**records, name: {"status": "clearing", "options": {}, "sources": sources}})
             for path in partial:
                 remove(path)
-        records[name] = {**self.record(options, sources), "status": "running", "settings": settings or {}}
+        records[name] = {**self.record(options, sources), "status": "running", "settings": settings or {}, **results}
         write_json(self.record_file, records)
         return state
 

@@ -36,6 +36,17 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
+class More:
+    """Further samples of one label, beyond what `GenerateOptions` ask for."""
+
+    label: str
+    first: int
+    """Their first number."""
+    samples: int
+    """Per input, or in all."""
+
+
+@dataclass(frozen=True)
 class Task:
     """One text to write."""
 
@@ -147,20 +158,13 @@ class Writer:
 
     def _prompts(self, task: Task) -> list[str]:
         """Return the own prompt, then those of the counter-labels."""
-        values = {
-            name: choices[int(draw * len(choices))]
-            for (name, choices), draw in zip(
-                sorted(self.spec.variables.items()),
-                uniforms((*self._key(task), "variables"), len(self.spec.variables)) if self.spec.variables else (),
-                strict=True,
-            )
-        }
+        values = drawn_values(self.spec, self._key(task))
         labels = (task.label, *self.spec.labels[task.label].counter_labels)
         return [self.spec.prompt(label, task.text, values) for label in labels]
 
     def _key(self, task: Task) -> tuple[str | int, ...]:
         """Return what the sample's random numbers depend on: the input by its text, so that order does not matter."""
-        return (self.options.seed, self.spec.digest, task.text or "", task.label, task.sample)
+        return sample_key(self.spec, self.options.seed, task.text, task.label, task.sample)
 
     def _example(self, task: Task, completion: Completion) -> Example:
         text = completion.text.strip()
@@ -211,3 +215,18 @@ def count_text(progress: Progress, label: str, example: Example, reason: str | N
         if example.margin is not None:
             count.margin_sum += example.margin
             count.margins += 1
+
+
+def sample_key(spec: TaskSpec, seed: int, text: str | None, label: str, sample: int) -> tuple[str | int, ...]:
+    """Return what a sample's random numbers depend on."""
+    return (seed, spec.digest, text or "", label, sample)
+
+
+def drawn_values(spec: TaskSpec, key: tuple[str | int, ...]) -> dict[str, str]:
+    """Return a value for each of the spec's variables, drawn by the sample's key."""
+    if not spec.variables:
+        return {}
+    draws = uniforms((*key, "variables"), len(spec.variables))
+    return {
+        name: of[int(draw * len(of))] for (name, of), draw in zip(sorted(spec.variables.items()), draws, strict=True)
+    }

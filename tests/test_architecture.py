@@ -8,14 +8,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
-    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices"},
+    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"},
     {"examples", "spec", "stops", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
-    | {"attention", "prefill"},
-    {"run", "inputs", "slots", "scoring", "objectives"},
-    {"graphs", "lane", "selfcheck"},
-    {"decoder"},
-    {"compiling", "writer"},
-    {"loading", "generate", "filters", "finetune", "evaluate", "fidelity"},
+    | {"attention", "prefill", "dedup"},
+    {"run", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
+    {"graphs", "lane", "selfcheck", "contamination", "near"},
+    {"decoder", "rules"},
+    {"compiling", "writer", "ingest"},
+    {"sieve"},
+    {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
     {"cli"},
     {"__main__"},
 ]

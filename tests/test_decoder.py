@@ -265,11 +265,11 @@ def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, mo
             logits = decoder.model(tensor([list(tokens)], decoder)).logits[0, start - 1 : -1]
         log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1).cpu()
         expected.append(float(log_probs.gather(1, torch.tensor(tokens[start:])[:, None]).mean()))
-    assert decoder.score(pairs) == pytest.approx(expected, abs=1e-4)
+    assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr(scoring, "LOGITS", 60 * decoder.vocab)
-    assert decoder.score(pairs[::-1]) == pytest.approx(expected[::-1], abs=1e-4)
+    assert [each.logprob for each in decoder.score(pairs[::-1])] == pytest.approx(expected[::-1], abs=1e-4)
     monkeypatch.setattr(decoder, "make_rows", PlainRows)
-    assert decoder.score(pairs) == pytest.approx(expected, abs=1e-4)
+    assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_text_written_scores_as_it_did_when_written() -> None:
@@ -279,7 +279,8 @@ def test_a_text_written_scores_as_it_did_when_written() -> None:
     stopped = [done for done in decoder.sample(asked, WIDE) if done.finish == "stop"]
     assert stopped
     for done in stopped:
-        assert decoder.score([(prompts[done.number], done.text)]) == [pytest.approx(done.logprob, abs=1e-4)]
+        (scored,) = decoder.score([(prompts[done.number], done.text)])
+        assert scored.logprob == pytest.approx(done.logprob, abs=1e-4)
 
 
 def test_every_request_is_answered_once() -> None:

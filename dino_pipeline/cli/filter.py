@@ -15,9 +15,9 @@ from dino_pipeline.cli.base import command, model_path, pick_device, run_or_file
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
-    from dino_pipeline.filters import Means
     from dino_pipeline.rules import FilterOptions
     from dino_pipeline.run import Run
+    from dino_pipeline.sieve import Means
 
 
 @click.command("filter")
@@ -65,7 +65,9 @@ if TYPE_CHECKING:
     "--verify-margin", type=float, default=0.0, show_default=True, help="By so much, in nats a token (with --verify)."
 )
 @click.option("--balance/--no-balance", default=True, show_default=True, help="Cap labels at the smallest one's count.")
-@click.option("--target-per-label", type=click.IntRange(1), metavar="N", help="Keep exactly so many; say what is missing.")
+@click.option(
+    "--target-per-label", type=click.IntRange(1), metavar="N", help="Keep exactly so many; say what is missing."
+)
 @click.option(
     "--labels",
     type=click.Choice(["hard", "smoothed", "posterior"]),
@@ -92,7 +94,9 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", default=42, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Processes and threads. Speed only.  [default: the CPUs]")
-@click.option("--memory", default="1400MB", show_default=True, help="What set operations take before they spill to disk.")
+@click.option(
+    "--memory", default="1400MB", show_default=True, help="What set operations take before they spill to disk."
+)
 @click.option("--device", help="For --verify, --labels posterior and --semantic.  [default: a GPU if there is one]")
 @click.option("--list", "listed", is_flag=True, help="Show the rules and leave.")
 @click.option("--dry-run", is_flag=True, help="Show the funnel, write nothing.")
@@ -122,15 +126,17 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         if looking:
             funnel, results = look(run, chosen, means, source=file, numeric_labels=numeric, ablate=options["ablate"])
         else:
-            state, funnel = filter_run(
-                run, chosen, means, source=file, numeric_labels=numeric, fresh=options["fresh"]
-            )
+            state, funnel = filter_run(run, chosen, means, source=file, numeric_labels=numeric, fresh=options["fresh"])
             results = run.stage("filter")
             if state == "done":
                 click.echo(f"{run.path}: filtered data is up to date")
-    click.echo(table(funnel.header(), funnel.rows()))
+    rows = funnel.rows()
+    idle = [row[0][2:] for row in rows if row[0][0] == "-" and row[-1] == "0"]
+    click.echo(table(funnel.header(), [row for row in rows if row[0][2:] not in idle]))
+    if idle:
+        click.echo(f"Nothing to drop for: {', '.join(idle)}.")
     for label, missing in results.get("missing", []):
-        click.echo(f"label {label}: {missing} of {chosen.target_per_label} are missing; dino generate --until-target writes more")
+        click.echo(f"label {label}: {missing} of {chosen.target_per_label} are missing: dino generate --until-target")
 
 
 def filter_options(options: dict[str, Any]) -> FilterOptions:
@@ -149,7 +155,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
     """Return what the filter works with: processes, evaluation data, models."""
     from dino_pipeline import pocket
     from dino_pipeline.contamination import exclusion_files
-    from dino_pipeline.filters import Means
+    from dino_pipeline.sieve import Means
 
     if chosen.needs_scores and not has_spec:
         raise OptionError("--verify and --labels posterior need a run's spec and generator; this is a file")
@@ -163,6 +169,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
 
 
 def _scores(run: Run, device: str | None) -> Any:
+    from dino_pipeline.console import Console
     from dino_pipeline.verify import LabelScores
 
     begun = run.stage("generate").get("options")
@@ -177,7 +184,7 @@ def _scores(run: Run, device: str | None) -> Any:
             path, revision=begun["revision"], dtype=begun["dtype"], device=pick_device(device), row_tokens=row_tokens
         )
 
-    return LabelScores(run, load)
+    return LabelScores(run, load, Console())
 
 
 def _embed(name: str, device: str | None) -> Any:
@@ -192,7 +199,9 @@ def _embed(name: str, device: str | None) -> Any:
 
 
 def _list(chosen: FilterOptions) -> None:
-    from dino_pipeline.console import table
-    from dino_pipeline.rules import describe
+    from dino_pipeline.filters import describe
 
-    click.echo(table(["rule", "drops", "option"], describe(chosen)))
+    rules = describe(chosen)
+    names, options = (max(len(rule[column]) for rule in rules) for column in (0, 2))
+    for name, help, option in rules:
+        click.echo(f"{name:{names}}  {option:{options}}  {help}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,14 @@ from dino_pipeline.cli.base import command, model_path, or_dash, pick_device
 from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
+    from dino_pipeline.console import Console
+    from dino_pipeline.decoder import Decoder
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
     from dino_pipeline.sampling import Sampling
     from dino_pipeline.spec import SpecSampling, TaskSpec
+    from dino_pipeline.until import Tally
+    from dino_pipeline.writer import More
 
 WRITTEN_INPUTS = 500
 """Inputs to write where neither a file nor --num-inputs says how many."""
@@ -88,6 +93,19 @@ class Rows(click.ParamType[int | None]):
     show_default=True,
     help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster. Speed only.",
 )
+@click.option(
+    "--until-target",
+    "target",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Generate and filter in turn until the filter keeps N pairs of each label; then exactly N.",
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(1),
+    metavar="TEXTS",
+    help="With --until-target: write no more.  [default: 20 N a label]",
+)
 @click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
@@ -104,6 +122,8 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     from dino_pipeline.generate import generate as run_generate
     from dino_pipeline.loading import load_decoder
 
+    if options["budget"] and not options["target"]:
+        raise OptionError("--budget belongs to --until-target; give both or neither")
     if options["device"] and options["device_map"]:
         raise OptionError("--device and --device-map exclude each other; leave one out")
     if options["compiled"] == "on" and options["device_map"]:
@@ -113,29 +133,80 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     dtype = options["dtype"] if options["dtype"] != "auto" else _auto_dtype(run, path, device, options)
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     console = Console()
+    decoder: Decoder | None = None
+    fresh = options["fresh"]
+
+    def load(row_tokens: int) -> Decoder:
+        nonlocal decoder
+        if decoder is None:  # rounds of --until-target share it
+            decoder = load_decoder(
+                path, revision=options["revision"], dtype=dtype, device=device, row_tokens=row_tokens, **speed
+            )
+        return decoder
+
+    def write(more: Sequence[More]) -> str:
+        nonlocal fresh
+        state = run_generate(
+            run,
+            found,
+            load,
+            chosen,
+            console,
+            model={
+                "model": options["model"],
+                "revision": options["revision"],
+                "fingerprint": model_fingerprint(path),
+                "dtype": dtype,
+            },
+            inputs=texts,
+            settings={"device": device, **speed},
+            fresh=fresh,
+            more=more,
+        )
+        fresh = False
+        return state
+
     with run.locked():
         try:
-            state = run_generate(
-                run,
-                found,
-                lambda row_tokens: load_decoder(
-                    path, revision=options["revision"], dtype=dtype, device=device, row_tokens=row_tokens, **speed
-                ),
-                chosen,
-                console,
-                model={
-                    "model": options["model"],
-                    "revision": options["revision"],
-                    "fingerprint": model_fingerprint(path),
-                    "dtype": dtype,
-                },
-                inputs=texts,
-                settings={"device": device, **speed},
-                fresh=options["fresh"],
-            )
+            if options["target"]:
+                state = _write_until(run, found, options["target"], options["budget"], write, console)
+            else:
+                state = write([])
         finally:
             console.close()
         _report_generated(run, state)
+
+
+def _write_until(
+    run: Run, spec: TaskSpec, target: int, budget: int | None, write: Callable[[Sequence[More]], str], console: Console
+) -> str:
+    """Write and filter until there is enough of each label; return what the first round was."""
+    from dino_pipeline.cli.filter import filter_means
+    from dino_pipeline.console import table
+    from dino_pipeline.filters import filter_run, recorded_options
+    from dino_pipeline.generate import recorded_more
+    from dino_pipeline.until import Tally, write_until
+
+    states: list[str] = []
+
+    def carry_out(more: list[More]) -> dict[str, Tally]:
+        states.append(write(more))
+        chosen = replace(recorded_options(run), target_per_label=target)
+        filter_run(run, chosen, filter_means(run, chosen, {}, has_spec=True), numeric_labels=spec.is_scored, fresh=True)
+        kept = dict(run.stage("filter")["available"])
+        made = run.stage("generate")
+        samples = dict.fromkeys(spec.labels, made["options"]["samples"])
+        for each in recorded_more(run):
+            samples[each.label] = each.first + each.samples
+        return {
+            label: Tally(made["counts"][label]["written"], kept.get(spec.value(label), 0), samples[label])
+            for label in spec.labels
+        }
+
+    found = write_until(target, budget or 20 * target * len(spec.labels), carry_out, console.note)
+    rows = [[label, str(min(tally.kept, target)), str(max(0, target - tally.kept))] for label, tally in found.items()]
+    click.echo(table(["label", "pairs", "missing"], rows))
+    return states[0]
 
 
 def _auto_dtype(run: Run, path: str, device: str, options: dict[str, Any]) -> str:

@@ -1,0 +1,88 @@
+"""What verification and soft labels are worth: Spearman of an encoder trained on hard, smoothed and posterior labels.
+
+    python -m benchmarks.soft_labels [--seed 1 --seed 2 --seed 3]
+
+For each seed the real commands generate once with the pocket models, then filter, finetune and evaluate in every way,
+in outputs/soft-labels/. What is there already is not done again, so a stopped call goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+import click
+
+from benchmarks.debiasing import SPEC, dino
+from dino_pipeline.console import table
+from dino_pipeline.run import Run
+
+WAYS = {
+    "hard": ["--labels", "hard"],
+    "smoothed": ["--labels", "smoothed"],
+    "posterior": ["--labels", "posterior"],
+    "posterior, temperature 3": ["--labels", "posterior", "--temperature", "3"],
+    "verified, hard": ["--verify", "--labels", "hard"],
+    "verified, smoothed": ["--verify", "--labels", "smoothed"],
+    "verified, posterior": ["--verify", "--labels", "posterior"],
+}
+TRAINING = ["--learning-rate", "2e-3", "--batch-size", "128", "--epochs", "5"]
+
+
+def score(folder: Path, seed: int, way: str, num_inputs: int, samples: int) -> tuple[float, int]:
+    """Return the pocket gold Spearman x 100 of one seed and way, and how many pairs of the generator's were kept."""
+    texts = Run(folder / f"seed-{seed}")
+    dino(
+        "generate",
+        SPEC,
+        "--run",
+        texts.path,
+        "--seed",
+        str(seed),
+        "--num-inputs",
+        str(num_inputs),
+        "--samples",
+        str(samples),
+    )
+    run = Run(folder / f"seed-{seed}-{way.replace(', ', '-').replace(' ', '-')}")
+    if not run.path.exists():
+        shutil.copytree(texts.path, run.path)
+    dino("filter", run.path, *WAYS[way])
+    if run.label_scores.exists() and not texts.label_scores.exists():
+        shutil.copytree(run.label_scores, texts.label_scores)  # for the other ways
+    dino("finetune", run.path, "--seed", str(seed), *TRAINING)
+    dino("evaluate", run.path, "--suite", "pocket")
+    found = {each["model"]: each["spearman"] for each in json.loads(run.scores.read_text())["scores"]}
+    kept = dict(run.stage("filter")["funnel"])["kept"]
+    return found["pocket finetuned"], sum(count for _, count in kept)
+
+
+@click.command()
+@click.option("--seed", "seeds", type=int, multiple=True, default=(1, 2, 3), show_default=True)
+@click.option("--num-inputs", default=1250, show_default=True)
+@click.option("--samples", default=2, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("outputs/soft-labels"), show_default=True)
+def main(seeds: tuple[int, ...], num_inputs: int, samples: int, folder: Path) -> None:
+    """Compare kinds of labels."""
+    found: dict[str, list[tuple[float, int]]] = {way: [] for way in WAYS}
+    for seed in seeds:
+        for way, scores in found.items():
+            scores.append(score(folder, seed, way, num_inputs, samples))
+            click.echo(f"seed {seed}, {way}: {scores[-1][0]:.2f}", err=True)
+    click.echo(f"{len(seeds)} seeds, {num_inputs} inputs, {samples} texts per input and label")
+    rows = [
+        [
+            way,
+            f"{fmean(kept for _, kept in scores):.0f}",
+            f"{fmean(after for after, _ in scores):.1f}",
+            f"{min(after for after, _ in scores):.1f} .. {max(after for after, _ in scores):.1f}",
+        ]
+        for way, scores in found.items()
+    ]
+    click.echo(table(["labels", "pairs", "Spearman x 100", "range"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""How many examples of each label were left after each step of the filter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Label = float | str
+Counts = dict[Label, int]
+MOST_COLUMNS = 12
+
+
+@dataclass
+class Funnel:
+    """The steps, in order, and what is left or dropped in each."""
+
+    steps: list[tuple[str, Counts]] = field(default_factory=list)
+    available: Counts = field(default_factory=dict)
+    """What is kept before labels are brought to a target or to the same number."""
+
+    def add(self, step: str, counts: Counts) -> None:
+        """Note what is left, or dropped, in a step."""
+        self.steps.append((step, counts))
+
+    def labels(self) -> list[Label]:
+        """Return all labels in a fixed order."""
+        return _in_order({label: 0 for _, counts in self.steps for label in counts})
+
+    def rows(self) -> list[list[str]]:
+        """Return the funnel as a table: a step a row, a label a column, and the total."""
+        labels = self.labels()
+        return [
+            [step, *(str(counts.get(label, 0)) for label in labels), str(sum(counts.values()))]
+            for step, counts in self.steps
+        ]
+
+    def header(self) -> list[str]:
+        """Return the column titles of `rows`."""
+        return ["step", *(f"{label:g}" if isinstance(label, float) else str(label) for label in self.labels()), "all"]
+
+    def to_json(self) -> list[Any]:
+        """Return the funnel as run.json holds it."""
+        return [[step, [list(item) for item in counts.items()]] for step, counts in self.steps]
+
+    @staticmethod
+    def of_json(steps: Sequence[Any]) -> Funnel:
+        """Return the funnel that run.json holds."""
+        return Funnel([(step, dict(counts)) for step, counts in steps])
+
+
+def by_tenths(counts: Counts) -> Counts:
+    """Return counts in order; where labels are many (posterior means), those of one tenth are counted together."""
+    if len(counts) <= MOST_COLUMNS:
+        return {label: counts[label] for label in _in_order(counts)}
+    found: Counts = {}
+    for label, count in counts.items():
+        tenth = round(float(label), 1)
+        found[tenth] = found.get(tenth, 0) + count
+    return {label: found[label] for label in _in_order(found)}
+
+
+def _in_order(counts: Counts) -> list[Label]:
+    return sorted(counts, key=lambda label: (isinstance(label, str), label))
