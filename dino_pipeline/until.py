@@ -11,7 +11,7 @@ from dino_pipeline.writer import More
 SPARE = 1.1
 """Further samples tend to be kept a little less often than the first ones."""
 LEAST_GAIN = 0.1
-"""A round that brings a label less than this share of what it was to bring is the last."""
+"""A round whose texts of a label are kept less often than those before, by this factor, is its last."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Tally:
     """What the filter keeps of it, before balance and target."""
     samples: int
     """Texts written per input, or in all; the next one's number."""
+
+    @property
+    def share(self) -> float:
+        """What part of its texts is kept; never nothing, so that one may still be hoped for."""
+        return max(self.kept, 1) / max(self.written, 1)
 
 
 Round = Callable[[list[More]], Mapping[str, Tally]]
@@ -52,8 +57,8 @@ def write_until(target: int, budget: int, carry_out: Round, note: Callable[[str]
         note("; ".join(f"label {label}: {tallies[label].kept} of {target} kept" for label in short) + "; writing more")
         before, tallies = tallies, carry_out(more)
         for each in more:
-            gained = tallies[each.label].kept - before[each.label].kept
-            if gained < LEAST_GAIN * (target - before[each.label].kept):
+            had, has = before[each.label], tallies[each.label]
+            if has.kept - had.kept < LEAST_GAIN * had.share * (has.written - had.written):
                 stuck.append(each.label)
                 note(
                     f"label {each.label}: further samples of the same inputs are no longer kept "
@@ -68,8 +73,7 @@ def _plan(tallies: Mapping[str, Tally], short: list[str], target: int, left: int
     for label in short:
         tally = tallies[label]
         each = tally.written / max(tally.samples, 1)  # texts a sample number stands for: the inputs
-        share = max(tally.kept, 1) / max(tally.written, 1)
-        wanted = math.ceil(SPARE * (target - tally.kept) / share / max(each, 1))
+        wanted = math.ceil(SPARE * (target - tally.kept) / tally.share / max(each, 1))
         samples = min(wanted, int(left / len(short) / max(each, 1)))
         if samples:
             found.append(More(label, tally.samples, samples))

@@ -1,203 +1,365 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dino_pipeline.errors import DataError, RunError
+from dino_pipeline import ingest
+from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.filters import Filtered, FilterOptions, filter_examples, filter_run, random_pairs
+from dino_pipeline.filters import filter_run, look, recorded_options
+from dino_pipeline.rules import FilterOptions
 from dino_pipeline.run import Run
+from dino_pipeline.sieve import Means
 from dino_pipeline.texts import normalise, word_overlap
-
-RAW = FilterOptions(max_per_text=0, balance=False, smoothing=0, random_pairs=0, dev_share=0)
-
-
-def kept(examples: list[Example], options: FilterOptions = RAW) -> list[tuple[str, str | None, object]]:
-    found = filter_examples(examples, options)
-    return [(example.text_a, example.text_b, example.label) for example in found.train]
-
-
-def reasons(found: Filtered) -> list[tuple[str, str | None, str]]:
-    return [(drop.example.text_a, drop.example.text_b, drop.reason) for drop in found.dropped]
-
+from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons
 
 FINE = [Example("fine", "good", 1.0), Example("fine", "bad", 0.0)]
+FINE_KEPT = [("fine", "bad", "0.0"), ("fine", "good", "1.0")]
 
 
-def test_texts_equal_but_for_case_punctuation_and_width_are_no_pair() -> None:
+def test_texts_equal_but_for_case_punctuation_and_width_are_no_pair(tmp_path: Path) -> None:
     same = [Example("A dog.", "a DOG!", 1.0), Example("Straße ﬁn", "STRASSE fin", 1.0), Example("x  y", "x y", 0.0)]
-    found = filter_examples(same + FINE, RAW)
-    assert found.train == FINE
-    assert [reason for _, _, reason in reasons(found)] == ["identical texts"] * 3
+    run = filtered(tmp_path, same + FINE)
+    assert kept(run) == FINE_KEPT
+    assert list(reasons(run).values()) == ["identical texts"] * 3
 
 
-def test_a_duplicate_goes_and_the_first_stays() -> None:
-    assert kept([Example("a", "b", 1.0), Example("A!", "b.", 1.0), *FINE])[0] == ("a", "b", 1.0)
-    assert len(kept([Example("a", "b", 1.0), Example("A!", "b.", 1.0), *FINE])) == 3
+def test_of_duplicates_one_stays_and_the_others_name_it(tmp_path: Path) -> None:
+    same = [Example("a", "b", 1.0, sample=2), Example("A!", "b.", 1.0, sample=1), Example("B", "A", 1.0, sample=3)]
+    run = filtered(tmp_path, same + FINE)
+    assert kept(run) == [("A!", "b.", "1.0"), *FINE_KEPT]
+    stays = {"text_a": "A!", "text_b": "b.", "label": 1.0, "input": None, "sample": 1}
+    assert [(row["reason"], row["duplicate_of"]) for row in dropped(run)] == [("duplicate", stays)] * 2
 
 
-def test_a_pair_under_two_labels_goes_from_both() -> None:
-    found = filter_examples([Example("a", "b", 1.0), Example("a", "B", 0.0), *FINE], RAW)
-    assert found.train == FINE
-    assert reasons(found) == [("a", "b", "conflicting labels"), ("a", "B", "conflicting labels")]
+def test_a_pair_under_two_labels_goes_from_both_also_when_swapped(tmp_path: Path) -> None:
+    torn = [Example("a", "b", 1.0), Example("a", "B", 0.0), Example("c", "d", 1.0), Example("d", "c", 0.5)]
+    run = filtered(tmp_path, [*torn, *FINE, Example("fine", "fair", 0.5)])
+    assert kept(run) == [FINE_KEPT[0], ("fine", "fair", "0.5"), FINE_KEPT[1]]
+    assert {(row["reason"], row["evidence"]) for row in dropped(run)} == {
+        ("conflicting labels", "under 0.0 and 1.0"),
+        ("conflicting labels", "under 0.5 and 1.0"),
+    }
 
 
-def test_at_most_two_texts_per_input_and_label() -> None:
-    many = [Example("a", f"b{number}", 1.0) for number in range(5)] + [Example("a", "c", 0.0)]
-    found = filter_examples(
-        many, FilterOptions(max_per_text=2, balance=False, smoothing=0, random_pairs=0, dev_share=0)
-    )
-    assert [example.text_b for example in found.train] == ["b0", "b1", "c"]
-    assert Counter(drop.reason for drop in found.dropped) == {"more than 2 per text and label": 3}
+def test_classes_have_a_direction(tmp_path: Path) -> None:
+    """A premise and a hypothesis may change places, and then stand in another relation."""
+    pairs = [Example("a", "b", "entailment"), Example("b", "a", "neutral"), Example("c", "d", "neutral")]
+    run = filtered(tmp_path, [*pairs, Example("d", "c", "neutral")], numeric_labels=False)
+    assert not dropped(run)
 
 
-def test_balance_caps_every_label_at_the_smallest() -> None:
-    many = [Example(f"a{n}", f"b{n}", label) for label, count in ((1.0, 9), (0.5, 4), (0.0, 6)) for n in range(count)]
-    many = [Example(e.text_a, f"{e.text_b} {e.label}", e.label) for e in many]
-    found = filter_examples(many, FilterOptions(smoothing=0, random_pairs=0, dev_share=0))
-    assert Counter(example.label for example in found.train) == {1.0: 4, 0.5: 4, 0.0: 4}
-    again = filter_examples(many[::-1], FilterOptions(smoothing=0, random_pairs=0, dev_share=0))
-    assert set(again.train) == set(found.train)
+def test_at_most_two_texts_per_input_and_label(tmp_path: Path) -> None:
+    many = [Example("a", f"b{number}", 1.0, sample=number) for number in range(5)] + [Example("a", "c", 0.0)]
+    run = filtered(tmp_path, many, raw(max_per_text=2))
+    assert [text_b for _, text_b, _ in kept(run)] == ["b0", "b1", "c"]
+    assert Counter(reasons(run).values()) == {"more than 2 per text and label": 3}
 
 
-def test_labels_are_smoothed_as_in_the_paper() -> None:
+def test_balance_caps_every_label_at_the_smallest(tmp_path: Path) -> None:
+    many = [
+        Example(f"a{n}", f"b{n} {label}", label)
+        for label, count in ((1.0, 9), (0.5, 4), (0.0, 6))
+        for n in range(count)
+    ]
+    run = filtered(tmp_path / "one", many, raw(balance=True))
+    assert Counter(label for *_, label in kept(run)) == {"1.0": 4, "0.5": 4, "0.0": 4}
+    assert kept(filtered(tmp_path / "two", many[::-1], raw(balance=True))) == kept(run)
+
+
+def test_a_target_is_kept_to_and_what_is_missing_said(tmp_path: Path) -> None:
+    many = [Example(f"a{n}", f"b{n} {label}", label) for label, count in ((1.0, 9), (0.0, 4)) for n in range(count)]
+    run = filtered(tmp_path, many, raw(target_per_label=6))
+    assert Counter(label for *_, label in kept(run)) == {"1.0": 6, "0.0": 4}
+    assert run.stage("filter")["missing"] == [[0.0, 2]]
+    assert run.stage("filter")["available"] == [[0.0, 4], [1.0, 9]]
+    run = filtered(tmp_path, many, raw(target_per_label=3, balance=True))
+    assert Counter(label for *_, label in kept(run)) == {"1.0": 3, "0.0": 3}
+
+
+def test_labels_are_hard_or_smoothed_as_in_the_paper(tmp_path: Path) -> None:
     examples = [Example("a", "b", 1.0), Example("a", "c", 0.5), Example("a", "d", 0.0)]
-    options = FilterOptions(random_pairs=0, dev_share=0)
-    assert [example.label for example in filter_examples(examples, options).train] == [0.9, 0.5, 0.1]
+    assert [label for *_, label in kept(filtered(tmp_path, examples, raw(labels="smoothed")))] == ["0.9", "0.5", "0.1"]
+    assert [label for *_, label in kept(filtered(tmp_path, examples))] == ["1.0", "0.5", "0.0"]
 
 
-def test_names_are_neither_smoothed_nor_paired_at_random() -> None:
+def test_labels_are_smoothed_by_their_scale_not_by_which_of_them_are_there(tmp_path: Path) -> None:
+    rows = [Example("a", "b", 0.5), Example("a", "c", 0.0)]
+    assert [label for *_, label in kept(filtered(tmp_path, rows, raw(labels="smoothed")))] == ["0.5", "0.1"]
+
+
+def test_names_are_neither_smoothed_nor_paired_at_random(tmp_path: Path) -> None:
     examples = [Example("film", f"review {n}", name) for n, name in enumerate(["good", "bad", "good", "bad"])]
-    found = filter_examples(examples, FilterOptions(dev_share=0))
-    assert sorted(str(example.label) for example in found.train) == ["bad", "bad", "good", "good"]
+    run = filtered(tmp_path, examples, raw(labels="smoothed", random_pairs=2))
+    assert sorted(label for *_, label in kept(run)) == ["bad", "bad", "good", "good"]
 
 
 def test_class_labels_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
-    write_examples(tmp_path / "data.jsonl", [Example(f"film {n}", f"review {n}", str(n % 2)) for n in range(20)])
-    run = Run(tmp_path / "run")
-    filter_run(run, FilterOptions(), source=tmp_path / "data.jsonl", numeric_labels=False)
+    examples = [Example(f"film {n}", f"review {n}", str(n % 2)) for n in range(20)]
+    run = filtered(tmp_path, examples, raw(random_pairs=2, dev_share=0.1), numeric_labels=False)
     rows = read_examples(run.train, numeric_labels=False)
     assert {row.label for row in rows} == {"0", "1"}
     assert len(rows) == 18, "no random pairs"
 
 
-def test_single_texts_are_filtered_too() -> None:
+def test_single_texts_are_filtered_too(tmp_path: Path) -> None:
     examples = [Example("One film", None, "good"), Example("one film.", None, "good"), Example("Two", None, "bad")]
-    found = filter_examples(examples, FilterOptions(dev_share=0))
-    assert [example.text_a for example in found.train] == ["One film", "Two"]
-    assert reasons(found) == [("one film.", None, "duplicate")]
+    run = filtered(tmp_path, examples, numeric_labels=False)
+    assert [text for text, *_ in kept(run)] == ["One film", "Two"] or [text for text, *_ in kept(run)] == [
+        "Two",
+        "one film.",
+    ]
+    assert list(reasons(run).values()) == ["duplicate"]
 
 
-words = st.sampled_from(["a", "b", "c", "d", "e", "f"])
+words = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])
 labels = st.sampled_from([0.0, 0.5, 1.0])
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(words, words, labels), min_size=1, max_size=60), st.integers(0, 3))
-def test_random_pairs_never_join_what_belongs_together(rows: list[tuple[str, str, float]], seed: int) -> None:
+def test_random_pairs_never_join_what_belongs_together(
+    tmp_path: Path, rows: list[tuple[str, str, float]], seed: int
+) -> None:
     examples = [Example(text_a, text_b, label) for text_a, text_b, label in rows]
-    related: dict[str, dict[str | None, None]] = {}
+    related: dict[str, list[str]] = {}
     for text_a, text_b, _ in rows:
-        related.setdefault(text_a, {})[text_b] = None
-    made = random_pairs(examples, related, 2, seed)
-    for example in made:
-        assert example.text_b not in related[example.text_a]
-        assert example.text_a != example.text_b
-        assert example.label == 0.0
-    assert max(Counter(example.text_a for example in made).values(), default=0) <= 2
-    assert len({(example.text_a, example.text_b) for example in made}) == len(made)
+        related.setdefault(text_a, []).append(text_b)
+    try:
+        run = filtered(tmp_path, examples, raw(random_pairs=2, seed=seed, labels="smoothed", smoothing=0.2))
+    except DataError as error:
+        assert "is left" in str(error)
+        return
+    made = [(text_a, text_b) for text_a, text_b, label in kept(run) if label == "0.0"]
+    for text_a, text_b in made:
+        assert text_b not in related[text_a]
+        assert text_a != text_b
+    assert max(Counter(text_a for text_a, _ in made).values(), default=0) <= 2
+    assert len(set(made)) == len(made)
 
 
-def dataset(inputs: int) -> list[Example]:
-    return [
-        Example(f"Input {n}", f"Text {n} {label} {sample}", label, input=n, sample=sample)
-        for n in range(inputs)
-        for label in (1.0, 0.5, 0.0)
-        for sample in range(3)
-    ]
+def test_every_input_gets_its_random_pairs(tmp_path: Path) -> None:
+    run = filtered(tmp_path, Words().pairs(200), raw(random_pairs=3, labels="smoothed"))
+    made = Counter(text_a for text_a, _, label in kept(run) if label == "0.0")
+    assert set(made.values()) == {3}
+    assert len(made) == 200
 
 
-def test_no_text_a_stands_on_both_sides_of_the_split() -> None:
-    found = filter_examples([*dataset(50), Example("INPUT 7!", "Another", 1.0)], FilterOptions(dev_share=0.2))
-    sides = [{normalise(example.text_a) for example in side} for side in (found.train, found.dev)]
+def test_no_text_stands_on_both_sides_of_the_split(tmp_path: Path) -> None:
+    pairs = Words().pairs(50)
+    more = [Example(pairs[6].text_a.upper(), "Another", 1.0), Example("Further", pairs[0].text_b, 0.5)]
+    run = filtered(tmp_path, [*pairs, *more], raw(dev_share=0.2, random_pairs=2))
+    rows = [read_examples(path) for path in (run.train, run.dev)]
+    sides = [{normalise(text) for row in side for text in (row.text_a, row.text_b or "")} for side in rows]
     assert not sides[0] & sides[1]
-    generated = sum(example.input is not None for example in found.dev)
-    assert 0.2 * 300 <= generated <= 0.2 * 300 + 6
-    for side in (found.train, found.dev):
-        texts = {example.text_b for example in side if example.input is not None}
-        assert {example.text_b for example in side} == texts, "random pairs stay on their side"
+    generated = sum(example.logprob is not None for example in rows[1])
+    assert 0.2 * 300 <= generated <= 0.2 * 300 + 13
 
 
-def test_data_too_small_for_two_sides_is_refused() -> None:
+def test_what_hangs_together_by_many_texts_stays_together(tmp_path: Path) -> None:
+    """A chain: each pair's second text is the next one's first."""
+    chain = [Example(f"link {n}", f"link {n + 1}", float(n % 2)) for n in range(20)]
+    others = [Example(f"alone {n}", f"apart {n}", float(n % 2)) for n in range(30)]
+    run = filtered(tmp_path, chain + others, raw(dev_share=0.2))
+    dev = [row.text_a for row in read_examples(run.dev)]
+    assert len(dev) == 10
+    assert not [text for text in dev if text.startswith("link")], "the chain is larger than dev"
+
+
+def test_data_too_small_for_two_sides_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few for a train and a dev side"):
-        filter_examples(dataset(1), FilterOptions())
+        filtered(tmp_path, Words().pairs(1), raw(dev_share=0.1))
 
 
-def test_labels_are_smoothed_by_their_scale_not_by_which_of_them_are_there() -> None:
-    rows = [Example("a", "b", 0.5), Example("a", "c", 0.0)]
-    found = filter_examples(rows, FilterOptions(random_pairs=0, dev_share=0))
-    assert [row.label for row in found.train] == [0.5, 0.1]
-
-
-def test_the_funnel_adds_up() -> None:
-    found = filter_examples(dataset(20), FilterOptions())
-    totals = {step: sum(counts.values()) for step, counts in found.funnel.steps}
+def test_the_funnel_adds_up(tmp_path: Path) -> None:
+    run = filtered(tmp_path, Words().pairs(20, samples=3), FilterOptions())
+    totals = {step: sum(counts.values()) for step, counts in funnel(run).items()}
     lost = sum(count for step, count in totals.items() if step.startswith("- "))
     assert totals["read"] == 180 == totals["kept"] + lost
-    assert lost == len(found.dropped)
-    assert (totals["train"], totals["dev"]) == (len(found.train), len(found.dev))
-    assert found.funnel.header()[:2] == ["step", "0"]
+    assert lost == len(dropped(run)) == totals["- more than 2 per text and label"]
+    assert totals["+ random pairs"] == 40
+    assert totals["train"] + totals["dev"] == totals["kept"] + 40
+    assert totals["train"] == len(read_examples(run.train))
+    assert totals["(--min-logprob 5% would drop)"] == 6
+    assert totals["(--min-margin 0 would drop)"] == 0
 
 
 @pytest.mark.parametrize(
     ("examples", "said"),
     [
-        ([*FINE, Example("a", "b")], "example 3 has no label"),
+        ([*FINE, Example("a", "b")], r"data.jsonl, line 3: has no label"),
         ([*FINE, Example("a", "b", "name")], "some labels are numbers and some are names"),
         ([*FINE, Example("a", None, 1.0)], 'some examples have a "text_b" and some have none'),
         ([*FINE, Example("a", "a", 0.5)], r"no example of label 0.5 is left \(the last went as \"identical texts\"\)"),
+        ([], "holds no examples"),
     ],
 )
-def test_data_that_cannot_be_used_is_refused(examples: list[Example], said: str) -> None:
+def test_data_that_cannot_be_used_is_refused_and_nothing_written(
+    tmp_path: Path, examples: list[Example], said: str
+) -> None:
     with pytest.raises(DataError, match=said):
-        filter_examples(examples, FilterOptions())
+        filtered(tmp_path, examples)
+    assert not list((tmp_path / "run").glob("*"))
 
 
-def outputs(run: Run) -> list[bytes]:
-    return [path.read_bytes() for path in (run.train, run.dev, run.dropped)]
+def test_an_error_names_its_line_in_whatever_piece_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "PIECE", 500)
+    monkeypatch.setattr(ingest, "LINES", 7)
+    lines = [json.dumps({"text_a": f"text {n}", "text_b": f"other {n}", "label": n % 2}) for n in range(100)]
+    lines[5] = ""
+    lines[70] = '{"text_a": "cut off'
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"data.jsonl, line 71: not JSON"):
+        filter_run(Run(tmp_path / "run"), RAW, source=tmp_path / "data.jsonl")
+    lines[70] = ""
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    filter_run(Run(tmp_path / "run"), RAW, source=tmp_path / "data.jsonl")
+    assert len(read_examples(Run(tmp_path / "run").train)) == 98
 
 
-def test_a_file_is_filtered_into_a_run_with_the_same_bytes_each_time(tmp_path: Path) -> None:
-    write_examples(tmp_path / "data.jsonl", dataset(30))
-    found = []
-    for name in ("one", "two"):
-        run = Run(tmp_path / name)
-        state, _ = filter_run(run, FilterOptions(), source=tmp_path / "data.jsonl")
-        assert state == "new"
-        found.append(outputs(run))
-    assert found[0] == found[1]
-    assert read_examples(run.train)
-    assert {json.loads(line)["reason"] for line in run.dropped.read_text().splitlines()} == {
-        "more than 2 per text and label"
-    }
+def messy(seed: int) -> list[Example]:
+    """Return pairs with something for every rule, in an order drawn by the seed."""
+    words = Words(1)
+    pairs = words.pairs(300, samples=3)
+    for pair in pairs[:200]:
+        pairs.append(Example(pair.text_a.upper(), pair.text_b, pair.label, margin=-0.1, input=pair.input, sample=7))
+        pairs.append(Example(pair.text_b or "", pair.text_a, 1.0 - float(pair.label or 0)))
+        pairs.append(Example(pair.text_a[:-2] + "x.", words.sentence(), pair.label, input=pair.input, sample=8))
+        pairs.append(Example(words.sentence(), f"Mail to a{len(pairs)}@b.org {words.sentence()}", 0.5, sample=9))
+    random.Random(seed).shuffle(pairs)
+    return pairs
+
+
+def test_the_same_bytes_for_any_order_number_of_processes_and_size_of_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = FilterOptions(min_logprob=("5%",), dev_share=0.2)
+    first = outputs(filtered(tmp_path / "one", messy(0), options))
+    assert all(first)
+    monkeypatch.setattr(ingest, "PIECE", 50_000)
+    assert outputs(filtered(tmp_path / "two", messy(1), options, means=Means(workers=2, memory="200MB"))) == first
+    monkeypatch.setattr(ingest, "PIECE", 20_000)
+    assert outputs(filtered(tmp_path / "three", messy(2), options, means=Means(workers=1))) == first
+
+
+def test_thresholds_are_absolute_or_shares_for_all_labels_or_one(tmp_path: Path) -> None:
+    examples = [
+        Example(f"a{n}", f"b{n} {label}", label, margin=n / 10 if label != 1.0 else None, logprob=-n / 10)
+        for label in (1.0, 0.0)
+        for n in range(10)
+    ]
+    run = filtered(tmp_path, examples, raw(min_margin=("0.25",)))
+    assert Counter(reasons(run).values()) == {"low margin": 3}, "what has no margin stays"
+    assert dropped(run)[0]["evidence"].startswith("margin 0.")
+    run = filtered(tmp_path, examples, raw(min_logprob=("20%", "0=-0.45")))
+    gone = sorted((row["label"], row["logprob"]) for row in dropped(run))
+    assert gone == [(0.0, -0.9), (0.0, -0.8), (0.0, -0.7), (0.0, -0.6), (0.0, -0.5), (1.0, -0.9), (1.0, -0.8)]
+    with pytest.raises(OptionError, match=r"--min-margin 0.3=1: there is no label 0.3; choose from 0.0, 1.0"):
+        filtered(tmp_path, examples, raw(min_margin=("0.3=1",)))
+    with pytest.raises(OptionError, match=r"--min-margin much: must be a number such as 0.1, a share"):
+        filtered(tmp_path, examples, raw(min_margin=("much",)))
+
+
+def test_each_rule_alone_is_counted_and_nothing_written(tmp_path: Path) -> None:
+    write_examples(tmp_path / "data.jsonl", [Example("A dog runs.", "a dog RUNS", 1.0)] * 2 + Words().pairs(5))
+    found, _ = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl", ablate=True)
+    steps = {step: sum(counts.values()) for step, counts in found.steps}
+    assert (steps["read"], steps["- identical texts"], steps["- duplicate"], steps["- balance"]) == (32, 2, 1, 2)
+    found, results = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl")
+    assert ("- duplicate", {}) in found.steps
+    assert results["available"]
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_personal_data_is_flagged_dropped_or_kept(tmp_path: Path) -> None:
+    pairs = [*Words().pairs(5), Example("Ask me.", "Write to jo@example.org", 1.0)]
+    run = filtered(tmp_path, pairs)
+    (flagged,) = [json.loads(line) for line in run.flagged.read_text().splitlines()]
+    assert (flagged["reason"], flagged["evidence"]) == ("personal data", "e-mail address jo@example.org")
+    assert funnel(run)["(flagged: personal data)"] == {1.0: 1}
+    run = filtered(tmp_path, pairs, raw(pii="drop"))
+    assert list(reasons(run).values()) == ["personal data"]
+    assert not run.flagged.read_text()
+    run = filtered(tmp_path, pairs, raw(pii="keep"))
+    assert not run.flagged.read_text() + run.dropped.read_text()
+
+
+def test_a_rule_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rules.py").write_text(
+        "def shouting(example):\n    return 'shouting: ' + example.text_b if example.text_b.isupper() else None\n"
+        "def broken(example):\n    return 1 / 0\n"
+    )
+    run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(custom=("my_rules:shouting",)))
+    assert [(row["reason"], row["evidence"]) for row in dropped(run)] == [("shouting", "HELP")]
+    assert funnel(run)["- shouting"] == {1.0: 1}
+    with pytest.raises(DataError, match=r"line 1: --rule my_rules:broken failed \(ZeroDivisionError"):
+        filtered(tmp_path, FINE, raw(custom=("my_rules:broken",)))
+    with pytest.raises(OptionError, match=r"--rule my_rules:no: cannot be imported \(AttributeError"):
+        filtered(tmp_path, FINE, raw(custom=("my_rules:no",)))
+    with pytest.raises(OptionError, match="--without 'nonsense': no such rule; choose from 'empty'"):
+        filtered(tmp_path, FINE, raw(without=("nonsense",)))
 
 
 def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None:
-    source = tmp_path / "data.jsonl"
-    write_examples(source, dataset(30))
+    source, pairs = tmp_path / "data.jsonl", Words().pairs(30)
+    write_examples(source, pairs)
     run = Run(tmp_path / "run")
-    _, funnel = filter_run(run, FilterOptions(), source=source)
+    _, first = filter_run(run, FilterOptions(), source=source)
     state, stored = filter_run(run, FilterOptions(), source=source)
-    assert (state, stored.rows()) == ("done", funnel.rows())
+    assert (state, stored.rows()) == ("done", first.rows())
+    assert recorded_options(run) == FilterOptions()
     with pytest.raises(RunError, match=r"smoothing was 0\.2, now 0\.1.*--fresh"):
         filter_run(run, FilterOptions(smoothing=0.1), source=source)
     assert filter_run(run, FilterOptions(smoothing=0.1), source=source, fresh=True)[0] == "new"
-    write_examples(source, dataset(31))
+    write_examples(source, pairs[:-1])
     assert filter_run(run, FilterOptions(smoothing=0.1), source=source)[0] == "new"
+
+
+def test_a_filter_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    source, pairs = tmp_path / "data.jsonl", Words().pairs(30)
+    write_examples(source, pairs)
+    run = Run(tmp_path / "run")
+    filter_run(run, FilterOptions(), source=source)
+    before, record = outputs(run), run.stage("filter")
+    write_examples(source, [Example("a", "b", "x"), *pairs])
+    with pytest.raises(DataError):
+        filter_run(run, FilterOptions(), source=source)
+    assert (outputs(run), run.stage("filter")) == (before, record)
+
+
+def test_what_was_cut_short_between_two_renames_is_brought_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "data.jsonl"
+    write_examples(source, Words().pairs(30))
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    filter_run(whole, FilterOptions(seed=2), source=source)
+    filter_run(cut, FilterOptions(seed=1), source=source)
+    moves: list[Any] = []
+    replace = Path.replace
+
+    def fail_at_the_third(path: Path, target: Path) -> Path:
+        moves.append(path)
+        if path.parent.name == "ready" and path.name == "flagged.jsonl":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        filter_run(cut, FilterOptions(seed=2), source=source, fresh=True)
+    monkeypatch.undo()
+    assert outputs(cut) != outputs(whole)
+    with cut.locked():
+        assert outputs(cut) == outputs(whole)
+        assert cut.stage("filter")["options"]["seed"] == 2
 
 
 def test_a_run_whose_texts_are_not_all_written_is_refused(tmp_path: Path) -> None:
@@ -205,7 +367,20 @@ def test_a_run_whose_texts_are_not_all_written_is_refused(tmp_path: Path) -> Non
         filter_run(Run(tmp_path), FilterOptions())
 
 
+def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--memory lots"):
+        filtered(tmp_path, FINE, means=Means(memory="lots"))
+    with pytest.raises(OutputError, match="raise --memory"):
+        filtered(tmp_path, Words().pairs(20_000), FilterOptions(), means=Means(memory="1MB"))
+
+
 def test_normal_forms_and_overlap() -> None:
     assert normalise("  Héllo,\u00a0WORLD!! ") == "héllo world"
+    assert normalise("It's 5_000!") == "it s 5 000"
     assert normalise("?!") == "?!"
     assert word_overlap("A dog runs.", "a DOG sleeps") == pytest.approx(0.5)
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+def test_the_short_way_to_a_normal_form_is_the_long_one(text: str) -> None:
+    assert normalise(text + "é").removesuffix("é").strip() == normalise(text).strip() or not any(map(str.isalnum, text))

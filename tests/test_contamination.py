@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dino_pipeline import pocket
+from dino_pipeline.contamination import Gate, exclusion_files, texts_of
+from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.examples import Example
+from dino_pipeline.sieve import Means
+from tests.pairs import RAW, Words, dropped, filtered
+
+LEAKED = "The quick brown fox jumps over the lazy dog near the river bank today."
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    (tmp_path / "gold.tsv").write_text(f"4.5\tOne short gold sentence.\t{LEAKED}\n")
+    return Gate([str(tmp_path / "gold.tsv")], 0.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [
+        ("the QUICK brown fox; jumps over the lazy dog, near the river bank today", "the same as"),
+        ("The quick brown fox jumped over the lazy dog near the river bank today!", "similar (0."),
+        (f"Yesterday somebody told me at length and in private that {LEAKED} And so on and on.", "13 words of"),
+    ],
+)
+def test_evaluation_data_is_found_by_each_way(gate: Gate, text: str, how: str) -> None:
+    for example in (Example(text, "Fine.", 1.0), Example("Fine.", text, 0.0), Example(text, None, "x")):
+        said = gate(example)
+        assert said is not None
+        assert said.startswith(f"in evaluation data: {how}")
+        assert "gold.tsv, line 1: the quick brown fox" in said
+
+
+def test_other_texts_pass(gate: Gate) -> None:
+    examples = [Example(text, text[::-1], 1.0) for text in (Words().sentence() for _ in range(100))]
+    gate.prepare(examples)
+    assert not any(map(gate, examples))
+    assert gate(Example("4.5", "The quick brown fox sleeps.", 1.0)) is None
+
+
+def test_files_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"s1": "one", "more": ["two", {"x": "three"}], "score": 1}\n\n{"s1": "four"}\n')
+    assert list(texts_of(tmp_path / "a.jsonl")) == [(1, "one"), (1, "two"), (1, "three"), (3, "four")]
+    (tmp_path / "b.txt").write_text("one\ttwo\n")
+    assert list(texts_of(tmp_path / "b.txt")) == [(1, "one\ttwo\n")]
+    (tmp_path / "c.jsonl").write_text('{"s1": "one"}\nnonsense\n')
+    with pytest.raises(DataError, match="c.jsonl, line 2: not JSON"):
+        list(texts_of(tmp_path / "c.jsonl"))
+
+
+def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load(name: str, split: str) -> list[dict[str, str]]:
+        asked.append((name, split))
+        if "sts12" in name:
+            raise ConnectionError("no route")
+        return [{"sentence1": "Gold one.", "sentence2": LEAKED}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    gold, file = exclusion_files(["pocket", "stsb"], pocket.GOLD_TEST, tmp_path)
+    assert gold == str(pocket.GOLD_TEST)
+    assert [text for _, text in texts_of(Path(file))] == ["Gold one.", LEAKED]
+    assert exclusion_files(["stsb"], pocket.GOLD_TEST, tmp_path) == [file]
+    assert asked == [("mteb/stsbenchmark-sts", "test")]
+    with pytest.raises(OptionError, match=r"--exclude sts12: mteb/sts12-sts cannot be fetched .*ConnectionError"):
+        exclusion_files(["sts12"], pocket.GOLD_TEST, tmp_path)
+    with pytest.raises(
+        OptionError, match="--exclude sts99: no such file, and no evaluation set of this name; the sets are"
+    ):
+        exclusion_files(["sts99"], pocket.GOLD_TEST, tmp_path)
+
+
+COUNT = 50
+
+
+def planted(words: Words, gold: list[str]) -> dict[str, list[Example]]:
+    """Return faulty pairs under the reason that they should go by."""
+    rng = random.Random(5)
+
+    def one_word_changed(text: str) -> str:
+        parts = text.rstrip(".").split()
+        parts[rng.randrange(1, len(parts))] = rng.choice(words.words)
+        return " ".join(parts) + "."
+
+    def leaked(number: int) -> Example:
+        text = gold[number].upper().replace(" ", " - ", 1).rstrip(".") + "!?"
+        return Example(text, words.sentence(), 0.5) if number % 2 else Example(words.sentence(), text, 1.0)
+
+    def copies(change: Any) -> list[Example]:
+        return [Example(text, change(text), 1.0) for text in (words.sentence() for _ in range(COUNT))]
+
+    torn = [(words.sentence(), words.sentence()) for _ in range(COUNT // 2)]
+    return {
+        "near-copy": copies(one_word_changed),
+        "identical texts": copies(lambda text: text.upper().replace(" ", ", ", 2)),
+        "conflicting labels": [
+            each for a, b in torn for each in (Example(a, b, 1.0, input=1, sample=0), Example(b, a, 0.0))
+        ],
+        "in evaluation data": [leaked(number) for number in range(COUNT)],
+        "repetition": copies(lambda text: words.sentence() + f" {' '.join([words.words[7], words.words[9]] * 4)}."),
+        "personal data": copies(
+            lambda text: f"Write to {rng.choice(words.words)}@{rng.choice(words.words)}.org, please."
+        ),
+        "copied instruction": copies(lambda text: f"Sentence 2: {words.sentence()}"),
+    }
+
+
+def test_every_planted_fault_goes_by_its_reason_and_hardly_anything_else(tmp_path: Path) -> None:
+    words = Words(8)
+    gold = [words.sentence() for _ in range(200)]
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps({"sentence1": text}) + "\n" for text in gold))
+    clean, faulty = words.pairs(1667)[:10_000], planted(words, gold)
+    examples = clean + [each for some in faulty.values() for each in some]
+    random.Random(1).shuffle(examples)
+    options = RAW.__class__(pii="drop", exclude=("gold.jsonl",), max_per_text=0, balance=False)
+    run = filtered(tmp_path, examples, options, means=Means(workers=2, excluded=(str(tmp_path / "gold.jsonl"),)))
+    gone = {(row["text_a"], row["text_b"]): row["reason"] for row in dropped(run)}
+    for reason, some in faulty.items():
+        assert [gone.get((each.text_a, each.text_b)) for each in some] == [reason] * COUNT
+    wrongly = [reason for each in clean if (reason := gone.get((each.text_a, each.text_b or "")))]
+    assert len(wrongly) <= 0.001 * len(clean), wrongly

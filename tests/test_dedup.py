@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import CountVectorizer
+
+from dino_pipeline.dedup import (
+    CROWD,
+    NGRAM,
+    candidates,
+    distinct_pairs,
+    first_of_kind,
+    gram_hashes,
+    grams,
+    jaccard,
+    near_duplicates,
+)
+from dino_pipeline.examples import Example
+from dino_pipeline.sieve import Means
+from dino_pipeline.texts import normalise
+from tests.pairs import Words, dropped, filtered, kept, raw, reasons
+
+
+def mutated(text: str, edits: int, rng: random.Random) -> str:
+    """Return the text with some letters exchanged."""
+    letters = list(text)
+    for at in rng.sample(range(len(letters)), min(edits, len(letters))):
+        letters[at] = rng.choice("abcdefghij ")
+    return "".join(letters)
+
+
+def brute_force(texts: list[str], threshold: float) -> dict[tuple[int, int], float]:
+    """Return all similar pairs by a product of matrices, without any of the module's functions."""
+    vectorizer = CountVectorizer(analyzer="char", ngram_range=(NGRAM, NGRAM), binary=True, lowercase=False)
+    matrix = csr_array(vectorizer.fit_transform(texts), dtype=np.int32)
+    sizes = np.asarray(matrix.sum(axis=1)).ravel()
+    found = {}
+    for start in range(0, len(texts), 2000):
+        common = (matrix[start : start + 2000] @ matrix.T).tocoo()
+        one, other = common.coords[0] + start, common.coords[1]
+        similarity = common.data / (sizes[one] + sizes[other] - common.data)
+        chosen = (one < other) & (similarity >= threshold)
+        found.update(
+            zip(
+                zip(one[chosen].tolist(), other[chosen].tolist(), strict=True), similarity[chosen].tolist(), strict=True
+            )
+        )
+    return found
+
+
+def test_of_20000_texts_nearly_all_similar_pairs_are_found_and_no_other() -> None:
+    rng, words = random.Random(3), Words(3)
+    texts = [normalise(words.sentence(5, 16)) for _ in range(10_000)]
+    texts += [mutated(rng.choice(texts), rng.randint(0, 6), rng) for _ in range(10_000)]
+    texts = [normalise(text) for text in texts]
+    rng.shuffle(texts)
+    expected = brute_force(texts, 0.8)
+    found = {(one, other): similarity for one, other, similarity in near_duplicates(texts, 0.8)}
+    assert len(expected) > 3000
+    assert all(expected[pair] == pytest.approx(similarity) for pair, similarity in found.items()), "precision 1"
+    assert len(found) / len(expected) >= 0.98
+
+
+def test_short_and_strange_texts() -> None:
+    texts = ["", "a", "a", "ab", "日本", "日本", "x" * 300, "x" * 299]
+    assert [pair[:2] for pair in near_duplicates(texts, 0.8)] == [(1, 2), (4, 5), (6, 7)]
+    hashes, offsets = gram_hashes(["abcdef", "ab", "zabcdef"])
+    assert offsets.tolist() == [0, 2, 3, 6]
+    assert hashes[0] == hashes[4]
+    assert grams("abcdef") == {"abcde", "bcdef"}
+    assert jaccard(grams("abcdef"), grams("abcdeg")) == pytest.approx(1 / 3)
+
+
+def test_in_a_crowd_each_is_compared_with_the_first() -> None:
+    pairs = distinct_pairs([candidates(np.zeros(1000, dtype=np.uint64)), candidates(np.arange(1000, dtype=np.uint64))])
+    assert len(pairs) == CROWD * 1000 - CROWD * (CROWD + 1) // 2
+    assert set(pairs[:, 1].tolist()) == set(range(1, 1000))
+
+
+def test_whoever_resembles_one_that_goes_stays() -> None:
+    assert first_of_kind([(1, 2, 0.8), (0, 1, 0.9), (2, 3, 0.85), (0, 4, 1.0), (2, 4, 0.9)]) == {
+        1: (0, 0.9),
+        3: (2, 0.85),
+        4: (0, 1.0),
+    }
+
+
+def test_inputs_that_say_the_same_go_with_all_their_pairs(tmp_path: Path) -> None:
+    pairs = Words().pairs(40)
+    first = pairs[0].text_a
+    copy = [Example(first[:-1] + "s!", f"Text {n}", 0.5, input=90, sample=n) for n in range(3)]
+    run = filtered(tmp_path, [*pairs, *copy], raw(near_duplicates=0.8))
+    gone = dropped(run)
+    assert [(row["text_b"], row["reason"]) for row in gone] == [(f"Text {n}", "near-duplicate input") for n in range(3)]
+    assert {row["duplicate_of"]["text_a"] for row in gone} == {first}
+    assert gone[0]["evidence"].startswith("similarity 0.9")
+    assert not dropped(filtered(tmp_path, [*pairs, *copy], raw(near_duplicates=0)))
+
+
+def test_texts_that_say_the_same_for_one_input_and_label_go(tmp_path: Path) -> None:
+    text = "Somebody plays an old guitar on the stage tonight."
+    examples = [
+        Example("One input.", text, 1.0, sample=0),
+        Example("One input.", text.replace("tonight", "tonite"), 1.0, sample=1),
+        Example("One input.", text.replace("tonight", "tonights"), 0.5, sample=0),
+        Example("Another input.", text.replace("an", "any"), 1.0, sample=0),
+    ]
+    run = filtered(tmp_path, examples, raw(near_duplicates=0.8))
+    assert list(reasons(run).values()) == ["near-duplicate text_b"]
+    assert dropped(run)[0]["duplicate_of"]["text_b"] == text
+    assert len(kept(run)) == 3
+
+
+def test_inputs_of_the_same_meaning_go_by_a_sentence_encoder(tmp_path: Path) -> None:
+    meanings = {"A dog runs.": [1.0, 0.0], "The hound is racing.": [0.99, 0.141], "It rains.": [0.0, 1.0]}
+    examples = [Example(text, f"{text} So.", 1.0, input=at) for at, text in enumerate(meanings)]
+    means = Means(embed=lambda texts: np.array([meanings[text] for text in texts], dtype=np.float32))
+    run = filtered(tmp_path, examples, raw(semantic="some-encoder", semantic_threshold=0.95), means=means)
+    (gone,) = dropped(run)
+    assert (gone["text_a"], gone["reason"]) == ("The hound is racing.", "input of the same meaning")
+    assert (gone["evidence"], gone["duplicate_of"]["text_a"]) == ("similarity 0.99", "A dog runs.")

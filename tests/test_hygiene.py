@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dino_pipeline.examples import Example
+from dino_pipeline.hygiene import HygieneOptions, hygiene_rules, is_sound, personal_data
+
+WITH_SPEC = HygieneOptions(stop="»", fields=("Movie:", "Review:"))
+FINE = [
+    ("A man plays the guitar.", "Somebody makes music."),
+    ("Good morning.", "Good evening."),
+    ("The main task: cook for ten.", "Who answers: nobody knows."),
+    ("No, no, no!", "It is very, very good (really)."),
+    ("猫はマットの上に座っています。", "犬は庭で走っています。"),
+    ("Катя купила хлеб.", "Мы были дома весь день."),
+    ("نحن في البيت.", "ذهب الرجل إلى السوق."),
+    ("On 2021-05-06 it cost $1,000,000.", "From 1990 - 2000 there were 12345678 of them."),
+    ('He said "yes".', "It's a dog's life; isn't it?"),
+    ("I had had it, had it not been so.", "That that is is that that is not is not."),
+]
+
+
+def found(text_a: str, text_b: str | None = None, options: HygieneOptions = WITH_SPEC) -> list[str]:
+    """Return what each rule says."""
+    example = Example(text_a, text_b, 1.0)
+    return [said for rule in hygiene_rules(options) if (said := rule.check(example)) is not None]
+
+
+@pytest.mark.parametrize("pair", FINE)
+def test_nothing_is_wrong_with_what_people_write(pair: tuple[str, str]) -> None:
+    assert found(*pair) == []
+    assert found(*pair, options=HygieneOptions()) == []
+    assert personal_data(Example(*pair, 1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("   ", "empty"),
+        ("x", "too short: 'x'"),
+        ("?!?!?!", "not text: 6 of 6 characters are symbols"),
+        ("☃☃ so ☃☃☃", "not text: 5 of 7 characters are symbols"),
+        ("A dog\ufffd barks.", "not text: U+FFFD at 5"),
+        ("A do\u200bg barks.", "control characters: U+200B at 4"),
+        ("A dog\x07 barks.", "control characters: U+0007 at 5"),
+        ("Sentence 2: a dog barks.", "copied instruction: Sentence 2:"),
+        ("A dog barks. Task: Write two sentences.", "copied instruction: . Task:"),
+        ("Good film. Review: splendid.", "copied instruction: Review:"),
+        ("A dog barks.» And", "stop string: »"),
+        ("I like it. I like it. I like it.", "repetition: 'i like it' 3 times and more"),
+        ("It is very very very very good.", "repetition: 'very' 4 times and more"),
+        ("猫が好き猫が好き猫が好き猫が好き猫が好き", "repetition: '猫が好き' over and over"),
+        ("aaaaaaaaaaaaaaaaaaaaa", "repetition: 'aa' over and over"),
+        ("A dog barks and,", "unfinished: ends in ,"),
+        ("A dog barks (at night.", "unfinished: ( is never closed"),
+        ("word " * 2000 + "end.", "too long: 10004 characters"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, said: str) -> None:
+    assert said in found("Somebody makes music.", text)
+    assert said in found(text)
+
+
+def test_without_a_spec_an_odd_quote_is_a_leftover() -> None:
+    assert found("Fine.", 'A dog barks." And', HygieneOptions()) == ['stop string: an odd number of "']
+
+
+@pytest.mark.parametrize(
+    ("text_b", "said"),
+    [
+        ("a man PLAYS, the guitar", ["identical texts", "near-copy: (nothing) -> (nothing)"]),
+        ("A man plays the piano.", ["near-copy: guitar -> piano"]),
+        ("A man plays guitar.", ["near-copy: the -> (nothing)"]),
+        ("Now a man plays the guitar.", ["near-copy: (nothing) -> now"]),
+        ("A man plays a piano.", []),
+        ("The guitar plays a man.", []),
+    ],
+)
+def test_copies_up_to_one_word(text_b: str, said: list[str]) -> None:
+    assert found("A man plays the guitar.", text_b) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Mail joe.doe+x@mail.example.org now.", "e-mail address joe.doe+x@mail.example.org"),
+        ("Call +1 (555) 123-4567 now.", "phone number +1 (555) 123-4567"),
+        ("Call 030 1234567.", "phone number 030 1234567"),
+        ("Pay with 4111 1111 1111 1111.", "card number 4111 1111 1111 1111"),
+        ("Pay with 4111-1111-1111-1111!", "card number 4111-1111-1111-1111"),
+    ],
+)
+def test_personal_data_is_found(text: str, said: str) -> None:
+    assert personal_data(Example("Fine.", text, 1.0)) == f"personal data: {said}"
+
+
+plain = st.text(alphabet="abc XYZ.,'!?-é:\"(5@\n\u200b", max_size=60)
+
+
+@given(plain, plain, st.booleans())
+def test_sound_texts_pass_every_rule_that_spares_them(text_a: str, text_b: str, has_spec: bool) -> None:
+    options = WITH_SPEC if has_spec else HygieneOptions()
+    if not is_sound(text_a, options) or not is_sound(text_b, options):
+        return
+    example = Example(text_a, text_b, 1.0)
+    assert [rule.name for rule in hygiene_rules(options) if rule.spares_sound and rule.check(example)] == []
+    assert personal_data(example) is None
+
+
+def test_plain_sentences_are_sound() -> None:
+    assert is_sound("A man plays the guitar.", HygieneOptions())
+    assert is_sound("Où est l'été?", WITH_SPEC)
+    assert not is_sound("no no no no", HygieneOptions())

@@ -1,0 +1,78 @@
+"""Generate and filter in turn until there is enough."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from dino_pipeline.until import Tally, write_until
+from dino_pipeline.writer import More
+from tests.commands import dino, files
+from tests.test_spec import SPECS
+
+
+class World:
+    """Keeps a share of each label's texts, up to a limit."""
+
+    def __init__(self, shares: dict[str, float], limit: int = 10**9) -> None:
+        self.shares, self.limit, self.samples = shares, limit, dict.fromkeys(shares, 5)
+        self.rounds: list[list[More]] = []
+
+    def __call__(self, more: list[More]) -> dict[str, Tally]:
+        self.rounds.append(more)
+        for each in more:
+            assert each.first == self.samples[each.label]
+            self.samples[each.label] += each.samples
+        written = {label: 100 * samples for label, samples in self.samples.items()}
+        return {
+            label: Tally(written[label], min(self.limit, int(share * written[label])), self.samples[label])
+            for label, share in self.shares.items()
+        }
+
+
+def test_only_what_is_short_is_written_and_about_as_much_as_is_missing() -> None:
+    world, notes = World({"1": 0.9, "0": 0.3}), list[str]()
+    found = write_until(400, 10_000, world, notes.append)
+    assert all(tally.kept >= 400 for tally in found.values())
+    assert world.rounds == [[], [More("0", 5, 10)]]
+    assert notes == ["label 0: 150 of 400 kept; writing more"]
+
+
+def test_the_budget_is_not_exceeded() -> None:
+    world, notes = World({"1": 0.9, "0": 0.01}), list[str]()
+    found = write_until(400, 2_000, world, notes.append)
+    assert sum(tally.written for tally in found.values()) <= 2_000
+    assert notes[-1] == "the budget of 2000 texts is spent"
+
+
+def test_it_ends_when_more_samples_help_no_more() -> None:
+    world, notes = World({"1": 0.9, "0": 0.9}, limit=420), list[str]()
+    write_until(500, 100_000, world, notes.append)
+    assert len(world.rounds) == 2
+    assert "label 1: further samples of the same inputs are no longer kept" in notes[-2]
+
+
+def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path) -> None:
+    call = ["generate", SPECS / "sts-x2.json", "--run", "run", "--num-inputs", "30", "--samples", "1"]
+    done = dino(*call, "--until-target", "45", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "writing more" in done.stderr
+    rows = [
+        json.loads(line)
+        for side in ("train", "dev")
+        for line in (tmp_path / "run" / f"{side}.jsonl").read_text().splitlines()
+    ]
+    assert Counter(row["label"] for row in rows if row["input"] is not None) == {0.9: 45, 0.5: 45, 0.1: 45}
+    before = files(tmp_path / "run")
+    again = dino(*call, "--until-target", "45", cwd=tmp_path)
+    assert "texts are up to date" in again.stdout
+    assert files(tmp_path / "run") == before
+    upto = dino("filter", "run", "--target-per-label", "45", cwd=tmp_path)
+    assert "up to date" in upto.stdout
+    more = dino(*call, "--until-target", "70", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "further samples of the same inputs are no longer kept" in more.stderr
+    assert "missing" in more.stdout
+    refused = dino(*call, "--budget", "5", cwd=tmp_path)
+    assert (refused.returncode, "--until-target" in refused.stderr) == (2, True)

@@ -1,0 +1,130 @@
+"""Scores under every label: what is asked, what is stored, and what the filter makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dino_pipeline.console import Console
+from dino_pipeline.decoder import Scored
+from dino_pipeline.errors import OptionError
+from dino_pipeline.examples import Example, read_examples, write_examples, write_json
+from dino_pipeline.filters import filter_run
+from dino_pipeline.run import Run
+from dino_pipeline.sieve import Means
+from dino_pipeline.spec import load_spec
+from dino_pipeline.verify import LabelScores
+from tests.commands import dino
+from tests.pairs import Words, dropped, raw
+from tests.test_spec import SPECS
+
+
+class Oracle:
+    """A decoder that finds texts as likely as they say themselves, by the label whose instruction it reads."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def score(self, pairs: list[tuple[str, str]], *, stop: str) -> list[Scored]:
+        self.asked += pairs
+        words = {"same thing": 0, "somewhat": 1, "different": 2}
+        which = [next(at for word, at in words.items() if word in prompt) for prompt, _ in pairs]
+        return [Scored(-float(text.split()[at]), 10) for at, (_, text) in zip(which, pairs, strict=True)]
+
+
+def texts_as_told(count: int = 30) -> list[tuple[float, str]]:
+    """Return labels and texts that begin with minus the log-probabilities for 1, 0.5 and 0."""
+    rng, words = np.random.default_rng(0), Words()
+    found = []
+    for number in range(count):
+        told = " ".join(f"{x:.2f}" for x in rng.uniform(1, 1.5, 3))
+        found.append(((1.0, 0.5, 0.0)[number % 3], f"{told} {words.sentence()}"))
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose texts are all written."""
+    run = Run(tmp_path / "run")
+    spec = load_spec(SPECS / "sts-x2.json")
+    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
+    examples = [
+        Example(f"Input {number} is here.", text, label, input=number, sample=0)
+        for number, (label, text) in enumerate(texts_as_told())
+    ]
+    write_examples(run.shards / "00000.jsonl", examples)
+    about = {"spec": spec.digest, "seed": 1, "model": "m", "revision": None, "fingerprint": "f", "dtype": "float32"}
+    run.begin("generate", about, outputs=[run.shards])
+    run.finish("generate")
+    return run
+
+
+def scores(run: Run, oracle: Oracle) -> LabelScores:
+    loader: Any = lambda row_tokens: oracle  # noqa: E731
+    return LabelScores(run, loader, Console())
+
+
+def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) -> None:
+    for margin in (0.0, 0.1):
+        options = raw(verify=True, verify_margin=margin)
+        filter_run(run, options, Means(scores=scores(run, Oracle())), fresh=True)
+        gone = {row["text_b"]: row for row in dropped(run)}
+        assert 0 < len(gone) < 30
+        for label, text in texts_as_told():
+            told = [-float(word) for word in text.split()[:3]]
+            own = told.pop({1.0: 0, 0.5: 1, 0.0: 2}[label])
+            assert (text in gone) == (own - max(told) < margin or own <= max(told))
+            if text in gone:
+                assert gone[text]["reason"] == "label not confirmed"
+                assert gone[text]["evidence"].startswith(f"own label {own:.3f}, label ")
+
+
+def test_posterior_labels_are_the_expected_label(run: Run) -> None:
+    for temperature in (1.0, 3.0):
+        options = raw(labels="posterior", temperature=temperature)
+        filter_run(run, options, Means(scores=scores(run, Oracle())), fresh=True)
+        found = {row.text_b: row.label for row in read_examples(run.train)}
+        assert len(found) == 30
+        for text, label in found.items():
+            assert text is not None
+            weights = np.exp(-10 * np.array([float(word) for word in text.split()[:3]]) / temperature)
+            assert label == pytest.approx(float(weights @ [1.0, 0.5, 0.0] / weights.sum()), abs=1e-6)
+
+
+def test_nothing_is_asked_twice_of_the_same_model(run: Run) -> None:
+    first, second, third = Oracle(), Oracle(), Oracle()
+    filter_run(run, raw(verify=True), Means(scores=scores(run, first)))
+    assert len(first.asked) == 90
+    prompt, text = first.asked[0]
+    assert prompt.startswith("Task: Write two sentences that mean the same thing.")
+    assert prompt.endswith('Sentence 2: "')
+    assert text in {told for _, told in texts_as_told()}
+    filter_run(run, raw(labels="posterior"), Means(scores=scores(run, second)), fresh=True)
+    assert second.asked == []
+    run.note("generate", options={**run.stage("generate")["options"], "fingerprint": "another"})
+    filter_run(run, raw(verify=True), Means(scores=scores(run, third)), fresh=True)
+    assert len(third.asked) == 90
+
+
+def test_classes_have_no_posterior_mean(tmp_path: Path) -> None:
+    write_examples(tmp_path / "data.jsonl", [Example(f"a{n}", f"b{n}", "xy"[n % 2]) for n in range(9)])
+    with pytest.raises(OptionError, match="these labels are classes"):
+        filter_run(Run(tmp_path / "run"), raw(labels="posterior"), source=tmp_path / "data.jsonl", numeric_labels=False)
+
+
+def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path) -> None:
+    made = ["generate", SPECS / "sts-x2.json", "--run", "run", "--num-inputs", "40", "--samples", "2"]
+    assert dino(*made, cwd=tmp_path).returncode == 0
+    done = dino("filter", "run", "--verify", "--labels", "posterior", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "- label not confirmed" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
+    same = [row["label"] for row in rows if row["sample"] is not None and row["margin"] is None]
+    assert np.mean(same) > 0.7, "what was written as the same is found to be so"
+    refused = dino("filter", "run/train.jsonl", "--run", "other", "--verify", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "need a run's spec and generator" in refused.stderr
