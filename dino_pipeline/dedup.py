@@ -20,6 +20,8 @@ BANDS, BAND_ROWS = 12, 5
 """Two texts of similarity s share a band with probability 1 - (1 - s^5)^12: 0.991 at 0.8, 0.31 at 0.5, 0.03 at 0.3."""
 CROWD = 32
 """Where more texts than this share a band, each is compared with the first so many of them only."""
+PAIRS = 2**18
+"""Candidates at a time, about."""
 SEED = 1
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -75,18 +77,34 @@ def band_keys(texts: Sequence[str]) -> Keys:
     return keys
 
 
-def candidates(keys: NDArray[np.uint64]) -> Pairs:
-    """Return the pairs ``(n, 2)`` of places that share a key of one band, smaller place first."""
+def candidates(bands: Sequence[Keys]) -> Iterator[Pairs]:
+    """Yield the pairs ``(n, 2)`` of places that share a key of a band, smaller place first, each pair once.
+
+    Args:
+        bands: for each band the keys of all texts.
+    """
+    for number, keys in enumerate(bands):
+        for pairs in _sharing(keys):
+            new = np.ones(len(pairs), dtype=bool)
+            for earlier in bands[:number]:
+                new &= earlier[pairs[:, 0]] != earlier[pairs[:, 1]]
+            if new.any():
+                yield pairs[new]
+
+
+def _sharing(keys: Keys) -> Iterator[Pairs]:
+    """Yield the pairs of places with the same key, not too many at a time."""
     order = np.argsort(keys, kind="stable")
     sorted_keys = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]]))
     sizes = np.diff(np.append(starts, len(keys)))
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for size in np.unique(sizes[sizes > 1]):
-        groups = order[starts[sizes == size][:, None] + np.arange(size)]
-        first, second = _within(int(size))
-        found.append(np.stack([groups[:, first].ravel(), groups[:, second].ravel()], axis=1))
-    return np.concatenate(found)
+    for size in np.unique(sizes[sizes > 1]).tolist():
+        first, second = _within(size)
+        of_size = starts[sizes == size]
+        step = max(1, PAIRS // len(first))
+        for at in range(0, len(of_size), step):
+            groups = order[of_size[at : at + step, None] + np.arange(size)]
+            yield np.stack([groups[:, first].ravel(), groups[:, second].ravel()], axis=1)
 
 
 def _within(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -99,25 +117,18 @@ def _within(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return first[first < second], second[first < second]
 
 
-def distinct_pairs(parts: Iterable[Pairs]) -> Pairs:
-    """Return the union of lists of pairs, in order."""
-    coded = [part[:, 0].astype(np.uint64) << np.uint64(32) | part[:, 1].astype(np.uint64) for part in parts]
-    found = np.unique(np.concatenate(coded)) if coded else np.empty(0, dtype=np.uint64)
-    return np.stack([found >> np.uint64(32), found & np.uint64(2**32 - 1)], axis=1).astype(np.int64)
-
-
 def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """Yield pairs of places whose texts are at least so similar, with their similarity; in order.
+    """Yield pairs of places whose texts are at least so similar, smaller place first, with their similarity.
 
     Args:
         texts: as they are; compared in normal form.
         threshold: least true Jaccard similarity of their n-grams. Of the pairs above 0.8, bands miss under 1 %.
     """
     normal = [normalise(text) for text in texts]
-    keys = band_keys(normal)
-    for one, other in distinct_pairs(candidates(keys[:, band]) for band in range(BANDS)).tolist():
-        if (similarity := jaccard(grams(normal[one]), grams(normal[other]))) >= threshold:
-            yield one, other, similarity
+    for pairs in candidates(list(band_keys(normal).T)):
+        for one, other in pairs.tolist():
+            if (similarity := jaccard(grams(normal[one]), grams(normal[other]))) >= threshold:
+                yield one, other, similarity
 
 
 def first_of_kind(pairs: Iterable[tuple[int, int, float]]) -> dict[int, tuple[int, float]]:

@@ -47,8 +47,9 @@ def filter_run(
     means = means or Means()
     files, options = _sources(run, options, source)
     name = "shards" if source is None else source.name
-    recorded = {**asdict(options), "numeric_labels": numeric_labels, "source": name}
-    digest = digest_files([*files, *map(Path, means.excluded)])
+    excluded = digest_files(list(map(Path, means.excluded)))
+    recorded = {**asdict(options), "numeric_labels": numeric_labels, "source": name, "excluded": excluded}
+    digest = digest_files(files)
     outputs = [run.train, run.dev, run.dropped, run.flagged]
     state = run.check("filter", recorded, outputs=outputs, sources=digest, fresh=fresh)
     if state == "done":
@@ -61,7 +62,7 @@ def filter_run(
         sieve.write(ready)
         results = {"funnel": funnel.to_json(), **sieve.results(funnel)}
         sieve.table.close()
-        run.replace("filter", ready, {**started, **results, "status": "done"})
+        run.replace("filter", ready, {**started, **results})
     return state, funnel
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, distinct_pairs, first_of_kind, grams, jaccard
+from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, first_of_kind, grams, jaccard
 from dino_pipeline.processes import side_by_side
 from dino_pipeline.sets import DROPS, Table
 from dino_pipeline.texts import normalise
@@ -20,6 +20,7 @@ from dino_pipeline.texts import normalise
 BATCH = 1000
 Near = tuple[int, int, float]
 """A row that goes, the row that it resembles, and how much."""
+Spread = Callable[[Iterator[Any]], Iterator[list[Near]]]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""
 
@@ -34,11 +35,15 @@ def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> str:
         workers: processes. Speed only.
     """
     ids = _store_band_keys(table, rows, workers)
+    if len(ids) < 2:
+        return _all_rows(table, rows, {})
     files = [_band_file(table, band) for band in range(BANDS)]
-    pairs = distinct_pairs(candidates(np.fromfile(file, dtype=np.uint64)) for file in files)
+    bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]
+    with side_by_side(partial(_Similar, threshold), workers) as spread:
+        found = [near for pairs in candidates(bands) for near in _verified(table, ids[pairs], spread)]
     for file in files:
         file.unlink()
-    return _all_rows(table, rows, first_of_kind(_verified(table, ids[pairs], threshold, workers)))
+    return _all_rows(table, rows, first_of_kind(found))
 
 
 def _heads(table: Table, rows: str) -> str:
@@ -81,32 +86,27 @@ def _parts(texts: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (texts[start : start + BATCH] for start in range(0, max(1, len(texts)), BATCH))
 
 
-def _verified(table: Table, pairs: NDArray[np.int64], threshold: float, workers: int) -> Iterator[Near]:
+def _verified(table: Table, pairs: NDArray[np.int64], spread: Spread) -> Iterator[Near]:
     """Yield the pairs of rows whose text_a are as similar as they have to be."""
     table.store("candidates", pa.table({"one": pairs[:, 0], "other": pairs[:, 1]}))
-    texts = """
+    texts = table.stream("""
         SELECT one, other, first.text_a AS text, second.text_a AS other_text
         FROM candidates JOIN plain AS first ON first.id = one JOIN plain AS second ON second.id = other
-    """
-    with side_by_side(_Similarities, workers) as spread:
-        asked: list[tuple[int, int]] = []
-
-        def jobs() -> Iterator[tuple[list[str], list[str]]]:
-            for batch in table.stream(texts):
-                asked.extend(zip(batch["one"], batch["other"], strict=True))
-                yield batch["text"], batch["other_text"]
-
-        done = 0
-        for similarities in spread(jobs()):
-            for (one, other), similarity in zip(asked[done : done + len(similarities)], similarities, strict=True):
-                if similarity >= threshold:
-                    yield one, other, similarity
-            done += len(similarities)
+    """)
+    for found in spread(list(zip(*batch.values(), strict=True)) for batch in texts):
+        yield from found
 
 
-class _Similarities:
-    def __call__(self, job: tuple[list[str], list[str]]) -> list[float]:
-        return [jaccard(grams(normalise(one)), grams(normalise(other))) for one, other in zip(*job, strict=True)]
+class _Similar:
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, pairs: list[tuple[int, int, str, str]]) -> list[Near]:
+        found = (
+            (one, other, jaccard(grams(normalise(text)), grams(normalise(other_text))))
+            for one, other, text, other_text in pairs
+        )
+        return [near for near in found if near[2] >= self.threshold]
 
 
 def _all_rows(table: Table, rows: str, goes: dict[int, tuple[int, float]]) -> str:

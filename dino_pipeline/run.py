@@ -248,7 +248,7 @@ class Run:
 
         What is cut short after the first rename is brought to its end when the run is next `locked`.
         """
-        write_json(folder / RECORD, {"stage": name, "record": record})
+        write_json(folder / RECORD, {"stage": name, "record": {**record, "ended": _now()}})
         for path in folder.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

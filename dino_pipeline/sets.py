@@ -29,8 +29,8 @@ DROPS = pa.schema({"id": pa.int64(), "evidence": pa.string(), "duplicate_of": pa
 class Table:
     """The examples of one dataset, in a DuckDB file.
 
-    ``plain`` holds them as records, ``keys`` what rules look at, ``drops`` which rows went and why, ``alive`` the others'
-    keys. A row's id is its place in an order that depends on nothing but the rows: by input, sample, and a hash.
+    ``plain`` holds them as records, ``keys`` what rules look at, ``drops`` which rows went and why, ``alive`` the keys
+    of the others. A row's id is its place in an order that depends on nothing but the rows: input, sample, and a hash.
     """
 
     def __init__(self, file: Path, threads: int, memory: str) -> None:
@@ -81,6 +81,11 @@ class Table:
         with self._errors():
             for found in self.db.sql(sql).to_arrow_reader(batch):
                 yield found.to_pydict()
+
+    def columns(self, sql: str) -> dict[str, NDArray[Any]]:
+        """Return a query's columns."""
+        with self._errors():
+            return self.db.sql(sql).fetchnumpy()
 
     def store(self, table: str, rows: pa.Table) -> None:
         """Make a temporary table of these rows, in place of one of this name."""
@@ -248,13 +253,13 @@ def split(table: Table, dev_share: float, seed: int) -> None:
     until dev has its share. A group larger than that share stays in train.
     """
     table.run("CREATE TABLE heads AS SELECT a, a AS head, count(*) AS size FROM alive GROUP BY a")
-    links = table.run("""
+    links = table.columns("""
         WITH places AS (SELECT a AS text, a FROM heads UNION ALL SELECT b, a FROM alive WHERE b IS NOT NULL),
         shared AS (SELECT text, min(a) AS first FROM places GROUP BY text HAVING min(a) <> max(a))
         SELECT DISTINCT first, a FROM places JOIN shared USING (text) WHERE a <> first
     """)
-    if links:
-        members, heads = _components(np.array(links, dtype=np.uint64))
+    if len(links["a"]):
+        members, heads = _components(np.stack([links["first"], links["a"]], axis=1).astype(np.uint64))
         table.store("linked", pa.table({"a": members, "head": heads}))
         table.run("UPDATE heads SET head = linked.head FROM linked WHERE heads.a = linked.a")
     table.run(

@@ -52,7 +52,7 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("one\ttwo\n")
     assert list(texts_of(tmp_path / "b.txt")) == [(1, "one\ttwo\n")]
     (tmp_path / "c.jsonl").write_text('{"s1": "one"}\nnonsense\n')
-    with pytest.raises(DataError, match="c.jsonl, line 2: not JSON"):
+    with pytest.raises(DataError, match=r"c.jsonl, line 2: not JSON"):
         list(texts_of(tmp_path / "c.jsonl"))
 
 
@@ -75,9 +75,7 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asked == [("mteb/stsbenchmark-sts", "test")]
     with pytest.raises(OptionError, match=r"--exclude sts12: mteb/sts12-sts cannot be fetched .*ConnectionError"):
         exclusion_files(["sts12"], pocket.GOLD_TEST, tmp_path)
-    with pytest.raises(
-        OptionError, match="--exclude sts99: no such file, and no evaluation set of this name; the sets are"
-    ):
+    with pytest.raises(OptionError, match="--exclude sts99: no such file, and no evaluation set of this name"):
         exclusion_files(["sts99"], pocket.GOLD_TEST, tmp_path)
 
 
@@ -128,5 +126,5 @@ def test_every_planted_fault_goes_by_its_reason_and_hardly_anything_else(tmp_pat
     gone = {(row["text_a"], row["text_b"]): row["reason"] for row in dropped(run)}
     for reason, some in faulty.items():
         assert [gone.get((each.text_a, each.text_b)) for each in some] == [reason] * COUNT
-    wrongly = [reason for each in clean if (reason := gone.get((each.text_a, each.text_b or "")))]
+    wrongly = [gone[pair] for each in clean if (pair := (each.text_a, each.text_b)) in gone]
     assert len(wrongly) <= 0.001 * len(clean), wrongly

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from dino_pipeline.examples import write_examples
+from dino_pipeline.run import Run
 from tests.commands import command, dino, files, start
+from tests.pairs import Words, outputs
 
 KILLS = 4
 
@@ -131,3 +134,51 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path, arguments: list[st
     assert first.wait(timeout=120) == 0
     assert second.returncode == 2
     assert "another dino process works here" in second.stderr
+
+
+def test_a_filter_killed_at_any_moment_leaves_the_old_files_or_the_new(tmp_path: Path) -> None:
+    write_examples(tmp_path / "data.jsonl", Words().pairs(5000))
+    call = ["filter", "data.jsonl", "--run", "run", "--workers", "2"]
+    assert dino(*call, "--seed", "2", cwd=tmp_path).returncode == 0
+    new = outputs(Run(tmp_path / "run"))
+    begun = time.monotonic()
+    assert dino(*call, "--seed", "1", "--fresh", cwd=tmp_path).returncode == 0
+    seconds = time.monotonic() - begun
+    run, moments = Run(tmp_path / "run"), random.Random(1)
+    old, seen = outputs(run), 0
+    assert old != new
+    for share in (0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
+        process = start(*call, "--seed", "2", "--fresh", cwd=tmp_path)
+        try:
+            process.wait(timeout=(share + moments.uniform(-0.05, 0.05)) * seconds)
+        except subprocess.TimeoutExpired:
+            seen += (run.path / "filter.part").exists()
+            process.kill()
+            process.wait()
+        with run.locked():
+            found = outputs(run)
+        assert found in (old, new)
+        assert run.stage("filter")["options"]["seed"] == (1 if found == old else 2)
+        if found == new:
+            break
+    assert seen, "no kill came while the filter worked"
+    assert dino(*call, "--seed", "2", "--fresh", cwd=tmp_path).returncode == 0
+    assert outputs(run) == new
+    assert not list(run.path.glob("*.part"))
+
+
+def test_a_full_disk_leaves_the_old_filtered_files(tmp_path: Path) -> None:
+    write_examples(tmp_path / "data.jsonl", Words().pairs(3000))
+    call = ["filter", "data.jsonl", "--run", "run", "--workers", "1"]
+    assert dino(*call, cwd=tmp_path).returncode == 0
+    old = outputs(Run(tmp_path / "run"))
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    failed = dino(*call, "--seed", "2", "--fresh", cwd=tmp_path, preexec_fn=small_files)
+    assert failed.returncode == 2, failed.stderr
+    assert "make room" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert outputs(Run(tmp_path / "run")) == old
+    assert not list((tmp_path / "run").glob("*.part"))

@@ -12,7 +12,6 @@ from dino_pipeline.dedup import (
     CROWD,
     NGRAM,
     candidates,
-    distinct_pairs,
     first_of_kind,
     gram_hashes,
     grams,
@@ -38,7 +37,7 @@ def brute_force(texts: list[str], threshold: float) -> dict[tuple[int, int], flo
     vectorizer = CountVectorizer(analyzer="char", ngram_range=(NGRAM, NGRAM), binary=True, lowercase=False)
     matrix = csr_array(vectorizer.fit_transform(texts), dtype=np.int32)
     sizes = np.asarray(matrix.sum(axis=1)).ravel()
-    found = {}
+    found: dict[tuple[int, int], float] = {}
     for start in range(0, len(texts), 2000):
         common = (matrix[start : start + 2000] @ matrix.T).tocoo()
         one, other = common.coords[0] + start, common.coords[1]
@@ -67,7 +66,7 @@ def test_of_20000_texts_nearly_all_similar_pairs_are_found_and_no_other() -> Non
 
 def test_short_and_strange_texts() -> None:
     texts = ["", "a", "a", "ab", "日本", "日本", "x" * 300, "x" * 299]
-    assert [pair[:2] for pair in near_duplicates(texts, 0.8)] == [(1, 2), (4, 5), (6, 7)]
+    assert sorted(pair[:2] for pair in near_duplicates(texts, 0.8)) == [(1, 2), (4, 5), (6, 7)]
     hashes, offsets = gram_hashes(["abcdef", "ab", "zabcdef"])
     assert offsets.tolist() == [0, 2, 3, 6]
     assert hashes[0] == hashes[4]
@@ -76,7 +75,8 @@ def test_short_and_strange_texts() -> None:
 
 
 def test_in_a_crowd_each_is_compared_with_the_first() -> None:
-    pairs = distinct_pairs([candidates(np.zeros(1000, dtype=np.uint64)), candidates(np.arange(1000, dtype=np.uint64))])
+    bands = [np.zeros(1000, dtype=np.uint64), np.arange(1000, dtype=np.uint64), np.zeros(1000, dtype=np.uint64)]
+    pairs = np.concatenate(list(candidates(bands)))
     assert len(pairs) == CROWD * 1000 - CROWD * (CROWD + 1) // 2
     assert set(pairs[:, 1].tolist()) == set(range(1, 1000))
 

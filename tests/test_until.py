@@ -54,7 +54,7 @@ def test_it_ends_when_more_samples_help_no_more() -> None:
 
 
 def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path) -> None:
-    call = ["generate", SPECS / "sts-x2.json", "--run", "run", "--num-inputs", "30", "--samples", "1"]
+    call = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "30", "--samples", "1"]
     done = dino(*call, "--until-target", "45", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "writing more" in done.stderr

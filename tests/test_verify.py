@@ -117,7 +117,7 @@ def test_classes_have_no_posterior_mean(tmp_path: Path) -> None:
 
 
 def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path) -> None:
-    made = ["generate", SPECS / "sts-x2.json", "--run", "run", "--num-inputs", "40", "--samples", "2"]
+    made = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "40", "--samples", "2"]
     assert dino(*made, cwd=tmp_path).returncode == 0
     done = dino("filter", "run", "--verify", "--labels", "posterior", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
