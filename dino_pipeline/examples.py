@@ -99,7 +99,7 @@ def parse_example(line: bytes, where: Callable[[], str], numeric_labels: bool) -
         example = _DECODER.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):  # find out what is wrong, and name it
         return _parse(line, where(), numeric_labels)
-    right_label = type(example.label) is (float if numeric_labels else str)
+    right_label = example.label is None or type(example.label) is (float if numeric_labels else str)
     if right_label and abs(example.input or 0) < I64 and abs(example.sample or 0) < I64:
         return example
     return _parse(line, where(), numeric_labels)
@@ -111,8 +111,8 @@ def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example
         examples = _DECODER_OF_MANY.decode(b"[" + b",".join(lines) + b"]")
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    label = float if numeric_labels else str
-    careful = len(examples) != len(lines) or any(type(each.label) is not label for each in examples)
+    right = (float if numeric_labels else str, type(None))
+    careful = len(examples) != len(lines) or any(type(each.label) not in right for each in examples)
     small = all(abs(each.input or 0) < I64 > abs(each.sample or 0) for each in examples)
     return examples if small and not careful else None
 

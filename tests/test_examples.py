@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dino_pipeline import examples
 from dino_pipeline.errors import DataError, OutputError
-from dino_pipeline.examples import Dropped, Example, read_examples, write_atomic, write_dropped, write_examples
+from dino_pipeline.examples import (
+    Dropped,
+    Example,
+    parse_example,
+    parse_examples,
+    read_examples,
+    write_atomic,
+    write_dropped,
+    write_examples,
+)
 from dino_pipeline.inputs import InputFile, input_file
 
 
@@ -44,7 +59,7 @@ def test_labels_can_be_kept_as_names(tmp_path: Path) -> None:
         (b'{"text_a": "x", "label": true}', 'line 1: "label" must be a finite number or a name (it is true)'),
         (b'{"text_a": "x", "label": [1]}', 'line 1: "label" must be'),
         (b'{"text_a": "x", "logprob": "1"}', 'line 1: "logprob" must be a finite number (it is "1")'),
-        (b'{"text_a": "x", "input": 1.5}', 'line 1: "input" must be a whole number (it is 1.5)'),
+        (b'{"text_a": "x", "input": 1.5}', 'line 1: "input" must be a whole number of 64 bits (it is 1.5)'),
         (b"[1]", "line 1: must be a JSON object"),
         (b"null", "line 1: "),
         (rb'{"text_a": "x \ud83d"}', 'line 1: "text_a" holds half of a surrogate pair'),
@@ -126,3 +141,32 @@ def test_a_pipe_can_be_read_again(tmp_path: Path) -> None:
     texts = input_file(pipe)
     writer.join()
     assert list(texts) == list(texts) == ["b", "a"]
+
+
+values = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3) | st.just("0.5")
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["text_a", "text_b", "label", "logprob", "input", "other"]), values), max_size=4
+    ),
+    st.booleans(),
+)
+def test_the_fast_parser_reads_what_the_careful_one_reads(rows: list[dict[str, Any]], numeric: bool) -> None:
+    lines = [json.dumps({"text_a": "x", **row}, ensure_ascii=bool(n % 2)).encode() for n, row in enumerate(rows)]
+
+    def careful() -> list[Example]:
+        return [examples._parse(line, "here", numeric) for line in lines]
+
+    def fast() -> list[Example]:
+        return [parse_example(line, lambda: "here", numeric) for line in lines]
+
+    try:
+        expected = careful()
+    except DataError as error:
+        with pytest.raises(DataError, match=re.escape(str(error))):
+            fast()
+        assert parse_examples(lines, numeric) is None
+    else:
+        assert fast() == expected
+        assert parse_examples(lines, numeric) in (None, expected)
