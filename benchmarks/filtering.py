@@ -4,8 +4,8 @@
 
 Synthetic pairs (two texts an input and label, three labels; 1 % each are copies up to case, swapped pairs under another
 label, and inputs with one letter changed) are written to a temporary folder; then `dino filter` runs on them in a
-process of its own, once without near-duplicates and once with. Memory is the resident memory of that process and its
-children, together, every 50 ms.
+process of its own: once without near-duplicates and random pairs, and once as it is. Memory is the resident memory of
+that process and its children, together, every 50 ms.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ LABELS = (1.0, 0.5, 0.0)
 SAMPLES = 2
 SHARE = 0.01
 """Of each kind of fault."""
+WAYS = {
+    "exact rules": ("--near-duplicates", "0", "--random-pairs", "0"),
+    "all, with near-duplicates": (),
+}
 PIECE = 30_000
 """Inputs a file of the synthetic data."""
 
@@ -117,11 +121,11 @@ def measure(data: Path, run: Path, *options: str) -> tuple[float, float]:
 def main(sizes: tuple[int, ...], workers: int, folder: Path | None, json_file: Path | None) -> None:
     """Measure the filter stage."""
     click.echo(f"{machine('cpu')}, {workers} workers; s, MB at most, times the smallest size's seconds a pair")
-    found: dict[str, dict[int, tuple[float, float]]] = {"exact rules": {}, "with near-duplicates": {}}
+    found: dict[str, dict[int, tuple[float, float]]] = {what: {} for what in WAYS}
     with tempfile.TemporaryDirectory(dir=folder, prefix="filtering-") as name:
         for size in sizes:
             data = write_pairs(Path(name), size, workers)
-            for what, options in (("exact rules", ("--near-duplicates", "0")), ("with near-duplicates", ())):
+            for what, options in WAYS.items():
                 found[what][size] = measure(data, Path(name) / "run", "--fresh", "--workers", str(workers), *options)
                 click.echo(f"{size:,} {what}: {found[what][size][0]:.1f} s, {found[what][size][1]:.0f} MB", err=True)
             data.unlink()

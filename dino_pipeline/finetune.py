@@ -233,6 +233,7 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective) -> None:
         max_length=model.max_seq_length,
         finetuned=run.stage("finetune"),
         generated=run.stage("generate"),
+        filtered=run.stage("filter") if run.stage("finetune")["options"]["data"] == run.train.name else {},
         citation=objective.citation,
         language=spec.get("language"),
         license=spec.get("license"),

@@ -18,6 +18,8 @@ class Lineage:
     """The finetune stage's record."""
     generated: dict[str, Any]
     """The generate stage's record; empty where the data was brought as a file."""
+    filtered: dict[str, Any]
+    """The filter stage's record; empty where the model was trained on other data."""
     citation: str
     language: str | None
     license: str | None
@@ -70,7 +72,8 @@ def _how(of: Lineage) -> list[str]:
         f"| versions | {', '.join(f'{name} {version}' for name, version in of.finetuned['versions'].items())} |",
         "",
     ]
-    return lines + (_texts(of.generated) if of.generated else [f"The pairs came from a file, `{options['data']}`.", ""])
+    lines += _texts(of.generated) if of.generated else [f"The pairs came from a file, `{options['data']}`.", ""]
+    return lines + (_filter(of.filtered) if of.filtered else [])
 
 
 def _texts(generated: dict[str, Any]) -> list[str]:
@@ -83,11 +86,28 @@ def _texts(generated: dict[str, Any]) -> list[str]:
     ]
 
 
+def _filter(filtered: dict[str, Any]) -> list[str]:
+    totals = [(step, sum(count for _, count in counts)) for step, counts in filtered["funnel"]]
+    dropped = [f"{count} {step.removeprefix('- ')}" for step, count in totals if step.startswith("- ") and count]
+    options, found = filtered["options"], dict(totals)
+    excluded = ", ".join(f"`{name}`" for name in options["exclude"])
+    leaks = found.get("- in evaluation data", 0)
+    return [
+        f"Of {found['read']} texts, {found['kept']} were kept, with {options['labels']} labels; dropped were "
+        f"{', '.join(dropped) or 'none'}.",
+        "",
+        f"Evaluation data that was kept out: {excluded} ({leaks} pairs held a text of it)."
+        if excluded
+        else "Nothing was compared with evaluation data (`dino filter --exclude`).",
+        "",
+    ]
+
+
 def _limits(of: Lineage) -> list[str]:
     return [
         "## What nobody has checked",
         "",
-        "- A pair's score is the instruction its text was written for, smoothed; no person looked at the pairs, and a",
+        "- A pair's score says which instruction its text was written for; no person looked at the pairs, and a",
         "  score is wrong wherever the generator did not follow its instruction.",
         "- The best checkpoint was chosen on held-out pairs of the same kind, not on human judgements: the figure",
         "  above says how well the model fits such pairs, not how well it does elsewhere.",

@@ -52,6 +52,7 @@ class Table:
         self.db.execute("SET enable_progress_bar = false")
         self.labels: list[Label] = []
         self.scored = True
+        self.size = 0
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

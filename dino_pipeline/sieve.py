@@ -16,6 +16,8 @@ from dino_pipeline.processes import side_by_side
 from dino_pipeline.rules import FilterOptions, thresholds
 from dino_pipeline.sets import Table, below, beyond_cap, conflicts, duplicates, random_pairs, smallest, split, surplus
 
+WORTH_PROCESSES = 50_000
+"""So many examples are worth several processes."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
 LEVELLING = ("beyond the target", "balance")
 """Rules that drop what nothing is wrong with."""
@@ -81,6 +83,7 @@ class Sieve:
         count, scores, names, second = self.table.run(f"SELECT {counts} FROM rows")[0] if judged else (0, 0, 0, 0)
         if not count:
             raise DataError(f"{self.source}: holds no examples; give a file with one JSON object a line")
+        self.table.size = count
         if scores and names:
             raise DataError(f"{self.source}: some labels are numbers and some are names; use one kind")
         if second not in (0, count):
@@ -89,21 +92,21 @@ class Sieve:
 
     def set_rules(self) -> list[SetRule]:
         """Return the rules about examples beside one another, in order."""
-        options, workers = self.options, self.means.workers
+        options = self.options
         limit, most = options.near_duplicates, options.max_per_text
         return [
             SetRule("duplicate", duplicates, "texts and label stand before; similarities in either order"),
             SetRule("conflicting labels", conflicts, "the pair stands under another label, too"),
             SetRule(
                 "near-duplicate input",
-                lambda rows: near_inputs(self.table, rows, limit, workers),
+                lambda rows: near_inputs(self.table, rows, limit, self._workers),
                 f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
                 "--near-duplicates",
                 bool(limit),
             ),
             SetRule(
                 "near-duplicate text_b",
-                lambda rows: near_texts(self.table, rows, limit, workers),
+                lambda rows: near_texts(self.table, rows, limit, self._workers),
                 f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
                 "--near-duplicates",
                 bool(limit),
@@ -146,6 +149,11 @@ class Sieve:
                 options.balance,
             ),
         ]
+
+    @property
+    def _workers(self) -> int:
+        """How many processes are worth their start."""
+        return self.means.workers if self.table.size >= WORTH_PROCESSES else 1
 
     def _same_meaning(self, rows: str) -> str:
         assert self.means.embed
@@ -229,7 +237,7 @@ class Sieve:
             lowest = table.by_label((label, int(LOWEST * logprobs)) for label, _, _, logprobs in known)
             funnel.add(f"(--min-logprob {LOWEST:.0%} would drop)", lowest)
         if options.pii == "flag":
-            flagged = "SELECT id FROM plain SEMI JOIN alive USING (id) WHERE flag IS NOT NULL"
+            flagged = "SELECT id FROM alive JOIN (SELECT line FROM rows WHERE flag IS NOT NULL) USING (line)"
             funnel.add("(flagged: personal data)", table.count(flagged))
 
     def _part(self, funnel: Funnel) -> None:
@@ -318,10 +326,11 @@ class Sieve:
         """
         self.table.write_jsonl(dropped, folder / "dropped.jsonl")
         flagged = """
+            WITH flags AS (SELECT id FROM parts SEMI JOIN (SELECT line FROM rows WHERE flag IS NOT NULL) USING (line))
             SELECT
                 plain.* EXCLUDE (id, flag, reason),
                 split_part(flag, ': ', 1) AS reason, split_part(flag, ': ', 2) AS evidence
-            FROM plain SEMI JOIN parts USING (id) WHERE flag IS NOT NULL ORDER BY id
+            FROM plain SEMI JOIN flags USING (id) ORDER BY id
         """
         self.table.write_jsonl(flagged, folder / "flagged.jsonl")
 

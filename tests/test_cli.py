@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from dino_pipeline import __version__, pocket
 from dino_pipeline.cli import main
 from dino_pipeline.cli.spec import spec
-from dino_pipeline.examples import read_examples
+from dino_pipeline.examples import Example, read_examples, write_examples
 from tests.commands import accelerate, dino, files
+from tests.pairs import Words
 from tests.test_spec import SPECS
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +133,8 @@ def test_the_whole_way_on_toys(tmp_path: Path, toy_spec: Path, toy_generator: Pa
         assert done.returncode == 0, done.stderr
     assert "word overlap (Jaccard)" in done.stdout
     made = set(files(tmp_path / "run"))
-    assert {"train.jsonl", "dev.jsonl", "dropped.jsonl", "scores.json", "model/README.md"} <= made
+    assert "Nothing was compared with evaluation data" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert {"train.jsonl", "dev.jsonl", "flagged.jsonl", "dropped.jsonl", "scores.json", "model/README.md"} <= made
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
     for call in calls:
         assert "up to date" in dino(*call, cwd=tmp_path).stdout
@@ -153,3 +155,25 @@ def test_finetune_runs_in_two_processes(tmp_path: Path, toy_encoder: Path) -> No
     refused = accelerate(2, *call, "--epochs", "7", cwd=tmp_path)
     assert refused.returncode != 0
     assert "epochs was 1" in refused.stderr
+
+
+def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path) -> None:
+    found = CliRunner().invoke(main, ["filter", "--list", "--max-chars", "77", "--without", "near-copy"])
+    assert found.exit_code == 0
+    lines = found.output.splitlines()
+    for rule in ("in evaluation data", "repetition", "conflicting labels", "near-duplicate input", "balance"):
+        assert sum(line.startswith(rule) for line in lines) == 1
+    assert next(line for line in lines if line.startswith("too long")).endswith("over 77 characters")
+    assert "(off) text_b is text_a" in next(line for line in lines if line.startswith("near-copy"))
+    write_examples(tmp_path / "data.jsonl", [*Words().pairs(20), Example("A dog runs.", "a dog, RUNS", 1.0)])
+    (tmp_path / "my_rules.py").write_text("def odd(example):\n    return 'odd' if example.sample == 1 else None\n")
+    for mode in ("--dry-run", "--ablate"):
+        done = dino("filter", "data.jsonl", mode, "--rule", "my_rules:odd", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("- identical texts")] == ["1"]
+        assert [line.split()[-1] for line in done.stdout.splitlines() if "odd" in line] == ["60"]
+        assert "Nothing to drop for: empty, control characters" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"data.jsonl", "my_rules.py"}
+    assert "give a run's folder or a JSONL file" in dino("filter", cwd=tmp_path).stderr
+    target = dino("filter", "data.jsonl", "--run", "run", "--target-per-label", "50", cwd=tmp_path)
+    assert "label 0.5: 10 of 50 are missing" in target.stdout

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dino_pipeline import ingest
+from dino_pipeline import ingest, sieve
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.filters import filter_run, look, recorded_options
@@ -245,6 +245,7 @@ def test_the_same_bytes_for_any_order_number_of_processes_and_size_of_pieces(
     first = outputs(filtered(tmp_path / "one", messy(0), options))
     assert all(first)
     monkeypatch.setattr(ingest, "PIECE", 50_000)
+    monkeypatch.setattr(sieve, "WORTH_PROCESSES", 1)
     assert outputs(filtered(tmp_path / "two", messy(1), options, means=Means(workers=2, memory="200MB"))) == first
     monkeypatch.setattr(ingest, "PIECE", 20_000)
     assert outputs(filtered(tmp_path / "three", messy(2), options, means=Means(workers=1))) == first
