@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ from dino_pipeline.texts import normalise
 
 WORDS = 13
 """So many words in a row that occur in evaluation data are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
-FEWEST_CHARACTERS = 10
-"""Evaluation texts of fewer characters, such as "Yes." or a table's captions, prove nothing."""
+CHARACTERS = 26
+"""The same in a script without spaces."""
+LONG_WORD = 16
+FEWEST_CHARACTERS = 4
+"""A single word of evaluation data, such as a label or a genre in a table, proves nothing; so many of Chinese do."""
 REASON = "in evaluation data"
 HUB_SETS = {
     **{f"sts{year}": f"mteb/sts{year}-sts" for year in range(12, 17)},
@@ -57,7 +61,8 @@ class Gate:
                     self.bands.setdefault(key, []).append(at)
 
     def _add(self, normal: str, place: tuple[str, int]) -> None:
-        if len(normal) < FEWEST_CHARACTERS or normal in self.exact:
+        several = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= FEWEST_CHARACTERS)
+        if normal in self.exact or not several or not any(map(str.isalpha, normal)):
             return
         self.exact[normal] = len(self.texts)
         for run in word_runs(normal):
@@ -103,29 +108,48 @@ class Gate:
 
 
 def word_runs(normal: str) -> Iterator[int]:
-    """Yield a hash of every `WORDS` words in a row."""
+    """Yield a hash of every `WORDS` words in a row; of `CHARACTERS` in a row, where words are not parted."""
     words = normal.split()
-    for at in range(len(words) - WORDS + 1):
-        yield xxhash.xxh3_64_intdigest(" ".join(words[at : at + WORDS]).encode())
+    parts, length, between = (words, WORDS, " ")
+    if len(normal) > LONG_WORD * len(words):
+        parts, length, between = list(normal), CHARACTERS, ""
+    for at in range(len(parts) - length + 1):
+        yield xxhash.xxh3_64_intdigest(between.join(parts[at : at + length]).encode())
 
 
 def texts_of(file: Path) -> Iterator[tuple[int, str]]:
     """Yield each text of a file with its line.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or a line of a JSONL file is not JSON.
+        DataError: the file cannot be read, is not UTF-8, holds no text, or what ends in .json or .jsonl is no JSON.
     """
-    tabs = file.suffix.lower() in {".tsv", ".csv"}
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        if file.suffix.lower() in {".jsonl", ".json"}:
-            try:
+    kind = file.suffix.lower()
+    lines = enumerate(read_lines(file), start=1)
+    empty = True
+    for number, text in _of_json(file, lines) if kind in {".jsonl", ".json"} else _of_lines(lines, kind):
+        empty = False
+        yield number, text
+    if empty:
+        raise DataError(f"{file}: holds no text to keep out")
+
+
+def _of_lines(lines: Iterator[tuple[int, str]], kind: str) -> Iterator[tuple[int, str]]:
+    for number, line in lines:
+        cells = [line]
+        if kind in {".tsv", ".csv"}:
+            cells = line.split("\t") if "\t" in line or kind == ".tsv" else next(csv.reader([line]), [])
+        yield from ((number, cell) for cell in cells if cell.strip())
+
+
+def _of_json(file: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    if file.suffix.lower() == ".json":
+        lines = iter([(1, "".join(line for _, line in lines))])
+    for number, line in lines:
+        try:
+            if line.strip():
                 yield from ((number, text) for text in _strings(json.loads(line)))
-            except ValueError as error:
-                raise DataError(f"{file}, line {number}: not JSON ({error}); one JSON object a line") from error
-        else:
-            yield from ((number, cell) for cell in (line.split("\t") if tabs else [line]) if cell.strip())
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}, line {number}: not JSON ({error}); one JSON object a line") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

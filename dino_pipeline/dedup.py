@@ -131,14 +131,14 @@ def near_duplicates(texts: Sequence[str], threshold: float) -> Iterator[tuple[in
                 yield one, other, similarity
 
 
-def first_of_kind(pairs: Iterable[tuple[int, int, float]]) -> dict[int, tuple[int, float]]:
-    """Return who goes when whoever resembles an earlier one that stays goes: by whom, and how similar.
+def first_of_kind(pairs: Iterable[tuple[int, int, float]]) -> Iterator[tuple[int, int, float]]:
+    """Yield who goes, by whom, and how similar, when whoever resembles an earlier one that stays goes.
 
     Args:
-        pairs: places, smaller first, in any order.
+        pairs: places, smaller first; in the order of the second, then of the first.
     """
-    goes: dict[int, tuple[int, float]] = {}
-    for one, other, similarity in sorted(pairs, key=lambda pair: (pair[1], pair[0])):
-        if one not in goes and other not in goes:
-            goes[other] = one, similarity
-    return goes
+    gone: dict[int, None] = {}
+    for one, other, similarity in pairs:
+        if one not in gone and other not in gone:
+            gone[other] = None
+            yield other, one, similarity

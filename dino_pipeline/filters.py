@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from dino_pipeline.contamination import REASON as LEAKED
-from dino_pipeline.errors import DataError, RunError
-from dino_pipeline.funnel import Funnel
+from dino_pipeline.errors import DataError, OptionError, RunError
+from dino_pipeline.funnel import Counts, Funnel
 from dino_pipeline.hygiene import HygieneOptions, hygiene_rules
-from dino_pipeline.rules import PERSONAL_DATA, FilterOptions, record_rules
-from dino_pipeline.run import Run, State, digest_files, shard_files
+from dino_pipeline.rules import PERSONAL_DATA, FilterOptions, custom_digest, record_rules
+from dino_pipeline.run import Run, State, digest_files, model_fingerprint, shard_files
 from dino_pipeline.sets import Table
 from dino_pipeline.sieve import Means, Sieve
 from dino_pipeline.spec import load_spec
@@ -49,8 +49,11 @@ def filter_run(
     name = "shards" if source is None else source.name
     excluded = digest_files(list(map(Path, means.excluded)))
     recorded = {**asdict(options), "numeric_labels": numeric_labels, "source": name, "excluded": excluded}
+    recorded["custom_digest"] = custom_digest(options.custom)
+    recorded["semantic_fingerprint"] = model_fingerprint(options.semantic) if options.semantic else None
     digest = digest_files(files)
     outputs = [run.train, run.dev, run.dropped, run.flagged]
+    _keep_strangers(run, outputs, files, fresh)
     state = run.check("filter", recorded, outputs=outputs, sources=digest, fresh=fresh)
     if state == "done":
         return state, load_funnel(run)
@@ -87,14 +90,35 @@ def look(
         return funnel, sieve.results(funnel)
 
 
-def _sources(run: Run, options: FilterOptions, source: Path | None) -> tuple[list[Path], FilterOptions]:
+def available(run: Run, options: FilterOptions, means: Means, *, numeric_labels: bool) -> Counts:
+    """Count what the filter would keep of each label, before labels are brought to a target or to the same number."""
+    files, options = _sources(run, options, None, strict=False)
+    with _sieve(run, options, means, None, files, numeric_labels) as (sieve, _):
+        return sieve.thin(strict=False).available
+
+
+def _keep_strangers(run: Run, outputs: Sequence[Path], files: Sequence[Path], fresh: bool) -> None:
+    """Refuse to overwrite what is read, or what no filter made."""
+    if read := [path for path in outputs if path.exists() and any(path.samefile(file) for file in files)]:
+        raise OptionError(f"{read[0]}: is what the filter would write, too; name another folder with --run")
+    strangers = [path for path in outputs if path.exists()]
+    if strangers and not fresh and not run.stage("filter"):
+        raise RunError(f"{strangers[0]}: made by no recorded filter; move it away, or --fresh to replace it")
+
+
+def _sources(
+    run: Run, options: FilterOptions, source: Path | None, strict: bool = True
+) -> tuple[list[Path], FilterOptions]:
     """Return the files to read, and the options with what the run's spec says of its texts."""
+    if source is not None and not source.is_file():
+        raise DataError(f"{source}: is no file that can be read twice; save it to one first")
     if source is not None:
         return [source], options
     generated = run.stage("generate")
     if generated.get("status") != "done":
         raise RunError(f"{run.path}: its texts are not all written; finish with dino generate, or name a JSONL file")
-    if empty := [label for label, count in generated.get("counts", {}).items() if not count["accepted"]]:
+    empty = [label for label, count in generated.get("counts", {}).items() if not count["accepted"]]
+    if empty and strict:
         raise DataError(f"{run.shards}: no text of label {', '.join(empty)} was accepted; {run.rejected} says why")
     spec = load_spec(run.spec)
     hygiene = replace(options.hygiene, stop=spec.stop, fields=spec.fields)

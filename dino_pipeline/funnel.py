@@ -49,13 +49,14 @@ class Funnel:
         return Funnel([(step, dict(counts)) for step, counts in steps])
 
 
-def by_tenths(counts: Counts) -> Counts:
-    """Return counts in order; where labels are many (posterior means), those of one tenth are counted together."""
-    if len(counts) <= MOST_COLUMNS:
+def by_tenths(counts: Counts, scale: tuple[float, float]) -> Counts:
+    """Return counts in order; where there are many numbers for labels, those of one tenth of the scale together."""
+    if len(counts) <= MOST_COLUMNS or any(isinstance(label, str) for label in counts):
         return {label: counts[label] for label in _in_order(counts)}
+    low, high = scale
     found: Counts = {}
     for label, count in counts.items():
-        tenth = round(float(label), 1)
+        tenth = round(low + round((float(label) - low) / (high - low), 1) * (high - low), 6)
         found[tenth] = found.get(tenth, 0) + count
     return {label: found[label] for label in _in_order(found)}
 

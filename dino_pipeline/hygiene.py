@@ -7,7 +7,8 @@ is its evidence. A user's own rules (`--rule module:function`) are the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,34 +17,48 @@ from dino_pipeline.texts import normalise
 
 Check = Callable[[Example], str | None]
 
-SHORTEST_PHRASE = 2
-LOOPS = 3
-"""A phrase of some words that comes so many times in a row is a loop; a single word has to come once more."""
+LOOPS, WORD_LOOPS = 3, 5
+"""A phrase of some words that comes so many times in a row is a loop; so is a single word."""
 LONG_WORD = 16
-"""Texts whose words are longer on average are looked at by characters: a script without spaces, or no text at all."""
+"""A text with a word of more characters is looked at by characters: a script without spaces, or no text at all."""
 FEWEST_WORDS = 4
 """Texts that share fewer words than this less one are no copies of one another where one word differs."""
 PLAIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ ',.!?-]*[A-Za-zÀ-ÖØ-öø-ɏ.!?] ?")
 """Letters and punctuation that no rule looks at, with an end that is one."""
-OPEN_ENDS = frozenset(",;:-–—/&+=([{<«„‘、，；：（「『【")
+OPEN_ENDS = frozenset(",;:-–—([{<„、，；：（「『【")
 BRACKETS = {"(": ")", "[": "]", "{": "}", "（": "）", "「": "」", "『": "』", "【": "】"}
 BRACKET = re.compile(r"[(\[{（「『【]")
+SMILEY = re.compile(r"[:;=8xX]['-]?[(\[{]")
 CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2028\u2029\u2060-\u2064\ufeff\ufff9-\ufffb]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2060-\u2064\ufeff\ufff9-\ufffb]"
 )
 BROKEN = re.compile("[\ufffd\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff]")
 ECHO = re.compile(
-    r"(?i:\b(?:sentence|text|review|question|answer|passage|document) ?[1-9]\s?:)"
-    r"|(?:^|[\n\"'.!?]\s*)(?i:task|instructions?|input|output|prompt|label)\s?:"
-    r"|\s(?:Task|Instructions?|Input|Output|Prompt|Label)\s?:"
+    r"(?i:(?:^|[\n\"'.!?]\s*)(?:sentence|review|question|answer|passage|document) ?[1-9]\s?:)"
+    r"|(?i:(?:^|[\n\"'.!?]\s*)(?:task|instructions?)\s?:)|(?i:^\s*(?:input|output|prompt)\s?:)"
+    r"|\s(?:Task|Instructions?|Sentence [1-9])\s?:|###\s*(?i:task|instruction|input|response)"
 )
-EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+")
-PHONE = re.compile(r"(?<![\w.,])(?:\+|00)?\(?\d(?:[ ().\-/]{0,2}\d){7,14}(?![\w.,]\d|\d)")
-CARD = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 DIGIT = re.compile(r"\d")
-DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}|\d{4}\s*[-–]\s*\d{4}")
-WORD_LOOP = re.compile(rf"(?<!\S)(\S+(?: \S+)+?)(?: \1){{{LOOPS - 1},}}(?!\S)|(?<!\S)(\S+)(?: \2){{{LOOPS},}}(?!\S)")
-CHARACTER_LOOP = re.compile(rf"(\S{{2,}}?)\1{{{LOOPS},}}|([^\W\d])\2{{{2 * LOOPS},}}")
+INCHES = re.compile(r'\d"')
+EMAIL = re.compile(r"(?<![@\w.+%-])[\w.+%-]{1,64}@[\w-]+(?:\.[\w-]+)+")
+PHONE = re.compile(
+    r"(?<![\w.,-])(?:"
+    r"(?:\+|00)\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ ./-]?){2,5}\d{2,4}"  # with the country
+    r"|\(\d{2,5}\)\s?\d{3,4}[ -]?\d{3,5}|\d{3}([-. ])\d{3}\1\d{4}"  # as in North America
+    r"|0\d{1,5}[ /-]\d{2,4}(?:[ /-]?\d{2,4}){1,3}"  # with a trunk prefix
+    r"|(?<=call )\d{7,15}|(?<=phone )\d{7,15}|(?<=tel )\d{7,15}"
+    r")(?![\w,.]?\d)"
+)
+CARD = re.compile(r"(?<![\d.])\d(?:[ .-]?\d){12,18}(?!\d)")
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+WORD_LOOP = re.compile(
+    rf"(?<!\S)(\S+(?: \S+){{1,11}}?)(?: \1){{{LOOPS - 1},}}(?!\S)"
+    rf"|(?<!\S)(\S+)(?: \2){{{WORD_LOOPS - 1},}}(?!\S)"
+    rf"|(?<!\S)([{CJK}]{{4,40}})(?: \3){{{LOOPS - 1},}}(?!\S)"
+)
+CHARACTER_LOOP = re.compile(rf"(\S{{2,40}}?)\1{{{LOOPS},}}|([^\W\d])\2{{{2 * LOOPS},}}")
+LOOKED_AT = 2000
+"""Loops are looked for in so many characters: what a long text does, it does soon."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ def hygiene_rules(options: HygieneOptions) -> list[Rule]:
             "copied instruction",
             lambda example: copied_instruction(example, options.fields),
             'parts of the prompt such as "Task:" or "Sentence 2:"',
-            spares_sound=True,
+            spares_sound=not any(PLAIN.fullmatch(field) for field in options.fields),
         ),
         Rule(
             "stop string",
@@ -97,7 +112,7 @@ def hygiene_rules(options: HygieneOptions) -> list[Rule]:
             "the written text holds the stop string; without a spec: an odd number of straight quotes",
             spares_sound=options.stop is None or not PLAIN.fullmatch(options.stop + "a"),
         ),
-        of_text("repetition", repetition, f"a phrase {LOOPS} times in a row, or a word {LOOPS + 1} times"),
+        of_text("repetition", repetition, f"a phrase {LOOPS} times in a row, or a word {WORD_LOOPS} times"),
         Rule("near-copy", near_copy, "text_b is text_a up to one word"),
         of_text("too short", partial(too_short, min_chars=least), f"under {least} letters, digits or signs"),
         of_text("too long", partial(too_long, max_chars=most), f"over {most:,} characters"),
@@ -116,7 +131,7 @@ def is_sound(text: str, options: HygieneOptions) -> bool:
     letters = len(normal) - number + 1
     return (
         number - len(set(words)) < LOOPS
-        and len(normal) <= LONG_WORD * number
+        and max(map(len, words)) <= LONG_WORD
         and letters >= options.min_chars
         and letters >= (1 - options.max_symbols) * length
     )
@@ -154,14 +169,14 @@ def not_text(text: str, max_symbols: float) -> str | None:
         return f"not text: U+{ord(found[0]):04X} at {found.start()}"
     normal = normalise(text)
     visible = len("".join(text.split()))
-    symbols = visible - (len(normal) - normal.count(" ") if normal[:1].isalnum() else 0)
+    symbols = visible - (len(normal) - normal.count(" ") if any(map(str.isalnum, normal)) else 0)
     return f"not text: {symbols} of {visible} characters are symbols" if symbols > max_symbols * visible else None
 
 
 def copied_instruction(example: Example, fields: tuple[str, ...]) -> str | None:
     """Turn down texts that repeat parts of the prompt."""
     for text in _texts(example):
-        if ":" in text and (found := ECHO.search(text)):
+        if (":" in text or "###" in text) and (found := ECHO.search(text)):
             return f"copied instruction: {found[0].strip()}"
     written = _texts(example)[-1]
     return next((f"copied instruction: {field}" for field in fields if field in written), None)
@@ -172,19 +187,22 @@ def stop_string(example: Example, stop: str | None) -> str | None:
     if stop is not None:
         return f"stop string: {stop}" if stop in _texts(example)[-1] else None
     for text in _texts(example):
-        if '"' in text and text.count('"') % 2:
+        if '"' in text and (text.count('"') - len(INCHES.findall(text))) % 2:
             return 'stop string: an odd number of "'
     return None
 
 
 def repetition(text: str) -> str | None:
-    """Turn down texts that go round in circles."""
-    normal = normalise(text)
+    """Turn down texts that go round in circles; numbers may."""
+    normal = normalise(text)[:LOOKED_AT]
     words = normal.split()
-    if len(words) - len(set(words)) >= LOOPS and (found := WORD_LOOP.search(normal)):
-        return f"repetition: {(found[1] or found[2])!r} {LOOPS if found[1] else LOOPS + 1} times and more"
-    if len(normal) > LONG_WORD * len(words) and (found := CHARACTER_LOOP.search(normal)):
-        return f"repetition: {(found[1] or found[2])!r} over and over"
+    if len(words) - len(set(words)) >= LOOPS - 1:
+        for found in WORD_LOOP.finditer(normal):
+            phrase = found[1] or found[2] or found[3]
+            if any(map(str.isalpha, phrase)):
+                return f"repetition: {phrase!r} {found[0].count(phrase)} times in a row"
+    if max(map(len, words), default=0) > LONG_WORD and (loop := CHARACTER_LOOP.search(normal)):
+        return f"repetition: {(loop[1] or loop[2])!r} over and over"
     return None
 
 
@@ -196,8 +214,13 @@ def near_copy(example: Example) -> str | None:
     if text_a[:1] != text_b[:1] and text_a[-1:] != text_b[-1:]:
         return None  # first and last word differ
     first, second = text_a.split(), text_b.split()
+    if max(map(len, (*first, *second)), default=0) > LONG_WORD:  # a script without spaces: two characters are a word
+        first, second = list(text_a), list(text_b)
+        most, fewest = 2, 3 * FEWEST_WORDS
+    else:
+        most, fewest = 1, FEWEST_WORDS
     shorter = min(len(first), len(second))
-    if abs(len(first) - len(second)) > 1 or shorter < FEWEST_WORDS - 1:
+    if abs(len(first) - len(second)) > most or shorter < fewest - most:
         return None
     same = 0
     while same < shorter and first[same] == second[same]:
@@ -206,16 +229,21 @@ def near_copy(example: Example) -> str | None:
     while end < shorter - same and first[-1 - end] == second[-1 - end]:
         end += 1
     left, right = first[same : len(first) - end], second[same : len(second) - end]
-    if len(left) > 1 or len(right) > 1 or same + end < FEWEST_WORDS - 1:
+    if len(left) > most or len(right) > most or same + end < fewest - most:
         return None
-    return f"near-copy: {' '.join(left) or '(nothing)'} -> {' '.join(right) or '(nothing)'}"
+    between = " " if most == 1 else ""
+    return f"near-copy: {between.join(left) or '(nothing)'} -> {between.join(right) or '(nothing)'}"
 
 
 def too_short(text: str, min_chars: int) -> str | None:
-    """Turn down texts of too few letters, digits and signs."""
+    """Turn down texts of too few letters, digits and signs; wide characters count twice."""
     if len(text) >= 2 * min_chars and text.isalnum():
         return None
-    return f"too short: {text.strip()!r}" if len(normalise(text).replace(" ", "")) < min_chars else None
+    normal = normalise(text).replace(" ", "")
+    if len(normal) >= min_chars:
+        return None
+    length = len(normal) + sum(unicodedata.east_asian_width(character) in "WF" for character in normal)
+    return f"too short: {text.strip()!r}" if length < min_chars else None
 
 
 def too_long(text: str, max_chars: int) -> str | None:
@@ -226,9 +254,10 @@ def too_long(text: str, max_chars: int) -> str | None:
 def unfinished(text: str) -> str | None:
     """Turn down texts that break off."""
     end = text.rstrip()[-1:]
-    if end in OPEN_ENDS:
+    if end in OPEN_ENDS and not SMILEY.search(text[-4:]):
         return f"unfinished: ends in {end}"
     if BRACKET.search(text):
+        text = SMILEY.sub("", text)
         for opening, closing in BRACKETS.items():
             if text.count(opening) > text.count(closing):
                 return f"unfinished: {opening} is never closed"
@@ -245,17 +274,10 @@ def personal_data(example: Example) -> str | None:
         for number in CARD.finditer(text):
             if _luhn(number[0]):
                 return f"personal data: card number {number[0]}"
-        for phone in _phones(text):
-            return f"personal data: phone number {phone}"
+        for number in PHONE.finditer(text):
+            if 7 <= len(re.sub(r"\D", "", number[0])) <= 15:
+                return f"personal data: phone number {number[0]}"
     return None
-
-
-def _phones(text: str) -> Iterator[str]:
-    for found in PHONE.finditer(text):
-        number = found[0]
-        parted = number.lstrip("+").strip("()") != re.sub(r"\D", "", number) or number.startswith(("+", "0"))
-        if parted and not DATE.search(number):
-            yield number
 
 
 def _luhn(number: str) -> bool:

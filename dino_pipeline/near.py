@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from dino_pipeline.sets import DROPS, Table
 from dino_pipeline.texts import normalise
 
 BATCH = 1000
+FEW = 64
+"""So many texts of one input and label are compared each with each, more by bands."""
+SIMILAR = pa.schema({"one": pa.int64(), "other": pa.int64(), "how": pa.float64()})
 Near = tuple[int, int, float]
-"""A row that goes, the row that it resembles, and how much."""
+"""Two rows, and how similar they are."""
 Spread = Callable[[Iterator[Any]], Iterator[list[Near]]]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""
@@ -35,15 +39,16 @@ def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> str:
         workers: processes. Speed only.
     """
     ids = _store_band_keys(table, rows, workers)
-    if len(ids) < 2:
-        return _all_rows(table, rows, {})
-    files = [_band_file(table, band) for band in range(BANDS)]
-    bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]
-    with side_by_side(partial(_Similar, threshold), workers) as spread:
-        found = [near for pairs in candidates(bands) for near in _verified(table, ids[pairs], spread)]
-    for file in files:
-        file.unlink()
-    return _all_rows(table, rows, first_of_kind(found))
+    table.store("alike", pa.table(SIMILAR.empty_table()))
+    if len(ids) > 1:
+        files = [_band_file(table, band) for band in range(BANDS)]
+        bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]
+        with side_by_side(partial(_Similar, threshold), workers) as spread:
+            for pairs in candidates(bands):
+                _verify(table, ids[pairs], spread)
+        for file in files:
+            file.unlink()
+    return _rows_of_those_that_go(table, rows)
 
 
 def _heads(table: Table, rows: str) -> str:
@@ -86,15 +91,19 @@ def _parts(texts: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (texts[start : start + BATCH] for start in range(0, max(1, len(texts)), BATCH))
 
 
-def _verified(table: Table, pairs: NDArray[np.int64], spread: Spread) -> Iterator[Near]:
-    """Yield the pairs of rows whose text_a are as similar as they have to be."""
+def _verify(table: Table, pairs: NDArray[np.int64], spread: Spread) -> None:
+    """Add to ``alike`` the pairs of rows whose text_a are as similar as they have to be."""
     table.store("candidates", pa.table({"one": pairs[:, 0], "other": pairs[:, 1]}))
     texts = table.stream("""
         SELECT one, other, first.text_a AS text, second.text_a AS other_text
         FROM candidates JOIN plain AS first ON first.id = one JOIN plain AS second ON second.id = other
     """)
-    for found in spread(list(zip(*batch.values(), strict=True)) for batch in texts):
-        yield from found
+    found = [near for some in spread(list(zip(*batch.values(), strict=True)) for batch in texts) for near in some]
+    _add_similar(table, found)
+
+
+def _add_similar(table: Table, found: Sequence[Near]) -> None:
+    table.insert("alike", pa.table(list(map(list, zip(*found, strict=True))) or [[], [], []], schema=SIMILAR))
 
 
 class _Similar:
@@ -109,17 +118,19 @@ class _Similar:
         return [near for near in found if near[2] >= self.threshold]
 
 
-def _all_rows(table: Table, rows: str, goes: dict[int, tuple[int, float]]) -> str:
-    """Return a query of all rows of the text_a that go."""
-    _store(table, "going", ((one, stays, how) for one, (stays, how) in goes.items()))
+def _rows_of_those_that_go(table: Table, rows: str) -> str:
+    """Return a query of all rows of the text_a that go, by the pairs in ``alike``."""
+    batches = table.stream("SELECT one, other, how FROM alike ORDER BY other, one")
+    pairs = (pair for batch in batches for pair in zip(batch["one"], batch["other"], batch["how"], strict=True))
+    _store(table, "going", first_of_kind(pairs))
     return f"""
         SELECT every.id, evidence, duplicate_of
         FROM going JOIN first_rows ON first_rows.id = going.id JOIN {rows} AS every ON every.a = first_rows.a
     """
 
 
-def _store(table: Table, name: str, found: Iterable[Near]) -> None:
-    rows = [{"id": goes, "evidence": f"similarity {how:.2f}", "duplicate_of": stays} for goes, stays, how in found]
+def _store(table: Table, name: str, gone: Iterable[Near]) -> None:
+    rows = [{"id": goes, "evidence": f"similarity {how:.2f}", "duplicate_of": stays} for goes, stays, how in gone]
     table.store(name, pa.Table.from_pylist(rows, schema=DROPS))
 
 
@@ -139,17 +150,16 @@ def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> 
     for batch in table.stream(_heads(table, rows)):
         ids += batch["id"]
         found.append(embed(batch["text_a"]))
-    pairs: list[Near] = []
+    table.store("alike", pa.table(SIMILAR.empty_table()))
     if len(ids) > 1:
         import torch
 
-        for score, one, other in util.paraphrase_mining_embeddings(
+        pairs = util.paraphrase_mining_embeddings(
             torch.from_numpy(np.concatenate(found)), max_pairs=100 * len(ids), top_k=100
-        ):
-            if score < threshold:
-                break
-            pairs.append((ids[min(one, other)], ids[max(one, other)], round(float(score), 4)))
-    return _all_rows(table, rows, first_of_kind(pairs))
+        )
+        found_pairs = [(min(one, other), max(one, other), float(how)) for how, one, other in pairs if how >= threshold]
+        _add_similar(table, [(ids[one], ids[other], how) for one, other, how in found_pairs])
+    return _rows_of_those_that_go(table, rows)
 
 
 def near_texts(table: Table, rows: str, threshold: float, workers: int) -> str:
@@ -192,10 +202,16 @@ class _Repeats:
 
     def _of_group(self, group: Group) -> Iterator[Near]:
         ids, texts = [number for number, _ in group], [grams(normalise(text)) for _, text in group]
+        every = combinations(range(len(texts)), 2) if len(texts) <= FEW else self._candidates(group)
         pairs = (
-            (one, other, jaccard(text, other_text))
-            for (one, text), (other, other_text) in combinations(enumerate(texts), 2)
-            if min(len(text), len(other_text)) >= self.threshold * max(len(text), len(other_text))
+            (one, other, jaccard(texts[one], texts[other]))
+            for one, other in every
+            if min(len(texts[one]), len(texts[other])) >= self.threshold * max(len(texts[one]), len(texts[other]))
         )
-        for goes, (stays, how) in first_of_kind(pair for pair in pairs if pair[2] >= self.threshold).items():
+        alike = sorted((pair for pair in pairs if pair[2] >= self.threshold), key=itemgetter(1, 0))
+        for goes, stays, how in first_of_kind(alike):
             yield ids[goes], ids[stays], how
+
+    def _candidates(self, group: Group) -> Iterator[tuple[int, int]]:
+        bands = list(_KeysOf()([text for _, text in group]).T)
+        yield from (pair for pairs in candidates(bands) for pair in map(tuple, pairs.tolist()))

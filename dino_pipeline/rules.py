@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from dino_pipeline.hygiene import Check, HygieneOptions, Rule, hygiene_rules, pe
 from dino_pipeline.labels import as_number
 
 PERSONAL_DATA = "personal data"
+MOST_CUSTOM = 40
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def record_rules(options: FilterOptions, excluded: Sequence[str] = ()) -> list[R
     names = [rule.name for rule in rules]
     if unknown := [name for name in options.without if name not in names]:
         raise OptionError(f"--without {unknown[0]!r}: no such rule; choose from {', '.join(map(repr, names))}")
+    if len(options.custom) > MOST_CUSTOM:
+        raise OptionError(f"--rule: {len(options.custom)} rules, {MOST_CUSTOM} at most; let one function call others")
     rules = [rule for rule in rules if rule.name not in options.without]
     if options.pii == "drop":
         rules.append(Rule(PERSONAL_DATA, personal_data, "an e-mail address, a phone number or a card number", True))
@@ -85,6 +91,15 @@ def record_rules(options: FilterOptions, excluded: Sequence[str] = ()) -> list[R
         # before all else: what leaked is to be called so
         rules.insert(0, Rule(REASON, Gate(excluded, options.near_duplicates or 1.0), "a text of --exclude"))
     return rules + [Rule(name, custom_rule(name), "your own") for name in options.custom]
+
+
+def custom_digest(names: Sequence[str]) -> str:
+    """Return a hash of the files that hold a user's own rules, so that a change of them is a change of options."""
+    digest = hashlib.sha256()
+    for name in names:
+        file = inspect.getsourcefile(inspect.unwrap(custom_rule(name)))
+        digest.update(Path(file).read_bytes() if file else b"")
+    return digest.hexdigest()[:16]
 
 
 def custom_rule(name: str) -> Check:
@@ -123,7 +138,7 @@ def thresholds(given: Sequence[str], labels: Sequence[float | str], option: str)
         name, _, limit = text.rpartition("=")
         relative = limit.endswith("%")
         number = as_number(limit.removesuffix("%"))
-        if number is None or (relative and not 0 <= number <= 100):
+        if number is None or not math.isfinite(number) or (relative and not 0 <= number <= 100):
             raise OptionError(
                 f"{option} {text}: must be a number such as 0.1, a share such as 10%, or LABEL= and either"
             )

@@ -263,6 +263,9 @@ class Run:
         """Bring a `replace` to its end."""
         if not self._ready.exists():
             return
+        if not (self._ready / RECORD).exists():  # all is in place, and only the folder is left
+            remove(self._ready)
+            return
         found = json.loads((self._ready / RECORD).read_text())
         for path in sorted(self._ready.iterdir()):
             if path.name != RECORD:

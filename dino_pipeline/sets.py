@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dino_pipeline.errors import OptionError, OutputError
-from dino_pipeline.funnel import Counts, Label
+from dino_pipeline.funnel import MOST_COLUMNS, Counts, Label, by_tenths
 
 BATCH = 4096
 TRIES = 20
@@ -134,12 +134,14 @@ class Table:
             SELECT id, text_a, text_b, {label} AS label, rows.logprob, rows.margin, input, sample, reason, flag
             FROM keys JOIN rows USING (line)
         """)
-        self.run("CREATE TABLE drops (id BIGINT, reason VARCHAR, evidence VARCHAR, duplicate_of BIGINT)")
+        self.run("CREATE TABLE drops (id BIGINT, reason VARCHAR, evidence VARCHAR, duplicate_of BIGINT, step INTEGER)")
         self.run("CREATE VIEW alive AS SELECT * FROM keys ANTI JOIN drops USING (id)")
 
-    def drop(self, reason: str, query: str) -> None:
-        """Drop the rows that a query of `DROPS` finds."""
-        self.run(f"INSERT INTO drops SELECT id, ?, evidence, duplicate_of FROM ({query})", reason)
+    def drop(self, reason: str, query: str) -> Counts:
+        """Drop the rows that a query of `DROPS` finds, and count them."""
+        step = self.value("SELECT coalesce(max(step), 0) + 1 FROM drops")
+        self.run(f"INSERT INTO drops SELECT id, ?, evidence, duplicate_of, {step} FROM ({query})", reason)
+        return self.count(f"SELECT id FROM drops WHERE step = {step}")
 
     def count(self, query: str) -> Counts:
         """Count by label the rows whose ``id`` a query finds."""
@@ -153,7 +155,24 @@ class Table:
 
     def by_label(self, counts: Iterable[tuple[int, int]]) -> Counts:
         """Return counts under the labels themselves, in order."""
-        return {self.labels[label]: count for label, count in sorted(counts)}
+        return by_tenths({self.labels[label]: count for label, count in counts}, self.scale)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The lowest and the highest score: 0 and 1, unless a label lies outside."""
+        values = [float(label) for label in self.labels] if self.scored else []
+        return (min(0.0, *values), max(1.0, *values)) if len(values) > 1 else (0.0, 1.0)
+
+    @property
+    def unrelated(self) -> float:
+        """The score of texts that have nothing to do with each other."""
+        low, high = self.scale
+        return 0.0 if (low, high) == (0.0, 1.0) else float(self.labels[0])
+
+    @property
+    def graded(self) -> bool:
+        """Whether labels are scores of many grades, such as people's, rather than a spec's few."""
+        return self.scored and len(self.labels) > MOST_COLUMNS
 
     def drops_by_reason(self, names: Sequence[str]) -> dict[str, Counts]:
         """Count the drops by reason and label; first those named, in this order, then others by name."""
@@ -331,9 +350,16 @@ def _draw(table: Table, count: int, factors: Mapping[int, int]) -> None:
     """)
     table.run("""
         INSERT INTO extra
-        WITH related AS (SELECT a, b FROM keys SEMI JOIN drawn USING (a)),
-        unrelated AS (SELECT * FROM drawn ANTI JOIN related USING (a, b) ANTI JOIN extra USING (a, b)),
-        distinct_texts AS (SELECT * FROM unrelated QUALIFY row_number() OVER (PARTITION BY a, b ORDER BY draw) = 1)
+        WITH related AS (
+            SELECT a, b FROM keys SEMI JOIN drawn USING (a)
+            UNION ALL SELECT b, a FROM keys SEMI JOIN drawn ON drawn.a = keys.b
+            UNION ALL SELECT a, b FROM extra UNION ALL SELECT b, a FROM extra
+        ),
+        unrelated AS (SELECT * FROM drawn ANTI JOIN related USING (a, b)),
+        distinct_texts AS (
+            SELECT * FROM unrelated
+            QUALIFY row_number() OVER (PARTITION BY least(a, b), greatest(a, b) ORDER BY draw, a) = 1
+        )
         SELECT * EXCLUDE (wants) FROM distinct_texts
         QUALIFY row_number() OVER (PARTITION BY a ORDER BY draw) <= wants
     """)

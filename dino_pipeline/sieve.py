@@ -146,7 +146,7 @@ class Sieve:
                 lambda rows: surplus(rows, smallest(rows)),
                 "more than there are of the rarest label",
                 "--no-balance",
-                options.balance,
+                options.balance and not (self.table and self.table.graded),
             ),
         ]
 
@@ -161,13 +161,13 @@ class Sieve:
 
     def _limit(self, column: str, given: Sequence[str], help: str) -> SetRule:
         option = f"--min-{column}"
-        return SetRule(
-            f"low {column}",
-            lambda rows: below(rows, column, thresholds(given, self.table.labels, option)),
-            help,
-            option,
-            bool(given),
-        )
+
+        def find(rows: str) -> str:
+            if not self.table.value(f"SELECT count({column}) FROM keys"):
+                raise OptionError(f"{option}: {self.source} holds no {column}; only what dino generate wrote has one")
+            return below(rows, column, thresholds(given, self.table.labels, option))
+
+        return SetRule(f"low {column}", find, help, option, bool(given))
 
     def _unconfirmed(self, rows: str) -> str:
         assert self.means.scores
@@ -191,30 +191,40 @@ class Sieve:
         Raises:
             DataError: nothing is left of a label, or of a side.
         """
+        funnel = self.thin()
+        self._part(funnel)
+        return funnel
+
+    def thin(self, strict: bool = True) -> Funnel:
+        """Drop what the rules find, and count all along.
+
+        Args:
+            strict: whether it is an error that nothing is left of a label.
+        """
         table, funnel = self.table, Funnel()
         funnel.add("read", table.counts("keys"))
         table.run("""
-            INSERT INTO drops SELECT id, head, nullif(substr(reason, length(head) + 3), ''), NULL
+            INSERT INTO drops SELECT id, head, nullif(substr(reason, length(head) + 3), ''), NULL, 0
             FROM (SELECT id, reason, split_part(reason, ': ', 1) AS head FROM plain WHERE reason IS NOT NULL)
         """)
         built_in = [rule.name for rule in self.rules if rule.name not in self.options.custom]
         for reason, counts in table.drops_by_reason(built_in).items():
             funnel.add(f"- {reason}", counts)
-        self._check_left(funnel)
+        self._check_left(funnel, strict)
         for rule in self.set_rules():
             if rule.on:
                 if rule.name in LEVELLING and not funnel.available:
                     funnel.available = table.counts("alive")
-                table.drop(rule.name, rule.find("alive"))
-                funnel.add(f"- {rule.name}", table.drops_by_reason([rule.name])[rule.name])
-                self._check_left(funnel)
+                funnel.add(f"- {rule.name}", table.drop(rule.name, rule.find("alive")))
+                self._check_left(funnel, strict)
         funnel.add("kept", table.counts("alive"))
         funnel.available = funnel.available or table.counts("alive")
         self._count_more(funnel)
-        self._part(funnel)
         return funnel
 
-    def _check_left(self, funnel: Funnel) -> None:
+    def _check_left(self, funnel: Funnel, strict: bool) -> None:
+        if self.table.graded or not strict:
+            return
         left = self.table.run("SELECT DISTINCT label FROM alive")
         lost = [str(label) for number, label in enumerate(self.table.labels) if (number,) not in left]
         if lost:
@@ -252,12 +262,13 @@ class Sieve:
         self._label()
         if table.scored and options.random_pairs and table.value("SELECT count(b) FROM keys"):
             random_pairs(table, options.random_pairs, options.seed)
-            funnel.add("+ random pairs", {0.0: table.value("SELECT count(*) FROM extra")})
+            funnel.add("+ random pairs", {table.unrelated: table.value("SELECT count(*) FROM extra")})
         for side, dev in (("train", False), ("dev", True)):
             counts = dict(table.run("SELECT label, count(*) FROM labelled WHERE dev = ? GROUP BY label", dev))
             if table.has("extra"):
-                counts[0.0] = counts.get(0.0, 0) + table.value("SELECT count(*) FROM extra WHERE dev = ?", dev)
-            funnel.add(side, by_tenths(counts))
+                drawn = table.value("SELECT count(*) FROM extra WHERE dev = ?", dev)
+                counts[table.unrelated] = counts.get(table.unrelated, 0) + drawn
+            funnel.add(side, by_tenths(counts, table.scale))
 
     def _label(self) -> None:
         """Give every row that is kept the label it is trained with, in ``labelled (id, line, dev, label)``."""
@@ -267,9 +278,7 @@ class Sieve:
             return
         label = "v"
         if table.scored and options.labels == "smoothed":
-            values = [float(label) for label in table.labels]
-            middle = (min(0.0, *values) + max(1.0, *values)) / 2
-            label = f"round(v * {1 - options.smoothing!r} + {options.smoothing * middle!r}, 6)"
+            label = f"round(v * {1 - options.smoothing!r} + {options.smoothing * sum(table.scale) / 2!r}, 6)"
         table.run(f"""
             CREATE TABLE labelled AS SELECT id, line, dev, {label} AS label FROM parts JOIN labels USING (label)
         """)
@@ -311,7 +320,7 @@ class Sieve:
             if self.table.has("extra"):
                 query = f"""
                     SELECT * FROM ({query}) UNION ALL SELECT * FROM (
-                        SELECT one.text_a, two.text_b, 0.0, NULL, NULL, NULL, NULL
+                        SELECT one.text_a, two.text_b, {self.table.unrelated!r}, NULL, NULL, NULL, NULL
                         FROM extra JOIN plain AS one USING (id) JOIN plain AS two ON two.id = other
                         WHERE dev = {dev} ORDER BY extra.id, draw
                     )

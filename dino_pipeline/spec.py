@@ -16,6 +16,7 @@ from dino_pipeline.labels import as_number
 
 X1 = "<X1>"
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]*)>")
+LONG_LINE = 20
 FIELD = re.compile(r"[^\s:\"<][^:\"<]{0,29}:")
 OPENING = {"”": "“„", "“": "„", "’": "‘‚", "‘": "‚", "»": "«", "«": "»", "」": "「", "』": "『", "›": "‹", "‹": "›"}
 """What may open a text that the key closes, where the two differ."""
@@ -114,9 +115,11 @@ class TaskSpec(_Closed):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What stands before a colon at the beginning of the instructions' lines: ``Task:``, ``Sentence 2:``."""
-        lines = (line for label in self.labels.values() for line in label.instruction.splitlines())
-        return tuple(dict.fromkeys(found[0] for line in lines if (found := FIELD.match(line))))
+        """What no text repeats: how the instructions' lines begin, such as ``Task:``, and long lines without inputs."""
+        lines = [line for label in self.labels.values() for line in label.instruction.splitlines()]
+        heads = [found[0] for line in lines if (found := FIELD.match(line))]
+        rests = [FIELD.sub("", line, count=1).strip() for line in lines]
+        return tuple(dict.fromkeys([*heads, *(rest for rest in rests if len(rest) >= LONG_LINE and "<" not in rest)]))
 
     def can_show(self, text: str) -> bool:
         """Whether the text may stand between quotes: a stop string that cannot be softened would end it early."""

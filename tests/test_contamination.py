@@ -39,6 +39,19 @@ def test_evaluation_data_is_found_by_each_way(gate: Gate, text: str, how: str) -
         assert "gold.tsv, line 1: the quick brown fox" in said
 
 
+def test_short_and_unparted_texts(tmp_path: Path) -> None:
+    gold = "昨天下午我们在城里的一家小书店买了三本关于历史和地理的旧书"
+    (tmp_path / "gold.txt").write_text(f"A man sat.\n我喜欢狗\n{gold}\nyes\n")
+    gate = Gate([str(tmp_path / "gold.txt")], 0.8)
+    for text in (
+        "a man sat",
+        "我喜欢狗。",
+        f"据我所知，{gold}，然后我们就回家吃饭休息看电视聊天睡觉一直到第二天早上。",
+    ):
+        assert (gate(Example(text, "Fine.", 1.0)) or "").startswith("in evaluation data: ")
+    assert gate(Example("Yes!", "Fine.", 1.0)) is None
+
+
 def test_other_texts_pass(gate: Gate) -> None:
     examples = [Example(text, text[::-1], 1.0) for text in (Words().sentence() for _ in range(100))]
     gate.prepare(examples)
@@ -51,6 +64,13 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
     assert list(texts_of(tmp_path / "a.jsonl")) == [(1, "one"), (1, "two"), (1, "three"), (3, "four")]
     (tmp_path / "b.txt").write_text("one\ttwo\n")
     assert list(texts_of(tmp_path / "b.txt")) == [(1, "one\ttwo\n")]
+    (tmp_path / "b.csv").write_text('"one, and more",two\n')
+    assert list(texts_of(tmp_path / "b.csv")) == [(1, "one, and more"), (1, "two")]
+    (tmp_path / "c.json").write_text('[\n {"s1": "one"}\n]\n')
+    assert list(texts_of(tmp_path / "c.json")) == [(1, "one")]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match="holds no text to keep out"):
+        list(texts_of(tmp_path / "empty.txt"))
     (tmp_path / "c.jsonl").write_text('{"s1": "one"}\nnonsense\n')
     with pytest.raises(DataError, match=r"c.jsonl, line 2: not JSON"):
         list(texts_of(tmp_path / "c.jsonl"))

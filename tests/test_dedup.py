@@ -82,11 +82,8 @@ def test_in_a_crowd_each_is_compared_with_the_first() -> None:
 
 
 def test_whoever_resembles_one_that_goes_stays() -> None:
-    assert first_of_kind([(1, 2, 0.8), (0, 1, 0.9), (2, 3, 0.85), (0, 4, 1.0), (2, 4, 0.9)]) == {
-        1: (0, 0.9),
-        3: (2, 0.85),
-        4: (0, 1.0),
-    }
+    pairs = [(0, 1, 0.9), (1, 2, 0.8), (2, 3, 0.85), (0, 4, 1.0), (2, 4, 0.9)]
+    assert list(first_of_kind(pairs)) == [(1, 0, 0.9), (3, 2, 0.85), (4, 0, 1.0)]
 
 
 def test_inputs_that_say_the_same_go_with_all_their_pairs(tmp_path: Path) -> None:
@@ -113,6 +110,15 @@ def test_texts_that_say_the_same_for_one_input_and_label_go(tmp_path: Path) -> N
     assert list(reasons(run).values()) == ["near-duplicate text_b"]
     assert dropped(run)[0]["duplicate_of"]["text_b"] == text
     assert len(kept(run)) == 3
+
+
+def test_many_texts_of_one_input_are_compared_by_bands(tmp_path: Path) -> None:
+    words = Words(4)
+    examples = [Example("One input.", words.sentence(), 1.0, sample=n) for n in range(2000)]
+    copies = [Example("One input.", (each.text_b or "")[:-1] + "s!", 1.0, sample=9000) for each in examples[:50]]
+    run = filtered(tmp_path, examples + copies, raw(near_duplicates=0.8))
+    assert sum(row["sample"] == 9000 for row in dropped(run)) >= 49
+    assert len(dropped(run)) <= 52
 
 
 def test_inputs_of_the_same_meaning_go_by_a_sentence_encoder(tmp_path: Path) -> None:

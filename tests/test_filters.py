@@ -386,3 +386,72 @@ def test_normal_forms_and_overlap() -> None:
 @given(st.text(alphabet=st.characters(max_codepoint=127)))
 def test_the_short_way_to_a_normal_form_is_the_long_one(text: str) -> None:
     assert normalise(text + "é").removesuffix("é").strip() == normalise(text).strip() or not any(map(str.isalnum, text))
+
+
+def test_scores_of_many_grades_are_neither_balanced_nor_missed(tmp_path: Path) -> None:
+    """Such as people's scores, or posterior labels that are filtered again."""
+    words = Words()
+    graded = [Example(words.sentence(), words.sentence(), n / 100) for n in range(101)]
+    run = filtered(tmp_path, [*graded, Example("A dog runs.", "a DOG runs", 0.123)], raw(balance=True, dev_share=0.2))
+    assert [row["label"] for row in dropped(run)] == [0.123]
+    assert len(funnel(run)["read"]) == 11
+    assert sum(funnel(run)["train"].values()) + sum(funnel(run)["dev"].values()) == 101
+
+
+def test_many_classes_are_counted_by_name(tmp_path: Path) -> None:
+    examples = [Example(f"text {n}", f"other {n}", f"class {n % 20}") for n in range(60)]
+    assert len(funnel(filtered(tmp_path, examples, numeric_labels=False))["train"]) == 20
+
+
+def test_random_pairs_have_the_lowest_score_of_the_scale(tmp_path: Path) -> None:
+    pairs = [Example(f"text {n}", f"other {n}", label) for n, label in enumerate([-1.0, 0.0, 1.0] * 9)]
+    run = filtered(tmp_path, pairs, raw(random_pairs=1))
+    assert funnel(run)["+ random pairs"] == {-1.0: 27}
+    assert Counter(label for *_, label in kept(run)) == {"-1.0": 36, "0.0": 9, "1.0": 9}
+
+
+def test_random_pairs_are_unrelated_in_both_directions(tmp_path: Path) -> None:
+    chain = [Example(f"link {n}", f"link {(n + 1) % 8}", 1.0) for n in range(8)]
+    run = filtered(tmp_path, chain, raw(random_pairs=5))
+    made = [frozenset((a, b)) for a, b, label in kept(run) if label == "0.0"]
+    assert made
+    assert len(set(made)) == len(made)
+    assert not set(made) & {frozenset((each.text_a, each.text_b)) for each in chain}
+
+
+def test_neither_the_source_nor_a_strangers_files_are_overwritten(tmp_path: Path) -> None:
+    write_examples(tmp_path / "train.jsonl", Words().pairs(20))
+    with pytest.raises(OptionError, match=r"train.jsonl: is what the filter would write, too; name another folder"):
+        filter_run(Run(tmp_path), FilterOptions(), source=tmp_path / "train.jsonl")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "dev.jsonl").write_text("precious")
+    with pytest.raises(RunError, match=r"dev.jsonl: made by no recorded filter; move it away, or --fresh"):
+        filter_run(Run(tmp_path / "mine"), FilterOptions(), source=tmp_path / "train.jsonl")
+    assert (tmp_path / "mine" / "dev.jsonl").read_text() == "precious"
+    with pytest.raises(DataError, match="is no file that can be read twice"):
+        filter_run(Run(tmp_path / "mine"), FilterOptions(), source=Path("/dev/stdin"))
+
+
+def test_an_empty_folder_that_a_kill_left_is_swept_away(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (tmp_path / "ready").mkdir()
+    with run.locked():
+        assert not (tmp_path / "ready").exists()
+
+
+def test_a_changed_rule_of_ones_own_is_a_changed_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "changing_rule.py").write_text("def rule(example):\n    return None\n")
+    write_examples(tmp_path / "data.jsonl", FINE)
+    run, options = Run(tmp_path / "run"), raw(custom=("changing_rule:rule",))
+    filter_run(run, options, source=tmp_path / "data.jsonl")
+    (tmp_path / "changing_rule.py").write_text("def rule(example):\n    return 'no'\n")
+    with pytest.raises(RunError, match="custom_digest was"):
+        filter_run(run, options, source=tmp_path / "data.jsonl")
+
+
+def test_a_threshold_without_anything_to_compare_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"--min-margin: .*data.jsonl holds no margin"):
+        filtered(tmp_path, FINE, raw(min_margin=("0.5",)))
+    with pytest.raises(OptionError, match="--min-margin 1e400: must be a number"):
+        filtered(tmp_path, Words().pairs(3), raw(min_margin=("1e400",)))

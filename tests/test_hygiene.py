@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from dino_pipeline.examples import Example
 from dino_pipeline.hygiene import HygieneOptions, hygiene_rules, is_sound, personal_data
+from dino_pipeline.spec import load_spec
+from tests.test_spec import SPECS
 
 WITH_SPEC = HygieneOptions(stop="»", fields=("Movie:", "Review:"))
 FINE = [
@@ -18,6 +20,19 @@ FINE = [
     ("نحن في البيت.", "ذهب الرجل إلى السوق."),
     ("On 2021-05-06 it cost $1,000,000.", "From 1990 - 2000 there were 12345678 of them."),
     ('He said "yes".', "It's a dog's life; isn't it?"),
+    ("मैं हिंदी में पढ़ता हूँ।", "यह दिन अच्छा है।"),
+    ("यह दिन अच्छा है।", "हाँ"),
+    ("ကျွန်တော် မြန်မာစကား ပြောတတ်ပါတယ်။", "好的"),
+    ("I lost my keys today :(", "Sad :( but true, we went home."),
+    ("She writes C++", "He got an A+"),
+    ("»Hallo, wie geht es dir?«", "‚Komm bitte nach Hause‘"),
+    ("It cost $1,000,000,000,000.", "The host is 0.0.0.0, the time 00:00:00:00."),
+    ("I know, I know!", "No, no, no, no, said the child."),
+    ('A 10" ruler.', "6'2\" tall"),
+    ("أحب القطط\u200f.", "Record Label: Sony Music"),
+    ("Hobby: chess. Output: high.", "Pi is 3.14159265, more or less."),
+    ("The server is 192.168.100.200 today.", "It has 1.000.000.000 inhabitants."),
+    ("In 1990 1991 1992 and 10-12 14-16.", "Follow @user@mastodon.social now."),
     ("I had had it, had it not been so.", "That that is is that that is not is not."),
 ]
 
@@ -49,8 +64,11 @@ def test_nothing_is_wrong_with_what_people_write(pair: tuple[str, str]) -> None:
         ("A dog barks. Task: Write two sentences.", "copied instruction: . Task:"),
         ("Good film. Review: splendid.", "copied instruction: Review:"),
         ("A dog barks.» And", "stop string: »"),
-        ("I like it. I like it. I like it.", "repetition: 'i like it' 3 times and more"),
-        ("It is very very very very good.", "repetition: 'very' 4 times and more"),
+        ("I like it. I like it. I like it.", "repetition: 'i like it' 3 times in a row"),
+        ("It is very very very very very good.", "repetition: 'very' 5 times in a row"),
+        ("我喜欢狗。我喜欢狗。我喜欢狗。", "repetition: '我喜欢狗' 3 times in a row"),
+        ("So " + "ha" * 12 + " today.", "repetition: 'ha' over and over"),
+        ("### Instruction Say it.", "copied instruction: ### Instruction"),
         ("猫が好き猫が好き猫が好き猫が好き猫が好き", "repetition: '猫が好き' over and over"),
         ("aaaaaaaaaaaaaaaaaaaaa", "repetition: 'aa' over and over"),
         ("A dog barks and,", "unfinished: ends in ,"),
@@ -87,13 +105,40 @@ def test_copies_up_to_one_word(text_b: str, said: list[str]) -> None:
     [
         ("Mail joe.doe+x@mail.example.org now.", "e-mail address joe.doe+x@mail.example.org"),
         ("Call +1 (555) 123-4567 now.", "phone number +1 (555) 123-4567"),
-        ("Call 030 1234567.", "phone number 030 1234567"),
+        ("Call 030 123 4567.", "phone number 030 123 4567"),
+        ("Ring 555-123-4567 or so.", "phone number 555-123-4567"),
+        ("Just call 5551234567.", "phone number 5551234567"),
         ("Pay with 4111 1111 1111 1111.", "card number 4111 1111 1111 1111"),
         ("Pay with 4111-1111-1111-1111!", "card number 4111-1111-1111-1111"),
     ],
 )
 def test_personal_data_is_found(text: str, said: str) -> None:
     assert personal_data(Example("Fine.", text, 1.0)) == f"personal data: {said}"
+
+
+def test_characters_are_compared_where_words_are_not_parted() -> None:
+    assert found("她昨天在商店里买了一条漂亮的红色裙子", "她昨天在商店里买了一条漂亮的蓝色裙子") == [
+        "near-copy: 红 -> 蓝"
+    ]
+    assert found("यह दिन अच्छा है।", "यह दान अच्छा है।") == ["near-copy: दिन -> दान"]
+
+
+def test_the_specs_own_sentences_are_no_text() -> None:
+    spec = load_spec(SPECS / "sts-x2.json")
+    options = HygieneOptions(stop=spec.stop, fields=spec.fields)
+    echo = "Write two sentences that mean the same thing."
+    assert found("Fine so far.", echo, options) == [f"copied instruction: {echo}"]
+    assert not is_sound(echo, options) or not [
+        rule for rule in hygiene_rules(options) if rule.name == "copied instruction" and rule.spares_sound
+    ]
+
+
+def test_long_texts_are_judged_in_time_that_grows_with_them() -> None:
+    """Hours for these, if it were the square."""
+    words = " ".join(f"w{n}" for n in range(200_000))
+    for text in (words, "x" * 2_000_000, "ab@" * 500_000, "漢字" * 500_000, "1 2" * 500_000):
+        found(text)
+        personal_data(Example(text, None, 1.0))
 
 
 plain = st.text(alphabet="abc XYZ.,'!?-é:\"(5@\n\u200b", max_size=60)

@@ -74,5 +74,7 @@ def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path) -
     assert more.returncode == 0, more.stderr
     assert "further samples of the same inputs are no longer kept" in more.stderr
     assert "missing" in more.stdout
+    small = dino(*call, "--until-target", "70", "--budget", "80", cwd=tmp_path)
+    assert (small.returncode, "the first round alone writes 90 texts" in small.stderr) == (2, True)
     refused = dino(*call, "--budget", "5", cwd=tmp_path)
     assert (refused.returncode, "--until-target" in refused.stderr) == (2, True)

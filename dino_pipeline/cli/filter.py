@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
     from dino_pipeline.sieve import Means
 
 
+class Finite(click.FloatRange):
+    """A number that is one."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number."""
+        found = super().convert(value, param, ctx)
+        return found if math.isfinite(found) else self.fail(f"{value} is not a finite number.", param, ctx)
+
+
 @click.command("filter")
 @click.argument("source", metavar="RUN|FILE", required=False, type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where the source is a file.")
 @click.option("--min-chars", type=click.IntRange(0), default=3, show_default=True, help="Shortest text.")
 @click.option("--max-chars", type=click.IntRange(1), default=5000, show_default=True, help="Longest text.")
 @click.option(
-    "--max-symbols", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share neither letter nor digit."
+    "--max-symbols", type=Finite(0, 1), default=0.5, show_default=True, help="Share neither letter nor digit."
 )
 @click.option("--without", multiple=True, metavar="RULE", help="Switch a built-in rule off; --list names them.")
 @click.option("--rule", "custom", multiple=True, metavar="MODULE:FUNCTION", help="A rule of your own.")
@@ -42,15 +52,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--near-duplicates",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     default=0.8,
     show_default=True,
     help="Least Jaccard similarity; 0: off.",
 )
 @click.option("--semantic", metavar="MODEL", help="A sentence encoder that finds inputs of the same meaning.")
-@click.option(
-    "--semantic-threshold", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Its least cosine."
-)
+@click.option("--semantic-threshold", type=Finite(0, 1), default=0.95, show_default=True, help="Its least cosine.")
 @click.option(
     "--max-per-text", type=click.IntRange(0), default=2, show_default=True, help="text_b per (text_a, label); 0: all."
 )
@@ -62,7 +70,11 @@ if TYPE_CHECKING:
 )
 @click.option("--verify", is_flag=True, help="Let the generator score each pair under every label; its own has to win.")
 @click.option(
-    "--verify-margin", type=float, default=0.0, show_default=True, help="By so much, in nats a token (with --verify)."
+    "--verify-margin",
+    type=Finite(),
+    default=0.0,
+    show_default=True,
+    help="With --verify: by so much, nats a token.",
 )
 @click.option("--balance/--no-balance", default=True, show_default=True, help="Cap labels at the smallest one's count.")
 @click.option(
@@ -75,18 +87,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="posterior: the expected label by the generator's scores.",
 )
-@click.option("--smoothing", type=click.FloatRange(0, 1), default=0.2, show_default=True, help="Label smoothing.")
+@click.option("--smoothing", type=Finite(0, 1), default=0.2, show_default=True, help="Label smoothing.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Of the posterior; larger is softer.",
 )
 @click.option("--random-pairs", type=click.IntRange(0), default=2, show_default=True, help="Added per text_a, label 0.")
-@click.option(
-    "--dev-share", type=click.FloatRange(0, 0.9), default=0.1, show_default=True, help="Share of the dev split."
-)
+@click.option("--dev-share", type=Finite(0, 0.9), default=0.1, show_default=True, help="Share of the dev split.")
 @click.option(
     "--label-type",
     type=click.Choice(["score", "class"]),
@@ -146,6 +156,10 @@ def filter_options(options: dict[str, Any]) -> FilterOptions:
     from dino_pipeline.hygiene import HygieneOptions
     from dino_pipeline.rules import FilterOptions
 
+    if options["verify_margin"] and not options["verify"]:
+        raise OptionError("--verify-margin belongs to --verify; give both or neither")
+    if options["temperature"] != 1 and options["labels"] != "posterior":
+        raise OptionError("--temperature belongs to --labels posterior; give both or neither")
     hygiene = HygieneOptions(**{name: options[name] for name in ("min_chars", "max_chars", "max_symbols")})
     given = {each.name: options[each.name] for each in fields(FilterOptions) if each.name in options}
     return FilterOptions(**{**given, "hygiene": hygiene})

@@ -122,6 +122,12 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     from dino_pipeline.generate import generate as run_generate
     from dino_pipeline.loading import load_decoder
 
+    least = (chosen.num_inputs or (sum(1 for _ in texts) if texts else 1)) * len(found.labels) * chosen.samples
+    if options["target"] and options["budget"] and options["budget"] < least:
+        raise OptionError(
+            f"--budget {options['budget']}: the first round alone writes {least} texts; raise it, or lower "
+            "--num-inputs or --samples"
+        )
     if options["budget"] and not options["target"]:
         raise OptionError("--budget belongs to --until-target; give both or neither")
     if options["device"] and options["device_map"]:
@@ -183,17 +189,16 @@ def _write_until(
     """Write and filter until there is enough of each label; return what the first round was."""
     from dino_pipeline.cli.filter import filter_means
     from dino_pipeline.console import table
-    from dino_pipeline.filters import filter_run, recorded_options
+    from dino_pipeline.filters import available, filter_run, recorded_options
     from dino_pipeline.generate import recorded_more
     from dino_pipeline.until import Tally, write_until
 
     states: list[str] = []
+    chosen = replace(recorded_options(run), target_per_label=target)
 
     def carry_out(more: list[More]) -> dict[str, Tally]:
         states.append(write(more))
-        chosen = replace(recorded_options(run), target_per_label=target)
-        filter_run(run, chosen, filter_means(run, chosen, {}, has_spec=True), numeric_labels=spec.is_scored, fresh=True)
-        kept = dict(run.stage("filter")["available"])
+        kept = available(run, chosen, filter_means(run, chosen, {}, has_spec=True), numeric_labels=spec.is_scored)
         made = run.stage("generate")
         samples = dict.fromkeys(spec.labels, made["options"]["samples"])
         for each in recorded_more(run):
@@ -204,6 +209,9 @@ def _write_until(
         }
 
     found = write_until(target, budget or 20 * target * len(spec.labels), carry_out, console.note)
+    means = filter_means(run, chosen, {}, has_spec=True)
+    same = run.stage("filter").get("options", {}).get("target_per_label") == target
+    filter_run(run, chosen, means, numeric_labels=spec.is_scored, fresh=not same)
     rows = [[label, str(min(tally.kept, target)), str(max(0, target - tally.kept))] for label, tally in found.items()]
     click.echo(table(["label", "pairs", "missing"], rows))
     return states[0]
