@@ -71,7 +71,7 @@ class Finite(click.FloatRange):
 @click.option("--verify", is_flag=True, help="Let the generator score each pair under every label; its own has to win.")
 @click.option(
     "--verify-margin",
-    type=Finite(),
+    type=Finite(0),
     default=0.0,
     show_default=True,
     help="With --verify: by so much, nats a token.",
