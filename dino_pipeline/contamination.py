@@ -14,13 +14,12 @@ from dino_pipeline.dedup import band_keys, grams, jaccard
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example, write_rows
 from dino_pipeline.inputs import read_lines
-from dino_pipeline.texts import normalise
+from dino_pipeline.texts import normalise, parts_words
 
 WORDS = 13
 """So many words in a row that occur in evaluation data are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
 CHARACTERS = 26
 """The same in a script without spaces."""
-LONG_WORD = 16
 FEWEST_CHARACTERS = 4
 """A single word of evaluation data, such as a label or a genre in a table, proves nothing; so many of Chinese do."""
 REASON = "in evaluation data"
@@ -110,9 +109,9 @@ class Gate:
 def word_runs(normal: str) -> Iterator[int]:
     """Yield a hash of every `WORDS` words in a row; of `CHARACTERS` in a row, where words are not parted."""
     words = normal.split()
-    parts, length, between = (words, WORDS, " ")
-    if len(normal) > LONG_WORD * len(words):
-        parts, length, between = list(normal), CHARACTERS, ""
+    parts, length, between = words, WORDS, " "
+    if not parts_words(normal):
+        parts, length, between = list(normal.replace(" ", "")), CHARACTERS, ""
     for at in range(len(parts) - length + 1):
         yield xxhash.xxh3_64_intdigest(between.join(parts[at : at + length]).encode())
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from dino_pipeline.examples import Example
-from dino_pipeline.texts import normalise
+from dino_pipeline.texts import normalise, parts_words
 
 Check = Callable[[Example], str | None]
 
 LOOPS, WORD_LOOPS = 3, 5
 """A phrase of some words that comes so many times in a row is a loop; so is a single word."""
 LONG_WORD = 16
-"""A text with a word of more characters is looked at by characters: a script without spaces, or no text at all."""
+"""A text with words of more characters is looked at by characters, too, for loops."""
 FEWEST_WORDS = 4
 """Texts that share fewer words than this less one are no copies of one another where one word differs."""
 PLAIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ ',.!?-]*[A-Za-zÀ-ÖØ-öø-ɏ.!?] ?")
@@ -213,12 +213,10 @@ def near_copy(example: Example) -> str | None:
     text_a, text_b = normalise(example.text_a), normalise(example.text_b)
     if text_a[:1] != text_b[:1] and text_a[-1:] != text_b[-1:]:
         return None  # first and last word differ
-    first, second = text_a.split(), text_b.split()
-    if max(map(len, (*first, *second)), default=0) > LONG_WORD:  # a script without spaces: two characters are a word
-        first, second = list(text_a), list(text_b)
-        most, fewest = 2, 3 * FEWEST_WORDS
-    else:
-        most, fewest = 1, FEWEST_WORDS
+    if parts_words(text_a):
+        first, second, most, fewest = text_a.split(), text_b.split(), 1, FEWEST_WORDS
+    else:  # two characters are a word
+        first, second, most, fewest = list(text_a), list(text_b), 2, 3 * FEWEST_WORDS
     shorter = min(len(first), len(second))
     if abs(len(first) - len(second)) > most or shorter < fewest - most:
         return None

@@ -230,7 +230,7 @@ class Run:
         """Give an empty folder inside the run's that is gone afterwards.
 
         Raises:
-            OutputError: it cannot be made.
+            OutputError: it cannot be made, or written to.
         """
         folder = self.path / f"{name}.part"
         try:
@@ -240,6 +240,8 @@ class Run:
             raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
         try:
             yield folder
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}; make room and run again") from error
         finally:
             remove(folder)
 

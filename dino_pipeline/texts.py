@@ -8,6 +8,7 @@ from functools import lru_cache
 import regex
 
 _PUNCTUATION = regex.compile(r"[^\w\s\p{M}]|_")  # vowel signs belong to their words
+_UNPARTED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 _ASCII = bytes(ord(chr(code).lower()) if chr(code).isalnum() else ord(" ") for code in range(128)) + bytes(128)
 
 
@@ -25,6 +26,11 @@ def normalise(text: str) -> str:
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
         bare_text = " ".join(_PUNCTUATION.sub(" ", folded).split())
     return bare_text or " ".join(folded.split())
+
+
+def parts_words(text: str) -> bool:
+    """Say whether a text is in a script that puts spaces between words."""
+    return text.isascii() or not _UNPARTED.search(text)
 
 
 def word_overlap(text_a: str, text_b: str) -> float:

@@ -116,6 +116,11 @@ def test_personal_data_is_found(text: str, said: str) -> None:
     assert personal_data(Example("Fine.", text, 1.0)) == f"personal data: {said}"
 
 
+def test_long_words_are_words() -> None:
+    text = "Die Donaudampfschifffahrtsgesellschaft kauft heute ein neues Schiff."
+    assert found(text, text.replace("neues", "altes")) == ["near-copy: neues -> altes"]
+
+
 def test_characters_are_compared_where_words_are_not_parted() -> None:
     assert found("她昨天在商店里买了一条漂亮的红色裙子", "她昨天在商店里买了一条漂亮的蓝色裙子") == [
         "near-copy: 红 -> 蓝"
