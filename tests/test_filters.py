@@ -124,7 +124,7 @@ words = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])
 labels = st.sampled_from([0.0, 0.5, 1.0])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(words, words, labels), min_size=1, max_size=60), st.integers(0, 3))
 def test_random_pairs_never_join_what_belongs_together(
     tmp_path: Path, rows: list[tuple[str, str, float]], seed: int
