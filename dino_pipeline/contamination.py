@@ -28,22 +28,19 @@ HUB_SETS = {
     "stsb": "mteb/stsbenchmark-sts",
     "sick-r": "mteb/sickr-sts",
 }
-BATCH = 1000
 
 
 class Gate:
     """Knows the texts of evaluation data."""
 
     def __init__(self, files: Iterable[str], threshold: float) -> None:
-        """Read the files.
+        """Remember which files to read when the first example comes: only processes that judge need their texts.
 
         Args:
             files: JSONL (every string of every object), TSV (every cell) or plain text (every line).
             threshold: least similarity of near-duplicates; see `dedup`.
-
-        Raises:
-            DataError: a file cannot be read.
         """
+        self.unread = list(files)
         self.threshold = threshold
         self.places: list[tuple[str, int]] = []
         self.texts: list[str] = []
@@ -51,13 +48,20 @@ class Gate:
         self.runs: dict[int, int] = {}
         self.bands: dict[int, list[int]] = {}
         self.similar: dict[str, str | None] = {}
+
+    def _read(self) -> None:
+        """Take in the files that are not read yet.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        files, self.unread = self.unread, []
         for file in files:
             for line, text in texts_of(Path(file)):
                 self._add(normalise(text), (file, line))
-        for start in range(0, len(self.texts), BATCH):
-            for at, keys in enumerate(band_keys(self.texts[start : start + BATCH]).tolist(), start=start):
-                for key in keys:
-                    self.bands.setdefault(key, []).append(at)
+        for at, keys in enumerate(band_keys(self.texts).tolist()):
+            for key in keys:
+                self.bands.setdefault(key, []).append(at)
 
     def _add(self, normal: str, place: tuple[str, int]) -> None:
         several = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= FEWEST_CHARACTERS)
@@ -71,13 +75,12 @@ class Gate:
 
     def prepare(self, examples: Sequence[Example]) -> None:
         """Look for near-duplicates of many examples at once, which is faster than one by one."""
+        if self.unread:
+            self._read()
         texts = dict.fromkeys(normalise(text) for each in examples for text in (each.text_a, each.text_b) if text)
         unknown = [text for text in texts if text not in self.exact]
-        self.similar = {}
-        for start in range(0, len(unknown), BATCH):
-            some = unknown[start : start + BATCH]
-            for text, keys in zip(some, band_keys(some).tolist(), strict=True):
-                self.similar[text] = self._nearest(text, keys)
+        keys = band_keys(unknown).tolist()
+        self.similar = {text: self._nearest(text, of_text) for text, of_text in zip(unknown, keys, strict=True)}
 
     def _nearest(self, text: str, keys: Sequence[int]) -> str | None:
         found = dict.fromkeys(at for key in keys for at in self.bands.get(key, ()))
@@ -87,6 +90,8 @@ class Gate:
 
     def __call__(self, example: Example) -> str | None:
         """Turn down an example of which a text is evaluation data."""
+        if self.unread:
+            self._read()
         for text in (example.text_a, example.text_b):
             if text is None:
                 continue

@@ -22,6 +22,8 @@ CROWD = 32
 """Where more texts than this share a band, each is compared with the first so many of them only."""
 PAIRS = 2**18
 """Candidates at a time, about."""
+TEXTS = 1000
+"""Hashed at a time: their n-grams stay in the cache, which makes it ten times as fast."""
 SEED = 1
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -62,8 +64,11 @@ def gram_hashes(texts: Sequence[str]) -> tuple[Keys, NDArray[np.int64]]:
 
 def band_keys(texts: Sequence[str]) -> Keys:
     """Return ``(texts, BANDS)`` keys; texts in normal form that share one are candidates."""
-    if not texts:
-        return np.empty((0, BANDS), dtype=np.uint64)
+    parts = [_band_keys(texts[start : start + TEXTS]) for start in range(0, len(texts), TEXTS)]
+    return np.concatenate([np.empty((0, BANDS), dtype=np.uint64), *parts])
+
+
+def _band_keys(texts: Sequence[str]) -> Keys:
     hashes, offsets = gram_hashes(texts)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, offsets.astype(np.uint64), BANDS * BAND_ROWS, SEED

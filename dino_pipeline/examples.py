@@ -99,10 +99,7 @@ def parse_example(line: bytes, where: Callable[[], str], numeric_labels: bool) -
         example = _DECODER.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):  # find out what is wrong, and name it
         return _parse(line, where(), numeric_labels)
-    right_label = example.label is None or type(example.label) is (float if numeric_labels else str)
-    if right_label and abs(example.input or 0) < I64 and abs(example.sample or 0) < I64:
-        return example
-    return _parse(line, where(), numeric_labels)
+    return example if _is_right(example, numeric_labels) else _parse(line, where(), numeric_labels)
 
 
 def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example] | None:
@@ -111,10 +108,14 @@ def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example
         examples = _DECODER_OF_MANY.decode(b"[" + b",".join(lines) + b"]")
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    right = (float if numeric_labels else str, type(None))
-    careful = len(examples) != len(lines) or any(type(each.label) not in right for each in examples)
-    small = all(abs(each.input or 0) < I64 > abs(each.sample or 0) for each in examples)
-    return examples if small and not careful else None
+    right = len(examples) == len(lines) and all(_is_right(each, numeric_labels) for each in examples)
+    return examples if right else None
+
+
+def _is_right(example: Example, numeric_labels: bool) -> bool:
+    """Say whether a decoded example is what `_parse` would make of its line."""
+    right_label = example.label is None or type(example.label) is (float if numeric_labels else str)
+    return right_label and abs(example.input or 0) < I64 and abs(example.sample or 0) < I64
 
 
 def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:

@@ -165,8 +165,7 @@ def describe(options: FilterOptions) -> list[tuple[str, str, str]]:
     for rule in hygiene_rules(options.hygiene):
         option = settings.get(rule.name, f"--without '{rule.name}'")
         found.append((rule.name, rule.help, option, rule.name not in options.without))
-    personal = "an e-mail address, a phone number or a card number"
-    found.append((PERSONAL_DATA, personal, "--pii drop", options.pii == "drop"))
+    found.append((PERSONAL_DATA.name, PERSONAL_DATA.help, "--pii drop", options.pii == "drop"))
     found += [(name, "your own", "--rule", True) for name in options.custom]
     without_data = Sieve(cast(Table, None), options, Means(), "", ())
     found += [(rule.name, rule.help, rule.option, rule.on) for rule in without_data.set_rules()]

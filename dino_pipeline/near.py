@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, first_of_kind, grams, jaccard
+from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, first_of_kind, grams, jaccard, near_duplicates
 from dino_pipeline.processes import side_by_side
 from dino_pipeline.sets import DROPS, Table
 from dino_pipeline.texts import normalise
@@ -39,7 +39,7 @@ def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> str:
         workers: processes. Speed only.
     """
     ids = _store_band_keys(table, rows, workers)
-    table.store("alike", pa.table(SIMILAR.empty_table()))
+    table.store("alike", SIMILAR.empty_table())
     if len(ids) > 1:
         files = [_band_file(table, band) for band in range(BANDS)]
         bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]
@@ -84,11 +84,7 @@ def _store_band_keys(table: Table, rows: str, workers: int) -> NDArray[np.int64]
 
 class _KeysOf:
     def __call__(self, texts: Sequence[str]) -> Keys:
-        return np.concatenate([band_keys(list(map(normalise, some))) for some in _parts(texts)])
-
-
-def _parts(texts: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (texts[start : start + BATCH] for start in range(0, max(1, len(texts)), BATCH))
+        return band_keys(list(map(normalise, texts)))
 
 
 def _verify(table: Table, pairs: NDArray[np.int64], spread: Spread) -> None:
@@ -150,7 +146,7 @@ def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> 
     for batch in table.stream(_heads(table, rows)):
         ids += batch["id"]
         found.append(embed(batch["text_a"]))
-    table.store("alike", pa.table(SIMILAR.empty_table()))
+    table.store("alike", SIMILAR.empty_table())
     if len(ids) > 1:
         import torch
 
@@ -201,17 +197,13 @@ class _Repeats:
         return [near for group in groups for near in self._of_group(group)]
 
     def _of_group(self, group: Group) -> Iterator[Near]:
-        ids, texts = [number for number, _ in group], [grams(normalise(text)) for _, text in group]
-        every = combinations(range(len(texts)), 2) if len(texts) <= FEW else self._candidates(group)
-        pairs = (
-            (one, other, jaccard(texts[one], texts[other]))
-            for one, other in every
-            if min(len(texts[one]), len(texts[other])) >= self.threshold * max(len(texts[one]), len(texts[other]))
-        )
-        alike = sorted((pair for pair in pairs if pair[2] >= self.threshold), key=itemgetter(1, 0))
-        for goes, stays, how in first_of_kind(alike):
+        ids, texts = [number for number, _ in group], [text for _, text in group]
+        alike = near_duplicates(texts, self.threshold) if len(texts) > FEW else self._each_with_each(texts)
+        for goes, stays, how in first_of_kind(sorted(alike, key=itemgetter(1, 0))):
             yield ids[goes], ids[stays], how
 
-    def _candidates(self, group: Group) -> Iterator[tuple[int, int]]:
-        bands = list(_KeysOf()([text for _, text in group]).T)
-        yield from (pair for pairs in candidates(bands) for pair in map(tuple, pairs.tolist()))
+    def _each_with_each(self, texts: Sequence[str]) -> Iterator[Near]:
+        for (one, first), (other, second) in combinations(enumerate(grams(normalise(text)) for text in texts), 2):
+            enough = min(len(first), len(second)) >= self.threshold * max(len(first), len(second))
+            if enough and (how := jaccard(first, second)) >= self.threshold:
+                yield one, other, how

@@ -17,7 +17,7 @@ from dino_pipeline.errors import OptionError
 from dino_pipeline.hygiene import Check, HygieneOptions, Rule, hygiene_rules, personal_data
 from dino_pipeline.labels import as_number
 
-PERSONAL_DATA = "personal data"
+PERSONAL_DATA = Rule("personal data", personal_data, "an e-mail address, a phone number or a card number", True)
 MOST_CUSTOM = 40
 
 
@@ -86,7 +86,7 @@ def record_rules(options: FilterOptions, excluded: Sequence[str] = ()) -> list[R
         raise OptionError(f"--rule: {len(options.custom)} rules, {MOST_CUSTOM} at most; let one function call others")
     rules = [rule for rule in rules if rule.name not in options.without]
     if options.pii == "drop":
-        rules.append(Rule(PERSONAL_DATA, personal_data, "an e-mail address, a phone number or a card number", True))
+        rules.append(PERSONAL_DATA)
     if excluded:
         # before all else: what leaked is to be called so
         rules.insert(0, Rule(REASON, Gate(excluded, options.near_duplicates or 1.0), "a text of --exclude"))

@@ -175,7 +175,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
         raise OptionError("--verify and --labels posterior need a run's spec and generator; this is a file")
     return Means(
         workers=options.get("workers") or os.cpu_count() or 1,
-        memory=options.get("memory") or "1400MB",
+        memory=options.get("memory") or Means.memory,
         scores=_scores(run, options.get("device")) if chosen.needs_scores else None,
         embed=_embed(chosen.semantic, options.get("device")) if chosen.semantic else None,
         excluded=tuple(exclusion_files(chosen.exclude, pocket.GOLD_TEST, run.path / "evaluation-data")),

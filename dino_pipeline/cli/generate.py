@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
     from dino_pipeline.sampling import Sampling
+    from dino_pipeline.sieve import Means
     from dino_pipeline.spec import SpecSampling, TaskSpec
     from dino_pipeline.until import Tally
     from dino_pipeline.writer import More
@@ -122,14 +124,8 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     from dino_pipeline.generate import generate as run_generate
     from dino_pipeline.loading import load_decoder
 
-    least = (chosen.num_inputs or (sum(1 for _ in texts) if texts else 1)) * len(found.labels) * chosen.samples
-    if options["target"] and options["budget"] and options["budget"] < least:
-        raise OptionError(
-            f"--budget {options['budget']}: the first round alone writes {least} texts; raise it, or lower "
-            "--num-inputs or --samples"
-        )
-    if options["budget"] and not options["target"]:
-        raise OptionError("--budget belongs to --until-target; give both or neither")
+    if options["budget"]:
+        _check_budget(options, found, texts, chosen)
     if options["device"] and options["device_map"]:
         raise OptionError("--device and --device-map exclude each other; leave one out")
     if options["compiled"] == "on" and options["device_map"]:
@@ -183,6 +179,17 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
         _report_generated(run, state)
 
 
+def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | None, chosen: Any) -> None:
+    if not options["target"]:
+        raise OptionError("--budget belongs to --until-target; give both or neither")
+    least = (chosen.num_inputs or (sum(1 for _ in texts) if texts else 1)) * len(spec.labels) * chosen.samples
+    if options["budget"] < least:
+        raise OptionError(
+            f"--budget {options['budget']}: the first round alone writes {least} texts; raise it, or lower "
+            "--num-inputs or --samples"
+        )
+
+
 def _write_until(
     run: Run, spec: TaskSpec, target: int, budget: int | None, write: Callable[[Sequence[More]], str], console: Console
 ) -> str:
@@ -196,9 +203,13 @@ def _write_until(
     states: list[str] = []
     chosen = replace(recorded_options(run), target_per_label=target)
 
+    @functools.cache  # models stay loaded from round to round
+    def means() -> Means:
+        return filter_means(run, chosen, {}, has_spec=True)
+
     def carry_out(more: list[More]) -> dict[str, Tally]:
         states.append(write(more))
-        kept = available(run, chosen, filter_means(run, chosen, {}, has_spec=True), numeric_labels=spec.is_scored)
+        kept = available(run, chosen, means(), numeric_labels=spec.is_scored)
         made = run.stage("generate")
         samples = dict.fromkeys(spec.labels, made["options"]["samples"])
         for each in recorded_more(run):
@@ -209,9 +220,8 @@ def _write_until(
         }
 
     found = write_until(target, budget or 20 * target * len(spec.labels), carry_out, console.note)
-    means = filter_means(run, chosen, {}, has_spec=True)
     same = run.stage("filter").get("options", {}).get("target_per_label") == target
-    filter_run(run, chosen, means, numeric_labels=spec.is_scored, fresh=not same)
+    filter_run(run, chosen, means(), numeric_labels=spec.is_scored, fresh=not same)
     rows = [[label, str(min(tally.kept, target)), str(max(0, target - tally.kept))] for label, tally in found.items()]
     click.echo(table(["label", "pairs", "missing"], rows))
     return states[0]
