@@ -1,34 +1,70 @@
-"""The finetune stage: trains a bi-encoder on a dataset, with the stock trainer."""
+"""The finetune stage: trains a bi-encoder on texts, in the way that an objective says."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from sentence_transformers import SentenceTransformer
+from transformers import set_seed
 
-from dino_pipeline.errors import DataError, DinoError, OptionError, OutputError, RunError
-from dino_pipeline.examples import Example, read_examples
+from dino_pipeline.adapters import Rows, adapt
+from dino_pipeline.corpus import Corpus, Source, hold_out
+from dino_pipeline.errors import DinoError, RunError
 from dino_pipeline.model_card import Lineage, model_card
-from dino_pipeline.objectives import Objective, Training
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.objectives import Objective, Recipe, Training
+from dino_pipeline.progress import Watch
 from dino_pipeline.run import Run, State, digest_files, remove, shard_files
+from dino_pipeline.selection import COLLAPSED, Selection, probe, selection
+from dino_pipeline.trainability import check_model, notes
+from dino_pipeline.trainer import WHOLE, Trained, steps_of, train
 
-EVALUATIONS = 10
-"""So often is the model evaluated on the dev set, and saved, during a training."""
-BEST = "eval_dev_spearman_cosine"
-WHOLE = "whole"
-"""A file that marks a checkpoint as written to its end."""
+HELD_OUT = 0.1
+"""Share of the texts that are kept out of training to choose the best checkpoint, where no others are given."""
+MOST_HELD_OUT = 500
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What to train on, and what chooses the best checkpoint."""
+
+    train: Source
+    dev: Source | None = None
+    """None: a part of the texts to train on is held out."""
+    select_on: Source | None = None
+    """Pairs scored by people that choose in place of the held-out ones."""
+    language: str = "en"
+    split_sentences: bool = False
+
+    @property
+    def origin(self) -> Run | None:
+        """The run whose filtered data is trained on, if it is one's."""
+        run = Run(self.train.path.parent)
+        return run if self.train.path == run.train and run.record_file.exists() else None
+
+    def options(self) -> dict[str, Any]:
+        """Return what decides which texts are trained on."""
+        chosen = {"data": self.train.label, "select_on": self.select_on.label if self.select_on else None}
+        return {**chosen, "language": self.language, "split_sentences": self.split_sentences}
+
+    def digest(self) -> str:
+        """Return a hash of all of them."""
+        sources = (self.train, self.dev, self.select_on)
+        return "+".join(source.digest() for source in sources if source)
+
+    def read(self) -> tuple[Corpus, Corpus]:
+        """Return the texts to train on, and those that choose."""
+        corpus = self.train.corpus
+        if self.dev:
+            held = self.dev.corpus
+        else:
+            corpus, held = hold_out(corpus, HELD_OUT, MOST_HELD_OUT)
+        return corpus, self.select_on.corpus if self.select_on else held
 
 
 @dataclass(frozen=True)
@@ -36,8 +72,10 @@ class Finetuned:
     """What a training came to."""
 
     state: State
-    dev_spearman: float | None
-    """Best dev Spearman x 100; None if the run was done before and holds none."""
+    measure: str
+    """What the best checkpoint was chosen by."""
+    best: float | None
+    """The best checkpoint's measure; None if the run was done before and holds none."""
 
 
 def finetune(
@@ -47,8 +85,7 @@ def finetune(
     *,
     encoder: dict[str, Any],
     load: Callable[[], SentenceTransformer],
-    train: Path,
-    dev: Path,
+    texts: Texts,
     watch: Watch,
     seed: int = 42,
     fresh: bool = False,
@@ -63,72 +100,86 @@ def finetune(
         training: hyper-parameters.
         encoder: what identifies the encoder to start from (name, revision ...).
         load: loads it; called only if something is left to do.
-        train: JSONL to train on.
-        dev: JSONL of scored pairs that chooses the best checkpoint.
+        texts: to learn from, and to choose the best checkpoint on.
         watch: is told how far it is.
-        seed: of head initialisation, dropout and data order.
+        seed: of head initialisation, dropout, views and data order.
         fresh: start over.
 
     Raises:
         DataError: the data is not what the objective needs.
+        ModelError: the encoder cannot be trained like that.
+        OptionError: an option has no place here.
         RunError: the run was trained with other options.
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
-    options = {"objective": objective.name, **encoder, **asdict(training), "seed": seed, "data": train.name}
-    state = _agree(processes, lambda: _begin(run, options, train, dev, fresh, processes.num_processes))
+    options = {"objective": objective.name, **encoder, **asdict(training), "seed": seed, **texts.options()}
+    state = _agree(processes, lambda: _begin(run, options, texts, fresh, processes.num_processes))
     if state == "done":
-        return Finetuned(state, run.stage("finetune").get("dev_spearman"))
-    rows, dev_rows = read_examples(train), read_examples(dev)
-    dataset = objective.build(rows, str(train))
+        chosen = run.stage("finetune")["selection"]
+        return Finetuned(state, chosen["measure"], chosen["best"])
+    corpus, dev = texts.read()
+    rows = adapt(corpus, objective.needs, objective.name, texts.language, split=texts.split_sentences)
+    chosen = selection(dev, training.batch_size)
     set_seed(seed)
     model = load()
     if training.max_length:
         model.max_seq_length = training.max_length
     model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours is written in its place
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=_arguments(run, training, len(rows), seed, processes.num_processes),
-        train_dataset=dataset,
-        loss=objective.loss(model),
-        evaluator=dev_evaluator(dev_rows, str(dev), training.batch_size),
-    )
-    checkpoint = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Teller(watch, int(checkpoint.rpartition("-")[2]) if checkpoint else 0))
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{run.checkpoints}: training could not go on ({str(error).strip().splitlines()[0]}); "
-            "the last whole checkpoint is kept: make room and run again"
-        ) from error
-    processes.wait_for_everyone()  # each process has read the best checkpoint; now it may go
-    best = None if trainer.state.best_metric is None else round(100 * trainer.state.best_metric, 2)
+    check_model(model, objective, training)
+    if objective.prepare:
+        objective.prepare(model)
+    recipe = Recipe(training, model.tokenizer, seed, encoder.get("revision"), processes.num_processes)
+    dataset = objective.build(rows.columns, recipe)
+    found = notes(model, objective, training, dataset)
     if processes.is_main_process:
-        results = {"dev_spearman": best, "train": len(rows), "dev": len(dev_rows), "steps": trainer.state.max_steps}
-        run.note("finetune", **results)
-        _save(model, run, objective)
+        for said in (*rows.said, *found["notes"]):
+            watch.note(said)
+    trained = train(
+        run.checkpoints,
+        model,
+        dataset,
+        objective,
+        replace(recipe, steps=steps_of(objective, training, len(dataset))),
+        chosen,
+        probe=probe(corpus.examples),
+        watch=watch,
+    )
+    processes.wait_for_everyone()  # each process has read the best checkpoint; now it may go
+    results = _results(trained, chosen, dev, rows, human=texts.select_on is not None)
+    if processes.is_main_process:
+        run.note("finetune", **found, **results)
+        _save(model, run, objective, texts.origin)
         run.finish("finetune")
         remove(run.checkpoints)
     processes.wait_for_everyone()
-    return Finetuned(state, best)
+    return Finetuned(state, chosen.measure, results["selection"]["best"])
 
 
-def _begin(run: Run, options: dict[str, Any], train: Path, dev: Path, fresh: bool, processes: int) -> State:
-    for path in (train, dev):
-        if not path.exists():
-            raise DataError(f"{path}: is not there; make it with dino filter {run.path}, or name another file")
-    if train == run.train:
-        _check_filtered(run)
+def _results(trained: Trained, chosen: Selection, dev: Corpus, rows: Rows, *, human: bool) -> dict[str, Any]:
+    best = None if trained.best is None else round(chosen.factor * trained.best, 2)
+    return {
+        "selection": {"measure": chosen.measure, "best": best, "on": dev.label, "human_labels": human},
+        "train": len(rows),
+        "dev": chosen.rows,
+        "made": list(rows.said),
+        "steps": trained.steps,
+        "rows_seen": trained.rows_seen,
+        "seconds": round(trained.seconds, 1),
+        "mean_cosine": round(trained.mean_cosine, 4),
+        "collapsed": trained.mean_cosine >= COLLAPSED,
+    }
+
+
+def _begin(run: Run, options: dict[str, Any], texts: Texts, fresh: bool, processes: int) -> State:
+    if texts.origin:
+        _check_filtered(texts.origin)
     _drop_torn_checkpoints(run)
-    if run.stage("generate").get("label_type") == "class":
-        raise OptionError(f"{run.path}: its labels are classes, not similarities; this objective needs scored pairs")
     return run.begin(
         "finetune",
         options,
         outputs=[run.model],
         partial=[run.checkpoints],
-        sources=digest_files([train, dev]),
+        sources=texts.digest(),
         settings={"processes": processes},
         fresh=fresh,
     )
@@ -166,75 +217,22 @@ def _agree(processes: PartialState, decide: Callable[[], State]) -> State:
     return state
 
 
-def dev_evaluator(rows: Sequence[Example], source: str, batch_size: int) -> EmbeddingSimilarityEvaluator:
-    """Return the evaluator that chooses the best checkpoint: Spearman of the cosine on held-out pairs.
-
-    Raises:
-        DataError: the rows are no scored pairs, or all scores are the same.
-    """
-    pairs = [(row.text_a, row.text_b, row.label) for row in rows if row.text_b is not None]
-    scores = [label for _, _, label in pairs if isinstance(label, float)]
-    if len(scores) < len(rows) or len(dict.fromkeys(scores)) < 2:
-        raise DataError(f"{source}: must hold scored pairs with at least two different scores; filter a larger dataset")
-    return EmbeddingSimilarityEvaluator(
-        sentences1=[text_a for text_a, _, _ in pairs],
-        sentences2=[text_b for _, text_b, _ in pairs],
-        scores=scores,
-        batch_size=batch_size,
-        name="dev",
-        similarity_fn_names=["cosine"],
-        write_csv=False,
-    )
-
-
-def _arguments(
-    run: Run, training: Training, rows: int, seed: int, processes: int
-) -> SentenceTransformerTrainingArguments:
-    if training.batch_size % processes:
-        raise OptionError(f"batch size {training.batch_size} cannot be shared by {processes} processes evenly")
-    steps = max(1, int(-(-rows // training.batch_size) * training.epochs))
-    every = -(-steps // EVALUATIONS)
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(run.checkpoints),
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size // processes,
-        per_device_eval_batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=BEST,
-        greater_is_better=True,
-        logging_steps=every,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-    )
-
-
-def _save(model: SentenceTransformer, run: Run, objective: Objective) -> None:
+def _save(model: SentenceTransformer, run: Run, objective: Objective, origin: Run | None) -> None:
     """Write the model folder aside, then put it in place of an older one."""
     aside, old = run.path / "model.part", run.path / "model.old"
     for path in (aside, old):
         remove(path)
     model.save(str(aside), create_model_card=False)
-    spec = json.loads(run.spec.read_text()) if run.spec.exists() else {}
+    spec = json.loads(origin.spec.read_text()) if origin and origin.spec.exists() else {}
     lineage = Lineage(
         name=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
         finetuned=run.stage("finetune"),
-        generated=run.stage("generate"),
-        filtered=run.stage("filter") if run.stage("finetune")["options"]["data"] == run.train.name else {},
+        generated=origin.stage("generate") if origin else {},
+        filtered=origin.stage("filter") if origin else {},
         citation=objective.citation,
+        prompts=bool(objective.prompts),
         language=spec.get("language"),
         license=spec.get("license"),
     )
@@ -243,27 +241,3 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective) -> None:
         run.model.rename(old)
     aside.rename(run.model)
     remove(old)
-
-
-class _Teller(TrainerCallback):
-    """Tells the watch how far training is, and has the last step evaluated and saved like the others."""
-
-    def __init__(self, watch: Watch, resumed: int) -> None:
-        self.watch = watch
-        self.shown = Progress("steps", total=0, resumed=resumed)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.shown.done, self.shown.total = state.global_step, state.max_steps
-        if state.global_step == state.max_steps:
-            control.should_evaluate = control.should_save = True
-        elif state.is_world_process_zero:
-            self.watch.progress(self.shown)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        if state.is_world_process_zero and BEST in metrics:
-            self.shown.extra = f"dev Spearman {100 * metrics[BEST]:.2f}"
-            self.watch.progress(self.shown)

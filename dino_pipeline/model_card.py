@@ -21,6 +21,8 @@ class Lineage:
     filtered: dict[str, Any]
     """The filter stage's record; empty where the model was trained on other data."""
     citation: str
+    prompts: bool
+    """Whether queries and documents are encoded apart."""
     language: str | None
     license: str | None
 
@@ -43,12 +45,18 @@ def _front_matter(of: Lineage) -> list[str]:
 
 
 def _what(of: Lineage) -> list[str]:
+    sizes = of.finetuned["options"]["matryoshka"]
+    shorter = (
+        f" The first {', '.join(map(str, sizes))} of them work alone (`truncate_dim={sizes[0]}`)." if sizes else ""
+    )
+    asymmetric = " Texts to search in are encoded with `encode_document`." if of.prompts else ""
+    taught = "texts that a language model wrote" if of.generated else "texts without human labels"
     return [
         f"# {of.name}",
         "",
         f"A sentence encoder: texts of up to {of.max_length} tokens become vectors of {of.dimension} numbers, whose",
-        f"cosine says how similar two texts are. It is `{of.finetuned['options']['encoder']}`, trained on pairs of",
-        "texts that a language model wrote.",
+        f"cosine says how similar two texts are.{shorter}{asymmetric}",
+        f"It is `{of.finetuned['options']['encoder']}`, trained on {taught}.",
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
@@ -61,18 +69,27 @@ def _what(of: Lineage) -> list[str]:
     ]
 
 
+SHOWN = (
+    "objective", "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "max_length",
+    "pooling", "mini_batch_size", "bf16", "faithful", "seed",
+)  # fmt: skip
+
+
 def _how(of: Lineage) -> list[str]:
-    options = of.finetuned["options"]
-    shown = ("objective", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "seed")
+    found, options = of.finetuned, of.finetuned["options"]
+    chosen = found["selection"]
+    own = {**{name: options[name] for name in SHOWN}, **options["options"]}
     lines = ["## How it was made", "", "| training | |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {options[name]} |" for name in shown]
+    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in own.items() if value not in (None, False)]
     lines += [
-        f"| pairs | {of.finetuned['train']} to train on, {of.finetuned['dev']} held out |",
-        f"| best Spearman on the held-out pairs x 100 | {of.finetuned['dev_spearman']} |",
-        f"| versions | {', '.join(f'{name} {version}' for name, version in of.finetuned['versions'].items())} |",
+        f"| rows | {found['train']} to train on, {found['dev']} held out |",
+        f"| best {chosen['measure']}{' x 100' if chosen['measure'] == 'Spearman' else ''}, on {chosen['on']} "
+        f"| {chosen['best']} |",
+        f"| versions | {', '.join(f'{name} {version}' for name, version in found['versions'].items())} |",
         "",
+        *([f"Of the texts: {'; '.join(found['made'])}.", ""] if found["made"] else []),
     ]
-    lines += _texts(of.generated) if of.generated else [f"The pairs came from a file, `{options['data']}`.", ""]
+    lines += _texts(of.generated) if of.generated else [f"The texts came from `{options['data']}`.", ""]
     return lines + (_filter(of.filtered) if of.filtered else [])
 
 
@@ -104,16 +121,27 @@ def _filter(filtered: dict[str, Any]) -> list[str]:
 
 
 def _limits(of: Lineage) -> list[str]:
-    return [
-        "## What nobody has checked",
-        "",
-        "- A pair's score says which instruction its text was written for; no person looked at the pairs, and a",
-        "  score is wrong wherever the generator did not follow its instruction.",
-        "- The best checkpoint was chosen on held-out pairs of the same kind, not on human judgements: the figure",
-        "  above says how well the model fits such pairs, not how well it does elsewhere.",
-        "- What the generator believes and repeats about people and things is in the texts, and so in the model.",
-        "",
-    ]
+    chosen = of.finetuned["selection"]
+    lines = ["## What nobody has checked", ""]
+    if of.finetuned["collapsed"]:
+        lines += [f"- Its embeddings have collapsed: cosines of different texts average {of.finetuned['mean_cosine']}."]
+    if of.generated:
+        lines += [
+            "- A pair's score says which instruction its text was written for; no person looked at the pairs, and a",
+            "  score is wrong wherever the generator did not follow its instruction.",
+            "- What the generator believes and repeats about people and things is in the texts, and so in the model.",
+        ]
+    if chosen["human_labels"]:
+        lines += [
+            f"- The best checkpoint was chosen on human labels (`{chosen['on']}`): figures on these, and on sets like",
+            "  them, are no figures of a model that was made without labels.",
+        ]
+    else:
+        lines += [
+            "- The best checkpoint was chosen on held-out texts of the same kind, not on human judgements: the figure",
+            "  above says how well the model fits such texts, not how well it does elsewhere.",
+        ]
+    return [*lines, ""]
 
 
 def _citation(of: Lineage) -> list[str]:

@@ -108,6 +108,11 @@ class Run:
         """What evaluation found."""
         return self.path / "scores.json"
 
+    @property
+    def comparison(self) -> Path:
+        """Trainings by several objectives, and their table."""
+        return self.path / "compare"
+
     @cached_property
     def _lock_file(self) -> Path:
         return self.path / ".lock"

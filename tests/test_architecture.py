@@ -12,11 +12,12 @@ FLOORS = [
     {"examples", "spec", "stops", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
     | {"attention", "prefill", "dedup"},
     {"run", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
-    {"graphs", "lane", "selfcheck", "contamination", "near"},
-    {"decoder", "rules"},
-    {"compiling", "writer", "ingest"},
+    {"graphs", "lane", "selfcheck", "contamination", "near", "corpus", "trainability"},
+    {"decoder", "rules", "adapters", "selection"},
+    {"compiling", "writer", "ingest", "trainer"},
     {"sieve"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
+    {"compare"},
     {"cli"},
     {"__main__"},
 ]

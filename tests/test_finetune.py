@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline import finetune as stage
+from dino_pipeline.corpus import Corpus, Source
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.errors import DataError, RunError
-from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.finetune import Finetuned, finetune
-from dino_pipeline.objectives import Training, get_objective
+from dino_pipeline.errors import DataError, OptionError, RunError
+from dino_pipeline.examples import Example, write_examples, write_json
+from dino_pipeline.finetune import Finetuned, Texts, finetune
+from dino_pipeline.objectives import NAMES, Objective, Recipe, Training, get_objective
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
+from dino_pipeline.selection import selection
+from dino_pipeline.trainer import arguments
 
 TRAINING = Training(epochs=2, learning_rate=1e-3, batch_size=8)
 
@@ -51,17 +55,22 @@ class Listener:
 Train = Callable[..., Finetuned]
 
 
+def settled(objective: Objective, training: Training) -> Training:
+    """The objective's own options beside these hyper-parameters."""
+    return replace(training, options={**objective.defaults.options, **training.options})
+
+
 @pytest.fixture
 def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
     def call(run: Run, training: Training = TRAINING, **kwargs: Any) -> Finetuned:
         defaults: dict[str, Any] = {
             "encoder": {"encoder": "toy"},
             "load": lambda: load_encoder(str(toy_encoder)),
-            "train": data[0],
-            "dev": data[1],
+            "texts": Texts(Source(str(data[0])), Source(str(data[1]))),
             "watch": Listener(),
         }
-        return finetune(run, get_objective("dino"), training, **{**defaults, **kwargs})
+        objective = get_objective(kwargs.pop("objective", "dino"))
+        return finetune(run, objective, settled(objective, training), **{**defaults, **kwargs})
 
     return call
 
@@ -74,22 +83,16 @@ def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, t
     run, watch = Run(tmp_path / "run"), Listener()
     found = train(run, watch=watch)
     assert found.state == "new"
-    assert found.dev_spearman is not None
+    assert found.best is not None
     assert embedded(run).shape == (2, 32)
     card = (run.model / "README.md").read_text()
     assert card.startswith('---\nlibrary_name: "sentence-transformers"')
-    for fact in ("| epochs | 2 |", "| learning rate | 0.001 |", "| pairs | 96 to train on, 24 held out |", "toy"):
+    for fact in ("| epochs | 2 |", "| learning rate | 0.001 |", "| rows | 96 to train on, 24 held out |", "toy"):
         assert fact in card
-    assert f"x 100 | {found.dev_spearman} |" in card
+    assert f"| best Spearman x 100, on dev.jsonl | {found.best} |" in card
     assert "one 3" not in card, "no training text in the card"
     assert not run.checkpoints.exists()
     assert watch.said[-1].startswith("24/24 dev Spearman")
-
-
-def test_the_defaults_are_the_papers() -> None:
-    assert get_objective("dino").defaults == Training(
-        epochs=1, batch_size=32, learning_rate=2e-5, weight_decay=0.01, warmup=0.1
-    )
 
 
 def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> None:
@@ -99,7 +102,7 @@ def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> N
     def load() -> SentenceTransformer:
         raise AssertionError("the encoder was loaded")
 
-    assert train(run, load=load) == Finetuned("done", first.dev_spearman)
+    assert train(run, load=load) == Finetuned("done", "Spearman", first.best)
     with pytest.raises(RunError, match=r"learning_rate was 0\.001, now 0\.002"):
         train(run, replace(TRAINING, learning_rate=2e-3))
     assert train(run, replace(TRAINING, learning_rate=2e-3), fresh=True).state == "new"
@@ -118,11 +121,6 @@ def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     train(whole)
 
-    class Stopper(Listener):
-        def progress(self, progress: Progress) -> None:
-            if progress.done == 14:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         train(run, watch=Stopper())
     checkpoints = sorted(path.name for path in run.checkpoints.iterdir())
@@ -136,11 +134,6 @@ def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
 
-    class Stopper(Listener):
-        def progress(self, progress: Progress) -> None:
-            if progress.done == 14:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         train(run, watch=Stopper())
     torn = run.checkpoints / "checkpoint-23"
@@ -153,16 +146,20 @@ def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, tra
     run = Run(tmp_path / "run")
     write_examples(run.train, rows(96))
     write_examples(run.dev, rows(24))
+    write_json(run.record_file, {"generate": {"status": "done"}})
     with pytest.raises(RunError, match="run dino filter"):
-        train(run, train=run.train, dev=run.dev)
+        train(Run(tmp_path / "other"), texts=Texts(Source(str(run.train)), Source(str(run.dev))))
 
 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([Example("a", "b", 1.0), Example("a", None, 1.0)], "train.jsonl: example 2 is no scored pair"),
-        ([Example("a", "b", "name")], "example 1 is no scored pair"),
-        ([Example("a", "b", 3.0)], "needs two texts and a label between 0 and 1"),
+        ([Example("a", "b", 1.0), Example("a", None, 1.0)], "example 1 belongs to scored pairs, example 2 to texts"),
+        (
+            [Example("a", "b", "name")],
+            "train.jsonl: holds classified pairs, but dino needs scored pairs; write them with",
+        ),
+        ([Example("a", "b", 3.0)], "example 1: its score is 3.0; scores are between 0 and 1"),
     ],
 )
 def test_data_of_another_kind_is_refused(
@@ -181,12 +178,170 @@ def test_a_dev_set_without_different_scores_is_refused(tmp_path: Path, data: tup
 
 def test_missing_data_is_named(tmp_path: Path, train: Train) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: is not there; make it with dino filter"):
-        train(Run(tmp_path / "run"), train=tmp_path / "gone.jsonl")
+        train(Run(tmp_path / "run"), texts=Texts(Source(str(tmp_path / "gone.jsonl"))))
 
 
 def test_batches_are_shared_evenly_or_not_at_all(tmp_path: Path) -> None:
-    from dino_pipeline.errors import OptionError
+    chosen = selection(Corpus("dev", rows(9)), 8)
+    dataset = Dataset.from_dict({"anchor": list("abc")})
 
-    assert stage._arguments(Run(tmp_path), TRAINING, 100, 0, 2).per_device_train_batch_size == 4
+    def share(processes: int) -> int:
+        recipe = Recipe(TRAINING, None, 0, processes=processes, steps=10)
+        return arguments(tmp_path, get_objective("dino"), recipe, chosen, dataset).per_device_train_batch_size
+
+    assert share(2) == 4
     with pytest.raises(OptionError, match="cannot be shared by 3 processes"):
-        stage._arguments(Run(tmp_path), TRAINING, 100, 0, 3)
+        share(3)
+
+
+class Stopper(Listener):
+    """Interrupts a training after some steps."""
+
+    def progress(self, progress: Progress) -> None:
+        if progress.done == 14:
+            raise KeyboardInterrupt
+
+
+TRIPLETS = [
+    Example(f"{a} dog runs {b}", f"{a} {other} {b}", label)
+    for a in "abcdefgh"
+    for b in "ijkl"
+    for other, label in (("dog ran", 0.9), ("cat sat", 0.1), ("dog sits", 0.5))
+]
+DOCUMENTS = [
+    Example(f"{a} dog runs fast. {b} cat sits still. Then {a} rain falls.") for a in "abcdefgh" for b in "ijklmnop"
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
+    tmp_path: Path, train: Train, name: str
+) -> None:
+    """Heads, temperatures, memories and drawn views are what they would have been."""
+    listener = Quiet()
+    training = Training(steps=20, learning_rate=1e-3, batch_size=8)
+    if name == "is-cse":
+        training = replace(training, options={"buffer": 16, "neighbours": 4})
+    arguments: dict[str, Any] = {"objective": name, "training": training, "watch": listener}
+    if name in ("declutr", "cmlm", "simcse", "mirror-bert"):
+        write_examples(tmp_path / "documents.jsonl", DOCUMENTS)
+        arguments["texts"] = Texts(Source(str(tmp_path / "documents.jsonl")))
+    if name == "simcse-sup":
+        write_examples(tmp_path / "triplets.jsonl", TRIPLETS)
+        arguments["texts"] = Texts(Source(str(tmp_path / "triplets.jsonl")))
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    found = train(whole, **arguments)
+    assert found.best is not None
+    assert listener.said[-1].startswith("20/20 dev ")
+    with pytest.raises(KeyboardInterrupt):
+        train(run, **{**arguments, "watch": QuietStopper()})
+    again = Quiet()
+    assert train(run, **{**arguments, "watch": again}).state == "resumed"
+    assert int(again.said[0].partition("/")[0]) > 5, "it did not start at the first step"
+    assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
+    stage = run.stage("finetune")
+    assert (stage["steps"], stage["rows_seen"]) == (20, 160)
+    assert stage["selection"]["measure"] == found.measure
+    assert not stage["selection"]["human_labels"]
+
+
+class Quiet(Listener):
+    """Lets notes pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+class QuietStopper(Quiet, Stopper):
+    pass
+
+
+@pytest.mark.parametrize("name", ["dino", "sbert", "simcse-sup", "is-cse", "declutr", "cpt", "cmlm"])
+def test_leading_dimensions_are_trained_to_work_alone(
+    tmp_path: Path, train: Train, data: tuple[Path, Path], name: str
+) -> None:
+    training = Training(steps=4, batch_size=8, matryoshka=(16, 8))
+    if name == "is-cse":
+        training = replace(training, options={"buffer": 8, "neighbours": 4})
+    if name == "cpt":
+        training = replace(training, mini_batch_size=4)
+    write_examples(data[0], TRIPLETS)
+    run = Run(tmp_path / "run")
+    train(run, training, objective=name, watch=Quiet())
+    short = SentenceTransformer(str(run.model), truncate_dim=8)
+    assert short.encode("a").shape == (8,)
+    assert "The first 16, 8 of them work alone" in (run.model / "README.md").read_text()
+    with pytest.raises(OptionError, match="--matryoshka 32: must be smaller than the encoder's 32"):
+        train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, watch=Quiet())
+
+
+def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, train: Train) -> None:
+    run = Run(tmp_path / "run")
+    training = Training(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
+    train(run, training, objective="mirror-bert", watch=Quiet())
+    options = run.stage("finetune")["options"]
+    assert (options["bf16"], options["mini_batch_size"]) == (True, 3)
+    assert np.isfinite(embedded(run)).all()
+
+
+def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path, train: Train, data: Any) -> None:
+    run = Run(tmp_path / "run")
+    write_examples(tmp_path / "people.jsonl", rows(30))
+    texts = Texts(Source(str(data[0])), Source(str(data[1])), select_on=Source(str(tmp_path / "people.jsonl")))
+    train(run, texts=texts)
+    assert run.stage("finetune")["selection"]["human_labels"]
+    assert run.stage("finetune")["selection"]["on"] == "people.jsonl"
+    assert "chosen on human labels (`people.jsonl`)" in (run.model / "README.md").read_text()
+    assert train(run).state == "new", "the best checkpoint is another one without them"
+    assert "held-out texts of the same kind" in (run.model / "README.md").read_text()
+
+
+def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder: Path) -> None:
+    def collapsed() -> SentenceTransformer:
+        model = load_encoder(str(toy_encoder))
+        with torch.no_grad():
+            norm = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
+            norm.weight.mul_(1e-3)
+            norm.bias.fill_(1.0)
+        return model
+
+    run, watch = Run(tmp_path / "run"), Quiet()
+    train(run, replace(TRAINING, learning_rate=1e-9), load=collapsed, watch=watch)
+    assert [
+        note
+        for note in watch.notes
+        if "the embeddings have collapsed: cosines of different texts average 1.000" in note
+    ]
+    assert run.stage("finetune")["collapsed"]
+    assert "embeddings have collapsed" in (run.model / "README.md").read_text()
+    sane = Run(tmp_path / "sane")
+    train(sane)
+    assert not sane.stage("finetune")["collapsed"]
+
+
+def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(tmp_path: Path, train: Train) -> None:
+    run = Run(tmp_path / "run")
+    train(run, Training(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"), objective="cpt", watch=Quiet())
+    model = SentenceTransformer(str(run.model))
+    bare = model.encode("dog", prompt="")
+    assert np.allclose(model.encode("dog"), model.encode("[dog", prompt=""))
+    assert np.allclose(model.encode_document("dog"), model.encode("{dog", prompt=""))
+    assert not np.allclose(model.encode("dog"), bare)
+
+
+def test_a_tokenizer_without_an_end_learns_to_close_texts(tmp_path: Path, toy_generator: Path) -> None:
+    model = load_encoder(str(toy_generator), pooling="lasttoken")
+    model.tokenizer.pad_token = "<pad>"
+    prepare = get_objective("cpt").prepare
+    assert prepare is not None
+    prepare(model)
+    model.save(str(tmp_path / "model"))
+    again = SentenceTransformer(str(tmp_path / "model"))
+    assert again.tokenizer("ab")["input_ids"] == [
+        *model.tokenizer.convert_tokens_to_ids(["a", "b"]),
+        again.tokenizer.eos_token_id,
+    ]

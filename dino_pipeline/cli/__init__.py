@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dino_pipeline import __version__
+from dino_pipeline.cli.compare import compare
 from dino_pipeline.cli.evaluate import evaluate
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.finetune import finetune
@@ -18,5 +19,5 @@ def main() -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
 
 
-for _command in (generate, filter_command, finetune, evaluate, spec):
+for _command in (generate, filter_command, finetune, evaluate, compare, spec):
     main.add_command(_command)

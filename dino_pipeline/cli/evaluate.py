@@ -78,7 +78,8 @@ def _evaluate_encoders(
 
     runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]
     models = list(dict.fromkeys(model for target in targets for model in _models_of(target, alone=len(runs) == 1)))
-    data = _evaluation_data(runs, data_files, suite)
+    of_pocket = any(run.stage("finetune")["options"]["encoder"] == "pocket" for run in runs)
+    data = evaluation_data(runs, data_files, suite, of_pocket=of_pocket)
     sources = "+".join(
         [digest_files([path for _, path in data]), *(f"{n}:{model_fingerprint(p) or p}" for n, p in models)]
     )
@@ -123,15 +124,17 @@ def _models_of(target: str, *, alone: bool) -> list[tuple[str, str]]:
     return [(f"{encoder} before", model_path(encoder, "ENCODER")), (finetuned, str(run.model))]
 
 
-def _evaluation_data(runs: Sequence[Run], files: Sequence[Path], suite: str | None) -> list[tuple[str, Path]]:
-    """Return what to evaluate on: what was asked for, else what belongs to the runs."""
+def evaluation_data(
+    runs: Sequence[Run], files: Sequence[Path], suite: str | None, *, of_pocket: bool
+) -> list[tuple[str, Path]]:
+    """Return what to evaluate on: what was asked for, else what belongs to the runs and to the pocket encoder."""
     from dino_pipeline import pocket
 
     gold = ("pocket gold", pocket.GOLD_TEST)
     if files or suite:
         return [*((file.name, file) for file in files), *([gold] if suite else [])]
     found = [(f"{run.path.name} dev (generated)", run.dev) for run in runs if run.dev.exists()]
-    if any(run.stage("finetune")["options"]["encoder"] == "pocket" for run in runs):
+    if of_pocket:
         found.append(gold)
     if not found:
         raise OptionError("nothing to evaluate on; give --data FILE, or --suite pocket")

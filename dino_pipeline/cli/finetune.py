@@ -4,67 +4,237 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path, or_dash, run_or_file
+from dino_pipeline.cli.base import command, model_path, or_dash
 from dino_pipeline.errors import OptionError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from dino_pipeline.corpus import Source
+    from dino_pipeline.finetune import Texts
+    from dino_pipeline.objectives import Training
+    from dino_pipeline.run import Run
+
+OBJECTIVES = ("dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm")
+HYPERPARAMETERS = (
+    "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "max_length", "pooling",
+    "mini_batch_size", "bf16", "matryoshka", "faithful",
+)  # fmt: skip
+
+
+def _dimensions(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        found = tuple(sorted({int(each) for each in value.split(",")}, reverse=True))
+    except ValueError as error:
+        raise click.BadParameter("give whole numbers, as in 256,128,64") from error
+    if found[-1] < 1:
+        raise click.BadParameter("dimensions are 1 and more")
+    return found
+
+
+def assignments(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Return NAME=VALUE options as a mapping."""
+    parted = [value.partition("=") for value in values]
+    if wrong := next((value for value, (_, equals, _) in zip(values, parted, strict=True) if not equals), None):
+        raise click.BadParameter(f"{wrong}: give NAME=VALUE")
+    return {name.strip(): value.strip() for name, _, value in parted}
+
+
+SOURCE_OPTIONS = [
+    click.option("--split", default="train", show_default=True, help="Of a dataset from the Hub or a folder."),
+    click.option("--config", help="Of a dataset from the Hub."),
+    click.option("--data-revision", help="Of a dataset from the Hub."),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="ROLE=NAME",
+        callback=assignments,
+        help="Which column is text_a, text_b or label, where the names do not say.",
+    ),
+    click.option("--class-labels", is_flag=True, help="Labels are classes, though they look like numbers."),
+    click.option("--language", help="Whose sentences documents are parted into.  [default: the spec's, or en]"),
+    click.option("--split-sentences", is_flag=True, help="Texts hold several sentences: train on each."),
+    click.option("--dev", "dev_file", metavar="FILE", help="Held-out texts.  [default: the RUN's, or a tenth of DATA]"),
+    click.option(
+        "--select-on",
+        metavar="FILE",
+        help="Pairs scored by people that choose the best checkpoint; stamped into card and scores.",
+    ),
+]
+TRAINING_OPTIONS = [
+    click.option(
+        "--encoder", default="pocket", show_default=True, help="Folder or Hub id of the encoder to start from."
+    ),
+    click.option("--revision", help="The encoder's revision on the Hub."),
+    click.option("--epochs", type=click.FloatRange(0, min_open=True)),
+    click.option("--steps", type=click.IntRange(1), help="In place of epochs."),
+    click.option("--batch-size", type=click.IntRange(1), help="Over all processes."),
+    click.option("--learning-rate", "--lr", type=click.FloatRange(0, min_open=True)),
+    click.option("--weight-decay", type=click.FloatRange(0)),
+    click.option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps."),
+    click.option("--schedule", type=click.Choice(["linear", "constant"]), help="Of the learning rate."),
+    click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut at.  [default: the encoder's]"),
+    click.option(
+        "--pooling", type=click.Choice(["mean", "cls", "lasttoken"]), help="For encoders that bring none of their own."
+    ),
+    click.option("--mini-batch-size", type=click.IntRange(1), help="Rows encoded at once, with gradient caching."),
+    click.option("--bf16/--no-bf16", default=None, help="Compute in bfloat16 where that is safe."),
+    click.option(
+        "--matryoshka", metavar="DIM,...", callback=_dimensions, help="Leading dimensions that are to work alone."
+    ),
+    click.option("--faithful", is_flag=True, default=None, help="The paper's code where it differs from what is sane."),
+]
+
+
+def options_of(given: Sequence[Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds options in their order."""
+
+    def add(function: Any) -> Any:
+        for option in reversed(given):
+            function = option(function)
+        return function
+
+    return add
 
 
 @click.command()
-@click.argument("data", metavar="RUN|FILE", type=click.Path(path_type=Path))
-@click.option("--dev", "dev_file", type=click.Path(path_type=Path), help="Held-out JSONL, where DATA is a file.")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where DATA is a file.")
-@click.option("--encoder", default="pocket", show_default=True, help="Folder or Hub id of the encoder to start from.")
-@click.option("--revision", help="The encoder's revision on the Hub.")
-@click.option("--objective", type=click.Choice(["dino"]), default="dino", show_default=True)
-@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="[default: the objective's paper; dino 1]")
-@click.option("--batch-size", type=click.IntRange(1), help="Over all processes.  [default: dino 32]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: dino 2e-5]")
-@click.option("--weight-decay", type=click.FloatRange(0), help="[default: dino 0.01]")
-@click.option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps.  [default: dino 0.1]")
-@click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut at.  [default: the encoder's]")
+@click.argument("data", metavar="[RUN|FILE|DATASET]", required=False)
+@click.option("--list", "listing", is_flag=True, help="List the objectives with what they need and their defaults.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="dino", show_default=True)
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where DATA is no run.")
+@options_of(TRAINING_OPTIONS)
+@click.option("--loss", type=click.Choice(["cosine", "cosent", "angle"]), help="dino only.  [default: cosine]")
+@click.option("--set", "own", multiple=True, metavar="NAME=VALUE", callback=assignments, help="The objective's own.")
+@options_of(SOURCE_OPTIONS)
 @click.option("--seed", default=42, show_default=True)
 @click.option("--fresh", is_flag=True, help="Train again from the start.")
 @command
-def finetune(data: Path, dev_file: Path | None, run_path: Path | None, **options: Any) -> None:
-    """Train a bi-encoder on a RUN's filtered data, or on a JSONL FILE; goes on from the last checkpoint."""
+def finetune(data: str | None, run_path: Path | None, listing: bool, **options: Any) -> None:
+    """Train a bi-encoder on a RUN's filtered data, a FILE (JSONL, or a sentence or document a line), or a DATASET of
+    the Hub; goes on from the last checkpoint.
+
+    Hyper-parameters are those of the objective's paper unless given.
+    """
     from dino_pipeline.console import Console
-    from dino_pipeline.encoders import load_encoder
     from dino_pipeline.finetune import finetune as run_finetune
-    from dino_pipeline.objectives import get_objective
+    from dino_pipeline.objectives import get_objective, settle
     from dino_pipeline.run import model_fingerprint
 
-    run, file = run_or_file(data, run_path)
-    if file is not None and dev_file is None:
-        raise OptionError(f"{file}: is a file; say with --dev which pairs choose the best checkpoint")
+    if listing:
+        _list()
+        return
+    if data is None:
+        raise OptionError("nothing to train on; give a RUN, a FILE or a DATASET, or --list")
+    run, texts = texts_of(data, run_path, options)
     objective = get_objective(options["objective"])
-    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "max_length")
-    given = {name: options[name] for name in names if options[name] is not None}
-    path = model_path(options["encoder"], "ENCODER")
+    own = {**options["own"], **({"loss": options["loss"]} if options["loss"] else {})}
+    given = {name: options[name] for name in HYPERPARAMETERS if options[name] is not None}
+    training = settle(objective, given, own)
+    encoder, revision = options["encoder"], options["revision"]
+    path = model_path(encoder, "ENCODER")
     console = Console()
     first_process = os.environ.get("RANK", "0") == "0"
-    with run.locked() if first_process else contextlib.nullcontext():
+    with run.locked() if first_process else contextlib.nullcontext(), contextlib.closing(console):
         found = run_finetune(
             run,
             objective,
-            replace(objective.defaults, **given),
-            encoder={
-                "encoder": options["encoder"],
-                "revision": options["revision"],
-                "fingerprint": model_fingerprint(path),
-            },
-            load=lambda: load_encoder(path, options["revision"]),
-            train=file or run.train,
-            dev=dev_file or run.dev,
+            training,
+            encoder={"encoder": encoder, "revision": revision, "fingerprint": model_fingerprint(path)},
+            load=loader(path, revision, training, asked="pooling" in given),
+            texts=texts,
             watch=console,
             seed=options["seed"],
             fresh=options["fresh"],
         )
-    console.close()
     if first_process:
         said = "is up to date" if found.state == "done" else "is trained"
-        click.echo(f"{run.model}: {said}; best dev Spearman x 100: {or_dash(found.dev_spearman, '.2f')}")
+        shown = "Spearman x 100" if found.measure == "Spearman" else found.measure
+        click.echo(f"{run.model}: {said}; best dev {shown}: {or_dash(found.best, '.2f')}")
+
+
+def loader(path: str, revision: str | None, training: Training, *, asked: bool) -> Callable[[], SentenceTransformer]:
+    """Return what loads an encoder; pooling that was asked for must then be the encoder's."""
+    from dino_pipeline.encoders import load_encoder
+
+    def load() -> SentenceTransformer:
+        model = load_encoder(path, revision, training.pooling)
+        has = next((module.pooling_mode for module in model if hasattr(module, "pooling_mode")), "none")
+        if asked and has != training.pooling:
+            raise OptionError(f"--pooling {training.pooling}: {path} brings its own pooling ({has}); leave it out")
+        return model
+
+    return load
+
+
+def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, Texts]:
+    """Return the run to write, and what to train on."""
+    from dino_pipeline.corpus import Source
+    from dino_pipeline.errors import DataError
+    from dino_pipeline.finetune import Texts
+    from dino_pipeline.run import Run
+
+    given = Run(Path(data))
+    is_run = given.record_file.exists()
+    if is_run and not given.train.exists():
+        raise DataError(f"{given.train}: is not there; make it with dino filter {data}, or name a file")
+    if not is_run and run_path is None:
+        raise OptionError(f"{data}: is no run; say with --run which folder to write")
+    of_class = is_run and given.stage("generate").get("label_type") == "class"
+
+    def source(name: str) -> Source:
+        return Source(
+            name,
+            split=options["split"],
+            config=options["config"],
+            revision=options["data_revision"],
+            columns=options["columns"],
+            classes=options["class_labels"] or of_class,
+        )
+
+    dev = options["dev_file"] or (str(given.dev) if is_run and given.dev.exists() else None)
+    texts = Texts(
+        train=source(str(given.train) if is_run else data),
+        dev=source(dev) if dev else None,
+        select_on=source(options["select_on"]) if options["select_on"] else None,
+        language=options["language"] or _language(given) or "en",
+        split_sentences=options["split_sentences"],
+    )
+    return Run(run_path) if run_path else given, texts
+
+
+def _language(run: Run) -> str | None:
+    """Return the language of a run's spec, if it is known."""
+    import json
+
+    spec = json.loads(run.spec.read_text()) if run.spec.exists() else {}
+    return str(spec["language"]).split("-")[0] if spec.get("language") else None
+
+
+def _list() -> None:
+    from dino_pipeline.console import table
+    from dino_pipeline.objectives import get_objective
+
+    records = [get_objective(name) for name in OBJECTIVES]
+    header = ["objective", "needs", "epochs", "batch", "rate", "pooling"]
+    rows = [
+        [each.name, each.needs, f"{t.epochs:g}", str(t.batch_size), f"{t.learning_rate:g}", t.pooling]
+        for each in records
+        for t in [each.defaults]
+    ]
+    click.echo(table(header, rows))
+    for each in records:
+        click.echo(f"\n{each.name}: {each.method}\n  {each.citation}")
+        own = ", ".join(f"{name}={value}" for name, value in each.defaults.options.items())
+        faithful = ", ".join(f"{name}={value}" for name, value in each.faithful.items())
+        click.echo(f"  --set {own}" if own else "  no options of its own")
+        if faithful:
+            click.echo(f"  --faithful: {faithful}")

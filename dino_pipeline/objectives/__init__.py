@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dino_pipeline.objectives.base import Objective, Training
+from dino_pipeline.objectives.base import Columns, Kind, Objective, Recipe, Training, Value, settle
 
-NAMES = ("dino",)
+NAMES = ("dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm")
 
-__all__ = ["NAMES", "Objective", "Training", "get_objective"]
+__all__ = ["NAMES", "Columns", "Kind", "Objective", "Recipe", "Training", "Value", "get_objective", "settle"]
 
 
 def get_objective(name: str) -> Objective:
     """Return an objective by its name; only its own file is imported."""
-    objective: Objective = import_module(f"dino_pipeline.objectives.{name}").OBJECTIVE
+    module = import_module(f"dino_pipeline.objectives.{name.replace('-', '_')}")
+    objective: Objective = module.OBJECTIVE
     return objective

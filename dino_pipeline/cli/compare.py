@@ -1,0 +1,126 @@
+"""dino compare: every objective on the same texts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.base import command, model_path
+from dino_pipeline.cli.evaluate import evaluation_data
+from dino_pipeline.cli.finetune import (
+    HYPERPARAMETERS,
+    OBJECTIVES,
+    SOURCE_OPTIONS,
+    TRAINING_OPTIONS,
+    assignments,
+    loader,
+    options_of,
+    texts_of,
+)
+from dino_pipeline.errors import OptionError
+
+if TYPE_CHECKING:
+    from dino_pipeline.objectives import Objective, Training
+
+
+@click.command()
+@click.argument("data", metavar="RUN|FILE|DATASET")
+@click.option("--objectives", default="all", show_default=True, metavar="NAME,...", help=f"Of {', '.join(OBJECTIVES)}.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each objective.")
+@click.option("--seed", default=42, show_default=True, help="The first seed; the others follow it.")
+@click.option(
+    "--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: compare in the RUN]"
+)
+@click.option("--data", "data_files", multiple=True, type=click.Path(path_type=Path), help="JSONL of scored pairs.")
+@click.option("--suite", type=click.Choice(["pocket"]), help="Evaluate on held-out pairs of the pocket grammar.")
+@options_of(TRAINING_OPTIONS)
+@click.option(
+    "--set",
+    "own",
+    multiple=True,
+    metavar="OBJECTIVE:NAME=VALUE",
+    callback=assignments,
+    help="A hyper-parameter, or an option of its own, for one objective.",
+)
+@options_of(SOURCE_OPTIONS)
+@click.option("--fresh", is_flag=True, help="Train all again.")
+@command
+def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite: str | None, **options: Any) -> None:
+    """Train the same encoder by each objective on the same texts, evaluate it on the same sets, and print, save and
+    draw one table. Finished cells are not done again.
+
+    Hyper-parameters given here are for all objectives, those that are not given each objective's own.
+    """
+    from dino_pipeline.compare import Plan, as_table, remarks, write_comparison
+    from dino_pipeline.compare import compare as run_compare
+    from dino_pipeline.console import Console, table
+    from dino_pipeline.evaluate import ScoredPairs
+    from dino_pipeline.run import Run, digest_files, model_fingerprint
+
+    lenient = options["objectives"] == "all"
+    names = OBJECTIVES if lenient else _names(options["objectives"])
+    run, texts = texts_of(data, run_path, options)
+    encoder, revision = options["encoder"], options["revision"]
+    path = model_path(encoder, "ENCODER")
+    sets = evaluation_data([Run(Path(data))], data_files, suite, of_pocket=encoder == "pocket")
+    asked = options["pooling"] is not None
+    plan = Plan(
+        folder=run.path if run_path else run.comparison,
+        objectives=[_settled(name, options) for name in names],
+        seeds=range(options["seed"], options["seed"] + options["seeds"]),
+        encoder={"encoder": encoder, "revision": revision, "fingerprint": model_fingerprint(path)},
+        load=lambda training: loader(path, revision, training, asked=asked)(),
+        texts=texts,
+        sets=[ScoredPairs.read(name, file) for name, file in sets],
+        sets_digest=digest_files([file for _, file in sets]),
+    )
+    with contextlib.closing(Console()) as console:
+        rows = run_compare(plan, console, lenient=lenient, fresh=options["fresh"])
+    files = write_comparison(plan, rows)
+    header, *lines = as_table(rows, [each.name for each in plan.sets])
+    click.echo(table(header, lines))
+    for remark in remarks(rows):
+        click.echo(remark)
+    click.echo(f"Spearman x 100, mean and range of {options['seeds']} seeds; written: {', '.join(map(str, files))}")
+
+
+def _names(given: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in OBJECTIVES]:
+        raise OptionError(f"--objectives {unknown[0]}: is none; choose from {', '.join(OBJECTIVES)}, or all")
+    return names
+
+
+def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training]:
+    """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
+    from dino_pipeline.objectives import Training, get_objective, settle
+
+    objective = get_objective(name)
+    given = {each: options[each] for each in HYPERPARAMETERS if options[each] is not None}
+    if not objective.caches:
+        given.pop("mini_batch_size", None)
+    if not objective.faithful:
+        given.pop("faithful", None)
+    kinds = {each.name: str(each.type) for each in fields(Training)}
+    own = {}
+    for key, value in options["own"].items():
+        of, colon, option = key.partition(":")
+        if not colon or of not in OBJECTIVES:
+            raise OptionError(f"--set {key}: give OBJECTIVE:NAME=VALUE")
+        if of == name and option in HYPERPARAMETERS:
+            given[option] = _parsed(f"--set {key}", value, kinds[option])
+        elif of == name:
+            own[option] = value
+    return objective, settle(objective, given, own)
+
+
+def _parsed(where: str, value: str, kind: str) -> Any:
+    try:
+        return int(value) if kind.startswith("int") else value if kind == "str" else float(value)
+    except ValueError as error:
+        raise OptionError(f"{where}={value}: must be a number") from error

@@ -1,0 +1,227 @@
+"""Texts to train on, from a JSONL or plain-text file, any file or folder that `datasets` reads, or the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from dino_pipeline.errors import DataError
+from dino_pipeline.examples import Example, read_examples
+from dino_pipeline.inputs import read_lines
+from dino_pipeline.texts import normalise
+
+Content = Literal["scored pairs", "classified pairs", "pairs", "texts"]
+NAMES = {
+    "text_a": (
+        "text_a",
+        "sentence1",
+        "premise",
+        "anchor",
+        "query",
+        "question",
+        "text",
+        "sentence",
+        "document",
+        "content",
+    ),
+    "text_b": ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code"),
+    "label": ("label", "score", "similarity_score"),
+}
+"""Under which names a dataset's columns are found; the first that is there counts."""
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts of one kind."""
+
+    name: str
+    """Where it is from, for errors."""
+    examples: list[Example]
+
+    @property
+    def label(self) -> str:
+        """Its name without the folder that it happens to lie in."""
+        return Path(self.name).name if Path(self.name).is_file() else self.name
+
+    @cached_property
+    def content(self) -> Content:
+        """What the examples are.
+
+        Raises:
+            DataError: they are not all of one kind.
+        """
+        kinds = [_kind(example) for example in self.examples]
+        first = kinds[0]
+        other = next((number for number, kind in enumerate(kinds) if kind != first), None)
+        if other is not None:
+            raise DataError(
+                f"{self.name}: example 1 belongs to {first}, example {other + 1} to {kinds[other]}; "
+                "give each kind in a file of its own"
+            )
+        return first
+
+
+def _kind(example: Example) -> Content:
+    if example.text_b is None:
+        return "texts"
+    if example.label is None:
+        return "pairs"
+    return "classified pairs" if isinstance(example.label, str) else "scored pairs"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where texts come from."""
+
+    name: str
+    """A file, a folder or a Hub id."""
+    split: str = "train"
+    """Of a folder or a Hub id."""
+    config: str | None = None
+    revision: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which of its columns are ``text_a``, ``text_b`` and ``label``, where their names do not say."""
+    classes: bool = False
+    """Its labels are class names, even those that are numbers."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder, if it is one."""
+        return Path(self.name)
+
+    @property
+    def label(self) -> str:
+        """What tells this source from others, in words."""
+        if self.path.is_file():
+            return self.path.name
+        more = (self.config, self.split, self.revision, *(f"{role}={name}" for role, name in self.columns.items()))
+        return ", ".join([self.name, *(each for each in more if each)])
+
+    def digest(self) -> str:
+        """Return a hash of what it holds."""
+        if self.path.is_file():
+            with open(self.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digest = hashlib.sha256()
+        for example in self.corpus.examples:
+            digest.update(json.dumps([example.text_a, example.text_b, example.label]).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """All that it holds, read once.
+
+        Raises:
+            DataError: it cannot be read, is empty, or has no column of texts.
+        """
+        suffix = self.path.suffix.lower()
+        if self.path.is_file() and suffix not in FORMATS and not self.columns:
+            examples = (
+                read_examples(self.path, numeric_labels=not self.classes)
+                if suffix in {".jsonl", ".json"}
+                else _read_texts(self.path)
+            )
+        else:
+            examples = self._from_dataset(self._load())
+        return Corpus(self.name, examples)
+
+    def _load(self) -> Dataset:
+        suffix = self.path.suffix.lower()
+        if not self.path.exists() and suffix in {".jsonl", ".json", ".txt", *FORMATS}:
+            raise DataError(f"{self.name}: is not there; make it with dino filter, or name another file")
+        try:
+            if self.path.is_file():
+                options = {"delimiter": "\t"} if suffix == ".tsv" else {}
+                return load_dataset(FORMATS.get(suffix, "json"), data_files=str(self.path), split="train", **options)
+            return load_dataset(self.name, self.config, split=self.split, revision=self.revision)
+        except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OSError) as error:
+            raise DataError(
+                f"{self.name}: is neither a file or folder here nor a dataset that can be had from the Hub "
+                f"({_first_line(error)}); give a run's folder, a file, or a Hub id"
+            ) from error
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise DataError(
+                f"{self.name}: cannot be read as a dataset ({_first_line(error)}); see --split, --config and --revision"
+            ) from error
+
+    def _from_dataset(self, dataset: Dataset) -> list[Example]:
+        named = {role: self._column(dataset, role) for role in NAMES}
+        if named["text_a"] is None:
+            raise DataError(
+                f"{self.name}: none of its columns {', '.join(dataset.column_names)} is known to hold texts; "
+                "name one with --column text_a=NAME"
+            )
+        label = dataset.features[named["label"]] if named["label"] else None
+        columns = [dataset[name] if name else [None] * len(dataset) for name in named.values()]
+        if isinstance(label, ClassLabel):
+            columns[2] = [None if value is None or value < 0 else label.int2str(value) for value in columns[2]]
+        examples = [Example(*self._checked(row)) for row in zip(*columns, strict=True)]
+        if not examples:
+            raise DataError(f"{self.name}: holds no rows")
+        return examples
+
+    def _column(self, dataset: Dataset, role: str) -> str | None:
+        if role in self.columns:
+            name = self.columns[role]
+            if name not in dataset.column_names:
+                raise DataError(f"{self.name}: has no column {name}, only {', '.join(dataset.column_names)}")
+            return name
+        return next((name for name in NAMES[role] if name in dataset.column_names), None)
+
+    def _checked(self, row: tuple[Any, Any, Any]) -> tuple[str, str | None, Any]:
+        text_a, text_b, label = row
+        if not isinstance(text_a, str) or not isinstance(text_b, str | None):
+            raise DataError(f"{self.name}: a text is {row[0]!r:.60}, {row[1]!r:.60}; texts must be strings")
+        if self.classes and label is not None:
+            return text_a, text_b, str(label)
+        return text_a, text_b, float(label) if isinstance(label, int) and not isinstance(label, bool) else label
+
+
+def _read_texts(path: Path) -> list[Example]:
+    texts = [Example(stripped) for line in read_lines(path) if (stripped := line.strip())]
+    if not texts:
+        raise DataError(f"{path}: holds no texts; give a file with a sentence or document a line")
+    return texts
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:
+    """Split a corpus into a large and a small part that have no first text in common, the same way each time.
+
+    Args:
+        corpus: at least two different first texts.
+        share: of the first texts that go to the small part.
+        most: first texts in the small part.
+
+    Raises:
+        DataError: it is too small to be split.
+    """
+    groups = list(dict.fromkeys(normalise(example.text_a) for example in corpus.examples))
+    ordered = sorted(groups, key=lambda text: hashlib.sha256(text.encode()).digest())
+    held = set(ordered[: min(max(round(share * len(groups)), 1), most)])
+    inside = [example for example in corpus.examples if normalise(example.text_a) in held]
+    outside = [example for example in corpus.examples if normalise(example.text_a) not in held]
+    if not outside:
+        raise DataError(f"{corpus.name}: holds too few texts to keep some out of training; give more")
+    return Corpus(corpus.name, outside), Corpus(f"{corpus.name}, held out", inside)
+
+
+def distinct_texts(examples: Sequence[Example]) -> list[str]:
+    """Return the texts that are not the same in normal form, first texts first."""
+    texts = [example.text_a for example in examples] + [example.text_b for example in examples if example.text_b]
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(normalise(text), text)
+    return list(found.values())

@@ -1,0 +1,82 @@
+"""cpt: of two texts that belong together, each finds the other among a very large batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from sentence_transformers.util import cos_sim
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+
+from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
+
+OPEN_QUERY, OPEN_DOCUMENT = "[", "{"
+HIGHEST = 100.0
+"""No temperature makes cosines count more than this."""
+
+
+def build(columns: Columns, recipe: Recipe) -> Dataset:
+    """Return the columns ``anchor, positive``."""
+    return Dataset.from_dict(columns)
+
+
+class LearnedTemperature(nn.Module):
+    """Cosines times ``exp(t)``, where t is learned (Neelakantan et al. 2022, section 2)."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the logits of all pairs, ``(rows of first, rows of second)``."""
+        return cos_sim(first, second) * self.t.exp().clamp(max=HIGHEST)
+
+
+def prepare(model: SentenceTransformer) -> None:
+    """Have texts begin with their delimiter and end with a token whose state is the embedding.
+
+    The paper closes texts with a second delimiter. Here the tokenizer's own end closes them, so that a plain `encode`
+    gives what was trained: texts are queries unless `encode_document` is called.
+    """
+    model.prompts = {"query": OPEN_QUERY, "document": OPEN_DOCUMENT}
+    model.default_prompt_name = "query"
+    tokenizer = model.tokenizer
+    if tokenizer("a")["input_ids"][-1] not in tokenizer.all_special_ids:
+        end, number = tokenizer.eos_token, tokenizer.eos_token_id
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, number)]
+        )
+
+
+def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> Any:
+    """Return the mean of the cross-entropies over rows and over columns, with cached gradients."""
+    return CachedMultipleNegativesRankingLoss(
+        model,
+        scale=1.0,
+        similarity_fct=LearnedTemperature(float(recipe["temperature"])),
+        mini_batch_size=recipe.training.mini_batch_size or recipe.training.batch_size,
+        gather_across_devices=recipe.processes > 1,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+
+
+OBJECTIVE = Objective(
+    name="cpt",
+    needs="pairs",
+    method="each finds the other, learned temperature",
+    build=build,
+    loss=loss,
+    defaults=Training(batch_size=12288, mini_batch_size=64, pooling="lasttoken", options={"temperature": 0.07}),
+    citation="Neelakantan et al. 2022, Text and Code Embeddings by Contrastive Pre-Training, arXiv:2201.10005",
+    in_batch=True,
+    distinct=True,
+    caches=True,
+    prompts={"anchor": OPEN_QUERY, "positive": OPEN_DOCUMENT},
+    prepare=prepare,
+)

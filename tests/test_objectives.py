@@ -1,0 +1,460 @@
+"""Each loss against a few lines of NumPy in double precision; each way of drawing views against its distribution."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import beta, chisquare, kstest
+from sentence_transformers import SentenceTransformer
+
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.errors import DataError, ModelError, OptionError
+from dino_pipeline.objectives import NAMES, Recipe, Training, get_objective, settle
+from dino_pipeline.objectives.contrastive import InfoNCE, NTXent, own_tensors
+from dino_pipeline.objectives.cpt import LearnedTemperature
+from dino_pipeline.objectives.declutr import Spans
+from dino_pipeline.objectives.is_cse import InstanceSmoothed, Memory, smoothed
+from dino_pipeline.objectives.mirror_bert import mask_characters, mask_words, view
+from dino_pipeline.objectives.sbert import PairClassifier
+from dino_pipeline.objectives.simcse import SimCSE
+from dino_pipeline.objectives.views import views_of
+
+Matrix = NDArray[np.float64]
+SIZE = 6
+
+
+class Stub(torch.nn.Module):
+    """Stands for an encoder whose embeddings are given."""
+
+    def get_embedding_dimension(self) -> int:
+        return SIZE
+
+
+def recipe(
+    name: str, steps: int = 10, tokenizer: Any = None, own: dict[str, str] | None = None, **given: Any
+) -> Recipe:
+    return Recipe(settle(get_objective(name), given, own or {}), tokenizer, seed=1, steps=steps)
+
+
+def drawn(seed: int, rows: int = 5, columns: int = 2) -> list[Matrix]:
+    draw = np.random.default_rng(seed)
+    return [draw.normal(size=(rows, SIZE)) for _ in range(columns)]
+
+
+def tensors(matrices: list[Matrix]) -> list[torch.Tensor]:
+    return [torch.tensor(matrix) for matrix in matrices]
+
+
+def unit(matrix: Matrix) -> Matrix:
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+def cross_entropy(logits: Matrix, gold: list[int]) -> float:
+    return float(np.mean([np.log(np.exp(row).sum()) - row[at] for row, at in zip(logits, gold, strict=True)]))
+
+
+def info_nce(first: Matrix, *others: Matrix, temperature: float) -> float:
+    logits = unit(first) @ unit(np.concatenate(others)).T / temperature
+    return cross_entropy(logits, list(range(len(first))))
+
+
+def test_nt_xent_has_both_views_of_all_others_as_negatives() -> None:
+    first, second = drawn(0)
+    views = unit(np.concatenate([first, second]))
+    logits = views @ views.T / 0.04
+    np.fill_diagonal(logits, -np.inf)
+    n = len(first)
+    gold = [*range(n, 2 * n), *range(n)]
+    loss = NTXent(Stub(), recipe("mirror-bert"))  # type: ignore[arg-type]
+    assert loss.compare(tensors([first, second]), None).item() == pytest.approx(cross_entropy(logits, gold), abs=1e-9)
+
+
+def test_hard_negatives_stand_beside_the_positives_of_the_batch() -> None:
+    columns = drawn(1, columns=3)
+    loss = InfoNCE(Stub(), recipe("simcse-sup"))  # type: ignore[arg-type]
+    assert loss.compare(tensors(columns), None).item() == pytest.approx(info_nce(*columns, temperature=0.05), abs=1e-9)
+
+
+def test_simcse_compares_behind_its_head() -> None:
+    first, second = drawn(2)
+    loss = SimCSE(Stub(), recipe("simcse")).double()  # type: ignore[arg-type]
+    layer = loss.heads[str(SIZE)][0]  # type: ignore[index]
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    heads = [np.tanh(each @ weight.T + bias) for each in (first, second)]
+    expected = info_nce(*heads, temperature=0.05)
+    assert loss.compare(tensors([first, second]), None).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_cpt_is_the_mean_of_the_cross_entropies_over_rows_and_columns(toy_encoder: Path) -> None:
+    """On a real encoder without dropout, with and without gradient caching, gradients too."""
+    model = without_dropout(toy_encoder)
+    texts = ["a dog", "two cats run", "rain", "the sun"], ["dogs", "cats", "it rains", "sunny day"]
+    grown = []
+    for mini in (2, 4):
+        model.zero_grad()
+        loss = get_objective("cpt").loss(model, None, recipe("cpt", mini_batch_size=mini))
+        value = loss([model.preprocess(list(column)) for column in texts], None)
+        value.backward()
+        grown.append((value.item(), [p.grad.clone() for p in loss.parameters() if p.grad is not None]))
+    u, v = (unit(model.encode(list(column)).astype(np.float64)) for column in texts)
+    logits = u @ v.T / 0.07
+    expected = (cross_entropy(logits, [0, 1, 2, 3]) + cross_entropy(logits.T, [0, 1, 2, 3])) / 2
+    assert [value for value, _ in grown] == pytest.approx([expected, expected], abs=1e-4)
+    assert len(grown[0][1]) > 10
+    for whole, parts in zip(grown[0][1], grown[1][1], strict=True):
+        assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def without_dropout(folder: Path) -> SentenceTransformer:
+    model = load_encoder(str(folder))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("name", ["simcse", "mirror-bert", "is-cse", "simcse-sup"])
+def test_cached_gradients_are_the_plain_ones(toy_encoder: Path, name: str) -> None:
+    model = without_dropout(toy_encoder)
+    texts = [["a dog", "two cats run", "rain"], ["dogs", "cats", "it rains"], ["x", "yy", "zzz"]]
+    columns = texts if name == "simcse-sup" else texts[:2]
+    grown = []
+    for mini in (None, 2):
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = get_objective(name).loss(model, None, recipe(name, mini_batch_size=mini))
+        value = loss([model.preprocess(column) for column in columns], None)
+        value.backward()
+        grown.append((value.item(), {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}))
+    assert grown[0][0] == pytest.approx(grown[1][0], abs=1e-5)
+    assert grown[0][1].keys() == grown[1][1].keys()
+    for at, plain in grown[0][1].items():
+        assert torch.allclose(plain, grown[1][1][at], atol=1e-5), at
+
+
+def test_the_temperature_is_learned_and_bounded() -> None:
+    scale = LearnedTemperature(0.07).double()
+    first, second = tensors(drawn(3))
+    assert torch.autograd.gradcheck(scale, (first.requires_grad_(), second.requires_grad_()))
+    scale(first, second).sum().backward()
+    assert scale.t.grad is not None
+    assert scale.t.grad != 0
+    torch.nn.init.constant_(scale.t, 50.0)
+    assert scale(first, first).max().item() == pytest.approx(100.0)
+
+
+def test_sbert_is_a_softmax_over_both_embeddings_and_their_distance() -> None:
+    u, v = drawn(4)
+    labels = [0, 2, 1, 1, 0]
+    loss = PairClassifier(Stub(), recipe("sbert"), 3).double()  # type: ignore[arg-type]
+    layer = loss.classifiers[str(SIZE)]
+    weight, bias = (np.asarray(each.detach()) for each in layer.parameters())
+    logits = np.concatenate([u, v, np.abs(u - v)], axis=1) @ weight.T + bias
+    value = loss.compare(tensors([u, v]), torch.tensor(labels))
+    assert value.item() == pytest.approx(cross_entropy(logits, labels), abs=1e-9)
+
+
+def smoothed_by_hand(views: Matrix, memory: Matrix, neighbours: int) -> Matrix:
+    found = []
+    for z in views:
+        nearest = sorted(range(len(memory)), key=lambda at: -float(memory[at] @ z))[:neighbours]
+        values = np.stack([z, *memory[nearest]])
+        weights = np.exp(values @ z / 2)
+        found.append((weights / weights.sum()) @ values)
+    return np.stack(found)
+
+
+def test_is_cse_aggregates_a_view_and_its_nearest_remembered_ones() -> None:
+    views, memory = unit(drawn(5)[0]), unit(drawn(6, rows=40)[0])
+    for neighbours in (1, 16, 40, 64):
+        found = smoothed(torch.tensor(views), torch.tensor(memory), neighbours)
+        assert np.allclose(found, smoothed_by_hand(views, memory, neighbours), atol=1e-12)
+    given = torch.tensor(views, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: smoothed(z, torch.tensor(memory), 7), (given,))
+
+
+def test_is_cse_remembers_first_in_first_out_and_takes_no_part_before_it_is_full() -> None:
+    memory, expected = Memory(7, SIZE), deque[list[float]](maxlen=7)
+    for seed, rows in enumerate((3, 3, 1, 5, 9, 2)):
+        assert memory.full == (len(expected) == 7)
+        given = drawn(seed, rows)[0].astype(np.float32)
+        memory.push(torch.tensor(given))
+        expected.extend(given.tolist())
+        held = sorted(map(tuple, memory.entries[: len(expected)].tolist()))
+        assert held == sorted(map(tuple, expected))
+
+    loss = InstanceSmoothed(Stub(), recipe("is-cse", own={"buffer": "10", "neighbours": "4"})).double()  # type: ignore[arg-type]
+    layer = loss.heads[str(SIZE)][0]  # type: ignore[index]
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    remembered: list[Matrix] = []
+    for step in range(4):
+        z1, z2 = (np.tanh(each @ weight.T + bias) for each in drawn(10 + step))
+        expected_loss = info_nce(z1, z2, temperature=0.05)
+        if step >= 2:  # twice five are remembered
+            star = smoothed_by_hand(unit(z2), np.concatenate(remembered[-2:]), 4)
+            expected_loss += 0.1 * info_nce(z1, star, temperature=0.05)
+        value = loss.compare(tensors(drawn(10 + step)), None)
+        assert value.item() == pytest.approx(expected_loss, abs=1e-7), step
+        remembered.append(unit(z2))
+
+
+def test_is_cse_raises_alpha_along_half_a_cosine() -> None:
+    own = {"alpha": "0.05", "alpha_start": "0.005", "buffer": "5"}
+    loss = InstanceSmoothed(Stub(), recipe("is-cse", steps=8, own=own)).double()  # type: ignore[arg-type]
+    alphas = []
+    for _ in range(6):
+        alphas.append(loss.alpha)
+        loss.compare(tensors(drawn(0)), None)
+    expected = [0.005 + 0.045 * (1 - np.cos(np.pi * min(step / 4, 1))) / 2 for step in range(6)]
+    assert alphas == pytest.approx(expected)
+    assert InstanceSmoothed(Stub(), recipe("is-cse")).alpha == 0.1  # type: ignore[arg-type]
+
+
+def test_gradients_of_the_new_losses_are_those_of_finite_differences() -> None:
+    first, second = tensors(drawn(7))
+    remembered = InstanceSmoothed(Stub(), recipe("is-cse", own={"buffer": "10", "neighbours": "4"})).double()  # type: ignore[arg-type]
+    memory = remembered.memories[str(SIZE)]
+    assert isinstance(memory, Memory)
+    memory.push(torch.tensor(unit(drawn(8, rows=10)[0])))
+    frozen = memory.entries.clone()
+
+    def value(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        memory.entries.copy_(frozen)
+        return remembered.compare([a, b], None)
+
+    assert torch.autograd.gradcheck(value, (first.requires_grad_(), second.requires_grad_()))
+    classifier = PairClassifier(Stub(), recipe("sbert"), 2).double()  # type: ignore[arg-type]
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    assert torch.autograd.gradcheck(lambda a, b: classifier.compare([a, b], labels), (first, second))
+
+
+def span_draws(spans: Spans, tokens: int, count: int) -> Iterator[list[list[tuple[int, int]]]]:
+    for number in range(count):
+        yield spans.draw(tokens, Random(number))
+
+
+def test_declutr_draws_lengths_and_places_as_the_paper_does() -> None:
+    spans = Spans(anchors=2, positives=2, shortest=32, longest=512, scaled=False)
+    tokens = spans.least
+    anchors, positives, places, chunks = [], [], [], Counter[int]()
+    for drawn_spans in span_draws(spans, tokens, 25_000):
+        assert len({start // (tokens // 2) for (start, _), *_ in drawn_spans}) == 2, "one anchor in each half"
+        for (start, end), *near in drawn_spans:
+            anchors.append(end - start)
+            chunks[start // 128] += 1
+            for low, high in near:
+                positives.append(high - low)
+                assert low >= 0
+                assert high <= tokens
+                assert start - (high - low) <= low <= end, "overlapping, adjacent or subsumed"
+                if start - (high - low) > 0 and end + (high - low) < tokens:
+                    places.append((low - start + high - low) / (end - start + high - low))
+    assert len(positives) == 100_000
+    for lengths, parameters in ((anchors, (4, 2)), (positives, (2, 4))):
+        assert min(lengths) >= 32
+        assert max(lengths) < 512
+        # a length is rounded down, so that each stands for a stretch of 1 / 480
+        share = (np.array(lengths) - 32 + np.random.default_rng(0).random(len(lengths))) / 480
+        assert kstest(share, beta(*parameters).cdf).statistic < 0.008
+    assert kstest(places, "uniform").statistic < 0.01
+    assert min(chunks.values()) > 0
+    assert len(chunks) > 10, "anchors begin everywhere"
+
+
+def test_declutr_scales_spans_to_short_documents_and_the_paper_refuses_them(toy_encoder: Path) -> None:
+    spans = Spans(anchors=2, positives=2, shortest=32, longest=512, scaled=True)
+    assert spans.of_document(5000) == (32, 512)
+    assert spans.of_document(400) == (32, 100)
+    assert spans.of_document(80) == (10, 20)
+    for tokens in (4, 5, 9, 80):
+        for drawn_spans in span_draws(spans, tokens, 200):
+            for span in (each for anchor in drawn_spans for each in anchor):
+                assert 0 <= span[0] < span[1] <= tokens
+    tokenizer = load_encoder(str(toy_encoder)).tokenizer
+    columns = {"document": ["One dog runs. Two cats sit.", "abc"]}
+    with pytest.raises(DataError, match="document 2: has 3 tokens, as 1 of 2 have under 4"):
+        get_objective("declutr").build(columns, recipe("declutr", tokenizer=tokenizer))
+    with pytest.raises(DataError, match=r"under 2048; .*leave out --faithful"):
+        get_objective("declutr").build(columns, recipe("declutr", tokenizer=tokenizer, faithful=True))
+
+
+def test_declutr_s_spans_are_whole_words_and_other_ones_in_each_epoch(toy_encoder: Path) -> None:
+    text = "one two three four five six seven eight nine ten"
+    dataset = get_objective("declutr").build(
+        {"document": [text]}, recipe("declutr", tokenizer=load_encoder(str(toy_encoder)).tokenizer)
+    )
+    views = views_of(dataset)
+    assert views is not None
+    epochs = []
+    for epoch in (0, 1, 0):
+        views.epoch = epoch
+        epochs.append(dataset[0])
+    assert list(epochs[0]) == ["anchor0", "anchor1", "near0a", "near0b", "near1a", "near1b"]
+    assert epochs[0] == epochs[2] != epochs[1]
+    for span in epochs[0].values():
+        assert f" {span.strip()} " in f" {text} "
+
+
+WORDS = "the quick brown fox jumps over a lazy dog"
+
+
+def test_mirror_masks_are_whole_words_anywhere_but_never_all() -> None:
+    starts = Counter[int]()
+    for number in range(9000):
+        masked = mask_words(WORDS, Random(number), "[MASK]", 5)
+        left, right = masked.split("[MASK]")
+        gone = WORDS[len(left) : len(WORDS) - len(right)]
+        assert left + gone + right == WORDS
+        assert (left == "" or left[-1] == " ") and (right == "" or right[0] == " "), "no word is broken"
+        assert len(gone) >= 5 or right == ""
+        assert len(gone.split()[0]) >= 5 or len(" ".join(gone.split()[:-1])) < 5, "no more words than needed"
+        starts[len(left)] += 1
+    assert len(starts) == 9
+    assert chisquare(list(starts.values())).pvalue > 1e-4
+    assert mask_words("word", Random(0), "[MASK]", 5) == "word"
+
+
+def test_mirror_masks_characters_as_the_reference_does_and_leaves_short_texts() -> None:
+    starts = Counter[int]()
+    for number in range(8000):
+        masked = mask_characters(WORDS, Random(number), "[MASK]", 5)
+        left, right = masked.split(" [MASK] ")
+        assert len(left) + 5 + len(right) == len(WORDS)
+        assert WORDS.startswith(left)
+        assert WORDS.endswith(right)
+        starts[len(left)] += 1
+    assert len(starts) == len(WORDS) - 5 + 1
+    assert chisquare(list(starts.values())).pvalue > 1e-4
+    short = {"anchor": "under thirty characters"}
+    for kind in ("words", "characters", "none"):
+        found = view(short, Random(0), mask="[MASK]", kind=kind, span=5)
+        assert found == {"anchor": short["anchor"], "positive": short["anchor"]}
+    unparted = {"anchor": "今天天气很好我们一起去公园里散步然后再去河边看夕阳西下的美丽风景吧"}
+    assert "[MASK]" in view(unparted, Random(0), mask="[MASK]", kind="words", span=5)["positive"]
+
+
+def test_faithful_mirror_bert_takes_means_over_padding(toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder)).eval()
+    loss = get_objective("mirror-bert").loss(model, None, recipe("mirror-bert", faithful=True))
+    features = model.preprocess(["abc", "a longer text"])
+    states = model({**features})["token_embeddings"]
+    assert torch.allclose(loss.embed(features), states.mean(1))
+    plain = get_objective("mirror-bert").loss(model, None, recipe("mirror-bert"))
+    assert not torch.allclose(plain.embed(features)[0], states.mean(1)[0], atol=1e-3)
+
+
+def test_masked_words_are_told_from_states_by_the_encoder_s_own_head(toy_encoder: Path, tmp_path: Path) -> None:
+    """Its own language model gives the same loss, and the head's weights are the encoder's embeddings."""
+    from transformers import AutoModelForMaskedLM
+
+    from dino_pipeline.objectives.masked import MaskedWords
+
+    torch.manual_seed(0)
+    whole = AutoModelForMaskedLM.from_pretrained(toy_encoder).eval()
+    whole.save_pretrained(tmp_path)
+    model = load_encoder(str(toy_encoder))
+    model.tokenizer.save_pretrained(tmp_path)
+    model = load_encoder(str(tmp_path)).eval()
+    words = MaskedWords(model, recipe("cmlm", tokenizer=model.tokenizer)).eval()
+    features = model.preprocess(["a dog runs over the hill", "rain " * 12])
+    before = features["input_ids"].clone()
+    masked, labels = words.mask(features)
+    assert torch.equal(features["input_ids"], before), "what is masked is a copy"
+    chosen = labels != -100
+    assert 0.03 < chosen.float().mean() < 0.4
+    assert torch.equal(labels[chosen], before[chosen])
+    assert not torch.isin(labels[chosen], torch.tensor(model.tokenizer.all_special_ids)).any()
+    logits = whole(input_ids=masked["input_ids"], attention_mask=features["attention_mask"]).logits
+    expected = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen])
+    assert words(model(masked)["token_embeddings"], labels).item() == pytest.approx(expected.item(), abs=1e-5)
+    own = own_tensors(words, model)
+    assert own
+    assert not any("decoder.weight" in name or "embedding" in name for name in own)
+    assert words(torch.zeros(1, 3, 32), torch.full((1, 3), -100)).item() == 0
+
+
+def test_an_encoder_that_masks_no_words_is_named(toy_generator: Path) -> None:
+    model = load_encoder(str(toy_generator))
+    for name in ("declutr", "cmlm"):
+        with pytest.raises(ModelError, match="has no masked language model"):
+            get_objective(name).loss(model, None, recipe(name, tokenizer=model.tokenizer))
+
+
+def test_cmlm_conditions_on_the_neighbour(toy_encoder: Path) -> None:
+    model = without_dropout(toy_encoder)
+    loss = get_objective("cmlm").loss(model, None, recipe("cmlm", tokenizer=model.tokenizer))
+    values = []
+    for first in (["a dog", "rain"], ["rain", "a dog"]):
+        torch.manual_seed(1)
+        features = [model.preprocess(column) for column in (first, ["the dog barks at night", "it rains all day"])]
+        values.append(loss(features, None))
+    assert values[0].item() != values[1].item()
+    values[0].backward()
+    gradients = [parameter.grad for parameter in loss.projections.parameters()]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_is_told_in_full(name: str) -> None:
+    objective = get_objective(name)
+    assert objective.name == name
+    assert re.search(r"(19|20)\d\d.*arXiv:\d{4}\.\d{5}", objective.citation)
+    assert set(objective.faithful) <= set(objective.defaults.options)
+    assert set(objective.choices) <= set(objective.defaults.options)
+    for option, words in objective.choices.items():
+        assert objective.defaults.options[option] in words
+
+
+def test_the_defaults_are_the_papers() -> None:
+    expected = {
+        "dino": Training(1, None, 32, 2e-5, 0.01, 0.1, options={"loss": "cosine"}),
+        "sbert": Training(1, None, 16, 2e-5, 0.01, 0.1),
+        "simcse": Training(1, None, 64, 3e-5, 0.0, 0.0, max_length=32, pooling="cls", options={"temperature": 0.05}),
+    }
+    for name, training in expected.items():
+        assert get_objective(name).defaults == training
+    supervised = get_objective("simcse-sup").defaults
+    assert (supervised.epochs, supervised.batch_size, supervised.learning_rate) == (3, 512, 5e-5)
+    mirror = get_objective("mirror-bert").defaults
+    assert (mirror.batch_size, mirror.max_length, mirror.schedule, mirror.options["temperature"]) == (
+        200,
+        50,
+        "constant",
+        0.04,
+    )
+    buffered = get_objective("is-cse").defaults.options
+    assert (buffered["buffer"], buffered["neighbours"], buffered["alpha"]) == (1024, 16, 0.1)
+    spans = get_objective("declutr").defaults
+    assert (spans.learning_rate, spans.weight_decay, spans.options["shortest"], spans.options["longest"]) == (
+        5e-5,
+        0.1,
+        32,
+        512,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "own", "said"),
+    [
+        ("dino", {}, {"temperature": "1"}, "temperature: dino has no such option; it has loss"),
+        ("dino", {}, {"loss": "cos"}, "loss=cos: must be one of cosine, cosent, angle"),
+        ("is-cse", {}, {"buffer": "many"}, "buffer=many: must be a whole number"),
+        ("is-cse", {}, {"alpha": "-1"}, "alpha=-1: must not be negative"),
+        ("dino", {"faithful": True}, {}, "--faithful: dino has nothing to choose"),
+        ("sbert", {"mini_batch_size": 4}, {}, "--mini-batch-size: sbert caches no gradients"),
+    ],
+)
+def test_options_that_an_objective_does_not_have_are_refused(
+    name: str, given: dict[str, Any], own: dict[str, str], said: str
+) -> None:
+    with pytest.raises(OptionError, match=re.escape(said)):
+        settle(get_objective(name), given, own)
