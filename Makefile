@@ -23,7 +23,7 @@ POCKET := $(filter pocket,$(MODEL))
 POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune demo pocket test lint format bench bench-filter clean
+.PHONY: help install generate finetune compare demo pocket test lint format bench bench-filter clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -38,6 +38,7 @@ help: ## list targets and variables
 	@echo "  SAMPLES     texts per input and label              $(SAMPLES)"
 	@echo "  DECAY       sharpness of debiasing; 0: off         $(or $(DECAY),the spec's or 100)"
 	@echo "  TRAINING    options of dino finetune               $(or $(TRAINING),the paper's)"
+	@echo "  COMPARING   options of dino compare                $(or $(COMPARING),the papers')"
 	@echo "  SEED        of all random choices                  $(SEED)"
 	@echo "  FRESH       1 starts over with other options       $(FRESH)"
 
@@ -59,6 +60,16 @@ generate: $(READY) ## write texts with the language model, then filter them
 finetune: generate ## train the encoder on the filtered pairs, then evaluate it
 	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(TRAINING) $(if $(FRESH),--fresh)
 	$(DINO) evaluate $(RUN)
+
+# One encoder, all objectives. Two views of a text are told apart soon, so that dropout alone needs larger steps.
+COMPARING ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_COMPARING))
+POCKET_COMPARING := --pooling mean --learning-rate 1e-3 --batch-size 128 --epochs 2 \
+  --set simcse:learning_rate=3e-3 --set simcse:batch_size=256 \
+  --set is-cse:learning_rate=3e-3 --set is-cse:batch_size=256 \
+  --set mirror-bert:epochs=1 --set simcse-sup:epochs=1
+
+compare: generate ## train the encoder by every objective on the same texts, three seeds each, and print one table
+	$(DINO) compare $(RUN) --encoder $(ENCODER) --seed $(SEED) $(COMPARING) $(if $(FRESH),--fresh)
 
 DEMO := SPEC=task_specs/sts-x2.json MODEL=pocket ENCODER=pocket INPUTS= NUM_INPUTS=8000 SAMPLES=2 \
   TRAINING='--learning-rate 2e-3 --batch-size 128 --epochs 3'

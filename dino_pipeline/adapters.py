@@ -63,7 +63,10 @@ def adapt(corpus: Corpus, needs: Kind, objective: str, language: str = "en", *, 
         raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}; {HOW[needs]}")
     if split and corpus.content == "texts":
         corpus = Corpus(corpus.name, [Example(s) for each in corpus.examples for s in sentences(each.text_a, language)])
-    columns, said = make(corpus.examples, language)
+    try:
+        columns, said = make(corpus.examples, language)
+    except DataError as error:
+        raise DataError(f"{corpus.name}: {error}") from error
     if not next(iter(columns.values())):
         raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}; {HOW[needs]}")
     return Rows(columns, tuple(said))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetNotFoundError
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.inputs import read_lines
+from dino_pipeline.labels import as_number
 from dino_pipeline.texts import normalise
 
 Content = Literal["scored pairs", "classified pairs", "pairs", "texts"]
@@ -161,10 +162,11 @@ class Source:
                 "name one with --column text_a=NAME"
             )
         label = dataset.features[named["label"]] if named["label"] else None
-        columns = [dataset[name] if name else [None] * len(dataset) for name in named.values()]
-        if isinstance(label, ClassLabel):
-            columns[2] = [None if value is None or value < 0 else label.int2str(value) for value in columns[2]]
-        examples = [Example(*self._checked(row)) for row in zip(*columns, strict=True)]
+        text_a, text_b, labels = [dataset[name] if name else [None] * len(dataset) for name in named.values()]
+        rows: Iterable[tuple[Any, Any, Any]] = zip(text_a, text_b, labels, strict=True)
+        if isinstance(label, ClassLabel):  # where nobody could say, a class is -1
+            rows = ((a, b, label.int2str(number)) for a, b, number in rows if number is not None and number >= 0)
+        examples = [self._example(*row) for row in rows]
         if not examples:
             raise DataError(f"{self.name}: holds no rows")
         return examples
@@ -177,13 +179,15 @@ class Source:
             return name
         return next((name for name in NAMES[role] if name in dataset.column_names), None)
 
-    def _checked(self, row: tuple[Any, Any, Any]) -> tuple[str, str | None, Any]:
-        text_a, text_b, label = row
+    def _example(self, text_a: Any, text_b: Any, label: Any) -> Example:
         if not isinstance(text_a, str) or not isinstance(text_b, str | None):
-            raise DataError(f"{self.name}: a text is {row[0]!r:.60}, {row[1]!r:.60}; texts must be strings")
-        if self.classes and label is not None:
-            return text_a, text_b, str(label)
-        return text_a, text_b, float(label) if isinstance(label, int) and not isinstance(label, bool) else label
+            raise DataError(f"{self.name}: a row holds {text_a!r:.60} and {text_b!r:.60}; texts must be strings")
+        if not isinstance(label, str | int | float | None):
+            raise DataError(f"{self.name}: a label is {label!r:.60}; labels are numbers or names")
+        if label is None or self.classes or isinstance(label, bool):
+            return Example(text_a, text_b, None if label is None else str(label))
+        number = as_number(label) if isinstance(label, str) else float(label)
+        return Example(text_a, text_b, label if number is None else number)
 
 
 def _read_texts(path: Path) -> list[Example]:

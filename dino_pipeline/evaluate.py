@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,6 +131,7 @@ def spearman_interval(
     return float(low), float(high)
 
 
-def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    """Write scores as JSON, atomically."""
-    write_json(path, {"unit": "correlation x 100", "scores": [asdict(found) for found in scores]})
+def write_scores(path: Path, scores: Sequence[Score], chosen_on: Mapping[str, str] | None = None) -> None:
+    """Write scores as JSON, atomically, with the human labels that models' checkpoints were chosen on, by model."""
+    found = {"unit": "correlation x 100", "chosen_on_human_labels": dict(chosen_on or {})}
+    write_json(path, {**found, "scores": [asdict(each) for each in scores]})

@@ -49,8 +49,14 @@ class Texts:
 
     def options(self) -> dict[str, Any]:
         """Return what decides which texts are trained on."""
-        chosen = {"data": self.train.label, "select_on": self.select_on.label if self.select_on else None}
-        return {**chosen, "language": self.language, "split_sentences": self.split_sentences}
+        return {
+            "data": self.train.label,
+            "columns": dict(self.train.columns),
+            "class_labels": self.train.classes,
+            "select_on": self.select_on.label if self.select_on else None,
+            "language": self.language,
+            "split_sentences": self.split_sentences,
+        }
 
     def digest(self) -> str:
         """Return a hash of all of them."""
@@ -121,29 +127,16 @@ def finetune(
     rows = adapt(corpus, objective.needs, objective.name, texts.language, split=texts.split_sentences)
     chosen = selection(dev, training.batch_size)
     set_seed(seed)
-    model = load()
-    if training.max_length:
-        model.max_seq_length = training.max_length
-    model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours is written in its place
-    check_model(model, objective, training)
-    if objective.prepare:
-        objective.prepare(model)
+    model = _prepared(load(), objective, training)
     recipe = Recipe(training, model.tokenizer, seed, encoder.get("revision"), processes.num_processes)
     dataset = objective.build(rows.columns, recipe)
+    recipe = replace(recipe, steps=steps_of(objective, recipe, len(dataset)))
     found = notes(model, objective, training, dataset)
     if processes.is_main_process:
         for said in (*rows.said, *found["notes"]):
             watch.note(said)
-    trained = train(
-        run.checkpoints,
-        model,
-        dataset,
-        objective,
-        replace(recipe, steps=steps_of(objective, training, len(dataset))),
-        chosen,
-        probe=probe(corpus.examples),
-        watch=watch,
-    )
+    looked_at = probe(corpus.examples)
+    trained = train(run.checkpoints, model, dataset, objective, recipe, chosen, probe=looked_at, watch=watch)
     processes.wait_for_everyone()  # each process has read the best checkpoint; now it may go
     results = _results(trained, chosen, dev, rows, human=texts.select_on is not None)
     if processes.is_main_process:
@@ -153,6 +146,16 @@ def finetune(
         remove(run.checkpoints)
     processes.wait_for_everyone()
     return Finetuned(state, chosen.measure, results["selection"]["best"])
+
+
+def _prepared(model: SentenceTransformer, objective: Objective, training: Training) -> SentenceTransformer:
+    if training.max_length:
+        model.max_seq_length = training.max_length
+    model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours is written in its place
+    check_model(model, objective, training)
+    if objective.prepare:
+        objective.prepare(model)
+    return model
 
 
 def _results(trained: Trained, chosen: Selection, dev: Corpus, rows: Rows, *, human: bool) -> dict[str, Any]:

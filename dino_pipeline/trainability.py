@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import has_static_embedding_input
 from torch import nn
 
 from dino_pipeline.errors import DataError, ModelError, OptionError
@@ -26,13 +27,18 @@ def check_model(model: SentenceTransformer, objective: Objective, training: Trai
     """Refuse an encoder that an objective cannot train.
 
     Raises:
-        ModelError: it has no dropout and needs it.
+        ModelError: it has no dropout and needs it, or cannot cache gradients.
         OptionError: it has fewer dimensions than asked for.
     """
     if objective.needs_dropout and not has_dropout(model):
         raise ModelError(
             f"{objective.name}: the encoder has no dropout, so that both views of a text would be the same; "
             "take one with dropout, or mirror-bert, whose views differ by masks"
+        )
+    if training.mini_batch_size and has_static_embedding_input(model):
+        raise ModelError(
+            f"{objective.name}: the encoder is a table of word vectors; its inputs cannot be parted into mini-batches, "
+            "take one with layers"
         )
     size = model.get_embedding_dimension()
     if too_large := [each for each in training.matryoshka if each >= size]:

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.errors import OptionError, OutputError
-from dino_pipeline.objectives import Objective, Recipe, Training
+from dino_pipeline.objectives import Objective, Recipe
 from dino_pipeline.objectives.contrastive import average_gradients, own_tensors
 from dino_pipeline.objectives.views import views_of
 from dino_pipeline.progress import Progress, Watch
@@ -108,15 +108,22 @@ def train(
     return Trained(trainer.state.best_metric, steps, steps * batch, time.monotonic() - started, teller.mean_cosine)
 
 
-def steps_of(objective: Objective, training: Training, rows: int) -> int:
-    """Return how many steps a training takes."""
-    each = rows // training.batch_size if _drops_last(objective, training, rows) else -(-rows // training.batch_size)
+def steps_of(objective: Objective, recipe: Recipe, rows: int) -> int:
+    """Return how many steps a training takes.
+
+    Raises:
+        OptionError: several processes cannot each have a batch.
+    """
+    training, dropped = recipe.training, _drops_last(objective, recipe, rows)
+    if dropped and rows < training.batch_size:
+        raise OptionError(f"--batch-size {training.batch_size}: there are only {rows} rows for several processes")
+    each = rows // training.batch_size if dropped else -(-rows // training.batch_size)
     return training.steps or max(1, math.ceil(each * training.epochs))
 
 
-def _drops_last(objective: Objective, training: Training, rows: int) -> bool:
-    """Say whether a last small batch is left out, in which a text would have too few others beside it."""
-    return objective.in_batch and rows > training.batch_size
+def _drops_last(objective: Objective, recipe: Recipe, rows: int) -> bool:
+    """Say whether a last small batch is left out: a text would have too few others beside it, or a process none."""
+    return recipe.processes > 1 or (objective.in_batch and rows > recipe.training.batch_size)
 
 
 def arguments(
@@ -130,14 +137,21 @@ def arguments(
     training = recipe.training
     if training.batch_size % recipe.processes:
         raise OptionError(f"batch size {training.batch_size} cannot be shared by {recipe.processes} processes evenly")
+    rows = training.batch_size // recipe.processes
+    parts = 1
+    if training.mini_batch_size and not objective.caches:
+        parts = -(-rows // training.mini_batch_size)
+        if rows % parts:
+            raise OptionError(f"--mini-batch-size {training.mini_batch_size}: must divide the {rows} rows of a batch")
     every = -(-recipe.steps // EVALUATIONS)
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         max_steps=training.steps or -1,
-        per_device_train_batch_size=training.batch_size // recipe.processes,
+        per_device_train_batch_size=rows // parts,
+        gradient_accumulation_steps=parts,
         per_device_eval_batch_size=training.batch_size,
-        dataloader_drop_last=_drops_last(objective, training, len(dataset)),
+        dataloader_drop_last=_drops_last(objective, recipe, len(dataset)),
         batch_sampler=BatchSamplers.NO_DUPLICATES if objective.distinct else BatchSamplers.BATCH_SAMPLER,
         prompts=dict(objective.prompts),
         learning_rate=training.learning_rate,

@@ -26,13 +26,19 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "dino_pipeline", *map(str, arguments)]
 
 
-def accelerate(processes: int, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line under ``accelerate launch`` in several processes on the CPU."""
+def accelerate(
+    processes: int, *arguments: str | Path, cwd: Path, program: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line, or a program, under ``accelerate launch`` in several processes on the CPU."""
     launch = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-    whole = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--dynamo_backend", "no", "-m"]
+    whole = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--dynamo_backend", "no"]
+    started = ["-m", "dino_pipeline"]
+    if program:
+        (cwd / "program.py").write_text(program)
+        started = ["program.py"]
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [*whole, "dino_pipeline", *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True
+        [*whole, *started, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True
     )
 
 

@@ -14,6 +14,7 @@ from dino_pipeline import __version__, pocket
 from dino_pipeline.cli import main
 from dino_pipeline.cli.spec import spec
 from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.objectives import NAMES
 from tests.commands import accelerate, dino, files
 from tests.pairs import Words
 from tests.test_spec import SPECS
@@ -91,7 +92,6 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["filter", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
         (["filter", "empty.jsonl", "--run", "r"], "error: empty.jsonl: holds no examples"),
         (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
-        (["finetune", "bad.jsonl", "--run", "r"], "say with --dev which pairs choose the best checkpoint"),
         (["finetune", "bad.jsonl", "--dev", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
         (["evaluate"], "error: nothing to evaluate; give a RUN, or encoders by folder or Hub id"),
         (["evaluate", "ENCODER", "--seed", "1"], "error: --seed: has no meaning without --suite pocket-generation"),
@@ -100,6 +100,17 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
             "error: --data: has no meaning with --suite pocket-generation",
         ),
         (["evaluate", "ENCODER", "--suite", "pocket-generation"], "cannot be loaded as a causal language model"),
+        (["finetune", "bad.jsonl"], "error: bad.jsonl: is no run; say with --run which folder to write"),
+        (["finetune"], "error: nothing to train on; give a RUN, a FILE or a DATASET, or --list"),
+        (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "Invalid value for '--set': x: give NAME=VALUE"),
+        (["finetune", "bad.jsonl", "--run", "r", "--set", "x=1"], "error: x: dino has no such option; it has loss"),
+        (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "a"], "give whole numbers, as in 256,128,64"),
+        (["finetune", "gone.jsonl", "--run", "r"], "error: gone.jsonl: is not there"),
+        (
+            ["compare", "bad.jsonl", "--run", "r", "--objectives", "x"],
+            "error: --objectives x: is none; choose from dino",
+        ),
+        (["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"], "--set x: give OBJECTIVE:NAME"),
         (["evaluate", "ENCODER"], "error: nothing to evaluate on; give --data FILE, or --suite pocket"),
         (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),
         (["generate", "SPEC", "--samples", "0"], "Invalid value for '--samples'"),
@@ -155,6 +166,94 @@ def test_finetune_runs_in_two_processes(tmp_path: Path, toy_encoder: Path) -> No
     refused = accelerate(2, *call, "--epochs", "7", cwd=tmp_path)
     assert refused.returncode != 0
     assert "epochs was 1" in refused.stderr
+
+
+def test_what_processes_share_is_shared(tmp_path: Path, toy_encoder: Path) -> None:
+    """Negatives and remembered neighbours of both processes, and heads that stay equal though no wrapper syncs them."""
+    (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)))
+    call: list[str | Path] = ["finetune", "texts.txt", "--objective", "is-cse", "--run", "run", "--steps", "6"]
+    done = accelerate(
+        2, *call, "--batch-size", "16", "--set", "buffer=40", "--encoder", toy_encoder, cwd=tmp_path, program=WATCHED
+    )
+    assert done.returncode == 0, done.stderr
+    said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in "01"]
+    assert said[0]["seen"] == 96, "six steps of sixteen, from both processes"
+    assert said[0] == said[1]
+
+
+WATCHED = """
+import json, os
+from pathlib import Path
+from dino_pipeline.cli import main
+from dino_pipeline.objectives import is_cse
+made = []
+plain = is_cse.InstanceSmoothed.__init__
+def watched(self, *args):
+    plain(self, *args)
+    made.append(self)
+is_cse.InstanceSmoothed.__init__ = watched
+main(standalone_mode=False)
+memory = made[0].memories["32"]
+kept = (memory.entries, *made[0].heads.parameters())
+sums = [round(float(tensor.detach().double().abs().sum()), 4) for tensor in kept]
+Path("said-" + os.environ["RANK"]).write_text(json.dumps({"seen": int(memory.seen), "sums": sums}))
+"""
+
+
+def test_finetune_learns_from_plain_text_and_lists_its_objectives(tmp_path: Path, toy_encoder: Path) -> None:
+    found = CliRunner().invoke(main, ["finetune", "--list"])
+    assert found.exit_code == 0
+    for name in NAMES:
+        assert f"\n{name}: " in found.output
+    assert "--faithful: mask=characters, mean=padded" in found.output
+    (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)[:150]))
+    call: list[str | Path] = ["finetune", "texts.txt", "--objective", "mirror-bert", "--run", "run"]
+    options: list[str | Path] = ["--encoder", toy_encoder, "--steps", "3", "--batch-size", "16", "--set", "span=9"]
+    done = dino(*call, *options, "--faithful", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "best dev alignment and uniformity: " in done.stdout
+    assert "batches of 16 rows leave 15 other rows" in done.stderr
+    stage = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    assert stage["options"]["options"] == {"temperature": 0.04, "mask": "characters", "span": 9, "mean": "padded"}
+    assert stage["selection"]["on"] == "texts.txt, held out"
+    assert (stage["train"], stage["dev"]) == (135, 15)
+
+
+def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_encoder: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = read_examples(pocket.GOLD_DEV)
+    write_examples(tmp_path / "data.jsonl", rows[:200])
+    write_examples(tmp_path / "gold.jsonl", rows[200:])
+    write_examples(tmp_path / "people.jsonl", rows[100:200])
+    call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder), "--data", "gold.jsonl"]
+    call += ["--seeds", "2", "--steps", "2", "--batch-size", "16", "--pooling", "mean", "--select-on", "people.jsonl"]
+    done = CliRunner().invoke(main, [*call, "--objectives", "dino,mirror-bert", "--set", "dino:epochs=1"])
+    assert done.exit_code == 0, done.stderr
+    lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert {"word overlap (Jaccard)", "untrained", "dino*", "mirror-bert*"} <= lines.keys()
+    assert "* dino: chosen on human labels (people.jsonl)" in done.stdout
+    found = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["word overlap (Jaccard)", "untrained", "dino", "mirror-bert"]
+    assert all(len(row["scores"]["gold.jsonl"]) == 2 for row in found["rows"][2:])
+    assert (found["rows"][2]["rows"], found["rows"][2]["rows_seen"], found["seeds"]) == (180, 32, [42, 43])
+    drawing = (tmp_path / "run" / "compare.svg").read_text()
+    assert "mirror-bert" in drawing
+    assert (tmp_path / "run" / "compare.md").read_text().startswith("| objective | learns from |")
+    models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    assert len(models) == 4
+    again = CliRunner().invoke(main, [*call, "--objectives", "dino,mirror-bert,simcse", "--set", "dino:epochs=1"])
+    assert again.exit_code == 0, again.stderr
+    assert "dino, seed" not in again.stderr, "a finished cell is not trained again"
+    assert models.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}.items()
+    everything = CliRunner().invoke(main, [*call, "--seeds", "1", "--steps", "1", "--run", "all"])
+    assert everything.exit_code == 0, everything.stderr
+    names = [row["name"] for row in json.loads((tmp_path / "all" / "compare.json").read_text())["rows"]]
+    assert names[2:] == list(NAMES)
+    other = CliRunner().invoke(main, [*call, "--objectives", "dino", "--lr", "1"])
+    assert other.exit_code == 2
+    assert "learning_rate was" in other.stderr
 
 
 def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path) -> None:

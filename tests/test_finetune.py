@@ -21,6 +21,7 @@ from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.selection import selection
 from dino_pipeline.trainer import arguments
+from tests.toys import save_encoder
 
 TRAINING = Training(epochs=2, learning_rate=1e-3, batch_size=8)
 
@@ -286,6 +287,25 @@ def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, tra
     options = run.stage("finetune")["options"]
     assert (options["bf16"], options["mini_batch_size"]) == (True, 3)
     assert np.isfinite(embedded(run)).all()
+
+
+def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_path: Path, train: Train) -> None:
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+
+    def load() -> SentenceTransformer:
+        model = load_encoder(str(toy))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return model
+
+    toy = save_encoder(tmp_path / "toy")
+    train(whole, load=load)
+    train(parts, replace(TRAINING, mini_batch_size=4), load=load)
+    assert np.allclose(embedded(parts), embedded(whole), atol=1e-4)
+    assert parts.stage("finetune")["steps"] == whole.stage("finetune")["steps"] == 24
+    with pytest.raises(OptionError, match="--mini-batch-size 3: must divide the 8 rows of a batch"):
+        train(Run(tmp_path / "uneven"), replace(TRAINING, mini_batch_size=3), load=load)
 
 
 def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path, train: Train, data: Any) -> None:

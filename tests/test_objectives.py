@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
 from numpy.typing import NDArray
 from scipy.stats import beta, chisquare, kstest
 from sentence_transformers import SentenceTransformer
@@ -122,17 +123,18 @@ def without_dropout(folder: Path) -> SentenceTransformer:
     return model
 
 
-@pytest.mark.parametrize("name", ["simcse", "mirror-bert", "is-cse", "simcse-sup"])
+@pytest.mark.parametrize("name", ["simcse", "mirror-bert", "is-cse", "simcse-sup", "sbert"])
 def test_cached_gradients_are_the_plain_ones(toy_encoder: Path, name: str) -> None:
     model = without_dropout(toy_encoder)
     texts = [["a dog", "two cats run", "rain"], ["dogs", "cats", "it rains"], ["x", "yy", "zzz"]]
     columns = texts if name == "simcse-sup" else texts[:2]
+    classes = Dataset.from_dict({"label": [0, 1]}, Features({"label": ClassLabel(num_classes=2)}))
     grown = []
     for mini in (None, 2):
         torch.manual_seed(0)
         model.zero_grad()
-        loss = get_objective(name).loss(model, None, recipe(name, mini_batch_size=mini))
-        value = loss([model.preprocess(column) for column in columns], None)
+        loss = get_objective(name).loss(model, classes, recipe(name, mini_batch_size=mini))
+        value = loss([model.preprocess(column) for column in columns], torch.tensor([0, 1, 1]))
         value.backward()
         grown.append((value.item(), {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}))
     assert grown[0][0] == pytest.approx(grown[1][0], abs=1e-5)
@@ -348,6 +350,9 @@ def test_faithful_mirror_bert_takes_means_over_padding(toy_encoder: Path) -> Non
     features = model.preprocess(["abc", "a longer text"])
     states = model({**features})["token_embeddings"]
     assert torch.allclose(loss.embed(features), states.mean(1))
+    for given in ({"mini_batch_size": 2}, {"matryoshka": (8,)}):
+        with pytest.raises(OptionError, match="--faithful: takes no part in"):
+            get_objective("mirror-bert").loss(model, None, recipe("mirror-bert", faithful=True, **given))
     plain = get_objective("mirror-bert").loss(model, None, recipe("mirror-bert"))
     assert not torch.allclose(plain.embed(features)[0], states.mean(1)[0], atol=1e-3)
 
@@ -450,7 +455,8 @@ def test_the_defaults_are_the_papers() -> None:
         ("is-cse", {}, {"buffer": "many"}, "buffer=many: must be a whole number"),
         ("is-cse", {}, {"alpha": "-1"}, "alpha=-1: must not be negative"),
         ("dino", {"faithful": True}, {}, "--faithful: dino has nothing to choose"),
-        ("sbert", {"mini_batch_size": 4}, {}, "--mini-batch-size: sbert caches no gradients"),
+        ("declutr", {"mini_batch_size": 4}, {}, "declutr cannot cache gradients; leave it out"),
+        ("dino", {"mini_batch_size": 4}, {"loss": "angle"}, "the rows of a batch are compared with one another"),
     ],
 )
 def test_options_that_an_objective_does_not_have_are_refused(

@@ -44,6 +44,7 @@ def command(function: Command) -> Command:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning)
         with _reported():
             return function(*args, **kwargs)

@@ -14,7 +14,6 @@ from dino_pipeline.cli.base import command, model_path
 from dino_pipeline.cli.evaluate import evaluation_data
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
-    OBJECTIVES,
     SOURCE_OPTIONS,
     TRAINING_OPTIONS,
     assignments,
@@ -23,6 +22,7 @@ from dino_pipeline.cli.finetune import (
     texts_of,
 )
 from dino_pipeline.errors import OptionError
+from dino_pipeline.objectives import NAMES
 
 if TYPE_CHECKING:
     from dino_pipeline.objectives import Objective, Training
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("data", metavar="RUN|FILE|DATASET")
-@click.option("--objectives", default="all", show_default=True, metavar="NAME,...", help=f"Of {', '.join(OBJECTIVES)}.")
+@click.option("--objectives", default="all", show_default=True, metavar="NAME,...", help=f"Of {', '.join(NAMES)}.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each objective.")
 @click.option("--seed", default=42, show_default=True, help="The first seed; the others follow it.")
 @click.option(
@@ -63,7 +63,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     from dino_pipeline.run import Run, digest_files, model_fingerprint
 
     lenient = options["objectives"] == "all"
-    names = OBJECTIVES if lenient else _names(options["objectives"])
+    names = NAMES if lenient else _names(options["objectives"])
     run, texts = texts_of(data, run_path, options)
     encoder, revision = options["encoder"], options["revision"]
     path = model_path(encoder, "ENCODER")
@@ -91,18 +91,18 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
 
 def _names(given: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
-    if unknown := [name for name in names if name not in OBJECTIVES]:
-        raise OptionError(f"--objectives {unknown[0]}: is none; choose from {', '.join(OBJECTIVES)}, or all")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise OptionError(f"--objectives {unknown[0]}: is none; choose from {', '.join(NAMES)}, or all")
     return names
 
 
 def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training]:
     """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
-    from dino_pipeline.objectives import Training, get_objective, settle
+    from dino_pipeline.objectives import Training, get_objective, rows_are_apart, settle
 
     objective = get_objective(name)
     given = {each: options[each] for each in HYPERPARAMETERS if options[each] is not None}
-    if not objective.caches:
+    if not (objective.caches or rows_are_apart(objective, objective.defaults)):
         given.pop("mini_batch_size", None)
     if not objective.faithful:
         given.pop("faithful", None)
@@ -110,7 +110,7 @@ def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training
     own = {}
     for key, value in options["own"].items():
         of, colon, option = key.partition(":")
-        if not colon or of not in OBJECTIVES:
+        if not colon or of not in NAMES:
             raise OptionError(f"--set {key}: give OBJECTIVE:NAME=VALUE")
         if of == name and option in HYPERPARAMETERS:
             given[option] = _parsed(f"--set {key}", value, kinds[option])

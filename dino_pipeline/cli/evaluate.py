@@ -87,23 +87,38 @@ def _evaluate_encoders(
     with run.locked() if run else contextlib.nullcontext():
         if run and run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done":
             click.echo(f"{run.path}: scores are up to date")
-            _print_scores(json.loads(run.scores.read_text())["scores"])
+            found = json.loads(run.scores.read_text())
+            _print_scores(found["scores"], found["chosen_on_human_labels"])
             return
-        scores = _evaluate(models, data, batch_size, run.scores if run else output)
+        chosen_on = {name: label for name, path in models if (label := _human_labels(Path(path)))}
+        scores = _evaluate(models, data, batch_size, run.scores if run else output, chosen_on)
         if run:
             run.finish("evaluate")
-        _print_scores([vars(score) for score in scores])
+        _print_scores([vars(score) for score in scores], chosen_on)
+
+
+def _human_labels(model: Path) -> str | None:
+    """Return the human labels that a run's model was chosen on, None if it was chosen without."""
+    from dino_pipeline.run import Run
+
+    run = Run(model.parent)
+    chosen = run.stage("finetune").get("selection", {}) if model == run.model else {}
+    return chosen["on"] if chosen.get("human_labels") else None
 
 
 def _evaluate(
-    models: list[tuple[str, str]], data: list[tuple[str, Path]], batch_size: int, output: Path | None
+    models: list[tuple[str, str]],
+    data: list[tuple[str, Path]],
+    batch_size: int,
+    output: Path | None,
+    chosen_on: dict[str, str],
 ) -> list[Score]:
     from dino_pipeline.evaluate import ScoredPairs, write_scores
     from dino_pipeline.evaluate import evaluate as run_evaluate
 
     scores = run_evaluate(models, [ScoredPairs.read(name, path) for name, path in data], batch_size=batch_size)
     if output:
-        write_scores(output, scores)
+        write_scores(output, scores, chosen_on)
     return scores
 
 
@@ -141,13 +156,13 @@ def evaluation_data(
     return found
 
 
-def _print_scores(scores: Sequence[dict[str, Any]]) -> None:
+def _print_scores(scores: Sequence[dict[str, Any]], chosen_on: dict[str, str]) -> None:
     from dino_pipeline.console import table
 
     rows = [
         [
             score["data"],
-            score["model"],
+            score["model"] + "*" * (score["model"] in chosen_on),
             str(score["pairs"]),
             or_dash(score["spearman"], ".2f"),
             "-" if score["low"] is None else f"{score['low']:.2f} .. {score['high']:.2f}",
@@ -156,3 +171,5 @@ def _print_scores(scores: Sequence[dict[str, Any]]) -> None:
         for score in scores
     ]
     click.echo(table(["data", "model", "pairs", "Spearman x 100", "95 % interval", "Pearson x 100"], rows))
+    for model, labels in chosen_on.items():
+        click.echo(f"* {model}: its checkpoint was chosen on human labels ({labels})")

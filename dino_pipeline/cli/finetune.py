@@ -12,6 +12,7 @@ import click
 
 from dino_pipeline.cli.base import command, model_path, or_dash
 from dino_pipeline.errors import OptionError
+from dino_pipeline.objectives import NAMES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from dino_pipeline.objectives import Training
     from dino_pipeline.run import Run
 
-OBJECTIVES = ("dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm")
 HYPERPARAMETERS = (
     "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "max_length", "pooling",
     "mini_batch_size", "bf16", "matryoshka", "faithful",
@@ -109,7 +109,7 @@ def options_of(given: Sequence[Any]) -> Callable[[Any], Any]:
 @click.command()
 @click.argument("data", metavar="[RUN|FILE|DATASET]", required=False)
 @click.option("--list", "listing", is_flag=True, help="List the objectives with what they need and their defaults.")
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="dino", show_default=True)
+@click.option("--objective", type=click.Choice(NAMES), default="dino", show_default=True)
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where DATA is no run.")
 @options_of(TRAINING_OPTIONS)
 @click.option("--loss", type=click.Choice(["cosine", "cosent", "angle"]), help="dino only.  [default: cosine]")
@@ -223,7 +223,7 @@ def _list() -> None:
     from dino_pipeline.console import table
     from dino_pipeline.objectives import get_objective
 
-    records = [get_objective(name) for name in OBJECTIVES]
+    records = [get_objective(name) for name in NAMES]
     header = ["objective", "needs", "epochs", "batch", "rate", "pooling"]
     rows = [
         [each.name, each.needs, f"{t.epochs:g}", str(t.batch_size), f"{t.learning_rate:g}", t.pooling]

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dino_pipeline.objectives.base import Columns, Kind, Objective, Recipe, Training, Value, settle
+from dino_pipeline.objectives.base import Columns, Kind, Objective, Recipe, Training, Value, rows_are_apart, settle
 
 NAMES = ("dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm")
 
-__all__ = ["NAMES", "Columns", "Kind", "Objective", "Recipe", "Training", "Value", "get_objective", "settle"]
+__all__ = [
+    "NAMES",
+    "Columns",
+    "Kind",
+    "Objective",
+    "Recipe",
+    "Training",
+    "Value",
+    "get_objective",
+    "rows_are_apart",
+    "settle",
+]
 
 
 def get_objective(name: str) -> Objective:

@@ -36,7 +36,7 @@ class Training:
     pooling: str = "mean"
     """How token states become an embedding (mean, cls, lasttoken), for encoders that bring no pooling of their own."""
     mini_batch_size: int | None = None
-    """Rows that go through the encoder at once, with gradient caching; None: all."""
+    """Rows that go through the encoder at once; gradients are cached, or added up where rows are apart. None: all."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
     matryoshka: tuple[int, ...] = ()
@@ -113,12 +113,21 @@ def settle(objective: Objective, given: Mapping[str, Any], own: Mapping[str, str
     defaults, faithful = objective.defaults, bool(given.get("faithful"))
     if faithful and not objective.faithful:
         raise OptionError(f"--faithful: {objective.name} has nothing to choose; its defaults are the paper's")
-    if given.get("mini_batch_size") and not objective.caches:
-        raise OptionError(f"--mini-batch-size: {objective.name} caches no gradients; leave it out")
     options = {**defaults.options, **(objective.faithful if faithful else {})}
     for name, text in own.items():
         options[name] = _value(objective, name, text)
-    return replace(defaults, **{**given, "options": options})
+    training = replace(defaults, **{**given, "options": options})
+    if training.mini_batch_size and not (objective.caches or rows_are_apart(objective, training)):
+        raise OptionError(
+            f"--mini-batch-size: the rows of a batch are compared with one another, and {objective.name} cannot cache "
+            "gradients; leave it out"
+        )
+    return training
+
+
+def rows_are_apart(objective: Objective, training: Training) -> bool:
+    """Say whether the loss of a batch is the mean of its rows', whatever stands beside them."""
+    return not objective.in_batch and training.options.get("loss", "cosine") == "cosine"
 
 
 def _value(objective: Objective, name: str, text: str) -> Value:

@@ -12,6 +12,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from dino_pipeline.errors import OptionError
 from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
 from dino_pipeline.objectives.contrastive import NTXent
 from dino_pipeline.objectives.views import with_views
@@ -54,7 +55,16 @@ def mask_words(text: str, random: Random, mask: str, span: int) -> str:
 
 
 class MeanOverPadding(NTXent):
-    """NT-Xent over means of all token states, padding included, as the reference code takes them."""
+    """NT-Xent over means of all token states, padding included, as the reference code takes them.
+
+    Raises:
+        OptionError: gradients are to be cached, or leading dimensions trained, which go by the encoder's own pooling.
+    """
+
+    def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
+        if recipe.training.mini_batch_size or recipe.training.matryoshka:
+            raise OptionError("--faithful: takes no part in --mini-batch-size and --matryoshka; add --set mean=texts")
+        super().__init__(model, recipe)
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Return the embeddings of a column's texts, ``(rows, dimension)``."""

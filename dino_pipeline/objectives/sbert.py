@@ -46,6 +46,7 @@ OBJECTIVE = Objective(
     build=build,
     loss=loss,
     defaults=Training(batch_size=16),
+    caches=True,
     citation="Reimers & Gurevych 2019, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, "
     "arXiv:1908.10084",
 )

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dino_pipeline.corpus import Corpus
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.errors import DataError
+from dino_pipeline.examples import Example
+from dino_pipeline.selection import align, mean_cosine, probe, selection, uniform
+
+
+def unit(seed: int, rows: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(rows, 5))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_alignment_and_uniformity_are_wang_and_isola_s() -> None:
+    first, second = unit(0, 7), unit(1, 7)
+    distances = [((a - b) ** 2).sum() for a, b in zip(first, second, strict=True)]
+    assert align(first, second) == pytest.approx(np.mean(distances), abs=1e-6)
+    pairs = [np.exp(-2 * ((first[i] - first[j]) ** 2).sum()) for i in range(7) for j in range(i)]
+    assert uniform(first) == pytest.approx(np.log(np.mean(pairs)), abs=1e-5)
+    assert uniform(np.ones((3, 1), dtype=np.float32)) == pytest.approx(0)
+    assert uniform(first[:1]) == 0
+
+
+def test_scored_pairs_choose_by_spearman_other_texts_by_alignment_and_uniformity(toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder))
+    scored = [Example("a dog", "a dog", 1.0), Example("a dog", "rain falls", 0.0), Example("cats", "a cat", 0.5)]
+    chosen = selection(Corpus("dev", scored), 8)
+    assert (chosen.measure, chosen.metric, chosen.rows) == ("Spearman", "eval_dev_spearman_cosine", 3)
+    assert "dev_spearman_cosine" in chosen.evaluator(model)
+    texts = [Example("a dog runs over the hill"), Example("rain"), Example("two cats sit on a wall")]
+    for examples in (texts, [Example("a dog", "dogs"), Example("rain", "it rains"), Example("x", "y")]):
+        chosen = selection(Corpus("dev", examples), 8)
+        assert (chosen.measure, chosen.factor) == ("alignment and uniformity", 1)
+        found = chosen.evaluator(model)
+        assert found == chosen.evaluator(model), "the same views each time"
+        assert found["dev_alignment_uniformity"] == pytest.approx(-found["alignment"] - found["uniformity"])
+        assert found["alignment"] > 0 > found["uniformity"]
+    with pytest.raises(DataError, match="at least two different scores"):
+        selection(Corpus("dev", [Example("a", "b", 1.0), Example("c", "d", 1.0)]), 8)
+
+
+def test_the_mean_cosine_of_different_texts_tells_collapse(toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder))
+    texts = probe([Example("a dog", "rain falls", 1.0), Example("A dog!", "cats", 0.0)])
+    assert texts == ["a dog", "rain falls", "cats"]
+    vectors = model.encode(texts, normalize_embeddings=True)
+    expected = np.mean([vectors[0] @ vectors[1], vectors[0] @ vectors[2], vectors[1] @ vectors[2]])
+    assert mean_cosine(model, texts, 2) == pytest.approx(expected, abs=1e-6)
+    assert mean_cosine(model, texts[:1], 2) == 0

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.errors import DataError, ModelError, OptionError
+from dino_pipeline.objectives import Recipe, get_objective, settle
+from dino_pipeline.trainability import check_model, has_dropout, notes
+
+
+@pytest.fixture
+def static_encoder() -> SentenceTransformer:
+    """Word vectors alone: no dropout."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "dog": 1, "cat": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+
+
+def test_simcse_s_family_needs_dropout(static_encoder: SentenceTransformer, toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder))
+    assert has_dropout(model)
+    assert not has_dropout(static_encoder)
+    for name in ("simcse", "is-cse"):
+        objective = get_objective(name)
+        check_model(model, objective, objective.defaults)
+        with pytest.raises(ModelError, match="no dropout, so that both views of a text would be the same"):
+            check_model(static_encoder, objective, objective.defaults)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.transformers_model.config.hidden_dropout_prob = 0.0
+    model.transformers_model.config.attention_probs_dropout_prob = 0.0
+    assert not has_dropout(model)
+
+
+def test_cached_gradients_need_batches_of_rows(static_encoder: SentenceTransformer) -> None:
+    objective = get_objective("cpt")
+    with pytest.raises(ModelError, match="its inputs cannot be parted into mini-batches"):
+        check_model(static_encoder, objective, objective.defaults)
+
+
+def looked(model: SentenceTransformer, name: str, texts: list[str], **given: Any) -> dict[str, Any]:
+    objective = get_objective(name)
+    training = settle(objective, given, {})
+    if training.max_length:
+        model.max_seq_length = training.max_length
+    dataset = objective.build({"sentence": texts}, Recipe(training, model.tokenizer, 1))
+    return notes(model, objective, training, dataset)
+
+
+def test_small_batches_cut_and_repeated_texts_are_said(toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder))
+    texts = ["a dog", "A dog!", "cats", "x" * 40]
+    found = looked(model, "simcse", texts, batch_size=4)
+    assert (found["cut"], found["repeated"]) == (0.25, 0.5)
+    said = "; ".join(found["notes"])
+    assert "batches of 4 rows leave 3 other rows to tell a text from" in said
+    assert "25% of the texts are longer than 32 tokens and are cut (--max-length)" in said
+    assert "50% of the rows share a first text with another row; in one batch they are false negatives" in said
+    many = [f"text {number}" for number in range(64)]
+    assert looked(model, "simcse", many)["notes"] == []
+    assert looked(model, "mirror-bert", many)["notes"] == [], "views that are drawn are looked at too"
+
+
+def test_what_leaves_no_negatives_is_refused(toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder))
+    with pytest.raises(OptionError, match="--batch-size 1: simcse needs the other rows of a batch"):
+        looked(model, "simcse", ["a", "b"], batch_size=1)
+    with pytest.raises(DataError, match="one row is too few"):
+        looked(model, "simcse", ["a"])
+    objective = get_objective("dino")
+    pair = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "score": [1.0]})
+    assert notes(model, objective, objective.defaults, pair)["notes"] == []
