@@ -21,7 +21,7 @@ from dino_pipeline.objectives import Objective, Recipe, Training
 from dino_pipeline.progress import Watch
 from dino_pipeline.run import Run, State, digest_files, remove, shard_files
 from dino_pipeline.selection import COLLAPSED, Selection, probe, selection
-from dino_pipeline.trainability import check_model, notes
+from dino_pipeline.trainability import check_model, fitted, notes
 from dino_pipeline.trainer import WHOLE, Trained, steps_of, train
 
 HELD_OUT = 0.1
@@ -125,13 +125,14 @@ def finetune(
         return Finetuned(state, chosen["measure"], chosen["best"])
     corpus, dev = texts.read()
     rows = adapt(corpus, objective.needs, objective.name, texts.language, split=texts.split_sentences)
-    chosen = selection(dev, training.batch_size)
+    chosen = selection(dev)
     set_seed(seed)
     model = _prepared(load(), objective, training)
     recipe = Recipe(training, model.tokenizer, seed, encoder.get("revision"), processes.num_processes)
     dataset = objective.build(rows.columns, recipe)
+    recipe = replace(recipe, training=fitted(objective, training, dataset, recipe.processes))
     recipe = replace(recipe, steps=steps_of(objective, recipe, len(dataset)))
-    found = notes(model, objective, training, dataset)
+    found = notes(model, objective, recipe.training, dataset)
     if processes.is_main_process:
         for said in (*rows.said, *found["notes"]):
             watch.note(said)

@@ -19,6 +19,8 @@ from dino_pipeline.examples import Example
 
 COLLAPSED = 0.99
 """Embeddings whose cosines average this much say nothing."""
+BATCH = 128
+"""Texts encoded at once to be looked at."""
 PROBED = 256
 """Texts that collapse is looked for in."""
 Vectors = NDArray[np.float32]
@@ -41,7 +43,7 @@ class Selection:
         return f"eval_{self.evaluator.primary_metric}"
 
 
-def selection(corpus: Corpus, batch_size: int) -> Selection:
+def selection(corpus: Corpus) -> Selection:
     """Return what chooses on held-out texts: Spearman where they are scored pairs, else alignment and uniformity.
 
     Raises:
@@ -49,7 +51,7 @@ def selection(corpus: Corpus, batch_size: int) -> Selection:
     """
     evaluator: BaseEvaluator
     if corpus.content != "scored pairs":
-        evaluator = AlignmentUniformity(corpus.examples, batch_size)
+        evaluator = AlignmentUniformity(corpus.examples)
         return Selection(evaluator, "alignment and uniformity", 1, len(corpus.examples))
     scores = [example.label for example in corpus.examples]
     if len(dict.fromkeys(scores)) < 2:
@@ -60,7 +62,7 @@ def selection(corpus: Corpus, batch_size: int) -> Selection:
         sentences1=[example.text_a for example in corpus.examples],
         sentences2=[example.text_b for example in corpus.examples],
         scores=scores,
-        batch_size=batch_size,
+        batch_size=BATCH,
         name="dev",
         similarity_fn_names=["cosine"],
         write_csv=False,
@@ -75,17 +77,16 @@ class AlignmentUniformity(BaseEvaluator):
     The pair is two texts that belong together, or a text and itself with a word left out.
     """
 
-    def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         super().__init__()
         self.primary_metric = "dev_alignment_uniformity"
         draw = Random(0)
         self.first = [example.text_a for example in examples]
         self.second = [example.text_b or _without_a_word(example.text_a, draw) for example in examples]
-        self.batch_size = batch_size
 
     def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return minus the sum of alignment and uniformity, and each of them (lower is better)."""
-        first, second = (encoded(model, texts, self.batch_size) for texts in (self.first, self.second))
+        first, second = (encoded(model, texts) for texts in (self.first, self.second))
         alignment, uniformity = align(first, second), uniform(first)
         return {self.primary_metric: -alignment - uniformity, "alignment": alignment, "uniformity": uniformity}
 
@@ -103,9 +104,9 @@ def uniform(vectors: Vectors) -> float:
     return float(np.log(np.exp(-2 * squared.astype(np.float64)).mean()))
 
 
-def mean_cosine(model: SentenceTransformer, texts: Sequence[str], batch_size: int) -> float:
+def mean_cosine(model: SentenceTransformer, texts: Sequence[str]) -> float:
     """Return the mean cosine of different texts."""
-    vectors = encoded(model, texts, batch_size)
+    vectors = encoded(model, texts)
     return float((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)].mean()) if len(texts) > 1 else 0.0
 
 
@@ -114,10 +115,10 @@ def probe(examples: Sequence[Example]) -> list[str]:
     return distinct_texts(examples[:PROBED])[:PROBED]
 
 
-def encoded(model: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Vectors:
+def encoded(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
     """Return embeddings of length 1, ``(texts, dimension)``."""
     vectors: Vectors = model.encode(
-        list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+        list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
     )
     return vectors
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -12,7 +14,6 @@ from torch import nn
 
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.objectives import Objective, Training
-from dino_pipeline.objectives.views import views_of
 from dino_pipeline.texts import normalise
 
 LOOKED_AT = 2000
@@ -54,6 +55,14 @@ def has_dropout(model: SentenceTransformer) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates.values())
 
 
+def fitted(objective: Objective, training: Training, dataset: Dataset, processes: int) -> Training:
+    """Return hyper-parameters whose batches can be filled where no two rows of a batch may share a text."""
+    if not objective.distinct:
+        return training
+    most = len(dict.fromkeys(first_texts(dataset)))
+    return replace(training, batch_size=min(training.batch_size, max(most // processes * processes, 1)))
+
+
 def notes(model: SentenceTransformer, objective: Objective, training: Training, dataset: Dataset) -> dict[str, Any]:
     """Return what is worth knowing of a training: figures for the record, and ``notes`` for the user.
 
@@ -82,7 +91,7 @@ def notes(model: SentenceTransformer, objective: Objective, training: Training, 
     if repeated >= MUCH:
         kept_apart = "batches keep them apart" if objective.distinct else "in one batch they are false negatives"
         said.append(f"{repeated:.0%} of the rows share a first text with another row; {kept_apart}")
-    return {"cut": round(cut, 4), "repeated": round(repeated, 4), "notes": said}
+    return {"batch": batch, "cut": round(cut, 4), "repeated": round(repeated, 4), "notes": said}
 
 
 def share_cut(model: SentenceTransformer, objective: Objective, dataset: Dataset) -> float:
@@ -99,6 +108,11 @@ def share_cut(model: SentenceTransformer, objective: Objective, dataset: Dataset
 
 def share_repeated(dataset: Dataset) -> float:
     """Return the share of rows whose first text, in normal form, another row has too."""
-    raw = dataset.with_format(None) if views_of(dataset) else dataset
-    counts = Counter(normalise(text) for text in raw[raw.column_names[0]])
-    return sum(count for count in counts.values() if count > 1) / max(len(raw), 1)
+    counts = Counter(map(normalise, first_texts(dataset)))
+    return sum(count for count in counts.values() if count > 1) / max(len(dataset), 1)
+
+
+def first_texts(dataset: Dataset) -> Iterable[str]:
+    """Return the first column's texts, as they are before views are drawn from them."""
+    raw = dataset.with_format(None)
+    return raw[raw.column_names[0]]

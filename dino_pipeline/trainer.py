@@ -42,6 +42,7 @@ class Trained:
     """The best checkpoint's measure."""
     steps: int
     rows_seen: int
+    """Repetitions counted; where an earlier call was interrupted, its share is taken to be like this one's."""
     seconds: float
     """Of the last call; an interrupted training took longer."""
     mean_cosine: float
@@ -95,6 +96,8 @@ def train(
     progress = Progress(f"{objective.name}, seed {recipe.seed}", total=0, resumed=resumed)
     teller = _Teller(watch, selection, model, probe, progress)
     trainer.add_callback(teller)
+    counter = _Counter()
+    loss.register_forward_pre_hook(counter)
     started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -104,8 +107,8 @@ def train(
             "the last whole checkpoint is kept: make room and run again"
         ) from error
     steps = trainer.state.max_steps
-    batch = min(recipe.training.batch_size, len(dataset))
-    return Trained(trainer.state.best_metric, steps, steps * batch, time.monotonic() - started, teller.mean_cosine)
+    seen = counter.rows * recipe.processes * steps // max(steps - resumed, 1)
+    return Trained(trainer.state.best_metric, steps, seen, time.monotonic() - started, teller.mean_cosine)
 
 
 def steps_of(objective: Objective, recipe: Recipe, rows: int) -> int:
@@ -150,7 +153,6 @@ def arguments(
         max_steps=training.steps or -1,
         per_device_train_batch_size=rows // parts,
         gradient_accumulation_steps=parts,
-        per_device_eval_batch_size=training.batch_size,
         dataloader_drop_last=_drops_last(objective, recipe, len(dataset)),
         batch_sampler=BatchSamplers.NO_DUPLICATES if objective.distinct else BatchSamplers.BATCH_SAMPLER,
         prompts=dict(objective.prompts),
@@ -175,6 +177,17 @@ def arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
+
+
+class _Counter:
+    """Counts the rows that a loss is given."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __call__(self, loss: Any, given: Any) -> None:
+        first = given[0][0]
+        self.rows += len(first["attention_mask"] if "attention_mask" in first else first["offsets"])
 
 
 class _Epochs(TrainerCallback):
@@ -233,7 +246,7 @@ class _Teller(TrainerCallback):
         value = self.selection.factor * metrics[self.selection.metric]
         self.shown.extra = f"dev {self.selection.measure} {value:.2f}"
         self.watch.progress(self.shown)
-        self.mean_cosine = mean_cosine(self.model, self.probe, args.per_device_eval_batch_size)
+        self.mean_cosine = mean_cosine(self.model, self.probe)
         if self.mean_cosine >= COLLAPSED and not self.said:
             self.said = True
             self.watch.note(

@@ -183,7 +183,7 @@ def test_missing_data_is_named(tmp_path: Path, train: Train) -> None:
 
 
 def test_batches_are_shared_evenly_or_not_at_all(tmp_path: Path) -> None:
-    chosen = selection(Corpus("dev", rows(9)), 8)
+    chosen = selection(Corpus("dev", rows(9)))
     dataset = Dataset.from_dict({"anchor": list("abc")})
 
     def share(processes: int) -> int:
@@ -241,7 +241,8 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     assert int(again.said[0].partition("/")[0]) > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
     stage = run.stage("finetune")
-    assert (stage["steps"], stage["rows_seen"]) == (20, 160)
+    assert stage["steps"] == 20
+    assert 140 < stage["rows_seen"] <= 160
     assert stage["selection"]["measure"] == found.measure
     assert not stage["selection"]["human_labels"]
 

@@ -29,6 +29,7 @@ from dino_pipeline.objectives.sbert import PairClassifier
 from dino_pipeline.objectives.simcse import SimCSE
 from dino_pipeline.objectives.views import views_of
 
+DOCS = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text()
 Matrix = NDArray[np.float64]
 SIZE = 6
 
@@ -417,6 +418,14 @@ def test_every_objective_is_told_in_full(name: str) -> None:
     assert set(objective.choices) <= set(objective.defaults.options)
     for option, words in objective.choices.items():
         assert objective.defaults.options[option] in words
+    row = next(line for line in DOCS.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 7)
+    own = " ".join(f"{option}={value}" for option, value in objective.defaults.options.items())
+    shown = (
+        f"| {objective.defaults.batch_size:,}",
+        f"| {objective.defaults.epochs} | {objective.defaults.pooling} |",
+        own,
+    )
+    assert all(each in row for each in shown), row
 
 
 def test_the_defaults_are_the_papers() -> None:

@@ -30,19 +30,19 @@ def test_alignment_and_uniformity_are_wang_and_isola_s() -> None:
 def test_scored_pairs_choose_by_spearman_other_texts_by_alignment_and_uniformity(toy_encoder: Path) -> None:
     model = load_encoder(str(toy_encoder))
     scored = [Example("a dog", "a dog", 1.0), Example("a dog", "rain falls", 0.0), Example("cats", "a cat", 0.5)]
-    chosen = selection(Corpus("dev", scored), 8)
+    chosen = selection(Corpus("dev", scored))
     assert (chosen.measure, chosen.metric, chosen.rows) == ("Spearman", "eval_dev_spearman_cosine", 3)
     assert "dev_spearman_cosine" in chosen.evaluator(model)
     texts = [Example("a dog runs over the hill"), Example("rain"), Example("two cats sit on a wall")]
     for examples in (texts, [Example("a dog", "dogs"), Example("rain", "it rains"), Example("x", "y")]):
-        chosen = selection(Corpus("dev", examples), 8)
+        chosen = selection(Corpus("dev", examples))
         assert (chosen.measure, chosen.factor) == ("alignment and uniformity", 1)
         found = chosen.evaluator(model)
         assert found == chosen.evaluator(model), "the same views each time"
         assert found["dev_alignment_uniformity"] == pytest.approx(-found["alignment"] - found["uniformity"])
         assert found["alignment"] > 0 > found["uniformity"]
     with pytest.raises(DataError, match="at least two different scores"):
-        selection(Corpus("dev", [Example("a", "b", 1.0), Example("c", "d", 1.0)]), 8)
+        selection(Corpus("dev", [Example("a", "b", 1.0), Example("c", "d", 1.0)]))
 
 
 def test_the_mean_cosine_of_different_texts_tells_collapse(toy_encoder: Path) -> None:
@@ -51,5 +51,5 @@ def test_the_mean_cosine_of_different_texts_tells_collapse(toy_encoder: Path) ->
     assert texts == ["a dog", "rain falls", "cats"]
     vectors = model.encode(texts, normalize_embeddings=True)
     expected = np.mean([vectors[0] @ vectors[1], vectors[0] @ vectors[2], vectors[1] @ vectors[2]])
-    assert mean_cosine(model, texts, 2) == pytest.approx(expected, abs=1e-6)
-    assert mean_cosine(model, texts[:1], 2) == 0
+    assert mean_cosine(model, texts) == pytest.approx(expected, abs=1e-6)
+    assert mean_cosine(model, texts[:1]) == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.objectives import Recipe, get_objective, settle
-from dino_pipeline.trainability import check_model, has_dropout, notes
+from dino_pipeline.trainability import check_model, fitted, has_dropout, notes
 
 
 @pytest.fixture
@@ -68,6 +69,16 @@ def test_small_batches_cut_and_repeated_texts_are_said(toy_encoder: Path) -> Non
     many = [f"text {number}" for number in range(64)]
     assert looked(model, "simcse", many)["notes"] == []
     assert looked(model, "mirror-bert", many)["notes"] == [], "views that are drawn are looked at too"
+
+
+def test_batches_are_no_larger_than_texts_that_can_stand_side_by_side() -> None:
+    pairs = Dataset.from_dict({"anchor": ["a", "a", "b", "c", "d"], "positive": list("vwxyz")})
+    cpt = get_objective("cpt")
+    assert fitted(cpt, cpt.defaults, pairs, 1).batch_size == 4
+    assert fitted(cpt, replace(cpt.defaults, batch_size=3), pairs, 1).batch_size == 3
+    assert fitted(cpt, cpt.defaults, pairs, 3).batch_size == 3, "each process has as many"
+    simcse = get_objective("simcse")
+    assert fitted(simcse, simcse.defaults, pairs, 1) == simcse.defaults
 
 
 def test_what_leaves_no_negatives_is_refused(toy_encoder: Path) -> None:
