@@ -61,12 +61,11 @@ def adapt(corpus: Corpus, needs: Kind, objective: str, language: str = "en", *, 
     make = _ADAPTERS.get((corpus.content, needs))
     if make is None:
         raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}; {HOW[needs]}")
-    if split and corpus.content == "texts":
+    if split and needs == "sentences" and corpus.content == "texts":
         corpus = Corpus(corpus.name, [Example(s) for each in corpus.examples for s in sentences(each.text_a, language)])
-    try:
-        columns, said = make(corpus.examples, language)
-    except DataError as error:
-        raise DataError(f"{corpus.name}: {error}") from error
+    if corpus.content == "scored pairs":
+        _check_scores(corpus)
+    columns, said = make(corpus.examples, language)
     if not next(iter(columns.values())):
         raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}; {HOW[needs]}")
     return Rows(columns, tuple(said))
@@ -85,10 +84,16 @@ def sentences(text: str, language: str) -> list[str]:
     return [stripped for each in _segmenter(language).segment(text) if (stripped := each.strip())]
 
 
+def _check_scores(corpus: Corpus) -> None:
+    for number, each in enumerate(corpus.examples, start=1):
+        if not 0 <= _score(each) <= 1:
+            raise DataError(
+                f"{corpus.name}, example {number}: its score is {each.label}; scores are between 0 and 1 "
+                "(numbers that are classes: --class-labels)"
+            )
+
+
 def _scored(examples: Sequence[Example], language: str) -> Made:
-    wrong = next((n for n, each in enumerate(examples, start=1) if not 0 <= _score(each) <= 1), None)
-    if wrong is not None:
-        raise DataError(f"example {wrong}: its score is {examples[wrong - 1].label}; scores are between 0 and 1")
     return _pair_columns(examples, "score", [_score(each) for each in examples]), []
 
 
@@ -125,20 +130,22 @@ def _sentences(examples: Sequence[Example], language: str) -> Made:
 def _pairs(examples: Sequence[Example], language: str) -> Made:
     distinct = {(normalise(each.text_a), normalise(each.text_b or "")): each for each in reversed(examples)}
     kept = [each for pair, each in reversed(distinct.items()) if pair[0] != pair[1]]
-    return {"anchor": [each.text_a for each in kept], "positive": [each.text_b for each in kept]}, []
+    gone = len(examples) - len(kept)
+    said = [f"{gone} of {len(examples)} pairs repeat others, or a text twice, and are left out"] if gone else []
+    return {"anchor": [each.text_a for each in kept], "positive": [each.text_b for each in kept]}, said
 
 
 def _pairs_of_scores(examples: Sequence[Example], language: str) -> Made:
     same = [each for each in examples if _score(each) > SAME]
-    columns, _ = _pairs(same, language)
-    return columns, [f"pairs are those {len(columns['anchor'])} of {len(examples)} with a score over 2/3"]
+    columns, said = _pairs(same, language)
+    return columns, [f"pairs are those {len(same)} of {len(examples)} with a score over 2/3", *said]
 
 
 def _neighbours(examples: Sequence[Example], language: str) -> Made:
     parted = [sentences(each.text_a, language) for each in examples]
     found = [Example(first, second) for each in parted for first, second in pairwise(each)]
-    columns, _ = _pairs(found, language)
-    return columns, [f"pairs are {len(columns['anchor'])} neighbouring sentences of {len(examples)} documents"]
+    columns, said = _pairs(found, language)
+    return columns, [f"pairs are {len(found)} neighbouring sentences of {len(examples)} documents", *said]
 
 
 def _documents(examples: Sequence[Example], language: str) -> Made:

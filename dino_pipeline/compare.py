@@ -11,7 +11,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.errors import DataError, DinoError, ModelError, OptionError
+from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluate import WORD_OVERLAP, ScoredPairs, cosines, overlaps, score
 from dino_pipeline.examples import write_json
 from dino_pipeline.finetune import Texts, finetune
@@ -33,7 +33,8 @@ class Plan:
     seeds: Sequence[int]
     encoder: Mapping[str, Any]
     """What identifies the encoder that each training starts from."""
-    load: Callable[[Training], SentenceTransformer]
+    load: Callable[[Training | None], SentenceTransformer]
+    """Loads the encoder for a training, or as it is untrained."""
     texts: Texts
     sets: Sequence[ScoredPairs]
     sets_digest: str
@@ -83,7 +84,7 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
         ModelError: the encoder does not.
         RunError: a cell was begun with other options.
     """
-    untrained = plan.load(Training())
+    untrained = plan.load(None)
     rows = [
         Row(WORD_OVERLAP, "-", scores={each.name: [score(each, "", overlaps(each)).spearman] for each in plan.sets}),
         Row(UNTRAINED, "-", scores={name: [value] for name, value in _scores(untrained, plan.sets).items()}),
@@ -91,11 +92,14 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
     for objective, training in plan.objectives:
         try:
             rows.append(_row(plan, objective, training, watch, fresh))
-        except (DataError, ModelError, OptionError) as error:
+        except (DataError, ModelError) as error:
             if not lenient:
                 raise
             watch.note(f"{objective.name}: left out: {error}")
-            rows.append(Row(objective.name, objective.needs, remarks=(_short(error),)))
+            rows.append(Row(objective.name, objective.needs, remarks=(first_line(error),)))
+            refused = error
+    if not any(row.rows for row in rows):
+        raise refused
     return rows
 
 
@@ -145,10 +149,6 @@ def _cell_scores(cell: Run, plan: Plan) -> Scores:
 
 def _scores(model: SentenceTransformer, sets: Sequence[ScoredPairs]) -> Scores:
     return {each.name: score(each, "", cosines(model, each, 64)).spearman for each in sets}
-
-
-def _short(error: DinoError) -> str:
-    return str(error).splitlines()[0]
 
 
 def as_table(rows: Sequence[Row], sets: Sequence[str]) -> list[list[str]]:

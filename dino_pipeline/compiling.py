@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from dino_pipeline.decoder import Decoder
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, first_line
 from dino_pipeline.graphs import FixedSlots
 from dino_pipeline.selfcheck import slots_defect
 from dino_pipeline.slots import PlainRows, Slots
@@ -39,7 +39,7 @@ def compile_step(decoder: Decoder) -> None:
     try:
         reason = "it does not run in slots" if before is PlainRows else _compile(decoder)
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     if reason:
         _undo(decoder, before)
         raise ModelError(
@@ -68,7 +68,7 @@ def compile_if_it_pays(decoder: Decoder, row_tokens: int) -> bool:
             return True
         log.info("the compiled step is not kept: %s", reason or f"it is {faster:.2f} times as fast")
     except Exception as error:  # no C++ compiler, too little memory, or what a foreign architecture makes of it
-        log.info("the step cannot be compiled here: %s", _first_line(error))
+        log.info("the step cannot be compiled here: %s", first_line(error))
     _undo(decoder, before)
     return False
 
@@ -112,7 +112,3 @@ def _step_seconds(decoder: Decoder) -> float:
     finally:
         slots.close()
     return statistics.median(seconds[1:])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

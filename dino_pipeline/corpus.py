@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, first_line
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.inputs import read_lines
 from dino_pipeline.labels import as_number
@@ -47,11 +47,6 @@ class Corpus:
     name: str
     """Where it is from, for errors."""
     examples: list[Example]
-
-    @property
-    def label(self) -> str:
-        """Its name without the folder that it happens to lie in."""
-        return Path(self.name).name if Path(self.name).is_file() else self.name
 
     @cached_property
     def content(self) -> Content:
@@ -105,7 +100,7 @@ class Source:
         if self.path.is_file():
             return self.path.name
         more = (self.config, self.split, self.revision, *(f"{role}={name}" for role, name in self.columns.items()))
-        return ", ".join([self.name, *(each for each in more if each)])
+        return ", ".join([self.path.name if self.path.exists() else self.name, *(each for each in more if each)])
 
     def digest(self) -> str:
         """Return a hash of what it holds."""
@@ -144,14 +139,14 @@ class Source:
                 options = {"delimiter": "\t"} if suffix == ".tsv" else {}
                 return load_dataset(FORMATS.get(suffix, "json"), data_files=str(self.path), split="train", **options)
             return load_dataset(self.name, self.config, split=self.split, revision=self.revision)
-        except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OSError) as error:
+        except (DatasetNotFoundError, OSError) as error:
             raise DataError(
                 f"{self.name}: is neither a file or folder here nor a dataset that can be had from the Hub "
-                f"({_first_line(error)}); give a run's folder, a file, or a Hub id"
+                f"({first_line(error)}); give a run's folder, a file, or a Hub id"
             ) from error
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (DatasetsError, ValueError, KeyError, RuntimeError) as error:
             raise DataError(
-                f"{self.name}: cannot be read as a dataset ({_first_line(error)}); see --split, --config and --revision"
+                f"{self.name}: cannot be read as a dataset ({first_line(error)}); see --split, --config and --revision"
             ) from error
 
     def _from_dataset(self, dataset: Dataset) -> list[Example]:
@@ -195,10 +190,6 @@ def _read_texts(path: Path) -> list[Example]:
     if not texts:
         raise DataError(f"{path}: holds no texts; give a file with a sentence or document a line")
     return texts
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import is_sentence_transformer_model
 
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, first_line
 
 
 def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") -> SentenceTransformer:
@@ -23,12 +23,19 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     """
     try:
         model = SentenceTransformer(name, revision=revision)
-        if pooling != "mean" and not is_sentence_transformer_model(name, revision=revision):
+        if not is_sentence_transformer_model(name, revision=revision) and pooling_of(model) != pooling:
             at = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
             model[at] = Pooling(model[at].embedding_dimension, pooling_mode=pooling)
-        return model
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{name}: cannot be loaded as an encoder ({str(error).strip().splitlines()[0]}); "
+            f"{name}: cannot be loaded as an encoder ({first_line(error)}); "
             "give a folder or a Hub id that SentenceTransformer or AutoModel loads, or `pocket`"
         ) from error
+    if model.transformers_model is not None and getattr(model.tokenizer, "pad_token", "") is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+    return model
+
+
+def pooling_of(model: SentenceTransformer) -> str:
+    """Return how a model pools token states."""
+    return next((str(module.pooling_mode) for module in model if isinstance(module, Pooling)), "none of its own")

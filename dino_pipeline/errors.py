@@ -43,3 +43,8 @@ class RunError(DinoError):
 
 class OutputError(DinoError):
     """A result could not be written."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first; its kind, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers import set_seed
 
 from dino_pipeline.adapters import Rows, adapt
 from dino_pipeline.corpus import Corpus, Source, hold_out
-from dino_pipeline.errors import DinoError, RunError
+from dino_pipeline.encoders import pooling_of
+from dino_pipeline.errors import DataError, DinoError, RunError
 from dino_pipeline.model_card import Lineage, model_card
 from dino_pipeline.objectives import Objective, Recipe, Training
 from dino_pipeline.progress import Watch
@@ -40,6 +42,7 @@ class Texts:
     """Pairs scored by people that choose in place of the held-out ones."""
     language: str = "en"
     split_sentences: bool = False
+    _made: dict[str, Rows] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def origin(self) -> Run | None:
@@ -63,14 +66,29 @@ class Texts:
         sources = (self.train, self.dev, self.select_on)
         return "+".join(source.digest() for source in sources if source)
 
-    def read(self) -> tuple[Corpus, Corpus]:
+    @cached_property
+    def parts(self) -> tuple[Corpus, Corpus]:
         """Return the texts to train on, and those that choose."""
         corpus = self.train.corpus
-        if self.dev:
-            held = self.dev.corpus
-        else:
-            corpus, held = hold_out(corpus, HELD_OUT, MOST_HELD_OUT)
-        return corpus, self.select_on.corpus if self.select_on else held
+        if self.select_on:
+            if self.select_on.corpus.content != "scored pairs":
+                raise DataError(f"{self.select_on.name}: holds {self.select_on.corpus.content}, not pairs with scores")
+            return corpus, self.select_on.corpus
+        return (corpus, self.dev.corpus) if self.dev else hold_out(corpus, HELD_OUT, MOST_HELD_OUT)
+
+    @property
+    def chosen_on(self) -> str:
+        """What chooses, in words."""
+        chosen = self.select_on or self.dev
+        return chosen.label if chosen else f"{self.train.label}, held out"
+
+    def rows(self, corpus: Corpus, objective: Objective) -> Rows:
+        """Return the texts to train on as an objective needs them, made once for all that need the same."""
+        if objective.needs not in self._made:
+            self._made[objective.needs] = adapt(
+                corpus, objective.needs, objective.name, self.language, split=self.split_sentences
+            )
+        return self._made[objective.needs]
 
 
 @dataclass(frozen=True)
@@ -123,24 +141,30 @@ def finetune(
     if state == "done":
         chosen = run.stage("finetune")["selection"]
         return Finetuned(state, chosen["measure"], chosen["best"])
-    corpus, dev = texts.read()
-    rows = adapt(corpus, objective.needs, objective.name, texts.language, split=texts.split_sentences)
+    corpus, dev = texts.parts
+    rows = texts.rows(corpus, objective)
     chosen = selection(dev)
     set_seed(seed)
-    model = _prepared(load(), objective, training)
+    model = load()
+    length = _prepare(model, objective, training)
     recipe = Recipe(training, model.tokenizer, seed, encoder.get("revision"), processes.num_processes)
     dataset = objective.build(rows.columns, recipe)
+    left_out = [f"{len(rows) - len(dataset)} of {len(rows)} {objective.needs} are too short"] * (
+        len(dataset) < len(rows)
+    )
     recipe = replace(recipe, training=fitted(objective, training, dataset, recipe.processes))
     recipe = replace(recipe, steps=steps_of(objective, recipe, len(dataset)))
-    found = notes(model, objective, recipe.training, dataset)
+    found = notes(model, objective, recipe.training, dataset, training.batch_size)
     if processes.is_main_process:
-        for said in (*rows.said, *found["notes"]):
+        for said in (*rows.said, *left_out, *found["notes"]):
             watch.note(said)
     looked_at = probe(corpus.examples)
     trained = train(run.checkpoints, model, dataset, objective, recipe, chosen, probe=looked_at, watch=watch)
     processes.wait_for_everyone()  # each process has read the best checkpoint; now it may go
-    results = _results(trained, chosen, dev, rows, human=texts.select_on is not None)
+    results = _results(trained, chosen, texts, rows, model)
     if processes.is_main_process:
+        if length:
+            model.max_seq_length = length
         run.note("finetune", **found, **results)
         _save(model, run, objective, texts.origin)
         run.finish("finetune")
@@ -149,23 +173,31 @@ def finetune(
     return Finetuned(state, chosen.measure, results["selection"]["best"])
 
 
-def _prepared(model: SentenceTransformer, objective: Objective, training: Training) -> SentenceTransformer:
-    if training.max_length:
-        model.max_seq_length = training.max_length
-    model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours is written in its place
+def _prepare(model: SentenceTransformer, objective: Objective, training: Training) -> int | None:
+    """Make an encoder ready for training; return the length to go back to afterwards, where it is cut shorter."""
     check_model(model, objective, training)
+    model.float()  # what is stored in half precision is not trained in it
+    model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours is written in its place
     if objective.prepare:
         objective.prepare(model)
-    return model
+    length: int | None = model.max_seq_length
+    if not training.max_length or model.transformers_model is None:
+        return None
+    model.max_seq_length = training.max_length
+    return length if length and length > training.max_length else None
 
 
-def _results(trained: Trained, chosen: Selection, dev: Corpus, rows: Rows, *, human: bool) -> dict[str, Any]:
-    best = None if trained.best is None else round(chosen.factor * trained.best, 2)
+def _results(
+    trained: Trained, chosen: Selection, texts: Texts, rows: Rows, model: SentenceTransformer
+) -> dict[str, Any]:
+    human = texts.select_on is not None
+    best = round(chosen.factor * trained.best, 2)
     return {
-        "selection": {"measure": chosen.measure, "best": best, "on": dev.label, "human_labels": human},
+        "selection": {"measure": chosen.measure, "best": best, "on": texts.chosen_on, "human_labels": human},
         "train": len(rows),
         "dev": chosen.rows,
         "made": list(rows.said),
+        "pooling": pooling_of(model),
         "steps": trained.steps,
         "rows_seen": trained.rows_seen,
         "seconds": round(trained.seconds, 1),

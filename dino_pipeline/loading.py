@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dino_pipeline.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoder import Decoder
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, first_line
 from dino_pipeline.selfcheck import sees_ahead
 from dino_pipeline.tuning import faster_dtype, tune
 
@@ -92,7 +92,7 @@ def _load(name: str, revision: str | None, dtype: str, device: str, device_map: 
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{name}: cannot be loaded as a causal language model ({str(error).strip().splitlines()[0]}); "
+            f"{name}: cannot be loaded as a causal language model ({first_line(error)}); "
             "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
         ) from error
 

@@ -36,7 +36,12 @@ def _front_matter(of: Lineage) -> list[str]:
     fields: dict[str, Any] = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "dino", "synthetic"],
+        "tags": [
+            "sentence-transformers",
+            "sentence-similarity",
+            "feature-extraction",
+            *(["dino", "synthetic"] if of.generated else []),
+        ],
         "language": of.language,
         "license": of.license,
     }
@@ -50,7 +55,7 @@ def _what(of: Lineage) -> list[str]:
         f" The first {', '.join(map(str, sizes))} of them work alone (`truncate_dim={sizes[0]}`)." if sizes else ""
     )
     asymmetric = " Texts to search in are encoded with `encode_document`." if of.prompts else ""
-    taught = "texts that a language model wrote" if of.generated else "texts without human labels"
+    taught = "texts that a language model wrote" if of.generated else f"`{of.finetuned['options']['data']}`"
     return [
         f"# {of.name}",
         "",
@@ -71,14 +76,14 @@ def _what(of: Lineage) -> list[str]:
 
 SHOWN = (
     "objective", "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "max_length",
-    "pooling", "mini_batch_size", "bf16", "faithful", "seed",
+    "mini_batch_size", "bf16", "faithful", "seed",
 )  # fmt: skip
 
 
 def _how(of: Lineage) -> list[str]:
     found, options = of.finetuned, of.finetuned["options"]
     chosen = found["selection"]
-    own = {**{name: options[name] for name in SHOWN}, **options["options"]}
+    own = {**{name: options[name] for name in SHOWN}, "pooling": found["pooling"], **options["options"]}
     lines = ["## How it was made", "", "| training | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in own.items() if value not in (None, False)]
     lines += [
@@ -138,8 +143,8 @@ def _limits(of: Lineage) -> list[str]:
         ]
     else:
         lines += [
-            "- The best checkpoint was chosen on held-out texts of the same kind, not on human judgements: the figure",
-            "  above says how well the model fits such texts, not how well it does elsewhere.",
+            f"- The best checkpoint was chosen on held-out texts (`{chosen['on']}`): the figure above says how well",
+            "  the model fits such texts, not how well it does elsewhere.",
         ]
     return [*lines, ""]
 

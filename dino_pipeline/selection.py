@@ -21,6 +21,8 @@ COLLAPSED = 0.99
 """Embeddings whose cosines average this much say nothing."""
 BATCH = 128
 """Texts encoded at once to be looked at."""
+MOST = 2000
+"""Texts whose distances from one another are taken."""
 PROBED = 256
 """Texts that collapse is looked for in."""
 Vectors = NDArray[np.float32]
@@ -49,10 +51,10 @@ def selection(corpus: Corpus) -> Selection:
     Raises:
         DataError: all scores are the same.
     """
-    evaluator: BaseEvaluator
+    evaluator: Any
     if corpus.content != "scored pairs":
-        evaluator = AlignmentUniformity(corpus.examples)
-        return Selection(evaluator, "alignment and uniformity", 1, len(corpus.examples))
+        evaluator = AlignmentUniformity(corpus.examples[:MOST], paired=corpus.content == "pairs")
+        return Selection(evaluator, "alignment and uniformity", 1, len(evaluator.first))
     scores = [example.label for example in corpus.examples]
     if len(dict.fromkeys(scores)) < 2:
         raise DataError(
@@ -77,12 +79,15 @@ class AlignmentUniformity(BaseEvaluator):
     The pair is two texts that belong together, or a text and itself with a word left out.
     """
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Example], *, paired: bool) -> None:
         super().__init__()
         self.primary_metric = "dev_alignment_uniformity"
         draw = Random(0)
         self.first = [example.text_a for example in examples]
-        self.second = [example.text_b or _without_a_word(example.text_a, draw) for example in examples]
+        self.second = [
+            example.text_b if paired and example.text_b else _without_a_word(example.text_a, draw)
+            for example in examples
+        ]
 
     def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return minus the sum of alignment and uniformity, and each of them (lower is better)."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dino_pipeline.errors import OptionError, OutputError
+from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.funnel import MOST_COLUMNS, Counts, Label, by_tenths
 
 BATCH = 4096
@@ -48,7 +48,7 @@ class Table:
         try:
             self.db = duckdb.connect(str(file), config=settings)
         except (duckdb.ParserException, duckdb.InvalidInputException) as error:
-            raise OptionError(f"--memory {memory}: {str(error).splitlines()[0]}; write, say, 2GB") from error
+            raise OptionError(f"--memory {memory}: {first_line(error)}; write, say, 2GB") from error
         self.db.execute("SET enable_progress_bar = false")
         self.labels: list[Label] = []
         self.scored = True
@@ -59,7 +59,7 @@ class Table:
         try:
             yield
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            told = str(error).splitlines()[0]
+            told = first_line(error)
             raise OutputError(
                 f"{self.file}: {told}; make room on the disk, or raise --memory, and run again"
             ) from error

@@ -20,6 +20,9 @@ LOOKED_AT = 2000
 """Texts whose length is looked at."""
 FEW = 32
 """Batches under this leave few negatives."""
+LEAST_STEPS = 20
+FILLED = 0.8
+"""Of the rows that fit side by side in one order; in another there may be fewer."""
 MUCH = 0.01
 """A share of cut or repeated texts from here on is said."""
 
@@ -31,7 +34,8 @@ def check_model(model: SentenceTransformer, objective: Objective, training: Trai
         ModelError: it has no dropout and needs it, or cannot cache gradients.
         OptionError: it has fewer dimensions than asked for.
     """
-    if objective.needs_dropout and not has_dropout(model):
+    same_views = objective.needs_dropout or training.options.get("mask") == "none"
+    if same_views and not has_dropout(model):
         raise ModelError(
             f"{objective.name}: the encoder has no dropout, so that both views of a text would be the same; "
             "take one with dropout, or mirror-bert, whose views differ by masks"
@@ -41,6 +45,9 @@ def check_model(model: SentenceTransformer, objective: Objective, training: Trai
             f"{objective.name}: the encoder is a table of word vectors; its inputs cannot be parted into mini-batches, "
             "take one with layers"
         )
+    positions = getattr(getattr(model.transformers_model, "config", None), "max_position_embeddings", None)
+    if training.max_length and positions and training.max_length > positions:
+        raise OptionError(f"--max-length {training.max_length}: the encoder takes at most {positions} tokens")
     size = model.get_embedding_dimension()
     if too_large := [each for each in training.matryoshka if each >= size]:
         raise OptionError(f"--matryoshka {too_large[0]}: must be smaller than the encoder's {size} dimensions")
@@ -56,15 +63,43 @@ def has_dropout(model: SentenceTransformer) -> bool:
 
 
 def fitted(objective: Objective, training: Training, dataset: Dataset, processes: int) -> Training:
-    """Return hyper-parameters whose batches can be filled where no two rows of a batch may share a text."""
-    if not objective.distinct:
-        return training
-    most = len(dict.fromkeys(first_texts(dataset)))
-    return replace(training, batch_size=min(training.batch_size, max(most // processes * processes, 1)))
+    """Return hyper-parameters whose batches can be filled, and are not so large that hardly a step is taken.
+
+    A paper's batch for millions of rows is made smaller on few, until there are `LEAST_STEPS`; a batch that a user asks
+    for is not. Where no two rows of a batch may share a text, it is no larger than what can be filled.
+    """
+    batch = training.batch_size
+    if objective.in_batch and training.steps is None and batch == objective.defaults.batch_size:
+        batch = min(batch, max(int(len(dataset) * training.epochs / LEAST_STEPS), FEW))
+    if objective.distinct:
+        batch = min(batch, max(int(FILLED * _side_by_side(dataset, batch)), 2))
+    return replace(training, batch_size=max(batch // processes * processes, processes))
 
 
-def notes(model: SentenceTransformer, objective: Objective, training: Training, dataset: Dataset) -> dict[str, Any]:
+def _side_by_side(dataset: Dataset, most: int) -> int:
+    """Return how many rows, up to ``most``, are found that share no text with one another."""
+    taken: set[str] = set()
+    found = 0
+    for row in zip(*(dataset[name] for name in dataset.column_names), strict=True):
+        if found == most:
+            break
+        if taken.isdisjoint(row):
+            taken.update(row)
+            found += 1
+    return found
+
+
+def notes(
+    model: SentenceTransformer, objective: Objective, training: Training, dataset: Dataset, asked: int
+) -> dict[str, Any]:
     """Return what is worth knowing of a training: figures for the record, and ``notes`` for the user.
+
+    Args:
+        model: the encoder.
+        objective: how it learns.
+        training: hyper-parameters, `fitted`.
+        dataset: as the objective built it.
+        asked: the batch size before it was fitted.
 
     Raises:
         DataError: there are too few rows for in-batch negatives.
@@ -91,13 +126,15 @@ def notes(model: SentenceTransformer, objective: Objective, training: Training, 
     if repeated >= MUCH:
         kept_apart = "batches keep them apart" if objective.distinct else "in one batch they are false negatives"
         said.append(f"{repeated:.0%} of the rows share a first text with another row; {kept_apart}")
+    if batch < min(asked, rows):
+        said.append(f"batches are of {batch} rows, not {asked}: there are {rows} rows to fill them from")
     return {"batch": batch, "cut": round(cut, 4), "repeated": round(repeated, 4), "notes": said}
 
 
 def share_cut(model: SentenceTransformer, objective: Objective, dataset: Dataset) -> float:
     """Return the share of texts, of the first rows', that have more tokens than the encoder takes."""
     length = model.max_seq_length
-    if not length:
+    if not length or has_static_embedding_input(model):
         return 0.0
     rows = dataset[: LOOKED_AT // 2]
     texts = [text for column in rows.values() for text in column if isinstance(text, str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dino_pipeline.errors import OptionError, OutputError
+from dino_pipeline.errors import ModelError, OptionError, OutputError, first_line
+from dino_pipeline.examples import write_json
 from dino_pipeline.objectives import Objective, Recipe
 from dino_pipeline.objectives.contrastive import average_gradients, own_tensors
 from dino_pipeline.objectives.views import views_of
@@ -30,6 +32,8 @@ EVALUATIONS = 10
 """So often is the model evaluated, and saved, during a training."""
 WHOLE = "whole"
 """A file that marks a checkpoint as written to its end."""
+COUNTS = "counts.json"
+"""What a checkpoint holds of rows seen and time taken."""
 OWN = "loss.safetensors"
 """What a checkpoint holds of the loss: heads, temperature, memory."""
 
@@ -38,15 +42,15 @@ OWN = "loss.safetensors"
 class Trained:
     """What a training came to."""
 
-    best: float | None
+    best: float
     """The best checkpoint's measure."""
     steps: int
     rows_seen: int
-    """Repetitions counted; where an earlier call was interrupted, its share is taken to be like this one's."""
+    """Repetitions counted."""
     seconds: float
-    """Of the last call; an interrupted training took longer."""
+    """Interrupted calls included, up to the checkpoints that training went on from."""
     mean_cosine: float
-    """Of different texts, at the end."""
+    """Of different texts, by the best checkpoint."""
 
 
 def train(
@@ -73,12 +77,10 @@ def train(
         watch: is told how far it is.
 
     Raises:
+        ModelError: training came to embeddings that are no numbers.
         OutputError: a checkpoint cannot be written or read.
     """
     loss = objective.loss(model, dataset, recipe)
-    own = own_tensors(loss, model)
-    if recipe.processes > 1:
-        average_gradients(own.values())
     if recipe.training.matryoshka:
         loss = MatryoshkaLoss(model, loss, [model.get_embedding_dimension(), *recipe.training.matryoshka])
     trainer = SentenceTransformerTrainer(
@@ -88,27 +90,32 @@ def train(
         loss=loss,
         evaluator=selection.evaluator,
     )
+    own = own_tensors(trainer.loss, model)  # now that the trainer has put them where they stay
+    if recipe.processes > 1:
+        average_gradients(own.values())
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Epochs(dataset))
-    trainer.add_callback(_Keeper(own, checkpoint))
+    counter = _Counter(trainer.loss, recipe.processes)
+    trainer.add_callback(_Keeper(own, counter, checkpoint))
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {recipe.seed}", total=0, resumed=resumed)
     teller = _Teller(watch, selection, model, probe, progress)
     trainer.add_callback(teller)
-    counter = _Counter()
-    loss.register_forward_pre_hook(counter)
-    started = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"{folder}: training could not go on ({str(error).strip().splitlines()[0]}); "
+            f"{folder}: training could not go on ({first_line(error)}); "
             "the last whole checkpoint is kept: make room and run again"
         ) from error
-    steps = trainer.state.max_steps
-    seen = counter.rows * recipe.processes * steps // max(steps - resumed, 1)
-    return Trained(trainer.state.best_metric, steps, seen, time.monotonic() - started, teller.mean_cosine)
+    best, steps = trainer.state.best_metric, trainer.state.global_step
+    if best is None or not math.isfinite(best):
+        raise ModelError(
+            f"{objective.name}: no checkpoint can be told from another after {steps} steps (embeddings that are no "
+            "numbers, or all the same); train with a lower --learning-rate"
+        )
+    return Trained(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe))
 
 
 def steps_of(objective: Objective, recipe: Recipe, rows: int) -> int:
@@ -126,7 +133,8 @@ def steps_of(objective: Objective, recipe: Recipe, rows: int) -> int:
 
 def _drops_last(objective: Objective, recipe: Recipe, rows: int) -> bool:
     """Say whether a last small batch is left out: a text would have too few others beside it, or a process none."""
-    return recipe.processes > 1 or (objective.in_batch and rows > recipe.training.batch_size)
+    few = objective.in_batch and not objective.distinct and rows > recipe.training.batch_size
+    return recipe.processes > 1 or few
 
 
 def arguments(
@@ -146,8 +154,10 @@ def arguments(
         parts = -(-rows // training.mini_batch_size)
         if rows % parts:
             raise OptionError(f"--mini-batch-size {training.mini_batch_size}: must divide the {rows} rows of a batch")
+    if training.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise OptionError("--bf16: this GPU does not compute in bfloat16; leave it out")
     every = -(-recipe.steps // EVALUATIONS)
-    return SentenceTransformerTrainingArguments(
+    found = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         max_steps=training.steps or -1,
@@ -158,7 +168,7 @@ def arguments(
         prompts=dict(objective.prompts),
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
-        warmup_steps=training.warmup,
+        warmup_steps=int(training.warmup * recipe.steps),
         lr_scheduler_type={"linear": "linear", "constant": "constant_with_warmup"}[training.schedule],
         bf16=training.bf16,
         eval_strategy="steps",
@@ -177,17 +187,27 @@ def arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
+    found._n_gpu = min(found.n_gpu, 1)  # several cards in one process would each take a whole batch
+    return found
 
 
 class _Counter:
-    """Counts the rows that a loss is given."""
+    """Counts the rows that a loss is given, and the time."""
 
-    def __init__(self) -> None:
-        self.rows = 0
+    def __init__(self, loss: Any, processes: int) -> None:
+        self.processes = processes
+        self.rows, self.before, self.started = 0, 0.0, time.monotonic()
+        loss.register_forward_pre_hook(self._count)
 
-    def __call__(self, loss: Any, given: Any) -> None:
+    @property
+    def seconds(self) -> float:
+        """Time until now, that of earlier calls included."""
+        return self.before + time.monotonic() - self.started
+
+    def _count(self, loss: Any, given: Any) -> None:
         first = given[0][0]
-        self.rows += len(first["attention_mask"] if "attention_mask" in first else first["offsets"])
+        here = len(first["attention_mask"] if "attention_mask" in first else first["offsets"])
+        self.rows += here * self.processes
 
 
 class _Epochs(TrainerCallback):
@@ -202,13 +222,17 @@ class _Epochs(TrainerCallback):
 
 
 class _Keeper(TrainerCallback):
-    """Puts the loss's own tensors into checkpoints, and takes them from the one that training goes on from."""
+    """Puts counts and the loss's own tensors into checkpoints, and takes them from that which training goes on from."""
 
-    def __init__(self, own: dict[str, torch.Tensor], checkpoint: str | None) -> None:
-        self.own, self.checkpoint = own, checkpoint
+    def __init__(self, own: dict[str, torch.Tensor], counter: _Counter, checkpoint: str | None) -> None:
+        self.own, self.counter, self.checkpoint = own, counter, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.own and self.checkpoint:
+        if not self.checkpoint:
+            return
+        counts = json.loads((Path(self.checkpoint) / COUNTS).read_text())
+        self.counter.rows, self.counter.before = counts["rows"], counts["seconds"]
+        if self.own:
             kept = load_file(Path(self.checkpoint) / OWN)
             with torch.no_grad():
                 for name, tensor in self.own.items():
@@ -220,6 +244,7 @@ class _Keeper(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.own:
             save_file({name: tensor.detach().contiguous() for name, tensor in self.own.items()}, folder / OWN)
+        write_json(folder / COUNTS, {"rows": self.counter.rows, "seconds": self.counter.seconds})
         (folder / WHOLE).touch()
 
 
@@ -231,7 +256,7 @@ class _Teller(TrainerCallback):
     ) -> None:
         self.watch, self.selection, self.model, self.probe = watch, selection, model, probe
         self.shown = shown
-        self.mean_cosine, self.said = 0.0, False
+        self.said = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.shown.done, self.shown.total = state.global_step, state.max_steps
@@ -246,10 +271,9 @@ class _Teller(TrainerCallback):
         value = self.selection.factor * metrics[self.selection.metric]
         self.shown.extra = f"dev {self.selection.measure} {value:.2f}"
         self.watch.progress(self.shown)
-        self.mean_cosine = mean_cosine(self.model, self.probe)
-        if self.mean_cosine >= COLLAPSED and not self.said:
+        if not self.said and (cosine := mean_cosine(self.model, self.probe)) >= COLLAPSED:
             self.said = True
             self.watch.note(
                 f"step {state.global_step}: the embeddings have collapsed: cosines of different texts average "
-                f"{self.mean_cosine:.3f}; try a lower --learning-rate, larger batches, or mean pooling"
+                f"{cosine:.3f}; try a lower --learning-rate, larger batches, or mean pooling"
             )

@@ -71,7 +71,10 @@ def test_pairs_are_those_that_mean_the_same_or_stand_side_by_side() -> None:
     assert columns["positive"] == ["It barks.", "Cats run.", "It pours!"]
     assert said == "pairs are 3 neighbouring sentences of 3 documents"
     given = [Example("f", "def f()"), Example("f", "def f()"), Example("x", "x")]
-    assert made(given, "pairs")[0] == {"anchor": ["f"], "positive": ["def f()"]}
+    columns, said = made(given, "pairs")
+    assert columns == {"anchor": ["f"], "positive": ["def f()"]}
+    assert said == "2 of 3 pairs repeat others, or a text twice, and are left out"
+    assert made(DOCUMENTS, "pairs", split=True)[0] == made(DOCUMENTS, "pairs")[0]
 
 
 def test_documents_have_several_sentences_or_are_what_was_written_for_one_text() -> None:
@@ -93,7 +96,12 @@ def test_documents_have_several_sentences_or_are_what_was_written_for_one_text()
         ),
         (Example("a", "b"), "documents", "holds pairs, but it needs documents; give a file with one document"),
         (Example("a", "b", "x"), "pairs", "holds classified pairs, but it needs pairs; give documents"),
-        (Example("a", "b", 1.5), "scored pairs", "data.jsonl: example 1: its score is 1.5"),
+        (
+            Example("a", "b", 1.5),
+            "scored pairs",
+            "data.jsonl, example 1: its score is 1.5; scores are between 0 and 1 .*--class-labels",
+        ),
+        (Example("a", "b", 2.0), "triplets", "example 1: its score is 2.0"),
         (Example("One."), "documents", "no documents can be made of its texts; give a file with one document"),
     ],
 )

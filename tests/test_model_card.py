@@ -11,6 +11,7 @@ FINETUNED: dict[str, Any] = {
     "dev": 10,
     "selection": {"measure": "Spearman", "best": 50.0, "on": "dev.jsonl", "human_labels": False},
     "made": [],
+    "pooling": "cls",
     "collapsed": False,
     "versions": {"torch": "1"},
 }
@@ -31,11 +32,11 @@ def test_the_card_tells_how_the_model_was_made_and_chosen() -> None:
     ):
         assert line in text
     assert "bf16" not in text
-    assert "chosen on held-out texts of the same kind" in text
+    assert "chosen on held-out texts (`dev.jsonl`)" in text
     human = {"measure": "Spearman", "best": 70.1, "on": "stsb.tsv", "human_labels": True}
     text = card({"selection": human, "collapsed": True, "mean_cosine": 0.999, "made": ["3 texts are left out"]})
     assert "chosen on human labels (`stsb.tsv`)" in text
-    assert "held-out texts of the same kind" not in text
+    assert "held-out texts" not in text
     assert "embeddings have collapsed: cosines of different texts average 0.999" in text
     assert "Of the texts: 3 texts are left out." in text
     options = {**FINETUNED["options"], "matryoshka": [4, 2]}

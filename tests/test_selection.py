@@ -34,7 +34,10 @@ def test_scored_pairs_choose_by_spearman_other_texts_by_alignment_and_uniformity
     assert (chosen.measure, chosen.metric, chosen.rows) == ("Spearman", "eval_dev_spearman_cosine", 3)
     assert "dev_spearman_cosine" in chosen.evaluator(model)
     texts = [Example("a dog runs over the hill"), Example("rain"), Example("two cats sit on a wall")]
-    for examples in (texts, [Example("a dog", "dogs"), Example("rain", "it rains"), Example("x", "y")]):
+    classes = [Example("a dog runs", "no dog", "contradiction"), Example("rain falls", "it rains", "entailment")]
+    views = selection(Corpus("dev", classes)).evaluator.second
+    assert views[0] in ("a dog", "a runs", "dog runs"), "what contradicts does not belong together"
+    for examples in (texts, classes, [Example("a dog", "dogs"), Example("rain", "it rains"), Example("x", "y")]):
         chosen = selection(Corpus("dev", examples))
         assert (chosen.measure, chosen.factor) == ("alignment and uniformity", 1)
         found = chosen.evaluator(model)

@@ -8,32 +8,23 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.objectives import Recipe, get_objective, settle
 from dino_pipeline.trainability import check_model, fitted, has_dropout, notes
+from tests.toys import static_encoder
 
 
-@pytest.fixture
-def static_encoder() -> SentenceTransformer:
-    """Word vectors alone: no dropout."""
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "dog": 1, "cat": 2}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
-
-
-def test_simcse_s_family_needs_dropout(static_encoder: SentenceTransformer, toy_encoder: Path) -> None:
+def test_simcse_s_family_needs_dropout(toy_encoder: Path) -> None:
     model = load_encoder(str(toy_encoder))
     assert has_dropout(model)
-    assert not has_dropout(static_encoder)
+    assert not has_dropout(static_encoder())
     for name in ("simcse", "is-cse"):
         objective = get_objective(name)
         check_model(model, objective, objective.defaults)
         with pytest.raises(ModelError, match="no dropout, so that both views of a text would be the same"):
-            check_model(static_encoder, objective, objective.defaults)
+            check_model(static_encoder(), objective, objective.defaults)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -42,10 +33,10 @@ def test_simcse_s_family_needs_dropout(static_encoder: SentenceTransformer, toy_
     assert not has_dropout(model)
 
 
-def test_cached_gradients_need_batches_of_rows(static_encoder: SentenceTransformer) -> None:
+def test_cached_gradients_need_batches_of_rows() -> None:
     objective = get_objective("cpt")
     with pytest.raises(ModelError, match="its inputs cannot be parted into mini-batches"):
-        check_model(static_encoder, objective, objective.defaults)
+        check_model(static_encoder(), objective, objective.defaults)
 
 
 def looked(model: SentenceTransformer, name: str, texts: list[str], **given: Any) -> dict[str, Any]:
@@ -54,7 +45,7 @@ def looked(model: SentenceTransformer, name: str, texts: list[str], **given: Any
     if training.max_length:
         model.max_seq_length = training.max_length
     dataset = objective.build({"sentence": texts}, Recipe(training, model.tokenizer, 1))
-    return notes(model, objective, training, dataset)
+    return notes(model, objective, training, dataset, training.batch_size)
 
 
 def test_small_batches_cut_and_repeated_texts_are_said(toy_encoder: Path) -> None:
@@ -71,14 +62,17 @@ def test_small_batches_cut_and_repeated_texts_are_said(toy_encoder: Path) -> Non
     assert looked(model, "mirror-bert", many)["notes"] == [], "views that are drawn are looked at too"
 
 
-def test_batches_are_no_larger_than_texts_that_can_stand_side_by_side() -> None:
-    pairs = Dataset.from_dict({"anchor": ["a", "a", "b", "c", "d"], "positive": list("vwxyz")})
-    cpt = get_objective("cpt")
-    assert fitted(cpt, cpt.defaults, pairs, 1).batch_size == 4
-    assert fitted(cpt, replace(cpt.defaults, batch_size=3), pairs, 1).batch_size == 3
-    assert fitted(cpt, cpt.defaults, pairs, 3).batch_size == 3, "each process has as many"
-    simcse = get_objective("simcse")
-    assert fitted(simcse, simcse.defaults, pairs, 1) == simcse.defaults
+def test_batches_are_no_larger_than_what_can_fill_them() -> None:
+    """Neighbouring sentences share texts from row to row; a paper's batch is for more rows than there are."""
+    chain = Dataset.from_dict({"anchor": [f"{n}" for n in range(1000)], "positive": [f"{n + 1}" for n in range(1000)]})
+    cpt, simcse = get_objective("cpt"), get_objective("simcse")
+    assert fitted(cpt, replace(cpt.defaults, batch_size=900), chain, 1).batch_size == 400
+    assert fitted(cpt, replace(cpt.defaults, batch_size=900), chain, 3).batch_size == 399, "each process has as many"
+    assert fitted(cpt, replace(cpt.defaults, batch_size=30), chain, 1).batch_size == 24
+    assert fitted(cpt, cpt.defaults, chain, 1).batch_size == 40, "twenty steps"
+    assert fitted(cpt, replace(cpt.defaults, steps=3), chain, 1).batch_size == 400
+    assert fitted(simcse, simcse.defaults, chain, 1).batch_size == 50
+    assert fitted(simcse, replace(simcse.defaults, batch_size=500), chain, 1).batch_size == 500
 
 
 def test_what_leaves_no_negatives_is_refused(toy_encoder: Path) -> None:
@@ -89,4 +83,4 @@ def test_what_leaves_no_negatives_is_refused(toy_encoder: Path) -> None:
         looked(model, "simcse", ["a"])
     objective = get_objective("dino")
     pair = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "score": [1.0]})
-    assert notes(model, objective, objective.defaults, pair)["notes"] == []
+    assert notes(model, objective, objective.defaults, pair, 32)["notes"] == []

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -104,3 +106,10 @@ def save_encoder(folder: Path) -> Path:
     BertModel(config).save_pretrained(folder)
     char_tokenizer().save_pretrained(folder)
     return folder
+
+
+def static_encoder() -> SentenceTransformer:
+    """Return word vectors without layers above them, and so without dropout."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "one": 3, "two": 4}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")

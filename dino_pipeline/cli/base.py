@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.errors import DinoError, OptionError
+from dino_pipeline.errors import DinoError, OptionError, first_line
 
 if TYPE_CHECKING:
     from dino_pipeline.run import Run
@@ -68,9 +68,7 @@ def pick_device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"--device {name}: {str(error).splitlines()[0]}; name one that is there, or leave it out"
-        ) from error
+        raise OptionError(f"--device {name}: {first_line(error)}; name one that is there, or leave it out") from error
     return name
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +59,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     from dino_pipeline.compare import compare as run_compare
     from dino_pipeline.console import Console, table
     from dino_pipeline.evaluate import ScoredPairs
+    from dino_pipeline.objectives import Training
     from dino_pipeline.run import Run, digest_files, model_fingerprint
 
     lenient = options["objectives"] == "all"
@@ -74,7 +74,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
         objectives=[_settled(name, options) for name in names],
         seeds=range(options["seed"], options["seed"] + options["seeds"]),
         encoder={"encoder": encoder, "revision": revision, "fingerprint": model_fingerprint(path)},
-        load=lambda training: loader(path, revision, training, asked=asked)(),
+        load=lambda training: loader(path, revision, training or Training(), asked=asked and training is not None)(),
         texts=texts,
         sets=[ScoredPairs.read(name, file) for name, file in sets],
         sets_digest=digest_files([file for _, file in sets]),
@@ -98,7 +98,7 @@ def _names(given: str) -> list[str]:
 
 def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training]:
     """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
-    from dino_pipeline.objectives import Training, get_objective, rows_are_apart, settle
+    from dino_pipeline.objectives import get_objective, rows_are_apart, settle
 
     objective = get_objective(name)
     given = {each: options[each] for each in HYPERPARAMETERS if options[each] is not None}
@@ -106,21 +106,20 @@ def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training
         given.pop("mini_batch_size", None)
     if not objective.faithful:
         given.pop("faithful", None)
-    kinds = {each.name: str(each.type) for each in fields(Training)}
     own = {}
     for key, value in options["own"].items():
         of, colon, option = key.partition(":")
         if not colon or of not in NAMES:
             raise OptionError(f"--set {key}: give OBJECTIVE:NAME=VALUE")
         if of == name and option in HYPERPARAMETERS:
-            given[option] = _parsed(f"--set {key}", value, kinds[option])
+            given[option] = _parsed(option, value)
         elif of == name:
             own[option] = value
     return objective, settle(objective, given, own)
 
 
-def _parsed(where: str, value: str, kind: str) -> Any:
-    try:
-        return int(value) if kind.startswith("int") else value if kind == "str" else float(value)
-    except ValueError as error:
-        raise OptionError(f"{where}={value}: must be a number") from error
+def _parsed(name: str, value: str) -> Any:
+    """Return a hyper-parameter as the option of that name takes it."""
+    context = click.get_current_context()
+    option = next(each for each in context.command.params if each.name == name)
+    return option.process_value(context, value)

@@ -88,7 +88,7 @@ def _evaluate_encoders(
         if run and run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done":
             click.echo(f"{run.path}: scores are up to date")
             found = json.loads(run.scores.read_text())
-            _print_scores(found["scores"], found["chosen_on_human_labels"])
+            _print_scores(found["scores"], found.get("chosen_on_human_labels", {}))
             return
         chosen_on = {name: label for name, path in models if (label := _human_labels(Path(path)))}
         scores = _evaluate(models, data, batch_size, run.scores if run else output, chosen_on)

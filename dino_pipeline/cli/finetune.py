@@ -82,7 +82,11 @@ TRAINING_OPTIONS = [
     click.option("--weight-decay", type=click.FloatRange(0)),
     click.option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps."),
     click.option("--schedule", type=click.Choice(["linear", "constant"]), help="Of the learning rate."),
-    click.option("--max-length", type=click.IntRange(1), help="Tokens a text is cut at.  [default: the encoder's]"),
+    click.option(
+        "--max-length",
+        type=click.IntRange(1),
+        help="Tokens a text is cut at in training.  [default: the objective's, else the encoder's]",
+    ),
     click.option(
         "--pooling", type=click.Choice(["mean", "cls", "lasttoken"]), help="For encoders that bring none of their own."
     ),
@@ -163,13 +167,14 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
 
 def loader(path: str, revision: str | None, training: Training, *, asked: bool) -> Callable[[], SentenceTransformer]:
     """Return what loads an encoder; pooling that was asked for must then be the encoder's."""
-    from dino_pipeline.encoders import load_encoder
+    from dino_pipeline.encoders import load_encoder, pooling_of
 
     def load() -> SentenceTransformer:
         model = load_encoder(path, revision, training.pooling)
-        has = next((module.pooling_mode for module in model if hasattr(module, "pooling_mode")), "none")
-        if asked and has != training.pooling:
-            raise OptionError(f"--pooling {training.pooling}: {path} brings its own pooling ({has}); leave it out")
+        if asked and pooling_of(model) != training.pooling:
+            raise OptionError(
+                f"--pooling {training.pooling}: {path} brings its own pooling ({pooling_of(model)}); leave it out"
+            )
         return model
 
     return load
@@ -204,7 +209,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
     texts = Texts(
         train=source(str(given.train) if is_run else data),
         dev=source(dev) if dev else None,
-        select_on=source(options["select_on"]) if options["select_on"] else None,
+        select_on=Source(options["select_on"]) if options["select_on"] else None,
         language=options["language"] or _language(given) or "en",
         split_sentences=options["split_sentences"],
     )

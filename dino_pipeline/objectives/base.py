@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,10 @@ Kind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentenc
 code), a text with a positive and a negative, a sentence, a text of several sentences."""
 Columns = dict[str, list[Any]]
 """The rows of a kind, by column, in the order in which the trainer hands them to the loss."""
+
+
+SHARES = ("masked", "ramp")
+"""Options that are shares of a whole."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Objective:
     """Options that ``--faithful`` sets; none: the defaults are the paper's."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values of options that are words."""
+    may_be_zero: tuple[str, ...] = ()
+    """Options that are numbers and may be 0."""
     in_batch: bool = False
     """Other rows of a batch are its negatives."""
     distinct: bool = False
@@ -142,6 +149,10 @@ def _value(objective: Objective, name: str, text: str) -> Value:
     except ValueError as error:
         wanted = "a whole number" if isinstance(default, int) else "a number"
         raise OptionError(f"{name}={text}: must be {wanted}") from error
-    if isinstance(value, int | float) and value < 0:
-        raise OptionError(f"{name}={text}: must not be negative")
+    if isinstance(value, int) and value < 1:
+        raise OptionError(f"{name}={text}: must be 1 or more")
+    if isinstance(value, float) and not (0 < value < math.inf or (value == 0 and name in objective.may_be_zero)):
+        raise OptionError(f"{name}={text}: must be more than 0")
+    if name in SHARES and isinstance(value, float) and value > 1:
+        raise OptionError(f"{name}={text}: is a share and must not be more than 1")
     return value

@@ -34,6 +34,8 @@ class ConditionalWords(nn.Module):
         # a handle, not a part: wrapped for several processes, the model has no such attribute
         backbone: Any = model.transformers_model
         self.__dict__["backbone"] = backbone
+        positions = getattr(backbone.config, "max_position_embeddings", None)
+        self.room = positions - self.vectors if positions else None
         width = backbone.get_input_embeddings().embedding_dim
 
         def projection(size: int) -> nn.Sequential:
@@ -47,6 +49,8 @@ class ConditionalWords(nn.Module):
         first, second = sentence_features
         condition = self.model(first)["sentence_embedding"]
         before = self.projections[str(condition.shape[-1])](condition).reshape(len(condition), self.vectors, -1)
+        # longer texts are cut, as the vectors take up positions too
+        second = {name: value[:, : self.room] for name, value in second.items() if isinstance(value, Tensor)}
         masked, words = self.words.mask(second)
         embedded = self.backbone.get_input_embeddings()(masked["input_ids"])
         seen = second["attention_mask"]

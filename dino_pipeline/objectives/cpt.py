@@ -13,6 +13,7 @@ from sentence_transformers.util import cos_sim
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
+from dino_pipeline.errors import ModelError
 from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
 
 OPEN_QUERY, OPEN_DOCUMENT = "[", "{"
@@ -45,12 +46,26 @@ def prepare(model: SentenceTransformer) -> None:
     """
     model.prompts = {"query": OPEN_QUERY, "document": OPEN_DOCUMENT}
     model.default_prompt_name = "query"
-    tokenizer = model.tokenizer
-    if tokenizer("a")["input_ids"][-1] not in tokenizer.all_special_ids:
-        end, number = tokenizer.eos_token, tokenizer.eos_token_id
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"$A {end}", special_tokens=[(end, number)]
-        )
+    _close_texts(model.tokenizer)
+
+
+def _close_texts(tokenizer: Any) -> None:
+    """Let a tokenizer end texts with its end token, if it does not end them with a token of its own.
+
+    Raises:
+        ModelError: it has none.
+    """
+    ids = tokenizer("a")["input_ids"]
+    if ids[-1] in tokenizer.all_special_ids:
+        return
+    if tokenizer.eos_token is None or not hasattr(tokenizer, "backend_tokenizer"):
+        raise ModelError("cpt: the encoder's tokenizer has no token that ends a text; take another encoder")
+    start = [tokenizer.convert_ids_to_tokens(ids[0])] if ids[0] in tokenizer.all_special_ids else []
+    special = dict.fromkeys([*start, tokenizer.eos_token])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=" ".join([*start, "$A", tokenizer.eos_token]),
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in special],
+    )
 
 
 def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> Any:

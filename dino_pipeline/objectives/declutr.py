@@ -68,19 +68,20 @@ def build(columns: Columns, recipe: Recipe) -> Dataset:
     """Return spans of each document, other ones in each epoch: all anchors, then the positives of each.
 
     Raises:
-        DataError: a document is too short.
+        DataError: all documents are too short for spans, or one for those of the paper.
     """
     spans = spans_of(recipe)
     offsets = [_offsets(text, recipe.tokenizer) for text in columns["document"]]
     least = 2 * spans.anchors if spans.scaled else spans.least
     short = [number for number, found in enumerate(offsets, start=1) if len(found) < least]
-    if short:
+    if short and not (spans.scaled and len(short) < len(offsets)):
         remedy = "give longer documents" if spans.scaled else "give longer documents, or leave out --faithful"
         raise DataError(
             f"document {short[0]}: has {len(offsets[short[0] - 1])} tokens, as {len(short)} of {len(offsets)} "
             f"have under {least}; {remedy}, or fewer anchors (--set anchors=1)"
         )
-    rows = {"document": columns["document"], "offsets": offsets}
+    long = [(text, found) for text, found in zip(columns["document"], offsets, strict=True) if len(found) >= least]
+    rows: Columns = {"document": [text for text, _ in long], "offsets": [found for _, found in long]}
     return with_views(rows, partial(view, spans=spans), recipe.seed)
 
 
@@ -95,11 +96,7 @@ def view(row: dict[str, Any], random: Random, *, spans: Spans) -> dict[str, Any]
     text, offsets = row["document"], row["offsets"]
     drawn = [[_cut(text, offsets, span) for span in anchor] for anchor in spans.draw(len(offsets), random)]
     anchors = {f"anchor{number}": texts[0] for number, texts in enumerate(drawn)}
-    near = {
-        f"near{number}{letter}": text
-        for number, texts in enumerate(drawn)
-        for letter, text in zip("abcdefghijklmnopqrstuvwxyz", texts[1:], strict=False)
-    }
+    near = {f"near{number}x{at}": text for number, texts in enumerate(drawn) for at, text in enumerate(texts[1:])}
     return {**anchors, **near}
 
 

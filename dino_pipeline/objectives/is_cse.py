@@ -112,6 +112,7 @@ OBJECTIVE = Objective(
     defaults=replace(simcse.PAPER, options={**simcse.PAPER.options, **OPTIONS}),
     citation="He et al. 2023, Instance Smoothed Contrastive Learning for Unsupervised Sentence Embedding, "
     "arXiv:2305.07424",
+    may_be_zero=("alpha", "alpha_start", "ramp"),
     in_batch=True,
     needs_dropout=True,
     caches=True,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from transformers.modeling_outputs import BaseModelOutput
 
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, first_line
 from dino_pipeline.objectives.base import Recipe
 
 
@@ -39,7 +39,7 @@ class MaskedWords(nn.Module):
         try:
             language_model = AutoModelForMaskedLM.from_pretrained(backbone.name_or_path, revision=recipe.revision)
         except (ValueError, OSError, KeyError) as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise ModelError(
                 f"{name}: has no masked language model ({said}); take an encoder such as bert-base"
             ) from error

@@ -12,7 +12,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
 from dino_pipeline.objectives.contrastive import NTXent
 from dino_pipeline.objectives.views import with_views
@@ -23,8 +23,15 @@ SHORTEST = 30
 
 
 def build(columns: Columns, recipe: Recipe) -> Dataset:
-    """Return each sentence as ``anchor``, and with a span masked, another one in each epoch, as ``positive``."""
-    draw = partial(view, mask=recipe.tokenizer.mask_token, kind=recipe["mask"], span=recipe["span"])
+    """Return each sentence as ``anchor``, and with a span masked, another one in each epoch, as ``positive``.
+
+    Raises:
+        ModelError: the tokenizer has no mask.
+    """
+    mask: Any = getattr(recipe.tokenizer, "mask_token", None)
+    if mask is None and recipe["mask"] != "none":
+        raise ModelError("mirror-bert: the encoder's tokenizer has no mask; take another encoder, or --set mask=none")
+    draw = partial(view, mask=mask, kind=recipe["mask"], span=recipe["span"])
     return with_views({"anchor": columns["sentence"]}, draw, recipe.seed)
 
 
@@ -46,6 +53,8 @@ def mask_characters(text: str, random: Random, mask: str, span: int) -> str:
 def mask_words(text: str, random: Random, mask: str, span: int) -> str:
     """Return the text with as many whole words as cover ``span`` characters replaced by the mask, never all of them."""
     words = [found.span() for found in re.finditer(r"\S+", text)]
+    if len(words) < 2:
+        return text
     first = last = random.randrange(len(words))
     while last + 1 < len(words) and words[last][1] - words[first][0] < span:
         last += 1
