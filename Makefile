@@ -85,8 +85,8 @@ pocket: $(READY) ## train the pocket models again and write their gold set; goes
 	$(VENV)/bin/python -m dino_pipeline.pocket.train encoder --work outputs/pocket --workers 2
 	$(VENV)/bin/python -m dino_pipeline.pocket.train generator --work outputs/pocket --workers 2
 
-test: $(READY) ## run all tests, offline
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+test: $(READY) ## run all tests, offline, one process a core
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --dist worksteal
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -237,7 +237,7 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     found = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["word overlap (Jaccard)", "untrained", "dino", "mirror-bert"]
     assert all(len(row["scores"]["gold.jsonl"]) == 2 for row in found["rows"][2:])
-    assert (found["rows"][2]["rows"], found["rows"][2]["rows_seen"], found["seeds"]) == (180, 32, [42, 43])
+    assert (found["rows"][2]["rows"], found["rows"][2]["rows_seen"], found["seeds"]) == (200, 32, [42, 43])
     drawing = (tmp_path / "run" / "compare.svg").read_text()
     assert "mirror-bert" in drawing
     assert (tmp_path / "run" / "compare.md").read_text().startswith("| objective | learns from |")
