@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +13,13 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.evaluate import WORD_OVERLAP, ScoredPairs, cosines, overlaps, score
-from dino_pipeline.examples import write_json
+from dino_pipeline.evaluate import WORD_OVERLAP, Score, ScoredPairs, cosines, overlaps, score, write_scores
+from dino_pipeline.examples import write_atomic, write_json
 from dino_pipeline.finetune import Texts, finetune
 from dino_pipeline.objectives import Objective, Training
 from dino_pipeline.progress import Watch
 from dino_pipeline.run import Run, model_fingerprint
 
-Scores = Mapping[str, float | None]
-"""Spearman x 100 by set."""
 UNTRAINED = "untrained"
 
 
@@ -87,7 +86,7 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
     untrained = plan.load(None)
     rows = [
         Row(WORD_OVERLAP, "-", scores={each.name: [score(each, "", overlaps(each)).spearman] for each in plan.sets}),
-        Row(UNTRAINED, "-", scores={name: [value] for name, value in _scores(untrained, plan.sets).items()}),
+        Row(UNTRAINED, "-", scores={each.data: [each.spearman] for each in _scores(UNTRAINED, untrained, plan.sets)}),
     ]
     for objective, training in plan.objectives:
         try:
@@ -119,7 +118,7 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
                 seed=seed,
                 fresh=fresh,
             )
-            scores.append(_cell_scores(cell, plan))
+            scores.append(_cell_scores(cell, objective.name, plan))
             records.append(cell.stage("finetune"))
     remarks = ["collapsed"] if any(record["collapsed"] for record in records) else []
     if plan.texts.select_on:
@@ -135,25 +134,23 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
     )
 
 
-def _cell_scores(cell: Run, plan: Plan) -> Scores:
-    """Return a trained cell's scores, from its file if they are of this model and these sets."""
-    import json
-
-    sources = f"{plan.sets_digest}+{model_fingerprint(str(cell.model))}"
+def _cell_scores(cell: Run, name: str, plan: Plan) -> dict[str, float | None]:
+    """Return a trained cell's Spearman x 100 by set, from its file if that is of this model and these sets."""
+    sources = f"{plan.sets_digest}+{name}:{model_fingerprint(str(cell.model))}"
     if cell.begin("evaluate", {}, outputs=[cell.scores], sources=sources) != "done":
-        write_json(cell.scores, _scores(load_encoder(str(cell.model)), plan.sets))
+        human = {name: plan.texts.select_on.label} if plan.texts.select_on else {}
+        write_scores(cell.scores, _scores(name, load_encoder(str(cell.model)), plan.sets), human)
         cell.finish("evaluate")
-    found: Scores = json.loads(cell.scores.read_text())
-    return found
+    return {each["data"]: each["spearman"] for each in json.loads(cell.scores.read_text())["scores"]}
 
 
-def _scores(model: SentenceTransformer, sets: Sequence[ScoredPairs]) -> Scores:
-    return {each.name: score(each, "", cosines(model, each, 64)).spearman for each in sets}
+def _scores(name: str, model: SentenceTransformer, sets: Sequence[ScoredPairs]) -> list[Score]:
+    return [score(each, name, cosines(model, each, 64)) for each in sets]
 
 
 def as_table(rows: Sequence[Row], sets: Sequence[str]) -> list[list[str]]:
     """Return the table's lines, the header first."""
-    header = ["objective", "learns from", "rows", "rows seen", "seconds", *sets]
+    header = ["objective", "learns from", "rows", "pairs seen", "seconds", *sets]
     lines = [header]
     for row in rows:
         counts = [f"{row.rows}", f"{row.rows_seen}", f"{row.seconds:.1f}"] if row.rows else ["-", "-", "-"]
@@ -193,8 +190,6 @@ def write_comparison(plan: Plan, rows: Sequence[Row]) -> list[Path]:
 
 
 def _write_markdown(path: Path, lines: Sequence[Sequence[str]], below: Sequence[str]) -> None:
-    from dino_pipeline.examples import write_atomic
-
     header, *body = [f"| {' | '.join(line)} |" for line in lines]
     text = "\n".join([header, "|" + "---|" * len(lines[0]), *body, "", *below]).rstrip() + "\n"
     write_atomic(path, lambda file: file.write(text.encode()))
@@ -204,8 +199,6 @@ def draw(path: Path, rows: Sequence[Row], sets: Sequence[str]) -> None:
     """Draw each objective's seeds and their mean, a panel a set, beside the untrained encoder."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-
-    from dino_pipeline.examples import write_atomic
 
     trained = [row for row in rows if row.scores and row.rows][::-1]
     with rc_context({"svg.hashsalt": "dino", "svg.fonttype": "none", "font.size": 9}):

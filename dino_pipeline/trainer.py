@@ -29,7 +29,9 @@ from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.selection import COLLAPSED, Selection, mean_cosine
 
 EVALUATIONS = 10
-"""So often is the model evaluated, and saved, during a training."""
+"""So often is the model evaluated, and saved, during a training, and at its end."""
+APART = 10
+"""But not more often than after so many steps."""
 WHOLE = "whole"
 """A file that marks a checkpoint as written to its end."""
 COUNTS = "counts.json"
@@ -156,7 +158,7 @@ def arguments(
             raise OptionError(f"--mini-batch-size {training.mini_batch_size}: must divide the {rows} rows of a batch")
     if training.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise OptionError("--bf16: this GPU does not compute in bfloat16; leave it out")
-    every = -(-recipe.steps // EVALUATIONS)
+    every = max(-(-recipe.steps // EVALUATIONS), APART)
     found = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,

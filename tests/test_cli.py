@@ -251,6 +251,13 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     assert everything.exit_code == 0, everything.stderr
     names = [row["name"] for row in json.loads((tmp_path / "all" / "compare.json").read_text())["rows"]]
     assert names[2:] == list(NAMES)
+    stamped = CliRunner().invoke(main, ["evaluate", "run/dino/seed-42", "--data", "gold.jsonl"])
+    assert " finetuned: its checkpoint was chosen on human labels (people.jsonl)" in stamped.stdout
+    scores = json.loads((tmp_path / "run" / "dino" / "seed-42" / "scores.json").read_text())
+    assert list(scores["chosen_on_human_labels"].values()) == ["people.jsonl"]
+    none = CliRunner().invoke(main, [*call, "--run", "none", "--set", "dino:matryoshka=a"])
+    assert none.exit_code == 2
+    assert "give whole numbers" in none.stderr
     other = CliRunner().invoke(main, [*call, "--objectives", "dino", "--lr", "1"])
     assert other.exit_code == 2
     assert "learning_rate was" in other.stderr
