@@ -66,7 +66,7 @@ COMPARING ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_COMPARING))
 POCKET_COMPARING := --pooling mean --learning-rate 1e-3 --batch-size 128 --epochs 2 \
   --set simcse:learning_rate=3e-3 --set simcse:batch_size=256 \
   --set is-cse:learning_rate=3e-3 --set is-cse:batch_size=256 \
-  --set mirror-bert:epochs=1 --set simcse-sup:epochs=1
+  --set sbert:epochs=1 --set mirror-bert:epochs=1 --set simcse-sup:epochs=1
 
 compare: generate ## train the encoder by every objective on the same texts, three seeds each, and print one table
 	$(DINO) compare $(RUN) --encoder $(ENCODER) --seed $(SEED) $(COMPARING) $(if $(FRESH),--fresh)

@@ -263,7 +263,14 @@ class QuietStopper(Quiet, Stopper):
     pass
 
 
-@pytest.mark.parametrize("name", ["dino", "sbert", "simcse-sup", "is-cse", "declutr", "cpt", "cmlm"])
+@pytest.mark.parametrize("loss", ["cosent", "angle"])
+def test_dino_can_learn_the_order_of_the_scores(tmp_path: Path, train: Train, loss: str) -> None:
+    run = Run(tmp_path / "run")
+    assert train(run, replace(TRAINING, options={"loss": loss})).best is not None
+    assert f"| loss | {loss} |" in (run.model / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_leading_dimensions_are_trained_to_work_alone(
     tmp_path: Path, train: Train, data: tuple[Path, Path], name: str
 ) -> None:
