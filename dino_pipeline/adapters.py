@@ -167,17 +167,14 @@ def _documents_of_scores(examples: Sequence[Example], language: str) -> Made:
 
 
 def _triplets(examples: Sequence[Example], score: Callable[[Example], float | None]) -> Made:
-    of_text: dict[str, tuple[list[str], list[tuple[float, str]]]] = {}
+    of_text: dict[str, tuple[list[str], list[str]]] = {}
     for each in examples:
         value = score(each)
         if value is not None and each.text_b is not None:
             positives, negatives = of_text.setdefault(each.text_a, ([], []))
-            if value > SAME:
-                positives.append(each.text_b)
-            else:
-                negatives.append((value, each.text_b))
+            (positives if value > SAME else negatives).append(each.text_b)
     rows = [
-        (text_a, positives[at % len(positives)], negatives[at % len(negatives)][1])
+        (text_a, positives[at % len(positives)], negatives[at % len(negatives)])
         for text_a, (positives, negatives) in of_text.items()
         if positives and negatives
         for at in range(max(len(positives), len(negatives)))

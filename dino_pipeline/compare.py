@@ -58,14 +58,18 @@ class Row:
     """By set, one of each seed; None where it could not be trained."""
     remarks: Sequence[str] = ()
 
+    def values(self, name: str) -> list[float]:
+        """Return what the seeds came to on a set."""
+        return [value for value in (self.scores or {}).get(name, ()) if value is not None]
+
     def mean(self, name: str) -> float | None:
         """Return the mean over seeds on a set."""
-        found = [value for value in (self.scores or {}).get(name, ()) if value is not None]
+        found = self.values(name)
         return fmean(found) if found else None
 
     def spread(self, name: str) -> tuple[float, float] | None:
         """Return the lowest and the highest of the seeds on a set."""
-        found = [value for value in (self.scores or {}).get(name, ()) if value is not None]
+        found = self.values(name)
         return (min(found), max(found)) if found else None
 
 
@@ -206,7 +210,7 @@ def draw(path: Path, rows: Sequence[Row], sets: Sequence[str]) -> None:
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
         for panel, name in zip(panels, sets, strict=True):
             for height, row in enumerate(trained):
-                values = [value for value in (row.scores or {})[name] if value is not None]
+                values = row.values(name)
                 panel.barh(height, row.mean(name) or 0, color="#8fb4d9", height=0.6)
                 panel.plot(values, [height] * len(values), "o", color="#1f4e79", markersize=4)
             for base, style in ((UNTRAINED, "--"), (WORD_OVERLAP, ":")):

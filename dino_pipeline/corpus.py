@@ -203,11 +203,12 @@ def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:
     Raises:
         DataError: it is too small to be split.
     """
-    groups = list(dict.fromkeys(normalise(example.text_a) for example in corpus.examples))
+    firsts = [normalise(example.text_a) for example in corpus.examples]
+    groups = list(dict.fromkeys(firsts))
     ordered = sorted(groups, key=lambda text: hashlib.sha256(text.encode()).digest())
     held = set(ordered[: min(max(round(share * len(groups)), 1), most)])
-    inside = [example for example in corpus.examples if normalise(example.text_a) in held]
-    outside = [example for example in corpus.examples if normalise(example.text_a) not in held]
+    inside = [example for first, example in zip(firsts, corpus.examples, strict=True) if first in held]
+    outside = [example for first, example in zip(firsts, corpus.examples, strict=True) if first not in held]
     if not outside:
         raise DataError(f"{corpus.name}: holds too few texts to keep some out of training; give more")
     return Corpus(corpus.name, outside), Corpus(f"{corpus.name}, held out", inside)

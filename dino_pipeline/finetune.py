@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -82,9 +81,10 @@ class Texts:
         chosen = self.select_on or self.dev
         return chosen.label if chosen else f"{self.train.label}, held out"
 
-    def rows(self, corpus: Corpus, objective: Objective) -> Rows:
+    def rows(self, objective: Objective) -> Rows:
         """Return the texts to train on as an objective needs them, made once for all that need the same."""
         if objective.needs not in self._made:
+            corpus, _ = self.parts
             self._made[objective.needs] = adapt(
                 corpus, objective.needs, objective.name, self.language, split=self.split_sentences
             )
@@ -142,7 +142,7 @@ def finetune(
         chosen = run.stage("finetune")["selection"]
         return Finetuned(state, chosen["measure"], chosen["best"])
     corpus, dev = texts.parts
-    rows = texts.rows(corpus, objective)
+    rows = texts.rows(objective)
     chosen = selection(dev)
     set_seed(seed)
     model = load()
@@ -259,7 +259,7 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, origin: Ru
     for path in (aside, old):
         remove(path)
     model.save(str(aside), create_model_card=False)
-    spec = json.loads(origin.spec.read_text()) if origin and origin.spec.exists() else {}
+    spec = origin.spec_fields() if origin else {}
     lineage = Lineage(
         name=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),

@@ -149,6 +149,11 @@ class Run:
             ) from error
         return found
 
+    def spec_fields(self) -> dict[str, Any]:
+        """Return the task spec's fields, empty where the run has no spec."""
+        found: dict[str, Any] = json.loads(self.spec.read_text()) if self.spec.exists() else {}
+        return found
+
     def stage(self, name: str) -> dict[str, Any]:
         """Return what is recorded of a stage, empty if it never ran."""
         found: dict[str, Any] = self.records().get(name, {})

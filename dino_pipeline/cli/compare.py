@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path
+from dino_pipeline.cli.base import command
 from dino_pipeline.cli.evaluate import evaluation_data
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
     SOURCE_OPTIONS,
     TRAINING_OPTIONS,
     assignments,
+    encoder_of,
     loader,
     options_of,
     texts_of,
@@ -60,21 +61,22 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     from dino_pipeline.console import Console, table
     from dino_pipeline.evaluate import ScoredPairs
     from dino_pipeline.objectives import Training
-    from dino_pipeline.run import Run, digest_files, model_fingerprint
+    from dino_pipeline.run import Run, digest_files
 
     lenient = options["objectives"] == "all"
     names = NAMES if lenient else _names(options["objectives"])
     run, texts = texts_of(data, run_path, options)
-    encoder, revision = options["encoder"], options["revision"]
-    path = model_path(encoder, "ENCODER")
-    sets = evaluation_data([Run(Path(data))], data_files, suite, of_pocket=encoder == "pocket")
+    path, encoder = encoder_of(options)
+    sets = evaluation_data([Run(Path(data))], data_files, suite, of_pocket=options["encoder"] == "pocket")
     asked = options["pooling"] is not None
     plan = Plan(
         folder=run.path if run_path else run.comparison,
         objectives=[_settled(name, options) for name in names],
         seeds=range(options["seed"], options["seed"] + options["seeds"]),
-        encoder={"encoder": encoder, "revision": revision, "fingerprint": model_fingerprint(path)},
-        load=lambda training: loader(path, revision, training or Training(), asked=asked and training is not None)(),
+        encoder=encoder,
+        load=lambda training: loader(
+            path, options["revision"], training or Training(), asked=asked and training is not None
+        )(),
         texts=texts,
         sets=[ScoredPairs.read(name, file) for name, file in sets],
         sets_digest=digest_files([file for _, file in sets]),

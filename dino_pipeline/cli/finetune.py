@@ -131,7 +131,6 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     from dino_pipeline.console import Console
     from dino_pipeline.finetune import finetune as run_finetune
     from dino_pipeline.objectives import get_objective, settle
-    from dino_pipeline.run import model_fingerprint
 
     if listing:
         _list()
@@ -143,8 +142,7 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     own = {**options["own"], **({"loss": options["loss"]} if options["loss"] else {})}
     given = {name: options[name] for name in HYPERPARAMETERS if options[name] is not None}
     training = settle(objective, given, own)
-    encoder, revision = options["encoder"], options["revision"]
-    path = model_path(encoder, "ENCODER")
+    path, encoder = encoder_of(options)
     console = Console()
     first_process = os.environ.get("RANK", "0") == "0"
     with run.locked() if first_process else contextlib.nullcontext(), contextlib.closing(console):
@@ -152,8 +150,8 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
             run,
             objective,
             training,
-            encoder={"encoder": encoder, "revision": revision, "fingerprint": model_fingerprint(path)},
-            load=loader(path, revision, training, asked="pooling" in given),
+            encoder=encoder,
+            load=loader(path, options["revision"], training, asked="pooling" in given),
             texts=texts,
             watch=console,
             seed=options["seed"],
@@ -163,6 +161,15 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
         said = "is up to date" if found.state == "done" else "is trained"
         shown = "Spearman x 100" if found.measure == "Spearman" else found.measure
         click.echo(f"{run.model}: {said}; best dev {shown}: {or_dash(found.best, '.2f')}")
+
+
+def encoder_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the path or Hub id of the encoder to start from, and what identifies it."""
+    from dino_pipeline.run import model_fingerprint
+
+    path = model_path(options["encoder"], "ENCODER")
+    identity = {"encoder": options["encoder"], "revision": options["revision"]}
+    return path, {**identity, "fingerprint": model_fingerprint(path)}
 
 
 def loader(path: str, revision: str | None, training: Training, *, asked: bool) -> Callable[[], SentenceTransformer]:
@@ -218,10 +225,8 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
 
 def _language(run: Run) -> str | None:
     """Return the language of a run's spec, if it is known."""
-    import json
-
-    spec = json.loads(run.spec.read_text()) if run.spec.exists() else {}
-    return str(spec["language"]).split("-")[0] if spec.get("language") else None
+    language = run.spec_fields().get("language")
+    return str(language).split("-")[0] if language else None
 
 
 def _list() -> None:

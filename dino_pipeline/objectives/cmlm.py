@@ -10,14 +10,10 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
+from dino_pipeline.objectives.base import Objective, Recipe, Training
 from dino_pipeline.objectives.contrastive import embedding_sizes, heads
 from dino_pipeline.objectives.masked import MaskedWords
-
-
-def build(columns: Columns, recipe: Recipe) -> Dataset:
-    """Return the columns ``anchor, positive``: a sentence, and the one beside it."""
-    return Dataset.from_dict(columns)
+from dino_pipeline.objectives.views import as_they_are
 
 
 class ConditionalWords(nn.Module):
@@ -71,7 +67,7 @@ OBJECTIVE = Objective(
     name="cmlm",
     needs="pairs",
     method="tells masked words of the neighbour (experimental)",
-    build=build,
+    build=as_they_are,
     loss=loss,
     defaults=Training(batch_size=64, learning_rate=5e-5, max_length=64, options={"masked": 0.15, "vectors": 15}),
     citation="Yang et al. 2021, Universal Sentence Representation Learning with Conditional Masked Language Model, "

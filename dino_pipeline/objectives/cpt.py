@@ -14,16 +14,12 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from dino_pipeline.errors import ModelError
-from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
+from dino_pipeline.objectives.base import Objective, Recipe, Training
+from dino_pipeline.objectives.views import as_they_are
 
 OPEN_QUERY, OPEN_DOCUMENT = "[", "{"
 HIGHEST = 100.0
 """No temperature makes cosines count more than this."""
-
-
-def build(columns: Columns, recipe: Recipe) -> Dataset:
-    """Return the columns ``anchor, positive``."""
-    return Dataset.from_dict(columns)
 
 
 class LearnedTemperature(nn.Module):
@@ -85,7 +81,7 @@ OBJECTIVE = Objective(
     name="cpt",
     needs="pairs",
     method="each finds the other, learned temperature",
-    build=build,
+    build=as_they_are,
     loss=loss,
     defaults=Training(batch_size=12288, mini_batch_size=64, pooling="lasttoken", options={"temperature": 0.07}),
     citation="Neelakantan et al. 2022, Text and Code Embeddings by Contrastive Pre-Training, arXiv:2201.10005",

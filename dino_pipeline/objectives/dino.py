@@ -8,14 +8,10 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import AnglELoss, CoSENTLoss, CosineSimilarityLoss
 
-from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
+from dino_pipeline.objectives.base import Objective, Recipe, Training
+from dino_pipeline.objectives.views import as_they_are
 
 LOSSES = {"cosine": CosineSimilarityLoss, "cosent": CoSENTLoss, "angle": AnglELoss}
-
-
-def build(columns: Columns, recipe: Recipe) -> Dataset:
-    """Return the columns ``sentence1, sentence2, score``."""
-    return Dataset.from_dict(columns)
 
 
 def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> Any:
@@ -27,7 +23,7 @@ OBJECTIVE = Objective(
     name="dino",
     needs="scored pairs",
     method="the cosine regresses on the score",
-    build=build,
+    build=as_they_are,
     loss=loss,
     defaults=Training(options={"loss": "cosine"}),
     choices={"loss": tuple(LOSSES)},

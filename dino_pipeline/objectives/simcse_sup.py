@@ -6,13 +6,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.objectives import simcse
-from dino_pipeline.objectives.base import Columns, Objective, Recipe, Training
+from dino_pipeline.objectives.base import Objective, Recipe, Training
 from dino_pipeline.objectives.contrastive import InfoNCE
-
-
-def build(columns: Columns, recipe: Recipe) -> Dataset:
-    """Return the columns ``anchor, positive, negative``."""
-    return Dataset.from_dict(columns)
+from dino_pipeline.objectives.views import as_they_are
 
 
 def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> InfoNCE:
@@ -24,7 +20,7 @@ OBJECTIVE = Objective(
     name="simcse-sup",
     needs="triplets",
     method="InfoNCE with hard negatives",
-    build=build,
+    build=as_they_are,
     loss=loss,
     defaults=Training(
         epochs=3,

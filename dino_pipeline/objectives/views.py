@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from dino_pipeline.objectives.base import Columns
+from dino_pipeline.objectives.base import Columns, Recipe
 
 ROW = "row"
 Draw = Callable[[dict[str, Any], Random], dict[str, Any]]
@@ -29,6 +29,11 @@ class Views:
             for row, number in zip(rows, numbers, strict=True)
         ]
         return {name: [row[name] for row in drawn] for name in drawn[0]}
+
+
+def as_they_are(columns: Columns, recipe: Recipe) -> Dataset:
+    """Return a dataset of the rows themselves, the same in every epoch."""
+    return Dataset.from_dict(columns)
 
 
 def with_views(columns: Columns, draw: Draw, seed: int) -> Dataset:
