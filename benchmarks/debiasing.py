@@ -57,7 +57,9 @@ def look(run: Run) -> Found:
         found[f"gold {label}"] = fmean(grades)
         found[f"strict {label}"] = sum(relation_holds(relation, grade) for grade in grades) / len(frames)
         found[f"parsed {label}"] = len(grades) / len(frames)
-    scores = {each["model"]: each["spearman"] for each in json.loads(run.scores.read_text())["scores"]}
+    scores = {
+        each["model"]: each["measures"]["spearman"]["value"] for each in json.loads(run.scores.read_text())["scores"]
+    }
     return {**found, "before": scores["pocket before"], "after": scores["pocket finetuned"]}
 
 

@@ -54,7 +54,9 @@ def score(folder: Path, seed: int, way: str, num_inputs: int, samples: int) -> t
         shutil.copytree(run.label_scores, texts.label_scores)  # for the other ways
     dino("finetune", run.path, "--seed", str(seed), *TRAINING)
     dino("evaluate", run.path, "--suite", "pocket")
-    found = {each["model"]: each["spearman"] for each in json.loads(run.scores.read_text())["scores"]}
+    found = {
+        each["model"]: each["measures"]["spearman"]["value"] for each in json.loads(run.scores.read_text())["scores"]
+    }
     kept = dict(run.stage("filter")["funnel"])["kept"]
     return found["pocket finetuned"], sum(count for _, count in kept)
 

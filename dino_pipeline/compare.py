@@ -11,14 +11,14 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.evaluate import WORD_OVERLAP, Score, ScoredPairs, cosines, overlaps, score, write_scores
+from dino_pipeline.evaluate import Candidate, Score, baselines, evaluate, scores_of
 from dino_pipeline.examples import write_atomic, write_json
 from dino_pipeline.finetune import Texts, finetune
 from dino_pipeline.objectives import Objective, Training
 from dino_pipeline.progress import Watch
 from dino_pipeline.run import Run, model_fingerprint
+from dino_pipeline.suites.pairs import WORD_OVERLAP, ScoredPairs
 
 UNTRAINED = "untrained"
 
@@ -36,7 +36,6 @@ class Plan:
     """Loads the encoder for a training, or as it is untrained."""
     texts: Texts
     sets: Sequence[ScoredPairs]
-    sets_digest: str
 
     def cell(self, objective: str, seed: int) -> Run:
         """Return the run of one training."""
@@ -89,8 +88,8 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
     """
     untrained = plan.load(None)
     rows = [
-        Row(WORD_OVERLAP, "-", scores={each.name: [score(each, "", overlaps(each)).spearman] for each in plan.sets}),
-        Row(UNTRAINED, "-", scores={each.data: [each.spearman] for each in _scores(UNTRAINED, untrained, plan.sets)}),
+        Row(WORD_OVERLAP, "-", scores=_spearman(baselines(plan.sets))),
+        Row(UNTRAINED, "-", scores=_spearman(scores_of(UNTRAINED, untrained, plan.sets, watch))),
     ]
     for objective, training in plan.objectives:
         try:
@@ -122,7 +121,7 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
                 seed=seed,
                 fresh=fresh,
             )
-            scores.append(_cell_scores(cell, objective.name, plan))
+            scores.append(_cell_scores(cell, objective.name, plan, watch))
             records.append(cell.stage("finetune"))
     remarks = ["collapsed"] if any(record["collapsed"] for record in records) else []
     if plan.texts.select_on:
@@ -138,18 +137,21 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
     )
 
 
-def _cell_scores(cell: Run, name: str, plan: Plan) -> dict[str, float | None]:
+def _cell_scores(cell: Run, name: str, plan: Plan, watch: Watch) -> dict[str, float | None]:
     """Return a trained cell's Spearman x 100 by set, from its file if that is of this model and these sets."""
-    sources = f"{plan.sets_digest}+{name}:{model_fingerprint(str(cell.model))}"
+    digests = "+".join(f"{each.name}:{each.digest}" for each in plan.sets)
+    sources = f"{digests}+{name}:{model_fingerprint(str(cell.model))}"
     if cell.begin("evaluate", {}, outputs=[cell.scores], sources=sources) != "done":
-        human = {name: plan.texts.select_on.label} if plan.texts.select_on else {}
-        write_scores(cell.scores, _scores(name, load_encoder(str(cell.model)), plan.sets), human)
+        human = plan.texts.select_on.label if plan.texts.select_on else None
+        found = evaluate([Candidate(name, str(cell.model), None, human)], plan.sets, watch)
+        write_json(cell.scores, found.to_json())
         cell.finish("evaluate")
-    return {each["data"]: each["spearman"] for each in json.loads(cell.scores.read_text())["scores"]}
+    stored = json.loads(cell.scores.read_text())["scores"]
+    return {each["data"]: each["measures"]["spearman"]["value"] for each in stored if each["model"] == name}
 
 
-def _scores(name: str, model: SentenceTransformer, sets: Sequence[ScoredPairs]) -> list[Score]:
-    return [score(each, name, cosines(model, each, 64)) for each in sets]
+def _spearman(scores: Sequence[Score]) -> dict[str, list[float | None]]:
+    return {each.data: [each.measures["spearman"].value] for each in scores}
 
 
 def as_table(rows: Sequence[Row], sets: Sequence[str]) -> list[list[str]]:

@@ -34,7 +34,7 @@ NAMES = {
         "content",
     ),
     "text_b": ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code"),
-    "label": ("label", "score", "similarity_score"),
+    "label": ("label", "score", "similarity_score", "class"),
 }
 """Under which names a dataset's columns are found; the first that is there counts."""
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
@@ -120,7 +120,7 @@ class Source:
             DataError: it cannot be read, is empty, or has no column of texts.
         """
         suffix = self.path.suffix.lower()
-        if self.path.is_file() and suffix not in FORMATS and not self.columns:
+        if self.path.is_file() and suffix not in FORMATS and not self.columns and not _has_other_names(self.path):
             examples = (
                 read_examples(self.path, numeric_labels=not self.classes)
                 if suffix in {".jsonl", ".json"}
@@ -183,6 +183,18 @@ class Source:
             return Example(text_a, text_b, None if label is None else str(label))
         number = as_number(label) if isinstance(label, str) else float(label)
         return Example(text_a, text_b, label if number is None else number)
+
+
+def _has_other_names(path: Path) -> bool:
+    """Say whether a JSONL file's fields are some other dataset's, so that texts are found by `NAMES`."""
+    if path.suffix.lower() not in {".jsonl", ".json"}:
+        return False
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            first = json.loads(next((line for line in file if line.strip()), "{}"))
+    except (OSError, ValueError, RecursionError):
+        return False  # reading says what is wrong, and where
+    return isinstance(first, dict) and "text_a" not in first and any(name in first for name in NAMES["text_a"])
 
 
 def _read_texts(path: Path) -> list[Example]:

@@ -1,137 +1,175 @@
-"""The evaluate stage: how well the cosine of a model's embeddings follows gold scores."""
+"""The evaluate stage: what encoders are worth, on suites of data, beside one another."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import groupby
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import pearsonr, rankdata, spearmanr
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.errors import DataError, ModelError
-from dino_pipeline.examples import Example, read_examples, write_json
-from dino_pipeline.texts import word_overlap
+from dino_pipeline.errors import DataError
+from dino_pipeline.measures import RESAMPLES, Sample, mean
+from dino_pipeline.progress import Watch
+from dino_pipeline.run import model_fingerprint, versions
+from dino_pipeline.suites.base import Embedder, EvaluationSet, Measured
+from dino_pipeline.suites.sts import SIZES
 
-RESAMPLES = 1000
-WORD_OVERLAP = "word overlap (Jaccard)"
-Vector = NDArray[np.float64]
+MEAN = "mean"
+"""Name of the row that takes the seven STS sets together."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to evaluate."""
+
+    name: str
+    """What it is called in tables."""
+    path: str
+    """A folder or a Hub id."""
+    revision: str | None = None
+    chosen_on_human_labels: str | None = None
+    """What its checkpoint was chosen on, if people had scored that."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one set of scored pairs; correlations times 100."""
+    """What one model, or a baseline, came to on one set; measures times 100."""
 
+    suite: str
     data: str
     model: str
-    pairs: int
-    spearman: float | None
-    """None where all predictions are the same."""
-    low: float | None
-    """Lower end of the 95 % bootstrap interval of Spearman's correlation."""
-    high: float | None
-    pearson: float | None
+    size: int
+    protocol: Mapping[str, str]
+    digest: str
+    measures: Measured
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as scores.json holds it."""
+        measures = {name: _interval_json(each, "value") for name, each in self.measures.items()}
+        return {**{key: value for key, value in vars(self).items() if key != "measures"}, "measures": measures}
 
 
 @dataclass(frozen=True)
-class ScoredPairs:
-    """A named set of pairs with gold scores."""
+class Evaluation:
+    """What models came to."""
 
-    name: str
-    examples: list[Example]
+    models: list[dict[str, Any]]
+    """What identifies each of them."""
+    scores: list[Score]
+    """Set by set, the baseline first."""
 
-    @classmethod
-    def read(cls, name: str, path: Path) -> ScoredPairs:
-        """Read a JSONL file.
+    def to_json(self) -> dict[str, Any]:
+        """Return what scores.json holds."""
+        return {
+            "unit": "x 100",
+            "interval": f"95 % percentile bootstrap over items, {RESAMPLES} resamples",
+            "versions": versions(),
+            "models": self.models,
+            "scores": [score.to_json() for score in self.scores],
+            "differences": self.differences(),
+        }
 
-        Raises:
-            DataError: a row is no pair with a number, or the gold scores are all the same.
-        """
-        examples = read_examples(path)
-        for number, example in enumerate(examples, start=1):
-            if example.text_b is None or not isinstance(example.label, float):
-                raise DataError(
-                    f"{path}: example {number} is no scored pair; give text_a, text_b and a number as label"
-                )
-        if len(dict.fromkeys(example.label for example in examples)) < 2:
-            raise DataError(f"{path}: all pairs have the same label; a correlation needs different ones")
-        return cls(name, examples)
-
-    @property
-    def gold(self) -> Vector:
-        """The gold scores, ``(pairs,)``."""
-        return np.array([example.label for example in self.examples], dtype=float)
+    def differences(self) -> list[dict[str, Any]]:
+        """Return for each set how far each later model is from the first, resampled in pairs, by the main measure."""
+        names = [model["name"] for model in self.models]
+        found = []
+        for _, group in groupby(self.scores, key=lambda score: (score.suite, score.data)):
+            of_set = {score.model: score for score in group}
+            first = of_set[names[0]]
+            measure = next(iter(first.measures))
+            for name in names[1:]:
+                difference = of_set[name].measures[measure] - first.measures[measure]
+                where = {"suite": first.suite, "data": first.data, "measure": measure}
+                found.append({**where, "model": name, "minus": names[0], **_interval_json(difference, "difference")})
+        return found
 
 
-def evaluate(models: Sequence[tuple[str, str]], sets: Sequence[ScoredPairs], *, batch_size: int = 64) -> list[Score]:
-    """Score models, and the overlap of words beside them, on sets of pairs.
+def _interval_json(sample: Sample, name: str) -> dict[str, float | None]:
+    low, high = sample.interval or (None, None)
+    return {name: sample.value, "low": low, "high": high}
+
+
+def evaluate(
+    candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], watch: Watch, *, batch_size: int = 64
+) -> Evaluation:
+    """Measure encoders, and what no encoder is needed for beside them, on sets of data.
 
     Args:
-        models: (name to show, folder or Hub id) of each.
-        sets: the pairs.
+        candidates: the encoders; no two have the same name.
+        sets: what to evaluate on; no two of a suite have the same name.
+        watch: is told how far it is.
         batch_size: texts a batch; changes speed only.
 
-    Returns:
-        For each set, the word-overlap baseline and then each model.
-
     Raises:
-        ModelError: a model cannot be loaded.
+        DataError: two sets, or a set and itself, cannot be told apart.
+        ModelError: a model cannot be loaded, or gives no numbers.
     """
-    scores = [[score(pairs, WORD_OVERLAP, overlaps(pairs))] for pairs in sets]
-    for name, path in models:
-        model = load_encoder(path)
-        for of_set, pairs in zip(scores, sets, strict=True):
-            of_set.append(score(pairs, name, cosines(model, pairs, batch_size)))
-    return [found for of_set in scores for found in of_set]
+    names = [(each.suite, each.name) for each in sets]
+    if twice := [name for at, (_, name) in enumerate(names) if names[at] in names[:at]]:
+        raise DataError(f"{twice[0]}: is there twice; a set counts once")
+    columns, models = [baselines(sets)], []
+    for candidate in candidates:
+        model = load_encoder(candidate.path, candidate.revision)
+        models.append(_identity(candidate, model))
+        columns.append(scores_of(candidate.name, model, sets, watch, batch_size))
+    by_set = [
+        score
+        for row in columns[-1]
+        for column in columns
+        for score in column
+        if (score.suite, score.data) == (row.suite, row.data)
+    ]
+    return Evaluation(models, by_set)
 
 
-def overlaps(pairs: ScoredPairs) -> Vector:
-    """Return each pair's word overlap, ``(pairs,)``."""
-    return np.array([word_overlap(example.text_a, example.text_b or "") for example in pairs.examples])
+def scores_of(
+    name: str, model: SentenceTransformer, sets: Sequence[EvaluationSet], watch: Watch, batch_size: int = 64
+) -> list[Score]:
+    """Measure a loaded encoder on each set, texts that sets have in common embedded once."""
+    embedder = Embedder(name, model, batch_size, watch)
+    embedder.learn(text for each in sets for text in each.texts())
+    return with_mean([_score(each, name, each.measure(embedder)) for each in sets])
 
 
-def cosines(model: SentenceTransformer, pairs: ScoredPairs, batch_size: int) -> Vector:
-    """Return each pair's cosine, ``(pairs,)``; a text that occurs again is encoded once."""
-    texts = list(dict.fromkeys(text for example in pairs.examples for text in (example.text_a, example.text_b or "")))
-    embeddings = model.encode(texts, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
-    at = {text: number for number, text in enumerate(texts)}
-    first = embeddings[[at[example.text_a] for example in pairs.examples]]
-    second = embeddings[[at[example.text_b or ""] for example in pairs.examples]]
-    return np.asarray((first * second).sum(axis=1), dtype=float)
+def baselines(sets: Sequence[EvaluationSet]) -> list[Score]:
+    """Return what is to be had without an encoder."""
+    return with_mean([_score(each, *found) for each in sets if (found := each.baseline())])
 
 
-def score(pairs: ScoredPairs, model: str, predicted: Vector) -> Score:
-    """Correlate predictions with the gold scores."""
-    gold = pairs.gold
-    if not np.isfinite(predicted).all():
-        raise ModelError(f"{model}: some of its embeddings are not numbers (NaN); it cannot be scored")
-    if np.ptp(predicted) == 0:
-        return Score(pairs.name, model, len(gold), None, None, None, None)
-    low, high = spearman_interval(predicted, gold)
-    correlations = (spearmanr(predicted, gold)[0], low, high, pearsonr(predicted, gold)[0])
-    rounded = [round(100 * float(value), 2) for value in correlations]
-    return Score(pairs.name, model, len(gold), *rounded)
+def _score(of: EvaluationSet, model: str, measures: Measured) -> Score:
+    return Score(of.suite, of.name, model, of.size, dict(of.protocol), of.digest, measures)
 
 
-def spearman_interval(
-    predicted: Vector, gold: Vector, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval of Spearman's correlation over pairs."""
-    draw = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples):
-        chosen = draw.integers(0, len(gold), len(gold))
-        ranks = rankdata(predicted[chosen]), rankdata(gold[chosen])
-        if np.ptp(ranks[0]) and np.ptp(ranks[1]):
-            found.append(np.corrcoef(*ranks)[0, 1])
-    low, high = np.percentile(found, [2.5, 97.5]) if found else (np.nan, np.nan)
-    return float(low), float(high)
+def with_mean(scores: Sequence[Score]) -> list[Score]:
+    """Add, behind the STS sets of one model, the mean of the seven if all are there."""
+    sts = [score for score in scores if score.suite == "sts"]
+    if {score.data for score in sts} != set(SIZES):
+        return list(scores)
+    measures = {name: mean([score.measures[name] for score in sts]) for name in sts[0].measures}
+    digest = hashlib.sha256("".join(score.digest for score in sts).encode()).hexdigest()[:16]
+    size = sum(score.size for score in sts)
+    together = Score("sts", MEAN, sts[0].model, size, _common([score.protocol for score in sts]), digest, measures)
+    at = scores.index(sts[-1]) + 1
+    return [*scores[:at], together, *scores[at:]]
 
 
-def write_scores(path: Path, scores: Sequence[Score], chosen_on: Mapping[str, str] | None = None) -> None:
-    """Write scores as JSON, atomically, with the human labels that models' checkpoints were chosen on, by model."""
-    found = {"unit": "correlation x 100", "chosen_on_human_labels": dict(chosen_on or {})}
-    write_json(path, {**found, "scores": [asdict(each) for each in scores]})
+def _common(protocols: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return protocols as one, each value that sets do not share spelt out."""
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
+    values = {key: list(dict.fromkeys(each[key] for each in protocols if key in each)) for key in keys}
+    return {key: " and ".join(found) for key, found in values.items()}
+
+
+def _identity(candidate: Candidate, model: SentenceTransformer) -> dict[str, Any]:
+    backbone = model.transformers_model
+    return {
+        **asdict(candidate),
+        "commit": getattr(backbone.config, "_commit_hash", None) if backbone is not None else None,
+        "fingerprint": model_fingerprint(candidate.path),
+        "dimension": model.get_embedding_dimension(),
+        "max_length": model.max_seq_length,
+    }

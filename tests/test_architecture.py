@@ -8,12 +8,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
-    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"},
+    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"} | {"measures"},
     {"examples", "spec", "stops", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
     | {"attention", "prefill", "dedup"},
     {"run", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
     {"graphs", "lane", "selfcheck", "contamination", "near", "corpus", "trainability"},
-    {"decoder", "rules", "adapters", "selection"},
+    {"decoder", "rules", "adapters", "selection", "suites"},
     {"compiling", "writer", "ingest", "trainer"},
     {"sieve"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},

@@ -254,7 +254,7 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     stamped = CliRunner().invoke(main, ["evaluate", "run/dino/seed-42", "--data", "gold.jsonl"])
     assert " finetuned: its checkpoint was chosen on human labels (people.jsonl)" in stamped.stdout
     scores = json.loads((tmp_path / "run" / "dino" / "seed-42" / "scores.json").read_text())
-    assert list(scores["chosen_on_human_labels"].values()) == ["people.jsonl"]
+    assert [each["chosen_on_human_labels"] for each in scores["models"]] == [None, "people.jsonl"]
     none = CliRunner().invoke(main, [*call, "--run", "none", "--set", "dino:matryoshka=a"])
     assert none.exit_code == 2
     assert "give whole numbers" in none.stderr

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError, ModelError
-from dino_pipeline.evaluate import WORD_OVERLAP, ScoredPairs, evaluate, score, spearman_interval, write_scores
+from dino_pipeline.evaluate import Candidate, baselines, evaluate, scores_of
 from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.measures import RESAMPLES
+from dino_pipeline.progress import Progress
+from dino_pipeline.suites.base import Embedder
+from dino_pipeline.suites.pairs import WORD_OVERLAP, ScoredPairs
 
 PAIRS = [
     Example("a dog runs", "a dog runs", 1.0),
@@ -19,41 +27,75 @@ PAIRS = [
 ]
 
 
-def stored(tmp_path: Path, rows: list[Example]) -> Path:
-    write_examples(tmp_path / "gold.jsonl", rows)
-    return tmp_path / "gold.jsonl"
+class Quiet:
+    """Watches, and remembers how far it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.seen.append((progress.title, progress.done, progress.total))
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
 
 
-def test_word_overlap_and_models_are_scored_side_by_side(tmp_path: Path, toy_encoder: Path) -> None:
-    pairs = ScoredPairs.read("gold", stored(tmp_path, PAIRS))
-    scores = evaluate([("toy", str(toy_encoder))], [pairs])
-    assert [(found.data, found.model, found.pairs) for found in scores] == [
-        ("gold", WORD_OVERLAP, 4),
-        ("gold", "toy", 4),
+def stored(path: Path, rows: Sequence[Example]) -> Path:
+    write_examples(path, rows)
+    return path
+
+
+def pairs_of(rows: Sequence[Example]) -> ScoredPairs:
+    return ScoredPairs("gold", [[(row.text_a, row.text_b or "", float(row.label or 0)) for row in rows]])
+
+
+def test_models_are_scored_side_by_side_with_word_overlap(tmp_path: Path, toy_encoder: Path) -> None:
+    pairs = ScoredPairs.read("gold", stored(tmp_path / "gold.jsonl", PAIRS))
+    watch = Quiet()
+    candidates = [Candidate("toy", str(toy_encoder)), Candidate("same", str(toy_encoder), None, "people")]
+    found = evaluate(candidates, [pairs], watch)
+    assert [(each.data, each.model, each.size) for each in found.scores] == [
+        ("gold", name, 4) for name in (WORD_OVERLAP, "toy", "same")
     ]
-    assert scores[0].spearman == pytest.approx(100 * spearmanr([1, 0.5, 0, 0], [1, 0.6, 0.2, 0])[0], abs=0.01)
-    assert scores[1].pearson is not None
-    assert scores[1].low is not None
-    assert scores[1].high is not None
-    assert -100 <= scores[1].low <= scores[1].high <= 100
-    write_scores(tmp_path / "scores.json", scores)
-    assert json.loads((tmp_path / "scores.json").read_text())["scores"][0]["spearman"] == scores[0].spearman
+    expected = 100 * spearmanr([1, 0.5, 0, 0], [1, 0.6, 0.2, 0])[0]
+    assert found.scores[0].measures["spearman"].value == pytest.approx(expected, abs=1e-9)
+    seen = [(f"{name}: texts", done, 4) for name in ("toy", "same") for done in (0, 4)]
+    assert watch.seen == seen, "four distinct texts, each embedded once"
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert written["models"][1]["chosen_on_human_labels"] == "people"
+    assert {"name", "path", "revision", "commit", "fingerprint", "dimension"} <= set(written["models"][0])
+    assert written["scores"][1]["protocol"] == {"similarity": "cosine"}
+    assert written["scores"][1]["digest"] == pairs.digest
+    assert written["versions"]["sentence-transformers"]
+    same = written["differences"]
+    assert [(each["model"], each["minus"], each["difference"], each["low"], each["high"]) for each in same] == [
+        ("same", "toy", 0, 0, 0)
+    ]
 
 
 def test_a_perfect_prediction_scores_100_and_a_constant_none() -> None:
-    pairs = ScoredPairs("gold", PAIRS)
-    assert score(pairs, "m", pairs.gold).spearman == 100
-    assert score(pairs, "m", np.ones(4)).spearman is None
+    pairs = pairs_of(PAIRS)
+    perfect = pairs.correlate(lambda part: np.array([gold for _, _, gold in part]))
+    assert [each.value for each in perfect.values()] == pytest.approx([100, 100])
+    constant = pairs.correlate(lambda part: np.ones(len(part)))
+    assert constant["spearman"].value is None
+    assert constant["spearman"].interval is None
 
 
-def test_the_interval_holds_the_truth_and_is_the_same_each_time() -> None:
-    draw = np.random.default_rng(3)
-    gold = draw.normal(size=400)
-    predicted = gold + draw.normal(size=400)
-    low, high = spearman_interval(predicted, gold)
-    assert low < spearmanr(predicted, gold)[0] < high
-    assert 0.05 < high - low < 0.2
-    assert (low, high) == spearman_interval(predicted, gold)
+@pytest.mark.parametrize(("aggregate", "weights"), [("mean", (1, 1)), ("wmean", (30, 10))])
+def test_parts_are_averaged_or_taken_as_one(aggregate: str, weights: tuple[int, int]) -> None:
+    draw = np.random.default_rng(0)
+    gold, predicted = draw.normal(size=40), draw.normal(size=40)
+    predicted[30:] += 5
+    rows = [(str(at), "", float(gold[at])) for at in range(40)]
+    each = [100 * spearmanr(predicted[part], gold[part])[0] for part in (slice(30), slice(30, 40))]
+
+    def correlated(how: str) -> float | None:
+        pairs = ScoredPairs("x", [rows[:30], rows[30:]], "sts", how)  # type: ignore[arg-type]
+        return pairs.correlate(lambda part: np.array([predicted[int(at)] for at, _, _ in part]))["spearman"].value
+
+    assert correlated("all") == pytest.approx(100 * spearmanr(predicted, gold)[0], abs=1e-9)
+    assert correlated(aggregate) == pytest.approx(np.average(each, weights=weights), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +108,76 @@ def test_the_interval_holds_the_truth_and_is_the_same_each_time() -> None:
 )
 def test_data_without_scores_is_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        ScoredPairs.read("gold", stored(tmp_path, rows))
+        ScoredPairs.read("gold", stored(tmp_path / "gold.jsonl", rows))
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_pairs_are_read_under_other_datasets_names_too(tmp_path: Path) -> None:
+    rows: list[Mapping[str, object]] = [
+        {"sentence1": "a", "sentence2": "b", "score": 3, "id": 7},
+        {"sentence1": "c", "sentence2": "d", "score": 4.5, "id": 8},
+    ]
+    (tmp_path / "sts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert ScoredPairs.read("sts", tmp_path / "sts.jsonl").parts == [[("a", "b", 3.0), ("c", "d", 4.5)]]
+
+
+def test_a_model_that_is_not_there_or_gives_no_numbers_is_named(tmp_path: Path, toy_encoder: Path) -> None:
     with pytest.raises(ModelError, match="nowhere: cannot be loaded as an encoder"):
-        evaluate([("x", str(tmp_path / "nowhere"))], [ScoredPairs("gold", PAIRS)])
+        evaluate([Candidate("x", str(tmp_path / "nowhere"))], [pairs_of(PAIRS)], Quiet())
+    model = SentenceTransformer(str(toy_encoder))
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="broken: some of its embeddings are not numbers"):
+        Embedder("broken", model, 8, Quiet())(["a"])
+
+
+def test_scores_do_not_depend_on_what_else_is_evaluated(toy_encoder: Path) -> None:
+    model = SentenceTransformer(str(toy_encoder))
+    one, other = pairs_of(PAIRS), ScoredPairs("other", [[("x y z", "rain", 0.0), ("rain falls", "rain", 1.0)]])
+    alone = scores_of("m", model, [one], Quiet())[0].measures["pearson"]
+    beside = scores_of("m", model, [other, one], Quiet())[1].measures["pearson"]
+    assert alone.value == pytest.approx(beside.value, abs=1e-4)
+    assert alone.resampled.shape == (RESAMPLES,)
+    assert [each.model for each in baselines([one, other])] == [WORD_OVERLAP, WORD_OVERLAP]
+
+
+def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: Path) -> None:
+    gold = stored(tmp_path / "gold.jsonl", PAIRS)
+    kinds = [Example(f"{kind} {at}", None, kind) for kind in ("good", "bad") for at in range(6)]
+    classes = stored(tmp_path / "classes.jsonl", kinds)
+    call = ["evaluate", f"{toy_encoder}", "--data", f"{gold}", "--data", f"{classes}"]
+    done = CliRunner().invoke(main, [*call, "--output", f"{tmp_path / 'scores.json'}"])
+    assert done.exit_code == 0, done.output
+    assert "most frequent class" in done.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [(each["suite"], each["data"], each["size"]) for each in scores] == [
+        *[("pairs", "gold.jsonl", 4)] * 2,
+        *[("probe", "classes.jsonl", 12)] * 2,
+    ]
+    assert scores[2]["measures"]["accuracy"]["value"] == 50
+    assert scores[3]["protocol"] == {"split": "6 folds"}
+    as_classes = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", "--suite", "probe", "--data", f"{gold}"])
+    assert "class 1.0 has one text only" in as_classes.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "sts,nli"], "nli: is none; choose from sts, probe"),
+        (["--suite", "probe"], "--suite probe: says nothing without data; give --data probe=PATH"),
+        (["--suite", "pocket", "--data", "gold.jsonl"], "is for suite pairs, which --suite does not name"),
+        (["--data", "retrieval=nowhere"], "--data retrieval=nowhere: is not there"),
+        (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate: has no meaning without --suite sts"),
+        (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is no folder"),
+        (["--suite", "sts", "--data-dir", "."], "holds none of the STS sets"),
+        (["--suite", "pocket,pocket-generation"], "evaluate them one by one"),
+        (["--data", "gold.jsonl", "--data", "pairs=gold.jsonl"], "is there twice"),
+        ([], "nothing to evaluate on"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(
+    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored(tmp_path / "gold.jsonl", PAIRS)
+    found = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", *arguments])
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert said in found.stderr

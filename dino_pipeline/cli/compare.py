@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import command
-from dino_pipeline.cli.evaluate import evaluation_data
+from dino_pipeline.cli.evaluation_sets import evaluation_pairs
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
     SOURCE_OPTIONS,
@@ -59,15 +59,14 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     from dino_pipeline.compare import Plan, as_table, remarks, write_comparison
     from dino_pipeline.compare import compare as run_compare
     from dino_pipeline.console import Console, table
-    from dino_pipeline.evaluate import ScoredPairs
     from dino_pipeline.objectives import Training
-    from dino_pipeline.run import Run, digest_files
+    from dino_pipeline.run import Run
 
     lenient = options["objectives"] == "all"
     names = NAMES if lenient else _names(options["objectives"])
     run, texts = texts_of(data, run_path, options)
     path, encoder = encoder_of(options)
-    sets = evaluation_data([Run(Path(data))], data_files, suite, of_pocket=options["encoder"] == "pocket")
+    sets = evaluation_pairs([Run(Path(data))], data_files, suite, of_pocket=options["encoder"] == "pocket")
     asked = options["pooling"] is not None
     plan = Plan(
         folder=run.path if run_path else run.comparison,
@@ -78,8 +77,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
             path, options["revision"], training or Training(), asked=asked and training is not None
         )(),
         texts=texts,
-        sets=[ScoredPairs.read(name, file) for name, file in sets],
-        sets_digest=digest_files([file for _, file in sets]),
+        sets=sets,
     )
     with contextlib.closing(Console()) as console:
         rows = run_compare(plan, console, lenient=lenient, fresh=options["fresh"])

@@ -1,0 +1,119 @@
+"""What encoders are evaluated on: the suites that are named, a user's data, or what belongs to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dino_pipeline.errors import OptionError
+from dino_pipeline.suites import OF_DATA
+
+if TYPE_CHECKING:
+    from dino_pipeline.console import Console
+    from dino_pipeline.run import Run
+    from dino_pipeline.suites.base import EvaluationSet
+    from dino_pipeline.suites.pairs import ScoredPairs
+
+
+def evaluation_sets(
+    runs: Sequence[Run], names: Sequence[str], options: dict[str, Any], console: Console, *, of_pocket: bool
+) -> list[EvaluationSet]:
+    """Return what to evaluate on: what was asked for, else what belongs to the runs and to the pocket encoder."""
+    found: list[EvaluationSet] = []
+    if "sts" in names:
+        found += _sts_sets(options, console)
+    given = [_set_of_data(each, names) for each in options["data_files"]]
+    paths = [Path(each.rpartition("=")[2]) for each in options["data_files"]]
+    shown = [path.name for path in paths]
+    for (suite, path), name in zip(given, shown, strict=True):
+        found.append(_read(suite, path.name if shown.count(name) == 1 else str(path), path))
+    for suite in (suite for suite in OF_DATA if suite in names and suite not in [each for each, _ in given]):
+        if suite != "pairs" or not any(run.dev.exists() for run in runs):
+            raise OptionError(f"--suite {suite}: says nothing without data; give --data {suite}=PATH")
+        found += _of_runs(runs)
+    if "pocket" in names or not (names or given):
+        found += evaluation_pairs(runs, (), "pocket" if "pocket" in names else None, of_pocket=of_pocket)
+    return found
+
+
+def _sts_sets(options: dict[str, Any], console: Console) -> Sequence[EvaluationSet]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HOME
+
+    from dino_pipeline.suites.sts import Protocol, hub_folder, read_sts
+
+    folder = options["data_dir"] or hub_folder(hf_hub_download, Path(HF_HOME) / "dino-pipeline" / "senteval")
+    sets, notes = read_sts(folder, Protocol(options["aggregate"], options["text"], options["sick"]))
+    for note in notes:
+        console.note(note)
+    return sets
+
+
+def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
+    """Return in what the STS sets differ from those of the published figures."""
+    from dino_pipeline.suites.pairs import ScoredPairs
+    from dino_pipeline.suites.sts import unlike_papers
+
+    return unlike_papers([each for each in sets if isinstance(each, ScoredPairs) and each.suite == "sts"])
+
+
+def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
+    """Return the suite that data belongs to, and where it is."""
+    suite, equals, rest = given.partition("=")
+    if equals and suite in OF_DATA and not Path(given).exists():
+        found, path = suite, Path(rest)
+    else:
+        path = Path(given)
+        asked = [name for name in names if name in OF_DATA]
+        found = asked[0] if len(asked) == 1 else _suite_of(path)
+    if not path.exists():
+        raise OptionError(f"--data {given}: is not there; give a file, or a folder in BEIR's layout")
+    if names and found not in names:
+        raise OptionError(f"--data {given}: is for suite {found}, which --suite does not name; add it, or leave it out")
+    return found, path
+
+
+def _suite_of(path: Path) -> str:
+    """Return the suite that a file or folder is for, by what it holds."""
+    from dino_pipeline.corpus import Source
+
+    if path.is_dir():
+        return "retrieval" if (path / "corpus.jsonl").exists() else "probe"
+    if not path.exists():
+        return "pairs"
+    first = Source(str(path)).corpus.examples[0]
+    return "pairs" if isinstance(first.label, float | None) and first.text_b is not None else "probe"
+
+
+def _read(suite: str, name: str, path: Path) -> EvaluationSet:
+    from dino_pipeline.suites.pairs import ScoredPairs
+    from dino_pipeline.suites.probe import Probe
+    from dino_pipeline.suites.retrieval import Retrieval
+
+    if suite == "pairs":
+        return ScoredPairs.read(name, path)
+    return Probe.read(name, path) if suite == "probe" else Retrieval.read(name, path)
+
+
+def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
+    from dino_pipeline.suites.pairs import ScoredPairs
+
+    return [ScoredPairs.read(f"{run.path.name} dev (generated)", run.dev) for run in runs if run.dev.exists()]
+
+
+def evaluation_pairs(
+    runs: Sequence[Run], files: Sequence[Path], suite: str | None, *, of_pocket: bool
+) -> list[ScoredPairs]:
+    """Return the scored pairs asked for, else those that belong to the runs and to the pocket encoder."""
+    from dino_pipeline import pocket
+    from dino_pipeline.suites.pairs import ScoredPairs
+
+    found = [ScoredPairs.read(file.name, file) for file in files]
+    if not (files or suite):
+        found = _of_runs(runs)
+    if suite or (of_pocket and not files):
+        found.append(ScoredPairs.read("pocket gold", pocket.GOLD_TEST, "pocket"))
+    if not found:
+        raise OptionError("nothing to evaluate on; give --data FILE, or --suite pocket")
+    return found
