@@ -7,9 +7,8 @@ reads has an exact similarity to the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from statistics import fmean, stdev
 
 from dino_pipeline.decoder import Completion, Decoder
@@ -20,7 +19,7 @@ from dino_pipeline.pocket.grammar import parse
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.texts import normalise
+from dino_pipeline.texts import distinct_n, normalise
 
 DECAYS = (0.0, 10.0, 30.0, 100.0)
 """Strengths of debiasing: off, two weaker ones, and the paper's."""
@@ -172,7 +171,7 @@ def _quality(
         stopped=fmean(each.completion.finish == "stop" for each in written),
         parsed=fmean(frame is not None for frame in read),
         novel=_novel(written),
-        distinct_2=distinct_2([each.text for each in written]),
+        distinct_2=distinct_n([each.text for each in written], 2),
         strict=None if strict is None else fmean(strict),
         gold=fmean(graded) if graded else None,
     )
@@ -183,12 +182,6 @@ def _novel(written: Sequence[_Written]) -> float:
     before = len(known)
     known.update({(each.input, normalise(each.text)): None for each in written})
     return (len(known) - before) / len(written)
-
-
-def distinct_2(texts: Iterable[str]) -> float:
-    """Return distinct word pairs / all word pairs of neighbouring words, 0 to 1 (Li et al. 2016, section 5.3)."""
-    pairs = [pair for text in texts for pair in pairwise(normalise(text).split())]
-    return len(dict.fromkeys(pairs)) / len(pairs) if pairs else 0.0
 
 
 @dataclass(frozen=True)

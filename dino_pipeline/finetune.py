@@ -199,6 +199,7 @@ def _results(
         "made": list(rows.said),
         "pooling": pooling_of(model),
         "steps": trained.steps,
+        "history": trained.history,
         "rows_seen": trained.rows_seen,
         "seconds": round(trained.seconds, 1),
         "mean_cosine": round(trained.mean_cosine, 4),

@@ -113,6 +113,16 @@ class Run:
         """Trainings by several objectives, and their table."""
         return self.path / "compare"
 
+    @property
+    def report(self) -> Path:
+        """What a reader should know of the run, on one page."""
+        return self.path / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        """The report's pictures, a PNG each."""
+        return self.path / "pictures"
+
     @cached_property
     def _lock_file(self) -> Path:
         return self.path / ".lock"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 import regex
@@ -31,6 +32,18 @@ def normalise(text: str) -> str:
 def parts_words(text: str) -> bool:
     """Say whether a text is in a script that puts spaces between words."""
     return text.isascii() or not _UNPARTED.search(text)
+
+
+def distinct_n(texts: Iterable[str], size: int) -> float:
+    """Return distinct runs of so many neighbouring words / all such runs, 0 to 1 (Li et al. 2016, section 5.3)."""
+    found: dict[tuple[str, ...], None] = {}
+    total = 0
+    for text in texts:
+        words = normalise(text).split()
+        runs = list(zip(*(words[first:] for first in range(size)), strict=False))
+        found.update(dict.fromkeys(runs))
+        total += len(runs)
+    return len(found) / total if total else 0.0
 
 
 def word_overlap(text_a: str, text_b: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Trained:
     """Interrupted calls included, up to the checkpoints that training went on from."""
     mean_cosine: float
     """Of different texts, by the best checkpoint."""
+    history: list[dict[str, float]]
+    """``step`` with the mean ``loss`` since the step before, or with ``dev``, what the checkpoint is chosen by."""
 
 
 def train(
@@ -117,7 +119,15 @@ def train(
             f"{objective.name}: no checkpoint can be told from another after {steps} steps (embeddings that are no "
             "numbers, or all the same); train with a lower --learning-rate"
         )
-    return Trained(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe))
+    history = list(_history(trainer.state.log_history, selection))
+    return Trained(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe), history)
+
+
+def _history(logged: Sequence[dict[str, float]], selection: Selection) -> Iterator[dict[str, float]]:
+    for entry in logged:
+        for name, key, factor in (("loss", "loss", 1.0), ("dev", selection.metric, selection.factor)):
+            if math.isfinite(value := factor * entry.get(key, math.nan)):
+                yield {"step": int(entry["step"]), name: round(value, 6)}
 
 
 def steps_of(objective: Objective, recipe: Recipe, rows: int) -> int:

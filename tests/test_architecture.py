@@ -17,7 +17,7 @@ FLOORS = [
     {"compiling", "writer", "ingest", "trainer"},
     {"sieve"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
-    {"compare"},
+    {"compare", "report"},
     {"cli"},
     {"__main__"},
 ]

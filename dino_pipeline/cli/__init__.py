@@ -10,6 +10,7 @@ from dino_pipeline.cli.evaluate import evaluate
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.finetune import finetune
 from dino_pipeline.cli.generate import generate
+from dino_pipeline.cli.report import report
 from dino_pipeline.cli.spec import spec
 
 
@@ -19,5 +20,5 @@ def main() -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
 
 
-for _command in (generate, filter_command, finetune, evaluate, compare, spec):
+for _command in (generate, filter_command, finetune, evaluate, compare, report, spec):
     main.add_command(_command)

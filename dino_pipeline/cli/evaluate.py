@@ -131,7 +131,7 @@ def _evaluate_encoders(
     from dino_pipeline.run import Run, model_fingerprint
 
     runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]
-    found = [each for target in targets for each in _candidates(target, alone=len(runs) == 1)]
+    found = [each for target in targets for each in candidates_of(target, alone=len(runs) == 1)]
     candidates = list({each.name: each for each in found}.values())
     of_pocket = any(run.stage("finetune")["options"]["encoder"] == "pocket" for run in runs)
     with contextlib.closing(Console()) as console:
@@ -157,7 +157,7 @@ def _evaluate_encoders(
         print_published(differing)
 
 
-def _candidates(target: str, *, alone: bool) -> list[Candidate]:
+def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
     """Return a run's encoder before and after training, or the model itself.
 
     A run is named where it is not the only one.

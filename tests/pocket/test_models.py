@@ -12,13 +12,14 @@ from dino_pipeline import pocket
 from dino_pipeline.cli import main
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.fidelity import Quality, distinct_2, measure, sts_spec, summarise
+from dino_pipeline.fidelity import Quality, measure, sts_spec, summarise
 from dino_pipeline.loading import load_decoder
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
 from dino_pipeline.progress import Progress
 from dino_pipeline.slots import Slots
 from dino_pipeline.spec import TaskSpec, load_spec
+from dino_pipeline.texts import distinct_n
 from tests.test_spec import SPECS
 
 X1 = write(random_frame(Random(0)), Random(0))
@@ -97,9 +98,9 @@ def test_seeds_are_summed_up_by_mean_and_spread(found: dict[tuple[str, float | N
     assert summary.values["gold"] == (quality.gold, 0)
 
 
-def test_distinct_2_counts_pairs_of_words() -> None:
-    assert distinct_2(["A dog runs.", "a dog sits"]) == 3 / 4
-    assert distinct_2(["Alone"]) == 0
+def test_distinct_n_counts_runs_of_words() -> None:
+    assert distinct_n(["A dog runs.", "a dog sits"], 2) == 3 / 4
+    assert distinct_n(["Alone"], 2) == 0
 
 
 def test_the_suite_prints_a_table_and_writes_every_seed(tmp_path: Path) -> None:

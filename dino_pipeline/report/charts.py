@@ -1,0 +1,167 @@
+"""The report's pictures: each drawn once, for the page (colours of its theme) and as a PNG."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from itertools import cycle
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dino_pipeline.report.blocks import Picture, Table, visible
+from dino_pipeline.report.texts_of_run import Histogram
+
+INK, MUTED, LINES = "#010203", "#5b5c5d", "#c7c8c9"
+"""Stand for the page's own colours; `_themed` puts those in their place."""
+THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINES: "var(--line)"}
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#882255")
+"""Told apart by colour-blind people, on light and dark ground (Paul Tol's bright scheme)."""
+LEFT, GONE = COLOURS[0], COLOURS[1]
+WIDTH = 6.4
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "svg.fonttype": "none",
+    "axes.edgecolor": LINES,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": LINES,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def picture(
+    name: str, title: str, numbers: Table, height: float, panels: int, draw: Callable[[Sequence[Axes]], None]
+) -> Picture:
+    """Draw a picture.
+
+    Args:
+        name: of its file.
+        title: says what it shows.
+        numbers: the same as a table.
+        height: in inches; it is 6.4 wide.
+        panels: how many stand side by side.
+        draw: fills them.
+    """
+    with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the PNG's font lacks
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure.subplots(1, panels, squeeze=False)[0])
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return Picture(name, title, _themed(svg.getvalue(), title, name), png.getvalue(), numbers)
+
+
+def _themed(svg: str, title: str, name: str) -> str:
+    """Return the drawing as an element of the page: no prologue, the page's colours, a title to be read out."""
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    for colour, of_theme in THEME.items():
+        drawing = drawing.replace(colour, of_theme)
+    drawing = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", drawing)  # one page, one name each
+    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(title, quote=True)}"', 1)
+
+
+def _named(panel: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a panel of horizontal bars, the first on top."""
+    panel.set_yticks(range(len(names)), [visible(name, 40) for name in names])
+    panel.invert_yaxis()
+    panel.tick_params(axis="y", length=0)
+    panel.spines["left"].set_visible(False)
+
+
+def funnel(panels: Sequence[Axes], steps: Sequence[tuple[str, int, int]]) -> None:
+    """Draw what each step leaves and takes: (name, left, gone)."""
+    (panel,) = panels
+    most = max(left + gone for _, left, gone in steps)
+    for at, (_, left, gone) in enumerate(steps):
+        panel.barh(at, left, color=LEFT, height=0.7)
+        panel.barh(at, gone, left=left, color=GONE, height=0.7)
+        said = f"{left:,}" + (f"  (−{gone:,})" if gone else "")
+        panel.text(left + gone + most / 100, at, said, va="center", fontsize=8)
+    _named(panel, [name for name, *_ in steps])
+    panel.set_xlim(0, most * 1.3)
+    panel.set_xlabel("rows left (blue), dropped in this step (red)")
+
+
+def bars(panels: Sequence[Axes], series: Mapping[str, Mapping[str, int]], labels: Sequence[str], unit: str) -> None:
+    """Draw counts by label, each series a bar beside the others."""
+    (panel,) = panels
+    height = 0.8 / len(series)
+    for number, ((name, counts), colour) in enumerate(zip(series.items(), cycle(COLOURS), strict=False)):
+        places = [at - 0.4 + height * (number + 0.5) for at in range(len(labels))]
+        found = panel.barh(places, [counts.get(label, 0) for label in labels], height * 0.9, color=colour, label=name)
+        panel.bar_label(found, fmt="{:,.0f}", padding=3, fontsize=8)
+    _named(panel, labels)
+    panel.set_xlabel(unit)
+    panel.margins(x=0.15)
+    if len(series) > 1:
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def histograms(panels: Sequence[Axes], found: Histogram, unit: str) -> None:
+    """Draw how values of each label are spread, as shares of the label's."""
+    (panel,) = panels
+    edges, counts = found
+    for (label, of_label), colour, style in zip(counts.items(), cycle(COLOURS), cycle(("-", "--", "-.")), strict=False):
+        shares = [100 * count / max(sum(of_label), 1) for count in of_label]
+        panel.stairs(shares, edges, color=colour, linewidth=1.8, linestyle=style, label=visible(label, 30))
+    panel.set_xlabel(unit)
+    panel.set_ylabel("% of the label's")
+    panel.grid(axis="y", linewidth=0.5)
+    panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="label")
+
+
+def boxes(panels: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw quantiles by measure and label: the 5th, 25th, 50th, 75th and 95th percentile of each."""
+    for at, (panel, (measure, by_label)) in enumerate(zip(panels, found.items(), strict=True)):
+        keys = ("whislo", "q1", "med", "q3", "whishi")
+        stats = [{**dict(zip(keys, values, strict=True)), "fliers": []} for values in by_label.values()]
+        drawn = panel.bxp(stats, positions=range(len(stats)), orientation="horizontal", widths=0.6, patch_artist=True,
+                          boxprops={"facecolor": LEFT, "edgecolor": LEFT}, medianprops={"color": INK, "linewidth": 2},
+                          whiskerprops={"color": LEFT, "linewidth": 2}, capprops={"color": LEFT})  # fmt: skip
+        assert drawn
+        _named(panel, list(by_label) if at == 0 else [""] * len(by_label))
+        panel.set_title(visible(measure, 40))
+        panel.grid(axis="x", linewidth=0.5)
+        panel.set_axisbelow(True)
+
+
+def lines(panels: Sequence[Axes], found: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> None:
+    """Draw a line a panel: its name over it, points (x, y)."""
+    for panel, (name, points), colour in zip(panels, found.items(), cycle(COLOURS), strict=False):
+        panel.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, markersize=3)
+        panel.set_title(name)
+        panel.set_xlabel(unit)
+        panel.grid(axis="y", linewidth=0.5)
+
+
+def intervals(panels: Sequence[Axes], rows: Sequence[tuple[str, Mapping[str, Any]]], unit: str) -> None:
+    """Draw values with their intervals, one a line."""
+    (panel,) = panels
+    for at, (_, found) in enumerate(rows):
+        if found["value"] is None:
+            continue
+        if found["low"] is not None:
+            panel.plot([found["low"], found["high"]], [at, at], color=LEFT, linewidth=3, solid_capstyle="butt")
+        panel.plot(found["value"], at, "o", color=INK, markersize=5)
+    _named(panel, [name for name, _ in rows])
+    panel.set_xlabel(unit)
+    panel.grid(axis="x", linewidth=0.5)

@@ -1,0 +1,364 @@
+"""The report's sections about the dataset: what was asked, written, dropped and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.errors import ModelError
+from dino_pipeline.evaluate import Candidate
+from dino_pipeline.filters import load_funnel
+from dino_pipeline.funnel import Funnel
+from dino_pipeline.progress import Watch
+from dino_pipeline.report import charts
+from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Prompt, Samples, Table, number, share, visible
+from dino_pipeline.report.texts_of_run import TextsOfRun, in_order, label_name
+from dino_pipeline.run import Run
+from dino_pipeline.suites.base import Embedder, unit
+from dino_pipeline.suites.pairs import WORD_OVERLAP
+from dino_pipeline.texts import distinct_n, normalise, word_overlap
+
+MOST_LABELS = 12
+"""Labels that pictures and samples show; there are more in few datasets."""
+SLICES = 10
+"""Parts of a run that are compared with one another."""
+TEXTS_PER_SLICE = 1000
+PAIRS_PER_LABEL = 200
+"""That are embedded, to see how labels lie apart."""
+KEPT_SHOWN, DROPPED_SHOWN = 40, 15
+"""Samples of each label, and of each reason."""
+MOST_SAMPLES = 1000
+REPEATS = ("duplicate", "near-duplicate input", "near-duplicate text_b", "input of the same meaning")
+"""Reasons that say that a text was there before."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is made from."""
+
+    run: Run
+    texts: TextsOfRun
+    candidates: Sequence[Candidate]
+    """Encoders that show how labels lie apart."""
+    watch: Watch
+    language: str = "en"
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def records(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return self.run.records()
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return a finished stage's record.
+
+        Raises:
+            Missing: it has not been carried out to its end.
+        """
+        found: dict[str, Any] = self.records.get(name, {})
+        if found.get("status") != "done":
+            raise Missing(f"dino {name} has not {'ended' if found else 'run'}")
+        return found
+
+    @property
+    def funnel(self) -> Funnel:
+        """The filter's funnel."""
+        self.stage("filter")
+        return load_funnel(self.run)
+
+    def labels(self, table: str = "kept") -> list[str]:
+        """Return the labels that are shown: the most frequent ones."""
+        counts = self.texts.counts(table)
+        return in_order(sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS])
+
+
+def spec(material: Material) -> list[Block]:
+    """What was asked."""
+    fields = material.run.spec_fields()
+    if not fields:
+        raise Missing("the texts were brought as a file, not written from a spec")
+    blocks: list[Block] = []
+    if fields.get("description"):
+        blocks.append(Paragraph(visible(fields["description"])))
+    terms = [("task", fields["task_name"]), ("language", fields.get("language")), ("license", fields.get("license"))]
+    blocks.append(Facts([(name, visible(str(value))) for name, value in terms if value]))
+    for label, of_label in fields["labels"].items():
+        blocks.append(_prompt(label, of_label))
+    if isinstance(fields.get("inputs"), dict):
+        inputs = fields["inputs"]
+        blocks.append(Paragraph(f"The inputs <X1> were written from the spec {visible(inputs['task_name'])}:"))
+        blocks += [_prompt(label, of_label) for label, of_label in inputs["labels"].items()]
+    return blocks
+
+
+def _prompt(label: str, of_label: Mapping[str, Any]) -> Prompt:
+    against = ", ".join(of_label.get("counter_labels", ()))
+    said = f"contrasted with {against}" if against else "not contrasted"
+    return Prompt(visible(label, 80), visible(said, 200), visible(of_label["instruction"], 4000))
+
+
+def generation(material: Material) -> list[Block]:
+    """What was written: acceptance, margins, and why texts were rejected at once."""
+    generated = material.stage("generate")
+    rows = [
+        [
+            visible(label, 40),
+            number(count["written"]),
+            number(count["accepted"]),
+            share(count["accepted"], count["written"]),
+            "-" if (margin := generated.get("mean_margins", {}).get(label)) is None else f"{margin:+.3f}",
+        ]
+        for label, count in generated["counts"].items()
+    ]
+    caption = "Texts by label; the margin is the mean log-probability per token above the best counter-label's"
+    blocks: list[Block] = [Table(caption, ["label", "written", "accepted", "share", "mean margin"], rows)]
+    if reasons := material.texts.rows("SELECT reason, count(*) FROM rejected GROUP BY 1 ORDER BY 2 DESC, 1"):
+        found = [[visible(str(reason), 80), number(count)] for reason, count in reasons[:MOST_LABELS]]
+        blocks.append(Table("Rejected while writing", ["reason", "texts"], found))
+    margins = material.texts.histogram("written", "margin")
+    if margins:
+        quantiles = material.texts.quantiles("written", "margin")
+        blocks.append(
+            charts.picture(
+                "margins",
+                "How much likelier texts are under their own instruction than under the best counter-label's",
+                _quantile_table("Margins", quantiles, ".3f"),
+                2.6,
+                1,
+                lambda panels: charts.histograms(panels, margins, "margin (nats per token)"),
+            )
+        )
+    return blocks
+
+
+def _quantile_table(caption: str, found: Mapping[str, Sequence[float]], form: str) -> Table:
+    rows = [
+        [visible(label, 40), number(int(count)), *(format(value, form) for value in values)]
+        for label, (count, *values) in found.items()
+    ]
+    return Table(caption, ["label", "texts", "5 %", "median", "95 %"], rows)
+
+
+def funnel(material: Material) -> list[Block]:
+    """What the filter dropped."""
+    found = material.funnel
+    totals = [(step, sum(counts.values())) for step, counts in found.steps]
+    steps, left = [], 0
+    for step, count in totals:
+        if step == "read":
+            left = count
+            steps.append((step, left, 0))
+        elif step.startswith("- ") and count:
+            left -= count
+            steps.append((step.removeprefix("- "), left, count))
+        elif step in {"kept", "train", "dev"}:
+            steps.append((step, count, 0))
+        elif step.startswith("+ ") and count:
+            steps.append((step.removeprefix("+ ") + " added", count, 0))
+    rows = [[visible(cell, 60) for cell in row] for row in found.rows()]
+    shown = [row for row in rows if row[-1] != "0" or not row[0].startswith("- ")]
+    numbers = Table("The filter's steps by label", found.header(), shown)
+    title = "What each step of the filter left and dropped"
+    height = 0.26 * len(steps) + 0.8
+    return [charts.picture("funnel", title, numbers, height, 1, lambda panels: charts.funnel(panels, steps))]
+
+
+def balance(material: Material) -> list[Block]:
+    """How many of each label there are."""
+    labels = material.labels()
+    if not labels:
+        raise Missing("dino filter has not run")
+    every = {"kept": material.texts.counts("kept"), "dev": material.texts.counts("dev")}
+    series = {
+        "train": {label: every["kept"][label] - every["dev"].get(label, 0) for label in labels},
+        "dev": every["dev"],
+    }
+    rows = [[visible(label, 40), *(number(counts.get(label, 0)) for counts in series.values())] for label in labels]
+    numbers = Table("Pairs by label" if material.texts.paired else "Texts by label", ["label", *series], rows)
+    height = 0.4 * len(labels) + 0.8
+    unit = "pairs" if material.texts.paired else "texts"
+    title = f"How many {unit} of each label there are"
+    drawn = charts.picture(
+        "balance", title, numbers, height, 1, lambda panels: charts.bars(panels, series, labels, unit)
+    )
+    return [drawn, *_more_labels(material)]
+
+
+def _more_labels(material: Material) -> list[Block]:
+    count = len(material.texts.labels("kept"))
+    return [Paragraph(f"The {MOST_LABELS} most frequent of {count} labels.")] if count > MOST_LABELS else []
+
+
+def lengths(material: Material) -> list[Block]:
+    """How long texts are."""
+    text = "text_b" if material.texts.paired else "text_a"
+    found = material.texts.histogram("kept", f"length({text})")
+    quantiles = material.texts.quantiles("kept", f"length({text})")
+    if not quantiles:
+        raise Missing("dino filter has not run")
+    numbers = _quantile_table(f"Characters of {text}", quantiles, ".0f")
+    if found is None:
+        return [numbers]
+    found = (found[0], {label: found[1][label] for label in material.labels() if label in found[1]})
+    title = f"How long {text} is: lengths should not give the label away"
+    unit = f"characters of {text}"
+    return [charts.picture("lengths", title, numbers, 2.6, 1, lambda panels: charts.histograms(panels, found, unit))]
+
+
+def similarity(material: Material) -> list[Block]:
+    """How similar the two texts of pairs are, label by label."""
+    if not material.texts.paired:
+        raise Missing("these are single texts, not pairs")
+    table = "dev" if "dev" in material.texts.there else "kept"
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for label, first, second in material.texts.drawn(table, "label, text_a, text_b", PAIRS_PER_LABEL):
+        pairs.setdefault(label_name(label), []).append((first, second))
+    pairs = {label: pairs[label] for label in material.labels(table) if label in pairs}
+    if not pairs:
+        raise Missing("dino filter has not run")
+    overlap = {label: np.array([word_overlap(*pair) for pair in of_label]) for label, of_label in pairs.items()}
+    found, said = {WORD_OVERLAP: overlap}, []
+    for candidate in material.candidates:
+        try:
+            found[candidate.name] = _cosines(candidate, pairs, material.watch)
+        except ModelError as error:
+            said.append(Paragraph(f"Without {candidate.name}: {error}"))
+    quantiles = {
+        measure: {
+            label: [float(value) for value in np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])]
+            for label, values in by_label.items()
+        }
+        for measure, by_label in found.items()
+    }
+    rows = [
+        [visible(label, 40), measure, *(f"{value:.2f}" for value in values)]
+        for measure, by_label in quantiles.items()
+        for label, values in by_label.items()
+    ]
+    caption = f"Similarity of {sum(map(len, pairs.values()))} pairs of {'dev' if table == 'dev' else 'train and dev'}"
+    numbers = Table(caption, ["label", "measure", "5 %", "25 %", "median", "75 %", "95 %"], rows)
+    title = "How similar the two texts of a pair are, by label: the further apart the boxes, the more there is to learn"
+    height = 0.35 * len(pairs) + 1.0
+    drawn = charts.picture(
+        "similarity", title, numbers, height, len(found), lambda panels: charts.boxes(panels, quantiles)
+    )
+    return [drawn, *said]
+
+
+def _cosines(candidate: Candidate, pairs: Mapping[str, Sequence[tuple[str, str]]], watch: Watch) -> dict[str, Any]:
+    embedder = Embedder(candidate.name, load_encoder(candidate.path, candidate.revision), 64, watch)
+    embedder.learn(text for of_label in pairs.values() for pair in of_label for text in pair)
+    return {
+        label: (unit(embedder([a for a, _ in of_label])) * unit(embedder([b for _, b in of_label]))).sum(axis=1)
+        for label, of_label in pairs.items()
+    }
+
+
+def diversity(material: Material) -> list[Block]:
+    """Whether the generator kept on writing new texts."""
+    generated = material.stage("generate")
+    text, place = ("text_b", "input") if material.texts.paired else ("text_a", "sample")
+    parts = _slices(material, text, place)
+    if not parts:
+        raise Missing(f"the texts of {material.run.path.name} are not there any more")
+    rows = [
+        [str(at + 1), number(count), f"{one:.3f}", f"{two:.3f}", f"{100 * repeated:.1f} %"]
+        for at, (count, one, two, repeated) in enumerate(parts)
+    ]
+    caption = f"Parts of the run, in the order of {'inputs' if place == 'input' else 'samples'}"
+    numbers = Table(caption, ["part", "texts", "distinct-1", "distinct-2", "repeats dropped"], rows)
+    found = {
+        "distinct-2": [(at + 1, two) for at, (_, _, two, _) in enumerate(parts)],
+        "repeats dropped (%)": [(at + 1, 100 * repeated) for at, (*_, repeated) in enumerate(parts)],
+    }
+    title = (
+        "Diversity over the run: fewer distinct pairs of words, or more repeats, towards its end mean that it runs dry"
+    )
+    blocks: list[Block] = [
+        charts.picture(
+            "diversity", title, numbers, 2.3, 2, lambda panels: charts.lines(panels, found, "part of the run")
+        )
+    ]
+    drawn = [text for (text,) in material.texts.drawn("written", text, 4 * TEXTS_PER_SLICE, by="1")]
+    items = [(f"distinct-{size}, {len(drawn)} texts", f"{distinct_n(drawn, size):.3f}") for size in (1, 2, 3)]
+    items.append(("texts of all that are distinct", share(len({normalise(each) for each in drawn}), len(drawn))))
+    if (cosine := material.records.get("finetune", {}).get("mean_cosine")) is not None:
+        items.append(("mean cosine of different texts, trained encoder", f"{cosine:.3f}"))
+    if generated.get("inputs") is not None:
+        items.append(("inputs", number(generated["inputs"])))
+    return [*blocks, Facts(items)]
+
+
+def _slices(material: Material, text: str, place: str) -> list[tuple[int, float, float, float]]:
+    """Return for each part of the run: texts, distinct-1, distinct-2 and the share that was dropped as repeated."""
+    (last,) = material.texts.rows(f"SELECT max({place}) FROM written")[0]
+    if last is None:
+        return []
+    part = f"({place} * {SLICES} // {last + 1})"
+    drawn: dict[int, list[str]] = {}
+    for at, each in material.texts.drawn("written", f"{part}, {text}", TEXTS_PER_SLICE, by=part):
+        drawn.setdefault(at, []).append(each)
+    counts = dict(material.texts.rows(f"SELECT {part}, count(*) FROM written GROUP BY 1"))
+    reasons = ", ".join(f"'{reason}'" for reason in REPEATS)
+    repeated = dict(
+        material.texts.rows(
+            f"SELECT {part}, count(*) FROM dropped WHERE reason IN ({reasons}) AND {place} IS NOT NULL GROUP BY 1"
+        )
+    )
+    return [
+        (counts[at], distinct_n(texts, 1), distinct_n(texts, 2), repeated.get(at, 0) / counts[at])
+        for at, texts in sorted(drawn.items())
+    ]
+
+
+def contamination(material: Material) -> list[Block]:
+    """Whether evaluation data was kept out."""
+    filtered = material.stage("filter")
+    excluded = filtered["options"]["exclude"]
+    if not excluded:
+        return [Paragraph("Nothing was compared with evaluation data (dino filter --exclude).")]
+    leaks = dict(filtered["funnel"]).get("- in evaluation data", [])
+    count = sum(number for _, number in leaks)
+    return [
+        Facts(
+            [
+                ("compared with", visible(", ".join(excluded), 1000)),
+                ("pairs that held a text of it, nearly, or 13 words of one", f"{number(count)}, all dropped"),
+            ]
+        )
+    ]
+
+
+def samples(material: Material) -> list[Block]:
+    """Texts to look at."""
+    fields = "label, text_a, text_b, logprob, margin, reason, evidence"
+    kept = material.texts.drawn("kept", fields, KEPT_SHOWN)
+    dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason")
+    rows = [_sample(row, "kept") for row in kept[: MOST_SAMPLES // 2]]
+    rows += [_sample(row, "dropped") for row in dropped[: MOST_SAMPLES // 2]]
+    if not rows:
+        raise Missing("dino filter has not run")
+    fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
+    labels = in_order({row["label"] for row in rows})
+    totals = [sum(material.texts.counts(table).values()) for table in ("kept", "dropped")]
+    said = f"Drawn from {number(totals[0])} kept and {number(totals[1])} dropped."
+    return [Paragraph(said), Samples(rows, labels, fates, material.texts.paired, material.language)]
+
+
+def _sample(row: tuple[Any, ...], fate: str) -> dict[str, str]:
+    label, first, second, logprob, margin, reason, evidence = row
+    return {
+        "fate": fate,
+        "reason": visible(reason or "", 80),
+        "evidence": visible(evidence or "", 120),
+        "label": visible(label_name(label), 40),
+        "first": visible(first or ""),
+        "second": visible(second or ""),
+        "logprob": "" if logprob is None else f"{logprob:.2f}",
+        "margin": "" if margin is None else f"{margin:+.2f}",
+    }

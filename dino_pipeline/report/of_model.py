@@ -1,0 +1,183 @@
+"""The report's sections about the encoder: its training, its scores, and where everything comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from dino_pipeline.report import charts
+from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
+from dino_pipeline.report.of_data import Material
+
+STAGES = ("generate", "filter", "finetune", "evaluate")
+SHOWN = ("objective", "encoder", "epochs", "batch_size", "learning_rate", "seed")
+SECTIONS_OF_SCORES = 12
+"""Sets whose scores are drawn."""
+
+
+def training(material: Material) -> list[Block]:
+    """How training went."""
+    trained = material.stage("finetune")
+    if "selection" not in trained:
+        raise Missing("the encoder was trained by an older version; run dino finetune --fresh")
+    chosen, options = trained["selection"], trained["options"]
+    items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in SHOWN]
+    items += [
+        ("rows", f"{number(trained['train'])} to train on, {number(trained['dev'])} held out"),
+        ("steps", number(trained["steps"])),
+        ("seconds", f"{trained['seconds']:.1f}"),
+        (f"best {chosen['measure']}{_unit(chosen)}, on {chosen['on']}", number(chosen["best"])),
+    ]
+    if chosen["human_labels"]:
+        items.append(("chosen on human labels", visible(chosen["on"], 80)))
+    if trained["collapsed"]:
+        items.append(("collapsed", f"cosines of different texts average {trained['mean_cosine']}"))
+    blocks: list[Block] = [Facts(items)]
+    history = trained.get("history", [])
+    if not history:
+        return [*blocks, Paragraph("This run was trained before curves were recorded.")]
+    dev = f"dev {chosen['measure']}{_unit(chosen)}"
+    curves = {
+        "training loss": [(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+        dev: [(entry["step"], entry["dev"]) for entry in history if "dev" in entry],
+    }
+    found = {name: points for name, points in curves.items() if points}
+    steps = sorted({step for points in found.values() for step, _ in points})
+    by_step = {name: dict(points) for name, points in found.items()}
+    rows = [[str(step), *(_value(values.get(step)) for values in by_step.values())] for step in steps]
+    numbers = Table("Curves", ["step", *found], rows)
+    title = "Loss of training, and what the checkpoint was chosen by"
+    drawn = charts.picture(
+        "curves", title, numbers, 2.3, len(found), lambda panels: charts.lines(panels, found, "step")
+    )
+    return [*blocks, drawn]
+
+
+def _unit(chosen: Mapping[str, Any]) -> str:
+    return " x 100" if chosen["measure"] == "Spearman" else ""
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def scores(material: Material) -> list[Block]:
+    """What the encoder is worth, beside baselines."""
+    material.stage("evaluate")
+    found = json.loads(material.run.scores.read_text())
+    if "models" not in found:
+        raise Missing("scores.json is of an older version; run dino evaluate again")
+    human = {each["name"]: each["chosen_on_human_labels"] for each in found["models"]}
+    blocks: list[Block] = []
+    drawn, rows = [], []
+    for score in found["scores"]:
+        name, first = next(iter(score["measures"].items()))
+        low, high = first["low"], first["high"]
+        rows.append(
+            [
+                visible(score["data"], 60),
+                visible(score["model"], 60) + "*" * bool(human.get(score["model"])),
+                number(score["size"]),
+                f"{name} x 100",
+                number(first["value"]),
+                "-" if low is None else f"{low:.2f} .. {high:.2f}",
+                ", ".join(f"{key}: {value}" for key, value in score["protocol"].items()),
+            ]
+        )
+        drawn.append((f"{score['data']}: {score['model']}", first))
+    header = ["data", "model", "size", "measure", "value", "95 % interval", "protocol"]
+    numbers = Table("Scores; compare only rows of the same data, measure and protocol", header, rows)
+    some = drawn[: 3 * SECTIONS_OF_SCORES]
+    title = "Scores with their 95 % bootstrap intervals, baselines beside them"
+    height = 0.26 * len(some) + 0.8
+    blocks.append(
+        charts.picture("scores", title, numbers, height, 1, lambda panels: charts.intervals(panels, some, "x 100"))
+    )
+    if found["differences"]:
+        blocks.append(_differences(found["differences"]))
+    for name, labels in human.items():
+        if labels:
+            blocks.append(Paragraph(f"* {visible(name, 60)}: its checkpoint was chosen on human labels ({labels})."))
+    return blocks
+
+
+def _differences(found: list[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            visible(each["data"], 60),
+            visible(f"{each['model']} - {each['minus']}", 120),
+            each["measure"],
+            "-" if each["difference"] is None else f"{each['difference']:+.2f}",
+            "-" if each["low"] is None else f"{each['low']:.2f} .. {each['high']:.2f}",
+        ]
+        for each in found
+    ]
+    caption = "Differences, resampled in pairs: an interval without 0 is a difference that other items would show, too"
+    return Table(caption, ["data", "difference", "measure", "x 100", "95 % interval"], rows)
+
+
+def comparison(material: Material) -> list[Block]:
+    """How objectives compare."""
+    path = material.run.comparison / "compare.json"
+    if not path.exists():
+        raise Missing("dino compare has not run")
+    found = json.loads(path.read_text())
+    sets = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"] or ()))
+    rows = []
+    for row in found["rows"]:
+        values = [[each for each in (row["scores"] or {}).get(name, ()) if each is not None] for name in sets]
+        shown = [
+            f"{sum(of_set) / len(of_set):.1f} ({min(of_set):.1f} .. {max(of_set):.1f})" if of_set else "-"
+            for of_set in values
+        ]
+        rows.append([visible(row["name"] + "*" * bool(row["remarks"]), 60), row["learns_from"], *shown])
+    caption = f"{found['unit']}, mean and range of seeds {', '.join(map(str, found['seeds']))}"
+    remarks = [Paragraph(f"* {row['name']}: {'; '.join(row['remarks'])}") for row in found["rows"] if row["remarks"]]
+    return [Table(caption, ["objective", "learns from", *sets], rows), *remarks]
+
+
+def lineage(material: Material) -> list[Block]:
+    """What everything was made from, with what, when and how fast."""
+    blocks: list[Block] = []
+    for name in STAGES:
+        record = material.records.get(name)
+        if not record:
+            continue
+        items = [("status", record["status"]), *_origin(name, record)]
+        if record.get("sources"):
+            items.append(("made from (digest)", visible(record["sources"], 300)))
+        items += [(key, str(record[key])) for key in ("started", "ended") if key in record]
+        items += _throughput(name, record)
+        options = json.dumps(record["options"], ensure_ascii=False)
+        items += [("options", visible(options, 4000))] if record["options"] else []
+        items.append(("versions", ", ".join(f"{key} {value}" for key, value in record.get("versions", {}).items())))
+        blocks += [Paragraph(f"dino {name}"), Facts(items)]
+    if not blocks:
+        raise Missing("run.json records nothing")
+    return blocks
+
+
+def _origin(name: str, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    options = record["options"]
+    terms: list[tuple[str, Any]] = [
+        ("spec (digest)", options.get("spec")),
+        ("model", options.get("model") or options.get("encoder")),
+        ("revision", options.get("revision")),
+        ("commit", record.get("model_commit")),
+        ("weights (digest)", options.get("fingerprint")),
+        ("seed", options.get("seed")),
+    ]
+    return [(term, visible(str(value), 200)) for term, value in terms if value is not None]
+
+
+def _throughput(name: str, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if name == "finetune" and record.get("seconds"):
+        return [("rows per second", f"{record['rows_seen'] / record['seconds']:.0f}")]
+    counts = record.get("counts")
+    if not counts or "ended" not in record:
+        return []
+    seconds = (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
+    written = sum(count["written"] for count in counts.values())
+    return [("texts per second", f"{written / max(seconds, 1):.0f} (start and pauses included)")]

@@ -1,0 +1,118 @@
+"""Puts the report together: its sections, one HTML file that needs nothing else, and a PNG of each picture."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from dino_pipeline import __version__
+from dino_pipeline.evaluate import Candidate
+from dino_pipeline.examples import write_atomic
+from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.report import of_data, of_model
+from dino_pipeline.report.blocks import Block, Missing, Picture, Section, number, visible
+from dino_pipeline.report.of_data import Material
+from dino_pipeline.report.texts_of_run import TextsOfRun
+from dino_pipeline.run import Run
+
+SECTIONS: Sequence[tuple[str, str, Callable[[Material], list[Block]]]] = (
+    ("spec", "Task spec and prompts", of_data.spec),
+    ("generation", "Generation", of_data.generation),
+    ("funnel", "Filter", of_data.funnel),
+    ("balance", "Label balance", of_data.balance),
+    ("similarity", "Similarity within pairs", of_data.similarity),
+    ("lengths", "Lengths", of_data.lengths),
+    ("diversity", "Duplicates and diversity", of_data.diversity),
+    ("contamination", "Evaluation data", of_data.contamination),
+    ("training", "Training", of_model.training),
+    ("scores", "Scores", of_model.scores),
+    ("comparison", "Objectives compared", of_model.comparison),
+    ("samples", "Samples", of_data.samples),
+    ("lineage", "Lineage", of_model.lineage),
+)
+
+
+def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Write a run's report and its pictures.
+
+    Args:
+        run: what to report on.
+        candidates: encoders that show how labels lie apart.
+        watch: is told how far it is.
+
+    Returns:
+        The files written, and the sections that are left out, each with the reason.
+
+    Raises:
+        DataError: a file of the run cannot be read.
+    """
+    language = str(run.spec_fields().get("language") or "en")
+    material = Material(run, TextsOfRun(run), candidates, watch, language)
+    found, missing = [], []
+    progress = Progress("report: sections", total=len(SECTIONS))
+    for name, title, make in SECTIONS:
+        try:
+            found.append(Section(name, title, make(material)))
+        except Missing as error:
+            missing.append((title, str(error)))
+        progress.done += 1
+        watch.progress(progress)
+    html = _html(run, material, found, missing)
+    write_atomic(run.report, lambda file: file.write(html.encode("utf-8", "replace")))
+    pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
+    return [run.report, *_write_pictures(run, pictures)], missing
+
+
+def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
+    """Write the PNG copies, and remove those of sections that are gone."""
+    paths = {run.pictures / f"{each.name}.png": each.png for each in pictures}
+    for path in run.pictures.glob("*.png"):
+        if path not in paths:
+            path.unlink()
+    for path, png in paths.items():
+        _write(path, png)
+    return list(paths)
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomic(path, lambda file: file.write(content))
+
+
+def _html(run: Run, material: Material, sections: Sequence[Section], missing: Sequence[tuple[str, str]]) -> str:
+    source = files("dino_pipeline.report")
+    style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["drawing"] = Markup  # ours, made by matplotlib, its texts escaped
+    template = environment.from_string((source / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        name=visible(run.path.resolve().name, 120),
+        language=visible(material.language, 20),
+        headline=_headline(material),
+        sections=sections,
+        missing=missing,
+        version=__version__,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _headline(material: Material) -> list[tuple[str, str]]:
+    records = material.records
+    counts = material.texts.counts("kept")
+    found = [("pairs" if material.texts.paired else "texts", number(sum(counts.values())))] if counts else []
+    found += [("labels", str(len(counts)))] if counts else []
+    if model := records.get("generate", {}).get("options", {}).get("model"):
+        found.append(("written by", visible(Path(str(model)).name, 60)))
+    trained = records.get("finetune", {})
+    if trained.get("status") == "done":
+        best = trained.get("selection", {})
+        found.append(("encoder", visible(Path(str(trained["options"]["encoder"])).name, 60)))
+        found.append((f"best dev {best.get('measure', '')}", number(best.get("best"))))
+    return found

@@ -1,0 +1,135 @@
+"""What a run's files hold, counted and drawn from in DuckDB, however many rows there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from dino_pipeline.errors import DataError, first_line
+from dino_pipeline.labels import as_number
+from dino_pipeline.run import Run, shard_files
+from dino_pipeline.sets import quoted
+
+FIELDS = {
+    "text_a": "VARCHAR",
+    "text_b": "VARCHAR",
+    "label": "VARCHAR",
+    "logprob": "DOUBLE",
+    "margin": "DOUBLE",
+    "input": "BIGINT",
+    "sample": "BIGINT",
+    "reason": "VARCHAR",
+    "evidence": "VARCHAR",
+}
+BINS = 24
+Histogram = tuple[list[float], dict[str, list[int]]]
+"""Edges of the bins, and how many values of each label are in each."""
+ROWS = "examples"
+SHOWN = 64 * 2**20
+"""Bytes of the longest line that is read."""
+
+
+class TextsOfRun:
+    """A run's texts: ``written`` by the generator, ``rejected``, ``kept`` (train and dev), ``dropped``, ``dev``."""
+
+    def __init__(self, run: Run) -> None:
+        """Look at those of the files that are there."""
+        self.db = duckdb.connect(config={"memory_limit": "1GB"})
+        self.db.execute("SET enable_progress_bar = false")
+        files = {
+            "written": shard_files(run.shards),
+            "rejected": shard_files(run.rejected),
+            "kept": [path for path in (run.train, run.dev) if path.exists()],
+            "dev": [run.dev] if run.dev.exists() else [],
+            "dropped": [run.dropped] if run.dropped.exists() else [],
+        }
+        self.there = {name for name, paths in files.items() if any(path.stat().st_size for path in paths)}
+        for name, paths in files.items():
+            self._view(name, paths if name in self.there else [])
+
+    def _view(self, name: str, paths: Sequence[Path]) -> None:
+        columns = ", ".join(f"{field}: '{kind}'" for field, kind in FIELDS.items())
+        options = f"format='newline_delimited', columns={{{columns}}}, maximum_object_size={SHOWN}"
+        source = f"read_json([{', '.join(map(quoted, paths))}], {options})"
+        if not paths:
+            nothing = ", ".join(f"NULL::{kind} AS {field}" for field, kind in FIELDS.items())
+            source = f"(SELECT {nothing} WHERE false)"
+        with self._errors(paths):
+            self.db.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}")
+
+    @contextmanager
+    def _errors(self, paths: Sequence[Path]) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.Error as error:
+            raise DataError(
+                f"{', '.join(map(str, paths))}: cannot be read ({first_line(error)}); make it again"
+            ) from error
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return what a query gives."""
+        return self.db.execute(sql, values).fetchall()
+
+    def counts(self, table: str, by: str = "label") -> dict[str, int]:
+        """Count a table's rows by label, or by another field."""
+        found: dict[str, int] = {}
+        for value, count in self.rows(f"SELECT {by}, count(*) FROM {table} GROUP BY 1"):
+            name = label_name(value)
+            found[name] = found.get(name, 0) + count
+        return {name: found[name] for name in in_order(found)}
+
+    def labels(self, table: str) -> list[str]:
+        """Return a table's labels in order."""
+        return list(self.counts(table))
+
+    @property
+    def paired(self) -> bool:
+        """Whether the texts are pairs."""
+        return bool(
+            self.rows("SELECT count(text_b) FROM kept")[0][0] or self.rows("SELECT count(text_b) FROM written")[0][0]
+        )
+
+    def histogram(self, table: str, value: str) -> Histogram | None:
+        """Count the values of an expression in bins of equal width that hold all but its most extreme hundredth."""
+        bounds = f"quantile_cont({value}, 0.005), quantile_cont({value}, 0.995)"
+        low, high = self.rows(f"SELECT {bounds} FROM {table} WHERE {value} IS NOT NULL")[0]
+        if low is None or high <= low:
+            return None
+        width = (high - low) / BINS
+        place = f"greatest(0, least({BINS - 1}, floor(({value} - {low}) / {width})))::INTEGER"
+        found: dict[str, list[int]] = {}
+        for label, bin_, count in self.rows(
+            f"SELECT label, {place}, count(*) FROM {table} WHERE {value} IS NOT NULL GROUP BY 1, 2"
+        ):
+            found.setdefault(label_name(label), [0] * BINS)[bin_] += count
+        edges = [low + at * width for at in range(BINS + 1)]
+        return edges, {label: found[label] for label in in_order(found)}
+
+    def quantiles(self, table: str, value: str) -> dict[str, list[float]]:
+        """Return the count and the 5th, 50th and 95th percentile of an expression, by label."""
+        sql = f"SELECT label, count({value}), quantile_cont({value}, [0.05, 0.5, 0.95]) FROM {table} GROUP BY 1"
+        found = {label_name(label): [count, *quantiles] for label, count, quantiles in self.rows(sql) if quantiles}
+        return {label: found[label] for label in in_order(found)}
+
+    def drawn(self, table: str, fields: str, count: int, by: str = "label") -> list[tuple[Any, ...]]:
+        """Draw rows of each label, or of each value of another field; always the same ones."""
+        order = "md5(concat_ws(chr(0), text_a, text_b, label))"
+        return self.rows(
+            f"SELECT {fields} FROM {table} QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {count} "
+            f"ORDER BY {by}, {order}"
+        )
+
+
+def label_name(label: str | None) -> str:
+    """Return a label as tables show it: 1.0 is 1."""
+    value = as_number(label) if label is not None else None
+    return f"{value:g}" if value is not None else str(label)
+
+
+def in_order(labels: Any) -> list[str]:
+    """Return labels as people order them: numbers by size, names by letter."""
+    return sorted(labels, key=lambda label: (as_number(label) is None, as_number(label) or 0.0, label))
