@@ -108,7 +108,7 @@ def number(value: Any) -> str:
     """Return a number as people read it."""
     if value is None:
         return "-"
-    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
 def share(part: int, whole: int) -> str:

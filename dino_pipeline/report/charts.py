@@ -25,7 +25,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#9
 LEFT, GONE = COLOURS[0], COLOURS[1]
 WIDTH = 6.4
 STYLE = {
-    "font.size": 9,
+    "font.size": 10,
     "font.family": "sans-serif",
     "text.parse_math": False,  # a dollar sign in a label is a dollar sign
     "svg.fonttype": "none",
@@ -33,7 +33,7 @@ STYLE = {
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 9,
+    "axes.titlesize": 10,
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -87,6 +87,11 @@ def _named(panel: Axes, names: Sequence[str]) -> None:
     panel.spines["left"].set_visible(False)
 
 
+def _legend(panel: Axes) -> None:
+    """Say above a panel which colour is what."""
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+
+
 def funnel(panels: Sequence[Axes], steps: Sequence[tuple[str, int, int]]) -> None:
     """Draw what each step leaves and takes: (name, left, gone)."""
     (panel,) = panels
@@ -113,7 +118,7 @@ def bars(panels: Sequence[Axes], series: Mapping[str, Mapping[str, int]], labels
     panel.set_xlabel(unit)
     panel.margins(x=0.15)
     if len(series) > 1:
-        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        _legend(panel)
 
 
 def histograms(panels: Sequence[Axes], found: Histogram, unit: str) -> None:
@@ -126,7 +131,7 @@ def histograms(panels: Sequence[Axes], found: Histogram, unit: str) -> None:
     panel.set_xlabel(unit)
     panel.set_ylabel("% of the label's")
     panel.grid(axis="y", linewidth=0.5)
-    panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="label")
+    _legend(panel)
 
 
 def boxes(panels: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -142,15 +147,20 @@ def boxes(panels: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[floa
         panel.set_title(visible(measure, 40))
         panel.grid(axis="x", linewidth=0.5)
         panel.set_axisbelow(True)
+        panel.set_xlim(min(0.0, *(values[0] for each in found.values() for values in each.values())) - 0.05, 1.05)
 
 
-def lines(panels: Sequence[Axes], found: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> None:
+def lines(
+    panels: Sequence[Axes], found: Mapping[str, Sequence[tuple[float, float]]], unit: str, *, from_zero: bool = False
+) -> None:
     """Draw a line a panel: its name over it, points (x, y)."""
     for panel, (name, points), colour in zip(panels, found.items(), cycle(COLOURS), strict=False):
         panel.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, markersize=3)
         panel.set_title(name)
         panel.set_xlabel(unit)
         panel.grid(axis="y", linewidth=0.5)
+        if from_zero:
+            panel.set_ylim(0, 1.1 * max([y for _, y in points] + [1e-9]))
 
 
 def intervals(panels: Sequence[Axes], rows: Sequence[tuple[str, Mapping[str, Any]]], unit: str) -> None:

@@ -281,12 +281,17 @@ def diversity(material: Material) -> list[Block]:
     )
     blocks: list[Block] = [
         charts.picture(
-            "diversity", title, numbers, 2.3, 2, lambda panels: charts.lines(panels, found, "part of the run")
+            "diversity",
+            title,
+            numbers,
+            2.3,
+            2,
+            lambda panels: charts.lines(panels, found, "part of the run", from_zero=True),
         )
     ]
     drawn = [text for (text,) in material.texts.drawn("written", text, 4 * TEXTS_PER_SLICE, by="1")]
     items = [(f"distinct-{size}, {len(drawn)} texts", f"{distinct_n(drawn, size):.3f}") for size in (1, 2, 3)]
-    items.append(("texts of all that are distinct", share(len({normalise(each) for each in drawn}), len(drawn))))
+    items.append(("distinct texts among them", share(len({normalise(each) for each in drawn}), len(drawn))))
     if (cosine := material.records.get("finetune", {}).get("mean_cosine")) is not None:
         items.append(("mean cosine of different texts, trained encoder", f"{cosine:.3f}"))
     if generated.get("inputs") is not None:

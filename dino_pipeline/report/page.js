@@ -4,7 +4,7 @@ if (form) {
   const words = document.getElementById("words");
   const label = document.getElementById("label");
   const fate = document.getElementById("fate");
-  const rows = Array.from(document.querySelectorAll("#samples tbody tr"));
+  const rows = Array.from(document.querySelectorAll("#texts tbody tr"));
   const texts = rows.map((row) => row.textContent.toLowerCase());
   const show = () => {
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);

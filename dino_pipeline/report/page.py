@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from dino_pipeline.report.of_data import Material
 from dino_pipeline.report.texts_of_run import TextsOfRun
 from dino_pipeline.run import Run
 
+FIGURE = re.compile(r"[-+]?[\d,.]+( %| \.\. -?[\d.]+)?|-")
 SECTIONS: Sequence[tuple[str, str, Callable[[Material], list[Block]]]] = (
     ("spec", "Task spec and prompts", of_data.spec),
     ("generation", "Generation", of_data.generation),
@@ -88,7 +90,8 @@ def _html(run: Run, material: Material, sections: Sequence[Section], missing: Se
     source = files("dino_pipeline.report")
     style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["drawing"] = Markup  # ours, made by matplotlib, its texts escaped
+    environment.filters["ours"] = Markup  # pictures, their texts escaped by matplotlib
+    environment.tests["figure"] = lambda cell: bool(FIGURE.fullmatch(cell))
     template = environment.from_string((source / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         name=visible(run.path.resolve().name, 120),

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dino_pipeline.cli import main
+from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.report.blocks import visible
+from dino_pipeline.report.page import SECTIONS
+from dino_pipeline.report.texts_of_run import TextsOfRun, label_name
+from dino_pipeline.run import Run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
+EVIL = [
+    '<script>document.title="broken"</script>',
+    '"><img src=x onerror=alert(1)>',
+    "</script></style></td></table><h1>big</h1>",
+    "{{ 7 * 7 }} {% for %}",
+    "$\\frac{a}{b$ cost 5$ & more",
+    "safe\u202etxt.exe \u2066 hidden\u200b \x07bell",
+    "日本語 اَلْعَرَبِيَّةُ हिन्दी 👩‍👩‍👧",
+    "long " * 3000,
+]
+
+
+def invoke(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went the whole way on the pocket models."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    invoke("generate", SPEC, "--run", run, "--num-inputs", "60", "--samples", "2")
+    invoke("filter", run)
+    invoke("finetune", run, "--steps", "24", "--batch-size", "32", "--learning-rate", "1e-3")
+    invoke("evaluate", run)
+    invoke("compare", run, "--objectives", "dino", "--seeds", "1", "--steps", "1")
+    said = invoke("report", run)
+    assert "left out" not in said
+    assert "8 pictures" in said
+    return run
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from a stranger's file: texts and class names that try to break out."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [
+        Example(f"{text} number {at} {label}", f"{EVIL[(at + 1) % len(EVIL)]} answer {at}", label)
+        for at, text in enumerate(EVIL * 5)
+        for label in ("<b>bold</b>", "$plain$")
+    ]
+    write_examples(folder / "strange.jsonl", rows)
+    invoke("filter", folder / "strange.jsonl", "--run", folder / "strange", "--near-duplicates", "0")
+    invoke("report", folder / "strange")
+    return folder / "strange"
+
+
+class Reader(HTMLParser):
+    """Notes the ids, tags and addresses of a page, and what does not close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.ids += [value or "" for name, value in attributes if name == "id"]
+        self.addresses += [value or "" for name, value in attributes if name in {"src", "href", "xlink:href", "action"}]
+        if tag not in {"meta", "input", "br", "img", "link"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_whole_run_has_every_section_and_needs_nothing_else(whole: Path) -> None:
+    page = (whole / "report.html").read_text()
+    read = Reader(page)
+    assert read.open == []
+    assert {name for name, *_ in SECTIONS} <= set(read.ids)
+    assert len(read.ids) == len(set(read.ids)), "pictures do not share names"
+    assert all(address.startswith("#") for address in read.addresses)
+    assert {address[1:] for address in read.addresses} <= set(read.ids)
+    assert not re.search(r"url\((?!#)|@import|<link|<iframe", page)
+    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    pictures = sorted(path.stem for path in (whole / "pictures").iterdir())
+    assert pictures == sorted(
+        ["balance", "curves", "diversity", "funnel", "lengths", "margins", "scores", "similarity"]
+    )
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (whole / "pictures").iterdir())
+    assert read.tags["svg"] == len(pictures)
+    assert page.count('role="img"') == len(pictures)
+    for said in ("Task: Write two sentences that mean the same thing.", "not contrasted", "contrasted with 1, 0.5"):
+        assert said in page
+    assert "training loss" in page and "dev Spearman x 100" in page
+    assert "pocket finetuned - pocket before" in page
+
+
+def test_the_same_run_gives_the_same_report(whole: Path) -> None:
+    before = {path.name: path.read_bytes() for path in [whole / "report.html", *(whole / "pictures").iterdir()]}
+    (whole / "pictures" / "old.png").touch()
+    invoke("report", whole)
+    assert before == {path.name: path.read_bytes() for path in [whole / "report.html", *(whole / "pictures").iterdir()]}
+
+
+def test_what_is_untrusted_is_shown_and_not_obeyed(strange: Path) -> None:
+    page = (strange / "report.html").read_text()
+    read = Reader(page)
+    assert read.tags["script"] == 1
+    assert not read.tags["img"] and not read.tags["b"] and read.tags["h1"] == 1
+    for shown in ("&lt;b&gt;bold&lt;/b&gt;", "$plain$", "{{ 7 * 7 }}", "[U+202E]txt.exe", "[U+0007]bell", "日本語"):
+        assert shown in page, shown
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x07]", page)
+    assert "👩‍👩‍👧" in page
+    assert len(page) < 1_500_000, "long texts are cut"
+    assert visible("a" * 999).endswith("…")
+    for title, reason in (
+        ("Task spec and prompts", "the texts were brought as a file, not written from a spec"),
+        ("Generation", "dino generate has not run"),
+        ("Training", "dino finetune has not run"),
+        ("Scores", "dino evaluate has not run"),
+    ):
+        assert f"<li>{title}: {reason}.</li>" in page
+
+
+def test_figures_are_those_of_the_files(whole: Path) -> None:
+    texts = TextsOfRun(Run(whole))
+    train, dev = read_examples(whole / "train.jsonl"), read_examples(whole / "dev.jsonl")
+    written = [row for path in sorted((whole / "shards").iterdir()) for row in read_examples(path)]
+    expected = Counter(label_name(str(row.label)) for row in (*train, *dev))
+    assert texts.counts("kept") == dict(sorted(expected.items()))
+    assert list(texts.counts("kept")) == ["0", "0.1", "0.5", "0.9"]
+    margins = texts.histogram("written", "margin")
+    assert margins
+    assert {label: sum(counts) for label, counts in margins[1].items()} == {"0": 120, "0.5": 120}
+    quantiles = texts.quantiles("kept", "length(text_b)")
+    lengths = sorted(len(row.text_b or "") for row in (*train, *dev) if row.label == 0.5)
+    assert quantiles["0.5"][0] == len(lengths)
+    assert lengths[0] <= quantiles["0.5"][1] <= quantiles["0.5"][2] <= quantiles["0.5"][3] <= lengths[-1]
+    drawn = texts.drawn("written", "label, text_b", 7)
+    assert Counter(label for label, _ in drawn) == dict.fromkeys(("0.0", "0.5", "1.0"), 7)
+    assert {text for _, text in drawn} <= {row.text_b for row in written}
+    assert drawn == TextsOfRun(Run(whole)).drawn("written", "label, text_b", 7)
+
+
+def test_no_run_and_torn_files_are_named(tmp_path: Path, strange: Path) -> None:
+    done = CliRunner().invoke(main, ["report", f"{tmp_path}"])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"error: {tmp_path}: is no run; name a folder that dino generate or dino filter wrote\n",
+    )
+    torn = tmp_path / "torn"
+    shutil.copytree(strange, torn)
+    (torn / "dropped.jsonl").write_text('{"text_a": "a"\n')
+    done = CliRunner().invoke(main, ["report", f"{torn}"])
+    assert done.exit_code == 2
+    assert "dropped.jsonl: cannot be read" in done.stderr
+    assert (torn / "report.html").read_bytes() == (strange / "report.html").read_bytes(), "nothing half-written"
+
+
+def test_stages_of_older_versions_are_left_out_and_said(tmp_path: Path, whole: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    records = json.loads((old / "run.json").read_text())
+    del records["finetune"]["selection"]
+    (old / "run.json").write_text(json.dumps(records))
+    (old / "scores.json").write_text('{"scores": []}')
+    said = invoke("report", old)
+    assert "left out: Training: the encoder was trained by an older version" in said
+    assert "left out: Scores: scores.json is of an older version" in said
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield found
+        found.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_works_in_a_browser(whole: Path, browser: object, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[attr-defined]
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    address = (whole / "report.html").as_uri()
+    page.goto(address)
+    for name, title, _ in SECTIONS:
+        assert page.locator(f"#{name} h2").inner_text() == title
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing sticks out"
+    rows = page.locator("#texts tbody tr")
+    every = rows.count()
+    assert page.locator("#shown").inner_text() == f"{every} of {every} shown"
+    page.select_option("#label", "0.5")
+    labels = set(page.locator("#texts tbody tr:not([hidden]) td:first-child").all_inner_texts())
+    assert labels == {"0.5"}
+    page.select_option("#fate", "dropped")
+    assert page.locator("#texts tbody tr:not([hidden])[data-fate=kept]").count() == 0
+    page.select_option("#label", "")
+    page.select_option("#fate", "kept")
+    first = rows.nth(0).locator("td").nth(1).inner_text()
+    page.focus("#words")
+    page.keyboard.type(first.upper())
+    left = page.locator("#texts tbody tr:not([hidden])")
+    assert 0 < left.count() < every
+    assert all(first.lower() in text.lower() for text in left.all_inner_texts())
+    page.fill("#words", "surely no such text")
+    assert page.locator("#none").is_visible()
+    page.reload()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#content"
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("details").first.locator("table").is_visible()
+    colours = page.evaluate("[document.body, document.querySelector('svg text')].map(e => getComputedStyle(e).color)")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground != colours[0]
+    assert sum(map(int, re.findall(r"\d+", ground)[:3])) > 600 if scheme == "light" else 200
+    assert said == []
+    assert set(asked) == {address}, "no request leaves the page"
+    page.close()
+
+
+@needs_chromium
+def test_untrusted_text_does_nothing_in_a_browser(strange: Path, browser: object) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.goto((strange / "report.html").as_uri())
+    assert page.title() == "strange: report"
+    page.select_option("#label", "<b>bold</b>")
+    assert page.locator("#texts tbody tr:not([hidden])").count() > 0
+    assert said == []
+    page.close()
