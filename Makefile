@@ -23,7 +23,7 @@ POCKET := $(filter pocket,$(MODEL))
 POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune compare demo pocket test lint format bench bench-filter clean
+.PHONY: help install generate finetune report compare demo pocket test lint format bench bench-filter clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -60,6 +60,9 @@ generate: $(READY) ## write texts with the language model, then filter them
 finetune: generate ## train the encoder on the filtered pairs, then evaluate it
 	$(DINO) finetune $(RUN) --encoder $(ENCODER) --seed $(SEED) $(TRAINING) $(if $(FRESH),--fresh)
 	$(DINO) evaluate $(RUN)
+
+report: $(READY) ## write the run's report.html: prompts, funnel, balance, separation, scores, samples
+	$(DINO) report $(RUN)
 
 # One encoder, all objectives. Two views of a text are told apart soon, so that dropout alone needs larger steps.
 COMPARING ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_COMPARING))

@@ -92,9 +92,9 @@ def write_pairs(folder: Path, pairs: int, workers: int) -> Path:
     return path
 
 
-def measure(data: Path, run: Path, *options: str) -> tuple[float, float]:
-    """Return seconds, and resident megabytes at most, of one `dino filter`."""
-    command = [sys.executable, "-m", "dino_pipeline", "filter", str(data), "--run", str(run), *options]
+def measure(*arguments: str | Path) -> tuple[float, float]:
+    """Return seconds, and resident megabytes at most, of one `dino` command."""
+    command = [sys.executable, "-m", "dino_pipeline", *map(str, arguments)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     top = psutil.Process(process.pid)
@@ -126,7 +126,8 @@ def main(sizes: tuple[int, ...], workers: int, folder: Path | None, json_file: P
         for size in sizes:
             data = write_pairs(Path(name), size, workers)
             for what, options in WAYS.items():
-                found[what][size] = measure(data, Path(name) / "run", "--fresh", "--workers", str(workers), *options)
+                call = ("filter", data, "--run", Path(name) / "run", "--fresh", "--workers", str(workers))
+                found[what][size] = measure(*call, *options)
                 click.echo(f"{size:,} {what}: {found[what][size][0]:.1f} s, {found[what][size][1]:.0f} MB", err=True)
             data.unlink()
     rows = []

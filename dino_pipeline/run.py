@@ -21,7 +21,17 @@ from dino_pipeline.errors import OutputError, RunError
 from dino_pipeline.examples import write_json
 
 State = Literal["new", "resumed", "done"]
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "duckdb", "rensa")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "duckdb",
+    "rensa",
+)
 RECORD = "record.json"
 FULLY_HASHED = 64 * 2**20
 """Model files up to this size take part in a model's fingerprint by content, larger ones by size."""

@@ -17,7 +17,8 @@ FLOORS = [
     {"compiling", "writer", "ingest", "trainer"},
     {"sieve"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
-    {"compare", "report"},
+    {"compare"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

@@ -150,8 +150,8 @@ def test_what_is_untrusted_is_shown_and_not_obeyed(strange: Path) -> None:
         assert f"<li>{title}: {reason}.</li>" in page
 
 
-def test_figures_are_those_of_the_files(whole: Path) -> None:
-    texts = TextsOfRun(Run(whole))
+def test_figures_are_those_of_the_files(tmp_path: Path, whole: Path) -> None:
+    texts = TextsOfRun(Run(whole), tmp_path)
     train, dev = read_examples(whole / "train.jsonl"), read_examples(whole / "dev.jsonl")
     written = [row for path in sorted((whole / "shards").iterdir()) for row in read_examples(path)]
     expected = Counter(label_name(str(row.label)) for row in (*train, *dev))
@@ -167,7 +167,8 @@ def test_figures_are_those_of_the_files(whole: Path) -> None:
     drawn = texts.drawn("written", "label, text_b", 7)
     assert Counter(label for label, _ in drawn) == dict.fromkeys(("0.0", "0.5", "1.0"), 7)
     assert {text for _, text in drawn} <= {row.text_b for row in written}
-    assert drawn == TextsOfRun(Run(whole)).drawn("written", "label, text_b", 7)
+    (tmp_path / "again").mkdir()
+    assert drawn == TextsOfRun(Run(whole), tmp_path / "again").drawn("written", "label, text_b", 7)
 
 
 def test_no_run_and_torn_files_are_named(tmp_path: Path, strange: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+FIGURE = re.compile(r"[-+]?\d[\d,.]*( %)?( \.\. -?[\d.]+| \(.*\))?")
+OR_NONE = re.compile(rf"{FIGURE.pattern}|-")
 LONGEST = 500
 """Characters of a text that are shown."""
 
@@ -24,6 +27,7 @@ class Facts:
     """Terms and what is to be said of each."""
 
     items: Sequence[tuple[str, str]]
+    title: str = ""
     kind: ClassVar[str] = "facts"
 
 
@@ -35,6 +39,12 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     kind: ClassVar[str] = "table"
+
+    @property
+    def of_figures(self) -> list[bool]:
+        """Which columns hold nothing but figures, and stand to the right."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
+        return [any(map(FIGURE.fullmatch, each)) and all(map(OR_NONE.fullmatch, each)) for each in columns]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -47,7 +47,6 @@ class Material:
     """Encoders that show how labels lie apart."""
     watch: Watch
     language: str = "en"
-    cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def records(self) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from dino_pipeline.compare import Row, as_table, remarks
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
 from dino_pipeline.report.of_data import Material
 
 STAGES = ("generate", "filter", "finetune", "evaluate")
 SHOWN = ("objective", "encoder", "epochs", "batch_size", "learning_rate", "seed")
-SECTIONS_OF_SCORES = 12
-"""Sets whose scores are drawn."""
+MOST_SCORES = 40
+"""That are drawn."""
 
 
 def training(material: Material) -> list[Block]:
@@ -86,10 +87,11 @@ def scores(material: Material) -> list[Block]:
                 ", ".join(f"{key}: {value}" for key, value in score["protocol"].items()),
             ]
         )
-        drawn.append((f"{score['data']}: {score['model']}", first))
+        drawn.append((f"{score['data']}: {score['model']}", name, first))
     header = ["data", "model", "size", "measure", "value", "95 % interval", "protocol"]
     numbers = Table("Scores; compare only rows of the same data, measure and protocol", header, rows)
-    some = drawn[: 3 * SECTIONS_OF_SCORES]
+    of_one_kind = len({name for _, name, _ in drawn}) == 1
+    some = [(said if of_one_kind else f"{said} ({name})", value) for said, name, value in drawn[:MOST_SCORES]]
     title = "Scores with their 95 % bootstrap intervals, baselines beside them"
     height = 0.26 * len(some) + 0.8
     blocks.append(
@@ -124,18 +126,11 @@ def comparison(material: Material) -> list[Block]:
     if not path.exists():
         raise Missing("dino compare has not run")
     found = json.loads(path.read_text())
-    sets = list(dict.fromkeys(name for row in found["rows"] for name in row["scores"] or ()))
-    rows = []
-    for row in found["rows"]:
-        values = [[each for each in (row["scores"] or {}).get(name, ()) if each is not None] for name in sets]
-        shown = [
-            f"{sum(of_set) / len(of_set):.1f} ({min(of_set):.1f} .. {max(of_set):.1f})" if of_set else "-"
-            for of_set in values
-        ]
-        rows.append([visible(row["name"] + "*" * bool(row["remarks"]), 60), row["learns_from"], *shown])
+    rows = [Row(**row) for row in found["rows"]]
+    sets = list(dict.fromkeys(name for row in rows for name in row.scores or ()))
+    header, *lines = as_table(rows, sets)
     caption = f"{found['unit']}, mean and range of seeds {', '.join(map(str, found['seeds']))}"
-    remarks = [Paragraph(f"* {row['name']}: {'; '.join(row['remarks'])}") for row in found["rows"] if row["remarks"]]
-    return [Table(caption, ["objective", "learns from", *sets], rows), *remarks]
+    return [Table(caption, header, lines), *(Paragraph(remark) for remark in remarks(rows))]
 
 
 def lineage(material: Material) -> list[Block]:
@@ -153,7 +148,7 @@ def lineage(material: Material) -> list[Block]:
         options = json.dumps(record["options"], ensure_ascii=False)
         items += [("options", visible(options, 4000))] if record["options"] else []
         items.append(("versions", ", ".join(f"{key} {value}" for key, value in record.get("versions", {}).items())))
-        blocks += [Paragraph(f"dino {name}"), Facts(items)]
+        blocks.append(Facts(items, f"dino {name}"))
     if not blocks:
         raise Missing("run.json records nothing")
     return blocks

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from dino_pipeline.report.of_data import Material
 from dino_pipeline.report.texts_of_run import TextsOfRun
 from dino_pipeline.run import Run
 
-FIGURE = re.compile(r"[-+]?[\d,.]+( %| \.\. -?[\d.]+)?|-")
 SECTIONS: Sequence[tuple[str, str, Callable[[Material], list[Block]]]] = (
     ("spec", "Task spec and prompts", of_data.spec),
     ("generation", "Generation", of_data.generation),
@@ -54,8 +53,18 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> tuple[lis
     Raises:
         DataError: a file of the run cannot be read.
     """
-    language = str(run.spec_fields().get("language") or "en")
-    material = Material(run, TextsOfRun(run), candidates, watch, language)
+    with run.scratch("report") as folder, closing(TextsOfRun(run, folder)) as texts:
+        language = str(run.spec_fields().get("language") or "en")
+        material = Material(run, texts, candidates, watch, language)
+        found, missing = _sections(material)
+        html = _html(run, material, found, missing)
+    write_atomic(run.report, lambda file: file.write(html.encode("utf-8", "replace")))
+    pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
+    return [run.report, *_write_pictures(run, pictures)], missing
+
+
+def _sections(material: Material) -> tuple[list[Section], list[tuple[str, str]]]:
+    """Return the sections that there is something for, and the others with the reason."""
     found, missing = [], []
     progress = Progress("report: sections", total=len(SECTIONS))
     for name, title, make in SECTIONS:
@@ -64,11 +73,8 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> tuple[lis
         except Missing as error:
             missing.append((title, str(error)))
         progress.done += 1
-        watch.progress(progress)
-    html = _html(run, material, found, missing)
-    write_atomic(run.report, lambda file: file.write(html.encode("utf-8", "replace")))
-    pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
-    return [run.report, *_write_pictures(run, pictures)], missing
+        material.watch.progress(progress)
+    return found, missing
 
 
 def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
@@ -91,7 +97,6 @@ def _html(run: Run, material: Material, sections: Sequence[Section], missing: Se
     style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["ours"] = Markup  # pictures, their texts escaped by matplotlib
-    environment.tests["figure"] = lambda cell: bool(FIGURE.fullmatch(cell))
     template = environment.from_string((source / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         name=visible(run.path.resolve().name, 120),

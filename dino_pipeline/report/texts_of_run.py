@@ -28,17 +28,25 @@ FIELDS = {
 BINS = 24
 Histogram = tuple[list[float], dict[str, list[int]]]
 """Edges of the bins, and how many values of each label are in each."""
-ROWS = "examples"
-SHOWN = 64 * 2**20
-"""Bytes of the longest line that is read."""
+LONGEST_LINE = 64 * 2**20
+"""In bytes."""
+MEMORY = "1GB"
 
 
 class TextsOfRun:
     """A run's texts: ``written`` by the generator, ``rejected``, ``kept`` (train and dev), ``dropped``, ``dev``."""
 
-    def __init__(self, run: Run) -> None:
-        """Look at those of the files that are there."""
-        self.db = duckdb.connect(config={"memory_limit": "1GB"})
+    def __init__(self, run: Run, folder: Path) -> None:
+        """Read those of the files that are there.
+
+        Args:
+            run: whose files.
+            folder: for what does not fit in memory.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        self.db = duckdb.connect(str(folder / "report.duckdb"), config={"memory_limit": MEMORY})
         self.db.execute("SET enable_progress_bar = false")
         files = {
             "written": shard_files(run.shards),
@@ -53,7 +61,7 @@ class TextsOfRun:
 
     def _view(self, name: str, paths: Sequence[Path]) -> None:
         columns = ", ".join(f"{field}: '{kind}'" for field, kind in FIELDS.items())
-        options = f"format='newline_delimited', columns={{{columns}}}, maximum_object_size={SHOWN}"
+        options = f"format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_LINE}"
         source = f"read_json([{', '.join(map(quoted, paths))}], {options})"
         if not paths:
             nothing = ", ".join(f"NULL::{kind} AS {field}" for field, kind in FIELDS.items())
@@ -69,6 +77,10 @@ class TextsOfRun:
             raise DataError(
                 f"{', '.join(map(str, paths))}: cannot be read ({first_line(error)}); make it again"
             ) from error
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.db.close()
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return what a query gives."""

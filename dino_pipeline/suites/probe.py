@@ -18,6 +18,7 @@ from dino_pipeline.corpus import Source
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import Integers, accuracy, macro_f1
+from dino_pipeline.progress import Progress
 from dino_pipeline.suites.base import Embedder, Embeddings, Measured, percent
 
 FOLDS = 10
@@ -93,7 +94,7 @@ class Probe:
         features = self._features(embedder, self.train)
         if self.test is None:
             with _one_thread_a_fit():
-                return self._measured(self._in_turn(features, gold), gold)
+                return self._measured(self._in_turn(features, gold, embedder), gold)
         others = self._features(embedder, self.test)
         with _one_thread_a_fit():
             return self._measured(fit_and_classify(features, gold, others), self._gold(self.test))
@@ -119,19 +120,23 @@ class Probe:
         second = embedder([each.text_b or "" for each in examples])
         return np.concatenate([np.abs(first - second), first * second], axis=1)
 
-    def _in_turn(self, features: Embeddings, gold: Integers) -> Integers:
+    def _in_turn(self, features: Embeddings, gold: Integers, embedder: Embedder) -> Integers:
         """Classify each fold by what is fitted on the others."""
         from joblib import Parallel, delayed
         from sklearn.model_selection import StratifiedKFold
 
         folds = int(self.protocol["split"].split()[0])
         splits = list(StratifiedKFold(folds, shuffle=True, random_state=SEED).split(features, gold))
-        found = Parallel(n_jobs=-1, prefer="threads")(
+        found = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
             delayed(fit_and_classify)(features[train], gold[train], features[test]) for train, test in splits
         )
         given = np.empty_like(gold)
+        progress = Progress(f"{embedder.name}: folds of {self.name}", total=folds)
+        embedder.watch.progress(progress)
         for (_, test), of_fold in zip(splits, found, strict=True):
             given[test] = of_fold
+            progress.done += 1
+            embedder.watch.progress(progress)
         return given
 
 

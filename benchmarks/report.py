@@ -1,0 +1,59 @@
+"""What a report of many pairs costs: seconds, memory and the size of the page.
+
+    python -m benchmarks.report [--pairs 200000]
+
+Synthetic pairs are put into a run as if they had been written, and filtered; then `dino report` runs in a process of
+its own, with the pocket encoder to show similarities.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from benchmarks.decoder import machine
+from benchmarks.filtering import LABELS, SAMPLES, measure, write_part
+from dino_pipeline.console import table
+from dino_pipeline.examples import write_json
+from dino_pipeline.run import Run
+from dino_pipeline.spec import load_spec
+
+SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
+
+
+def make_run(run: Run, pairs: int) -> None:
+    """Write a run that looks as if its pairs had been generated, and filter it."""
+    inputs = pairs // (len(LABELS) * SAMPLES)
+    run.shards.mkdir(parents=True)
+    write_part(run.shards / "00000.jsonl", 0, inputs)
+    spec = load_spec(SPEC)
+    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
+    with run.locked():
+        run.begin("generate", {"spec": spec.digest, "model": "none"}, outputs=[run.spec, run.shards])
+        counts = {label: {"written": pairs // len(LABELS), "accepted": pairs // len(LABELS)} for label in spec.labels}
+        run.finish("generate", task=spec.task_name, label_type="score", inputs=inputs, counts=counts, mean_margins={})
+    subprocess.run([sys.executable, "-m", "dino_pipeline", "filter", str(run.path)], check=True, capture_output=True)
+
+
+@click.command()
+@click.option("--pairs", default=200_000, show_default=True)
+def main(pairs: int) -> None:
+    """Measure the real command."""
+    with TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run")
+        make_run(run, pairs)
+        kept = dict(json.loads(run.record_file.read_text())["filter"]["funnel"])["train"]
+        seconds, memory = measure("report", run.path, "--encoder", "pocket")
+        size = run.report.stat().st_size / 1e6
+    row = [f"{pairs}", f"{sum(count for _, count in kept)}", f"{seconds:.1f}", f"{memory:.0f}", f"{size:.2f}"]
+    click.echo(machine("cpu"))
+    click.echo(table(["pairs", "in train", "seconds", "MB of memory", "MB of page"], [row]))
+
+
+if __name__ == "__main__":
+    main()
