@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
-from dino_pipeline.measures import RESAMPLES, Sample, mean
+from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.progress import Watch
 from dino_pipeline.run import model_fingerprint, versions
-from dino_pipeline.suites.base import Embedder, EvaluationSet, Measured
-from dino_pipeline.suites.sts import SIZES
-
-MEAN = "mean"
-"""Name of the row that takes the seven STS sets together."""
+from dino_pipeline.suites.base import Embedder, EvaluationSet, Score, with_interval
+from dino_pipeline.suites.sts import with_mean
 
 
 @dataclass(frozen=True)
@@ -33,24 +29,6 @@ class Candidate:
     revision: str | None = None
     chosen_on_human_labels: str | None = None
     """What its checkpoint was chosen on, if people had scored that."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one model, or a baseline, came to on one set; measures times 100."""
-
-    suite: str
-    data: str
-    model: str
-    size: int
-    protocol: Mapping[str, str]
-    digest: str
-    measures: Measured
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as scores.json holds it."""
-        measures = {name: _interval_json(each, "value") for name, each in self.measures.items()}
-        return {**{key: value for key, value in vars(self).items() if key != "measures"}, "measures": measures}
 
 
 @dataclass(frozen=True)
@@ -84,13 +62,27 @@ class Evaluation:
             for name in names[1:]:
                 difference = of_set[name].measures[measure] - first.measures[measure]
                 where = {"suite": first.suite, "data": first.data, "measure": measure}
-                found.append({**where, "model": name, "minus": names[0], **_interval_json(difference, "difference")})
+                found.append({**where, "model": name, "minus": names[0], **with_interval(difference, "difference")})
         return found
 
 
-def _interval_json(sample: Sample, name: str) -> dict[str, float | None]:
-    low, high = sample.interval or (None, None)
-    return {name: sample.value, "low": low, "high": high}
+TITLES = {"spearman": "Spearman x 100", "pearson": "Pearson x 100"}
+
+
+def measure_title(measure: str) -> str:
+    """Return what a measure is called in tables."""
+    return TITLES.get(measure, measure)
+
+
+def interval_text(found: Mapping[str, Any]) -> str:
+    """Return the interval of a value in scores.json as tables show it."""
+    return "-" if found["low"] is None else f"{found['low']:.2f} .. {found['high']:.2f}"
+
+
+def chosen_on_human_labels(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return, of what scores.json holds, a remark on each model whose checkpoint was chosen on human labels."""
+    chosen = {each["name"]: each["chosen_on_human_labels"] for each in found["models"]}
+    return {name: f"{name}: its checkpoint was chosen on human labels ({on})" for name, on in chosen.items() if on}
 
 
 def evaluate(
@@ -105,7 +97,7 @@ def evaluate(
         batch_size: texts a batch; changes speed only.
 
     Raises:
-        DataError: two sets, or a set and itself, cannot be told apart.
+        DataError: two sets of a suite have the same name.
         ModelError: a model cannot be loaded, or gives no numbers.
     """
     names = [(each.suite, each.name) for each in sets]
@@ -116,14 +108,8 @@ def evaluate(
         model = load_encoder(candidate.path, candidate.revision)
         models.append(_identity(candidate, model))
         columns.append(scores_of(candidate.name, model, sets, watch, batch_size))
-    by_set = [
-        score
-        for row in columns[-1]
-        for column in columns
-        for score in column
-        if (score.suite, score.data) == (row.suite, row.data)
-    ]
-    return Evaluation(models, by_set)
+    place = {(score.suite, score.data): at for at, score in enumerate(columns[-1])}
+    return Evaluation(models, sorted(chain(*columns), key=lambda score: place[score.suite, score.data]))
 
 
 def scores_of(
@@ -132,36 +118,12 @@ def scores_of(
     """Measure a loaded encoder on each set, texts that sets have in common embedded once."""
     embedder = Embedder(name, model, batch_size, watch)
     embedder.learn(text for each in sets for text in each.texts())
-    return with_mean([_score(each, name, each.measure(embedder)) for each in sets])
+    return with_mean([Score.on(each, name, each.measure(embedder)) for each in sets])
 
 
 def baselines(sets: Sequence[EvaluationSet]) -> list[Score]:
     """Return what is to be had without an encoder."""
-    return with_mean([_score(each, *found) for each in sets if (found := each.baseline())])
-
-
-def _score(of: EvaluationSet, model: str, measures: Measured) -> Score:
-    return Score(of.suite, of.name, model, of.size, dict(of.protocol), of.digest, measures)
-
-
-def with_mean(scores: Sequence[Score]) -> list[Score]:
-    """Add, behind the STS sets of one model, the mean of the seven if all are there."""
-    sts = [score for score in scores if score.suite == "sts"]
-    if {score.data for score in sts} != set(SIZES):
-        return list(scores)
-    measures = {name: mean([score.measures[name] for score in sts]) for name in sts[0].measures}
-    digest = hashlib.sha256("".join(score.digest for score in sts).encode()).hexdigest()[:16]
-    size = sum(score.size for score in sts)
-    together = Score("sts", MEAN, sts[0].model, size, _common([score.protocol for score in sts]), digest, measures)
-    at = scores.index(sts[-1]) + 1
-    return [*scores[:at], together, *scores[at:]]
-
-
-def _common(protocols: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return protocols as one, each value that sets do not share spelt out."""
-    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
-    values = {key: list(dict.fromkeys(each[key] for each in protocols if key in each)) for key in keys}
-    return {key: " and ".join(found) for key, found in values.items()}
+    return with_mean([Score.on(each, *found) for each in sets if (found := each.baseline())])
 
 
 def _identity(candidate: Candidate, model: SentenceTransformer) -> dict[str, Any]:

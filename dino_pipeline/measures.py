@@ -13,8 +13,10 @@ RESAMPLES = 1000
 SEED = 0
 AT_ONCE = 2**16
 """So many numbers of resamples are worked on at once: what a processor core keeps near."""
-CUTS = (10, 10, 20, 100)
-RANKING = ("ndcg@10", "mrr@10", "recall@20", "recall@100")
+NDCG_CUT, MRR_CUT, RECALL_CUTS = 10, 10, (20, 100)
+DEPTH = max(NDCG_CUT, MRR_CUT, *RECALL_CUTS)
+"""How many results of a query are looked at."""
+RANKING = (f"ndcg@{NDCG_CUT}", f"mrr@{MRR_CUT}", *(f"recall@{cut}" for cut in RECALL_CUTS))
 """Names of what `ranking` returns."""
 
 Vector = NDArray[np.float64]
@@ -56,12 +58,12 @@ def mean(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> S
     return Sample(value, shares @ np.stack([sample.resampled for sample in samples]))
 
 
-def resamples(size: int, number: int = RESAMPLES, seed: int = SEED) -> Iterator[Counts]:
+def resamples(size: int) -> Iterator[Counts]:
     """Yield all resamples of so many items, some at a time; always the same for the same size."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(SEED)
     rows = max(1, AT_ONCE // size)
-    for first in range(0, number, rows):
-        some = min(rows, number - first)
+    for first in range(0, RESAMPLES, rows):
+        some = min(rows, RESAMPLES - first)
         chosen = draw.integers(0, size, (some, size)) + size * np.arange(some)[:, None]
         yield np.bincount(chosen.ravel(), minlength=some * size).reshape(some, size).astype(float)
 
@@ -136,11 +138,6 @@ def macro_f1(predicted: Integers, gold: Integers, classes: int) -> Sample:
     return resampled(len(gold), measure)
 
 
-def order(scores: Mapping[str, float]) -> list[str]:
-    """Return ids by falling score, equal ones by falling id, as trec_eval does."""
-    return sorted(sorted(scores, reverse=True), key=lambda name: -scores[name])
-
-
 def ranking(ranked: Sequence[str], judged: Mapping[str, int]) -> tuple[float, ...]:
     """Return nDCG@10, MRR@10, Recall@20 and Recall@100 of one query, as trec_eval defines them.
 
@@ -154,10 +151,10 @@ def ranking(ranked: Sequence[str], judged: Mapping[str, int]) -> tuple[float, ..
     relevant = sorted((grade for grade in judged.values() if grade > 0), reverse=True)
     if not relevant:
         return (0.0,) * len(RANKING)
-    grades = [max(judged.get(name, 0), 0) for name in ranked[: max(CUTS)]]
-    reciprocal = next((1 / rank for rank, grade in enumerate(grades[: CUTS[1]], start=1) if grade), 0.0)
-    found = [sum(grade > 0 for grade in grades[:cut]) / len(relevant) for cut in CUTS[2:]]
-    return (_gain(grades[: CUTS[0]]) / _gain(relevant[: CUTS[0]]), reciprocal, *found)
+    grades = [max(judged.get(name, 0), 0) for name in ranked[:DEPTH]]
+    reciprocal = next((1 / rank for rank, grade in enumerate(grades[:MRR_CUT], start=1) if grade), 0.0)
+    recalls = [sum(grade > 0 for grade in grades[:cut]) / len(relevant) for cut in RECALL_CUTS]
+    return (_gain(grades[:NDCG_CUT]) / _gain(relevant[:NDCG_CUT]), reciprocal, *recalls)
 
 
 def _gain(grades: Sequence[int]) -> float:

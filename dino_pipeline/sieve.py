@@ -19,6 +19,8 @@ from dino_pipeline.sets import Table, below, beyond_cap, conflicts, duplicates, 
 WORTH_PROCESSES = 50_000
 """So many examples are worth several processes."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
+REPEATED = ("duplicate", "near-duplicate input", "near-duplicate text_b", "input of the same meaning")
+"""Rules that drop what was there before."""
 LEVELLING = ("beyond the target", "balance")
 """Rules that drop what nothing is wrong with."""
 LOWEST = 0.05
@@ -95,24 +97,24 @@ class Sieve:
         options = self.options
         limit, most = options.near_duplicates, options.max_per_text
         return [
-            SetRule("duplicate", duplicates, "texts and label stand before; similarities in either order"),
+            SetRule(REPEATED[0], duplicates, "texts and label stand before; similarities in either order"),
             SetRule("conflicting labels", conflicts, "the pair stands under another label, too"),
             SetRule(
-                "near-duplicate input",
+                REPEATED[1],
                 lambda rows: near_inputs(self.table, rows, limit, self._workers),
                 f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
                 "--near-duplicates",
                 bool(limit),
             ),
             SetRule(
-                "near-duplicate text_b",
+                REPEATED[2],
                 lambda rows: near_texts(self.table, rows, limit, self._workers),
                 f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
                 "--near-duplicates",
                 bool(limit),
             ),
             SetRule(
-                "input of the same meaning",
+                REPEATED[3],
                 self._same_meaning,
                 f"text_a means what an earlier one means (cosine, {options.semantic_threshold:g})",
                 "--semantic",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from sentence_transformers import SentenceTransformer
 from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.evaluate import Candidate, baselines, evaluate, scores_of
-from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.progress import Progress
 from dino_pipeline.suites.base import Embedder
 from dino_pipeline.suites.pairs import WORD_OVERLAP, ScoredPairs
+from tests.toys import Quiet
 
 PAIRS = [
     Example("a dog runs", "a dog runs", 1.0),
@@ -25,19 +26,6 @@ PAIRS = [
     Example("a dog runs", "two cats sit", 0.2),
     Example("rain falls", "a dog sits", 0.0),
 ]
-
-
-class Quiet:
-    """Watches, and remembers how far it was."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, int, int]] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.seen.append((progress.title, progress.done, progress.total))
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
 
 
 def stored(path: Path, rows: Sequence[Example]) -> Path:
@@ -91,7 +79,7 @@ def test_parts_are_averaged_or_taken_as_one(aggregate: str, weights: tuple[int, 
     each = [100 * spearmanr(predicted[part], gold[part])[0] for part in (slice(30), slice(30, 40))]
 
     def correlated(how: str) -> float | None:
-        pairs = ScoredPairs("x", [rows[:30], rows[30:]], "sts", how)  # type: ignore[arg-type]
+        pairs = ScoredPairs("x", [rows[:30], rows[30:]], "sts", aggregate=how)  # type: ignore[arg-type]
         return pairs.correlate(lambda part: np.array([predicted[int(at)] for at, _, _ in part]))["spearman"].value
 
     assert correlated("all") == pytest.approx(100 * spearmanr(predicted, gold)[0], abs=1e-9)
@@ -181,3 +169,19 @@ def test_what_cannot_be_evaluated_is_said(
     found = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", *arguments])
     assert (found.exit_code, found.stdout) == (2, "")
     assert said in found.stderr
+
+
+def test_two_runs_of_one_name_are_told_apart(
+    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored(tmp_path / "gold.jsonl", PAIRS)
+    options = {"encoder": str(toy_encoder), "revision": None}
+    for folder in ("a", "b"):
+        shutil.copytree(toy_encoder, tmp_path / folder / "run" / "model")
+        write_json(tmp_path / folder / "run" / "run.json", {"finetune": {"status": "done", "options": options}})
+    call = ["evaluate", "a/run", "b/run", "--data", "gold.jsonl", "--output", "scores.json"]
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code == 0, done.stderr
+    names = [each["name"] for each in json.loads((tmp_path / "scores.json").read_text())["models"]]
+    assert names == [f"{toy_encoder} {what}" for what in ("before", "finetuned on a/run", "finetuned on b/run")]

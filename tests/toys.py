@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+
+from dino_pipeline.progress import Progress
 
 CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")
 SPECIAL = ["<pad>", "<end>", "<unk>", "<cls>", "<sep>", "<mask>"]
@@ -113,3 +116,21 @@ def static_encoder() -> SentenceTransformer:
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "one": 3, "two": 4}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+
+
+class Quiet:
+    """Watches, and remembers how far it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.seen.append((progress.title, progress.done, progress.total))
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+def by_score(scores: Mapping[str, float]) -> list[str]:
+    """Ids by falling score, equal ones by falling id, as trec_eval has them."""
+    return sorted(sorted(scores, reverse=True), key=lambda name: -scores[name])

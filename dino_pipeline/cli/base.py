@@ -17,6 +17,7 @@ import click
 from dino_pipeline.errors import DinoError, OptionError, first_line
 
 if TYPE_CHECKING:
+    from dino_pipeline.evaluate import Candidate
     from dino_pipeline.run import Run
 
 Command = Callable[..., Any]
@@ -89,3 +90,38 @@ def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
     if run_path is None:
         raise OptionError(f"{source}: is a file; say with --run which folder to write")
     return Run(run_path), source
+
+
+def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
+    """Return a run's encoder before and after training, or the model itself.
+
+    A run is named where it is not the only one.
+    """
+    from dino_pipeline.evaluate import Candidate
+    from dino_pipeline.run import Run
+
+    run = Run(Path(target))
+    if not run.record_file.exists():
+        name, at, revision = target.rpartition("@")
+        if not at or Path(target).exists():
+            name, revision = target, ""
+        path = model_path(name, "ENCODER")
+        return [Candidate(target, path, revision or None, _human_labels(Path(path)))]
+    trained = run.stage("finetune")
+    if trained.get("status") != "done":
+        raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
+    encoder = trained["options"]["encoder"]
+    finetuned = f"{encoder} finetuned" if alone else f"{encoder} finetuned on {target.rstrip('/')}"
+    return [
+        Candidate(f"{encoder} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),
+        Candidate(finetuned, str(run.model), None, _human_labels(run.model)),
+    ]
+
+
+def _human_labels(model: Path) -> str | None:
+    """Return the human labels that a run's model was chosen on, None if it was chosen without."""
+    from dino_pipeline.run import Run
+
+    run = Run(model.parent)
+    chosen = run.stage("finetune").get("selection", {}) if model == run.model else {}
+    return chosen["on"] if chosen.get("human_labels") else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import command
-from dino_pipeline.cli.evaluation_sets import evaluation_pairs
+from dino_pipeline.cli.evaluation_sets import belonging, scored_pairs
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
     SOURCE_OPTIONS,
@@ -66,7 +66,8 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     names = NAMES if lenient else _names(options["objectives"])
     run, texts = texts_of(data, run_path, options)
     path, encoder = encoder_of(options)
-    sets = evaluation_pairs([Run(Path(data))], data_files, suite, of_pocket=options["encoder"] == "pocket")
+    sets = scored_pairs(data_files, pocket_gold=bool(suite))
+    sets = sets or belonging([Run(Path(data))], of_pocket=options["encoder"] == "pocket")
     asked = options["pooling"] is not None
     plan = Plan(
         folder=run.path if run_path else run.comparison,

@@ -6,26 +6,20 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path
+from dino_pipeline.cli.base import candidates_of, command
 from dino_pipeline.cli.evaluation_sets import evaluation_sets, unlike_papers
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published
 from dino_pipeline.errors import OptionError
 from dino_pipeline.suites import NAMES
 
-if TYPE_CHECKING:
-    from dino_pipeline.evaluate import Candidate
-
-IDLE = {
-    SUITE: ("data_files", "batch_size", "data_dir", "aggregate", "text", "sick", "published"),
-    "encoders": ("num_inputs", "samples", "seed"),
-}
-"""Options that have no meaning where generators, or encoders, are evaluated."""
 STS_OPTIONS = ("data_dir", "aggregate", "text", "sick", "published")
+ENCODER_OPTIONS = ("data_files", "batch_size", *STS_OPTIONS)
+GENERATOR_OPTIONS = ("num_inputs", "samples", "seed")
 
 
 def suites(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> list[str]:
@@ -111,9 +105,9 @@ def evaluate(
 
 def _refuse_idle_options(context: click.Context, names: Sequence[str]) -> None:
     """Refuse options that the suites would not look at."""
-    idle = dict.fromkeys(IDLE[SUITE], f"with --suite {SUITE}")
+    idle = dict.fromkeys(ENCODER_OPTIONS, f"with --suite {SUITE}")
     if SUITE not in names:
-        idle = dict.fromkeys(IDLE["encoders"], f"without --suite {SUITE}")
+        idle = dict.fromkeys(GENERATOR_OPTIONS, f"without --suite {SUITE}")
         if "sts" not in names:
             idle.update(dict.fromkeys(STS_OPTIONS, "without --suite sts"))
     for option in context.command.params:
@@ -132,7 +126,9 @@ def _evaluate_encoders(
 
     runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]
     found = [each for target in targets for each in candidates_of(target, alone=len(runs) == 1)]
-    candidates = list({each.name: each for each in found}.values())
+    candidates = list(dict.fromkeys(found))
+    if alike := [each.name for at, each in enumerate(candidates) if each.name in [one.name for one in candidates[:at]]]:
+        raise OptionError(f"{alike[0]}: two different encoders have this name; evaluate them one by one")
     of_pocket = any(run.stage("finetune")["options"]["encoder"] == "pocket" for run in runs)
     with contextlib.closing(Console()) as console:
         sets = evaluation_sets(runs, names, options, console, of_pocket=of_pocket)
@@ -155,38 +151,3 @@ def _evaluate_encoders(
     print_evaluation(shown)
     if options["published"]:
         print_published(differing)
-
-
-def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
-    """Return a run's encoder before and after training, or the model itself.
-
-    A run is named where it is not the only one.
-    """
-    from dino_pipeline.evaluate import Candidate
-    from dino_pipeline.run import Run
-
-    run = Run(Path(target))
-    if not run.record_file.exists():
-        name, at, revision = target.rpartition("@")
-        if not at or Path(target).exists():
-            name, revision = target, ""
-        path = model_path(name, "ENCODER")
-        return [Candidate(target, path, revision or None, _human_labels(Path(path)))]
-    trained = run.stage("finetune")
-    if trained.get("status") != "done":
-        raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
-    encoder = trained["options"]["encoder"]
-    finetuned = f"{encoder} finetuned" if alone else f"{encoder} finetuned on {run.path.name}"
-    return [
-        Candidate(f"{encoder} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),
-        Candidate(finetuned, str(run.model), None, _human_labels(run.model)),
-    ]
-
-
-def _human_labels(model: Path) -> str | None:
-    """Return the human labels that a run's model was chosen on, None if it was chosen without."""
-    from dino_pipeline.run import Run
-
-    run = Run(model.parent)
-    chosen = run.stage("finetune").get("selection", {}) if model == run.model else {}
-    return chosen["on"] if chosen.get("human_labels") else None

@@ -24,16 +24,17 @@ def evaluation_sets(
     if "sts" in names:
         found += _sts_sets(options, console)
     given = [_set_of_data(each, names) for each in options["data_files"]]
-    paths = [Path(each.rpartition("=")[2]) for each in options["data_files"]]
-    shown = [path.name for path in paths]
+    shown = [path.name for _, path in given]
     for (suite, path), name in zip(given, shown, strict=True):
-        found.append(_read(suite, path.name if shown.count(name) == 1 else str(path), path))
-    for suite in (suite for suite in OF_DATA if suite in names and suite not in [each for each, _ in given]):
+        found.append(_read(suite, name if shown.count(name) == 1 else str(path), path))
+    for suite in [name for name in OF_DATA if name in names and name not in {suite for suite, _ in given}]:
         if suite != "pairs" or not any(run.dev.exists() for run in runs):
             raise OptionError(f"--suite {suite}: says nothing without data; give --data {suite}=PATH")
         found += _of_runs(runs)
-    if "pocket" in names or not (names or given):
-        found += evaluation_pairs(runs, (), "pocket" if "pocket" in names else None, of_pocket=of_pocket)
+    if "pocket" in names:
+        found.append(_pocket_gold())
+    if not (names or given):
+        found += belonging(runs, of_pocket=of_pocket)
     return found
 
 
@@ -60,15 +61,13 @@ def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
 
 def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
     """Return the suite that data belongs to, and where it is."""
-    suite, equals, rest = given.partition("=")
-    if equals and suite in OF_DATA and not Path(given).exists():
-        found, path = suite, Path(rest)
-    else:
-        path = Path(given)
-        asked = [name for name in names if name in OF_DATA]
-        found = asked[0] if len(asked) == 1 else _suite_of(path)
+    suite, _, rest = given.partition("=")
+    named = suite in OF_DATA and bool(rest) and not Path(given).exists()
+    path = Path(rest) if named else Path(given)
     if not path.exists():
         raise OptionError(f"--data {given}: is not there; give a file, or a folder in BEIR's layout")
+    asked = [name for name in names if name in OF_DATA]
+    found = suite if named else asked[0] if len(asked) == 1 else _suite_of(path)
     if names and found not in names:
         raise OptionError(f"--data {given}: is for suite {found}, which --suite does not name; add it, or leave it out")
     return found, path
@@ -80,8 +79,6 @@ def _suite_of(path: Path) -> str:
 
     if path.is_dir():
         return "retrieval" if (path / "corpus.jsonl").exists() else "probe"
-    if not path.exists():
-        return "pairs"
     first = Source(str(path)).corpus.examples[0]
     return "pairs" if isinstance(first.label, float | None) and first.text_b is not None else "probe"
 
@@ -102,18 +99,27 @@ def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
     return [ScoredPairs.read(f"{run.path.name} dev (generated)", run.dev) for run in runs if run.dev.exists()]
 
 
-def evaluation_pairs(
-    runs: Sequence[Run], files: Sequence[Path], suite: str | None, *, of_pocket: bool
-) -> list[ScoredPairs]:
-    """Return the scored pairs asked for, else those that belong to the runs and to the pocket encoder."""
+def _pocket_gold() -> ScoredPairs:
     from dino_pipeline import pocket
     from dino_pipeline.suites.pairs import ScoredPairs
 
-    found = [ScoredPairs.read(file.name, file) for file in files]
-    if not (files or suite):
-        found = _of_runs(runs)
-    if suite or (of_pocket and not files):
-        found.append(ScoredPairs.read("pocket gold", pocket.GOLD_TEST, "pocket"))
+    return ScoredPairs.read("pocket gold", pocket.GOLD_TEST, "pocket")
+
+
+def belonging(runs: Sequence[Run], *, of_pocket: bool) -> list[ScoredPairs]:
+    """Return the scored pairs that belong to runs, and to the pocket encoder.
+
+    Raises:
+        OptionError: there are none.
+    """
+    found = [*_of_runs(runs), *([_pocket_gold()] if of_pocket else [])]
     if not found:
         raise OptionError("nothing to evaluate on; give --data FILE, or --suite pocket")
     return found
+
+
+def scored_pairs(files: Sequence[Path], *, pocket_gold: bool) -> list[ScoredPairs]:
+    """Return the scored pairs of files, and those of the pocket grammar if they are asked for."""
+    from dino_pipeline.suites.pairs import ScoredPairs
+
+    return [*(ScoredPairs.read(file.name, file) for file in files), *([_pocket_gold()] if pocket_gold else [])]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from dino_pipeline.cli.base import command
-from dino_pipeline.cli.evaluate import candidates_of
+from dino_pipeline.cli.base import candidates_of, command
 
 
 @click.command()

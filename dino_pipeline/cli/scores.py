@@ -10,9 +10,6 @@ import click
 
 from dino_pipeline.cli.base import or_dash
 
-COUNTED = {"probe": "texts", "retrieval": "queries"}
-"""What the size of a suite's set is, where it is not pairs."""
-TITLES = {"spearman": "Spearman x 100", "pearson": "Pearson x 100"}
 MARK = "†"
 
 Row = Mapping[str, Any]
@@ -20,34 +17,41 @@ Row = Mapping[str, Any]
 
 def print_evaluation(found: Mapping[str, Any]) -> None:
     """Print what scores.json holds."""
-    chosen_on = {each["name"]: labels for each in found["models"] if (labels := each["chosen_on_human_labels"])}
+    from dino_pipeline.evaluate import chosen_on_human_labels
+
+    chosen_on = chosen_on_human_labels(found)
     for kind, group in groupby(found["scores"], key=lambda score: _table_of(score["suite"])):
         scores = list(group)
         if kind == "sts":
             _print_sts(scores, chosen_on)
         else:
-            _print_sets(scores, chosen_on, COUNTED.get(kind, "pairs"))
+            _print_sets(scores, chosen_on)
     _print_differences(found["differences"])
-    for model, labels in chosen_on.items():
-        click.echo(f"* {model}: its checkpoint was chosen on human labels ({labels})")
+    for remark in chosen_on.values():
+        click.echo(f"* {remark}")
 
 
 def _table_of(suite: str) -> str:
     return "pairs" if suite == "pocket" else suite
 
 
-def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str], counted: str) -> None:
+def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each set and model; where protocols differ, they have columns of their own."""
     from dino_pipeline.console import table
+    from dino_pipeline.evaluate import interval_text, measure_title
 
     differing = _differing(scores)
     names = list(scores[0]["measures"])
-    header = ["data", "model", counted, *differing, TITLES.get(names[0], names[0]), "95 % interval"]
-    header += [TITLES.get(name, name) for name in names[1:]]
+    header = ["data", "model", scores[0]["counted"], *differing, measure_title(names[0]), "95 % interval"]
+    header += [measure_title(name) for name in names[1:]]
     rows = []
     for score in scores:
         first, *others = score["measures"].values()
-        shown = [or_dash(first["value"], ".2f"), _interval(first), *(or_dash(each["value"], ".2f") for each in others)]
+        shown = [
+            or_dash(first["value"], ".2f"),
+            interval_text(first),
+            *(or_dash(each["value"], ".2f") for each in others),
+        ]
         protocol = [score["protocol"].get(key, "-") for key in differing]
         name = score["model"] + "*" * (score["model"] in chosen_on)
         rows.append([score["data"], name, str(score["size"]), *protocol, *shown])
@@ -62,18 +66,19 @@ def _differing(scores: Sequence[Row]) -> list[str]:
 def _print_sts(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each model, once for each correlation, as papers do."""
     from dino_pipeline.console import table
+    from dino_pipeline.evaluate import interval_text, measure_title
 
     sets = list(dict.fromkeys(score["data"] for score in scores))
     models = list(dict.fromkeys(score["model"] for score in scores))
     by_place = {(score["data"], score["model"]): score for score in scores}
     remarks = _remarks([by_place[name, models[0]] for name in sets])
     for measure in scores[0]["measures"]:
-        header = [TITLES[measure], *(name + MARK * (name in remarks) for name in sets), "95 % of " + sets[-1]]
+        header = [measure_title(measure), *(name + MARK * (name in remarks) for name in sets), "95 % of " + sets[-1]]
         rows = []
         for model in models:
             found = [by_place[name, model]["measures"][measure] for name in sets]
             values = [or_dash(each["value"], ".2f") for each in found]
-            rows.append([model + "*" * (model in chosen_on), *values, _interval(found[-1])])
+            rows.append([model + "*" * (model in chosen_on), *values, interval_text(found[-1])])
         click.echo(table(header, rows))
     protocol = {**by_place[sets[-1], models[0]]["protocol"], **by_place[sets[0], models[0]]["protocol"]}
     click.echo(", ".join(f"{key}: {value}" for key, value in protocol.items()))
@@ -83,14 +88,14 @@ def _print_sts(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
 
 def _remarks(scores: Sequence[Row]) -> dict[str, str]:
     """Return what makes a column incomparable with its neighbours, or with the column of that name in papers."""
-    from dino_pipeline.suites.sts import usual_size
+    from dino_pipeline.suites.sts import MEAN, usual_size
 
     found = {}
     texts = [score["protocol"]["text"] for score in scores if "sick" not in score["protocol"]]
     usual_text = max(dict.fromkeys(texts), key=texts.count) if texts else "raw"
     for score in scores:
         protocol, said = score["protocol"], []
-        if score["data"] == "mean":
+        if score["data"] == MEAN:
             continue
         if score["size"] != usual_size(score["data"], protocol):
             said.append(f"{score['size']} pairs in place of {usual_size(score['data'], protocol)}")
@@ -100,25 +105,26 @@ def _remarks(scores: Sequence[Row]) -> dict[str, str]:
             said.append(f"text {protocol['text']}, the others {usual_text}")
         if said:
             found[score["data"]] = ", ".join(said)
-    if found and scores[-1]["data"] == "mean":
-        found["mean"] = f"of {', '.join(found)} too"
+    if found and scores[-1]["data"] == MEAN:
+        found[MEAN] = f"of {', '.join(found)} too"
     return found
 
 
 def print_published(differing: Sequence[str]) -> None:
     """Print the papers' figures, or why they may not stand beside these."""
     from dino_pipeline.console import table
-    from dino_pipeline.suites.sts import PUBLISHED, SIZES
+    from dino_pipeline.suites.sts import MEAN, PUBLISHED, SIZES
 
     if differing:
         click.echo(f"Published figures are of another protocol and not shown: {'; '.join(differing)}")
         return
     rows = [[name, *(or_dash(value, ".2f") for value in values)] for name, values in PUBLISHED.items()]
-    click.echo(table(["published, Spearman x 100", *SIZES, "mean"], rows))
+    click.echo(table(["published, Spearman x 100", *SIZES, MEAN], rows))
 
 
 def _print_differences(differences: Sequence[Row]) -> None:
     from dino_pipeline.console import table
+    from dino_pipeline.evaluate import interval_text, measure_title
 
     if not differences:
         return
@@ -126,14 +132,10 @@ def _print_differences(differences: Sequence[Row]) -> None:
         [
             each["data"],
             f"{each['model']} - {each['minus']}",
-            TITLES.get(each["measure"], each["measure"]),
+            measure_title(each["measure"]),
             "-" if each["difference"] is None else f"{each['difference']:+.2f}",
-            _interval(each),
+            interval_text(each),
         ]
         for each in differences
     ]
     click.echo(table(["data", "difference", "of", "", "95 % interval"], rows))
-
-
-def _interval(found: Row) -> str:
-    return "-" if found["low"] is None else f"{found['low']:.2f} .. {found['high']:.2f}"

@@ -48,6 +48,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How values are spread."""
+
+    edges: Sequence[float]
+    """Of the bins; one more than there are bins."""
+    counts: dict[str, list[int]]
+    """How many values of each label are in each bin."""
+
+
+@dataclass(frozen=True)
 class Picture:
     """A drawing, with its numbers for those who cannot see it."""
 

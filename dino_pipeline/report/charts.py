@@ -14,15 +14,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dino_pipeline.report.blocks import Picture, Table, visible
-from dino_pipeline.report.texts_of_run import Histogram
+from dino_pipeline.report.blocks import Histogram, Picture, Table, visible
 
 INK, MUTED, LINES = "#010203", "#5b5c5d", "#c7c8c9"
 """Stand for the page's own colours; `_themed` puts those in their place."""
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINES: "var(--line)"}
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#882255")
-"""Told apart by colour-blind people, on light and dark ground (Paul Tol's bright scheme)."""
-LEFT, GONE = COLOURS[0], COLOURS[1]
+"""Told apart by colour-blind people, on light and dark ground (from Paul Tol's bright and muted schemes)."""
+MAIN, DROPPED = COLOURS[0], COLOURS[1]
 WIDTH = 6.4
 STYLE = {
     "font.size": 10,
@@ -47,7 +46,13 @@ STYLE = {
 
 
 def picture(
-    name: str, title: str, numbers: Table, height: float, panels: int, draw: Callable[[Sequence[Axes]], None]
+    name: str,
+    title: str,
+    numbers: Table,
+    draw: Callable[[Sequence[Axes]], None],
+    *,
+    height: float,
+    panels: int = 1,
 ) -> Picture:
     """Draw a picture.
 
@@ -55,9 +60,9 @@ def picture(
         name: of its file.
         title: says what it shows.
         numbers: the same as a table.
+        draw: fills the panels.
         height: in inches; it is 6.4 wide.
         panels: how many stand side by side.
-        draw: fills them.
     """
     with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that the PNG's font lacks
@@ -97,8 +102,8 @@ def funnel(panels: Sequence[Axes], steps: Sequence[tuple[str, int, int]]) -> Non
     (panel,) = panels
     most = max(left + gone for _, left, gone in steps)
     for at, (_, left, gone) in enumerate(steps):
-        panel.barh(at, left, color=LEFT, height=0.7)
-        panel.barh(at, gone, left=left, color=GONE, height=0.7)
+        panel.barh(at, left, color=MAIN, height=0.7)
+        panel.barh(at, gone, left=left, color=DROPPED, height=0.7)
         said = f"{left:,}" + (f"  (−{gone:,})" if gone else "")
         panel.text(left + gone + most / 100, at, said, va="center", fontsize=8)
     _named(panel, [name for name, *_ in steps])
@@ -124,10 +129,11 @@ def bars(panels: Sequence[Axes], series: Mapping[str, Mapping[str, int]], labels
 def histograms(panels: Sequence[Axes], found: Histogram, unit: str) -> None:
     """Draw how values of each label are spread, as shares of the label's."""
     (panel,) = panels
-    edges, counts = found
-    for (label, of_label), colour, style in zip(counts.items(), cycle(COLOURS), cycle(("-", "--", "-.")), strict=False):
+    for (label, of_label), colour, style in zip(
+        found.counts.items(), cycle(COLOURS), cycle(("-", "--", "-.")), strict=False
+    ):
         shares = [100 * count / max(sum(of_label), 1) for count in of_label]
-        panel.stairs(shares, edges, color=colour, linewidth=1.8, linestyle=style, label=visible(label, 30))
+        panel.stairs(shares, found.edges, color=colour, linewidth=1.8, linestyle=style, label=visible(label, 30))
     panel.set_xlabel(unit)
     panel.set_ylabel("% of the label's")
     panel.grid(axis="y", linewidth=0.5)
@@ -139,10 +145,9 @@ def boxes(panels: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[floa
     for at, (panel, (measure, by_label)) in enumerate(zip(panels, found.items(), strict=True)):
         keys = ("whislo", "q1", "med", "q3", "whishi")
         stats = [{**dict(zip(keys, values, strict=True)), "fliers": []} for values in by_label.values()]
-        drawn = panel.bxp(stats, positions=range(len(stats)), orientation="horizontal", widths=0.6, patch_artist=True,
-                          boxprops={"facecolor": LEFT, "edgecolor": LEFT}, medianprops={"color": INK, "linewidth": 2},
-                          whiskerprops={"color": LEFT, "linewidth": 2}, capprops={"color": LEFT})  # fmt: skip
-        assert drawn
+        panel.bxp(stats, positions=range(len(stats)), orientation="horizontal", widths=0.6, patch_artist=True,
+                          boxprops={"facecolor": MAIN, "edgecolor": MAIN}, medianprops={"color": INK, "linewidth": 2},
+                          whiskerprops={"color": MAIN, "linewidth": 2}, capprops={"color": MAIN})  # fmt: skip
         _named(panel, list(by_label) if at == 0 else [""] * len(by_label))
         panel.set_title(visible(measure, 40))
         panel.grid(axis="x", linewidth=0.5)
@@ -170,7 +175,7 @@ def intervals(panels: Sequence[Axes], rows: Sequence[tuple[str, Mapping[str, Any
         if found["value"] is None:
             continue
         if found["low"] is not None:
-            panel.plot([found["low"], found["high"]], [at, at], color=LEFT, linewidth=3, solid_capstyle="butt")
+            panel.plot([found["low"], found["high"]], [at, at], color=MAIN, linewidth=3, solid_capstyle="butt")
         panel.plot(found["value"], at, "o", color=INK, markersize=5)
     _named(panel, [name for name, _ in rows])
     panel.set_xlabel(unit)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dino_pipeline.contamination import REASON as LEAKED
+from dino_pipeline.contamination import WORDS
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import ModelError
 from dino_pipeline.evaluate import Candidate
 from dino_pipeline.filters import load_funnel
-from dino_pipeline.funnel import Funnel
 from dino_pipeline.progress import Watch
 from dino_pipeline.report import charts
-from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Prompt, Samples, Table, number, share, visible
-from dino_pipeline.report.texts_of_run import TextsOfRun, in_order, label_name
-from dino_pipeline.run import Run
-from dino_pipeline.suites.base import Embedder, unit
+from dino_pipeline.report.blocks import (
+    Block,
+    Facts,
+    Histogram,
+    Missing,
+    Paragraph,
+    Prompt,
+    Samples,
+    Table,
+    number,
+    share,
+    visible,
+)
+from dino_pipeline.report.material import MOST_LABELS, Material
+from dino_pipeline.report.texts_of_run import in_order, label_name
+from dino_pipeline.sieve import REPEATED
+from dino_pipeline.suites.base import Embedder, cosines
 from dino_pipeline.suites.pairs import WORD_OVERLAP
 from dino_pipeline.texts import distinct_n, normalise, word_overlap
 
-MOST_LABELS = 12
-"""Labels that pictures and samples show; there are more in few datasets."""
 SLICES = 10
 """Parts of a run that are compared with one another."""
 TEXTS_PER_SLICE = 1000
@@ -33,47 +43,6 @@ PAIRS_PER_LABEL = 200
 KEPT_SHOWN, DROPPED_SHOWN = 40, 15
 """Samples of each label, and of each reason."""
 MOST_SAMPLES = 1000
-REPEATS = ("duplicate", "near-duplicate input", "near-duplicate text_b", "input of the same meaning")
-"""Reasons that say that a text was there before."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a report is made from."""
-
-    run: Run
-    texts: TextsOfRun
-    candidates: Sequence[Candidate]
-    """Encoders that show how labels lie apart."""
-    watch: Watch
-    language: str = "en"
-
-    @cached_property
-    def records(self) -> dict[str, Any]:
-        """What run.json holds."""
-        return self.run.records()
-
-    def stage(self, name: str) -> dict[str, Any]:
-        """Return a finished stage's record.
-
-        Raises:
-            Missing: it has not been carried out to its end.
-        """
-        found: dict[str, Any] = self.records.get(name, {})
-        if found.get("status") != "done":
-            raise Missing(f"dino {name} has not {'ended' if found else 'run'}")
-        return found
-
-    @property
-    def funnel(self) -> Funnel:
-        """The filter's funnel."""
-        self.stage("filter")
-        return load_funnel(self.run)
-
-    def labels(self, table: str = "kept") -> list[str]:
-        """Return the labels that are shown: the most frequent ones."""
-        counts = self.texts.counts(table)
-        return in_order(sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS])
 
 
 def spec(material: Material) -> list[Block]:
@@ -127,9 +96,8 @@ def generation(material: Material) -> list[Block]:
                 "margins",
                 "How much likelier texts are under their own instruction than under the best counter-label's",
                 _quantile_table("Margins", quantiles, ".3f"),
-                2.6,
-                1,
                 lambda panels: charts.histograms(panels, margins, "margin (nats per token)"),
+                height=2.6,
             )
         )
     return blocks
@@ -145,7 +113,8 @@ def _quantile_table(caption: str, found: Mapping[str, Sequence[float]], form: st
 
 def funnel(material: Material) -> list[Block]:
     """What the filter dropped."""
-    found = material.funnel
+    material.stage("filter")
+    found = load_funnel(material.run)
     totals = [(step, sum(counts.values())) for step, counts in found.steps]
     steps, left = [], 0
     for step, count in totals:
@@ -164,53 +133,47 @@ def funnel(material: Material) -> list[Block]:
     numbers = Table("The filter's steps by label", found.header(), shown)
     title = "What each step of the filter left and dropped"
     height = 0.26 * len(steps) + 0.8
-    return [charts.picture("funnel", title, numbers, height, 1, lambda panels: charts.funnel(panels, steps))]
+    return [charts.picture("funnel", title, numbers, lambda panels: charts.funnel(panels, steps), height=height)]
 
 
 def balance(material: Material) -> list[Block]:
     """How many of each label there are."""
+    kept, dev = material.kept(), material.texts.counts("dev")
     labels = material.labels()
-    if not labels:
-        raise Missing("dino filter has not run")
-    every = {"kept": material.texts.counts("kept"), "dev": material.texts.counts("dev")}
-    series = {
-        "train": {label: every["kept"][label] - every["dev"].get(label, 0) for label in labels},
-        "dev": every["dev"],
-    }
+    series = {"train": {label: kept[label] - dev.get(label, 0) for label in labels}, "dev": dev}
     rows = [[visible(label, 40), *(number(counts.get(label, 0)) for counts in series.values())] for label in labels]
     numbers = Table("Pairs by label" if material.texts.paired else "Texts by label", ["label", *series], rows)
     height = 0.4 * len(labels) + 0.8
     unit = "pairs" if material.texts.paired else "texts"
     title = f"How many {unit} of each label there are"
     drawn = charts.picture(
-        "balance", title, numbers, height, 1, lambda panels: charts.bars(panels, series, labels, unit)
+        "balance", title, numbers, lambda panels: charts.bars(panels, series, labels, unit), height=height
     )
-    return [drawn, *_more_labels(material)]
-
-
-def _more_labels(material: Material) -> list[Block]:
-    count = len(material.texts.labels("kept"))
-    return [Paragraph(f"The {MOST_LABELS} most frequent of {count} labels.")] if count > MOST_LABELS else []
+    if len(kept) > MOST_LABELS:
+        return [drawn, Paragraph(f"The {MOST_LABELS} most frequent of {len(kept)} labels.")]
+    return [drawn]
 
 
 def lengths(material: Material) -> list[Block]:
     """How long texts are."""
+    material.kept()
     text = "text_b" if material.texts.paired else "text_a"
     found = material.texts.histogram("kept", f"length({text})")
     quantiles = material.texts.quantiles("kept", f"length({text})")
-    if not quantiles:
-        raise Missing("dino filter has not run")
     numbers = _quantile_table(f"Characters of {text}", quantiles, ".0f")
     if found is None:
         return [numbers]
-    found = (found[0], {label: found[1][label] for label in material.labels() if label in found[1]})
+    found = Histogram(found.edges, {label: found.counts[label] for label in material.labels() if label in found.counts})
     title = f"How long {text} is: lengths should not give the label away"
     unit = f"characters of {text}"
-    return [charts.picture("lengths", title, numbers, 2.6, 1, lambda panels: charts.histograms(panels, found, unit))]
+    return [
+        charts.picture("lengths", title, numbers, lambda panels: charts.histograms(panels, found, unit), height=2.6)
+    ]
 
 
 def similarity(material: Material) -> list[Block]:
     """How similar the two texts of pairs are, label by label."""
+    material.kept()
     if not material.texts.paired:
         raise Missing("these are single texts, not pairs")
     table = "dev" if "dev" in material.texts.there else "kept"
@@ -218,8 +181,6 @@ def similarity(material: Material) -> list[Block]:
     for label, first, second in material.texts.drawn(table, "label, text_a, text_b", PAIRS_PER_LABEL):
         pairs.setdefault(label_name(label), []).append((first, second))
     pairs = {label: pairs[label] for label in material.labels(table) if label in pairs}
-    if not pairs:
-        raise Missing("dino filter has not run")
     overlap = {label: np.array([word_overlap(*pair) for pair in of_label]) for label, of_label in pairs.items()}
     found, said = {WORD_OVERLAP: overlap}, []
     for candidate in material.candidates:
@@ -244,7 +205,7 @@ def similarity(material: Material) -> list[Block]:
     title = "How similar the two texts of a pair are, by label: the further apart the boxes, the more there is to learn"
     height = 0.35 * len(pairs) + 1.0
     drawn = charts.picture(
-        "similarity", title, numbers, height, len(found), lambda panels: charts.boxes(panels, quantiles)
+        "similarity", title, numbers, lambda panels: charts.boxes(panels, quantiles), height=height, panels=len(found)
     )
     return [drawn, *said]
 
@@ -252,10 +213,7 @@ def similarity(material: Material) -> list[Block]:
 def _cosines(candidate: Candidate, pairs: Mapping[str, Sequence[tuple[str, str]]], watch: Watch) -> dict[str, Any]:
     embedder = Embedder(candidate.name, load_encoder(candidate.path, candidate.revision), 64, watch)
     embedder.learn(text for of_label in pairs.values() for pair in of_label for text in pair)
-    return {
-        label: (unit(embedder([a for a, _ in of_label])) * unit(embedder([b for _, b in of_label]))).sum(axis=1)
-        for label, of_label in pairs.items()
-    }
+    return {label: cosines(embedder, of_label) for label, of_label in pairs.items()}
 
 
 def diversity(material: Material) -> list[Block]:
@@ -283,9 +241,9 @@ def diversity(material: Material) -> list[Block]:
             "diversity",
             title,
             numbers,
-            2.3,
-            2,
             lambda panels: charts.lines(panels, found, "part of the run", from_zero=True),
+            height=2.3,
+            panels=2,
         )
     ]
     drawn = [text for (text,) in material.texts.drawn("written", text, 4 * TEXTS_PER_SLICE, by="1")]
@@ -308,7 +266,7 @@ def _slices(material: Material, text: str, place: str) -> list[tuple[int, float,
     for at, each in material.texts.drawn("written", f"{part}, {text}", TEXTS_PER_SLICE, by=part):
         drawn.setdefault(at, []).append(each)
     counts = dict(material.texts.rows(f"SELECT {part}, count(*) FROM written GROUP BY 1"))
-    reasons = ", ".join(f"'{reason}'" for reason in REPEATS)
+    reasons = ", ".join(f"'{reason}'" for reason in REPEATED)
     repeated = dict(
         material.texts.rows(
             f"SELECT {part}, count(*) FROM dropped WHERE reason IN ({reasons}) AND {place} IS NOT NULL GROUP BY 1"
@@ -326,13 +284,13 @@ def contamination(material: Material) -> list[Block]:
     excluded = filtered["options"]["exclude"]
     if not excluded:
         return [Paragraph("Nothing was compared with evaluation data (dino filter --exclude).")]
-    leaks = dict(filtered["funnel"]).get("- in evaluation data", [])
+    leaks = dict(filtered["funnel"]).get(f"- {LEAKED}", [])
     count = sum(number for _, number in leaks)
     return [
         Facts(
             [
                 ("compared with", visible(", ".join(excluded), 1000)),
-                ("pairs that held a text of it, nearly, or 13 words of one", f"{number(count)}, all dropped"),
+                (f"texts that held one of it, nearly, or {WORDS} words of one", f"{number(count)}, all dropped"),
             ]
         )
     ]
@@ -340,17 +298,15 @@ def contamination(material: Material) -> list[Block]:
 
 def samples(material: Material) -> list[Block]:
     """Texts to look at."""
+    kept_count = sum(material.kept().values())
     fields = "label, text_a, text_b, logprob, margin, reason, evidence"
     kept = material.texts.drawn("kept", fields, KEPT_SHOWN)
     dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason")
     rows = [_sample(row, "kept") for row in kept[: MOST_SAMPLES // 2]]
     rows += [_sample(row, "dropped") for row in dropped[: MOST_SAMPLES // 2]]
-    if not rows:
-        raise Missing("dino filter has not run")
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
     labels = in_order({row["label"] for row in rows})
-    totals = [sum(material.texts.counts(table).values()) for table in ("kept", "dropped")]
-    said = f"Drawn from {number(totals[0])} kept and {number(totals[1])} dropped."
+    said = f"Drawn from {number(kept_count)} kept and {number(sum(material.texts.counts('dropped').values()))} dropped."
     return [Paragraph(said), Samples(rows, labels, fates, material.texts.paired, material.language)]
 
 

@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from dino_pipeline.compare import Row, as_table, remarks
+from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
-from dino_pipeline.report.of_data import Material
+from dino_pipeline.report.material import Material
 
 STAGES = ("generate", "filter", "finetune", "evaluate")
 SHOWN = ("objective", "encoder", "epochs", "batch_size", "learning_rate", "seed")
@@ -51,7 +52,7 @@ def training(material: Material) -> list[Block]:
     numbers = Table("Curves", ["step", *found], rows)
     title = "Loss of training, and what the checkpoint was chosen by"
     drawn = charts.picture(
-        "curves", title, numbers, 2.3, len(found), lambda panels: charts.lines(panels, found, "step")
+        "curves", title, numbers, lambda panels: charts.lines(panels, found, "step"), height=2.3, panels=len(found)
     )
     return [*blocks, drawn]
 
@@ -70,20 +71,19 @@ def scores(material: Material) -> list[Block]:
     found = json.loads(material.run.scores.read_text())
     if "models" not in found:
         raise Missing("scores.json is of an older version; run dino evaluate again")
-    human = {each["name"]: each["chosen_on_human_labels"] for each in found["models"]}
+    human = chosen_on_human_labels(found)
     blocks: list[Block] = []
     drawn, rows = [], []
     for score in found["scores"]:
         name, first = next(iter(score["measures"].items()))
-        low, high = first["low"], first["high"]
         rows.append(
             [
                 visible(score["data"], 60),
-                visible(score["model"], 60) + "*" * bool(human.get(score["model"])),
+                visible(score["model"], 60) + "*" * (score["model"] in human),
                 number(score["size"]),
-                f"{name} x 100",
+                measure_title(name),
                 number(first["value"]),
-                "-" if low is None else f"{low:.2f} .. {high:.2f}",
+                interval_text(first),
                 ", ".join(f"{key}: {value}" for key, value in score["protocol"].items()),
             ]
         )
@@ -95,14 +95,11 @@ def scores(material: Material) -> list[Block]:
     title = "Scores with their 95 % bootstrap intervals, baselines beside them"
     height = 0.26 * len(some) + 0.8
     blocks.append(
-        charts.picture("scores", title, numbers, height, 1, lambda panels: charts.intervals(panels, some, "x 100"))
+        charts.picture("scores", title, numbers, lambda panels: charts.intervals(panels, some, "x 100"), height=height)
     )
     if found["differences"]:
         blocks.append(_differences(found["differences"]))
-    for name, labels in human.items():
-        if labels:
-            blocks.append(Paragraph(f"* {visible(name, 60)}: its checkpoint was chosen on human labels ({labels})."))
-    return blocks
+    return [*blocks, *(Paragraph(f"* {remark}") for remark in human.values())]
 
 
 def _differences(found: list[dict[str, Any]]) -> Table:
@@ -110,9 +107,9 @@ def _differences(found: list[dict[str, Any]]) -> Table:
         [
             visible(each["data"], 60),
             visible(f"{each['model']} - {each['minus']}", 120),
-            each["measure"],
+            measure_title(each["measure"]),
             "-" if each["difference"] is None else f"{each['difference']:+.2f}",
-            "-" if each["low"] is None else f"{each['low']:.2f} .. {each['high']:.2f}",
+            interval_text(each),
         ]
         for each in found
     ]

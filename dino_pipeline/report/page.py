@@ -18,7 +18,7 @@ from dino_pipeline.examples import write_atomic
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.report import of_data, of_model
 from dino_pipeline.report.blocks import Block, Missing, Picture, Section, number, visible
-from dino_pipeline.report.of_data import Material
+from dino_pipeline.report.material import Material
 from dino_pipeline.report.texts_of_run import TextsOfRun
 from dino_pipeline.run import Run
 
@@ -114,8 +114,10 @@ def _html(run: Run, material: Material, sections: Sequence[Section], missing: Se
 def _headline(material: Material) -> list[tuple[str, str]]:
     records = material.records
     counts = material.texts.counts("kept")
-    found = [("pairs" if material.texts.paired else "texts", number(sum(counts.values())))] if counts else []
-    found += [("labels", str(len(counts)))] if counts else []
+    found = []
+    if counts:
+        unit = "pairs" if material.texts.paired else "texts"
+        found += [(unit, number(sum(counts.values()))), ("labels", str(len(counts)))]
     if model := records.get("generate", {}).get("options", {}).get("model"):
         found.append(("written by", visible(Path(str(model)).name, 60)))
     trained = records.get("finetune", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import duckdb
 
 from dino_pipeline.errors import DataError, first_line
 from dino_pipeline.labels import as_number
+from dino_pipeline.report.blocks import Histogram
 from dino_pipeline.run import Run, shard_files
 from dino_pipeline.sets import quoted
 
@@ -26,8 +28,6 @@ FIELDS = {
     "evidence": "VARCHAR",
 }
 BINS = 24
-Histogram = tuple[list[float], dict[str, list[int]]]
-"""Edges of the bins, and how many values of each label are in each."""
 LONGEST_LINE = 64 * 2**20
 """In bytes."""
 MEMORY = "1GB"
@@ -57,17 +57,16 @@ class TextsOfRun:
         }
         self.there = {name for name, paths in files.items() if any(path.stat().st_size for path in paths)}
         for name, paths in files.items():
-            self._view(name, paths if name in self.there else [])
+            self._load(name, paths if name in self.there else [])
 
-    def _view(self, name: str, paths: Sequence[Path]) -> None:
+    def _load(self, name: str, paths: Sequence[Path]) -> None:
+        self.db.execute(f"CREATE TABLE {name} ({', '.join(f'{field} {kind}' for field, kind in FIELDS.items())})")
+        if not paths:
+            return
         columns = ", ".join(f"{field}: '{kind}'" for field, kind in FIELDS.items())
         options = f"format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_LINE}"
-        source = f"read_json([{', '.join(map(quoted, paths))}], {options})"
-        if not paths:
-            nothing = ", ".join(f"NULL::{kind} AS {field}" for field, kind in FIELDS.items())
-            source = f"(SELECT {nothing} WHERE false)"
         with self._errors(paths):
-            self.db.execute(f"CREATE TABLE {name} AS SELECT * FROM {source}")
+            self.db.execute(f"INSERT INTO {name} FROM read_json([{', '.join(map(quoted, paths))}], {options})")
 
     @contextmanager
     def _errors(self, paths: Sequence[Path]) -> Iterator[None]:
@@ -94,16 +93,10 @@ class TextsOfRun:
             found[name] = found.get(name, 0) + count
         return {name: found[name] for name in in_order(found)}
 
-    def labels(self, table: str) -> list[str]:
-        """Return a table's labels in order."""
-        return list(self.counts(table))
-
-    @property
+    @cached_property
     def paired(self) -> bool:
         """Whether the texts are pairs."""
-        return bool(
-            self.rows("SELECT count(text_b) FROM kept")[0][0] or self.rows("SELECT count(text_b) FROM written")[0][0]
-        )
+        return any(self.rows(f"SELECT count(text_b) FROM {table}")[0][0] for table in ("kept", "written"))
 
     def histogram(self, table: str, value: str) -> Histogram | None:
         """Count the values of an expression in bins of equal width that hold all but its most extreme hundredth."""
@@ -119,7 +112,7 @@ class TextsOfRun:
         ):
             found.setdefault(label_name(label), [0] * BINS)[bin_] += count
         edges = [low + at * width for at in range(BINS + 1)]
-        return edges, {label: found[label] for label in in_order(found)}
+        return Histogram(edges, {label: found[label] for label in in_order(found)})
 
     def quantiles(self, table: str, value: str) -> dict[str, list[float]]:
         """Return the count and the 5th, 50th and 95th percentile of an expression, by label."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import ModelError
-from dino_pipeline.measures import Sample
+from dino_pipeline.measures import Sample, Vector
 from dino_pipeline.progress import Progress, Watch
 
 Embeddings = NDArray[np.float32]
@@ -33,8 +33,12 @@ class EvaluationSet(Protocol):
         """What it is called in tables."""
 
     @property
+    def counted(self) -> str:
+        """What its measures are over: pairs, texts or queries."""
+
+    @property
     def size(self) -> int:
-        """How many pairs, texts or queries its measures are over."""
+        """How many there are."""
 
     @property
     def protocol(self) -> Mapping[str, str]:
@@ -56,11 +60,32 @@ class EvaluationSet(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """What one model came to on one set."""
+    """What one model, or a baseline, came to on one set; measures times 100."""
 
-    of: EvaluationSet
+    suite: str
+    data: str
     model: str
+    counted: str
+    size: int
+    protocol: Mapping[str, str]
+    digest: str
     measures: Measured
+
+    @classmethod
+    def on(cls, data: EvaluationSet, model: str, measures: Measured) -> Score:
+        """Return a score on a set."""
+        return cls(data.suite, data.name, model, data.counted, data.size, dict(data.protocol), data.digest, measures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as scores.json holds it."""
+        measures = {name: with_interval(each, "value") for name, each in self.measures.items()}
+        return {**{key: value for key, value in vars(self).items() if key != "measures"}, "measures": measures}
+
+
+def with_interval(sample: Sample, name: str) -> dict[str, float | None]:
+    """Return a value under its name, with the ends of its interval."""
+    low, high = sample.interval or (None, None)
+    return {name: sample.value, "low": low, "high": high}
 
 
 class Embedder:
@@ -119,6 +144,12 @@ class Embedder:
         if not np.isfinite(found).all():
             raise ModelError(f"{self.name}: some of its embeddings are not numbers (NaN); it cannot be scored")
         return np.asarray(found, dtype=np.float32)
+
+
+def cosines(embedder: Embedder, pairs: Iterable[tuple[str, str]]) -> Vector:
+    """Return the cosine of each pair's embeddings, ``(pairs,)``."""
+    firsts, seconds = zip(*pairs, strict=True)
+    return np.asarray((unit(embedder(firsts)) * unit(embedder(seconds))).sum(axis=1), dtype=float)
 
 
 def unit(embeddings: Embeddings) -> Embeddings:

@@ -13,7 +13,7 @@ import numpy as np
 from dino_pipeline.corpus import Source
 from dino_pipeline.errors import DataError
 from dino_pipeline.measures import Sample, Vector, mean, pearson, spearman
-from dino_pipeline.suites.base import Embedder, Measured, percent, unit
+from dino_pipeline.suites.base import Embedder, Measured, cosines, percent
 from dino_pipeline.texts import word_overlap
 
 WORD_OVERLAP = "word overlap (Jaccard)"
@@ -29,6 +29,7 @@ class ScoredPairs:
     name: str
     parts: Sequence[Sequence[Pair]]
     suite: str = "pairs"
+    counted: str = "pairs"
     aggregate: Aggregate = "all"
     """How parts become one figure: one correlation over all pairs; the mean of each part's; that weighted by size."""
     protocol: Mapping[str, str] = field(default_factory=lambda: {"similarity": "cosine"})
@@ -73,13 +74,7 @@ class ScoredPairs:
 
     def measure(self, embedder: Embedder) -> Measured:
         """Correlate cosines with the gold scores."""
-
-        def cosines(part: Sequence[Pair]) -> Vector:
-            first = unit(embedder([pair[0] for pair in part]))
-            second = unit(embedder([pair[1] for pair in part]))
-            return np.asarray((first * second).sum(axis=1), dtype=float)
-
-        return self.correlate(cosines)
+        return self.correlate(lambda part: cosines(embedder, [(first, second) for first, second, _ in part]))
 
     def baseline(self) -> tuple[str, Measured]:
         """Correlate the overlap of words with the gold scores."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class Probe:
     train: Sequence[Example]
     test: Sequence[Example] | None = None
     """None: folds of ``train`` take turns."""
+    folds: int = FOLDS
+    """How many take turns."""
     suite: str = "probe"
-    protocol: Mapping[str, str] = field(default_factory=dict)
+    counted: str = "texts"
 
     @classmethod
     def read(cls, name: str, path: Path) -> Probe:
@@ -54,14 +56,19 @@ class Probe:
                 raise DataError(
                     f"{path / 'test.jsonl'}: class {strange[0]} is not in train.jsonl; nothing is known of it"
                 )
-            return cls(name, train, test, protocol={"split": "train and test"})
+            return cls(name, train, test)
         examples = _read(path)
         _check_classes(path, examples)
         rarest, number = min(Counter(str(each.label) for each in examples).items(), key=lambda found: found[1])
         folds = min(FOLDS, number)
         if folds < 2:
             raise DataError(f"{path}: class {rarest} has one text only; give at least two of each")
-        return cls(name, examples, protocol={"split": f"{folds} folds"})
+        return cls(name, examples, folds=folds)
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """What was fitted on what."""
+        return {"split": "train and test" if self.test else f"{self.folds} folds"}
 
     @property
     def size(self) -> int:
@@ -92,12 +99,11 @@ class Probe:
         """Fit the regression and classify what it has not seen."""
         gold = self._gold(self.train)
         features = self._features(embedder, self.train)
-        if self.test is None:
-            with _one_thread_a_fit():
-                return self._measured(self._in_turn(features, gold, embedder), gold)
-        others = self._features(embedder, self.test)
+        others = self._features(embedder, self.test) if self.test else None
         with _one_thread_a_fit():
-            return self._measured(fit_and_classify(features, gold, others), self._gold(self.test))
+            if others is None:
+                return self._measured(self._in_turn(features, gold, embedder), gold)
+            return self._measured(_fit_and_classify(features, gold, others), self._gold(self.test or ()))
 
     def baseline(self) -> tuple[str, Measured]:
         """Return what it is worth to name the most frequent class always."""
@@ -125,13 +131,12 @@ class Probe:
         from joblib import Parallel, delayed
         from sklearn.model_selection import StratifiedKFold
 
-        folds = int(self.protocol["split"].split()[0])
-        splits = list(StratifiedKFold(folds, shuffle=True, random_state=SEED).split(features, gold))
+        splits = list(StratifiedKFold(self.folds, shuffle=True, random_state=SEED).split(features, gold))
         found = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-            delayed(fit_and_classify)(features[train], gold[train], features[test]) for train, test in splits
+            delayed(_fit_and_classify)(features[train], gold[train], features[test]) for train, test in splits
         )
         given = np.empty_like(gold)
-        progress = Progress(f"{embedder.name}: folds of {self.name}", total=folds)
+        progress = Progress(f"{embedder.name}: folds of {self.name}", total=self.folds)
         embedder.watch.progress(progress)
         for (_, test), of_fold in zip(splits, found, strict=True):
             given[test] = of_fold
@@ -142,7 +147,10 @@ class Probe:
 
 @contextmanager
 def _one_thread_a_fit() -> Iterator[None]:
-    """Keep the threads of a product of matrices from waiting for one another: these are small, and fits run in turn."""
+    """Give each fit one thread: on matrices this small threads wait for one another, and folds run side by side.
+
+    What scikit-learn says of steps that were not enough, and of its next versions, is nothing a user can act on.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
@@ -152,7 +160,7 @@ def _one_thread_a_fit() -> Iterator[None]:
         yield
 
 
-def fit_and_classify(features: Embeddings, gold: Integers, others: Embeddings) -> Integers:
+def _fit_and_classify(features: Embeddings, gold: Integers, others: Embeddings) -> Integers:
     """Fit a logistic regression, its strength chosen by cross-validation within, and classify others.
 
     Args:

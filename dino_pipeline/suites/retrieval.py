@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -15,16 +14,17 @@ import numpy as np
 import torch
 
 from dino_pipeline.errors import DataError
+from dino_pipeline.inputs import read_lines
 from dino_pipeline.labels import as_number
-from dino_pipeline.measures import RANKING, average, ranking
+from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
 from dino_pipeline.suites.base import Embedder, Embeddings, Measured, percent, unit
 
-DEPTH = 100
-"""How many documents are looked at for each query."""
 DOCUMENTS = 4096
 QUERIES = 512
 """So many documents and queries are compared at once, which takes some 60 MB."""
+NOTHING = torch.iinfo(torch.int64).min
+PLACES = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Retrieval:
     """Of all documents, in the file's order."""
     digest: str
     suite: str = "retrieval"
+    counted: str = "queries"
     protocol: Mapping[str, str] = field(default_factory=lambda: {"similarity": "cosine", "split": "test"})
 
     @classmethod
@@ -93,7 +94,7 @@ class Retrieval:
         place = {name: at for at, name in enumerate(by_place)}
         places = torch.tensor([place[name] for name in self.ids])
         own = torch.tensor([place.get(name, -1) for name in names])
-        best = torch.full((len(names), DEPTH), _NOTHING)
+        best = torch.full((len(names), DEPTH), NOTHING)
         done = 0
         for documents in self._documents(embedder):
             block = places[done : done + len(documents)]
@@ -101,10 +102,10 @@ class Retrieval:
             for first in range(0, len(names), QUERIES):
                 some = slice(first, first + QUERIES)
                 keys = _keys(queries[some] @ torch.from_numpy(documents).T, block)
-                keys[block[None] == own[some, None]] = _NOTHING
+                keys[block[None] == own[some, None]] = NOTHING
                 best[some] = torch.cat([best[some], keys], dim=1).topk(DEPTH).values
         return {
-            name: [by_place[key & _PLACES] for key in keys if key != _NOTHING]
+            name: [by_place[key & PLACES] for key in keys if key != NOTHING]
             for name, keys in zip(names, best.tolist(), strict=True)
         }
 
@@ -121,10 +122,6 @@ class Retrieval:
             embedder.watch.progress(progress)
 
 
-_NOTHING = torch.iinfo(torch.int64).min
-_PLACES = 2**32 - 1
-
-
 def _keys(similarities: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return whole numbers that are ordered as (similarity, place), so that no two are equal.
 
@@ -139,15 +136,9 @@ def _keys(similarities: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield a JSONL file's objects, each with ``_id`` and ``text``."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _row(line, f"{path}, line {number}")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield _row(line, f"{path}, line {number}")
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
@@ -163,21 +154,15 @@ def _row(line: str, where: str) -> dict[str, Any]:
 def _judgements(path: Path) -> dict[str, dict[str, int]]:
     """Read query, document and relevance, tab-separated, below a header; TREC's four columns will do, too."""
     found: dict[str, dict[str, int]] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, columns in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-                if not columns:
-                    continue
-                grade = as_number(columns[-1])
-                if len(columns) not in {3, 4} or grade is None or grade != int(grade):
-                    if number == 1:  # the header
-                        continue
-                    raise DataError(f"{path}, line {number}: give query id, document id and a whole number, with tabs")
-                found.setdefault(columns[0], {})[columns[-2]] = int(grade)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        columns = line.rstrip("\r\n").split("\t")
+        grade = as_number(columns[-1])
+        if len(columns) in {3, 4} and grade is not None and grade.is_integer():
+            found.setdefault(columns[0], {})[columns[-2]] = int(grade)
+        elif number > 1:  # the first line may be a header
+            raise DataError(f"{path}, line {number}: give query id, document id and a whole number, with tabs")
     if not found:
         raise DataError(f"{path}: holds no judgements; give query id, document id and relevance, with tabs")
     return found

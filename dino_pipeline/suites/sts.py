@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Literal
 
 from dino_pipeline.errors import DataError, OptionError, first_line
 from dino_pipeline.labels import as_number
+from dino_pipeline.measures import mean
+from dino_pipeline.suites.base import Score
 from dino_pipeline.suites.pairs import Aggregate, Pair, ScoredPairs
 
 Text = Literal["raw", "tokenized"]
@@ -20,6 +23,8 @@ Sick = Literal["test", "full"]
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 """Pairs of each set, as papers report them."""
 FULL_SICK = 9927
+MEAN = "mean"
+"""Name of the row that takes the seven together."""
 NAMES = {"stsb": "STS-B", "stsbenchmark": "STS-B", "sick": "SICK-R", "sickr": "SICK-R"}
 LEFT_OUT = {("STS13", "SMT"), *((f"STS{year}", "ALL") for year in range(12, 17))}
 """Not free, so that SentEval and the papers go without; all subsets once more."""
@@ -99,7 +104,7 @@ def _prepared(name: str, parts: Parts, protocol: Protocol) -> ScoredPairs:
     elif protocol.text == "tokenized":
         stamp["text"] = "tokenized"
         parts = {part: [(tokenized(a), tokenized(b), gold) for a, b, gold in each] for part, each in parts.items()}
-    return ScoredPairs(name, list(parts.values()), "sts", protocol.aggregate, stamp)
+    return ScoredPairs(name, list(parts.values()), "sts", aggregate=protocol.aggregate, protocol=stamp)
 
 
 def looks_tokenized(parts: Iterable[Part]) -> bool:
@@ -208,7 +213,7 @@ def _texts(columns: Sequence[str], at: tuple[int, int], path: Path, number: int)
 
 def _score(value: str, path: Path, number: int) -> float:
     found = as_number(value.strip())
-    if found is None:
+    if found is None or not math.isfinite(found):
         raise DataError(f"{path}, line {number}: {value.strip()!r:.60} is no score; give a number, or leave it blank")
     return found
 
@@ -226,8 +231,7 @@ def hub_folder(download: Callable[..., str], into: Path) -> Path:
     repository, name = HUB
     try:
         archive = Path(download(repository, name, repo_type="dataset"))
-        digest = hashlib.sha256(f"{archive.resolve()}".encode()).hexdigest()[:16]
-        folder = into / digest
+        folder = into / archive.resolve().name  # in the Hub's cache, the name is a hash of the content
         if not (folder / "STS").is_dir():
             with tarfile.open(archive) as packed:
                 _unpack(packed, folder)
@@ -252,6 +256,28 @@ def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
     if not aside.exists():
         raise ValueError("the archive holds no STS files")
     aside.replace(folder)
+
+
+def with_mean(scores: Sequence[Score]) -> list[Score]:
+    """Add, behind the STS sets of one model, the mean of the seven if all are there."""
+    sts = [score for score in scores if score.suite == "sts"]
+    if {score.data for score in sts} != set(SIZES):
+        return list(scores)
+    measures = {name: mean([score.measures[name] for score in sts]) for name in sts[0].measures}
+    digest = hashlib.sha256("".join(score.digest for score in sts).encode()).hexdigest()[:16]
+    size = sum(score.size for score in sts)
+    together = Score(
+        "sts", MEAN, sts[0].model, "pairs", size, _common([score.protocol for score in sts]), digest, measures
+    )
+    at = scores.index(sts[-1]) + 1
+    return [*scores[:at], together, *scores[at:]]
+
+
+def _common(protocols: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return protocols as one, each value that sets do not share spelt out."""
+    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
+    values = {key: list(dict.fromkeys(each[key] for each in protocols if key in each)) for key in keys}
+    return {key: " and ".join(found) for key, found in values.items()}
 
 
 PUBLISHED: Mapping[str, Sequence[float | None]] = {
