@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -182,6 +183,8 @@ class Source:
         if label is None or self.classes or isinstance(label, bool):
             return Example(text_a, text_b, None if label is None else str(label))
         number = as_number(label) if isinstance(label, str) else float(label)
+        if number is not None and not math.isfinite(number):
+            raise DataError(f"{self.name}: a label is {label!r:.60}; give finite numbers")
         return Example(text_a, text_b, label if number is None else number)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, groupby
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -16,6 +18,9 @@ from dino_pipeline.progress import Watch
 from dino_pipeline.run import model_fingerprint, versions
 from dino_pipeline.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.suites.sts import with_mean
+
+FORMAT = 1
+"""Of scores.json."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Return what scores.json holds."""
         return {
+            "format": FORMAT,
             "unit": "x 100",
             "interval": f"95 % percentile bootstrap over items, {RESAMPLES} resamples",
             "versions": versions(),
@@ -64,6 +70,15 @@ class Evaluation:
                 where = {"suite": first.suite, "data": first.data, "measure": measure}
                 found.append({**where, "model": name, "minus": names[0], **with_interval(difference, "difference")})
         return found
+
+
+def read_scores(path: Path) -> dict[str, Any] | None:
+    """Return what a scores.json holds; None if it is not there, damaged, or of another version."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
 TITLES = {"spearman": "Spearman x 100", "pearson": "Pearson x 100"}

@@ -167,11 +167,18 @@ class Run:
             raise RunError(
                 f"{self.record_file}: cannot be read ({error}); mend it or start over with --fresh"
             ) from error
+        if not isinstance(found, dict):
+            raise RunError(f"{self.record_file}: is no object; mend it or start over with --fresh")
         return found
 
     def spec_fields(self) -> dict[str, Any]:
         """Return the task spec's fields, empty where the run has no spec."""
-        found: dict[str, Any] = json.loads(self.spec.read_text()) if self.spec.exists() else {}
+        if not self.spec.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(self.spec.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.spec}: cannot be read ({error}); mend it, or generate with --fresh") from error
         return found
 
     def stage(self, name: str) -> dict[str, Any]:

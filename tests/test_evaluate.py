@@ -28,6 +28,12 @@ PAIRS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are written where the command runs."""
+    monkeypatch.chdir(tmp_path)
+
+
 def stored(path: Path, rows: Sequence[Example]) -> Path:
     write_examples(path, rows)
     return path
@@ -92,6 +98,7 @@ def test_parts_are_averaged_or_taken_as_one(aggregate: str, weights: tuple[int, 
         ([Example("a", None, 1.0)], "example 1 is no scored pair"),
         ([Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is no scored pair"),
         ([Example("a", "b", 1.0), Example("a", "c", 1.0)], "all pairs have the same label"),
+        ([Example("a", "b", 1.0), Example("a", "c")], "example 2 is no scored pair"),
     ],
 )
 def test_data_without_scores_is_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
@@ -143,7 +150,7 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
     assert scores[2]["measures"]["accuracy"]["value"] == 50
     assert scores[3]["protocol"] == {"split": "6 folds"}
     as_classes = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", "--suite", "probe", "--data", f"{gold}"])
-    assert "class 1.0 has one text only" in as_classes.stderr
+    assert "class 1 has one text only" in as_classes.stderr
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,7 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
         (["--suite", "sts,nli"], "nli: is none; choose from sts, probe"),
         (["--suite", "probe"], "--suite probe: says nothing without data; give --data probe=PATH"),
         (["--suite", "pocket", "--data", "gold.jsonl"], "is for suite pairs, which --suite does not name"),
-        (["--data", "retrieval=nowhere"], "--data retrieval=nowhere: is not there"),
+        (["--data", "retrieval=nowhere"], "--data 'retrieval=nowhere': is not there"),
         (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate: has no meaning without --suite sts"),
         (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is no folder"),
         (["--suite", "sts", "--data-dir", "."], "holds none of the STS sets"),
@@ -161,20 +168,14 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
         ([], "nothing to evaluate on"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said(
-    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_evaluated_is_said(tmp_path: Path, toy_encoder: Path, arguments: list[str], said: str) -> None:
     stored(tmp_path / "gold.jsonl", PAIRS)
     found = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", *arguments])
     assert (found.exit_code, found.stdout) == (2, "")
     assert said in found.stderr
 
 
-def test_two_runs_of_one_name_are_told_apart(
-    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, toy_encoder: Path) -> None:
     stored(tmp_path / "gold.jsonl", PAIRS)
     options = {"encoder": str(toy_encoder), "revision": None}
     for folder in ("a", "b"):
@@ -185,3 +186,50 @@ def test_two_runs_of_one_name_are_told_apart(
     assert done.exit_code == 0, done.stderr
     names = [each["name"] for each in json.loads((tmp_path / "scores.json").read_text())["models"]]
     assert names == [f"{toy_encoder} {what}" for what in ("before", "finetuned on a/run", "finetuned on b/run")]
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "gold.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,inf\n")
+    with pytest.raises(DataError, match="a label is inf; give finite numbers"):
+        ScoredPairs.read("gold", tmp_path / "gold.csv")
+
+
+def test_scores_are_written_here_unless_something_else_is_there(tmp_path: Path, toy_encoder: Path) -> None:
+    stored(tmp_path / "gold.jsonl", PAIRS)
+    call = ["evaluate", f"{toy_encoder}", "--data", "gold.jsonl"]
+    for _ in range(2):
+        done = CliRunner().invoke(main, call)
+        assert done.exit_code == 0, done.output
+        assert done.stdout.endswith("written: scores.json\n")
+    (tmp_path / "scores.json").write_text("mine")
+    done = CliRunner().invoke(main, call)
+    assert (done.exit_code, (tmp_path / "scores.json").read_text()) == (2, "mine")
+    assert "scores.json: is there and holds no scores" in done.stderr
+    done = CliRunner().invoke(main, [*call, "--output", "nowhere/scores.json"])
+    assert "nowhere is no folder that can be written to" in done.stderr
+
+
+def test_damaged_or_older_scores_of_a_run_are_made_again(tmp_path: Path, toy_encoder: Path) -> None:
+    shutil.copytree(toy_encoder, tmp_path / "run" / "model")
+    options = {"encoder": str(toy_encoder), "revision": None}
+    write_json(tmp_path / "run" / "run.json", {"finetune": {"status": "done", "options": options}})
+    stored(tmp_path / "run" / "dev.jsonl", PAIRS)
+    said = []
+    for damage in (None, "{", '{"scores": []}', None):
+        if damage:
+            (tmp_path / "run" / "scores.json").write_text(damage)
+        done = CliRunner().invoke(main, ["evaluate", "run"])
+        assert done.exit_code == 0, done.output
+        said.append("up to date" in done.stdout)
+    assert said == [False, False, False, True]
+    (tmp_path / "run" / "run.json").write_text("[]")
+    assert "run.json: is no object" in CliRunner().invoke(main, ["evaluate", "run"]).stderr
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02broken", b""])
+def test_broken_weights_are_named(tmp_path: Path, toy_encoder: Path, content: bytes) -> None:
+    shutil.copytree(toy_encoder, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    (tmp_path / "broken" / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match="cannot be loaded as an encoder"):
+        evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())

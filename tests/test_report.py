@@ -193,9 +193,36 @@ def test_stages_of_older_versions_are_left_out_and_said(tmp_path: Path, whole: P
     del records["finetune"]["selection"]
     (old / "run.json").write_text(json.dumps(records))
     (old / "scores.json").write_text('{"scores": []}')
+    (old / "compare" / "compare.json").write_text('{"rows": [{')
     said = invoke("report", old)
+    assert "left out: Objectives compared: compare.json is damaged" in said
+    (old / "scores.json").unlink()
+    assert said == invoke("report", old)
     assert "left out: Training: the encoder was trained by an older version" in said
-    assert "left out: Scores: scores.json is of an older version" in said
+    assert "left out: Scores: scores.json is not there, damaged, or of another version" in said
+
+
+def test_a_folders_name_is_no_column(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "label=2" / "run")
+    invoke("filter", tmp_path / "label=2" / "run", "--fresh")
+    invoke("report", tmp_path / "label=2" / "run")
+    texts = TextsOfRun(Run(tmp_path / "label=2" / "run"), tmp_path)
+    assert list(texts.counts("kept")) == ["0", "0.1", "0.5", "0.9"]
+
+
+def test_many_long_labels_leave_room_for_the_pictures_and_samples(tmp_path: Path) -> None:
+    names = [f"_{at:02} a label of some length that nobody would choose" for at in range(50)]
+    rows = [Example(f"text {at} of {name}", None, name) for at in range(12) for name in names]
+    write_examples(tmp_path / "many.jsonl", rows)
+    invoke("filter", tmp_path / "many.jsonl", "--run", tmp_path / "many", "--near-duplicates", "0")
+    invoke("report", tmp_path / "many")
+    page = (tmp_path / "many" / "report.html").read_text()
+    assert all(f'data-label="{name[:39]}' in page for name in names), "samples of every label"
+    assert "The 12 most frequent of 50 labels." in page
+    lengths = page[page.index('aria-label="How long') :]
+    assert all(visible(name, 24) in lengths for name in names[:12]), "the legend names them all"
+    assert label_name("1000001") != label_name("1000002")
+    assert (label_name("1.0"), label_name("007"), label_name("")) == ("1", "007", "(empty)")
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")

@@ -36,6 +36,12 @@ SUBSETS = {
 WORDS = ["dog", "cat", "rain", "sun", "tree", "river", "stone", "bread"]
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are written where the command runs."""
+    monkeypatch.chdir(tmp_path)
+
+
 def sentences(count: int, seed: int) -> list[tuple[str, str, str]]:
     draw = np.random.default_rng(seed)
     made = []
@@ -95,13 +101,15 @@ def test_one_table_a_subset_is_the_same_data(whole: Path, tmp_path: Path) -> Non
         for name, part in zip(names, each.parts, strict=True):
             lines = "".join(f"{gold}\t{a}\t{b}\n" for a, b, gold in part)
             (tmp_path / f"{each.name}.{name}.tsv").write_text(lines)
-    (tmp_path / "STS13.SMT.tsv").write_text("1\tnot\tfree\n")
+    (tmp_path / "sts13-smt.tsv").write_text("1\tnot\tfree\n")
+    (tmp_path / "STS14.all.tsv").write_text("1\tall\tagain\n")
     (tmp_path / "STS-B.dev.tsv").write_text("1\tfor\ttraining\n")
     (tmp_path / "SICK-R.train.tsv").write_text("1\tfor\ttraining\n")
+    (tmp_path / "notes.tsv").touch()
     tables, notes = read_sts(tmp_path, Protocol())
-    assert notes == []
+    assert notes == [f"{tmp_path}: not read: SICK-R.train.tsv, STS-B.dev.tsv, notes.tsv"]
     assert [each.digest for each in tables] == [each.digest for each in sets]
-    _, notes = read_sts(tmp_path, Protocol(sick="full"))
+    _, (_, *notes) = read_sts(tmp_path, Protocol(sick="full"))
     assert notes == ["SICK-R: 4928 pairs, 9927 are usual; not comparable with published figures"]
 
 
@@ -122,7 +130,7 @@ def test_published_figures_need_the_same_protocol(whole: Path) -> None:
 
 
 def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
-    rows = [(tokenized(a), tokenized(b), gold) for a, b, gold in sentences(3, 0)]
+    rows = [(tokenized(a), tokenized(b), gold) for a, b, gold in [*sentences(3, 0), ("He left the U.S.", "Why?", "2")]]
     assert tokenized("It's 5 o'clock, \"Bob\" & co.") == "it 's 5 o 'clock , \" bob \" & co ."
     (tmp_path / "STS12.MSRpar.tsv").write_text("".join(f"{gold}\t{a}\t{b}\n" for a, b, gold in rows))
     sets, notes = read_sts(tmp_path, Protocol(text="raw"))
@@ -136,6 +144,8 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     [
         ("STS12.MSRpar.tsv", "1\tone text\n", "line 1: 2 columns, 3 are needed"),
         ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is no score"),
+        ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is no score"),
+        ("STS12.MSRpar.tsv", "", "STS12 MSRpar holds no pair with a score"),
         ("STS/STS12-en-test/STS.input.MSRpar.txt", "a\tb\nc\td\n", "STS.gs.MSRpar.txt: 1 scores for the 2 pairs"),
         ("STS/STS12-en-test/STS.input.MSRpar.txt", "a b\n", "line 1: one text, not two with a tab"),
     ],
@@ -147,6 +157,19 @@ def test_sts_files_that_are_wrong_are_named(tmp_path: Path, name: str, text: str
     path.with_name(path.name.replace("input", "gs")).write_text("3.5\n" if "input" in name else text)
     with pytest.raises(DataError, match=said):
         read_sts(tmp_path, Protocol())
+
+
+def test_subsets_that_cannot_be_told_apart_are_not_averaged(tmp_path: Path) -> None:
+    (tmp_path / "STS12.tsv").write_text("1\ta\tb\n2\tc\td\n")
+    with pytest.raises(OptionError, match="the subsets of STS12 are one file"):
+        read_sts(tmp_path, Protocol(aggregate="wmean"))
+    (tmp_path / "sts_12.tsv").write_text("1\ta\tb\n")
+    with pytest.raises(DataError, match="another file there holds the same part of STS12"):
+        read_sts(tmp_path, Protocol())
+    senteval(tmp_path / "senteval", share=0.01)
+    (tmp_path / "senteval" / "SICK" / "SICK_trial.txt").unlink()
+    with pytest.raises(DataError, match=r"SICK_trial\.txt: is not there; --sick full needs it"):
+        read_sts(tmp_path / "senteval", Protocol(sick="full"))
 
 
 def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
@@ -262,6 +285,18 @@ def test_a_probe_of_pairs_and_of_two_files(tmp_path: Path, toy_encoder: Path) ->
         Probe.read("same", tmp_path)
 
 
+def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "t {at}", "class": {at % 2}}}\n' for at in range(8)))
+    (tmp_path / "test.jsonl").write_text('{"text": "t", "class": 1.0}\n{"text": "u", "class": 0.0}\n')
+    assert Probe.read("numbers", tmp_path).classes == ["0", "1"]
+    (tmp_path / "test.jsonl").write_text('{"text_a": "t", "text_b": "u", "label": "1"}\n')
+    with pytest.raises(DataError, match="holds texts, the other pairs"):
+        Probe.read("numbers", tmp_path)
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(DataError, match=r"test\.jsonl: is not there; a probe's folder holds"):
+        Probe.read("numbers", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -335,10 +370,11 @@ def test_retrieval_is_trec_evals_of_an_exact_search_block_by_block(
 
 def test_retrieval_is_a_suite_of_the_command(tmp_path: Path) -> None:
     texts = {"d1": "A man plays a guitar.", "d2": "The rain falls.", "d3": "A woman eats bread."}
-    folder = beir(tmp_path / "tiny", texts, {"q": "A man plays a guitar."}, [("q", "d1", 2), ("q", "d3", 0)])
+    folder = beir(tmp_path / "tiny", texts, {"q": "A man plays a guitar."}, [("q", "d1", 2), ("q", "d9", 0)])
     done = CliRunner().invoke(main, ["evaluate", "pocket", "--data", f"{folder}"])
     assert done.exit_code == 0, done.stderr
-    header, _, row = done.stdout.splitlines()
+    assert "tiny: 1 judged documents are not in corpus.jsonl" in done.stderr
+    header, _, row, _ = done.stdout.splitlines()
     assert header.split() == ["data", "model", "queries", "ndcg@10", "95", "%", "interval", *RANKING[1:]]
     assert row.split() == ["tiny", "pocket", "1", "100.00", "100.00", "..", "100.00", "100.00", "100.00", "100.00"]
 
@@ -356,9 +392,15 @@ def test_equal_similarities_are_ordered_by_id_exactly() -> None:
     [
         ("corpus.jsonl", '{"_id": "d"}\n', 'corpus.jsonl, line 1: must be an object with "_id" and "text"'),
         ("corpus.jsonl", '{"_id": "d", "text": "x"}\n' * 2, "two documents have the same _id"),
+        ("corpus.jsonl", '{"_id": null, "text": "x"}\n', 'must be an object with "_id" and "text"'),
+        ("corpus.jsonl", '{"_id": "d", "text": "\\ud800"}\n', "line 1: its text holds half a character"),
+        ("corpus.jsonl", "", "none of its documents is in corpus"),
+        ("corpus.jsonl", '{"_id": "other", "text": "x"}\n', "none of its documents is in corpus"),
         ("queries.jsonl", "{", "queries.jsonl, line 1: not JSON"),
+        ("queries.jsonl", '{"_id": "q", "text": "x"}\n' * 2, "two queries have the same _id"),
         ("queries.jsonl", '{"_id": "other", "text": "x"}\n', "query 'q' is not in queries.jsonl"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq d 1\n", "line 2: give query id, document id"),
+        ("qrels/test.tsv", "q\td\t0.5\nq\td\t1\n", "line 1: give query id, document id and a whole number"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "holds no judgements"),
     ],
 )
@@ -366,4 +408,7 @@ def test_retrieval_files_that_are_wrong_are_named(tmp_path: Path, name: str, tex
     folder = beir(tmp_path / "x", {"d": "a dog"}, {"q": "dog"}, [("q", "d", 1)])
     (folder / name).write_text(text)
     with pytest.raises(DataError, match=said):
+        Retrieval.read("x", folder)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match="is not there; a folder in BEIR's layout holds corpus"):
         Retrieval.read("x", folder)

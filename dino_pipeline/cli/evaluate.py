@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
     help="Scored pairs or classified texts (JSONL, CSV, Parquet), a folder with train.jsonl and test.jsonl, or one in "
     "BEIR's layout. The suite, probe, retrieval or pairs, is told by what it holds, or by SUITE=.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Where to write.  [default: scores.json of the RUN]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where to write.  [default: scores.json in the RUN, or here]"
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Speed only.")
 @click.option(
     "--data-dir",
@@ -121,6 +124,7 @@ def _evaluate_encoders(
 ) -> None:
     from dino_pipeline.console import Console
     from dino_pipeline.evaluate import evaluate as run_evaluate
+    from dino_pipeline.evaluate import read_scores
     from dino_pipeline.examples import write_json
     from dino_pipeline.run import Run, model_fingerprint
 
@@ -134,20 +138,34 @@ def _evaluate_encoders(
         sets = evaluation_sets(runs, names, options, console, of_pocket=of_pocket)
         differing = unlike_papers(sets) if options["published"] else []
         run = runs[0] if len(runs) == 1 and output is None else None
+        written = run.scores if run else _writable(output or Path("scores.json"))
         sources = "+".join(
             [f"{each.suite}:{each.name}:{each.digest}:{json.dumps(dict(each.protocol))}" for each in sets]
             + [f"{each.name}:{model_fingerprint(each.path) or each.path}:{each.revision}" for each in candidates]
         )
         with run.locked() if run else contextlib.nullcontext():
-            if run and run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done":
-                click.echo(f"{run.path}: scores are up to date")
-                shown = json.loads(run.scores.read_text())
+            done = run is not None and run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done"
+            shown = read_scores(run.scores) if run and done else None
+            if shown:
+                click.echo(f"{written.parent}: scores are up to date")
             else:
                 shown = run_evaluate(candidates, sets, console, batch_size=options["batch_size"]).to_json()
-                if path := run.scores if run else output:
-                    write_json(path, shown)
+                write_json(written, shown)
                 if run:
                     run.finish("evaluate")
     print_evaluation(shown)
+    if not run:
+        click.echo(f"written: {written}")
     if options["published"]:
         print_published(differing)
+
+
+def _writable(path: Path) -> Path:
+    """Return where to write, unless it is clear before any work that this will fail, or take a stranger's place."""
+    from dino_pipeline.evaluate import read_scores
+
+    if path.exists() and read_scores(path) is None:
+        raise OptionError(f"{path}: is there and holds no scores of this version; move it, or give another --output")
+    if not os.access(path.parent, os.W_OK):
+        raise OptionError(f"{path}: {path.parent} is no folder that can be written to; give another --output")
+    return path

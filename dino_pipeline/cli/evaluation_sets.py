@@ -26,7 +26,7 @@ def evaluation_sets(
     given = [_set_of_data(each, names) for each in options["data_files"]]
     shown = [path.name for _, path in given]
     for (suite, path), name in zip(given, shown, strict=True):
-        found.append(_read(suite, name if shown.count(name) == 1 else str(path), path))
+        found.append(_read(suite, name if shown.count(name) == 1 else str(path), path, console))
     for suite in [name for name in OF_DATA if name in names and name not in {suite for suite, _ in given}]:
         if suite != "pairs" or not any(run.dev.exists() for run in runs):
             raise OptionError(f"--suite {suite}: says nothing without data; give --data {suite}=PATH")
@@ -64,8 +64,8 @@ def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
     suite, _, rest = given.partition("=")
     named = suite in OF_DATA and bool(rest) and not Path(given).exists()
     path = Path(rest) if named else Path(given)
-    if not path.exists():
-        raise OptionError(f"--data {given}: is not there; give a file, or a folder in BEIR's layout")
+    if not given or not path.exists():
+        raise OptionError(f"--data {given!r}: is not there; give a file, or a folder in BEIR's layout")
     asked = [name for name in names if name in OF_DATA]
     found = suite if named else asked[0] if len(asked) == 1 else _suite_of(path)
     if names and found not in names:
@@ -78,25 +78,36 @@ def _suite_of(path: Path) -> str:
     from dino_pipeline.corpus import Source
 
     if path.is_dir():
-        return "retrieval" if (path / "corpus.jsonl").exists() else "probe"
+        beir = any((path / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
+        return "retrieval" if beir else "probe"
     first = Source(str(path)).corpus.examples[0]
     return "pairs" if isinstance(first.label, float | None) and first.text_b is not None else "probe"
 
 
-def _read(suite: str, name: str, path: Path) -> EvaluationSet:
+def _read(suite: str, name: str, path: Path, console: Console) -> EvaluationSet:
     from dino_pipeline.suites.pairs import ScoredPairs
     from dino_pipeline.suites.probe import Probe
     from dino_pipeline.suites.retrieval import Retrieval
 
     if suite == "pairs":
         return ScoredPairs.read(name, path)
-    return Probe.read(name, path) if suite == "probe" else Retrieval.read(name, path)
+    if suite == "probe":
+        return Probe.read(name, path)
+    data = Retrieval.read(name, path)
+    for note in data.notes:
+        console.note(note)
+    return data
 
 
 def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
     from dino_pipeline.suites.pairs import ScoredPairs
 
-    return [ScoredPairs.read(f"{run.path.name} dev (generated)", run.dev) for run in runs if run.dev.exists()]
+    names = [run.path.name for run in runs]
+    return [
+        ScoredPairs.read(f"{name if names.count(name) == 1 else run.path} dev (generated)", run.dev)
+        for run, name in zip(runs, names, strict=True)
+        if run.dev.exists()
+    ]
 
 
 def _pocket_gold() -> ScoredPairs:

@@ -56,6 +56,10 @@ class Histogram:
     counts: dict[str, list[int]]
     """How many values of each label are in each bin."""
 
+    def only(self, labels: Sequence[str]) -> Histogram:
+        """Return those of some labels."""
+        return Histogram(self.edges, {label: self.counts[label] for label in labels if label in self.counts})
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
 from typing import Any
@@ -92,9 +92,25 @@ def _named(panel: Axes, names: Sequence[str]) -> None:
     panel.spines["left"].set_visible(False)
 
 
-def _legend(panel: Axes) -> None:
+LEGEND = 60
+"""Characters of a legend's line."""
+LONGEST_LABEL = 24
+
+
+def legend_height(labels: Iterable[str]) -> float:
+    """Return how many inches the legend of some labels is high."""
+    names = list(labels)
+    return 0.2 * -(-len(names) // _columns(names))
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return max(1, LEGEND // (8 + max(len(visible(label, LONGEST_LABEL)) for label in labels)))
+
+
+def _legend(panel: Axes, drawn: Sequence[Any], labels: Sequence[str]) -> None:
     """Say above a panel which colour is what."""
-    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+    names = [f" {visible(label, LONGEST_LABEL)}" for label in labels]  # one that begins with _ would not be shown
+    panel.legend(drawn, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=_columns(labels), fontsize=9)
 
 
 def funnel(panels: Sequence[Axes], steps: Sequence[tuple[str, int, int]]) -> None:
@@ -115,29 +131,29 @@ def bars(panels: Sequence[Axes], series: Mapping[str, Mapping[str, int]], labels
     """Draw counts by label, each series a bar beside the others."""
     (panel,) = panels
     height = 0.8 / len(series)
-    for number, ((name, counts), colour) in enumerate(zip(series.items(), cycle(COLOURS), strict=False)):
+    for number, (counts, colour) in enumerate(zip(series.values(), cycle(COLOURS), strict=False)):
         places = [at - 0.4 + height * (number + 0.5) for at in range(len(labels))]
-        found = panel.barh(places, [counts.get(label, 0) for label in labels], height * 0.9, color=colour, label=name)
+        found = panel.barh(places, [counts.get(label, 0) for label in labels], height * 0.9, color=colour)
         panel.bar_label(found, fmt="{:,.0f}", padding=3, fontsize=8)
     _named(panel, labels)
     panel.set_xlabel(unit)
     panel.margins(x=0.15)
     if len(series) > 1:
-        _legend(panel)
+        _legend(panel, panel.containers, list(series))
 
 
 def histograms(panels: Sequence[Axes], found: Histogram, unit: str) -> None:
     """Draw how values of each label are spread, as shares of the label's."""
     (panel,) = panels
-    for (label, of_label), colour, style in zip(
-        found.counts.items(), cycle(COLOURS), cycle(("-", "--", "-.")), strict=False
-    ):
+    drawn = []
+    styles = cycle(("-", "--", "-."))
+    for of_label, colour, style in zip(found.counts.values(), cycle(COLOURS), styles, strict=False):
         shares = [100 * count / max(sum(of_label), 1) for count in of_label]
-        panel.stairs(shares, found.edges, color=colour, linewidth=1.8, linestyle=style, label=visible(label, 30))
+        drawn.append(panel.stairs(shares, found.edges, color=colour, linewidth=1.8, linestyle=style))
     panel.set_xlabel(unit)
     panel.set_ylabel("% of the label's")
     panel.grid(axis="y", linewidth=0.5)
-    _legend(panel)
+    _legend(panel, drawn, list(found.counts))
 
 
 def boxes(panels: Sequence[Axes], found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:

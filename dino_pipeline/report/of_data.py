@@ -18,7 +18,6 @@ from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import (
     Block,
     Facts,
-    Histogram,
     Missing,
     Paragraph,
     Prompt,
@@ -42,7 +41,7 @@ PAIRS_PER_LABEL = 200
 """That are embedded, to see how labels lie apart."""
 KEPT_SHOWN, DROPPED_SHOWN = 40, 15
 """Samples of each label, and of each reason."""
-MOST_SAMPLES = 1000
+MOST_KEPT = 500
 
 
 def spec(material: Material) -> list[Block]:
@@ -90,14 +89,15 @@ def generation(material: Material) -> list[Block]:
         blocks.append(Table("Rejected while writing", ["reason", "texts"], found))
     margins = material.texts.histogram("written", "margin")
     if margins:
+        shown = margins.only(material.labels("written"))
         quantiles = material.texts.quantiles("written", "margin")
         blocks.append(
             charts.picture(
                 "margins",
                 "How much likelier texts are under their own instruction than under the best counter-label's",
                 _quantile_table("Margins", quantiles, ".3f"),
-                lambda panels: charts.histograms(panels, margins, "margin (nats per token)"),
-                height=2.6,
+                lambda panels: charts.histograms(panels, shown, "margin (nats per token)"),
+                height=2.3 + charts.legend_height(shown.counts),
             )
         )
     return blocks
@@ -163,11 +163,17 @@ def lengths(material: Material) -> list[Block]:
     numbers = _quantile_table(f"Characters of {text}", quantiles, ".0f")
     if found is None:
         return [numbers]
-    found = Histogram(found.edges, {label: found.counts[label] for label in material.labels() if label in found.counts})
+    shown = found.only(material.labels())
     title = f"How long {text} is: lengths should not give the label away"
     unit = f"characters of {text}"
     return [
-        charts.picture("lengths", title, numbers, lambda panels: charts.histograms(panels, found, unit), height=2.6)
+        charts.picture(
+            "lengths",
+            title,
+            numbers,
+            lambda panels: charts.histograms(panels, shown, unit),
+            height=2.3 + charts.legend_height(shown.counts),
+        )
     ]
 
 
@@ -179,7 +185,8 @@ def similarity(material: Material) -> list[Block]:
     table = "dev" if "dev" in material.texts.there else "kept"
     pairs: dict[str, list[tuple[str, str]]] = {}
     for label, first, second in material.texts.drawn(table, "label, text_a, text_b", PAIRS_PER_LABEL):
-        pairs.setdefault(label_name(label), []).append((first, second))
+        if second is not None:
+            pairs.setdefault(label_name(label), []).append((first, second))
     pairs = {label: pairs[label] for label in material.labels(table) if label in pairs}
     overlap = {label: np.array([word_overlap(*pair) for pair in of_label]) for label, of_label in pairs.items()}
     found, said = {WORD_OVERLAP: overlap}, []
@@ -300,10 +307,10 @@ def samples(material: Material) -> list[Block]:
     """Texts to look at."""
     kept_count = sum(material.kept().values())
     fields = "label, text_a, text_b, logprob, margin, reason, evidence"
-    kept = material.texts.drawn("kept", fields, KEPT_SHOWN)
+    each = max(1, min(KEPT_SHOWN, MOST_KEPT // len(material.kept())))
+    kept = material.texts.drawn("kept", fields, each)[:MOST_KEPT]
     dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason")
-    rows = [_sample(row, "kept") for row in kept[: MOST_SAMPLES // 2]]
-    rows += [_sample(row, "dropped") for row in dropped[: MOST_SAMPLES // 2]]
+    rows = [*(_sample(row, "kept") for row in kept), *(_sample(row, "dropped") for row in dropped)]
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
     labels = in_order({row["label"] for row in rows})
     said = f"Drawn from {number(kept_count)} kept and {number(sum(material.texts.counts('dropped').values()))} dropped."

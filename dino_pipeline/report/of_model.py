@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from dino_pipeline.compare import Row, as_table, remarks
-from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title
+from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
 from dino_pipeline.report.material import Material
@@ -68,9 +68,9 @@ def _value(value: float | None) -> str:
 def scores(material: Material) -> list[Block]:
     """What the encoder is worth, beside baselines."""
     material.stage("evaluate")
-    found = json.loads(material.run.scores.read_text())
-    if "models" not in found:
-        raise Missing("scores.json is of an older version; run dino evaluate again")
+    found = read_scores(material.run.scores)
+    if found is None:
+        raise Missing("scores.json is not there, damaged, or of another version; run dino evaluate again")
     human = chosen_on_human_labels(found)
     blocks: list[Block] = []
     drawn, rows = [], []
@@ -122,8 +122,11 @@ def comparison(material: Material) -> list[Block]:
     path = material.run.comparison / "compare.json"
     if not path.exists():
         raise Missing("dino compare has not run")
-    found = json.loads(path.read_text())
-    rows = [Row(**row) for row in found["rows"]]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row(**row) for row in found["rows"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Missing("compare.json is damaged; run dino compare again") from error
     sets = list(dict.fromkeys(name for row in rows for name in row.scores or ()))
     header, *lines = as_table(rows, sets)
     caption = f"{found['unit']}, mean and range of seeds {', '.join(map(str, found['seeds']))}"

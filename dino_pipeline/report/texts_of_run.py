@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,22 +15,9 @@ from dino_pipeline.errors import DataError, first_line
 from dino_pipeline.labels import as_number
 from dino_pipeline.report.blocks import Histogram
 from dino_pipeline.run import Run, shard_files
-from dino_pipeline.sets import quoted
+from dino_pipeline.sets import RECORD, records
 
-FIELDS = {
-    "text_a": "VARCHAR",
-    "text_b": "VARCHAR",
-    "label": "VARCHAR",
-    "logprob": "DOUBLE",
-    "margin": "DOUBLE",
-    "input": "BIGINT",
-    "sample": "BIGINT",
-    "reason": "VARCHAR",
-    "evidence": "VARCHAR",
-}
 BINS = 24
-LONGEST_LINE = 64 * 2**20
-"""In bytes."""
 MEMORY = "1GB"
 
 
@@ -60,13 +48,10 @@ class TextsOfRun:
             self._load(name, paths if name in self.there else [])
 
     def _load(self, name: str, paths: Sequence[Path]) -> None:
-        self.db.execute(f"CREATE TABLE {name} ({', '.join(f'{field} {kind}' for field, kind in FIELDS.items())})")
-        if not paths:
-            return
-        columns = ", ".join(f"{field}: '{kind}'" for field, kind in FIELDS.items())
-        options = f"format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_LINE}"
-        with self._errors(paths):
-            self.db.execute(f"INSERT INTO {name} FROM read_json([{', '.join(map(quoted, paths))}], {options})")
+        self.db.execute(f"CREATE TABLE {name} ({', '.join(f'{field} {kind}' for field, kind in RECORD.items())})")
+        if paths:
+            with self._errors(paths):
+                self.db.execute(f"INSERT INTO {name} FROM {records(paths)}")
 
     @contextmanager
     def _errors(self, paths: Sequence[Path]) -> Iterator[None]:
@@ -122,7 +107,7 @@ class TextsOfRun:
 
     def drawn(self, table: str, fields: str, count: int, by: str = "label") -> list[tuple[Any, ...]]:
         """Draw rows of each label, or of each value of another field; always the same ones."""
-        order = "md5(concat_ws(chr(0), text_a, text_b, label))"
+        order = "md5(concat_ws(chr(0), text_a, text_b, label)), input, sample, logprob, margin"
         return self.rows(
             f"SELECT {fields} FROM {table} QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {count} "
             f"ORDER BY {by}, {order}"
@@ -131,8 +116,7 @@ class TextsOfRun:
 
 def label_name(label: str | None) -> str:
     """Return a label as tables show it: 1.0 is 1."""
-    value = as_number(label) if label is not None else None
-    return f"{value:g}" if value is not None else str(label)
+    return re.sub(r"(?<=\d)\.0$", "", label or "(empty)")
 
 
 def in_order(labels: Any) -> list[str]:

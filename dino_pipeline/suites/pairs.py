@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class ScoredPairs:
         """
         pairs = []
         for number, example in enumerate(Source(str(path)).corpus.examples, start=1):
-            if example.text_b is None or not isinstance(example.label, float):
+            if example.text_b is None or not isinstance(example.label, float) or not math.isfinite(example.label):
                 raise DataError(
                     f"{path}: example {number} is no scored pair; give text_a, text_b and a number as label"
                 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,7 +51,12 @@ class Probe:
             DataError: a row has no class, there is one class only, or test has classes that train has not.
         """
         if path.is_dir():
-            train, test = (_read(path / f"{part}.jsonl") for part in ("train", "test"))
+            files = [path / f"{part}.jsonl" for part in ("train", "test")]
+            if missing := [file for file in files if not file.exists()]:
+                raise DataError(f"{missing[0]}: is not there; a probe's folder holds train.jsonl and test.jsonl")
+            train, test = map(_read, files)
+            if (train[0].text_b is None) != (test[0].text_b is None):
+                raise DataError(f"{path}: one of train.jsonl and test.jsonl holds texts, the other pairs")
             _check_classes(path / "train.jsonl", train)
             if strange := sorted({str(each.label) for each in test} - {str(each.label) for each in train}):
                 raise DataError(
@@ -191,7 +197,7 @@ def _read(path: Path) -> list[Example]:
             raise DataError(f"{path}: example {number} has no class; give it as label")
         if (each.text_b is None) != (examples[0].text_b is None):
             raise DataError(f"{path}: example {number} and the first are not both texts or both pairs")
-    return examples
+    return [replace(each, label=re.sub(r"(?<=\d)\.0+$", "", str(each.label))) for each in examples]  # 1.0 is class 1
 
 
 def _check_classes(path: Path, examples: Sequence[Example]) -> None:

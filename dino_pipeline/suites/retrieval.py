@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
 from dino_pipeline.suites.base import Embedder, Embeddings, Measured, percent, unit
 
+LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 DOCUMENTS = 4096
 QUERIES = 512
 """So many documents and queries are compared at once, which takes some 60 MB."""
@@ -40,6 +40,8 @@ class Retrieval:
     ids: tuple[str, ...]
     """Of all documents, in the file's order."""
     digest: str
+    notes: Sequence[str] = ()
+    """What should be known of it."""
     suite: str = "retrieval"
     counted: str = "queries"
     protocol: Mapping[str, str] = field(default_factory=lambda: {"similarity": "cosine", "split": "test"})
@@ -51,19 +53,29 @@ class Retrieval:
         Raises:
             DataError: a file is missing or not in its format, or names what is not there.
         """
-        corpus, judgements = folder / "corpus.jsonl", folder / "qrels" / "test.tsv"
+        corpus, queries, judgements = (folder / name for name in LAYOUT)
+        if absent := [path for path in (corpus, queries, judgements) if not path.is_file()]:
+            raise DataError(f"{absent[0]}: is not there; a folder in BEIR's layout holds {', '.join(LAYOUT)}")
         judged = _judgements(judgements)
-        texts = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl")}
+        asked = [(row["_id"], row["text"]) for row in _rows(queries)]
+        texts = dict(asked)
+        if len(texts) < len(asked):
+            raise DataError(f"{queries}: two queries have the same _id; each needs its own")
         if missing := [query for query in judged if query not in texts]:
             raise DataError(f"{judgements}: query {missing[0]!r} is not in queries.jsonl")
         ids = tuple(row["_id"] for row in _rows(corpus))
         if len(set(ids)) < len(ids):
             raise DataError(f"{corpus}: two documents have the same _id; each needs its own")
+        named = {document for grades in judged.values() for document in grades}
+        if not (found := named & set(ids)):
+            raise DataError(f"{judgements}: none of its documents is in {corpus.name}; are the ids those of that file?")
+        notes = [f"{folder.name}: {len(named - found)} judged documents are not in {corpus.name}"] * (found < named)
         digest = hashlib.sha256()
-        for path in (corpus, folder / "queries.jsonl", judgements):
+        for path in (corpus, queries, judgements):
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        return cls(name, corpus, {query: texts[query] for query in judged}, judged, ids, digest.hexdigest()[:16])
+        of_judged = {query: texts[query] for query in judged}
+        return cls(name, corpus, of_judged, judged, ids, digest.hexdigest()[:16], notes)
 
     @property
     def size(self) -> int:
@@ -114,7 +126,7 @@ class Retrieval:
         progress = Progress(f"{embedder.name}: documents of {self.name}", total=len(self.ids))
         embedder.watch.progress(progress)
         rows = _rows(self.corpus)
-        while block := [f"{row.get('title') or ''} {row['text']}".strip() for row in islice(rows, DOCUMENTS)]:
+        while block := [row["text"] for row in islice(rows, DOCUMENTS)]:
             texts = list(dict.fromkeys(block))
             at = {text: number for number, text in enumerate(texts)}
             yield unit(embedder.embed(texts, role="document"))[[at[text] for text in block]]
@@ -134,21 +146,25 @@ def _keys(similarities: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return (ordered << 32) | places
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a JSONL file's objects, each with ``_id`` and ``text``."""
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the ``_id`` and the ``text``, title included, of a JSONL file's objects."""
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             yield _row(line, f"{path}, line {number}")
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _row(line: str, where: str) -> dict[str, str]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
-    if not isinstance(row, dict) or "_id" not in row or not isinstance(row.get("text"), str):
+    identity = row.get("_id") if isinstance(row, dict) else None
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: must be an object with "_id" and "text"')
-    return {**row, "_id": str(row["_id"])}
+    text = f"{row.get('title') or ''} {row['text']}".strip()
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{where}: its text holds half a character (a lone surrogate); take it out")
+    return {"_id": str(identity), "text": text}
 
 
 def _judgements(path: Path) -> dict[str, dict[str, int]]:
@@ -161,7 +177,7 @@ def _judgements(path: Path) -> dict[str, dict[str, int]]:
         grade = as_number(columns[-1])
         if len(columns) in {3, 4} and grade is not None and grade.is_integer():
             found.setdefault(columns[0], {})[columns[-2]] = int(grade)
-        elif number > 1:  # the first line may be a header
+        elif number > 1 or grade is not None:  # the first line may be a header
             raise DataError(f"{path}, line {number}: give query id, document id and a whole number, with tabs")
     if not found:
         raise DataError(f"{path}: holds no judgements; give query id, document id and relevance, with tabs")

@@ -22,6 +22,7 @@ Text = Literal["raw", "tokenized"]
 Sick = Literal["test", "full"]
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 """Pairs of each set, as papers report them."""
+ONE_PART = ("STS-B", "SICK-R")
 FULL_SICK = 9927
 MEAN = "mean"
 """Name of the row that takes the seven together."""
@@ -31,8 +32,11 @@ LEFT_OUT = {("STS13", "SMT"), *((f"STS{year}", "ALL") for year in range(12, 17))
 SICK_PARTS = {"test": "SICK_test_annotated.txt", "train": "SICK_train.txt", "trial": "SICK_trial.txt"}
 HUB = ("princeton-nlp/datasets-for-simcse", "senteval.tar")
 """SentEval's files as SimCSE's authors published them."""
-LOWER = 0.99
-"""Texts are taken to be lower-cased and tokenized if so large a share of them is."""
+LOWER, APART = 0.99, 0.8
+"""Texts are taken to be prepared if such shares of them are in lower case, and have their last mark set apart."""
+ABBREVIATED = re.compile(r"\.\w+\.$")
+"""The tokenizer leaves such ends as they are: u.s."""
+TABLE = re.compile(r"(STS[-_ ]?1[2-6]|STS[-_ ]?B(?:enchmark)?|SICK(?:[-_ ]?R)?)(?:[-_. ](.+))?\.tsv", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,21 @@ def read_sts(folder: Path, protocol: Protocol) -> tuple[list[ScoredPairs], list[
     if not folder.is_dir():
         raise OptionError(f"--data-dir {folder}: is no folder; give the one that holds STS/ and SICK/, or TSV files")
     root = next((each for each in _places(folder) if (each / "STS").is_dir() or (each / "SICK").is_dir()), None)
-    found = _senteval(root, protocol.sick) if root else _tables(folder, protocol.sick)
-    sets, notes = [], []
+    found, ignored = (_senteval(root, protocol.sick), []) if root else _tables(folder, protocol.sick)
+    sets: list[ScoredPairs] = []
+    notes = [f"{folder}: not read: {', '.join(ignored)}"] if ignored else []
     for name in SIZES:
-        parts = {part: pairs for part, pairs in found.get(name, {}).items() if (name, part) not in LEFT_OUT}
+        parts = {part: pairs for part, pairs in found.get(name, {}).items() if (name, part.upper()) not in LEFT_OUT}
+        if empty := [part for part, pairs in parts.items() if not pairs]:
+            raise DataError(f"{folder}: {name} {empty[0]} holds no pair with a score; mend it, or take it away")
         if not parts:
             notes.append(f"{name}: is not in {folder}; there is no mean of seven without it")
             continue
+        if protocol.aggregate != "all" and len(parts) == 1 and name not in ONE_PART:
+            raise OptionError(
+                f"--aggregate {protocol.aggregate}: the subsets of {name} are one file in {folder} and cannot be told "
+                "apart; give a file each, or --aggregate all"
+            )
         each = _prepared(name, parts, protocol)
         if each.size != usual_size(name, each.protocol):
             expected = usual_size(name, each.protocol)
@@ -94,7 +106,7 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _prepared(name: str, parts: Parts, protocol: Protocol) -> ScoredPairs:
-    if name in {"STS-B", "SICK-R"}:  # one set, however many files
+    if name in ONE_PART:  # however many files
         parts = {name: [pair for part in parts.values() for pair in part]}
     stamp = {"similarity": "cosine", "aggregate": protocol.aggregate if len(parts) > 1 else "all", "text": "raw"}
     if name == "SICK-R":  # SentEval leaves its texts as they are
@@ -111,9 +123,9 @@ def looks_tokenized(parts: Iterable[Part]) -> bool:
     """Say whether texts are in lower case with punctuation set apart, as SentEval's preparation leaves them."""
     texts = [text for part in parts for first, second, _ in part for text in (first, second)]
     lower = sum(text == text.lower() for text in texts)
-    ending = [text for text in texts if text.endswith((".", "?", "!"))]
+    ending = [text for text in texts if text.endswith((".", "?", "!")) and not ABBREVIATED.search(text)]
     apart = sum(text[-2:-1] == " " for text in ending)
-    return lower >= LOWER * len(texts) and bool(ending) and apart >= LOWER * len(ending)
+    return lower >= LOWER * len(texts) and bool(ending) and apart >= APART * len(ending)
 
 
 @cache
@@ -141,6 +153,8 @@ def _senteval(root: Path, sick: Sick) -> dict[str, Parts]:
         found["STS-B"] = {"test": _table(benchmark, score=4, first=5, second=6)}
     files = [root / "SICK" / SICK_PARTS[part] for part in (SICK_PARTS if sick == "full" else ("test",))]
     if files[0].exists():
+        if missing := [path for path in files if not path.exists()]:
+            raise DataError(f"{missing[0]}: is not there; --sick full needs it, --sick test does not")
         found["SICK-R"] = {path.stem: _table(path, score=3, first=1, second=2, header=True) for path in files}
     return found
 
@@ -160,8 +174,8 @@ def _parallel(path: Path) -> Part:
     ]
 
 
-def _table(path: Path, *, score: int, first: int, second: int, header: bool = False) -> Part:
-    """Read a file of tab-separated columns without quoting, given by number."""
+def _table(path: Path, *, score: int, first: int, second: int, header: bool = False, tokens: bool = True) -> Part:
+    """Read a file of tab-separated columns without quoting, given by number; SentEval takes texts as their tokens."""
     pairs = []
     for number, line in enumerate(_lines(path), start=1):
         columns = line.split("\t")
@@ -172,26 +186,32 @@ def _table(path: Path, *, score: int, first: int, second: int, header: bool = Fa
                 f"{path}, line {number}: {len(columns)} columns, {max(score, first, second) + 1} are needed"
             )
         if columns[score].strip():
-            pairs.append((*_texts(columns, (first, second), path, number), _score(columns[score], path, number)))
+            texts = _texts(columns, (first, second), path, number, tokens=tokens)
+            pairs.append((*texts, _score(columns[score], path, number)))
     return pairs
 
 
-def _tables(folder: Path, sick: Sick) -> dict[str, Parts]:
-    """Read files named set.subset.tsv, of score, first text and second text."""
+def _tables(folder: Path, sick: Sick) -> tuple[dict[str, Parts], list[str]]:
+    """Read files named set.subset.tsv, of score, first text and second text; return the names of others, too."""
     found: dict[str, Parts] = {}
-    for path in sorted(folder.glob("*.tsv")):
-        head, _, part = path.name.removesuffix(".tsv").partition(".")
-        plain = re.sub(r"[^a-z0-9]", "", head.lower())
-        name = NAMES.get(plain, plain.upper())
-        if name in SIZES and _belongs(name, part, sick):
-            found.setdefault(name, {})[part] = _table(path, score=0, first=1, second=2)
-    return found
+    ignored = []
+    for path in sorted(folder.glob("*.[tT][sS][vV]")):
+        named = TABLE.fullmatch(path.name)
+        plain = re.sub(r"[^a-z0-9]", "", named[1].lower()) if named else ""
+        name, part = NAMES.get(plain, plain.upper()), (named[2] or "") if named else ""
+        if not named or not _belongs(name, part, sick):
+            ignored.append(path.name)
+        elif part in found.setdefault(name, {}):
+            raise DataError(f"{path}: another file there holds the same part of {name}; take one away")
+        else:
+            found[name][part] = _table(path, score=0, first=1, second=2, tokens=False)
+    return found, ignored
 
 
 def _belongs(name: str, part: str, sick: Sick) -> bool:
-    """Say whether a part is evaluated on: STS-B and SICK have parts for training, too."""
-    training = part.lower() in {"train", "trial", "dev", "validation"}
-    return not training or (name == "SICK-R" and sick == "full") or name.startswith("STS1")
+    """Say whether a part is evaluated on: some sets have parts for training, too."""
+    training = part.lower().partition(".")[0] in {"train", "trial", "dev", "validation"}
+    return not training or (name == "SICK-R" and sick == "full")
 
 
 def _lines(path: Path) -> list[str]:
@@ -205,10 +225,13 @@ def _lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def _texts(columns: Sequence[str], at: tuple[int, int], path: Path, number: int) -> tuple[str, str]:
+def _texts(
+    columns: Sequence[str], at: tuple[int, int], path: Path, number: int, *, tokens: bool = True
+) -> tuple[str, str]:
     if len(columns) <= max(at):
         raise DataError(f"{path}, line {number}: one text, not two with a tab between them")
-    return columns[at[0]].strip(), columns[at[1]].strip()
+    first, second = (" ".join(columns[each].split()) if tokens else columns[each].strip() for each in at)
+    return first, second
 
 
 def _score(value: str, path: Path, number: int) -> float:
