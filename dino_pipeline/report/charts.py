@@ -92,7 +92,7 @@ def _named(panel: Axes, names: Sequence[str]) -> None:
     panel.spines["left"].set_visible(False)
 
 
-LEGEND = 60
+LEGEND = 66
 """Characters of a legend's line."""
 LONGEST_LABEL = 24
 
