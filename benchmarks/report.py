@@ -26,8 +26,8 @@ from dino_pipeline.spec import load_spec
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 
 
-def make_run(run: Run, pairs: int) -> None:
-    """Write a run that looks as if its pairs had been generated, and filter it."""
+def make_run(run: Run, pairs: int, *options: str) -> None:
+    """Write a run that looks as if its pairs had been generated, and filter it with these options."""
     inputs = pairs // (len(LABELS) * SAMPLES)
     run.shards.mkdir(parents=True)
     write_part(run.shards / "00000.jsonl", 0, inputs)
@@ -37,7 +37,8 @@ def make_run(run: Run, pairs: int) -> None:
         run.begin("generate", {"spec": spec.digest, "model": "none"}, outputs=[run.spec, run.shards])
         counts = {label: {"written": pairs // len(LABELS), "accepted": pairs // len(LABELS)} for label in spec.labels}
         run.finish("generate", task=spec.task_name, label_type="score", inputs=inputs, counts=counts, mean_margins={})
-    subprocess.run([sys.executable, "-m", "dino_pipeline", "filter", str(run.path)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "dino_pipeline", "filter", str(run.path), *options]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 @click.command()

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import ClassLabel, Dataset, load_dataset
+from datasets import ClassLabel, Dataset, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from dino_pipeline.errors import DataError, first_line
@@ -205,6 +205,17 @@ def _read_texts(path: Path) -> list[Example]:
     if not texts:
         raise DataError(f"{path}: holds no texts; give a file with a sentence or document a line")
     return texts
+
+
+def evaluated_split(name: str) -> str:
+    """Return the split of a dataset that is there to evaluate on: test, else validation, else train."""
+    if Path(name).is_file():
+        return "train"
+    try:
+        there = get_dataset_split_names(name)
+    except Exception:  # loading it says what is wrong
+        return "train"
+    return next((split for split in ("test", "validation", "train") if split in there), there[0])
 
 
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:

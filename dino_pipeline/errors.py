@@ -6,6 +6,7 @@ DinoError                 shown as one message, exit code 2
 ├── OptionError           an option, or a combination of options, is wrong
 ├── ModelError            a model cannot be loaded or cannot do what is asked
 ├── RunError              a run folder does not allow what is asked (other options, missing stage, in use)
+├── HubError              the Hub, or what is there, does not allow what is asked
 └── OutputError           something could not be written (disk full, no permission)
 """
 
@@ -39,6 +40,10 @@ class ModelError(DinoError):
 
 class RunError(DinoError):
     """A run folder does not allow what is asked."""
+
+
+class HubError(DinoError):
+    """The Hub, or what is there, does not allow what is asked."""
 
 
 class OutputError(DinoError):

@@ -47,7 +47,7 @@ class Texts:
     def origin(self) -> Run | None:
         """The run whose filtered data is trained on, if it is one's."""
         run = Run(self.train.path.parent)
-        return run if self.train.path == run.train and run.record_file.exists() else None
+        return run if self.train.path == run.train and run.is_run else None
 
     def options(self) -> dict[str, Any]:
         """Return what decides which texts are trained on."""
@@ -260,8 +260,24 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, origin: Ru
     for path in (aside, old):
         remove(path)
     model.save(str(aside), create_model_card=False)
+    (aside / "README.md").write_text(model_card(lineage(model, run, objective, origin)), encoding="utf-8")
+    if run.model.exists():
+        run.model.rename(old)
+    aside.rename(run.model)
+    remove(old)
+
+
+def lineage(model: SentenceTransformer, run: Run, objective: Objective, origin: Run | None) -> Lineage:
+    """Return where a trained model comes from.
+
+    Args:
+        model: the encoder.
+        run: that it was trained in.
+        objective: how.
+        origin: the run whose filtered data it learnt from, if it is one's.
+    """
     spec = origin.spec_fields() if origin else {}
-    lineage = Lineage(
+    return Lineage(
         name=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
@@ -273,8 +289,3 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, origin: Ru
         language=spec.get("language"),
         license=spec.get("license"),
     )
-    (aside / "README.md").write_text(model_card(lineage), encoding="utf-8")
-    if run.model.exists():
-        run.model.rename(old)
-    aside.rename(run.model)
-    remove(old)

@@ -25,6 +25,8 @@ class Lineage:
     """Whether queries and documents are encoded apart."""
     language: str | None
     license: str | None
+    address: str = "path/to/this/folder"
+    """From where it loads."""
 
 
 def model_card(of: Lineage) -> str:
@@ -66,7 +68,7 @@ def _what(of: Lineage) -> list[str]:
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
-        'model = SentenceTransformer("path/to/this/folder")',
+        f'model = SentenceTransformer("{of.address}")',
         'first, second = model.encode(["A man plays a guitar.", "Someone is making music."])',
         "print(model.similarity(first, second))",
         "```",

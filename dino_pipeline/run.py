@@ -33,6 +33,8 @@ LIBRARIES = (
     "rensa",
 )
 RECORD = "record.json"
+LINEAGE = "lineage.json"
+"""Of a published folder: where it comes from."""
 FULLY_HASHED = 64 * 2**20
 """Model files up to this size take part in a model's fingerprint by content, larger ones by size."""
 
@@ -42,6 +44,11 @@ class Run:
     """A folder that holds one dataset and what was made of it."""
 
     path: Path
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run; a published one has a copy of run.json, and lineage.json."""
+        return self.record_file.exists() and not (self.path / LINEAGE).exists()
 
     @property
     def record_file(self) -> Path:
@@ -132,6 +139,11 @@ class Run:
     def pictures(self) -> Path:
         """The report's pictures, a PNG each."""
         return self.path / "pictures"
+
+    @property
+    def hub(self) -> Path:
+        """The dataset and the model as they are published."""
+        return self.path / "hub"
 
     @cached_property
     def _lock_file(self) -> Path:

@@ -8,12 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from dino_pipeline.cli import main
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "random"}
 
 
 def dino(*arguments: str | Path, cwd: Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own and wait for it."""
     return subprocess.run(command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, **kwargs)
+
+
+def invoke(*arguments: str | Path) -> str:
+    """Run a command in this process; it must succeed."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[bytes]:

@@ -53,3 +53,18 @@ def toy_spec(tmp_path: Path) -> Path:
     path = tmp_path / "toy.json"
     path.write_text(json.dumps(TOY_SPEC))
     return path
+
+
+@pytest.fixture(scope="session")
+def pocket_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that went the whole way on the pocket models; copy it before changing it."""
+    from tests.commands import invoke
+
+    run = tmp_path_factory.mktemp("pocket") / "run"
+    spec = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
+    invoke("generate", spec, "--run", run, "--num-inputs", "60", "--samples", "2")
+    invoke("filter", run)
+    invoke("finetune", run, "--steps", "24", "--batch-size", "32", "--learning-rate", "1e-3")
+    invoke("evaluate", run)
+    invoke("compare", run, "--objectives", "dino", "--seeds", "1", "--steps", "1")
+    return run

@@ -19,6 +19,7 @@ FLOORS = [
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
     {"compare"},
     {"report"},
+    {"hub"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,11 +7,14 @@ import click
 from dino_pipeline import __version__
 from dino_pipeline.cli.compare import compare
 from dino_pipeline.cli.evaluate import evaluate
+from dino_pipeline.cli.export import export
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.finetune import finetune
 from dino_pipeline.cli.generate import generate
+from dino_pipeline.cli.publish import publish
 from dino_pipeline.cli.report import report
 from dino_pipeline.cli.spec import spec
+from dino_pipeline.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +23,5 @@ def main() -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
 
 
-for _command in (generate, filter_command, finetune, evaluate, compare, report, spec):
+for _command in (generate, filter_command, finetune, evaluate, compare, report, publish, verify, export, spec):
     main.add_command(_command)

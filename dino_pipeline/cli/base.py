@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ def command(function: Command) -> Command:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
@@ -78,10 +80,28 @@ def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
-    """Return the run to write and, where the source is a file, that file."""
-    from dino_pipeline.run import Run
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
+
+def _stored(name: str, run: Run) -> Path:
+    """Return a file with what a published dataset is to train on."""
+    from dino_pipeline.corpus import Source
+    from dino_pipeline.examples import write_examples
+
+    path = run.path / "source" / f"{name.strip('./').replace('/', '--')}.jsonl"
+    write_examples(path, Source(name).corpus.examples)
+    return path
+
+
+def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
+    """Return the run to write and, where the source is a file, that file; a published dataset is put into one."""
+    from dino_pipeline.run import LINEAGE, Run
+
+    published = source.is_dir() and not Run(source).is_run and (source / LINEAGE).exists()
+    if published or (not source.exists() and HUB_ID.fullmatch(str(source))):
+        if run_path is None:
+            raise OptionError(f"{source}: is a dataset; say with --run which folder to write")
+        return Run(run_path), _stored(str(source), Run(run_path))
     if source.is_dir() and run_path is not None and run_path.resolve() != source.resolve():
         raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
     if source.is_dir():
@@ -102,7 +122,7 @@ def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
     from dino_pipeline.run import Run
 
     run = Run(Path(target))
-    if not run.record_file.exists():
+    if not run.is_run:
         name, at, revision = target.rpartition("@")
         if not at or Path(target).exists():
             name, revision = target, ""

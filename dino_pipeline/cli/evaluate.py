@@ -128,7 +128,7 @@ def _evaluate_encoders(
     from dino_pipeline.examples import write_json
     from dino_pipeline.run import Run, model_fingerprint
 
-    runs = [Run(Path(target)) for target in targets if (Path(target) / "run.json").exists()]
+    runs = [Run(Path(target)) for target in targets if Run(Path(target)).is_run]
     found = [each for target in targets for each in candidates_of(target, alone=len(runs) == 1)]
     candidates = list(dict.fromkeys(found))
     if alike := [each.name for at, each in enumerate(candidates) if each.name in [one.name for one in candidates[:at]]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dino_pipeline.cli.base import HUB_ID
 from dino_pipeline.errors import OptionError
 from dino_pipeline.suites import OF_DATA
 
@@ -64,7 +65,7 @@ def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
     suite, _, rest = given.partition("=")
     named = suite in OF_DATA and bool(rest) and not Path(given).exists()
     path = Path(rest) if named else Path(given)
-    if not given or not path.exists():
+    if not given or not (path.exists() or HUB_ID.fullmatch(str(path))):
         raise OptionError(f"--data {given!r}: is not there; give a file, or a folder in BEIR's layout")
     asked = [name for name in names if name in OF_DATA]
     found = suite if named else asked[0] if len(asked) == 1 else _suite_of(path)
@@ -75,12 +76,13 @@ def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
 
 def _suite_of(path: Path) -> str:
     """Return the suite that a file or folder is for, by what it holds."""
-    from dino_pipeline.corpus import Source
+    from dino_pipeline.corpus import Source, evaluated_split
+    from dino_pipeline.run import LINEAGE
 
-    if path.is_dir():
+    if path.is_dir() and not (path / LINEAGE).exists():
         beir = any((path / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
         return "retrieval" if beir else "probe"
-    first = Source(str(path)).corpus.examples[0]
+    first = Source(str(path), split=evaluated_split(str(path))).corpus.examples[0]
     return "pairs" if isinstance(first.label, float | None) and first.text_b is not None else "probe"
 
 

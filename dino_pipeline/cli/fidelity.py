@@ -26,9 +26,10 @@ def evaluate_generators(
     from dino_pipeline.examples import write_json
     from dino_pipeline.fidelity import measure, summarise
     from dino_pipeline.loading import load_decoder, pick_dtype
+    from dino_pipeline.run import Run
 
     for model in models:
-        if (Path(model) / "run.json").exists():
+        if Run(Path(model)).is_run:
             raise OptionError(f"{model}: is a run; suite {SUITE} takes generators, by folder or Hub id")
     results = []
     device, console = pick_device(None), Console()

@@ -195,7 +195,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
     from dino_pipeline.run import Run
 
     given = Run(Path(data))
-    is_run = given.record_file.exists()
+    is_run = given.is_run
     if is_run and not given.train.exists():
         raise DataError(f"{given.train}: is not there; make it with dino filter {data}, or name a file")
     if not is_run and run_path is None:

@@ -30,14 +30,14 @@ def report(path: Path, encoders: tuple[str, ...]) -> None:
     from dino_pipeline.run import Run
 
     run = Run(path)
-    if not run.record_file.exists():
+    if not run.is_run:
         raise RunError(f"{path}: is no run; name a folder that dino generate or dino filter wrote")
     trained = run.stage("finetune").get("status") == "done"
     named = encoders or ([str(path)] if trained else [])
     candidates = [each for target in named for each in candidates_of(target, alone=True)]
     with contextlib.closing(Console()) as console, run.locked():
-        written, missing = write_report(run, candidates, console)
-    page, *pictures = written
-    click.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB; {len(pictures)} pictures in {run.pictures}")
-    for title, reason in missing:
+        written = write_report(run, candidates, console)
+    size = written.page.stat().st_size / 1e6
+    click.echo(f"{written.page}: {size:.1f} MB; {len(written.pictures)} pictures in {run.pictures}")
+    for title, reason in written.missing:
         click.echo(f"left out: {title}: {reason}")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,16 +40,25 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Material], list[Block]]]] = (
 )
 
 
-def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> tuple[list[Path], list[tuple[str, str]]]:
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    pictures: list[Path]
+    sections: dict[str, Section]
+    """By id."""
+    missing: list[tuple[str, str]]
+    """Titles of the sections that are left out, each with the reason."""
+
+
+def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> Report:
     """Write a run's report and its pictures.
 
     Args:
         run: what to report on.
         candidates: encoders that show how labels lie apart.
         watch: is told how far it is.
-
-    Returns:
-        The files written, and the sections that are left out, each with the reason.
 
     Raises:
         DataError: a file of the run cannot be read.
@@ -60,7 +70,7 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> tuple[lis
         html = _html(run, material, found, missing)
     write_atomic(run.report, lambda file: file.write(html.encode("utf-8", "replace")))
     pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
-    return [run.report, *_write_pictures(run, pictures)], missing
+    return Report(run.report, _write_pictures(run, pictures), {section.id: section for section in found}, missing)
 
 
 def _sections(material: Material) -> tuple[list[Section], list[tuple[str, str]]]:

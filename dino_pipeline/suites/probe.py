@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_pipeline.corpus import Source
+from dino_pipeline.corpus import Source, evaluated_split
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
+from dino_pipeline.run import LINEAGE
 from dino_pipeline.suites.base import Embedder, Embeddings, Measured, percent
 
 FOLDS = 10
@@ -50,7 +51,7 @@ class Probe:
         Raises:
             DataError: a row has no class, there is one class only, or test has classes that train has not.
         """
-        if path.is_dir():
+        if path.is_dir() and not (path / LINEAGE).exists():
             files = [path / f"{part}.jsonl" for part in ("train", "test")]
             if missing := [file for file in files if not file.exists()]:
                 raise DataError(f"{missing[0]}: is not there; a probe's folder holds train.jsonl and test.jsonl")
@@ -191,7 +192,7 @@ def _fit_and_classify(features: Embeddings, gold: Integers, others: Embeddings) 
 
 
 def _read(path: Path) -> list[Example]:
-    examples = Source(str(path), classes=True).corpus.examples
+    examples = Source(str(path), split=evaluated_split(str(path)), classes=True).corpus.examples
     for number, each in enumerate(examples, start=1):
         if each.label is None:
             raise DataError(f"{path}: example {number} has no class; give it as label")

@@ -1,0 +1,55 @@
+"""The commands that make a run's dataset again, spelt out from what run.json records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.filter import filter_command
+from dino_pipeline.cli.generate import generate
+
+if TYPE_CHECKING:
+    from dino_pipeline.run import Run
+
+FOLDER = "again"
+
+
+def commands(run: Run) -> tuple[list[list[str]], bool]:
+    """Return the commands, for a folder that holds ``spec.json``, and whether they read ``inputs.jsonl`` there, too.
+
+    There are none where the texts came from a file.
+    """
+    generated, filtered = run.stage("generate"), run.stage("filter")
+    if not generated:
+        return [], False
+    options = generated["options"]
+    values = {**options, **options["sampling"]}
+    brought = "texts" in options.get("inputs", {})
+    if brought:
+        values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
+    if generated.get("more"):
+        values["target"] = filtered["options"]["target_per_label"]
+    chosen = {**filtered["options"], **filtered["options"]["hygiene"], "label_type": None}
+    return [
+        ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
+        ["dino", "filter", FOLDER, *flags(filter_command, chosen)],
+    ], brought
+
+
+def flags(command: click.Command, values: Mapping[str, Any]) -> list[str]:
+    """Return the options of a command that are not at their defaults."""
+    found: list[str] = []
+    for option in command.params:
+        name = option.name or ""
+        value = values.get(name)
+        if not isinstance(option, click.Option) or value is None or value == option.get_default(click.Context(command)):
+            continue
+        if isinstance(value, bool):
+            found += [(option.opts if value else option.secondary_opts)[0]]
+        elif isinstance(value, list | tuple):
+            found += [part for each in value for part in (option.opts[0], str(each))]
+        else:
+            found += [option.opts[0], str(value)]
+    return found

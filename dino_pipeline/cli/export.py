@@ -1,0 +1,33 @@
+"""dino export: labelled pairs in the original DINO's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dino_pipeline.cli.base import command
+from dino_pipeline.errors import DataError
+
+
+@click.command()
+@click.argument("source", metavar="RUN|FOLDER|REPO")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The JSONL file to write.")
+@click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True)
+@command
+def export(source: str, output: Path, split: str) -> None:
+    """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
+    from dino_pipeline.corpus import Source
+    from dino_pipeline.examples import write_rows
+    from dino_pipeline.run import Run
+
+    run = Run(Path(source))
+    path = run.train if split == "train" else run.dev
+    if run.is_run and not path.exists():
+        raise DataError(f"{path}: is not there; run dino filter {source} first")
+    if output.exists() and path.exists() and output.samefile(path):
+        raise DataError(f"{output}: is what would be read; give another --output")
+    examples = Source(str(path) if run.is_run else source, split=split).corpus.examples
+    rows = ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples)
+    write_rows(output, rows)
+    click.echo(f"{output}: {len(examples)} examples")

@@ -1,0 +1,144 @@
+"""dino publish: a run as a dataset and a model on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.again import commands
+from dino_pipeline.cli.base import candidates_of, command, model_path
+from dino_pipeline.errors import OptionError, RunError
+
+if TYPE_CHECKING:
+    from dino_pipeline.hub.upload import Kind
+    from dino_pipeline.run import Run
+
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def repository(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """Return a repository's name, if it is one."""
+    if name is not None and not REPOSITORY.fullmatch(name):
+        raise click.BadParameter(f"{name!r} is no repository; give user/name")
+    return name
+
+
+@click.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--repo", callback=repository, required=True, metavar="USER/NAME", help="The dataset's repository.")
+@click.option(
+    "--model-repo",
+    callback=repository,
+    metavar="USER/NAME",
+    help="The encoder's repository.  [default: the dataset's name]",
+)
+@click.option(
+    "--what",
+    type=click.Choice(["dataset", "model", "both"]),
+    help="What to publish.  [default: both, where an encoder is trained]",
+)
+@click.option(
+    "--license", "license_", metavar="ID", help="Of what is published, e.g. cc-by-4.0.  [default: the spec's]"
+)
+@click.option("--no-raw", is_flag=True, help="Leave out what was written and what was dropped.")
+@click.option("--private", is_flag=True, help="Make new repositories private.")
+@click.option("--dry-run", is_flag=True, help="Write the folders, upload nothing.")
+@click.option("--force", is_flag=True, help="Replace what this run did not make.")
+@command
+def publish(path: Path, **options: Any) -> None:
+    """Write a RUN's dataset and encoder, with cards that tell how they were made, to RUN/hub, and upload them, each in
+    one commit. What people wrote into the cards is kept.
+
+    The token is the one that `hf auth login` stored, or HF_TOKEN.
+    """
+    from dino_pipeline.run import Run
+
+    run = Run(path)
+    if run.stage("filter").get("status") != "done":
+        raise RunError(f"{path}: no filtered data is there; run dino filter first")
+    trained = run.stage("finetune").get("status") == "done"
+    what = options["what"] or ("both" if trained or options["model_repo"] else "dataset")
+    with run.locked():
+        dataset = None
+        if what in ("dataset", "both"):
+            dataset = _dataset(run, options, with_model=what == "both")
+        if what in ("model", "both"):
+            _model(run, options, dataset)
+
+
+def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str, str] | None:
+    """Publish the dataset; return its repository and commit, if it is on the Hub."""
+    from dino_pipeline.console import Console
+    from dino_pipeline.hub.dataset import Publication, write_dataset
+    from dino_pipeline.hub.dataset_card import CardFacts
+    from dino_pipeline.hub.licenses import license_of, restricts
+    from dino_pipeline.report.page import report
+
+    model = run.stage("generate").get("options", {}).get("model")
+    generators = license_of(model_path(model, "GENERATOR")) if model else None
+    restricted = model is not None and restricts(generators)
+    license_ = options["license_"] or run.spec_fields().get("license")
+    if restricted and not options["license_"]:
+        raise OptionError(
+            f"the licence of the generator {model} is {generators or 'not known'}: it may restrict what is done with "
+            "texts that it wrote; read it, and say with --license under which licence these may be published"
+        )
+    again, needs_inputs = commands(run)
+    facts = CardFacts(again, needs_inputs, generators, restricted)
+    repo, model_repo = options["repo"], _model_repo(options) if with_model else None
+    publication = Publication(repo, license_, not options["no_raw"], model_repo)
+    with contextlib.closing(Console()) as console:
+        trained = run.stage("finetune").get("status") == "done"
+        candidates = candidates_of(str(run.path), alone=True) if trained else []
+        written = report(run, candidates, console)
+    return _publish(
+        run,
+        "dataset",
+        repo,
+        options,
+        lambda folder, before: write_dataset(run, publication, written, facts, folder, before),
+    )
+
+
+def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None) -> None:
+    from dino_pipeline.hub.model import write_model
+    from dino_pipeline.hub.publish import records
+
+    known = records(run).get("dataset")
+    if dataset is None and known and known["repository"] == options["repo"]:
+        dataset = {"repository": known["repository"], "commit": known["commit"]}
+    license_ = options["license_"] or run.spec_fields().get("license")
+    repo = _model_repo(options)
+    _publish(
+        run, "model", repo, options, lambda folder, before: write_model(run, repo, license_, dataset, folder, before)
+    )
+
+
+def _model_repo(options: dict[str, Any]) -> str:
+    return str(options["model_repo"] or options["repo"])
+
+
+def _publish(run: Run, kind: Kind, repo: str, options: dict[str, Any], write: Any) -> dict[str, str] | None:
+    """Write a folder and, unless it is a rehearsal, upload it."""
+    from dino_pipeline.hub.publish import adopt, commit_of, folder_of, origin, remember, write_folder
+    from dino_pipeline.hub.upload import Repository
+
+    write_folder(run, kind, write)
+    folder = folder_of(run, kind)
+    click.echo(f"{folder}: the {kind} is written")
+    if options["dry_run"]:
+        return None
+    remote = Repository(repo, kind)
+    there = remote.check(origin(run), force=options["force"])
+    adopt(folder, remote.read("README.md"))
+    published = remote.publish(folder, there, private=options["private"])
+    commit = dict(commit_of(run, published))
+    if published.changed or commit["commit"] == published.commit:
+        remember(run, kind, published)
+    said = "is published" if published.changed else "is up to date"
+    click.echo(f"{published.address}: {said} (commit {published.commit[:10]})")
+    return commit if kind == "dataset" else None

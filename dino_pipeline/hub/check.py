@@ -1,0 +1,90 @@
+"""Checks a published folder: hashes, counts, and whether the same commands would make the same dataset today."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dino_pipeline.errors import HubError
+from dino_pipeline.hub.card import split
+from dino_pipeline.hub.manifest import Manifest, hashes
+from dino_pipeline.run import LINEAGE, versions
+from dino_pipeline.spec import load_spec
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found."""
+
+    manifest: Manifest
+    wrong: Sequence[str]
+    """What is not as lineage.json says; empty if all is."""
+    other: Sequence[str]
+    """Why a rerun with the same options might not be the same dataset; empty if it would."""
+
+
+def check(folder: Path) -> Checked:
+    """Check a published folder.
+
+    Raises:
+        HubError: it is none.
+    """
+    try:
+        text = (folder / LINEAGE).read_text(encoding="utf-8")
+    except OSError as error:
+        raise HubError(f"{folder}: holds no {LINEAGE}; give a folder or repository that dino publish made") from error
+    manifest = Manifest.read(text, str(folder))
+    return Checked(manifest, [*_files(folder, manifest), *_rows(folder, manifest)], list(_rerun(folder, manifest)))
+
+
+def _files(folder: Path, manifest: Manifest) -> list[str]:
+    found = hashes(folder)
+    wrong = [f"{name}: is missing" for name in manifest.files if name not in found]
+    wrong += [f"{name}: is not the file that was published" for name, value in manifest.files.items()
+              if name in found and found[name] != value]  # fmt: skip
+    return wrong + [f"{name}: was not published" for name in found if name not in manifest.files]
+
+
+def _rows(folder: Path, manifest: Manifest) -> list[str]:
+    wrong = []
+    front, _ = (
+        split((folder / "README.md").read_text(encoding="utf-8")) if (folder / "README.md").exists() else ({}, "")
+    )
+    claimed = _claimed(front)
+    for name, count in manifest.rows.items():
+        config, _, part = name.partition("/")
+        paths = sorted((folder / ("data" if config == "default" else config)).glob(f"{part}-*.parquet"))
+        found = sum(pq.read_metadata(path).num_rows for path in paths)
+        if found != count:
+            wrong.append(f"{name}: {found} rows, {count} were published")
+        if claimed.get(name, count) != count:
+            wrong.append(f"README.md: claims {claimed[name]} rows of {name}, {count} were published")
+    return wrong
+
+
+def _claimed(front: dict[str, Any]) -> dict[str, int]:
+    infos = front.get("dataset_info", [])
+    every = infos if isinstance(infos, list) else [infos]
+    return {
+        f"{info.get('config_name', 'default')}/{part['name']}": part["num_examples"]
+        for info in every
+        for part in info.get("splits", [])
+    }
+
+
+def _rerun(folder: Path, manifest: Manifest) -> list[str]:
+    now = versions()
+    other = [
+        f"{library} was {version}, here it is {now.get(library, 'missing')}"
+        for library, version in manifest.made_with.items()
+        if now.get(library) != version
+    ]
+    if manifest.spec is None:
+        return [*other, "the texts were brought as a file, which is not published"]
+    if manifest.kind == "dataset" and (digest := load_spec(folder / "spec.json").digest) != manifest.spec:
+        other.append(f"spec.json is {digest}, the texts were written from {manifest.spec}")
+    return other

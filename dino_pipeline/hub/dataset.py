@@ -1,0 +1,149 @@
+"""A run as a dataset repository: Parquet, the card, the spec, the report, and where all of it comes from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetInfo, Features
+from datasets.info import DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
+from huggingface_hub import DatasetCardData
+
+from dino_pipeline.examples import write_json
+from dino_pipeline.hub.card import card
+from dino_pipeline.hub.dataset_card import CardFacts, body
+from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
+from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
+from dino_pipeline.report.page import Report
+from dino_pipeline.run import Run, versions
+
+SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+DESCRIBED = {
+    "default": "to train and validate on",
+    "raw": "as they were written, with what generation knew of each",
+    "dropped": "what the filter dropped, with its reasons",
+}
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a user wants of a published dataset."""
+
+    repository: str
+    """``user/name``."""
+    license: str | None
+    raw: bool
+    model_repository: str | None = None
+    """Where the encoder is published, if it is."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A split on disk."""
+
+    split: Split
+    files: list[Path]
+    rows: int
+
+
+def write_dataset(
+    run: Run,
+    publication: Publication,
+    report: Report,
+    facts: CardFacts,
+    folder: Path,
+    before: str,
+) -> Manifest:
+    """Write the whole repository into an empty folder.
+
+    Args:
+        run: whose dataset.
+        publication: what is wanted.
+        report: the run's.
+        facts: what the card says that the run's files do not hold.
+        folder: where to write.
+        before: the card that stood there before; what people wrote into it is kept.
+
+    Raises:
+        DataError: there is nothing to publish, or it cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    shape = shape_of(run)
+    with run.scratch("publish") as scratch:
+        written = [Written(split, *write(split, folder, scratch)) for split in splits(run, shape, raw=publication.raw)]
+    shutil.copy(report.page, folder / "report.html")
+    shutil.copytree(run.pictures, folder / "pictures")
+    if run.spec.exists():
+        shutil.copy(run.spec, folder / "spec.json")
+    if facts.needs_inputs:
+        shutil.copy(run.inputs, folder / "inputs.jsonl")
+    write_json(folder / "run.json", run.records())
+    rows = {f"{each.split.config}/{each.split.name}": each.rows for each in written}
+    front = _front(run, publication, shape, written)
+    text = card(front, body(run, publication, report, facts, rows), before)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    records = run.records()
+    manifest = Manifest(
+        kind="dataset",
+        origin=origin_of(records),
+        spec=records.get("generate", {}).get("options", {}).get("spec"),
+        rows=rows,
+        files=hashes(folder),
+        made_with=versions(),
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[Written]) -> dict[str, Any]:
+    spec = run.spec_fields()
+    rows = sum(each.rows for each in written if each.split.config == "default")
+    data = DatasetCardData(
+        language=spec.get("language"),
+        license=publication.license,
+        pretty_name=publication.repository.rpartition("/")[2],
+        size_categories=size_category(rows),
+        task_categories=["sentence-similarity" if shape.paired else "text-classification"],
+        annotations_creators=["machine-generated"],
+        language_creators=["machine-generated"],
+        source_datasets=["original"],
+        tags=["synthetic", "sentence-transformers", "dino"],
+        configs=[_config(name, of_config) for name, of_config in _by_config(written).items()],
+    )
+    infos = {name: _info(name, of_config) for name, of_config in _by_config(written).items()}
+    DatasetInfosDict(infos).to_dataset_card_data(data)
+    return dict(data.to_dict())
+
+
+def _by_config(written: Sequence[Written]) -> dict[str, list[Written]]:
+    found: dict[str, list[Written]] = {}
+    for each in written:
+        found.setdefault(each.split.config, []).append(each)
+    return found
+
+
+def _config(name: str, written: Sequence[Written]) -> dict[str, Any]:
+    files = [{"split": each.split.name, "path": f"{each.split.folder}/{each.split.name}-*"} for each in written]
+    return {"config_name": name, "data_files": files, **({"default": True} if name == "default" else {})}
+
+
+def _info(name: str, written: Sequence[Written]) -> DatasetInfo:
+    features = Features.from_dict({column.name: column.feature for column in written[0].split.columns})
+    sizes = {each.split.name: sum(file.stat().st_size for file in each.files) for each in written}
+    found = SplitDict()
+    for each in written:
+        found.add(SplitInfo(each.split.name, num_bytes=sizes[each.split.name], num_examples=each.rows))
+    total = sum(sizes.values())
+    return DatasetInfo(features=features, splits=found, download_size=total, dataset_size=total, config_name=name)
+
+
+def size_category(rows: int) -> str:
+    """Return the Hub's word for how many rows there are."""
+    if rows < 1000:
+        return "n<1K"
+    least = max(at for at in range(len(SIZES)) if rows >= 10 ** (at + 3))
+    return f"{SIZES[least]}<n<{SIZES[least + 1]}" if least + 1 < len(SIZES) else "n>1T"

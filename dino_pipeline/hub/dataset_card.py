@@ -1,0 +1,161 @@
+"""What a dataset's card says: what it is and is not, how it was made, how to load it, and what nobody has checked."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
+from dino_pipeline.report.blocks import Samples
+from dino_pipeline.report.page import Report
+from dino_pipeline.run import Run
+
+if TYPE_CHECKING:
+    from dino_pipeline.hub.dataset import Publication
+
+SHOWN = 3
+"""Samples of each label."""
+CITATION = """@inproceedings{schick-schutze-2021-generating,
+  title     = {Generating Datasets with Pretrained Language Models},
+  author    = {Schick, Timo and Sch{\\"u}tze, Hinrich},
+  booktitle = {Proceedings of EMNLP},
+  year      = {2021},
+  url       = {https://arxiv.org/abs/2104.07540}
+}"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says that the run's files do not hold."""
+
+    commands: Sequence[Sequence[str]]
+    """That make the dataset again, in the published folder."""
+    needs_inputs: bool
+    """Whether they read ``inputs.jsonl``."""
+    generator_license: str | None
+    """None where it is not known."""
+    restricted: bool
+    """Whether that licence restricts what may be done with texts that the generator writes."""
+
+
+def body(run: Run, publication: Publication, report: Report, facts: CardFacts, rows: Mapping[str, int]) -> str:
+    """Return the card's text as Markdown."""
+    parts = [
+        f"# {publication.repository.rpartition('/')[2]}",
+        _what(run, publication, rows),
+        *_license(run, facts),
+        _load(publication, rows),
+        *_prompts(report),
+        _made(run),
+        *_sections(report),
+        _samples(report),
+        _again(facts),
+        _limits(run),
+        f"## Citation\n\n{fenced(CITATION, 'bibtex')}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _what(run: Run, publication: Publication, rows: Mapping[str, int]) -> str:
+    spec, generated = run.spec_fields(), run.stage("generate").get("options", {})
+    description = f"{plain(spec['description'])}\n\n" if spec.get("description") else ""
+    writer = f"written by `{plain(str(generated['model']))}`" if generated else "brought as a file"
+    counts = table(["configuration", "split", "rows"], [[*name.split("/"), str(count)] for name, count in rows.items()])
+    encoder = publication.model_repository
+    model = f"\n\nThe encoder [{encoder}](https://huggingface.co/{encoder}) was trained on it." if encoder else ""
+    return (
+        f"{description}Synthetic texts with labels, {writer} and filtered with dino_pipeline, to train sentence "
+        "encoders on. A label says which instruction a text was written for. It is no benchmark: nobody has looked at "
+        "the texts, and a label is wrong wherever the generator did not follow its instruction."
+        f"\n\n{counts}{model}"
+    )
+
+
+def _license(run: Run, facts: CardFacts) -> list[str]:
+    if not run.stage("generate"):
+        return []
+    known = f"`{plain(facts.generator_license)}`" if facts.generator_license else "not known"
+    if facts.restricted:
+        return [f"> **Mind the generator's licence, {known}: it restricts what may be done with texts that it wrote.**"]
+    return [f"The generator's licence is {known}."]
+
+
+def _load(publication: Publication, rows: Mapping[str, int]) -> str:
+    configurations = list(dict.fromkeys(name.split("/")[0] for name in rows))
+    code = (
+        "from datasets import load_dataset\n\n"
+        f'dataset = load_dataset("{publication.repository}")\n'
+        'print(dataset["train"][0])'
+    )
+    others = [f'`load_dataset("{publication.repository}", "{name}")`' for name in configurations if name != "default"]
+    more = f"\n\nWith provenance: {', '.join(others)}." if others else ""
+    return f"## Load it\n\n{fenced(code, 'python')}{more}"
+
+
+def _prompts(report: Report) -> list[str]:
+    section = report.sections.get("spec")
+    return [f"## Prompts\n\n{markdown(section)}"] if section else []
+
+
+def _made(run: Run) -> str:
+    generated = run.stage("generate")
+    if not generated:
+        return "## How it was made\n\nThe texts were brought as a file and filtered."
+    options = generated["options"]
+    named = {
+        "generator": options["model"],
+        "revision": options["revision"],
+        "commit": generated.get("model_commit"),
+        "weights (digest)": options["fingerprint"],
+        "spec (digest)": options["spec"],
+        "inputs": generated.get("inputs"),
+        "texts per input and label": options["samples"],
+        **options["sampling"],
+        "seed": options["seed"],
+        "dtype": options["dtype"],
+    }
+    rows = [[str(name).replace("_", " "), str(value)] for name, value in named.items() if value is not None]
+    return (
+        "## How it was made\n\nSampled with self-debiasing (Schick & Schütze 2021): a text is likely under its own "
+        f"instruction and unlikely under those of its counter-labels.\n\n{table(['', ''], rows)}"
+    )
+
+
+def _sections(report: Report) -> list[str]:
+    titles = {
+        "generation": "Fidelity",
+        "funnel": "Filter",
+        "balance": "Label balance",
+        "similarity": "Similarity within pairs",
+        "contamination": "Evaluation data",
+    }
+    found = {title: report.sections[name] for name, title in titles.items() if name in report.sections}
+    return [f"## {title}\n\n{markdown(section)}" for title, section in found.items()]
+
+
+def _samples(report: Report) -> str:
+    block = next(block for block in report.sections["samples"].blocks if isinstance(block, Samples))
+    return f"## Samples\n\n{samples(block, SHOWN)}"
+
+
+def _again(facts: CardFacts) -> str:
+    if not facts.commands:
+        return "## Make it again\n\nThe texts came from a file that is not published here."
+    lines = "\n".join(shlex.join(command) for command in facts.commands)
+    return (
+        "## Make it again\n\nIn this folder, with dino_pipeline and the versions of `lineage.json`:\n\n"
+        f"{fenced(lines, 'sh')}\n\n`dino verify .` checks the files against `lineage.json`."
+    )
+
+
+def _limits(run: Run) -> str:
+    verified = run.stage("filter")["options"].get("verify")
+    said = [
+        "No person has looked at the texts or the labels.",
+        "What the generator believes and repeats about people and things is in the texts.",
+        "The generator knows facts only as a language model does; nothing here is evidence of anything.",
+    ]
+    said += [] if verified else ["The labels were not verified by a second look (`dino filter --verify`)."]
+    return "## Limits and biases\n\n" + "\n".join(f"- {each}" for each in said)

@@ -1,0 +1,35 @@
+"""Under which licence a generator is, and whether it restricts what may be done with texts that it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from dino_pipeline.hub.card import split
+
+FREE = (
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "unlicense"),
+    *("isc", "zlib", "artistic-2.0", "ecl-2.0", "afl-3.0", "postgresql", "wtfpl", "mpl-2.0", "bsl-1.0", "odc-by"),
+)
+"""Licences that say nothing of what a model writes; any other may, and people have to look."""
+
+
+def license_of(model: str) -> str | None:
+    """Return the licence that a model's card names, in its folder or on the Hub; None if that cannot be known."""
+    folder = Path(model)
+    if folder.is_dir():
+        card = folder / "README.md"
+        found = split(card.read_text(encoding="utf-8"))[0].get("license") if card.exists() else None
+    else:
+        try:
+            data = HfApi().model_info(model, timeout=10).card_data
+        except Exception:  # without the Hub it is not known, and that is said
+            return None
+        found = data.get("license") if data else None
+    return str(found) if found else None
+
+
+def restricts(license_: str | None) -> bool:
+    """Say whether a licence may restrict what is done with a model's texts; one that is not known may."""
+    return license_ not in FREE

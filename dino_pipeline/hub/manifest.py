@@ -1,0 +1,83 @@
+"""lineage.json of a published folder: what made it, and the hash of each file; checked again at any time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dino_pipeline.errors import HubError
+from dino_pipeline.examples import write_json
+from dino_pipeline.run import LINEAGE
+
+FORMAT = 1
+FREE = ("README.md", ".gitattributes", LINEAGE)
+"""Files that are not hashed: people write in the first, the Hub in the second."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a published folder comes from."""
+
+    kind: str
+    """``dataset`` or ``model``."""
+    origin: str
+    """A hash of what the run asked for: spec, generator and seed. Another run has another."""
+    spec: str | None
+    """The task spec's digest."""
+    dataset: Mapping[str, str] | None = None
+    """Of a model: the repository and commit of what it was trained on, where that is published."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Of a dataset: how many there are in each split, ``config/split``."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of each file."""
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries."""
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder."""
+        write_json(folder / LINEAGE, asdict(self))
+
+    @classmethod
+    def read(cls, text: str, where: str) -> Manifest:
+        """Read lineage.json.
+
+        Raises:
+            HubError: it is none of ours.
+        """
+        try:
+            found = json.loads(text)
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']}")
+            return cls(**found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise HubError(f"{where}: {LINEAGE} is none that this version reads ({error}); publish again") from error
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a folder, but for those that are free."""
+    found = {}
+    for path in files_of(folder):
+        if path.name not in FREE:
+            with open(path, "rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def files_of(folder: Path) -> Iterable[Path]:
+    """Return all files of a folder in order, but for the Hub's own notes."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts)
+
+
+def origin_of(records: Mapping[str, Any]) -> str:
+    """Return a hash of what a run asked for, which later changes of the filter or of the training leave as it is."""
+    generated = records.get("generate", {}).get("options", {})
+    filtered = records.get("filter", {}).get("options", {})
+    asked = {name: generated.get(name) for name in ("spec", "model", "revision", "seed", "inputs")}
+    if not generated:
+        asked["source"] = filtered.get("source")
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]

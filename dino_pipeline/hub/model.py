@@ -1,0 +1,121 @@
+"""A run's encoder as a model repository: the encoder, its card with scores, and what it was trained on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.errors import RunError
+from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
+from dino_pipeline.examples import write_json
+from dino_pipeline.finetune import lineage
+from dino_pipeline.hub.card import card, split
+from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
+from dino_pipeline.hub.markdown import table
+from dino_pipeline.model_card import model_card
+from dino_pipeline.objectives import get_objective
+from dino_pipeline.run import Run, versions
+
+TASKS = {"probe": "text-classification", "retrieval": "text-retrieval"}
+"""The Hub's word for what a suite measures, where it is not similarity."""
+
+
+def write_model(
+    run: Run, repository: str, license: str | None, dataset: Mapping[str, str] | None, folder: Path, before: str
+) -> Manifest:
+    """Write the whole repository into an empty folder.
+
+    Args:
+        run: whose encoder.
+        repository: ``user/name``.
+        license: of the model.
+        dataset: repository and commit of what it was trained on, if that is published.
+        folder: where to write.
+        before: the card that stood there before; what people wrote into it is kept.
+
+    Raises:
+        RunError: no encoder is trained.
+    """
+    trained = run.stage("finetune")
+    if trained.get("status") != "done" or not run.model.is_dir():
+        raise RunError(f"{run.path}: no encoder is trained there; run dino finetune, or publish --what dataset")
+    shutil.copytree(run.model, folder, dirs_exist_ok=True)
+    objective = get_objective(trained["options"]["objective"])
+    origin = run if trained["options"]["data"] == run.train.name else None
+    of = lineage(load_encoder(str(run.model)), run, objective, origin)
+    front, text = split(model_card(replace(of, address=repository, name=repository.rpartition("/")[2])))
+    front |= {"license": license, "base_model": _base_model(trained["options"]["encoder"])}
+    scores = read_scores(run.scores) if run.stage("evaluate").get("status") == "done" else None
+    if dataset:
+        front["datasets"] = [dataset["repository"]]
+        text = text.replace("## How it was made", f"{_data(dataset)}\n\n## How it was made", 1)
+    if scores:
+        front["model-index"] = eval_results_to_model_index(repository.rpartition("/")[2], _results(scores))
+        text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
+    (folder / "README.md").write_text(card(front, text, before), encoding="utf-8")
+    write_json(folder / "run.json", run.records())
+    records = run.records()
+    manifest = Manifest(
+        kind="model",
+        origin=origin_of(records),
+        spec=records.get("generate", {}).get("options", {}).get("spec"),
+        dataset=dataset,
+        files=hashes(folder),
+        made_with=versions(),
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _base_model(encoder: str) -> str | None:
+    """Return an encoder's id on the Hub; a folder, or what is embedded here, has none."""
+    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", encoder) and encoder != "pocket" and not Path(encoder).exists()
+    return encoder if on_hub else None
+
+
+def _results(scores: Mapping[str, Any]) -> list[EvalResult]:
+    """Return the trained encoder's scores as the Hub takes them, each with its interval and protocol."""
+    name = scores["models"][-1]["name"]
+    return [
+        EvalResult(
+            task_type=TASKS.get(score["suite"], "sentence-similarity"),
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", score["data"].lower()).strip("-"),
+            dataset_name=score["data"],
+            dataset_revision=score["digest"],
+            metric_type=measure,
+            metric_name=measure_title(measure),
+            metric_value=round(value["value"], 2),
+            metric_args={"interval_95": [value["low"], value["high"]], **score["protocol"]},
+        )
+        for score in scores["scores"]
+        if score["model"] == name
+        for measure, value in score["measures"].items()
+        if value["value"] is not None
+    ]
+
+
+def _data(dataset: Mapping[str, str]) -> str:
+    address = f"https://huggingface.co/datasets/{dataset['repository']}"
+    at = f"commit [{dataset['commit'][:10]}]({address}/tree/{dataset['commit']})" if dataset.get("commit") else ""
+    return f"## Training data\n\n[{dataset['repository']}]({address}){', ' if at else ''}{at}."
+
+
+def _evaluation(scores: Mapping[str, Any]) -> str:
+    rows = []
+    for score in scores["scores"]:
+        measure, value = next(iter(score["measures"].items()))
+        shown = "-" if value["value"] is None else f"{value['value']:.2f}"
+        protocol = ", ".join(f"{key}: {value}" for key, value in score["protocol"].items())
+        named = [score["data"], score["model"], str(score["size"]), measure_title(measure)]
+        rows.append([*named, shown, interval_text(value), protocol])
+    header = ["data", "model", "size", "measure", "value", "95 % interval", "protocol"]
+    remarks = "".join(f"\n\n{remark}." for remark in chosen_on_human_labels(scores).values())
+    return f"## Scores\n\n{table(header, rows)}{remarks}"

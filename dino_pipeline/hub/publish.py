@@ -1,0 +1,85 @@
+"""The publish stage: a run as repositories, first as folders, then on the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dino_pipeline.examples import write_atomic, write_json
+from dino_pipeline.hub.card import onto
+from dino_pipeline.hub.manifest import Manifest, origin_of
+from dino_pipeline.hub.upload import Published
+from dino_pipeline.run import Run, remove
+
+README = "README.md"
+
+
+def folder_of(run: Run, kind: str) -> Path:
+    """Return where a repository lies before it is published."""
+    return run.hub / kind
+
+
+def write_folder(run: Run, kind: str, write: Callable[[Path, str], Manifest]) -> Manifest:
+    """Write a repository's folder aside and put it in the place of an older one.
+
+    Args:
+        run: whose.
+        kind: ``dataset`` or ``model``.
+        write: fills an empty folder, given the card of the folder before.
+    """
+    folder = folder_of(run, kind)
+    aside, old = folder.with_suffix(".part"), folder.with_suffix(".old")
+    for path in (aside, old):
+        remove(path)
+    aside.mkdir(parents=True)
+    card = folder / README
+    try:
+        manifest = write(aside, card.read_text(encoding="utf-8") if card.exists() else "")
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    finally:
+        for path in (aside, old):
+            remove(path)
+    return manifest
+
+
+def adopt(folder: Path, before: str | None) -> None:
+    """Take over what people wrote into the card on the Hub."""
+    card = folder / README
+    if before:
+        text = onto(card.read_text(encoding="utf-8"), before)
+        write_atomic(card, lambda file: file.write(text.encode()))
+
+
+def records(run: Run) -> dict[str, Any]:
+    """Return what was published of a run, by kind; it is not in run.json, which is published itself."""
+    with contextlib.suppress(OSError, ValueError):
+        found: dict[str, Any] = json.loads((run.hub / "published.json").read_text(encoding="utf-8"))
+        return found
+    return {}
+
+
+def remember(run: Run, kind: str, published: Published) -> None:
+    """Record what was published."""
+    write_json(run.hub / "published.json", {**records(run), kind: asdict(published)})
+
+
+def origin(run: Run) -> str:
+    """Return what tells this run's publications from others'."""
+    return origin_of(run.records())
+
+
+def commit_of(run: Run, published: Published) -> Mapping[str, str]:
+    """Return repository and commit of a dataset as a model's lineage names them.
+
+    Where nothing changed, that is the commit that it was published in, whatever people wrote into the card since.
+    """
+    before = records(run).get("dataset", {})
+    if not published.changed and before.get("repository") == published.repository:
+        return {"repository": published.repository, "commit": before["commit"]}
+    return {"repository": published.repository, "commit": published.commit}

@@ -1,0 +1,131 @@
+"""Putting a folder on the Hub: one commit, nothing of others' overwritten, and errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+from dino_pipeline.errors import HubError, first_line
+from dino_pipeline.hub.manifest import Manifest, files_of
+from dino_pipeline.run import LINEAGE
+
+Kind = Literal["dataset", "model"]
+REMEDIES = {
+    401: "the Hub does not know who you are; log in with `hf auth login`, or set HF_TOKEN",
+    402: "the account's storage is used up; make room, or publish --no-raw",
+    403: "the token has no right to write there; use one that has, or another name",
+    404: "no such user or organisation, or the token may not see it; check the name",
+    409: "somebody else changed it at the same time, or the name is taken; run again",
+    413: "the Hub finds it too large; publish --no-raw",
+    429: "the Hub asks to go slower; wait a little and run again",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a repository."""
+
+    repository: str
+    address: str
+    commit: str
+    changed: bool
+    """Whether anything had to be uploaded."""
+
+
+@contextmanager
+def errors(repository: str) -> Iterator[None]:
+    """Turn what the Hub, the network and the library say into messages with a remedy; none holds a token."""
+    try:
+        yield
+    except HubError:
+        raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        remedy = REMEDIES.get(status, "the Hub is in trouble; run again later" if status >= 500 else first_line(error))
+        raise HubError(f"{repository}: {remedy} (HTTP {status})") from error
+    except Exception as error:  # the library's transport has its own, which change with its versions
+        raise HubError(
+            f"{repository}: {first_line(error)}; nothing of it is to be seen there; run again, and it goes on"
+        ) from error
+
+
+class Repository:
+    """A repository on the Hub."""
+
+    def __init__(self, name: str, kind: Kind, api: HfApi | None = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.api = api or HfApi()
+
+    def read(self, file: str) -> str | None:
+        """Return a text file of the repository; None if there is none."""
+        with errors(self.name):
+            try:
+                path = self.api.hf_hub_download(self.name, file, repo_type=self.kind)
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                return None
+        return Path(path).read_text(encoding="utf-8")
+
+    def files(self) -> list[str] | None:
+        """Return the names of its files; None if there is no such repository."""
+        with errors(self.name):
+            try:
+                return self.api.list_repo_files(self.name, repo_type=self.kind)
+            except RepositoryNotFoundError:
+                return None
+
+    def check(self, origin: str, *, force: bool) -> Manifest | None:
+        """Return what stands there, if this run made it.
+
+        Raises:
+            HubError: it holds something else, and is not to be overwritten.
+        """
+        files = self.files()
+        if not files or set(files) <= {".gitattributes"}:
+            return None
+        found = self.read(LINEAGE)
+        manifest = Manifest.read(found, self.name) if found else None
+        if (manifest is None or manifest.origin != origin or manifest.kind != self.kind) and not force:
+            raise HubError(
+                f"{self.name}: holds something that this run did not make; give another name, or --force to replace it"
+            )
+        return manifest
+
+    def publish(self, folder: Path, before: Manifest | None, *, private: bool) -> Published:
+        """Upload a folder in one commit; files that an earlier publication had and this has not are deleted.
+
+        Interrupted, nothing of it is to be seen, and what was uploaded is not uploaded again.
+        """
+        here = {path.relative_to(folder).as_posix() for path in files_of(folder)}
+        gone = sorted(set(before.files) - here) if before else []
+        with errors(self.name):
+            if self.files() is None:
+                self.api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True)
+            earlier = self.api.repo_info(self.name, repo_type=self.kind).sha
+            self.api.upload_folder(
+                repo_id=self.name,
+                folder_path=folder,
+                repo_type=self.kind,
+                commit_message=f"dino_pipeline: the {self.kind} of one run",
+                delete_patterns=gone or None,
+                ignore_patterns=[".cache/**"],
+            )
+            commit = self.api.repo_info(self.name, repo_type=self.kind).sha
+        prefix = "datasets/" if self.kind == "dataset" else ""
+        return Published(self.name, f"{self.api.endpoint}/{prefix}{self.name}", commit or "", commit != earlier)
+
+
+def download(repository: str, kind: Kind, revision: str | None) -> Path:
+    """Return a folder with all files of a repository.
+
+    Raises:
+        HubError: there is none, or it cannot be had.
+    """
+    with errors(repository):
+        return Path(snapshot_download(repository, repo_type=kind, revision=revision))

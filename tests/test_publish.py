@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from click.testing import CliRunner
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, HfApi, ModelCard
+
+from dino_pipeline.cli import main
+from dino_pipeline.errors import HubError
+from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.hub import tables
+from dino_pipeline.hub.card import BEGIN, END, card, split
+from dino_pipeline.hub.check import check
+from dino_pipeline.hub.dataset import size_category
+from dino_pipeline.hub.manifest import Manifest, hashes
+from dino_pipeline.hub.upload import Repository
+from tests.commands import command, invoke
+from tests.hub import TOKEN, Hub, local_hub
+
+
+@pytest.fixture(scope="module")
+def published(pocket_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its folders, nothing uploaded."""
+    run = tmp_path_factory.mktemp("runs") / "sts"
+    shutil.copytree(pocket_run, run)
+    invoke("publish", run, "--repo", "me/sts", "--model-repo", "me/sts-encoder", "--license", "cc-by-4.0", "--dry-run")
+    return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on this machine, for this process too."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with local_hub() as found:
+        yield found
+
+
+def api(hub: Hub, token: str | bool = TOKEN) -> HfApi:
+    return HfApi(endpoint=hub.address, token=token)
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return {**os.environ, **own, "HF_HUB_OFFLINE": "0"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(published: Path) -> None:
+    folder = published / "hub" / "dataset"
+    found = load_dataset(str(folder))
+    train, dev = read_examples(published / "train.jsonl"), read_examples(published / "dev.jsonl")
+    assert found["train"].column_names == ["sentence1", "sentence2", "score"]
+    assert [tuple(row.values()) for row in found["train"]] == [(row.text_a, row.text_b, row.label) for row in train]
+    raw = load_dataset(str(folder), "raw", split="train")
+    dropped = load_dataset(str(folder), "dropped", split="train")
+    assert {"logprob", "margin", "input", "sample"} <= set(raw.column_names)
+    assert {"reason", "evidence"} <= set(dropped.column_names)
+    rows = {
+        "default/train": len(train),
+        "default/validation": len(dev),
+        "raw/train": 360,
+        "dropped/train": len(dropped),
+    }
+    assert json.loads((folder / "lineage.json").read_text())["rows"] == rows
+    written = DatasetCard.load(folder / "README.md")
+    infos = {each["config_name"]: each for each in written.data.to_dict()["dataset_info"]}
+    claimed = {
+        f"{name}/{part['name']}": part["num_examples"] for name, each in infos.items() for part in each["splits"]
+    }
+    assert claimed == rows
+    for name, count in rows.items():
+        assert f"| {name.replace('/', ' | ')} | {count} |" in written.text
+    data = written.data
+    assert (data.language, data.license, data.size_categories) == ("en", "cc-by-4.0", "n<1K")
+    assert data.annotations_creators == data.language_creators == ["machine-generated"]
+    assert {"synthetic", "sentence-transformers"} <= set(data.tags)
+    assert {path.name for path in folder.iterdir()} >= {"spec.json", "run.json", "report.html", "pictures"}
+    for picture in re.findall(r"\]\((pictures/[^)]*)\)", written.text):
+        assert (folder / picture).exists()
+
+
+def test_every_command_and_code_block_of_the_cards_works(published: Path, tmp_path: Path) -> None:
+    """The commands make the very same dataset again."""
+    dataset, model = published / "hub" / "dataset", published / "hub" / "model"
+    texts = {
+        "me/sts-encoder": (model, (model / "README.md").read_text()),
+        "me/sts": (dataset, (dataset / "README.md").read_text()),
+    }
+    programs = [(name, folder, block) for name, (folder, text) in texts.items() for block in blocks(text, "python")]
+    assert len(programs) == 2
+    for name, folder, block in programs:
+        done = subprocess.run([sys.executable, "-c", block.replace(name, str(folder))], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    shutil.copytree(dataset, tmp_path / "again")
+    (commands,) = blocks(texts["me/sts"][1], "sh")
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "dino"
+        done = subprocess.run(command(*arguments), cwd=tmp_path / "again", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
+        assert (tmp_path / "again" / "again" / name).read_bytes() == (published / name).read_bytes()
+
+
+def test_the_dataset_trains_in_plain_sentence_transformers(
+    published: Path, toy_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+    data = load_dataset(str(published / "hub" / "dataset"), split="train").select(range(32))
+    model = SentenceTransformer(str(toy_encoder))
+    trainer = SentenceTransformerTrainer(model=model, train_dataset=data, loss=CosineSimilarityLoss(model))
+    trainer.args.max_steps = 1
+    trainer.train()
+
+
+def test_the_models_card_tells_scores_and_data(published: Path) -> None:
+    folder = published / "hub" / "model"
+    written = ModelCard.load(folder / "README.md")
+    scores = json.loads((published / "scores.json").read_text())["scores"]
+    name = "pocket finetuned"
+    expected = {
+        (each["data"], measure): (round(value["value"], 2), [value["low"], value["high"]])
+        for each in scores
+        if each["model"] == name
+        for measure, value in each["measures"].items()
+    }
+    found = {
+        (each.dataset_name, each.metric_type): (each.metric_value, each.metric_args["interval_95"])
+        for each in written.data.eval_results
+    }
+    assert found == expected
+    assert written.data.eval_results[0].metric_args["similarity"] == "cosine"
+    assert "widget" not in written.data.to_dict()
+    assert written.data.license == "cc-by-4.0"
+    assert 'SentenceTransformer("me/sts-encoder")' in written.text
+    train = read_examples(published / "train.jsonl")
+    assert not any(row.text_a in written.text for row in train), "no training sentences"
+
+
+def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None:
+    rows = [Example(f"text {at} of <b>{name}", None, name) for at in range(30) for name in ("good", "b|ad's")]
+    write_examples(tmp_path / "texts.jsonl", rows)
+    invoke("filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--near-duplicates", "0")
+    invoke("publish", tmp_path / "run", "--repo", "me/texts", "--dry-run", "--no-raw")
+    folder = tmp_path / "run" / "hub" / "dataset"
+    found = load_dataset(str(folder), split="train")
+    assert found.column_names == ["text", "label"]
+    assert found.features["label"].names == ["b|ad's", "good"]
+    assert {found.features["label"].int2str(row["label"]) in row["text"] for row in found} == {True}
+    assert not (folder / "raw").exists()
+    text = (folder / "README.md").read_text()
+    assert DatasetCard(text).data.task_categories == ["text-classification"]
+    assert "b\\|ad's" in text and "<b>" not in text
+    refused = CliRunner().invoke(main, ["publish", f"{tmp_path / 'run'}", "--repo", "me/x", "--what", "model"])
+    assert (refused.exit_code, "no encoder is trained there" in refused.stderr) == (2, True)
+
+
+def test_large_splits_are_cut_into_shards_in_order(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SHARD", 20_000)
+    run = tmp_path / "run"
+    shutil.copytree(published, run)
+    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
+    shards = sorted((run / "hub" / "dataset" / "data").glob("train-*"))
+    assert len(shards) > 1
+    assert shards[-1].name == f"train-{len(shards) - 1:05d}-of-{len(shards):05d}.parquet"
+    found = load_dataset(str(run / "hub" / "dataset"), split="train")
+    assert found["sentence2"][:] == [row.text_b for row in read_examples(run / "train.jsonl")]
+    before = hashes(run / "hub" / "dataset")
+    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
+    assert hashes(run / "hub" / "dataset") == before
+
+
+def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    shutil.copytree(published / "hub" / "dataset", folder)
+    assert "all as published" in invoke("verify", folder)
+    assert check(folder).wrong == [] and check(folder).other == []
+    (folder / "report.html").write_text("other")
+    (folder / "data" / "validation-00000-of-00001.parquet").unlink()
+    (folder / "stranger.txt").touch()
+    text = (folder / "README.md").read_text()
+    rows = json.loads((folder / "lineage.json").read_text())["rows"]
+    count = rows["default/train"]
+    (folder / "README.md").write_text(text.replace(f"num_examples: {count}", "num_examples: 7"))
+    assert sorted(check(folder).wrong) == sorted(
+        [
+            "report.html: is not the file that was published",
+            "data/validation-00000-of-00001.parquet: is missing",
+            "stranger.txt: was not published",
+            f"default/validation: 0 rows, {rows['default/validation']} were published",
+            f"README.md: claims 7 rows of default/train, {count} were published",
+        ]
+    )
+    assert CliRunner().invoke(main, ["verify", f"{folder}"]).exit_code == 1
+    lineage = json.loads((folder / "lineage.json").read_text())
+    (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
+    assert "torch was 1.0" in check(folder).other[0]
+    assert "holds no lineage.json" in CliRunner().invoke(main, ["verify", f"{tmp_path}"]).stderr
+
+
+def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_path: Path, toy_encoder: Path) -> None:
+    folder = published / "hub" / "dataset"
+    invoke("filter", folder, "--run", tmp_path / "filtered", "--dev-share", "0")
+    train = len(read_examples(published / "train.jsonl"))
+    (step, counts), *_ = json.loads((tmp_path / "filtered" / "run.json").read_text())["filter"]["funnel"]
+    assert (step, sum(count for _, count in counts)) == ("read", train)
+    invoke("finetune", folder, "--run", tmp_path / "trained", "--encoder", toy_encoder, "--steps", "1")
+    said = invoke("evaluate", published / "hub" / "model", "--data", folder, "--output", tmp_path / "scores.json")
+    (score, *_) = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert score["size"] == len(read_examples(published / "dev.jsonl"))
+    assert "hub/model" in said
+    for source in (published, folder):
+        invoke("export", source, "--output", tmp_path / "original.jsonl")
+        lines = [json.loads(line) for line in (tmp_path / "original.jsonl").read_text().splitlines()]
+        assert len(lines) == train
+        assert list(lines[0]) == ["text_a", "text_b", "label"]
+
+
+def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path, tmp_path: Path) -> None:
+    run, model = tmp_path / "run", tmp_path / "llama"
+    shutil.copytree(published, run)
+    model.mkdir()
+    (model / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    records = json.loads((run / "run.json").read_text())
+    records["generate"]["options"]["model"] = str(model)
+    (run / "run.json").write_text(json.dumps(records))
+    refused = CliRunner().invoke(main, ["publish", f"{run}", "--repo", "me/sts", "--dry-run", "--what", "dataset"])
+    assert refused.exit_code == 2
+    assert "is llama3.1: it may restrict" in refused.stderr
+    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset", "--license", "llama3.1")
+    assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "dataset" / "README.md").read_text()
+
+
+def test_what_people_write_into_a_card_is_kept() -> None:
+    first = card({"license": "mit", "tags": ["a"]}, "ours")
+    edited = first.replace("license: mit", "license: mit\nextra: 7").replace("- a", "- a\n- mine")
+    edited = f"{edited.replace(BEGIN, 'Above' + chr(10) + BEGIN)}Below\n"
+    again = card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", edited)
+    front, body = split(again)
+    assert front == {"license": "cc0-1.0", "extra": 7, "tags": ["a", "b", "mine"]}
+    assert body.startswith("Above\n") and body.endswith("Below\n") and "new" in body and "ours" not in body
+    assert card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", again) == again
+    assert card({}, "new", "# A card\n").endswith(f"{END}\n\n# A card\n")
+    assert [size_category(rows) for rows in (999, 1000, 10**6, 10**13)] == ["n<1K", "1K<n<10K", "1M<n<10M", "n>1T"]
+
+
+def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Path, Manifest]:
+    folder = tmp_path / "folder"
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data" / "train-00000-of-00001.parquet").write_text(text * 100)
+    (folder / "README.md").write_text(card({"license": "mit"}, "ours"))
+    manifest = Manifest("dataset", origin, None, files=hashes(folder))
+    manifest.write(folder)
+    return folder, manifest
+
+
+def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, tmp_path: Path) -> None:
+    folder, _ = small(tmp_path)
+    repo = Repository("me/data", "dataset", api(hub))
+    assert repo.check("mine", force=False) is None
+    first = repo.publish(folder, None, private=True)
+    assert (first.changed, hub.repos["datasets/me/data"].private) == (True, True)
+    before = repo.check("mine", force=False)
+    assert before
+    again = repo.publish(folder, before, private=True)
+    assert (again.changed, again.commit, len(hub.repos["datasets/me/data"].commits)) == (False, first.commit, 2)
+    (folder / "data" / "train-00000-of-00001.parquet").rename(folder / "data" / "train-00000-of-00002.parquet")
+    Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
+    repo.publish(folder, before, private=True)
+    files = hub.repos["datasets/me/data"]
+    assert len(files.commits) == 3
+    assert {name for name in files.files if name.startswith("data/")} == {"data/train-00000-of-00002.parquet"}
+
+
+def test_what_this_run_did_not_make_is_not_replaced(hub: Hub, tmp_path: Path) -> None:
+    folder, _ = small(tmp_path)
+    Repository("me/data", "dataset", api(hub)).publish(folder, None, private=False)
+    other = Repository("me/data", "dataset", api(hub))
+    with pytest.raises(HubError, match="holds something that this run did not make"):
+        other.check("other", force=False)
+    assert other.check("other", force=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "status", "times", "said"),
+    [
+        ("POST", "/commit/", 409, 1, r"somebody else changed it at the same time.* \(HTTP 409\)"),
+        ("POST", "/commit/", 0, 9, "nothing of it is to be seen there; run again"),
+        ("POST", "/preupload/", 403, 1, r"the token has no right to write there.* \(HTTP 403\)"),
+        ("PUT", "/objects/", 0, 9, "nothing of it is to be seen there; run again"),
+        ("POST", "/repos/create", 401, 1, r"the Hub does not know who you are.* \(HTTP 401\)"),
+        ("POST", "/commit/", 413, 1, r"too large.* \(HTTP 413\)"),
+    ],
+)
+def test_faults_leave_nothing_half_published_and_a_rerun_completes(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    part: str,
+    status: int,
+    times: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    folder, manifest = small(tmp_path)
+    hub.fault(method, part, status, times)
+    repo = Repository("me/data", "dataset", api(hub))
+    with pytest.raises(HubError, match=said) as error:
+        repo.publish(folder, None, private=False)
+    assert TOKEN not in str(error.value)
+    assert all(len(each.commits) == 1 for each in hub.repos.values()), "nothing is to be seen"
+    hub.faults.clear()
+    uploads = hub.count("PUT", "/objects/")
+    repo.publish(folder, None, private=False)
+    assert dict(manifest.files) == {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in hub.repos["datasets/me/data"].files.items()
+        if name.startswith("data/")
+    }
+    if part == "/commit/":
+        assert hub.count("PUT", "/objects/") == uploads, "what was uploaded is not uploaded again"
+
+
+def test_servers_in_trouble_are_asked_again_by_the_library(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    folder, _ = small(tmp_path)
+    hub.fault("PUT", "/objects/", 500, 2)
+    hub.fault("POST", "/preupload/", 503, 1)
+    assert Repository("me/data", "dataset", api(hub)).publish(folder, None, private=False).changed
+
+
+def test_without_a_token_or_a_network_the_message_says_so(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    folder, _ = small(tmp_path)
+    with pytest.raises(HubError, match="log in with `hf auth login`, or set HF_TOKEN"):
+        Repository("me/data", "dataset", api(hub, token=False)).publish(folder, None, private=False)
+    nobody = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)
+    with pytest.raises(HubError, match=r"me/data: .*run again"):
+        Repository("me/data", "dataset", nobody).publish(folder, None, private=False)
+
+
+def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> None:
+    """The real commands publish a run through the unmodified client; others load it from there."""
+    run = tmp_path / "run"
+    shutil.copytree(published, run)
+    with local_hub() as hub:
+        settings = environment(hub, tmp_path / "home")
+
+        def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(command(*arguments), cwd=tmp_path, env=settings, capture_output=True, text=True)
+
+        publish = ("publish", "run", "--repo", "me/sts", "--model-repo", "me/encoder", "--license", "cc-by-4.0")
+        first = call(*publish)
+        assert first.returncode == 0, first.stderr
+        assert first.stdout.count("is published") == 2
+        dataset, model = hub.repos["datasets/me/sts"], hub.repos["models/me/encoder"]
+        text = model.files["README.md"].decode()
+        assert ModelCard(text).data.datasets == ["me/sts"]
+        assert f"/tree/{dataset.sha}" in text
+        assert "https://huggingface.co/me/encoder" in dataset.files["README.md"].decode()
+        edited = dataset.files["README.md"] + b"\nWritten by hand.\n"
+        dataset.commits.append({**dataset.files, "README.md": edited})
+        again = call(*publish)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.count("is up to date") == 2
+        assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
+        assert "all as published" in call("verify", "me/sts").stdout
+        filtered = call("filter", "me/sts", "--run", "filtered", "--dev-share", "0")
+        assert filtered.returncode == 0, filtered.stderr
+        assert "trained on me/sts, commit" in call("verify", "me/encoder", "--model").stdout
+        program = (
+            "from datasets import load_dataset; from sentence_transformers import SentenceTransformer\n"
+            "data = load_dataset('me/sts', 'raw', split='train'); model = SentenceTransformer('me/encoder')\n"
+            "print(len(data), model.encode(['a dog']).shape)"
+        )
+        loaded = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True)
+        assert loaded.stdout.split("\n")[0] == "360 (1, 128)", loaded.stderr
+        written = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert not any(TOKEN.encode() in path.read_bytes() for path in written), "the token is nowhere"
+        assert TOKEN not in first.stdout + first.stderr + again.stdout + again.stderr
