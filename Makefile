@@ -23,7 +23,7 @@ POCKET := $(filter pocket,$(MODEL))
 POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune report compare demo pocket test lint format bench bench-filter clean
+.PHONY: help install generate finetune report publish compare demo pocket test lint format bench bench-filter clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -40,6 +40,8 @@ help: ## list targets and variables
 	@echo "  TRAINING    options of dino finetune               $(or $(TRAINING),the paper's)"
 	@echo "  COMPARING   options of dino compare                $(or $(COMPARING),the papers')"
 	@echo "  SEED        of all random choices                  $(SEED)"
+	@echo "  REPO        where make publish puts the run        $(REPO)"
+	@echo "  PUBLISHING  options of dino publish                $(PUBLISHING)"
 	@echo "  FRESH       1 starts over with other options       $(FRESH)"
 
 install: $(READY) ## make .venv and install everything into it
@@ -63,6 +65,11 @@ finetune: generate ## train the encoder on the filtered pairs, then evaluate it
 
 report: $(READY) ## write the run's report.html: prompts, funnel, balance, separation, scores, samples
 	$(DINO) report $(RUN)
+
+REPO ?=
+publish: $(READY) ## publish the run's dataset and encoder: make publish REPO=user/name
+	@test -n "$(REPO)" || { echo "which repository? make publish REPO=user/name" >&2; exit 2; }
+	$(DINO) publish $(RUN) --repo $(REPO) $(PUBLISHING)
 
 # One encoder, all objectives. Two views of a text are told apart soon, so that dropout alone needs larger steps.
 COMPARING ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_COMPARING))

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
@@ -21,12 +23,13 @@ from benchmarks.filtering import LABELS, SAMPLES, measure, write_part
 from dino_pipeline.console import table
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import Run
+from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import load_spec
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 
 
-def make_run(run: Run, pairs: int, *options: str) -> None:
+def make_run(run: Run, pairs: int, *filtering: str) -> None:
     """Write a run that looks as if its pairs had been generated, and filter it with these options."""
     inputs = pairs // (len(LABELS) * SAMPLES)
     run.shards.mkdir(parents=True)
@@ -34,10 +37,18 @@ def make_run(run: Run, pairs: int, *options: str) -> None:
     spec = load_spec(SPEC)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     with run.locked():
-        run.begin("generate", {"spec": spec.digest, "model": "none"}, outputs=[run.spec, run.shards])
+        options: dict[str, Any] = {"spec": spec.digest, "model": "none", "revision": None, "fingerprint": None}
+        options |= {
+            "dtype": "float32",
+            "samples": SAMPLES,
+            "num_inputs": inputs,
+            "seed": 0,
+            "sampling": asdict(Sampling()),
+        }
+        run.begin("generate", options, outputs=[run.spec, run.shards])
         counts = {label: {"written": pairs // len(LABELS), "accepted": pairs // len(LABELS)} for label in spec.labels}
         run.finish("generate", task=spec.task_name, label_type="score", inputs=inputs, counts=counts, mean_margins={})
-    command = [sys.executable, "-m", "dino_pipeline", "filter", str(run.path), *options]
+    command = [sys.executable, "-m", "dino_pipeline", "filter", str(run.path), *filtering]
     subprocess.run(command, check=True, capture_output=True)
 
 

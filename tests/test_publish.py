@@ -133,7 +133,7 @@ def test_the_dataset_trains_in_plain_sentence_transformers(
     trainer.train()
 
 
-def test_the_models_card_tells_scores_and_data(published: Path) -> None:
+def test_the_models_card_tells_scores_and_data(published: Path, tmp_path: Path) -> None:
     folder = published / "hub" / "model"
     written = ModelCard.load(folder / "README.md")
     scores = json.loads((published / "scores.json").read_text())["scores"]
@@ -154,7 +154,13 @@ def test_the_models_card_tells_scores_and_data(published: Path) -> None:
     assert written.data.license == "cc-by-4.0"
     assert 'SentenceTransformer("me/sts-encoder")' in written.text
     train = read_examples(published / "train.jsonl")
-    assert not any(row.text_a in written.text for row in train), "no training sentences"
+    text = (folder / "README.md").read_text()
+    assert not any(row.text_a in text for row in train), "no training sentences"
+    run = tmp_path / "run"
+    shutil.copytree(published, run)
+    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model", "--widgets")
+    (widget,) = ModelCard.load(run / "hub" / "model" / "README.md").data.to_dict()["widget"]
+    assert widget["source_sentence"] in {row.text_a for row in read_examples(run / "dev.jsonl")}
 
 
 def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def repository(context: click.Context, parameter: click.Parameter, name: str | N
     "--license", "license_", metavar="ID", help="Of what is published, e.g. cc-by-4.0.  [default: the spec's]"
 )
 @click.option("--no-raw", is_flag=True, help="Leave out what was written and what was dropped.")
+@click.option("--widgets", is_flag=True, help="Put a few held-out pairs on the model's page, to try it with.")
 @click.option("--private", is_flag=True, help="Make new repositories private.")
 @click.option("--dry-run", is_flag=True, help="Write the folders, upload nothing.")
 @click.option("--force", is_flag=True, help="Replace what this run did not make.")
@@ -105,7 +106,7 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
 
 
 def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None) -> None:
-    from dino_pipeline.hub.model import write_model
+    from dino_pipeline.hub.model import ModelPublication, write_model
     from dino_pipeline.hub.publish import records
 
     known = records(run).get("dataset")
@@ -113,9 +114,8 @@ def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None) ->
         dataset = {"repository": known["repository"], "commit": known["commit"]}
     license_ = options["license_"] or run.spec_fields().get("license")
     repo = _model_repo(options)
-    _publish(
-        run, "model", repo, options, lambda folder, before: write_model(run, repo, license_, dataset, folder, before)
-    )
+    wanted = ModelPublication(repo, license_, dataset, options["widgets"])
+    _publish(run, "model", repo, options, lambda folder, before: write_model(run, wanted, folder, before))
 
 
 def _model_repo(options: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
-from dino_pipeline.examples import write_json
+from dino_pipeline.examples import iter_examples, write_json
 from dino_pipeline.finetune import lineage
 from dino_pipeline.hub.card import card, split
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
@@ -24,20 +24,31 @@ from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
 from dino_pipeline.run import Run, versions
 
+WIDGETS = 3
+"""Sentences to compare with, on the model's page."""
 TASKS = {"probe": "text-classification", "retrieval": "text-retrieval"}
 """The Hub's word for what a suite measures, where it is not similarity."""
 
 
-def write_model(
-    run: Run, repository: str, license: str | None, dataset: Mapping[str, str] | None, folder: Path, before: str
-) -> Manifest:
+@dataclass(frozen=True)
+class ModelPublication:
+    """What a user wants of a published encoder."""
+
+    repository: str
+    """``user/name``."""
+    license: str | None
+    dataset: Mapping[str, str] | None
+    """Repository and commit of what it was trained on, if that is published."""
+    widgets: bool = False
+    """Whether held-out pairs are put on its page, to try it with."""
+
+
+def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -> Manifest:
     """Write the whole repository into an empty folder.
 
     Args:
         run: whose encoder.
-        repository: ``user/name``.
-        license: of the model.
-        dataset: repository and commit of what it was trained on, if that is published.
+        wanted: what is wanted.
         folder: where to write.
         before: the card that stood there before; what people wrote into it is kept.
 
@@ -51,14 +62,17 @@ def write_model(
     objective = get_objective(trained["options"]["objective"])
     origin = run if trained["options"]["data"] == run.train.name else None
     of = lineage(load_encoder(str(run.model)), run, objective, origin)
-    front, text = split(model_card(replace(of, address=repository, name=repository.rpartition("/")[2])))
-    front |= {"license": license, "base_model": _base_model(trained["options"]["encoder"])}
+    name = wanted.repository.rpartition("/")[2]
+    front, text = split(model_card(replace(of, address=wanted.repository, name=name)))
+    front |= {"license": wanted.license, "base_model": _base_model(trained["options"]["encoder"])}
+    if wanted.widgets:
+        front["widget"] = _widgets(run)
     scores = read_scores(run.scores) if run.stage("evaluate").get("status") == "done" else None
-    if dataset:
-        front["datasets"] = [dataset["repository"]]
-        text = text.replace("## How it was made", f"{_data(dataset)}\n\n## How it was made", 1)
+    if wanted.dataset:
+        front["datasets"] = [wanted.dataset["repository"]]
+        text = text.replace("## How it was made", f"{_data(wanted.dataset)}\n\n## How it was made", 1)
     if scores:
-        front["model-index"] = eval_results_to_model_index(repository.rpartition("/")[2], _results(scores))
+        front["model-index"] = eval_results_to_model_index(name, _results(scores))
         text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
     (folder / "README.md").write_text(card(front, text, before), encoding="utf-8")
     write_json(folder / "run.json", run.records())
@@ -67,12 +81,21 @@ def write_model(
         kind="model",
         origin=origin_of(records),
         spec=records.get("generate", {}).get("options", {}).get("spec"),
-        dataset=dataset,
+        dataset=wanted.dataset,
         files=hashes(folder),
         made_with=versions(),
     )
     manifest.write(folder)
     return manifest
+
+
+def _widgets(run: Run) -> list[dict[str, Any]]:
+    """Return a held-out text and what was written for it, as the Hub's page takes them."""
+    by_first: dict[str, list[str]] = {}
+    for example in iter_examples(run.dev):
+        by_first.setdefault(example.text_a, []).append(example.text_b or "")
+    several = [(first, seconds) for first, seconds in by_first.items() if len(seconds) > 1]
+    return [{"source_sentence": first, "sentences": seconds[:WIDGETS]} for first, seconds in several[:1]]
 
 
 def _base_model(encoder: str) -> str | None:
