@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dino_pipeline.texts import public
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -63,7 +65,7 @@ def _what(of: Lineage) -> list[str]:
         "",
         f"A sentence encoder: texts of up to {of.max_length} tokens become vectors of {of.dimension} numbers, whose",
         f"cosine says how similar two texts are.{shorter}{asymmetric}",
-        f"It is `{of.finetuned['options']['encoder']}`, trained on {taught}.",
+        f"It is `{public(of.finetuned['options']['encoder'])}`, trained on {taught}.",
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
@@ -104,7 +106,7 @@ def _texts(generated: dict[str, Any]) -> list[str]:
     options = generated["options"]
     sampling = ", ".join(f"{name} {value}" for name, value in options["sampling"].items())
     return [
-        f"The texts were written by `{options['model']}` from the task spec `{generated.get('task')}` "
+        f"The texts were written by `{public(options['model'])}` from the task spec `{generated.get('task')}` "
         f"(digest {options['spec']}): {options['samples']} per input and label, {sampling}, seed {options['seed']}.",
         "",
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import regex
 
@@ -44,6 +46,15 @@ def distinct_n(texts: Iterable[str], size: int) -> float:
         found.update(dict.fromkeys(runs))
         total += len(runs)
     return len(found) / total if total else 0.0
+
+
+def public(value: Any) -> Any:
+    """Return a JSON value in which absolute paths of this machine are cut to their last part, to be shown to others."""
+    if isinstance(value, dict):
+        return {key: public(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def word_overlap(text_a: str, text_b: str) -> float:

@@ -256,6 +256,10 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path,
     assert refused.exit_code == 2
     assert "is llama3.1: it may restrict" in refused.stderr
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset", "--license", "llama3.1")
+    for path in (run / "hub" / "dataset").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), (
+            f"{path} names a folder of this machine"
+        )
     assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "dataset" / "README.md").read_text()
 
 

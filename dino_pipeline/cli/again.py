@@ -9,6 +9,7 @@ import click
 
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.generate import generate
+from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
     from dino_pipeline.run import Run
@@ -21,7 +22,7 @@ def commands(run: Run) -> tuple[list[list[str]], bool]:
 
     There are none where the texts came from a file.
     """
-    generated, filtered = run.stage("generate"), run.stage("filter")
+    generated, filtered = public(run.stage("generate")), public(run.stage("filter"))
     if not generated:
         return [], False
     options = generated["options"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.errors import DinoError, OptionError, first_line
+from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
     from dino_pipeline.evaluate import Candidate
@@ -132,9 +133,10 @@ def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
     if trained.get("status") != "done":
         raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
     encoder = trained["options"]["encoder"]
-    finetuned = f"{encoder} finetuned" if alone else f"{encoder} finetuned on {target.rstrip('/')}"
+    shown = public(encoder) if alone else encoder
+    finetuned = f"{shown} finetuned" if alone else f"{shown} finetuned on {target.rstrip('/')}"
     return [
-        Candidate(f"{encoder} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),
+        Candidate(f"{shown} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),
         Candidate(finetuned, str(run.model), None, _human_labels(run.model)),
     ]
 

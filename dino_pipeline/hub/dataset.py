@@ -20,6 +20,7 @@ from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run, versions
+from dino_pipeline.texts import public
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 DESCRIBED = {
@@ -81,7 +82,7 @@ def write_dataset(
         shutil.copy(run.spec, folder / "spec.json")
     if facts.needs_inputs:
         shutil.copy(run.inputs, folder / "inputs.jsonl")
-    write_json(folder / "run.json", run.records())
+    write_json(folder / "run.json", public(run.records()))
     rows = {f"{each.split.config}/{each.split.name}": each.rows for each in written}
     front = _front(run, publication, shape, written)
     text = card(front, body(run, publication, report, facts, rows), before)

@@ -11,6 +11,7 @@ from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
 from dino_pipeline.report.blocks import Samples
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
+from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
     from dino_pipeline.hub.dataset import Publication
@@ -59,7 +60,7 @@ def body(run: Run, publication: Publication, report: Report, facts: CardFacts, r
 
 
 def _what(run: Run, publication: Publication, rows: Mapping[str, int]) -> str:
-    spec, generated = run.spec_fields(), run.stage("generate").get("options", {})
+    spec, generated = run.spec_fields(), public(run.stage("generate").get("options", {}))
     description = f"{plain(spec['description'])}\n\n" if spec.get("description") else ""
     writer = f"written by `{plain(str(generated['model']))}`" if generated else "brought as a file"
     counts = table(["configuration", "split", "rows"], [[*name.split("/"), str(count)] for name, count in rows.items()])
@@ -100,7 +101,7 @@ def _prompts(report: Report) -> list[str]:
 
 
 def _made(run: Run) -> str:
-    generated = run.stage("generate")
+    generated = public(run.stage("generate"))
     if not generated:
         return "## How it was made\n\nThe texts were brought as a file and filtered."
     options = generated["options"]

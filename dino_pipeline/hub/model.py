@@ -23,6 +23,7 @@ from dino_pipeline.hub.markdown import table
 from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
 from dino_pipeline.run import Run, versions
+from dino_pipeline.texts import public
 
 WIDGETS = 3
 """Sentences to compare with, on the model's page."""
@@ -75,7 +76,7 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -
         front["model-index"] = eval_results_to_model_index(name, _results(scores))
         text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
     (folder / "README.md").write_text(card(front, text, before), encoding="utf-8")
-    write_json(folder / "run.json", run.records())
+    write_json(folder / "run.json", public(run.records()))
     records = run.records()
     manifest = Manifest(
         kind="model",

@@ -12,6 +12,7 @@ from dino_pipeline.progress import Watch
 from dino_pipeline.report.blocks import Missing
 from dino_pipeline.report.texts_of_run import TextsOfRun, in_order
 from dino_pipeline.run import Run
+from dino_pipeline.texts import public
 
 MOST_LABELS = 12
 """Labels that pictures and samples show; there are more in few datasets."""
@@ -31,7 +32,8 @@ class Material:
     @cached_property
     def records(self) -> dict[str, Any]:
         """What run.json holds."""
-        return self.run.records()
+        found: dict[str, Any] = public(self.run.records())
+        return found
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return a finished stage's record.
