@@ -116,7 +116,7 @@ def _filter(filtered: dict[str, Any]) -> list[str]:
     totals = [(step, sum(count for _, count in counts)) for step, counts in filtered["funnel"]]
     dropped = [f"{count} {step.removeprefix('- ')}" for step, count in totals if step.startswith("- ") and count]
     options, found = filtered["options"], dict(totals)
-    excluded = ", ".join(f"`{name}`" for name in options["exclude"])
+    excluded = ", ".join(f"`{public(name)}`" for name in options["exclude"])
     leaks = found.get("- in evaluation data", 0)
     return [
         f"Of {found['read']} texts, {found['kept']} were kept, with {options['labels']} labels; dropped were "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import regex
 
 _PUNCTUATION = regex.compile(r"[^\w\s\p{M}]|_")  # vowel signs belong to their words
 _UNPARTED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+_ABSOLUTE = regex.compile(r"(?<![\w./:])/(?:[^\s/:+\"',]+/)+([^\s/:+\"',]+)")
 _ASCII = bytes(ord(chr(code).lower()) if chr(code).isalnum() else ord(" ") for code in range(128)) + bytes(128)
 
 
@@ -54,7 +54,7 @@ def public(value: Any) -> Any:
         return {key: public(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [public(each) for each in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def word_overlap(text_a: str, text_b: str) -> float:

@@ -24,8 +24,9 @@ from dino_pipeline.hub import tables
 from dino_pipeline.hub.card import BEGIN, END, card, split
 from dino_pipeline.hub.check import check
 from dino_pipeline.hub.dataset import size_category
-from dino_pipeline.hub.manifest import Manifest, hashes
+from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.upload import Repository
+from dino_pipeline.texts import public
 from tests.commands import command, invoke
 from tests.hub import TOKEN, Hub, local_hub
 
@@ -161,6 +162,17 @@ def test_the_models_card_tells_scores_and_data(published: Path, tmp_path: Path) 
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model", "--widgets")
     (widget,) = ModelCard.load(run / "hub" / "model" / "README.md").data.to_dict()["widget"]
     assert widget["source_sentence"] in {row.text_a for row in read_examples(run / "dev.jsonl")}
+    invoke("evaluate", run, "pocket", "--suite", "pocket", "--output", tmp_path / "scores.json")
+    shutil.copy(tmp_path / "scores.json", run / "scores.json")
+    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model")
+    again = ModelCard.load(run / "hub" / "model" / "README.md")
+    assert "widget" not in again.data.to_dict(), "not asked for any more"
+    own = next(each for each in json.loads((run / "scores.json").read_text())["scores"] if each["model"] == name)
+    assert again.data.eval_results[0].metric_value == round(own["measures"]["spearman"]["value"], 2)
+    assert len(again.data.eval_results) == 2, "this encoder's scores, not another's"
+    invoke("filter", run, "--fresh", "--smoothing", "0.1")
+    refused = CliRunner().invoke(main, ["publish", f"{run}", "--repo", "me/sts", "--dry-run"])
+    assert "the encoder was trained on what the dataset was before" in refused.stderr
 
 
 def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None:
@@ -203,6 +215,8 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     shutil.copytree(published / "hub" / "dataset", folder)
     assert "all as published" in invoke("verify", folder)
     assert check(folder).wrong == [] and check(folder).other == []
+    shutil.copytree(folder, tmp_path / ".cache" / "hub")
+    assert check(tmp_path / ".cache" / "hub").wrong == []
     (folder / "report.html").write_text("other")
     (folder / "data" / "validation-00000-of-00001.parquet").unlink()
     (folder / "stranger.txt").touch()
@@ -220,6 +234,13 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
         ]
     )
     assert CliRunner().invoke(main, ["verify", f"{folder}"]).exit_code == 1
+    (folder / "README.md").unlink()
+    (folder / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    (folder / "spec.json").unlink()
+    found = check(folder)
+    assert f"default/train: 0 rows, {count} were published" in found.wrong
+    assert any(each.startswith("README.md: cannot be read") for each in found.wrong)
+    assert any(each.startswith("spec.json cannot be read") for each in found.other)
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in check(folder).other[0]
@@ -307,10 +328,42 @@ def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, 
 def test_what_this_run_did_not_make_is_not_replaced(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
     Repository("me/data", "dataset", api(hub)).publish(folder, None, private=False)
+    files = hub.repos["datasets/me/data"]
+    files.commits.append({**files.files, "data/train-stranger.parquet": b"more", "lineage.json": b"{}"})
     other = Repository("me/data", "dataset", api(hub))
     with pytest.raises(HubError, match="holds something that this run did not make"):
-        other.check("other", force=False)
-    assert other.check("other", force=True)
+        other.check("mine", force=False)
+    other.publish(folder, other.check("mine", force=True), private=False)
+    assert "data/train-stranger.parquet" not in files.files, "nothing of theirs is among ours"
+
+
+def test_a_card_that_cannot_be_read_now_is_not_taken_for_none(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    folder, _ = small(tmp_path)
+    repo = Repository("me/data", "dataset", api(hub))
+    repo.publish(folder, None, private=False)
+    files = hub.repos["datasets/me/data"]
+    assert repo.read("README.md") == files.files["README.md"].decode()
+    files.commits.append({**files.files, "README.md": files.files["README.md"] + b"By hand."})
+    hub.fault("HEAD", "README.md", 500, 99)
+    with pytest.raises(HubError):
+        repo.read("README.md")
+    hub.faults.clear()
+    assert (repo.read("README.md") or "").endswith("By hand."), "no older copy answers"
+    assert repo.read("nothing.md") is None
+
+
+def test_what_was_asked_for_tells_runs_apart() -> None:
+    generated = {"generate": {"options": {"spec": "a", "samples": 2, "model": "/home/one/m", "fingerprint": "f"}}}
+    other = {"generate": {"options": {"spec": "a", "samples": 3, "model": "/home/two/m", "fingerprint": "f"}}}
+    same = {"generate": {"options": {**generated["generate"]["options"], "model": "/home/two/m"}}}
+    assert origin_of(generated) == origin_of(same) != origin_of(other)
+    assert origin_of({"filter": {"sources": "a"}}) != origin_of({"filter": {"sources": "b"}})
+    assert public("Without /home/me/enc: /home/me/x y; see https://hub.co/a/b and a/b") == (
+        "Without enc: x y; see https://hub.co/a/b and a/b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,3 +468,21 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         written = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert not any(TOKEN.encode() in path.read_bytes() for path in written), "the token is nowhere"
         assert TOKEN not in first.stdout + first.stderr + again.stdout + again.stderr
+
+
+def test_what_cannot_be_published_is_said(published: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(published, run)
+    shutil.rmtree(run / "hub")
+    (run / "hub").touch()
+    calls = {
+        ("publish", f"{run}", "--repo", "me/sts", "--dry-run"): "cannot be written",
+        ("publish", f"{run}", "--repo", "me/a--b", "--dry-run"): "is no repository",
+        ("publish", f"{run}", "--repo", "sts", "--dry-run"): "give user/name",
+        ("publish", f"{published / 'hub' / 'dataset'}", "--repo", "me/sts", "--dry-run"): "is no run",
+    }
+    before = hashes(published / "hub" / "dataset")
+    for call, said in calls.items():
+        found = CliRunner().invoke(main, list(call))
+        assert (found.exit_code, said in found.stderr) == (2, True), found.output
+    assert hashes(published / "hub" / "dataset") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,26 +18,42 @@ if TYPE_CHECKING:
 FOLDER = "again"
 
 
-def commands(run: Run) -> tuple[list[list[str]], bool]:
-    """Return the commands, for a folder that holds ``spec.json``, and whether they read ``inputs.jsonl`` there, too.
+def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
+    """Return commands for a folder that holds ``spec.json``, whether they read ``inputs.jsonl``, and what they lack.
 
     There are none where the texts came from a file.
     """
     generated, filtered = public(run.stage("generate")), public(run.stage("filter"))
     if not generated:
-        return [], False
+        return [], False, []
     options = generated["options"]
-    values = {**options, **options["sampling"]}
+    values = {**options, **options["sampling"], "revision": options["revision"] or generated.get("model_commit")}
     brought = "texts" in options.get("inputs", {})
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
     if generated.get("more"):
         values["target"] = filtered["options"]["target_per_label"]
     chosen = {**filtered["options"], **filtered["options"]["hygiene"], "label_type": None}
-    return [
-        ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
-        ["dino", "filter", FOLDER, *flags(filter_command, chosen)],
-    ], brought
+    return (
+        [
+            ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
+            ["dino", "filter", FOLDER, *flags(filter_command, chosen)],
+        ],
+        brought,
+        _lacks(run),
+    )
+
+
+def _lacks(run: Run) -> list[str]:
+    generated, filtered = run.stage("generate"), run.stage("filter")["options"]
+    model = generated["options"]["model"]
+    lacks = [f"the rule {rule}" for rule in filtered["custom"]]
+    lacks += [f"the file {Path(name).name}" for name in filtered["exclude"] if Path(name).is_file()]
+    if model != "pocket" and generated["options"]["fingerprint"]:
+        lacks.append(f"the generator {public(model)}, a folder")
+    if generated.get("more"):
+        lacks.append("the filter's settings while texts were written until there were enough (--until-target)")
+    return lacks
 
 
 def flags(command: click.Command, values: Mapping[str, Any]) -> list[str]:

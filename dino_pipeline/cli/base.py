@@ -89,7 +89,7 @@ def _stored(name: str, run: Run) -> Path:
     from dino_pipeline.corpus import Source
     from dino_pipeline.examples import write_examples
 
-    path = run.path / "source" / f"{name.strip('./').replace('/', '--')}.jsonl"
+    path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"
     write_examples(path, Source(name).corpus.examples)
     return path
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,18 @@ if TYPE_CHECKING:
     from dino_pipeline.hub.upload import Kind
     from dino_pipeline.run import Run
 
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
 
 def repository(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
     """Return a repository's name, if it is one."""
-    if name is not None and not REPOSITORY.fullmatch(name):
-        raise click.BadParameter(f"{name!r} is no repository; give user/name")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if name is not None and "/" not in name:
+            raise HFValidationError("give user/name")
+        validate_repo_id(name or "none")
+    except HFValidationError as error:
+        raise click.BadParameter(f"{name!r} is no repository: {error}") from error
     return name
 
 
@@ -59,16 +63,21 @@ def publish(path: Path, **options: Any) -> None:
     from dino_pipeline.run import Run
 
     run = Run(path)
-    if run.stage("filter").get("status") != "done":
+    if not run.is_run:
+        raise RunError(f"{path}: is no run; name a folder that dino generate or dino filter wrote")
+    if options["what"] != "model" and run.stage("filter").get("status") != "done":
         raise RunError(f"{path}: no filtered data is there; run dino filter first")
     trained = run.stage("finetune").get("status") == "done"
     what = options["what"] or ("both" if trained or options["model_repo"] else "dataset")
+    if what != "dataset" and not trained:
+        raise RunError(f"{path}: no encoder is trained there; run dino finetune, or publish --what dataset")
+    of_run = what != "dataset" and _learnt_from_it(run)
     with run.locked():
         dataset = None
         if what in ("dataset", "both"):
-            dataset = _dataset(run, options, with_model=what == "both")
+            dataset = _dataset(run, options, with_model=what == "both" and of_run)
         if what in ("model", "both"):
-            _model(run, options, dataset)
+            _model(run, options, dataset, of_run=of_run)
 
 
 def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str, str] | None:
@@ -88,8 +97,8 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
             f"the licence of the generator {model} is {generators or 'not known'}: it may restrict what is done with "
             "texts that it wrote; read it, and say with --license under which licence these may be published"
         )
-    again, needs_inputs = commands(run)
-    facts = CardFacts(again, needs_inputs, generators, restricted)
+    again, needs_inputs, lacks = commands(run)
+    facts = CardFacts(again, needs_inputs, generators, restricted, lacks)
     repo, model_repo = options["repo"], _model_repo(options) if with_model else None
     publication = Publication(repo, license_, not options["no_raw"], model_repo)
     with contextlib.closing(Console()) as console:
@@ -105,12 +114,33 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
     )
 
 
-def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None) -> None:
+def _learnt_from_it(run: Run) -> bool:
+    """Say whether the encoder was trained on what the run's dataset is now.
+
+    Raises:
+        RunError: it was trained on what the dataset was before.
+    """
+    from dino_pipeline.corpus import Source
+
+    trained = run.stage("finetune")
+    if not trained or trained["options"]["data"] != run.train.name:
+        return False
+    if not run.train.exists() or trained["sources"].split("+")[0] != Source(str(run.train)).digest():
+        raise RunError(
+            f"{run.path}: the encoder was trained on what the dataset was before it was filtered again; run dino "
+            "finetune again, or publish --what dataset"
+        )
+    return True
+
+
+def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None, *, of_run: bool) -> None:
     from dino_pipeline.hub.model import ModelPublication, write_model
     from dino_pipeline.hub.publish import records
 
     known = records(run).get("dataset")
-    if dataset is None and known and known["repository"] == options["repo"]:
+    if not of_run:
+        dataset = None
+    elif dataset is None and known and known["repository"] == options["repo"]:
         dataset = {"repository": known["repository"], "commit": known["commit"]}
     license_ = options["license_"] or run.spec_fields().get("license")
     repo = _model_repo(options)
@@ -127,14 +157,15 @@ def _publish(run: Run, kind: Kind, repo: str, options: dict[str, Any], write: An
     from dino_pipeline.hub.publish import adopt, commit_of, folder_of, origin, remember, write_folder
     from dino_pipeline.hub.upload import Repository
 
+    remote = Repository(repo, kind)
+    there = None if options["dry_run"] else remote.check(origin(run), force=options["force"])
     write_folder(run, kind, write)
     folder = folder_of(run, kind)
     click.echo(f"{folder}: the {kind} is written")
     if options["dry_run"]:
         return None
-    remote = Repository(repo, kind)
-    there = remote.check(origin(run), force=options["force"])
-    adopt(folder, remote.read("README.md"))
+    if there and there.origin:  # by force, nothing of the stranger's is kept
+        adopt(folder, remote.read("README.md"))
     published = remote.publish(folder, there, private=options["private"])
     commit = dict(commit_of(run, published))
     if published.changed or commit["commit"] == published.commit:

@@ -10,6 +10,12 @@ import yaml
 
 BEGIN, END = "<!-- written by dino_pipeline: begin -->", "<!-- written by dino_pipeline: end -->"
 HINT = "<!-- what stands outside of the two marks is kept when this is published again -->"
+OURS = (
+    *("pretty_name", "size_categories", "task_categories", "annotations_creators", "language_creators"),
+    *("source_datasets", "configs", "dataset_info", "library_name", "pipeline_tag", "datasets", "base_model"),
+    *("model-index", "widget", "tags"),
+)
+"""Fields that say what we found: what they said before is not kept. Licence and language are, where we know none."""
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 
 
@@ -23,9 +29,11 @@ def card(front: Mapping[str, Any], body: str, before: str = "") -> str:
             our marks are kept.
     """
     old_front, old_body = split(before)
+    tags = old_front.get("tags")
+    old_front = {key: value for key, value in old_front.items() if key not in OURS}
     merged = {**old_front, **{key: value for key, value in front.items() if value is not None}}
-    if isinstance(old_front.get("tags"), list):
-        merged["tags"] = list(dict.fromkeys([*front.get("tags", []), *map(str, old_front["tags"])]))
+    if isinstance(tags, list):
+        merged["tags"] = list(dict.fromkeys([*front.get("tags", []), *map(str, tags)]))
     above, below = _around(old_body)
     text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{text}---\n{above}{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}{below or chr(10)}"

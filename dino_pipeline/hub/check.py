@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dino_pipeline.errors import HubError
+from dino_pipeline.errors import DinoError, HubError, first_line
 from dino_pipeline.hub.card import split
 from dino_pipeline.hub.manifest import Manifest, hashes
 from dino_pipeline.run import LINEAGE, versions
@@ -51,19 +53,28 @@ def _files(folder: Path, manifest: Manifest) -> list[str]:
 
 def _rows(folder: Path, manifest: Manifest) -> list[str]:
     wrong = []
-    front, _ = (
-        split((folder / "README.md").read_text(encoding="utf-8")) if (folder / "README.md").exists() else ({}, "")
-    )
-    claimed = _claimed(front)
+    try:
+        claimed = _claimed(split((folder / "README.md").read_text(encoding="utf-8"))[0])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        claimed = {}
+        wrong.append(f"README.md: cannot be read ({first_line(error)})")
     for name, count in manifest.rows.items():
-        config, _, part = name.partition("/")
-        paths = sorted((folder / ("data" if config == "default" else config)).glob(f"{part}-*.parquet"))
-        found = sum(pq.read_metadata(path).num_rows for path in paths)
+        found = _counted(folder, name)
         if found != count:
             wrong.append(f"{name}: {found} rows, {count} were published")
         if claimed.get(name, count) != count:
             wrong.append(f"README.md: claims {claimed[name]} rows of {name}, {count} were published")
     return wrong
+
+
+def _counted(folder: Path, name: str) -> int:
+    """Return the rows of a split; damaged files have none."""
+    config, _, part = name.partition("/")
+    rows = 0
+    for path in sorted((folder / ("data" if config == "default" else config)).glob(f"{part}-*.parquet")):
+        with contextlib.suppress(OSError, pa.ArrowException):
+            rows += pq.read_metadata(path).num_rows
+    return rows
 
 
 def _claimed(front: dict[str, Any]) -> dict[str, int]:
@@ -85,6 +96,11 @@ def _rerun(folder: Path, manifest: Manifest) -> list[str]:
     ]
     if manifest.spec is None:
         return [*other, "the texts were brought as a file, which is not published"]
-    if manifest.kind == "dataset" and (digest := load_spec(folder / "spec.json").digest) != manifest.spec:
-        other.append(f"spec.json is {digest}, the texts were written from {manifest.spec}")
-    return other
+    if manifest.kind == "dataset":
+        try:
+            digest = load_spec(folder / "spec.json").digest
+        except DinoError as error:
+            return [*other, f"spec.json cannot be read ({first_line(error)})"]
+        if digest != manifest.spec:
+            other.append(f"spec.json is {digest}, the texts were written from {manifest.spec}")
+    return [*other, *(f"{each} is needed, too" for each in manifest.lacks)]

@@ -19,7 +19,7 @@ from dino_pipeline.hub.dataset_card import CardFacts, body
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
 from dino_pipeline.report.page import Report
-from dino_pipeline.run import Run, versions
+from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -94,14 +94,15 @@ def write_dataset(
         spec=records.get("generate", {}).get("options", {}).get("spec"),
         rows=rows,
         files=hashes(folder),
-        made_with=versions(),
+        made_with=records.get("generate", records["filter"])["versions"],
+        lacks=facts.lacks,
     )
     manifest.write(folder)
     return manifest
 
 
 def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[Written]) -> dict[str, Any]:
-    spec = run.spec_fields()
+    spec, generated = run.spec_fields(), bool(run.stage("generate"))
     rows = sum(each.rows for each in written if each.split.config == "default")
     data = DatasetCardData(
         language=spec.get("language"),
@@ -109,10 +110,10 @@ def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[W
         pretty_name=publication.repository.rpartition("/")[2],
         size_categories=size_category(rows),
         task_categories=["sentence-similarity" if shape.paired else "text-classification"],
-        annotations_creators=["machine-generated"],
-        language_creators=["machine-generated"],
-        source_datasets=["original"],
-        tags=["synthetic", "sentence-transformers", "dino"],
+        annotations_creators=["machine-generated"] if generated else None,
+        language_creators=["machine-generated"] if generated else None,
+        source_datasets=["original"] if generated else None,
+        tags=[*(["synthetic", "dino"] if generated else []), "sentence-transformers"],
         configs=[_config(name, of_config) for name, of_config in _by_config(written).items()],
     )
     infos = {name: _info(name, of_config) for name, of_config in _by_config(written).items()}
@@ -128,7 +129,10 @@ def _by_config(written: Sequence[Written]) -> dict[str, list[Written]]:
 
 
 def _config(name: str, written: Sequence[Written]) -> dict[str, Any]:
-    files = [{"split": each.split.name, "path": f"{each.split.folder}/{each.split.name}-*"} for each in written]
+    files = [
+        {"split": each.split.name, "path": [f"{each.split.folder}/{file.name}" for file in each.files]}
+        for each in written
+    ]
     return {"config_name": name, "data_files": files, **({"default": True} if name == "default" else {})}
 
 

@@ -38,7 +38,9 @@ class CardFacts:
     generator_license: str | None
     """None where it is not known."""
     restricted: bool
-    """Whether that licence restricts what may be done with texts that the generator writes."""
+    """Whether that licence may restrict what is done with texts that the generator writes."""
+    lacks: Sequence[str] = ()
+    """What the commands need and the published folder does not hold."""
 
 
 def body(run: Run, publication: Publication, report: Report, facts: CardFacts, rows: Mapping[str, int]) -> str:
@@ -62,15 +64,17 @@ def body(run: Run, publication: Publication, report: Report, facts: CardFacts, r
 def _what(run: Run, publication: Publication, rows: Mapping[str, int]) -> str:
     spec, generated = run.spec_fields(), public(run.stage("generate").get("options", {}))
     description = f"{plain(spec['description'])}\n\n" if spec.get("description") else ""
-    writer = f"written by `{plain(str(generated['model']))}`" if generated else "brought as a file"
     counts = table(["configuration", "split", "rows"], [[*name.split("/"), str(count)] for name, count in rows.items()])
     encoder = publication.model_repository
     model = f"\n\nThe encoder [{encoder}](https://huggingface.co/{encoder}) was trained on it." if encoder else ""
+    if not generated:
+        said = "Texts with labels, brought as a file and filtered with dino_pipeline, to train sentence encoders on."
+        return f"{description}{said}\n\n{counts}{model}"
     return (
-        f"{description}Synthetic texts with labels, {writer} and filtered with dino_pipeline, to train sentence "
-        "encoders on. A label says which instruction a text was written for. It is no benchmark: nobody has looked at "
-        "the texts, and a label is wrong wherever the generator did not follow its instruction."
-        f"\n\n{counts}{model}"
+        f"{description}Synthetic texts with labels, written by `{plain(str(generated['model']))}` and filtered with "
+        "dino_pipeline, to train sentence encoders on. A label says which instruction a text was written for. It is no "
+        "benchmark: nobody has looked at the texts, and a label is wrong wherever the generator did not follow its "
+        f"instruction.\n\n{counts}{model}"
     )
 
 
@@ -79,7 +83,7 @@ def _license(run: Run, facts: CardFacts) -> list[str]:
         return []
     known = f"`{plain(facts.generator_license)}`" if facts.generator_license else "not known"
     if facts.restricted:
-        return [f"> **Mind the generator's licence, {known}: it restricts what may be done with texts that it wrote.**"]
+        return [f"> **Mind the generator's licence, {known}: it may restrict what is done with texts that it wrote.**"]
     return [f"The generator's licence is {known}."]
 
 
@@ -144,15 +148,18 @@ def _samples(report: Report) -> str:
 def _again(facts: CardFacts) -> str:
     if not facts.commands:
         return "## Make it again\n\nThe texts came from a file that is not published here."
+    lacks = f"They need what is not here: {plain('; '.join(facts.lacks))}.\n\n" if facts.lacks else ""
     lines = "\n".join(shlex.join(command) for command in facts.commands)
     return (
         "## Make it again\n\nIn this folder, with dino_pipeline and the versions of `lineage.json`:\n\n"
-        f"{fenced(lines, 'sh')}\n\n`dino verify .` checks the files against `lineage.json`."
+        f"{fenced(lines, 'sh')}\n\n{lacks}`dino verify .` checks the files against `lineage.json`."
     )
 
 
 def _limits(run: Run) -> str:
     verified = run.stage("filter")["options"].get("verify")
+    if not run.stage("generate"):
+        return "## Limits and biases\n\n- Who wrote the texts and the labels, and how, is not known here."
     said = [
         "No person has looked at the texts or the labels.",
         "What the generator believes and repeats about people and things is in the texts.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import LINEAGE
+from dino_pipeline.texts import public
 
 FORMAT = 1
 FREE = ("README.md", ".gitattributes", LINEAGE)
@@ -35,7 +36,9 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of each file."""
     made_with: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the libraries."""
+    """Versions of the libraries that wrote the texts, or trained the encoder."""
+    lacks: Sequence[str] = ()
+    """What the commands of the card need and the folder does not hold."""
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -62,22 +65,21 @@ def hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a folder, but for those that are free."""
     found = {}
     for path in files_of(folder):
-        if path.name not in FREE:
+        if (name := path.relative_to(folder).as_posix()) not in FREE:
             with open(path, "rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
 def files_of(folder: Path) -> Iterable[Path]:
     """Return all files of a folder in order, but for the Hub's own notes."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts)
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts
+    )
 
 
 def origin_of(records: Mapping[str, Any]) -> str:
     """Return a hash of what a run asked for, which later changes of the filter or of the training leave as it is."""
-    generated = records.get("generate", {}).get("options", {})
-    filtered = records.get("filter", {}).get("options", {})
-    asked = {name: generated.get(name) for name in ("spec", "model", "revision", "seed", "inputs")}
-    if not generated:
-        asked["source"] = filtered.get("source")
+    generated, filtered = records.get("generate", {}), records.get("filter", {})
+    asked = public(generated["options"]) if generated else {"source": filtered.get("sources")}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.markdown import table
 from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
-from dino_pipeline.run import Run, versions
+from dino_pipeline.run import Run, model_fingerprint
 from dino_pipeline.texts import public
 
 WIDGETS = 3
@@ -68,7 +68,7 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -
     front |= {"license": wanted.license, "base_model": _base_model(trained["options"]["encoder"])}
     if wanted.widgets:
         front["widget"] = _widgets(run)
-    scores = read_scores(run.scores) if run.stage("evaluate").get("status") == "done" else None
+    scores = _scores(run)
     if wanted.dataset:
         front["datasets"] = [wanted.dataset["repository"]]
         text = text.replace("## How it was made", f"{_data(wanted.dataset)}\n\n## How it was made", 1)
@@ -84,7 +84,7 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -
         spec=records.get("generate", {}).get("options", {}).get("spec"),
         dataset=wanted.dataset,
         files=hashes(folder),
-        made_with=versions(),
+        made_with=trained["versions"],
     )
     manifest.write(folder)
     return manifest
@@ -105,9 +105,19 @@ def _base_model(encoder: str) -> str | None:
     return encoder if on_hub else None
 
 
+def _scores(run: Run) -> dict[str, Any] | None:
+    """Return the scores of this very encoder, of that which it was before, and of baselines; None if there are none."""
+    found = read_scores(run.scores) if run.stage("evaluate").get("status") == "done" else None
+    now = model_fingerprint(str(run.model))
+    own = next((each["name"] for each in (found or {}).get("models", []) if each["fingerprint"] == now), None)
+    if found is None or own is None:
+        return None
+    others = {each["name"] for each in found["models"]} - {own, f"{own.removesuffix(' finetuned')} before"}
+    return {**found, "own": own, "scores": [each for each in found["scores"] if each["model"] not in others]}
+
+
 def _results(scores: Mapping[str, Any]) -> list[EvalResult]:
     """Return the trained encoder's scores as the Hub takes them, each with its interval and protocol."""
-    name = scores["models"][-1]["name"]
     return [
         EvalResult(
             task_type=TASKS.get(score["suite"], "sentence-similarity"),
@@ -120,7 +130,7 @@ def _results(scores: Mapping[str, Any]) -> list[EvalResult]:
             metric_args={"interval_95": [value["low"], value["high"]], **score["protocol"]},
         )
         for score in scores["scores"]
-        if score["model"] == name
+        if score["model"] == scores["own"]
         for measure, value in score["measures"].items()
         if value["value"] is not None
     ]

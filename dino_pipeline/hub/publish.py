@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dino_pipeline.errors import OutputError
 from dino_pipeline.examples import write_atomic, write_json
 from dino_pipeline.hub.card import onto
 from dino_pipeline.hub.manifest import Manifest, origin_of
@@ -33,19 +34,28 @@ def write_folder(run: Run, kind: str, write: Callable[[Path, str], Manifest]) ->
     """
     folder = folder_of(run, kind)
     aside, old = folder.with_suffix(".part"), folder.with_suffix(".old")
-    for path in (aside, old):
-        remove(path)
-    aside.mkdir(parents=True)
     card = folder / README
     try:
+        _settle(folder, aside, old)
+        aside.mkdir(parents=True)
         manifest = write(aside, card.read_text(encoding="utf-8") if card.exists() else "")
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
+        return manifest
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; make room and run again") from error
     finally:
-        for path in (aside, old):
-            remove(path)
-    return manifest
+        with contextlib.suppress(OSError):
+            _settle(folder, aside, old)
+
+
+def _settle(folder: Path, aside: Path, old: Path) -> None:
+    """Bring a replacement that was cut short back to the folder before, and remove what is left of it."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for path in (aside, old):
+        remove(path)
 
 
 def adopt(folder: Path, before: str | None) -> None:

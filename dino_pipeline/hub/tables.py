@@ -69,7 +69,12 @@ def shape_of(run: Run) -> Shape:
         source = records([run.train, run.dev] if run.dev.exists() else [run.train])
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source} ORDER BY 1").fetchall()]
-    if run.stage("generate").get("label_type") != "class" and all(as_number(label) is not None for label in labels):
+    numeric = run.stage("filter").get("options", {}).get("numeric_labels", True)
+    if (
+        numeric
+        and run.stage("generate").get("label_type") != "class"
+        and all(as_number(label) is not None for label in labels)
+    ):
         return Shape(pairs > 0, None)
     order = {label: at for at, label in enumerate(run.spec_fields().get("labels", {}))}
     return Shape(pairs > 0, tuple(sorted(labels, key=lambda label: (order.get(label, len(order)), label))))
@@ -82,8 +87,8 @@ def splits(run: Run, shape: Shape, *, raw: bool) -> list[Split]:
     if run.dev.exists() and run.dev.stat().st_size:
         found.append(Split("default", "validation", [run.dev], trained))
     if raw:
-        written = shard_files(run.shards) or [path for path in (run.train, run.dev) if path.exists()]
-        found.append(Split("raw", "train", written, _recorded(shape, PROVENANCE)))
+        if written := shard_files(run.shards):
+            found.append(Split("raw", "train", written, _recorded(shape, PROVENANCE)))
         if run.dropped.exists() and run.dropped.stat().st_size:
             found.append(Split("dropped", "train", [run.dropped], _recorded(shape, (*PROVENANCE, *REASONS))))
     return found

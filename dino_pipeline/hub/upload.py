@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from dino_pipeline.errors import HubError, first_line
 from dino_pipeline.hub.manifest import Manifest, files_of
@@ -64,10 +65,13 @@ class Repository:
         self.api = api or HfApi()
 
     def read(self, file: str) -> str | None:
-        """Return a text file of the repository; None if there is none."""
+        """Return a text file of the repository as it is now; None if there is none."""
         with errors(self.name):
             try:
-                path = self.api.hf_hub_download(self.name, file, repo_type=self.kind)
+                now = self.api.repo_info(self.name, repo_type=self.kind).sha
+                path = self.api.hf_hub_download(self.name, file, repo_type=self.kind, revision=now)
+            except LocalEntryNotFoundError:  # the Hub was not reached: that is not "there is none"
+                raise
             except (EntryNotFoundError, RepositoryNotFoundError):
                 return None
         return Path(path).read_text(encoding="utf-8")
@@ -81,7 +85,7 @@ class Repository:
                 return None
 
     def check(self, origin: str, *, force: bool) -> Manifest | None:
-        """Return what stands there, if this run made it.
+        """Return what stands there and goes where it is not made again: what this run made, or, by force, everything.
 
         Raises:
             HubError: it holds something else, and is not to be overwritten.
@@ -89,13 +93,17 @@ class Repository:
         files = self.files()
         if not files or set(files) <= {".gitattributes"}:
             return None
-        found = self.read(LINEAGE)
-        manifest = Manifest.read(found, self.name) if found else None
-        if (manifest is None or manifest.origin != origin or manifest.kind != self.kind) and not force:
+        text = self.read(LINEAGE)
+        manifest = None
+        with contextlib.suppress(HubError):
+            manifest = Manifest.read(text, self.name) if text else None
+        if manifest and manifest.origin == origin and manifest.kind == self.kind:
+            return manifest
+        if not force:
             raise HubError(
                 f"{self.name}: holds something that this run did not make; give another name, or --force to replace it"
             )
-        return manifest
+        return Manifest(self.kind, "", None, files=dict.fromkeys(set(files) - {".gitattributes"}, ""))
 
     def publish(self, folder: Path, before: Manifest | None, *, private: bool) -> Published:
         """Upload a folder in one commit; files that an earlier publication had and this has not are deleted.
@@ -114,6 +122,7 @@ class Repository:
                 repo_type=self.kind,
                 commit_message=f"dino_pipeline: the {self.kind} of one run",
                 delete_patterns=gone or None,
+                parent_commit=earlier,
                 ignore_patterns=[".cache/**"],
             )
             commit = self.api.repo_info(self.name, repo_type=self.kind).sha

@@ -32,7 +32,7 @@ from dino_pipeline.report.texts_of_run import in_order, label_name
 from dino_pipeline.sieve import REPEATED
 from dino_pipeline.suites.base import Embedder, cosines
 from dino_pipeline.suites.pairs import WORD_OVERLAP
-from dino_pipeline.texts import distinct_n, normalise, word_overlap
+from dino_pipeline.texts import distinct_n, normalise, public, word_overlap
 
 SLICES = 10
 """Parts of a run that are compared with one another."""
@@ -194,7 +194,7 @@ def similarity(material: Material) -> list[Block]:
         try:
             found[candidate.name] = _cosines(candidate, pairs, material.watch)
         except ModelError as error:
-            said.append(Paragraph(f"Without {candidate.name}: {error}"))
+            said.append(Paragraph(f"Without {candidate.name}: {public(str(error))}"))
     quantiles = {
         measure: {
             label: [float(value) for value in np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])]
