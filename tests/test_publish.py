@@ -193,6 +193,20 @@ def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None
     assert (refused.exit_code, "no encoder is trained there" in refused.stderr) == (2, True)
 
 
+def test_classes_that_are_numbers_stay_classes(tmp_path: Path) -> None:
+    rows = [Example(f"text {at} of {name}", None, name) for at in range(30) for name in ("1", "2")]
+    write_examples(tmp_path / "texts.jsonl", rows)
+    invoke(
+        "filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--label-type", "class", "--near-duplicates", "0"
+    )
+    invoke("publish", tmp_path / "run", "--repo", "me/texts", "--dry-run")
+    found = load_dataset(str(tmp_path / "run" / "hub" / "dataset"), split="train")
+    assert found.features["label"].names == ["1", "2"]
+    assert "synthetic" not in (tmp_path / "run" / "hub" / "dataset" / "README.md").read_text()
+    invoke("export", tmp_path / "run", "--output", tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["label"] in {"1", "2"}
+
+
 def test_large_splits_are_cut_into_shards_in_order(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +267,8 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     train = len(read_examples(published / "train.jsonl"))
     (step, counts), *_ = json.loads((tmp_path / "filtered" / "run.json").read_text())["filter"]["funnel"]
     assert (step, sum(count for _, count in counts)) == ("read", train)
+    invoke("filter", folder, "--run", tmp_path / "looked", "--dev-share", "0", "--dry-run")
+    assert not (tmp_path / "looked").exists()
     invoke("finetune", folder, "--run", tmp_path / "trained", "--encoder", toy_encoder, "--steps", "1")
     said = invoke("evaluate", published / "hub" / "model", "--data", folder, "--output", tmp_path / "scores.json")
     (score, *_) = json.loads((tmp_path / "scores.json").read_text())["scores"]
@@ -293,6 +309,8 @@ def test_what_people_write_into_a_card_is_kept() -> None:
     assert front == {"license": "cc0-1.0", "extra": 7, "tags": ["a", "b", "mine"]}
     assert body.startswith("Above\n") and body.endswith("Below\n") and "new" in body and "ours" not in body
     assert card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", again) == again
+    with pytest.raises(HubError, match=r"README\.md: its front matter is no YAML"):
+        card({}, "new", "---\nfield: [\n---\n")
     assert card({}, "new", "# A card\n").endswith(f"{END}\n\n# A card\n")
     assert [size_category(rows) for rows in (999, 1000, 10**6, 10**13)] == ["n<1K", "1K<n<10K", "1M<n<10M", "n>1T"]
 
@@ -312,7 +330,7 @@ def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, 
     repo = Repository("me/data", "dataset", api(hub))
     assert repo.check("mine", force=False) is None
     first = repo.publish(folder, None, private=True)
-    assert (first.changed, hub.repos["datasets/me/data"].private) == (True, True)
+    assert (first.changed, first.private, hub.repos["datasets/me/data"].private) == (True, True, True)
     before = repo.check("mine", force=False)
     assert before
     again = repo.publish(folder, before, private=True)
@@ -448,6 +466,9 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         assert ModelCard(text).data.datasets == ["me/sts"]
         assert f"/tree/{dataset.sha}" in text
         assert "https://huggingface.co/me/encoder" in dataset.files["README.md"].decode()
+        again = call(*publish, "--what", "dataset", "--private")
+        assert "me/encoder" in dataset.files["README.md"].decode(), "still linked"
+        assert "is public; --private is for new repositories" in again.stdout
         edited = dataset.files["README.md"] + b"\nWritten by hand.\n"
         dataset.commits.append({**dataset.files, "README.md": edited})
         again = call(*publish)

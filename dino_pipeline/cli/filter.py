@@ -117,6 +117,7 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""
     from dino_pipeline.console import table
     from dino_pipeline.filters import filter_run, look
+    from dino_pipeline.run import Run
 
     chosen = filter_options(options)
     if options["listed"]:
@@ -126,7 +127,7 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         raise OptionError("nothing to filter; give a run's folder or a JSONL file")
     with ExitStack() as stack:
         looking = options["dry_run"] or options["ablate"]
-        if looking and run_path is None and source.is_file():
+        if looking and not Run(source).is_run:
             run_path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
         run, file = run_or_file(source, run_path)
         stack.enter_context(run.locked())

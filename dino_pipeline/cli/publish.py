@@ -86,6 +86,7 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
     from dino_pipeline.hub.dataset import Publication, write_dataset
     from dino_pipeline.hub.dataset_card import CardFacts
     from dino_pipeline.hub.licenses import license_of, restricts
+    from dino_pipeline.hub.publish import records
     from dino_pipeline.report.page import report
 
     model = run.stage("generate").get("options", {}).get("model")
@@ -99,7 +100,9 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
         )
     again, needs_inputs, lacks = commands(run)
     facts = CardFacts(again, needs_inputs, generators, restricted, lacks)
-    repo, model_repo = options["repo"], _model_repo(options) if with_model else None
+    repo = options["repo"]
+    known = records(run).get("model", {}).get("repository") if _learnt_from_it(run, strict=False) else None
+    model_repo = _model_repo(options) if with_model else known
     publication = Publication(repo, license_, not options["no_raw"], model_repo)
     with contextlib.closing(Console()) as console:
         trained = run.stage("finetune").get("status") == "done"
@@ -114,23 +117,24 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
     )
 
 
-def _learnt_from_it(run: Run) -> bool:
+def _learnt_from_it(run: Run, *, strict: bool = True) -> bool:
     """Say whether the encoder was trained on what the run's dataset is now.
 
     Raises:
-        RunError: it was trained on what the dataset was before.
+        RunError: it was trained on what the dataset was before, and that matters.
     """
     from dino_pipeline.corpus import Source
 
     trained = run.stage("finetune")
     if not trained or trained["options"]["data"] != run.train.name:
         return False
-    if not run.train.exists() or trained["sources"].split("+")[0] != Source(str(run.train)).digest():
+    same = run.train.exists() and trained["sources"].split("+")[0] == Source(str(run.train)).digest()
+    if not same and strict:
         raise RunError(
             f"{run.path}: the encoder was trained on what the dataset was before it was filtered again; run dino "
             "finetune again, or publish --what dataset"
         )
-    return True
+    return same
 
 
 def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None, *, of_run: bool) -> None:
@@ -172,4 +176,6 @@ def _publish(run: Run, kind: Kind, repo: str, options: dict[str, Any], write: An
         remember(run, kind, published)
     said = "is published" if published.changed else "is up to date"
     click.echo(f"{published.address}: {said} (commit {published.commit[:10]})")
+    if options["private"] and not published.private:
+        click.echo(f"{published.address}: is public; --private is for new repositories, change others on the Hub")
     return commit if kind == "dataset" else None

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from dino_pipeline.errors import HubError, first_line
+
 BEGIN, END = "<!-- written by dino_pipeline: begin -->", "<!-- written by dino_pipeline: end -->"
 HINT = "<!-- what stands outside of the two marks is kept when this is published again -->"
 OURS = (
@@ -46,14 +48,20 @@ def onto(ours: str, before: str) -> str:
 
 
 def split(text: str) -> tuple[dict[str, Any], str]:
-    """Return a card's front matter and its body; nothing of what is no card."""
+    """Return a card's front matter and its body; a text without front matter is all body.
+
+    Raises:
+        HubError: the front matter is no YAML.
+    """
     found = _FRONT.match(text.replace("\r\n", "\n"))
     if not found:
         return {}, text
     try:
         front = yaml.safe_load(found[1])
-    except yaml.YAMLError:
-        front = None
+    except yaml.YAMLError as error:
+        raise HubError(
+            f"README.md: its front matter is no YAML ({first_line(error)}); mend what is written there"
+        ) from error
     return (front if isinstance(front, dict) else {}), found[2]
 
 

@@ -55,7 +55,7 @@ def _rows(folder: Path, manifest: Manifest) -> list[str]:
     wrong = []
     try:
         claimed = _claimed(split((folder / "README.md").read_text(encoding="utf-8"))[0])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, HubError) as error:
         claimed = {}
         wrong.append(f"README.md: cannot be read ({first_line(error)})")
     for name, count in manifest.rows.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from dino_pipeline.errors import HubError
 from dino_pipeline.hub.card import split
 
 FREE = (
@@ -19,8 +21,10 @@ def license_of(model: str) -> str | None:
     """Return the licence that a model's card names, in its folder or on the Hub; None if that cannot be known."""
     folder = Path(model)
     if folder.is_dir():
-        card = folder / "README.md"
-        found = split(card.read_text(encoding="utf-8"))[0].get("license") if card.exists() else None
+        card, found = folder / "README.md", None
+        if card.exists():
+            with contextlib.suppress(HubError):
+                found = split(card.read_text(encoding="utf-8"))[0].get("license")
     else:
         try:
             data = HfApi().model_info(model, timeout=10).card_data

@@ -37,6 +37,7 @@ class Published:
     commit: str
     changed: bool
     """Whether anything had to be uploaded."""
+    private: bool
 
 
 @contextmanager
@@ -115,7 +116,8 @@ class Repository:
         with errors(self.name):
             if self.files() is None:
                 self.api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True)
-            earlier = self.api.repo_info(self.name, repo_type=self.kind).sha
+            there = self.api.repo_info(self.name, repo_type=self.kind)
+            earlier = there.sha
             self.api.upload_folder(
                 repo_id=self.name,
                 folder_path=folder,
@@ -127,7 +129,9 @@ class Repository:
             )
             commit = self.api.repo_info(self.name, repo_type=self.kind).sha
         prefix = "datasets/" if self.kind == "dataset" else ""
-        return Published(self.name, f"{self.api.endpoint}/{prefix}{self.name}", commit or "", commit != earlier)
+        return Published(
+            self.name, f"{self.api.endpoint}/{prefix}{self.name}", commit or "", commit != earlier, bool(there.private)
+        )
 
 
 def download(repository: str, kind: Kind, revision: str | None) -> Path:
