@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluate import Candidate, baselines, evaluate, scores_of
-from dino_pipeline.examples import write_atomic, write_json
+from dino_pipeline.examples import write_atomic, write_bytes, write_json
 from dino_pipeline.finetune import Texts, finetune
 from dino_pipeline.objectives import Objective, Training
 from dino_pipeline.progress import Watch
@@ -199,7 +199,7 @@ def write_comparison(plan: Plan, rows: Sequence[Row]) -> list[Path]:
 def _write_markdown(path: Path, lines: Sequence[Sequence[str]], below: Sequence[str]) -> None:
     header, *body = [f"| {' | '.join(line)} |" for line in lines]
     text = "\n".join([header, "|" + "---|" * len(lines[0]), *body, "", *below]).rstrip() + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def draw(path: Path, rows: Sequence[Row], sets: Sequence[str]) -> None:

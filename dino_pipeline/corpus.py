@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -207,15 +208,14 @@ def _read_texts(path: Path) -> list[Example]:
     return texts
 
 
-def evaluated_split(name: str) -> str:
-    """Return the split of a dataset that is there to evaluate on: test, else validation, else train."""
-    if Path(name).is_file():
-        return "train"
-    try:
-        there = get_dataset_split_names(name)
-    except Exception:  # loading it says what is wrong
-        return "train"
-    return next((split for split in ("test", "validation", "train") if split in there), there[0])
+def to_evaluate_on(path: Path, *, classes: bool = False) -> Source:
+    """Return a file, or of a dataset's splits that to evaluate on: test, else validation, else train."""
+    split = "train"
+    if not path.is_file():
+        with contextlib.suppress(Exception):  # loading it says what is wrong
+            there = get_dataset_split_names(str(path))
+            split = next((name for name in ("test", "validation", "train") if name in there), there[0])
+    return Source(str(path), split=split, classes=classes)
 
 
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:

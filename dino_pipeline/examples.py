@@ -205,7 +205,12 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value, indented for people, atomically."""
     content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(content.encode()))
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically."""
+    write_atomic(path, lambda file: file.write(content))
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

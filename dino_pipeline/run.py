@@ -193,6 +193,11 @@ class Run:
             raise RunError(f"{self.spec}: cannot be read ({error}); mend it, or generate with --fresh") from error
         return found
 
+    @property
+    def numeric_labels(self) -> bool:
+        """Whether labels that spell a number are numbers, as the filter was told; else all are classes."""
+        return bool(self.stage("filter").get("options", {}).get("numeric_labels", True))
+
     def stage(self, name: str) -> dict[str, Any]:
         """Return what is recorded of a stage, empty if it never ran."""
         found: dict[str, Any] = self.records().get(name, {})

@@ -213,9 +213,9 @@ def records(paths: Sequence[Path]) -> str:
     return f"read_json([{', '.join(map(quoted, paths))}], {options})"
 
 
-def quoted(path: Path) -> str:
-    """Return a path as a SQL string."""
-    return "'" + str(path).replace("'", "''") + "'"
+def quoted(text: Path | str) -> str:
+    """Return a path, or any text, as a SQL string."""
+    return "'" + str(text).replace("'", "''") + "'"
 
 
 def duplicates(rows: str) -> str:

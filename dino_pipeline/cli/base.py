@@ -98,8 +98,7 @@ def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
     """Return the run to write and, where the source is a file, that file; a published dataset is put into one."""
     from dino_pipeline.run import LINEAGE, Run
 
-    published = source.is_dir() and not Run(source).is_run and (source / LINEAGE).exists()
-    if published or (not source.exists() and HUB_ID.fullmatch(str(source))):
+    if (source / LINEAGE).exists() or (not source.exists() and HUB_ID.fullmatch(str(source))):
         if run_path is None:
             raise OptionError(f"{source}: is a dataset; say with --run which folder to write")
         return Run(run_path), _stored(str(source), Run(run_path))

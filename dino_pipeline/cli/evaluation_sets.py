@@ -76,13 +76,13 @@ def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
 
 def _suite_of(path: Path) -> str:
     """Return the suite that a file or folder is for, by what it holds."""
-    from dino_pipeline.corpus import Source, evaluated_split
+    from dino_pipeline.corpus import to_evaluate_on
     from dino_pipeline.run import LINEAGE
 
     if path.is_dir() and not (path / LINEAGE).exists():
         beir = any((path / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
         return "retrieval" if beir else "probe"
-    first = Source(str(path), split=evaluated_split(str(path))).corpus.examples[0]
+    first = to_evaluate_on(path).corpus.examples[0]
     return "pairs" if isinstance(first.label, float | None) and first.text_b is not None else "probe"
 
 

@@ -27,8 +27,8 @@ def export(source: str, output: Path, split: str) -> None:
         raise DataError(f"{path}: is not there; run dino filter {source} first")
     if output.exists() and path.exists() and output.samefile(path):
         raise DataError(f"{output}: is what would be read; give another --output")
-    numeric = run.stage("filter").get("options", {}).get("numeric_labels", True) if run.is_run else True
-    examples = Source(str(path) if run.is_run else source, split=split, classes=not numeric).corpus.examples
+    classes = run.is_run and not run.numeric_labels
+    examples = Source(str(path) if run.is_run else source, split=split, classes=classes).corpus.examples
     rows = ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples)
     write_rows(output, rows)
     click.echo(f"{output}: {len(examples)} examples")

@@ -158,13 +158,13 @@ def _model_repo(options: dict[str, Any]) -> str:
 
 def _publish(run: Run, kind: Kind, repo: str, options: dict[str, Any], write: Any) -> dict[str, str] | None:
     """Write a folder and, unless it is a rehearsal, upload it."""
-    from dino_pipeline.hub.publish import adopt, commit_of, folder_of, origin, remember, write_folder
+    from dino_pipeline.hub.manifest import origin_of
+    from dino_pipeline.hub.publish import adopt, commit_of, remember, write_folder
     from dino_pipeline.hub.upload import Repository
 
     remote = Repository(repo, kind)
-    there = None if options["dry_run"] else remote.check(origin(run), force=options["force"])
-    write_folder(run, kind, write)
-    folder = folder_of(run, kind)
+    there = None if options["dry_run"] else remote.check(origin_of(run.records()), force=options["force"])
+    folder = write_folder(run, kind, write)
     click.echo(f"{folder}: the {kind} is written")
     if options["dry_run"]:
         return None

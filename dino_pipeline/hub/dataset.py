@@ -13,21 +13,14 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
 
-from dino_pipeline.examples import write_json
 from dino_pipeline.hub.card import card
 from dino_pipeline.hub.dataset_card import CardFacts, body
-from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
+from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
-from dino_pipeline.texts import public
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-DESCRIBED = {
-    "default": "to train and validate on",
-    "raw": "as they were written, with what generation knew of each",
-    "dropped": "what the filter dropped, with its reasons",
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ def write_dataset(
     facts: CardFacts,
     folder: Path,
     before: str,
-) -> Manifest:
+) -> None:
     """Write the whole repository into an empty folder.
 
     Args:
@@ -82,23 +75,12 @@ def write_dataset(
         shutil.copy(run.spec, folder / "spec.json")
     if facts.needs_inputs:
         shutil.copy(run.inputs, folder / "inputs.jsonl")
-    write_json(folder / "run.json", public(run.records()))
     rows = {f"{each.split.config}/{each.split.name}": each.rows for each in written}
     front = _front(run, publication, shape, written)
     text = card(front, body(run, publication, report, facts, rows), before)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    records = run.records()
-    manifest = Manifest(
-        kind="dataset",
-        origin=origin_of(records),
-        spec=records.get("generate", {}).get("options", {}).get("spec"),
-        rows=rows,
-        files=hashes(folder),
-        made_with=records.get("generate", records["filter"])["versions"],
-        lacks=facts.lacks,
-    )
-    manifest.write(folder)
-    return manifest
+    made_by = run.stage("generate") or run.stage("filter")
+    seal(run, folder, "dataset", made_with=made_by["versions"], rows=rows, lacks=facts.lacks)
 
 
 def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[Written]) -> dict[str, Any]:

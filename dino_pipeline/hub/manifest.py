@@ -11,7 +11,7 @@ from typing import Any
 
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
-from dino_pipeline.run import LINEAGE
+from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.texts import public
 
 FORMAT = 1
@@ -59,6 +59,21 @@ class Manifest:
             return cls(**found)
         except (ValueError, TypeError, KeyError) as error:
             raise HubError(f"{where}: {LINEAGE} is none that this version reads ({error}); publish again") from error
+
+
+def seal(run: Run, folder: Path, kind: str, **more: Any) -> None:
+    """Write run.json and, over all that is there then, lineage.json.
+
+    Args:
+        run: whose folder it is.
+        folder: with everything else in it.
+        kind: ``dataset`` or ``model``.
+        more: other fields of the manifest.
+    """
+    records = run.records()
+    write_json(folder / "run.json", public(records))
+    spec = records.get("generate", {}).get("options", {}).get("spec")
+    Manifest(kind, origin_of(records), spec, files=hashes(folder), **more).write(folder)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -15,15 +15,14 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
-from dino_pipeline.examples import iter_examples, write_json
+from dino_pipeline.examples import iter_examples
 from dino_pipeline.finetune import lineage
 from dino_pipeline.hub.card import card, split
-from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
+from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
 from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
 from dino_pipeline.run import Run, model_fingerprint
-from dino_pipeline.texts import public
 
 WIDGETS = 3
 """Sentences to compare with, on the model's page."""
@@ -44,7 +43,7 @@ class ModelPublication:
     """Whether held-out pairs are put on its page, to try it with."""
 
 
-def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -> Manifest:
+def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -> None:
     """Write the whole repository into an empty folder.
 
     Args:
@@ -76,18 +75,7 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -
         front["model-index"] = eval_results_to_model_index(name, _results(scores))
         text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
     (folder / "README.md").write_text(card(front, text, before), encoding="utf-8")
-    write_json(folder / "run.json", public(run.records()))
-    records = run.records()
-    manifest = Manifest(
-        kind="model",
-        origin=origin_of(records),
-        spec=records.get("generate", {}).get("options", {}).get("spec"),
-        dataset=wanted.dataset,
-        files=hashes(folder),
-        made_with=trained["versions"],
-    )
-    manifest.write(folder)
-    return manifest
+    seal(run, folder, "model", made_with=trained["versions"], dataset=wanted.dataset)
 
 
 def _widgets(run: Run) -> list[dict[str, Any]]:

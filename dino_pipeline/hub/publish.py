@@ -10,39 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.errors import OutputError
-from dino_pipeline.examples import write_atomic, write_json
+from dino_pipeline.examples import write_bytes, write_json
 from dino_pipeline.hub.card import onto
-from dino_pipeline.hub.manifest import Manifest, origin_of
 from dino_pipeline.hub.upload import Published
 from dino_pipeline.run import Run, remove
 
 README = "README.md"
 
 
-def folder_of(run: Run, kind: str) -> Path:
-    """Return where a repository lies before it is published."""
-    return run.hub / kind
-
-
-def write_folder(run: Run, kind: str, write: Callable[[Path, str], Manifest]) -> Manifest:
-    """Write a repository's folder aside and put it in the place of an older one.
+def write_folder(run: Run, kind: str, write: Callable[[Path, str], None]) -> Path:
+    """Write a repository's folder aside, put it in the place of an older one, and return it.
 
     Args:
         run: whose.
         kind: ``dataset`` or ``model``.
         write: fills an empty folder, given the card of the folder before.
     """
-    folder = folder_of(run, kind)
+    folder = run.hub / kind
     aside, old = folder.with_suffix(".part"), folder.with_suffix(".old")
     card = folder / README
     try:
         _settle(folder, aside, old)
         aside.mkdir(parents=True)
-        manifest = write(aside, card.read_text(encoding="utf-8") if card.exists() else "")
+        write(aside, card.read_text(encoding="utf-8") if card.exists() else "")
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
-        return manifest
+        return folder
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; make room and run again") from error
     finally:
@@ -62,8 +56,7 @@ def adopt(folder: Path, before: str | None) -> None:
     """Take over what people wrote into the card on the Hub."""
     card = folder / README
     if before:
-        text = onto(card.read_text(encoding="utf-8"), before)
-        write_atomic(card, lambda file: file.write(text.encode()))
+        write_bytes(card, onto(card.read_text(encoding="utf-8"), before).encode())
 
 
 def records(run: Run) -> dict[str, Any]:
@@ -77,11 +70,6 @@ def records(run: Run) -> dict[str, Any]:
 def remember(run: Run, kind: str, published: Published) -> None:
     """Record what was published."""
     write_json(run.hub / "published.json", {**records(run), kind: asdict(published)})
-
-
-def origin(run: Run) -> str:
-    """Return what tells this run's publications from others'."""
-    return origin_of(run.records())
 
 
 def commit_of(run: Run, published: Published) -> Mapping[str, str]:

@@ -69,12 +69,8 @@ def shape_of(run: Run) -> Shape:
         source = records([run.train, run.dev] if run.dev.exists() else [run.train])
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source} ORDER BY 1").fetchall()]
-    numeric = run.stage("filter").get("options", {}).get("numeric_labels", True)
-    if (
-        numeric
-        and run.stage("generate").get("label_type") != "class"
-        and all(as_number(label) is not None for label in labels)
-    ):
+    numeric = run.numeric_labels and run.stage("generate").get("label_type") != "class"
+    if numeric and all(as_number(label) is not None for label in labels):
         return Shape(pairs > 0, None)
     order = {label: at for at, label in enumerate(run.spec_fields().get("labels", {}))}
     return Shape(pairs > 0, tuple(sorted(labels, key=lambda label: (order.get(label, len(order)), label))))
@@ -106,7 +102,7 @@ def _trained(shape: Shape) -> list[Column]:
         texts = [Column("text", "text_a", TEXT)]
     if shape.classes is None:
         return [*texts, Column("score", "label::DOUBLE", NUMBER)]
-    names = ", ".join(_string(name) for name in shape.classes)
+    names = ", ".join(quoted(name) for name in shape.classes)
     feature = {"names": list(shape.classes), "_type": "ClassLabel"}
     return [*texts, Column("label", f"list_position([{names}], label)::BIGINT - 1", feature)]
 
@@ -117,10 +113,6 @@ def _recorded(shape: Shape, more: Sequence[str]) -> list[Column]:
     label = Column("label", "label::DOUBLE", NUMBER) if shape.classes is None else Column("label", "label", TEXT)
     kinds = {"VARCHAR": TEXT, "DOUBLE": NUMBER, "BIGINT": WHOLE}
     return [*texts, label, *(Column(name, name, kinds[RECORD[name]]) for name in more)]
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
@@ -140,11 +132,11 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
     """
     (folder / split.folder).mkdir(parents=True, exist_ok=True)
     count = max(1, -(-sum(path.stat().st_size for path in split.sources) // SHARD))
-    selected = ", ".join(f"{column.sql} AS {_name(column.name)}" for column in split.columns)
+    selected = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
     query = f"SELECT {selected} FROM {records(split.sources)}"
     files = [folder / split.folder / f"{split.name}-{at:05d}-of-{count:05d}.parquet" for at in range(count)]
     features = {"info": {"features": {column.name: column.feature for column in split.columns}}}
-    options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{huggingface: {_string(json.dumps(features))}}}"
+    options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{huggingface: {quoted(json.dumps(features))}}}"
     settings: dict[str, Any] = {"memory_limit": MEMORY, "threads": THREADS}
     with duckdb.connect(str(scratch / f"{split.config}-{split.name}.duckdb"), config=settings) as db:
         db.execute("SET enable_progress_bar = false")
@@ -165,7 +157,3 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
             names = ", ".join(map(str, split.sources[:3]))
             raise DataError(f"{names}: cannot be read ({first_line(error)}); filter again") from error
     return files, rows
-
-
-def _name(column: str) -> str:
-    return f'"{column}"'

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from dino_pipeline import __version__
 from dino_pipeline.evaluate import Candidate
-from dino_pipeline.examples import write_atomic
+from dino_pipeline.examples import write_bytes
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.report import of_data, of_model
 from dino_pipeline.report.blocks import Block, Missing, Picture, Section, number, visible
@@ -68,7 +68,7 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> Report:
         material = Material(run, texts, candidates, watch, language)
         found, missing = _sections(material)
         html = _html(run, material, found, missing)
-    write_atomic(run.report, lambda file: file.write(html.encode("utf-8", "replace")))
+    write_bytes(run.report, html.encode("utf-8", "replace"))
     pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
     return Report(run.report, _write_pictures(run, pictures), {section.id: section for section in found}, missing)
 
@@ -94,12 +94,8 @@ def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
         if path not in paths:
             path.unlink()
     for path, png in paths.items():
-        _write(path, png)
+        write_bytes(path, png)
     return list(paths)
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomic(path, lambda file: file.write(content))
 
 
 def _html(run: Run, material: Material, sections: Sequence[Section], missing: Sequence[tuple[str, str]]) -> str:

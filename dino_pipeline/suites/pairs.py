@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from dino_pipeline.corpus import Source, evaluated_split
+from dino_pipeline.corpus import to_evaluate_on
 from dino_pipeline.errors import DataError
 from dino_pipeline.measures import Sample, Vector, mean, pearson, spearman
 from dino_pipeline.suites.base import Embedder, Measured, cosines, percent
@@ -43,7 +43,7 @@ class ScoredPairs:
             DataError: a row is no pair with a number, or the gold scores are all the same.
         """
         pairs = []
-        for number, example in enumerate(Source(str(path), split=evaluated_split(str(path))).corpus.examples, start=1):
+        for number, example in enumerate(to_evaluate_on(path).corpus.examples, start=1):
             if example.text_b is None or not isinstance(example.label, float) or not math.isfinite(example.label):
                 raise DataError(
                     f"{path}: example {number} is no scored pair; give text_a, text_b and a number as label"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_pipeline.corpus import Source, evaluated_split
+from dino_pipeline.corpus import to_evaluate_on
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import Integers, accuracy, macro_f1
@@ -192,7 +192,7 @@ def _fit_and_classify(features: Embeddings, gold: Integers, others: Embeddings) 
 
 
 def _read(path: Path) -> list[Example]:
-    examples = Source(str(path), split=evaluated_split(str(path)), classes=True).corpus.examples
+    examples = to_evaluate_on(path, classes=True).corpus.examples
     for number, each in enumerate(examples, start=1):
         if each.label is None:
             raise DataError(f"{path}: example {number} has no class; give it as label")
