@@ -108,7 +108,8 @@ class Gate:
 
     def _say(self, how: str, at: int) -> str:
         file, line = self.places[at]
-        return f"{REASON}: {how} {file}, line {line}: {self.texts[at][:80]}"
+        # a record is the same on every machine: no path
+        return f"{REASON}: {how} {Path(file).name}, line {line}: {self.texts[at][:80]}"
 
 
 def word_runs(normal: str) -> Iterator[int]:

@@ -163,7 +163,8 @@ class Source:
         rows: Iterable[tuple[Any, Any, Any]] = zip(text_a, text_b, labels, strict=True)
         if isinstance(label, ClassLabel):  # where nobody could say, a class is -1
             rows = ((a, b, label.int2str(number)) for a, b, number in rows if number is not None and number >= 0)
-        examples = [self._example(*row) for row in rows]
+        classes = self.classes or isinstance(label, ClassLabel)
+        examples = [self._example(*row, classes) for row in rows]
         if not examples:
             raise DataError(f"{self.name}: holds no rows")
         return examples
@@ -176,12 +177,12 @@ class Source:
             return name
         return next((name for name in NAMES[role] if name in dataset.column_names), None)
 
-    def _example(self, text_a: Any, text_b: Any, label: Any) -> Example:
+    def _example(self, text_a: Any, text_b: Any, label: Any, classes: bool) -> Example:
         if not isinstance(text_a, str) or not isinstance(text_b, str | None):
             raise DataError(f"{self.name}: a row holds {text_a!r:.60} and {text_b!r:.60}; texts must be strings")
         if not isinstance(label, str | int | float | None):
             raise DataError(f"{self.name}: a label is {label!r:.60}; labels are numbers or names")
-        if label is None or self.classes or isinstance(label, bool):
+        if label is None or classes or isinstance(label, bool):
             return Example(text_a, text_b, None if label is None else str(label))
         number = as_number(label) if isinstance(label, str) else float(label)
         if number is not None and not math.isfinite(number):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from datasets import load_dataset
@@ -21,14 +22,16 @@ from dino_pipeline.cli import main
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.hub import tables
-from dino_pipeline.hub.card import BEGIN, END, card, split
+from dino_pipeline.hub.card import BEGIN, END, Kept, card, split
 from dino_pipeline.hub.check import check
 from dino_pipeline.hub.dataset import size_category
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.upload import Repository
 from dino_pipeline.texts import public
-from tests.commands import command, invoke
+from tests.commands import command, files, invoke
 from tests.hub import TOKEN, Hub, local_hub
+
+SPECS = Path(__file__).parent.parent / "task_specs"
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +261,11 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in check(folder).other[0]
+    records = json.loads((folder / "run.json").read_text())
+    records["generate"]["options"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
+    (folder / "run.json").write_text(json.dumps(records))
+    other = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
+    assert other <= set(check(folder).other)
     assert "holds no lineage.json" in CliRunner().invoke(main, ["verify", f"{tmp_path}"]).stderr
 
 
@@ -293,33 +301,59 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path,
     assert refused.exit_code == 2
     assert "is llama3.1: it may restrict" in refused.stderr
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset", "--license", "llama3.1")
-    for path in (run / "hub" / "dataset").rglob("*"):
-        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), (
-            f"{path} names a folder of this machine"
-        )
     assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "dataset" / "README.md").read_text()
+    of_model = ("publish", f"{run}", "--repo", "me/sts", "--dry-run", "--what", "model")
+    assert "is llama3.1: it may restrict" in CliRunner().invoke(main, of_model).stderr
+    invoke(*of_model, "--license", "llama3.1")
+    assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "model" / "README.md").read_text()
+
+
+def by_hand(text: str, *, above: str = "", below: str = "") -> str:
+    return f"{text.replace(BEGIN, above + BEGIN)}{below}"
 
 
 def test_what_people_write_into_a_card_is_kept() -> None:
-    first = card({"license": "mit", "tags": ["a"]}, "ours")
+    first = card({"license": "mit", "tags": ["a"]}, "ours", Kept())
     edited = first.replace("license: mit", "license: mit\nextra: 7").replace("- a", "- a\n- mine")
-    edited = f"{edited.replace(BEGIN, 'Above' + chr(10) + BEGIN)}Below\n"
-    again = card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", edited)
+    edited = by_hand(edited, above="Above\n", below="Below\n")
+    again = card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", Kept.of(edited))
     front, body = split(again)
     assert front == {"license": "cc0-1.0", "extra": 7, "tags": ["a", "b", "mine"]}
     assert body.startswith("Above\n") and body.endswith("Below\n") and "new" in body and "ours" not in body
-    assert card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", again) == again
+    assert card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", Kept.of(again)) == again
     with pytest.raises(HubError, match=r"README\.md: its front matter is no YAML"):
-        card({}, "new", "---\nfield: [\n---\n")
-    assert card({}, "new", "# A card\n").endswith(f"{END}\n\n# A card\n")
+        Kept.of("---\nfield: [\n---\n")
+    assert card({}, "new", Kept.of("# A card\n")).endswith(f"{END}\n\n# A card\n")
     assert [size_category(rows) for rows in (999, 1000, 10**6, 10**13)] == ["n<1K", "1K<n<10K", "1M<n<10M", "n>1T"]
+
+
+def test_what_people_write_here_and_on_the_hub_is_brought_together() -> None:
+    base = card({"tags": ["ours", "lost"]}, "ours", Kept({"extra": 1, "gone": 2}, "", "\nFirst\n"))
+    here = by_hand(base.replace("- ours", "- ours\n- here"), above="Here\n")
+    there = by_hand(base.replace("- lost\n", "- there\n").replace("gone: 2\n", "").replace("extra: 1", "extra: 3"))
+    there = there.replace("First", "Second")
+
+    def joined(here: str, there: str, base: str) -> Kept:
+        return Kept.of(here).joined(Kept.of(there), Kept.of(base))
+
+    expected = Kept({"extra": 3, "tags": ["ours", "here", "there"]}, "Here\n", "\nSecond\n")
+    assert joined(here, there, base) == expected
+    assert joined(there, here, base) == Kept(
+        {**expected.front, "tags": ["ours", "there", "here"]}, *("Here\n", "\nSecond\n")
+    )
+    with pytest.raises(HubError, match="what stands below our part was changed here and on the Hub"):
+        joined(by_hand(base, below="Third\n"), there, base)
+    both = by_hand(there, below="Third\n")
+    assert joined(both, there, base).below == joined(both, there, "").below == "\nSecond\nThird\n"
+    with pytest.raises(HubError, match="its field extra was changed"):
+        joined(base.replace("extra: 1", "extra: 2"), there, base)
 
 
 def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Path, Manifest]:
     folder = tmp_path / "folder"
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "train-00000-of-00001.parquet").write_text(text * 100)
-    (folder / "README.md").write_text(card({"license": "mit"}, "ours"))
+    (folder / "README.md").write_text(card({"license": "mit"}, "ours", Kept()))
     manifest = Manifest("dataset", origin, None, files=hashes(folder))
     manifest.write(folder)
     return folder, manifest
@@ -475,6 +509,22 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         assert again.returncode == 0, again.stderr
         assert again.stdout.count("is up to date") == 2
         assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
+        here = run / "hub" / "dataset" / "README.md"
+        here.write_text(by_hand(here.read_text(), above="Written here.\n"))
+        dataset.commits.append({**dataset.files, "README.md": edited + b"And there.\n"})
+        again = call(*publish, "--what", "dataset")
+        assert again.returncode == 0, again.stderr
+        text = dataset.files["README.md"].decode()
+        assert "Written here." in text and text.endswith("Written by hand.\nAnd there.\n")
+        here.write_text(here.read_text().replace("And there.", "But here."))
+        dataset.commits.append({**dataset.files, "README.md": text.replace("And there.", "And here?").encode()})
+        before = files(run)
+        refused = call(*publish, "--what", "dataset")
+        assert (refused.returncode, f"{here.relative_to(tmp_path)}" in refused.stderr) == (2, True)
+        assert "bring both together here" in refused.stderr
+        assert "But here." in here.read_text() and files(run).keys() == before.keys()
+        here.write_text(here.read_text().replace("But here.", "And here?\nBut here."))
+        assert "is published" in call(*publish, "--what", "dataset").stdout
         assert "all as published" in call("verify", "me/sts").stdout
         filtered = call("filter", "me/sts", "--run", "filtered", "--dev-share", "0")
         assert filtered.returncode == 0, filtered.stderr
@@ -489,6 +539,107 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         written = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert not any(TOKEN.encode() in path.read_bytes() for path in written), "the token is nowhere"
         assert TOKEN not in first.stdout + first.stderr + again.stdout + again.stderr
+
+
+def inside(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield all that stands in the files of a folder."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".parquet":
+            yield path, "\n".join(map(str, pq.read_table(path).to_pylist()))
+        elif path.is_file():
+            yield path, path.read_bytes().decode("utf-8", errors="replace")
+
+
+def test_nothing_published_names_a_place_on_this_machine(pocket_run: Path, toy_encoder: Path, tmp_path: Path) -> None:
+    run, encoder, known = tmp_path / "run", tmp_path / "my-encoder", tmp_path / "known.txt"
+    shutil.copytree(pocket_run, run)
+    shutil.copytree(toy_encoder, encoder)
+    texts = [example.text_a for example in read_examples(run / "train.jsonl")]
+    known.write_text(texts[0] + "\n")
+    invoke(
+        "filter",
+        run,
+        "--fresh",
+        "--exclude",
+        known,
+        "--exclude",
+        "pocket",
+        "--semantic",
+        encoder,
+        "--semantic-threshold",
+        "1",
+    )
+    invoke("finetune", run, "--fresh", "--encoder", encoder, "--steps", "2")
+    write_examples(tmp_path / "gold.jsonl", read_examples(run / "dev.jsonl"))
+    invoke("evaluate", run, "--data", tmp_path / "gold.jsonl")
+    invoke("publish", run, "--repo", "me/sts", "--license", "mit", "--dry-run")
+    found = {path for path, text in inside(run / "hub") if str(tmp_path) in text or str(Path.home()) in text}
+    assert found == set()
+    card = (run / "hub" / "dataset" / "README.md").read_text()
+    assert "They need what is not here: the file known.txt; the encoder my-encoder, a folder." in card
+    dropped = load_dataset(str(run / "hub" / "dataset"), "dropped", split="train")
+    assert any("known.txt, line 1" in evidence for evidence in dropped["evidence"])
+
+
+def test_a_replacement_cut_short_by_a_crash_is_mended(published: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(published, run)
+    folder = run / "hub" / "dataset"
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(f"{text}By hand.\n")
+    folder.rename(folder.with_suffix(".old"))
+    (run / "hub" / "dataset.part").mkdir()
+    invoke("publish", run, "--repo", "me/sts", "--what", "dataset", "--dry-run")
+    assert (folder / "README.md").read_text().endswith("By hand.\n")
+    assert sorted(path.name for path in (run / "hub").iterdir()) == ["dataset", "model"]
+
+
+CLASSES = {
+    "task_name": "reviews",
+    "language": "en",
+    "license": "cc0-1.0",
+    "label_type": "class",
+    "variables": {"TOPIC": ["a dog", "a guitar"]},
+    "labels": {
+        "2": {"instruction": 'Write a sentence about <TOPIC>: "', "counter_labels": ["10"]},
+        "10": {"instruction": 'Task: Write two sentences.\\nSentence 1: "<TOPIC>"\\nSentence 2: "'},
+    },
+}
+ODD = ("--top-k", "0", "--top-p", "0.95", "--seed", "7", "--keep-newlines", "--keep-unfinished", "--min-words", "2")
+
+
+@pytest.mark.parametrize("kind", ["classes", "brought", "more"])
+def test_whatever_the_run_its_card_makes_it_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("classes.json").write_text(json.dumps(CLASSES))
+    Path("my inputs.txt").write_text("A dog runs.\n" * 2 + "A man's guitar\nis old.\n\nShe sings.\n")
+    options: dict[str, tuple[str | Path, ...]] = {
+        "classes": ("classes.json", "--samples", "30", *ODD),
+        "brought": (SPECS / "sts-x2.json", "--inputs", "my inputs.txt", "--num-inputs", "3", "--samples", "6", *ODD),
+        "more": (SPECS / "sts-x2.json", "--num-inputs", "12", "--samples", "1", "--until-target", "14"),
+    }
+    invoke("generate", "--run", "run", *options[kind])
+    if kind != "more":  # which was filtered as it grew
+        limit = "2=5%" if kind == "classes" else "1%"
+        invoke("filter", "run", "--dev-share", "0.2", "--labels", "hard", "--min-margin", limit)
+    invoke("publish", "run", "--repo", "me/data", "--dry-run", "--license", "mit")
+    folder = tmp_path / "run" / "hub" / "dataset"
+    written = DatasetCard.load(folder / "README.md")
+    assert "They need what is not here" not in written.text
+    assert check(folder).wrong == check(folder).other == []
+    if kind == "classes":
+        data = load_dataset(str(folder), split="train")
+        assert (data.column_names, data.features["label"].names) == (["text", "label"], ["2", "10"])
+        invoke("filter", folder, "--run", "second", "--dev-share", "0", "--near-duplicates", "0")
+        second = read_examples("second/train.jsonl", numeric_labels=False)
+        assert {example.label for example in second} == {"2", "10"}
+    (commands,) = blocks(written.text, "sh")
+    assert ("--more" in commands, "--keep-newlines" in commands) == (kind == "more", kind != "more")
+    monkeypatch.chdir(folder)
+    for line in commands.splitlines():
+        invoke(*shlex.split(line)[1:])
+    for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
+        assert Path("again", name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_what_cannot_be_published_is_said(published: Path, tmp_path: Path) -> None:

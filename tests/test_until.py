@@ -1,4 +1,4 @@
-"""Generate and filter in turn until there is enough."""
+"""Generate and filter in turn until there is enough; further texts of a label."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from dino_pipeline.cli import main
+from dino_pipeline.examples import read_examples
 from dino_pipeline.until import Tally, write_until
 from dino_pipeline.writer import More
-from tests.commands import dino, files
+from tests.commands import dino, files, invoke
 from tests.test_spec import SPECS
 
 
@@ -78,3 +82,25 @@ def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path) -
     assert (small.returncode, "the first round alone writes 90 texts" in small.stderr) == (2, True)
     refused = dino(*call, "--budget", "5", cwd=tmp_path)
     assert (refused.returncode, "--until-target" in refused.stderr) == (2, True)
+
+
+def test_further_texts_are_written_once_and_only_as_asked(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    call = ["generate", f"{SPECS / 'sts-x2.json'}", "--run", f"{run}", "--num-inputs", "4", "--samples", "1"]
+    invoke(*call, "--more", "0.5=2")
+    invoke(*call, "--more", "0.5=2", "--more", "1=1", "--more", "0.5=1")
+    before = files(run)
+    texts = [example for path in sorted((run / "shards").iterdir()) for example in read_examples(path)]
+    assert max(example.sample or 0 for example in texts if example.label == 0.5) == 3
+    for known in ([], ["--more", "0.5=2"], ["--more", "0.5=2", "--more", "1=1", "--more", "0.5=1"]):
+        assert "texts are up to date" in invoke(*call, *known)
+    refusals = {
+        ("--more", "0.5=3"): "was told --more 0.5=2 --more 1=1 --more 0.5=1 before",
+        ("--more", "0.7=3"): "--more 0.7: there is no such label; choose from 1, 0.5, 0",
+        ("--more", "0.5=0"): "'0.5=0' is not LABEL=N",
+        ("--more", "0.5=2", "--until-target", "3"): "--more and --until-target exclude each other",
+    }
+    for options, said in refusals.items():
+        refused = CliRunner().invoke(main, [*call, *options])
+        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
+    assert files(run) == before

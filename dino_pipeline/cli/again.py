@@ -31,8 +31,7 @@ def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
     brought = "texts" in options.get("inputs", {})
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
-    if generated.get("more"):
-        values["target"] = filtered["options"]["target_per_label"]
+    values["further"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
     chosen = {**filtered["options"], **filtered["options"]["hygiene"], "label_type": None}
     return (
         [
@@ -51,8 +50,8 @@ def _lacks(run: Run) -> list[str]:
     lacks += [f"the file {Path(name).name}" for name in filtered["exclude"] if Path(name).is_file()]
     if model != "pocket" and generated["options"]["fingerprint"]:
         lacks.append(f"the generator {public(model)}, a folder")
-    if generated.get("more"):
-        lacks.append("the filter's settings while texts were written until there were enough (--until-target)")
+    if filtered["semantic_fingerprint"]:
+        lacks.append(f"the encoder {public(filtered['semantic'])}, a folder")
     return lacks
 
 

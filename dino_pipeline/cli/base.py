@@ -84,33 +84,37 @@ def or_dash(value: float | None, form: str) -> str:
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def _stored(name: str, run: Run) -> Path:
-    """Return a file with what a published dataset is to train on."""
+def _stored(name: str, run: Run) -> tuple[Path, bool]:
+    """Return a file with what a published dataset is to train on, and whether its labels are classes."""
     from dino_pipeline.corpus import Source
     from dino_pipeline.examples import write_examples
 
     path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"
-    write_examples(path, Source(name).corpus.examples)
-    return path
+    examples = Source(name).corpus.examples
+    write_examples(path, examples)
+    return path, isinstance(examples[0].label, str)
 
 
-def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None]:
-    """Return the run to write and, where the source is a file, that file; a published dataset is put into one."""
+def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None, bool]:
+    """Return the run to write, where the source is a file, that file, and whether its labels are known to be classes.
+
+    A published dataset is put into a file.
+    """
     from dino_pipeline.run import LINEAGE, Run
 
     if (source / LINEAGE).exists() or (not source.exists() and HUB_ID.fullmatch(str(source))):
         if run_path is None:
             raise OptionError(f"{source}: is a dataset; say with --run which folder to write")
-        return Run(run_path), _stored(str(source), Run(run_path))
+        return Run(run_path), *_stored(str(source), Run(run_path))
     if source.is_dir() and run_path is not None and run_path.resolve() != source.resolve():
         raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
     if source.is_dir():
-        return Run(run_path or source), None
+        return Run(run_path or source), None, False
     if not source.exists():
         raise OptionError(f"{source}: is not there; give a run's folder or a JSONL file")
     if run_path is None:
         raise OptionError(f"{source}: is a file; say with --run which folder to write")
-    return Run(run_path), source
+    return Run(run_path), source, False
 
 
 def candidates_of(target: str, *, alone: bool) -> list[Candidate]:

@@ -100,7 +100,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--label-type",
     type=click.Choice(["score", "class"]),
-    help="class: labels of a FILE are names, whatever they spell.  [default: score; of a RUN, its spec's]",
+    help="class: labels of a FILE are names, whatever they spell.  [default: of a FILE score, else its own]",
 )
 @click.option("--seed", default=42, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Processes and threads. Speed only.  [default: the CPUs]")
@@ -129,9 +129,10 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         looking = options["dry_run"] or options["ablate"]
         if looking and not Run(source).is_run:
             run_path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
-        run, file = run_or_file(source, run_path)
+        run, file, classes = run_or_file(source, run_path)
         stack.enter_context(run.locked())
-        numeric = (options["label_type"] or (file is None and run.stage("generate").get("label_type"))) != "class"
+        classes = classes or (file is None and run.stage("generate").get("label_type") == "class")
+        numeric = not classes if options["label_type"] is None else options["label_type"] == "score"
         means = filter_means(run, chosen, options, has_spec=file is None)
         results: dict[str, Any]
         if looking:

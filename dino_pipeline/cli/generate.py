@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import command, model_path, or_dash, pick_device
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
@@ -36,6 +36,19 @@ class Rows(click.ParamType[int | None]):
     def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
         """Return the number."""
         return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
+class Further(click.ParamType[tuple[str, int]]):
+    """A label and how many texts."""
+
+    name = "LABEL=N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
+        """Return both."""
+        label, _, number = str(value).rpartition("=")
+        if not label or not number.isdecimal() or int(number) < 1:
+            self.fail(f"{value!r} is not LABEL=N with N of 1 or more.", param, ctx)
+        return label, int(number)
 
 
 @click.command()
@@ -108,6 +121,14 @@ class Rows(click.ParamType[int | None]):
     metavar="TEXTS",
     help="With --until-target: write no more.  [default: 20 N a label]",
 )
+@click.option(
+    "--more",
+    "further",
+    type=Further(),
+    multiple=True,
+    metavar="LABEL=N",
+    help="After all else, write N further texts of a label per input; of what was asked for so before, say all again.",
+)
 @click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
@@ -126,6 +147,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
     if options["budget"]:
         _check_budget(options, found, texts, chosen)
+    further = _further(run, found, options)
     if options["device"] and options["device_map"]:
         raise OptionError("--device and --device-map exclude each other; leave one out")
     if options["compiled"] == "on" and options["device_map"]:
@@ -173,7 +195,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
             if options["target"]:
                 state = _write_until(run, found, options["target"], options["budget"], write, console)
             else:
-                state = write([])
+                state = write(further)
         finally:
             console.close()
         _report_generated(run, state)
@@ -188,6 +210,34 @@ def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | No
             f"--budget {options['budget']}: the first round alone writes {least} texts; raise it, or lower "
             "--num-inputs or --samples"
         )
+
+
+def _further(run: Run, spec: TaskSpec, options: dict[str, Any]) -> list[More]:
+    """Return what --more asks for beyond what the run was told before.
+
+    Raises:
+        OptionError: there is no such label, or --until-target says how many.
+        RunError: the run was told something else before.
+    """
+    from dino_pipeline.generate import recorded_more
+    from dino_pipeline.writer import More
+
+    asked: list[tuple[str, int]] = list(options["further"])
+    if asked and options["target"]:
+        raise OptionError("--more and --until-target exclude each other; leave one out")
+    if unknown := [label for label, _ in asked if label not in spec.labels]:
+        raise OptionError(f"--more {unknown[0]}: there is no such label; choose from {', '.join(spec.labels)}")
+    before = [] if options["fresh"] else [(each.label, each.samples) for each in recorded_more(run)]
+    shared = min(len(asked), len(before))
+    if asked[:shared] != before[:shared]:
+        told = " ".join(f"--more {label}={number}" for label, number in before)
+        raise RunError(f"{run.path}: was told {told} before; say that first, or --fresh")
+    told_of = dict.fromkeys(spec.labels, options["samples"])
+    found = []
+    for label, number in asked:
+        found.append(More(label, told_of[label], number))
+        told_of[label] += number
+    return found[len(before) :]
 
 
 def _write_until(

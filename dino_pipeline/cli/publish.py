@@ -13,6 +13,7 @@ from dino_pipeline.cli.base import candidates_of, command, model_path
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
+    from dino_pipeline.hub.licenses import GeneratorLicense
     from dino_pipeline.hub.upload import Kind
     from dino_pipeline.run import Run
 
@@ -85,21 +86,12 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
     from dino_pipeline.console import Console
     from dino_pipeline.hub.dataset import Publication, write_dataset
     from dino_pipeline.hub.dataset_card import CardFacts
-    from dino_pipeline.hub.licenses import license_of, restricts
     from dino_pipeline.hub.publish import records
     from dino_pipeline.report.page import report
 
-    model = run.stage("generate").get("options", {}).get("model")
-    generators = license_of(model_path(model, "GENERATOR")) if model else None
-    restricted = model is not None and restricts(generators)
-    license_ = options["license_"] or run.spec_fields().get("license")
-    if restricted and not options["license_"]:
-        raise OptionError(
-            f"the licence of the generator {model} is {generators or 'not known'}: it may restrict what is done with "
-            "texts that it wrote; read it, and say with --license under which licence these may be published"
-        )
+    generator, license_ = _licenses(run, options)
     again, needs_inputs, lacks = commands(run)
-    facts = CardFacts(again, needs_inputs, generators, restricted, lacks)
+    facts = CardFacts(again, needs_inputs, generator, lacks)
     repo = options["repo"]
     known = records(run).get("model", {}).get("repository") if _learnt_from_it(run, strict=False) else None
     model_repo = _model_repo(options) if with_model else known
@@ -113,8 +105,31 @@ def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str
         "dataset",
         repo,
         options,
-        lambda folder, before: write_dataset(run, publication, written, facts, folder, before),
+        lambda folder, kept: write_dataset(run, publication, written, facts, folder, kept),
     )
+
+
+def _licenses(
+    run: Run, options: dict[str, Any], *, of_texts: bool = True
+) -> tuple[GeneratorLicense | None, str | None]:
+    """Return the licence of the generator, if one wrote the texts, and that of what is published.
+
+    Raises:
+        OptionError: the first may restrict the second, which is not said.
+    """
+    from dino_pipeline.hub.licenses import GeneratorLicense, license_of
+
+    license_ = options["license_"] or run.spec_fields().get("license")
+    model = run.stage("generate").get("options", {}).get("model")
+    if model is None or not of_texts:
+        return None, license_
+    generator = GeneratorLicense(license_of(model_path(model, "GENERATOR")))
+    if generator.restricts and not options["license_"]:
+        raise OptionError(
+            f"the licence of the generator {model} is {generator.license or 'not known'}: it may restrict what is done "
+            "with texts that it wrote; read it, and say with --license under which licence these may be published"
+        )
+    return generator, license_
 
 
 def _learnt_from_it(run: Run, *, strict: bool = True) -> bool:
@@ -146,10 +161,11 @@ def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None, *,
         dataset = None
     elif dataset is None and known and known["repository"] == options["repo"]:
         dataset = {"repository": known["repository"], "commit": known["commit"]}
-    license_ = options["license_"] or run.spec_fields().get("license")
     repo = _model_repo(options)
-    wanted = ModelPublication(repo, license_, dataset, options["widgets"])
-    _publish(run, "model", repo, options, lambda folder, before: write_model(run, wanted, folder, before))
+    own = run.stage("finetune")["options"]["data"] == run.train.name
+    generator, license_ = _licenses(run, options, of_texts=own)
+    wanted = ModelPublication(repo, license_, dataset, generator, options["widgets"])
+    _publish(run, "model", repo, options, lambda folder, kept: write_model(run, wanted, folder, kept))
 
 
 def _model_repo(options: dict[str, Any]) -> str:
@@ -159,23 +175,20 @@ def _model_repo(options: dict[str, Any]) -> str:
 def _publish(run: Run, kind: Kind, repo: str, options: dict[str, Any], write: Any) -> dict[str, str] | None:
     """Write a folder and, unless it is a rehearsal, upload it."""
     from dino_pipeline.hub.manifest import origin_of
-    from dino_pipeline.hub.publish import adopt, commit_of, remember, write_folder
+    from dino_pipeline.hub.publish import README, remember, write_folder
     from dino_pipeline.hub.upload import Repository
 
     remote = Repository(repo, kind)
     there = None if options["dry_run"] else remote.check(origin_of(run.records()), force=options["force"])
-    folder = write_folder(run, kind, write)
+    of_ours = there and there.origin  # by force, nothing of a stranger's is kept
+    folder = write_folder(run, kind, repo, remote.read(README) if of_ours else None, write)
     click.echo(f"{folder}: the {kind} is written")
     if options["dry_run"]:
         return None
-    if there and there.origin:  # by force, nothing of the stranger's is kept
-        adopt(folder, remote.read("README.md"))
     published = remote.publish(folder, there, private=options["private"])
-    commit = dict(commit_of(run, published))
-    if published.changed or commit["commit"] == published.commit:
-        remember(run, kind, published)
+    commit = remember(run, kind, published)
     said = "is published" if published.changed else "is up to date"
     click.echo(f"{published.address}: {said} (commit {published.commit[:10]})")
     if options["private"] and not published.private:
         click.echo(f"{published.address}: is public; --private is for new repositories, change others on the Hub")
-    return commit if kind == "dataset" else None
+    return commit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -21,30 +22,78 @@ OURS = (
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 
 
-def card(front: Mapping[str, Any], body: str, before: str = "") -> str:
+@dataclass(frozen=True)
+class Kept:
+    """What a card holds that is not ours."""
+
+    front: Mapping[str, Any] = field(default_factory=dict)
+    """Fields, and all tags: whose they are cannot be told."""
+    above: str = ""
+    below: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> Kept:
+        """Take it from a card.
+
+        Raises:
+            HubError: its front matter is no YAML.
+        """
+        front, body = split(text)
+        return cls({key: value for key, value in front.items() if key not in OURS or key == "tags"}, *_around(body))
+
+    def joined(self, there: Kept, base: Kept) -> Kept:
+        """Return it with what people wrote elsewhere since both were ``base``.
+
+        Raises:
+            HubError: both were changed in the same place, and neither has all that the other has.
+        """
+        front: dict[str, Any] = {}
+        for key in dict.fromkeys([*self.front, *there.front]):
+            here, other, before = (each.front.get(key) for each in (self, there, base))
+            value = _tags(here, other, before) if key == "tags" else _newer(here, other, before, f"its field {key}")
+            front |= {} if value is None else {key: value}
+        above, below = (
+            _newer(getattr(self, part), getattr(there, part), getattr(base, part), f"what stands {part} our part")
+            for part in ("above", "below")
+        )
+        return Kept(front, above, below)
+
+
+def _newer(here: Any, there: Any, base: Any, what: str) -> Any:
+    if here == there or there == base or _holds(here, there):
+        return here
+    if here == base or _holds(there, here):
+        return there
+    raise HubError(f"README.md: {what} was changed here and on the Hub; bring both together here, and run again")
+
+
+def _holds(text: Any, other: Any) -> bool:
+    """Say whether a text has all lines of another."""
+    texts = isinstance(text, str) and isinstance(other, str)
+    return texts and {*text.split("\n"), ""} >= {*other.split("\n")}
+
+
+def _tags(here: Any, there: Any, base: Any) -> list[str]:
+    """Return the tags of both but for those that one of them lost."""
+    mine, theirs, before = ([*map(str, each)] if isinstance(each, list) else [] for each in (here, there, base))
+    both = dict.fromkeys([*mine, *theirs])
+    return [tag for tag in both if tag not in before or (tag in mine and tag in theirs)]
+
+
+def card(front: Mapping[str, Any], body: str, kept: Kept) -> str:
     """Return a card.
 
     Args:
         front: what the Hub reads.
         body: what we say.
-        before: the card that stands there now: fields that are not ours, further tags, and what is written outside of
-            our marks are kept.
+        kept: of the card that stands there now.
     """
-    old_front, old_body = split(before)
-    tags = old_front.get("tags")
-    old_front = {key: value for key, value in old_front.items() if key not in OURS}
-    merged = {**old_front, **{key: value for key, value in front.items() if value is not None}}
-    if isinstance(tags, list):
+    merged = {**kept.front, **{key: value for key, value in front.items() if value is not None}}
+    if isinstance(tags := kept.front.get("tags"), list):
         merged["tags"] = list(dict.fromkeys([*front.get("tags", []), *map(str, tags)]))
-    above, below = _around(old_body)
     text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{text}---\n{above}{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}{below or chr(10)}"
-
-
-def onto(ours: str, before: str) -> str:
-    """Return a card of ours with what people wrote into the card that stands there now."""
-    front, body = split(ours)
-    return card(front, body.partition(BEGIN)[2].rpartition(END)[0].replace(HINT, "", 1), before)
+    ours = f"{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}"
+    return f"---\n{text}---\n{kept.above}{ours}{kept.below or chr(10)}"
 
 
 def split(text: str) -> tuple[dict[str, Any], str]:

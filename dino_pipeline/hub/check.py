@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dino_pipeline import pocket
 from dino_pipeline.errors import DinoError, HubError, first_line
 from dino_pipeline.hub.card import split
 from dino_pipeline.hub.manifest import Manifest, hashes
-from dino_pipeline.run import LINEAGE, versions
+from dino_pipeline.run import LINEAGE, digest_files, model_fingerprint, versions
 from dino_pipeline.spec import load_spec
 
 
@@ -103,4 +105,17 @@ def _rerun(folder: Path, manifest: Manifest) -> list[str]:
             return [*other, f"spec.json cannot be read ({first_line(error)})"]
         if digest != manifest.spec:
             other.append(f"spec.json is {digest}, the texts were written from {manifest.spec}")
-    return [*other, *(f"{each} is needed, too" for each in manifest.lacks)]
+    return [*other, *_embedded(folder), *(f"{each} is needed, too" for each in manifest.lacks)]
+
+
+def _embedded(folder: Path) -> Iterator[str]:
+    """Yield what comes with this package, was used, and is another one here."""
+    try:
+        records = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        generated, filtered = (records[stage]["options"] for stage in ("generate", "filter"))
+        if generated["model"] == "pocket" and generated["fingerprint"] != model_fingerprint(str(pocket.GENERATOR)):
+            yield "the embedded generator is another one here"
+        if set(filtered["exclude"]) == {"pocket"} and filtered["excluded"] != digest_files([pocket.GOLD_TEST]):
+            yield "the embedded evaluation data is other data here"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        yield f"run.json cannot be read ({first_line(error)})"

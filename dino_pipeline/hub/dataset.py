@@ -13,7 +13,7 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
 
-from dino_pipeline.hub.card import card
+from dino_pipeline.hub.card import Kept, card
 from dino_pipeline.hub.dataset_card import CardFacts, body
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
@@ -50,7 +50,7 @@ def write_dataset(
     report: Report,
     facts: CardFacts,
     folder: Path,
-    before: str,
+    kept: Kept,
 ) -> None:
     """Write the whole repository into an empty folder.
 
@@ -60,7 +60,7 @@ def write_dataset(
         report: the run's.
         facts: what the card says that the run's files do not hold.
         folder: where to write.
-        before: the card that stood there before; what people wrote into it is kept.
+        kept: of the card that stood there before.
 
     Raises:
         DataError: there is nothing to publish, or it cannot be read.
@@ -77,7 +77,7 @@ def write_dataset(
         shutil.copy(run.inputs, folder / "inputs.jsonl")
     rows = {f"{each.split.config}/{each.split.name}": each.rows for each in written}
     front = _front(run, publication, shape, written)
-    text = card(front, body(run, publication, report, facts, rows), before)
+    text = card(front, body(run, publication, report, facts, rows), kept)
     (folder / "README.md").write_text(text, encoding="utf-8")
     made_by = run.stage("generate") or run.stage("filter")
     seal(run, folder, "dataset", made_with=made_by["versions"], rows=rows, lacks=facts.lacks)

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
+from dino_pipeline.hub.upload import address
 from dino_pipeline.report.blocks import Samples
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
@@ -35,10 +37,8 @@ class CardFacts:
     """That make the dataset again, in the published folder."""
     needs_inputs: bool
     """Whether they read ``inputs.jsonl``."""
-    generator_license: str | None
-    """None where it is not known."""
-    restricted: bool
-    """Whether that licence may restrict what is done with texts that the generator writes."""
+    generator: GeneratorLicense | None
+    """None where no generator wrote the texts."""
     lacks: Sequence[str] = ()
     """What the commands need and the published folder does not hold."""
 
@@ -48,7 +48,7 @@ def body(run: Run, publication: Publication, report: Report, facts: CardFacts, r
     parts = [
         f"# {publication.repository.rpartition('/')[2]}",
         _what(run, publication, rows),
-        *_license(run, facts),
+        *([facts.generator.said] if facts.generator else []),
         _load(publication, rows),
         *_prompts(report),
         _made(run),
@@ -66,7 +66,7 @@ def _what(run: Run, publication: Publication, rows: Mapping[str, int]) -> str:
     description = f"{plain(spec['description'])}\n\n" if spec.get("description") else ""
     counts = table(["configuration", "split", "rows"], [[*name.split("/"), str(count)] for name, count in rows.items()])
     encoder = publication.model_repository
-    model = f"\n\nThe encoder [{encoder}](https://huggingface.co/{encoder}) was trained on it." if encoder else ""
+    model = f"\n\nThe encoder [{encoder}]({address(encoder, 'model')}) was trained on it." if encoder else ""
     if not generated:
         said = "Texts with labels, brought as a file and filtered with dino_pipeline, to train sentence encoders on."
         return f"{description}{said}\n\n{counts}{model}"
@@ -76,15 +76,6 @@ def _what(run: Run, publication: Publication, rows: Mapping[str, int]) -> str:
         "benchmark: nobody has looked at the texts, and a label is wrong wherever the generator did not follow its "
         f"instruction.\n\n{counts}{model}"
     )
-
-
-def _license(run: Run, facts: CardFacts) -> list[str]:
-    if not run.stage("generate"):
-        return []
-    known = f"`{plain(facts.generator_license)}`" if facts.generator_license else "not known"
-    if facts.restricted:
-        return [f"> **Mind the generator's licence, {known}: it may restrict what is done with texts that it wrote.**"]
-    return [f"The generator's licence is {known}."]
 
 
 def _load(publication: Publication, rows: Mapping[str, int]) -> str:

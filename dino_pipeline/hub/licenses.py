@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from dino_pipeline.errors import HubError
 from dino_pipeline.hub.card import split
+from dino_pipeline.hub.markdown import plain
 
 FREE = (
     *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "unlicense"),
@@ -34,6 +36,25 @@ def license_of(model: str) -> str | None:
     return str(found) if found else None
 
 
-def restricts(license_: str | None) -> bool:
-    """Say whether a licence may restrict what is done with a model's texts; one that is not known may."""
-    return license_ not in FREE
+@dataclass(frozen=True)
+class GeneratorLicense:
+    """Under which licence the model is that wrote the texts."""
+
+    license: str | None
+    """None where it is not known."""
+
+    @property
+    def restricts(self) -> bool:
+        """Whether it may restrict what is done with the model's texts; one that is not known may."""
+        return self.license not in FREE
+
+    @property
+    def said(self) -> str:
+        """What a card says of it, as Markdown."""
+        known = f"`{plain(self.license)}`" if self.license else "not known"
+        if not self.restricts:
+            return f"The generator's licence is {known}."
+        return (
+            f"> **Mind the generator's licence, {known}: it may restrict what is done with texts that it wrote, and "
+            "with models that are trained on them.**"
+        )

@@ -17,9 +17,11 @@ from dino_pipeline.errors import RunError
 from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.finetune import lineage
-from dino_pipeline.hub.card import card, split
+from dino_pipeline.hub.card import Kept, card, split
+from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
+from dino_pipeline.hub.upload import address
 from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
 from dino_pipeline.run import Run, model_fingerprint
@@ -39,18 +41,20 @@ class ModelPublication:
     license: str | None
     dataset: Mapping[str, str] | None
     """Repository and commit of what it was trained on, if that is published."""
+    generator: GeneratorLicense | None = None
+    """Of the model that wrote what it was trained on; None if none did."""
     widgets: bool = False
     """Whether held-out pairs are put on its page, to try it with."""
 
 
-def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -> None:
+def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) -> None:
     """Write the whole repository into an empty folder.
 
     Args:
         run: whose encoder.
         wanted: what is wanted.
         folder: where to write.
-        before: the card that stood there before; what people wrote into it is kept.
+        kept: of the card that stood there before.
 
     Raises:
         RunError: no encoder is trained.
@@ -71,10 +75,12 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, before: str) -
     if wanted.dataset:
         front["datasets"] = [wanted.dataset["repository"]]
         text = text.replace("## How it was made", f"{_data(wanted.dataset)}\n\n## How it was made", 1)
+    if wanted.generator:
+        text = text.replace("## How it was made", f"{wanted.generator.said}\n\n## How it was made", 1)
     if scores:
         front["model-index"] = eval_results_to_model_index(name, _results(scores))
         text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
-    (folder / "README.md").write_text(card(front, text, before), encoding="utf-8")
+    (folder / "README.md").write_text(card(front, text, kept), encoding="utf-8")
     seal(run, folder, "model", made_with=trained["versions"], dataset=wanted.dataset)
 
 
@@ -125,9 +131,9 @@ def _results(scores: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def _data(dataset: Mapping[str, str]) -> str:
-    address = f"https://huggingface.co/datasets/{dataset['repository']}"
-    at = f"commit [{dataset['commit'][:10]}]({address}/tree/{dataset['commit']})" if dataset.get("commit") else ""
-    return f"## Training data\n\n[{dataset['repository']}]({address}){', ' if at else ''}{at}."
+    page = address(dataset["repository"], "dataset")
+    at = f"commit [{dataset['commit'][:10]}]({page}/tree/{dataset['commit']})" if dataset.get("commit") else ""
+    return f"## Training data\n\n[{dataset['repository']}]({page}){', ' if at else ''}{at}."
 
 
 def _evaluation(scores: Mapping[str, Any]) -> str:

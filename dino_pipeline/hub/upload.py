@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from dino_pipeline.errors import HubError, first_line
 from dino_pipeline.hub.manifest import Manifest, files_of
@@ -41,7 +47,7 @@ class Published:
 
 
 @contextmanager
-def errors(repository: str) -> Iterator[None]:
+def errors(repository: str, remedy: str = "run again") -> Iterator[None]:
     """Turn what the Hub, the network and the library say into messages with a remedy; none holds a token."""
     try:
         yield
@@ -49,12 +55,12 @@ def errors(repository: str) -> Iterator[None]:
         raise
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        remedy = REMEDIES.get(status, "the Hub is in trouble; run again later" if status >= 500 else first_line(error))
-        raise HubError(f"{repository}: {remedy} (HTTP {status})") from error
+        said = REMEDIES.get(status, "the Hub is in trouble; run again later" if status >= 500 else first_line(error))
+        raise HubError(f"{repository}: {said} (HTTP {status})") from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{repository}: HF_HUB_OFFLINE keeps the Hub out of reach; unset it and run again") from error
     except Exception as error:  # the library's transport has its own, which change with its versions
-        raise HubError(
-            f"{repository}: {first_line(error)}; nothing of it is to be seen there; run again, and it goes on"
-        ) from error
+        raise HubError(f"{repository}: {first_line(error)}; {remedy}") from error
 
 
 class Repository:
@@ -113,7 +119,7 @@ class Repository:
         """
         here = {path.relative_to(folder).as_posix() for path in files_of(folder)}
         gone = sorted(set(before.files) - here) if before else []
-        with errors(self.name):
+        with errors(self.name, "nothing of it is to be seen there; run again, and it goes on"):
             if self.files() is None:
                 self.api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True)
             there = self.api.repo_info(self.name, repo_type=self.kind)
@@ -128,10 +134,13 @@ class Repository:
                 ignore_patterns=[".cache/**"],
             )
             commit = self.api.repo_info(self.name, repo_type=self.kind).sha
-        prefix = "datasets/" if self.kind == "dataset" else ""
-        return Published(
-            self.name, f"{self.api.endpoint}/{prefix}{self.name}", commit or "", commit != earlier, bool(there.private)
-        )
+        page = address(self.name, self.kind, self.api.endpoint)
+        return Published(self.name, page, commit or "", commit != earlier, bool(there.private))
+
+
+def address(repository: str, kind: Kind, endpoint: str = constants.ENDPOINT) -> str:
+    """Return a repository's page."""
+    return f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
 def download(repository: str, kind: Kind, revision: str | None) -> Path:
