@@ -26,7 +26,9 @@ from dino_pipeline.hub.card import BEGIN, END, Kept, card, split
 from dino_pipeline.hub.check import check
 from dino_pipeline.hub.dataset import size_category
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
+from dino_pipeline.hub.publish import remember, write_folder
 from dino_pipeline.hub.upload import Repository
+from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 from tests.commands import command, files, invoke
 from tests.hub import TOKEN, Hub, local_hub
@@ -251,6 +253,11 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
         ]
     )
     assert CliRunner().invoke(main, ["verify", f"{folder}"]).exit_code == 1
+    records = json.loads((folder / "run.json").read_text())
+    records["generate"]["options"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
+    (folder / "run.json").write_text(json.dumps(records))
+    expected = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
+    assert set(check(folder).other) == expected
     (folder / "README.md").unlink()
     (folder / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     (folder / "spec.json").unlink()
@@ -261,11 +268,6 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in check(folder).other[0]
-    records = json.loads((folder / "run.json").read_text())
-    records["generate"]["options"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
-    (folder / "run.json").write_text(json.dumps(records))
-    other = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
-    assert other <= set(check(folder).other)
     assert "holds no lineage.json" in CliRunner().invoke(main, ["verify", f"{tmp_path}"]).stderr
 
 
@@ -347,6 +349,39 @@ def test_what_people_write_here_and_on_the_hub_is_brought_together() -> None:
     assert joined(both, there, base).below == joined(both, there, "").below == "\nSecond\nThird\n"
     with pytest.raises(HubError, match="its field extra was changed"):
         joined(base.replace("extra: 1", "extra: 2"), there, base)
+
+
+def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub, tmp_path: Path) -> None:
+    run, repo = Run(tmp_path / "run"), Repository("me/data", "dataset", api(hub))
+    here = run.hub / "dataset" / "README.md"
+
+    def publish() -> str:
+        there = repo.read("README.md")
+
+        def write(folder: Path, kept: Kept) -> None:
+            (folder / "README.md").write_text(card({"license": "mit"}, "ours", kept))
+
+        folder = write_folder(run, "dataset", "me/data", there, write)
+        remember(run, "dataset", repo.publish(folder, None, private=False))
+        return hub.repos["datasets/me/data"].files["README.md"].decode()
+
+    def edit_there(text: str) -> None:
+        there = hub.repos["datasets/me/data"]
+        there.commits.append({**there.files, "README.md": text.encode()})
+
+    first = publish()
+    here.write_text(by_hand(first, above="Written here.\n"))
+    edit_there(by_hand(first, below="Written there.\n"))
+    text = publish()
+    assert "Written here." in text and text.endswith("Written there.\n")
+    here.write_text(text.replace("Written there.", "Changed here."))
+    edit_there(text.replace("Written there.", "Changed there."))
+    before = files(run.path)
+    with pytest.raises(HubError, match=f"{here}: what stands below our part was changed here and on the Hub"):
+        publish()
+    assert files(run.path) == before
+    here.write_text(here.read_text().replace("Changed here.", "Changed there.\nChanged here."))
+    assert publish().endswith("Changed there.\nChanged here.\n")
 
 
 def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Path, Manifest]:
@@ -499,7 +534,7 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         text = model.files["README.md"].decode()
         assert ModelCard(text).data.datasets == ["me/sts"]
         assert f"/tree/{dataset.sha}" in text
-        assert "https://huggingface.co/me/encoder" in dataset.files["README.md"].decode()
+        assert f"{hub.address}/me/encoder" in dataset.files["README.md"].decode()
         again = call(*publish, "--what", "dataset", "--private")
         assert "me/encoder" in dataset.files["README.md"].decode(), "still linked"
         assert "is public; --private is for new repositories" in again.stdout
@@ -509,22 +544,6 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         assert again.returncode == 0, again.stderr
         assert again.stdout.count("is up to date") == 2
         assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
-        here = run / "hub" / "dataset" / "README.md"
-        here.write_text(by_hand(here.read_text(), above="Written here.\n"))
-        dataset.commits.append({**dataset.files, "README.md": edited + b"And there.\n"})
-        again = call(*publish, "--what", "dataset")
-        assert again.returncode == 0, again.stderr
-        text = dataset.files["README.md"].decode()
-        assert "Written here." in text and text.endswith("Written by hand.\nAnd there.\n")
-        here.write_text(here.read_text().replace("And there.", "But here."))
-        dataset.commits.append({**dataset.files, "README.md": text.replace("And there.", "And here?").encode()})
-        before = files(run)
-        refused = call(*publish, "--what", "dataset")
-        assert (refused.returncode, f"{here.relative_to(tmp_path)}" in refused.stderr) == (2, True)
-        assert "bring both together here" in refused.stderr
-        assert "But here." in here.read_text() and files(run).keys() == before.keys()
-        here.write_text(here.read_text().replace("But here.", "And here?\nBut here."))
-        assert "is published" in call(*publish, "--what", "dataset").stdout
         assert "all as published" in call("verify", "me/sts").stdout
         filtered = call("filter", "me/sts", "--run", "filtered", "--dev-share", "0")
         assert filtered.returncode == 0, filtered.stderr
