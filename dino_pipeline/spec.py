@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, WithJsonSchema
 
 from dino_pipeline.errors import SpecError
 from dino_pipeline.labels import as_number
@@ -23,6 +23,14 @@ OPENING = {"”": "“„", "“": "„", "’": "‘‚", "‘": "‚", "»": "
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]+$")]
 Text = Annotated[str, Field(strict=True, min_length=1)]
+Choices = Annotated[
+    list[Text],
+    Field(min_length=1),
+    WithJsonSchema(
+        {"anyOf": [{"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}, {"type": "string"}]}
+    ),
+]
+"""In a file, the name of one with a value a line as well, which reading it puts in its place."""
 Value = float | str
 """A label as records hold it: a number in a similarity task, else the label's name."""
 
@@ -31,11 +39,22 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Shot(_Closed):
+    """A worked example of a label: its instruction, filled and answered."""
+
+    text: Text = Field(description="What is to be written.")
+    input: Text | None = Field(default=None, description="What fills <X1>, if the instruction holds it.")
+    variables: dict[StrictStr, Text] = Field(default_factory=dict, description="What fills the other placeholders.")
+
+
 class LabelSpec(_Closed):
     """One label: what the model is asked, and which labels' texts it must not write."""
 
     instruction: StrictStr = Field(description="The prompt; ends with the opening quotation mark, e.g. 'Review: \"'.")
     counter_labels: tuple[StrictStr, ...] = Field(default=(), description="Labels whose texts must be unlikely here.")
+    examples: tuple[Shot, ...] = Field(
+        default=(), description="Shown before the instruction, in this order, each with the instruction as its own."
+    )
 
 
 class SpecSampling(_Closed):
@@ -59,8 +78,10 @@ class TaskSpec(_Closed):
         default=None,
         description="The spec that writes the inputs <X1>: a path relative to this file, or the spec itself.",
     )
-    variables: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], Annotated[list[Text], Field(min_length=1)]] = (
-        Field(default_factory=dict, description="Values for placeholders, e.g. TOPIC fills <TOPIC>; drawn per sample.")
+    variables: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], Choices] = Field(
+        default_factory=dict,
+        description="Values for placeholders, e.g. TOPIC fills <TOPIC>, drawn per sample: a list, or a file that holds "
+        "one a line, its path relative to this file.",
     )
     stop: Text = Field(
         default='"', description="The string that closes a text; instructions end with its opening form."
@@ -92,10 +113,13 @@ class TaskSpec(_Closed):
     def digest(self) -> str:
         """Hash of all that decides what is written: labels, stop string, variables. Descriptions do not count."""
         parts = self.model_dump(mode="json", include={"labels", "stop", "variables", "label_type"})
+        for label in parts["labels"].values():
+            if not label["examples"]:  # as it was before there were any
+                del label["examples"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def prompt(self, label: str, text: str | None = None, values: Mapping[str, str] | None = None) -> str:
-        """Return the label's instruction with its placeholders filled.
+        """Return the label's examples and its instruction with its placeholders filled.
 
         The text is inserted literally: what looks like a placeholder in it stays as it is. Where the stop string is
         the straight quotation mark, such marks inside the text are shown to the model as apostrophes.
@@ -105,21 +129,45 @@ class TaskSpec(_Closed):
             text: the input that fills ``<X1>``.
             values: a value for each variable.
         """
+        shots = "".join(
+            f"{self._filled(label, shot.input, shot.variables)}{self._shown(shot.text)}{self.stop}\n\n"
+            for shot in self.labels[label].examples
+        )
+        return shots + self._filled(label, text, values or {})
+
+    def _filled(self, label: str, text: str | None, values: Mapping[str, str]) -> str:
         before, has_text, after = self.labels[label].instruction.partition(X1)
         if not has_text:
-            return _fill(before, values or {})
+            return _fill(before, values)
         if text is None:
             raise ValueError("an instruction with <X1> needs a text")
-        shown = text.replace('"', "'") if self.stop == '"' else text
-        return _fill(before, values or {}) + shown + _fill(after, values or {})
+        return _fill(before, values) + self._shown(text) + _fill(after, values)
+
+    def _shown(self, text: str) -> str:
+        return text.replace('"', "'") if self.stop == '"' else text
+
+    def opening(self, label: str) -> str:
+        """Return what an answer begins with: the instruction's last line, or the mark that opens a text.
+
+        It is the mark alone where that line is the only one, or holds a placeholder.
+        """
+        instruction = self.labels[label].instruction
+        _, several, line = instruction.rpartition("\n")
+        if several and not PLACEHOLDER.search(line):
+            return line
+        marks = (self.stop, *OPENING.get(self.stop, ""))
+        return next(mark for mark in marks if instruction.endswith(mark))
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What no text repeats: how the instructions' lines begin, such as ``Task:``, and long lines without inputs."""
+        """What no text repeats: how the instructions' lines begin, such as ``Task:``, and long lines without inputs,
+        and the examples."""
         lines = [line for label in self.labels.values() for line in label.instruction.splitlines()]
         heads = [found[0] for line in lines if (found := FIELD.match(line))]
         rests = [FIELD.sub("", line, count=1).strip() for line in lines]
-        return tuple(dict.fromkeys([*heads, *(rest for rest in rests if len(rest) >= LONG_LINE and "<" not in rest)]))
+        rests = [rest for rest in rests if "<" not in rest]
+        shots = [shot.text for label in self.labels.values() for shot in label.examples]
+        return tuple(dict.fromkeys([*heads, *(text for text in [*rests, *shots] if len(text) >= LONG_LINE)]))
 
     def can_show(self, text: str) -> bool:
         """Whether the text may stand between quotes: a stop string that cannot be softened would end it early."""
@@ -137,6 +185,7 @@ def load_spec(path: str | Path, _parents: tuple[Path, ...] = ()) -> TaskSpec:
         SpecError: the file is unreadable or wrong; the error lists everything that is wrong with it.
     """
     raw, problems = _read(Path(path))
+    problems += list(_inline_variables(raw, Path(path)))
     parents = (*_parents, Path(path).resolve())
     problems += list(_find_problems(raw, Path(path), parents))
     if problems:
@@ -183,6 +232,23 @@ def _encodable(raw: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _inline_variables(raw: Any, path: Path) -> Iterator[str]:
+    """Put the lines of files in the places where variables name them; yield what is wrong with the files."""
+    for spec in (raw, raw.get("inputs")) if isinstance(raw, dict) else ():
+        variables = spec.get("variables") if isinstance(spec, dict) else None
+        if not isinstance(variables, dict):
+            continue
+        for name, file in [(name, value) for name, value in variables.items() if isinstance(value, str)]:
+            variables[name] = [file]
+            try:
+                lines = (path.parent / file).read_bytes().decode("utf-8-sig").splitlines()
+                variables[name] = [line.strip() for line in lines if line.strip()]
+            except OSError as error:
+                yield f"variables, {name}: {file} cannot be read: {error.strerror}; give a file, or a list of values"
+            except UnicodeDecodeError as error:
+                yield f"variables, {name}: {file}, byte {error.start} is not UTF-8; save the file as UTF-8"
 
 
 def _doubled(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -279,6 +345,25 @@ def _label_problems(raw: dict[str, Any]) -> Iterator[str]:
                 yield f'{where}: counter label "{counter}" is not a label; choose from {choices}'
         if isinstance(counters, list) and len(counters) > len(dict.fromkeys(map(str, counters))):
             yield f"{where}: a counter label stands twice; keep one"
+        yield from _shot_problems(label, text, stop, where)
+
+
+def _shot_problems(label: dict[str, Any], instruction: str, stop: Any, where: str) -> Iterator[str]:
+    shots = label.get("examples")
+    wanted = set(PLACEHOLDER.findall(instruction))
+    for number, shot in enumerate(shots if isinstance(shots, list) else (), start=1):
+        if not isinstance(shot, dict):
+            continue
+        given = {*(shot["variables"] if isinstance(shot.get("variables"), dict) else ())}
+        given |= {"X1"} if shot.get("input") is not None else set()
+        place = f"{where}, examples, item {number}"
+        for name in sorted(wanted - given):
+            yield f'{place}: nothing fills <{name}>; add "{"input" if name == "X1" else "variables"}"'
+        for name in sorted(given - wanted):
+            yield f"{place}: the instruction lacks <{name}>; remove its value"
+        for text in (shot.get("text"), shot.get("input")):
+            if isinstance(text, str) and isinstance(stop, str) and stop != '"' and stop and stop in text:
+                yield f"{place}: {text!r} holds the stop string {stop}; write it otherwise"
 
 
 def _variable_problems(raw: dict[str, Any]) -> Iterator[str]:
@@ -294,6 +379,11 @@ def _variable_problems(raw: dict[str, Any]) -> Iterator[str]:
             yield "variables, X1: the name is taken by the input; choose another"
         elif variable not in used:
             yield f"variables, {variable}: no instruction holds <{variable}>; use it or remove it"
+    stop = raw.get("stop", '"')
+    for variable, values in variables.items():
+        for value in values if isinstance(values, list) and isinstance(stop, str) and stop else ():
+            if isinstance(value, str) and stop in value:
+                yield f"variables, {variable}: {value!r} holds the stop string {stop}; write it otherwise"
 
 
 def _input_problems(raw: dict[str, Any], path: Path, parents: tuple[Path, ...]) -> Iterator[str]:

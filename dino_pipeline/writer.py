@@ -224,9 +224,6 @@ def sample_key(spec: TaskSpec, seed: int, text: str | None, label: str, sample: 
 
 def drawn_values(spec: TaskSpec, key: tuple[str | int, ...]) -> dict[str, str]:
     """Return a value for each of the spec's variables, drawn by the sample's key."""
-    if not spec.variables:
-        return {}
-    draws = uniforms((*key, "variables"), len(spec.variables))
-    return {
-        name: of[int(draw * len(of))] for (name, of), draw in zip(sorted(spec.variables.items()), draws, strict=True)
-    }
+    choices = sorted(spec.variables.items())
+    draws = uniforms((*key, "variables"), len(choices))
+    return {name: of[int(draw * len(of))] for (name, of), draw in zip(choices, draws, strict=True)}

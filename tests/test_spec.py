@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_pipeline.errors import SpecError
-from dino_pipeline.spec import TaskSpec, load_spec
+from dino_pipeline.spec import LabelSpec, TaskSpec, load_spec
 
 SPECS = Path(__file__).parent.parent / "task_specs"
 PLAIN: dict[str, Any] = {
@@ -81,6 +81,20 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
         ({"stop": "»"}, ['label "1": the instruction must end with the opening »', 'label "0": the instruction']),
         ({"label_type": "score", "labels/x": {"instruction": '<X1> "'}}, ["label_type: 'score' needs labels"]),
         ({"inputs": "nowhere.json"}, ["inputs ("]),
+        (
+            {"variables": {"TOPIC": "no.txt"}, "labels/1/instruction": '<TOPIC> <X1>: "'},
+            ["variables, TOPIC: no.txt cannot"],
+        ),
+        (
+            {"variables": {"TOPIC": ["a", 'b "c"']}, "labels/1/instruction": '<TOPIC> <X1>: "'},
+            ["variables, TOPIC: 'b \"c\"' holds the stop string"],
+        ),
+        ({"labels/1/examples": [{"text": "a"}]}, ['label "1", examples, item 1: nothing fills <X1>; add "input"']),
+        ({"labels/1/examples": [{"input": "a"}]}, ['label "1", examples, item 1, text: missing']),
+        (
+            {"labels/1/examples": [{"input": "a", "text": "b", "variables": {"TOPIC": "c"}}]},
+            ['label "1", examples, item 1: the instruction lacks <TOPIC>'],
+        ),
         ({"inputs": "spec.json"}, ["inputs: spec.json leads back to this spec"]),
         ({"inputs": {"task_name": "i", "labels": {"a": {"instruction": '<X1> "'}}}}, ["inputs: its instructions hold"]),
         ({"inputs": {"task_name": "i", "labels": {"a": {"instruction": "x"}}}}, ['inputs, label "a": the instruction']),
@@ -185,3 +199,47 @@ def test_a_stop_string_in_an_input_is_softened_or_refused() -> None:
 def test_the_digest_follows_what_decides_the_texts() -> None:
     assert spec_with().digest == spec_with(description="other", language="de").digest
     assert spec_with().digest != TaskSpec.model_validate(changed({"labels/0/counter_labels": []})).digest
+
+
+def test_examples_stand_before_the_instruction_in_their_order() -> None:
+    shots = [
+        {"input": 'A "cat"', "text": "A pet", "variables": {"TOPIC": "art"}},
+        {"input": "<TOPIC>", "text": 'It is "so"', "variables": {"TOPIC": "law"}},
+    ]
+    change = {"labels/1/instruction": '<TOPIC>: "<X1>": "', "labels/1/examples": shots, "variables": {"TOPIC": ["a"]}}
+    spec = TaskSpec.model_validate(changed(change))
+    assert spec.prompt("1", "x", {"TOPIC": "a"}) == (
+        'art: "A \'cat\'": "A pet"\n\nlaw: "<TOPIC>": "It is \'so\'"\n\na: "x": "'
+    )
+    reversed_ = TaskSpec.model_validate(changed({**change, "labels/1/examples": shots[::-1]}))
+    without = TaskSpec.model_validate(changed({**change, "labels/1/examples": []}))
+    assert len({spec.digest, reversed_.digest, without.digest}) == 3
+    del change["labels/1/examples"]
+    assert TaskSpec.model_validate(changed(change)).digest == without.digest
+    long = TaskSpec.model_validate(
+        changed({"labels/1/examples": [{"input": "x", "text": "A long text that none repeats"}]})
+    )
+    assert "A long text that none repeats" in long.fields
+
+
+def test_variables_come_from_files_beside_the_spec(tmp_path: Path) -> None:
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    (folder / "topics.txt").write_text("\ufeffart\n\n law \n", encoding="utf-8")
+    change: dict[str, Any] = {"labels/1/instruction": '<TOPIC>: "<X1>": "', "variables": {"TOPIC": "topics.txt"}}
+    inputs = {"task_name": "i", "labels": {"a": {"instruction": '<T>: "'}}, "variables": {"T": "topics.txt"}}
+    (folder / "spec.json").write_text(json.dumps(changed({**change, "inputs": inputs})))
+    found = load_spec(folder / "spec.json")
+    assert found.variables == {"TOPIC": ["art", "law"]}
+    assert isinstance(found.inputs, TaskSpec) and found.inputs.variables == {"T": ["art", "law"]}
+    inline = TaskSpec.model_validate(changed({**change, "variables": {"TOPIC": ["art", "law"]}}))
+    assert inline.digest == found.digest
+
+
+def test_the_beginning_of_an_answer() -> None:
+    def opening(instruction: str, stop: str = '"') -> str:
+        return TaskSpec(task_name="t", labels={"a": LabelSpec(instruction=instruction)}, stop=stop).opening("a")
+
+    assert opening('Task: Write.\nSentence 1: "<X1>"\nSentence 2: "') == 'Sentence 2: "'
+    assert opening('Write a sentence: "') == opening('Task: Write.\nAbout <X1>: "') == '"'
+    assert opening("Schreibe einen Satz: „", "“") == "„"
