@@ -28,7 +28,7 @@ from dino_pipeline.console import Console, table
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.generate import generate
 from dino_pipeline.inputs import InputFile, distinct
-from dino_pipeline.loading import load_decoder
+from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
@@ -62,7 +62,7 @@ def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int
 
 def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
     """Return seconds, kept pairs and bytes of memory of one size."""
-    decoder = load_decoder(str(pocket.GENERATOR), dtype="float32", device="cpu")
+    decoder = load_decoder(Generator(str(pocket.GENERATOR), dtype="float32"), device="cpu")
     inputs = InputFile(folder / "inputs.txt", "text")
     write(Run(folder / f"warm-up-{num_inputs}"), decoder, inputs, WARM_UP)
     memory = Memory()

@@ -22,7 +22,7 @@ from dino_pipeline.console import table
 from dino_pipeline.debias import debias
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.lane import Request
-from dino_pipeline.loading import load_decoder
+from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec, load_spec
@@ -76,7 +76,7 @@ def compared(full: Decoder, half: Decoder, asked: Sequence[Request]) -> Iterator
 def main(model: str, num_inputs: int) -> None:
     """Print mean total variation between float32 and bfloat16."""
     path = model_path(model, "GENERATOR")
-    full, half = (load_decoder(path, dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
+    full, half = (load_decoder(Generator(path, dtype=dtype), device="cpu") for dtype in ("float32", "bfloat16"))
     inputs = random.Random(0).sample(shard_sentences(11, 0, 10 * num_inputs), num_inputs)
     spec = load_spec("task_specs/sts-x2.json")
     found: dict[str, list[float]] = {}

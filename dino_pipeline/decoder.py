@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dino_pipeline.chat import marks, render
 from dino_pipeline.devices import Coming, is_out_of_memory, put
 from dino_pipeline.errors import ModelError
 from dino_pipeline.graphs import FixedSlots
@@ -87,12 +88,18 @@ class Decoder:
         tokenizer: its tokenizer.
         rows: prompts that run side by side; more is faster until memory or cores are full. Where memory runs out, half
             as many go on.
+        chat: put prompts into the tokenizer's chat template.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rows: int = 128) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rows: int = 128, chat: bool = False
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.rows = rows
+        self.chat = chat
+        self.marks = marks(tokenizer) if chat else ()
+        """What no text may hold."""
         self.vocab = model.get_output_embeddings().weight.shape[0]
         self.banned = banned_tokens(tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -101,8 +108,17 @@ class Decoder:
         self.delay = 1 if model.device.type == "cuda" else 0
         """Steps that are under way while an older one is read: a GPU need not wait for what the CPU makes of it."""
 
+    def render(self, prompt: str, opening: str) -> str:
+        """Return a prompt as the model reads it, given the part with which an answer begins."""
+        return render(self.tokenizer, prompt, opening) if self.chat else prompt
+
     def encode(self, texts: Sequence[str]) -> list[Prompt]:
-        """Return the token ids of prompts, with what the tokenizer puts in front; ``</s>`` in a text is only text."""
+        """Return the token ids of rendered prompts, with what the tokenizer puts in front.
+
+        ``</s>`` in a text is only text; of a chat template it is the template's own.
+        """
+        if self.chat:
+            return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         return [tuple(ids) for ids in self.tokenizer(list(texts), split_special_tokens=True)["input_ids"]]
 
     def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
@@ -153,7 +169,7 @@ class Decoder:
         prompt, as a reader would find it.
 
         Args:
-            pairs: prompt and text, each at least a token.
+            pairs: rendered prompt and text, each at least a token.
             stop: what ends a text.
         """
         prompts = dict.fromkeys(prompt for prompt, _ in pairs)

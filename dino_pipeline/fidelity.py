@@ -142,7 +142,7 @@ def _write(
     requests = []
     for label, text, sample in asked:
         labels = (label, *spec.labels[label].counter_labels)
-        prompts = decoder.encode([spec.prompt(name, text) for name in labels])
+        prompts = decoder.encode([decoder.render(spec.prompt(name, text), spec.opening(name)) for name in labels])
         requests.append(Request(tuple(prompts), (seed, spec.digest, text or "", label, sample)))
     completions: dict[int, Completion] = {}
     for completion in decoder.sample(requests, sampling, stop=spec.stop):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import psutil
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from dino_pipeline.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoder import Decoder
-from dino_pipeline.errors import ModelError, first_line
+from dino_pipeline.errors import ModelError, OptionError, first_line
 from dino_pipeline.selfcheck import sees_ahead
 from dino_pipeline.tuning import faster_dtype, tune
 
@@ -24,20 +26,53 @@ LENGTH = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_dtype(name: str, *, revision: str | None = None, device: str) -> str:
+@dataclass(frozen=True)
+class Generator:
+    """A language model, and all that decides what it computes."""
+
+    path: str
+    """Folder or Hub id."""
+    revision: str | None = None
+    """On the Hub."""
+    dtype: str = "float32"
+    """``float32``, ``bfloat16`` or ``float16``."""
+    adapter: str | None = None
+    """Folder or Hub id of a LoRA adapter for it."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Load its weights in so many bits, by bitsandbytes."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    chat: bool = False
+    """Put prompts into its chat template."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the library's loaders are told."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def has_chat_template(generator: Generator) -> bool:
+    """Say whether a model's tokenizer brings a chat template."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(generator.path, **generator.source)
+    except (OSError, ValueError, KeyError, ImportError):
+        return False  # what is wrong with the model is said when it is loaded
+    return tokenizer.chat_template is not None
+
+
+def pick_dtype(generator: Generator, *, device: str) -> str:
     """Return the dtype that a model is fastest in here, by a measurement; a narrow model stays in float32."""
     try:
-        width = AutoConfig.from_pretrained(name, revision=revision).get_text_config().hidden_size
+        config = AutoConfig.from_pretrained(generator.path, **generator.source)
+        width = config.get_text_config().hidden_size
     except (OSError, ValueError, KeyError, AttributeError):
         return "float32"  # what is wrong with the model is said when it is loaded
     return "float32" if width < NARROW else faster_dtype(device, width)
 
 
 def load_decoder(
-    name: str,
+    generator: Generator,
     *,
-    revision: str | None = None,
-    dtype: str,
     device: str,
     device_map: str | None = None,
     rows: int | None = None,
@@ -47,9 +82,7 @@ def load_decoder(
     """Load a model and its tokenizer from a folder or the Hub.
 
     Args:
-        name: folder or Hub id.
-        revision: the model's on the Hub.
-        dtype: "float32", "bfloat16" or "float16".
+        generator: which, and how.
         device: where the model runs.
         device_map: how accelerate spreads a model that one card does not hold ("auto", "balanced", ...), instead of
             ``device``.
@@ -60,41 +93,77 @@ def load_decoder(
     Raises:
         ModelError: it cannot be loaded, or is no decoder-only causal language model.
     """
-    tokenizer, model = _load(name, revision, dtype, device, device_map)
+    tokenizer, model = _load(generator, device, device_map)
     if sees_ahead(model):
         raise ModelError(
-            f"{name}: cannot be loaded as a causal language model (its predictions depend on later tokens, as an "
-            "encoder's do); give a decoder-only model"
+            f"{generator.path}: cannot be loaded as a causal language model (its predictions depend on later tokens, "
+            "as an encoder's do); give a decoder-only model"
         )
     rows = rows or rows_that_fit(model)
-    if device_map is None:
+    whole = device_map is None and generator.quantize is None
+    if whole:
         tune(model, rows)
-    decoder = Decoder(model, tokenizer, rows=rows)
+    decoder = Decoder(model, tokenizer, rows=rows, chat=generator.chat)
     if compiled == "on":
         compile_step(decoder)
-    elif compiled == "auto" and device_map is None:
+    elif compiled == "auto" and whole:
         compile_if_it_pays(decoder, row_tokens)
     return decoder
 
 
-def _load(name: str, revision: str | None, dtype: str, device: str, device_map: str | None) -> tuple[Any, Any]:
-    placed = {} if device_map is None else {"device_map": device_map}
+def _load(generator: Generator, device: str, device_map: str | None) -> tuple[Any, Any]:
+    name, source = generator.path, generator.source
+    placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    if generator.quantize:
+        placed = {"device_map": device_map or {"": device}, "quantization_config": _quantization(generator)}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=DTYPES[dtype], **placed)
-        if model.config.is_encoder_decoder:
-            raise ModelError(f"{name}: is an encoder-decoder; give a decoder-only model")
-        return tokenizer, model.eval() if placed else model.to(device).eval()
+        config: Any = AutoConfig.from_pretrained(name, **source)
+        if config.is_encoder_decoder:
+            raise ModelError(
+                f"{name}: is an encoder-decoder, whose texts follow no prompt that could be contrasted token by token; "
+                "give a decoder-only model"
+            )
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, **source, dtype=DTYPES[generator.dtype], **placed)
+        model = model if placed else model.to(device)
+        return tokenizer, (_adapted(model, generator, generator.adapter) if generator.adapter else model).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{name}: does not fit on {device_map or device} in {dtype}; use --device-map auto, --dtype bfloat16, or a "
-            "smaller model"
+            f"{name}: does not fit on {device_map or device} in {generator.dtype}; use --device-map auto, "
+            "--dtype bfloat16, --quantize 4bit, or a smaller model"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{name}: cannot be loaded as a causal language model ({first_line(error)}); "
             "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
         ) from error
+
+
+def _quantization(generator: Generator) -> BitsAndBytesConfig:
+    _need("bitsandbytes", "--quantize")
+    if generator.quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=DTYPES[generator.dtype])
+
+
+def _adapted(model: Any, generator: Generator, adapter: str) -> Any:
+    """Return a model with a LoRA adapter, merged into its weights unless they are quantised."""
+    _need("peft", "--adapter")
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        return adapted.get_base_model() if generator.quantize else adapted.merge_and_unload()
+    except Exception as error:  # peft raises whatever its parts do
+        raise ModelError(
+            f"{adapter}: is no adapter for {generator.path} ({first_line(error)}); give one that was trained "
+            "on this model"
+        ) from error
+
+
+def _need(package: str, option: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise OptionError(f"{option} needs {package}, which is not installed: pip install {package}")
 
 
 def rows_that_fit(model: PreTrainedModel) -> int:

@@ -27,12 +27,14 @@ class Asked(NamedTuple):
 
     id: int
     text: str
-    prompts: tuple[str, ...]
+    prompts: tuple[tuple[str, str], ...]
+    """Each with the part with which an answer begins."""
 
     @property
     def key(self) -> str:
         """What the answer depends on, beside the model."""
-        return xxhash.xxh3_128_hexdigest("\x1f".join((*self.prompts, self.text)).encode())
+        prompts = (prompt for prompt, _ in self.prompts)
+        return xxhash.xxh3_128_hexdigest("\x1f".join((*prompts, self.text)).encode())
 
 
 class LabelScores:
@@ -48,7 +50,9 @@ class LabelScores:
         self.number = 0
         begun = run.stage("generate")["options"]
         self.seed = begun["seed"]
-        about = {name: begun.get(name) for name in ("spec", "model", "revision", "fingerprint", "dtype")}
+        loaded = ("dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
+        names = ("spec", "model", "revision", "fingerprint", *loaded)
+        about = {name: begun[name] for name in names if name in begun}
         if self._about() != about:
             remove(run.label_scores)
             write_json(run.label_scores / "about.json", about)
@@ -94,7 +98,8 @@ class LabelScores:
     def _asked(self, at: int, text_a: str, text_b: str | None, label: str, sample: int) -> Asked:
         shown, text = (text_a, text_b) if text_b is not None else (None, text_a)
         values = drawn_values(self.spec, sample_key(self.spec, self.seed, shown, label, sample))
-        return Asked(at, text, tuple(self.spec.prompt(name, shown, values) for name in self.spec.labels))
+        prompts = ((self.spec.prompt(name, shown, values), self.spec.opening(name)) for name in self.spec.labels)
+        return Asked(at, text, tuple(prompts))
 
     def _score(self, table: Table, batch: list[Asked]) -> None:
         """Take scores from the cache, ask for the others, and store all."""
@@ -104,7 +109,7 @@ class LabelScores:
             for key, logprobs, tokens in table.run("SELECT * FROM cache WHERE key IN (SELECT unnest(?))", list(keys))
         }
         if new := [asked for key, asked in keys.items() if key not in found]:
-            scored = self._ask([(prompt, asked.text) for asked in new for prompt in asked.prompts])
+            scored = self._ask(new)
             each = len(self.spec.labels)
             answers = {asked.key: scored[at * each : (at + 1) * each] for at, asked in enumerate(new)}
             rows = [
@@ -126,7 +131,9 @@ class LabelScores:
         ]
         table.insert("scores", pa.Table.from_pylist(entries, schema=SCORES))
 
-    def _ask(self, pairs: list[tuple[str, str]]) -> list[Scored]:
+    def _ask(self, new: list[Asked]) -> list[Scored]:
         if self.decoder is None:
             self.decoder = self.load(0)
+        render = self.decoder.render
+        pairs = [(render(*prompt), asked.text) for asked in new for prompt in asked.prompts]
         return self.decoder.score(pairs, stop=self.spec.stop)

@@ -152,6 +152,8 @@ class Writer:
     def _input_defect(self, task: Task, prompts: Sequence[tuple[int, ...]]) -> str | None:
         if task.text is not None and not self.spec.can_show(task.text):
             return f"the input holds the stop string {self.spec.stop}"
+        if mark := next((mark for mark in self.decoder.marks if mark in (task.text or "")), None):
+            return f"the input holds {mark} of the model's chat template"
         if not self.decoder.fits(prompts, self.sampling.max_new_tokens):
             return f"the prompt leaves less than {self.sampling.max_new_tokens} tokens of the model's context"
         return None
@@ -160,7 +162,10 @@ class Writer:
         """Return the own prompt, then those of the counter-labels."""
         values = drawn_values(self.spec, self._key(task))
         labels = (task.label, *self.spec.labels[task.label].counter_labels)
-        return [self.spec.prompt(label, task.text, values) for label in labels]
+        return [
+            self.decoder.render(self.spec.prompt(label, task.text, values), self.spec.opening(label))
+            for label in labels
+        ]
 
     def _key(self, task: Task) -> tuple[str | int, ...]:
         """Return what the sample's random numbers depend on: the input by its text, so that order does not matter."""
@@ -185,6 +190,8 @@ class Writer:
             return "newline"
         if not completion.text.strip():
             return "empty"
+        if any(mark in completion.text for mark in self.decoder.marks):
+            return "a mark of the chat template"
         if len(completion.text.split()) < self.options.min_words:
             return f"fewer than {self.options.min_words} words"
         if len(completion.tokens) - (completion.finish == "stop") < self.options.min_tokens:

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"} | {"measures"},
-    {"examples", "spec", "stops", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
+    {"examples", "spec", "stops", "chat", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
     | {"attention", "prefill", "dedup"},
     {"run", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
     {"graphs", "lane", "selfcheck", "contamination", "near", "corpus", "trainability"},

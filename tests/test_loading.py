@@ -16,7 +16,7 @@ from dino_pipeline import compiling, loading
 from dino_pipeline.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.errors import ModelError
-from dino_pipeline.loading import load_decoder, rows_that_fit
+from dino_pipeline.loading import Generator, load_decoder, rows_that_fit
 from dino_pipeline.slots import Slots
 from tests.test_decoder import requests, sampled
 from tests.toys import char_tokenizer, save_generator, tiny_model
@@ -42,10 +42,10 @@ def test_rows_are_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch, archit
 def test_a_model_spread_over_devices_writes_the_same(tmp_path: Path) -> None:
     """Spread over memory and disk, as accelerate does where one card is too small; hooks bring weights in."""
     folder = save_generator(tmp_path / "model", "llama")
-    whole = load_decoder(str(folder), dtype="float32", device="cpu")
+    whole = load_decoder(Generator(str(folder), dtype="float32"), device="cpu")
     asked = requests(whole)
     expected = sampled(whole, asked)
-    spread = load_decoder(str(folder), dtype="float32", device="cpu", device_map="auto")
+    spread = load_decoder(Generator(str(folder), dtype="float32"), device="cpu", device_map="auto")
     assert sampled(spread, asked) == expected
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
     places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -62,7 +62,7 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(ModelError, match="does not fit on cpu in float32; use --device-map auto"):
-        load_decoder(str(folder), dtype="float32", device="cpu")
+        load_decoder(Generator(str(folder), dtype="float32"), device="cpu")
 
 
 def slow(seconds: float) -> Callable[[Any], Any]:

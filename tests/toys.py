@@ -82,6 +82,16 @@ def char_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+CHAT = "<cls>{% for message in messages %}{{ message.role[0] }}: {{ message.content }}<sep>{% endfor %}"
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the same with a chat template."""
+    tokenizer = char_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
 def tiny_model(architecture: str, seed: int = 0) -> Any:
     """Return a causal language model with random weights."""
     torch.manual_seed(seed)

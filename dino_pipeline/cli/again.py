@@ -29,6 +29,8 @@ def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
     options = generated["options"]
     values = {**options, **options["sampling"], "revision": options["revision"] or generated.get("model_commit")}
     brought = "texts" in options.get("inputs", {})
+    if options["model"] != "pocket":
+        values.setdefault("chat", "off")
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
     values["further"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
@@ -50,6 +52,8 @@ def _lacks(run: Run) -> list[str]:
     lacks += [f"the file {Path(name).name}" for name in filtered["exclude"] if Path(name).is_file()]
     if model != "pocket" and generated["options"]["fingerprint"]:
         lacks.append(f"the generator {public(model)}, a folder")
+    if generated["options"].get("adapter_fingerprint"):
+        lacks.append(f"the adapter {public(generated['options']['adapter'])}, a folder")
     if filtered["semantic_fingerprint"]:
         lacks.append(f"the encoder {public(filtered['semantic'])}, a folder")
     return lacks

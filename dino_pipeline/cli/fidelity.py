@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ def evaluate_generators(
     from dino_pipeline.console import Console
     from dino_pipeline.examples import write_json
     from dino_pipeline.fidelity import measure, summarise
-    from dino_pipeline.loading import load_decoder, pick_dtype
+    from dino_pipeline.loading import Generator, load_decoder, pick_dtype
     from dino_pipeline.run import Run
 
     for model in models:
@@ -34,8 +34,8 @@ def evaluate_generators(
     results = []
     device, console = pick_device(None), Console()
     for model in models:
-        path = model_path(model, "GENERATOR")
-        decoder = load_decoder(path, dtype=pick_dtype(path, device=device), device=device)
+        generator = Generator(model_path(model, "GENERATOR"))
+        decoder = load_decoder(replace(generator, dtype=pick_dtype(generator, device=device)), device=device)
         try:
             found = [
                 quality

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import command, model_path, pick_device, run_or_file
+from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
@@ -195,10 +196,7 @@ def _scores(run: Run, device: str | None) -> Any:
     def load(row_tokens: int) -> Any:
         from dino_pipeline.loading import load_decoder
 
-        path = model_path(begun["model"], "GENERATOR")
-        return load_decoder(
-            path, revision=begun["revision"], dtype=begun["dtype"], device=pick_device(device), row_tokens=row_tokens
-        )
+        return load_decoder(generator_of(begun), device=pick_device(device), row_tokens=row_tokens)
 
     return LabelScores(run, load, Console())
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path, or_dash, pick_device
+from dino_pipeline.cli.base import command, or_dash, pick_device
+from dino_pipeline.cli.models import chosen_generator, model_options, recorded
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ class Further(click.ParamType[tuple[str, int]]):
 @click.command()
 @click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
-@click.option("--model", default="pocket", show_default=True, help="Folder or Hub id of a causal language model.")
-@click.option("--revision", help="The model's revision on the Hub.")
+@model_options
 @click.option(
     "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
 )
@@ -86,13 +86,6 @@ class Further(click.ParamType[tuple[str, int]]):
     default="auto",
     show_default=True,
     help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024. Speed only.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="auto: bfloat16 where it is faster, by a measurement; a run keeps what it began with.",
 )
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
 @click.option(
@@ -133,7 +126,7 @@ class Further(click.ParamType[tuple[str, int]]):
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     """Write texts for every input and label of a task SPEC; goes on where an earlier call was stopped."""
-    from dino_pipeline.run import Run, model_fingerprint
+    from dino_pipeline.run import Run
     from dino_pipeline.spec import load_spec
 
     found = load_spec(spec_file)
@@ -153,19 +146,19 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     if options["compiled"] == "on" and options["device_map"]:
         raise OptionError("--compile on and --device-map exclude each other; leave one out")
     device = pick_device(options["device"])
-    path = model_path(options["model"], "GENERATOR")
-    dtype = options["dtype"] if options["dtype"] != "auto" else _auto_dtype(run, path, device, options)
+    begun = {} if options["fresh"] else run.stage("generate").get("options", {})
+    generator = chosen_generator(options, begun, device)
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     console = Console()
+    if generator.chat and options["chat"] == "auto":
+        console.note("prompts go into the model's chat template (--chat off: as they are)")
     decoder: Decoder | None = None
     fresh = options["fresh"]
 
     def load(row_tokens: int) -> Decoder:
         nonlocal decoder
         if decoder is None:  # rounds of --until-target share it
-            decoder = load_decoder(
-                path, revision=options["revision"], dtype=dtype, device=device, row_tokens=row_tokens, **speed
-            )
+            decoder = load_decoder(generator, device=device, row_tokens=row_tokens, **speed)
         return decoder
 
     def write(more: Sequence[More]) -> str:
@@ -176,12 +169,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
             load,
             chosen,
             console,
-            model={
-                "model": options["model"],
-                "revision": options["revision"],
-                "fingerprint": model_fingerprint(path),
-                "dtype": dtype,
-            },
+            model=recorded(options["model"], generator),
             inputs=texts,
             settings={"device": device, **speed},
             fresh=fresh,
@@ -275,13 +263,6 @@ def _write_until(
     rows = [[label, str(min(tally.kept, target)), str(max(0, target - tally.kept))] for label, tally in found.items()]
     click.echo(table(["label", "pairs", "missing"], rows))
     return states[0]
-
-
-def _auto_dtype(run: Run, path: str, device: str, options: dict[str, Any]) -> str:
-    from dino_pipeline.loading import pick_dtype
-
-    begun = {} if options["fresh"] else run.stage("generate").get("options", {})
-    return begun.get("dtype") or pick_dtype(path, revision=options["revision"], device=device)
 
 
 def _inputs(file: Path | None, input_format: str) -> InputFile | None:

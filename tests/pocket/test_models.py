@@ -13,7 +13,7 @@ from dino_pipeline.cli import main
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.fidelity import Quality, measure, sts_spec, summarise
-from dino_pipeline.loading import load_decoder
+from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
 from dino_pipeline.progress import Progress
@@ -33,7 +33,7 @@ class Silence:
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return load_decoder(str(pocket.GENERATOR), dtype="float32", device="cpu", rows=64)
+    return load_decoder(Generator(str(pocket.GENERATOR), dtype="float32"), device="cpu", rows=64)
 
 
 @pytest.fixture(scope="module")
