@@ -18,6 +18,8 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: str, opening: str) -> str
     Raises:
         ModelError: there is no template, or it does not leave an answer open.
     """
+    if tokenizer.chat_template is None:
+        raise ModelError("the model has no chat template; give a chat model, or --chat off")
     messages = [
         {"role": "user", "content": prompt.removesuffix(opening).rstrip()},
         {"role": "assistant", "content": opening},

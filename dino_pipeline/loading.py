@@ -54,10 +54,23 @@ class Generator:
 def has_chat_template(generator: Generator) -> bool:
     """Say whether a model's tokenizer brings a chat template."""
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(generator.path, **generator.source)
-    except (OSError, ValueError, KeyError, ImportError):
+        return load_tokenizer(generator).chat_template is not None
+    except ModelError:
         return False  # what is wrong with the model is said when it is loaded
-    return tokenizer.chat_template is not None
+
+
+def load_tokenizer(generator: Generator) -> Any:
+    """Load a model's tokenizer alone.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(generator.path, **generator.source)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{generator.path}: its tokenizer cannot be loaded ({first_line(error)}); give a folder or a Hub id"
+        ) from error
 
 
 def pick_dtype(generator: Generator, *, device: str) -> str:
@@ -123,7 +136,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
                 f"{name}: is an encoder-decoder, whose texts follow no prompt that could be contrasted token by token; "
                 "give a decoder-only model"
             )
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = load_tokenizer(generator)
         model: Any = AutoModelForCausalLM.from_pretrained(name, **source, dtype=DTYPES[generator.dtype], **placed)
         model = model if placed else model.to(device)
         return tokenizer, (_adapted(model, generator, generator.adapter) if generator.adapter else model).eval()

@@ -69,10 +69,10 @@ def test_debiasing_under_chat_equals_the_naive_loop() -> None:
 
 def test_a_template_that_closes_the_answer_is_refused() -> None:
     tokenizer = char_tokenizer()
-    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another, or --chat off"):
+    with pytest.raises(ModelError, match="has no chat template; give a chat model, or --chat off"):
         render(tokenizer, 'Task: "', '"')
     tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(ModelError, match="leaves no answer open"):
+    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another, or --chat off"):
         render(tokenizer, 'Task: "', '"')
 
 
@@ -92,6 +92,8 @@ def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "prompts go into the model's chat template (--chat off: as they are)" in done.stderr
     assert "1 prompts left out: the input holds <sep> of the model's chat template" in done.stderr
+    shown = invoke("spec", "show", call[1], "--input", "A dog.", "--model", chat_model)
+    assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown
     options = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]
     assert (options["chat"], "adapter" in options) == ("on", False)
     assert "up to date" in invoke(*call, "--run", tmp_path / "chat")

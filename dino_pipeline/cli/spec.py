@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from dino_pipeline.cli.base import command
+from dino_pipeline.cli.base import command, model_path
 from dino_pipeline.errors import OptionError
 
 
@@ -43,8 +43,9 @@ def spec_check(files: Sequence[Path]) -> None:
 @spec.command("show")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--input", "text", help="The text that fills <X1>.")
+@click.option("--model", help="Show them in this model's chat template.")
 @command
-def spec_show(file: Path, text: str | None) -> None:
+def spec_show(file: Path, text: str | None, model: str | None) -> None:
     """Print the exact prompts of a task spec FILE, label by label."""
     from dino_pipeline.spec import load_spec
 
@@ -53,11 +54,18 @@ def spec_show(file: Path, text: str | None) -> None:
         raise OptionError(f'{file}: its instructions hold <X1>; give a text with --input "..."')
     if text is not None and not found.needs_inputs:
         raise OptionError(f"{file}: its instructions lack <X1>, so --input has no place; leave it out")
+    tokenizer = None
+    if model is not None:
+        from dino_pipeline.chat import render
+        from dino_pipeline.loading import Generator, load_tokenizer
+
+        tokenizer = load_tokenizer(Generator(model_path(model, "GENERATOR")))
     values = {name: choices[0] for name, choices in found.variables.items()}
     for label, rule in found.labels.items():
         counters = ", ".join(rule.counter_labels) or "none"
         click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
-        click.echo(found.prompt(label, text, values))
+        prompt = found.prompt(label, text, values)
+        click.echo(render(tokenizer, prompt, found.opening(label)) if tokenizer else prompt)
 
 
 @spec.command("schema")
