@@ -23,7 +23,8 @@ from transformers import (
 
 from dino_pipeline.debias import debias_scores
 from dino_pipeline.decoder import Decoder
-from dino_pipeline.lane import Lane, Request, Text
+from dino_pipeline.engine import Request
+from dino_pipeline.lane import Lane, Text
 from dino_pipeline.prefill import Prompt
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.stops import Ending, StopRule

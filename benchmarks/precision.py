@@ -21,7 +21,7 @@ from dino_pipeline.cli.base import model_path
 from dino_pipeline.console import table
 from dino_pipeline.debias import debias
 from dino_pipeline.decoder import Decoder
-from dino_pipeline.lane import Request
+from dino_pipeline.engine import Request
 from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.sampling import Sampling

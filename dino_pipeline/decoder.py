@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,49 +15,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.chat import marks, render
 from dino_pipeline.devices import Coming, is_out_of_memory, put
+from dino_pipeline.engine import Completion, Request, Scored
 from dino_pipeline.errors import ModelError
 from dino_pipeline.graphs import FixedSlots
-from dino_pipeline.lane import Lane, Request, Text
+from dino_pipeline.lane import Lane, Text
 from dino_pipeline.next_token import next_tokens
 from dino_pipeline.prefill import Prompt, shared_start
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.scoring import Continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.selfcheck import slots_defect
 from dino_pipeline.slots import PlainRows, Slots
-from dino_pipeline.stops import Ending, Finish, StopRule, banned_tokens
+from dino_pipeline.stops import Ending, StopRule, banned_tokens
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One text written."""
-
-    number: int
-    """Index of its request."""
-    text: str
-    finish: Finish
-    tokens: tuple[int, ...]
-    """All tokens written, the one that closed the text included."""
-    logprob: float
-    """Mean natural-log probability per token under the own prompt, before debiasing, the closing token included."""
-    margin: float | None
-    """``logprob`` minus the best counter-prompt's; None without counters."""
 
 
 def completion(text: Text, ending: Ending) -> Completion:
     """Return a text that has ended."""
     means = np.mean(text.logprobs, axis=0)
     margin = float(means[0] - means[1:].max()) if len(means) > 1 else None
-    return Completion(text.number, ending.text, ending.finish, tuple(text.tokens), float(means[0]), margin)
-
-
-class Scored(NamedTuple):
-    """How likely a text is."""
-
-    logprob: float
-    """Mean natural-log probability per token."""
-    tokens: int
+    tokens = tuple(text.tokens)
+    return Completion(text.number, ending.text, ending.finish, tokens, len(tokens), float(means[0]), margin)
 
 
 @dataclass(frozen=True)
@@ -181,6 +159,10 @@ class Decoder:
         else:
             means = [plain_mean_log_prob(self.model, each, self.banned) for each in asked]
         return [Scored(mean, len(each.tokens)) for mean, each in zip(means, asked, strict=True)]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the commit that a model of the Hub was loaded from."""
+        return {"model_commit": getattr(self.model.config, "_commit_hash", None)}
 
     def _ending(self, text: Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
         if ending := rule.find(text.tokens):

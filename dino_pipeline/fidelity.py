@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 
-from dino_pipeline.decoder import Completion, Decoder
-from dino_pipeline.lane import Request
+from dino_pipeline.decoder import Decoder
+from dino_pipeline.engine import Completion, Request
 from dino_pipeline.pocket.corpus import RELATIONS, prompt, relation_holds
 from dino_pipeline.pocket.frames import Frame, similarity
 from dino_pipeline.pocket.grammar import parse

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
-from dino_pipeline.decoder import Decoder
+from dino_pipeline.engine import Engine, Scorer
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
 from dino_pipeline.inputs import Seen, distinct
@@ -31,11 +31,12 @@ TOKENS = 20
 def generate(
     run: Run,
     spec: TaskSpec,
-    load: Callable[[int], Decoder],
+    load: Callable[[int], Engine],
     options: GenerateOptions,
     watch: Watch,
     *,
     model: dict[str, Any],
+    scorer: Callable[[], Scorer] | None = None,
     inputs: Iterable[str] | None = None,
     settings: dict[str, Any] | None = None,
     fresh: bool = False,
@@ -46,11 +47,12 @@ def generate(
     Args:
         run: where to write.
         spec: what to ask.
-        load: loads the decoder, being told about how many tokens it will write, each counted once for every prompt
+        load: loads the engine, being told about how many tokens it will write, each counted once for every prompt
             that it is written under; called only if something is left to do.
         options: how much and how.
         watch: is told what happens.
         model: what identifies the model (name, revision, dtype ...); another model is another dataset.
+        scorer: loads what tells margins, where the engine does not.
         inputs: texts for ``<X1>``, read more than once; None lets the spec's own inputs spec write them.
         settings: what only changes speed, for the record.
         fresh: start over.
@@ -83,14 +85,15 @@ def generate(
         more=[asdict(each) for each in more],
     )
     state = "new" if state == "new" else "resumed"
-    decoder = load(_row_tokens(run, spec, inputs, options, more))
+    engine = load(_row_tokens(run, spec, inputs, options, more))
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     if spec.needs_inputs and not run.inputs.exists():
-        _store_inputs(run, _new_inputs(run, spec, inputs, decoder, options, watch), options, watch)
+        _store_inputs(run, _new_inputs(run, spec, inputs, engine, options, watch), options, watch)
+        run.note("generate", **engine.facts())
     asked = _count(_stored_inputs(run)) if spec.needs_inputs else None
     total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
-    writer = Writer(spec, decoder, options, options.sampling, watch, progress)
+    writer = Writer(spec, engine, options, options.sampling, watch, progress, scorer() if scorer else None)
     writer.write(_unwritten(_plan(run, spec, options, more), progress, spec))
     watch.progress(progress)
     if not any(count.accepted for count in progress.labels.values()):
@@ -101,7 +104,7 @@ def generate(
         "generate",
         task=spec.task_name,
         label_type="score" if spec.is_scored else "class",
-        model_commit=getattr(decoder.model.config, "_commit_hash", None),
+        **engine.facts(),
         inputs=asked,
         counts=counts,
         mean_margins=margins,
@@ -121,6 +124,8 @@ def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
 
 def _options_record(spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> dict[str, Any]:
     record = asdict(options)
+    if options.best_of == 1:
+        del record["best_of"]
     if not spec.needs_inputs:
         del record["num_inputs"]
     if isinstance(spec.inputs, TaskSpec) and inputs is None:
@@ -220,22 +225,22 @@ def _new_inputs(
     run: Run,
     spec: TaskSpec,
     inputs: Iterable[str] | None,
-    decoder: Decoder,
+    engine: Engine,
     options: GenerateOptions,
     watch: Watch,
 ) -> Iterator[str]:
     if inputs is not None:
         return distinct(inputs)
     assert isinstance(spec.inputs, TaskSpec)
-    return _write_inputs(run, spec.inputs, decoder, options, watch)
+    return _write_inputs(run, spec.inputs, engine, options, watch)
 
 
-def _write_inputs(run: Run, spec: TaskSpec, decoder: Decoder, options: GenerateOptions, watch: Watch) -> Iterator[str]:
+def _write_inputs(run: Run, spec: TaskSpec, engine: Engine, options: GenerateOptions, watch: Watch) -> Iterator[str]:
     """Let the inputs spec write shard after shard until there are enough distinct texts; yield those."""
     if options.num_inputs is None:
         raise OptionError("how many inputs to write is not said; give --num-inputs")
     progress = Progress("inputs", total=0, labels={label: LabelCount() for label in spec.labels})
-    writer = Writer(spec, decoder, replace(options, keep_newlines=False), options.input_sampling, watch, progress)
+    writer = Writer(spec, engine, replace(options, keep_newlines=False), options.input_sampling, watch, progress)
     size = min(max(options.num_inputs, LEAST_INPUT_SHARD), SHARD_SAMPLES)
     per_label = -(-size // len(spec.labels))
     found = 0

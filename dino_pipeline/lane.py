@@ -10,26 +10,13 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_pipeline.engine import Request
 from dino_pipeline.prefill import Prefilled, Prompt
 from dino_pipeline.sampling import uniforms
 from dino_pipeline.slots import PlainRows, Slots, round_up
 
 LENGTHS = 32
 """Rows are laid out in multiples of so many tokens."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One text to write."""
-
-    prompts: tuple[Prompt, ...]
-    """Token ids of the own prompt, then of the counter-prompts."""
-    key: tuple[str | int, ...]
-    """What the random numbers depend on; nothing else decides them."""
-
-    @property
-    def longest_prompt(self) -> int:
-        return max(map(len, self.prompts))
 
 
 @dataclass

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import xxhash
 
-from dino_pipeline.decoder import Decoder, Scored
+from dino_pipeline.decoder import Decoder
+from dino_pipeline.engine import Scored
 from dino_pipeline.examples import write_json, write_rows
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run, remove

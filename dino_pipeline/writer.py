@@ -1,19 +1,22 @@
-"""Writing texts with a decoder into shards: one file of accepted texts, one of rejected ones with their reasons."""
+"""Writing texts with an engine into shards: one file of accepted texts, one of rejected ones with their reasons."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dino_pipeline.decoder import Completion, Decoder
+from dino_pipeline.engine import Completion, Engine, Request, Scorer
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
-from dino_pipeline.lane import Request
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.sampling import Sampling, uniforms
 from dino_pipeline.spec import TaskSpec
+
+SCORED = 128
+"""So many texts are scored at once, where a scorer tells margins."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class GenerateOptions:
     """Let texts hold newlines, instead of ending and rejecting them there."""
     min_words: int = 0
     min_tokens: int = 0
+    best_of: int = 1
+    """Texts written for one, where there are counter-labels; that of the best margin is kept."""
     sampling: Sampling = field(default_factory=Sampling)
     input_sampling: Sampling = field(default_factory=Sampling)
 
@@ -65,6 +70,8 @@ class Shard:
     tasks: list[Task]
     open: int = 0
     """Texts not ended yet."""
+    candidates: dict[int, dict[int, Completion]] = field(default_factory=dict)
+    """What was written for each task so far, by number."""
     kept: dict[int, Example] = field(default_factory=dict)
     dropped: list[Dropped] = field(default_factory=list)
     turned_down: dict[int, Dropped] = field(default_factory=dict)
@@ -87,21 +94,23 @@ class Shard:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes tasks of one spec with one decoder."""
+    """Writes tasks of one spec with one engine."""
 
     spec: TaskSpec
-    decoder: Decoder
+    engine: Engine
     options: GenerateOptions
     sampling: Sampling
     watch: Watch
     progress: Progress
+    scorer: Scorer | None = None
+    """What tells margins, where the engine does not."""
 
     def write(self, shards: Iterable[Shard]) -> None:
         """Write the texts of the shards, each into its files once all its texts have ended.
 
-        The decoder goes from one shard to the next without a pause, so that its rows stay full.
+        The engine goes from one shard to the next without a pause, so that its rows stay full.
         """
-        waiting: dict[int, tuple[Shard, int]] = {}
+        waiting: dict[int, tuple[Shard, int, int]] = {}
 
         def requests() -> Iterator[Request]:
             numbers = itertools.count()
@@ -112,16 +121,62 @@ class Writer:
                 if not asked:
                     shard.store()
                 for at, request in asked.items():
-                    waiting[next(numbers)] = shard, at
-                    yield request
+                    for candidate in range(self._candidates(shard.tasks[at])):
+                        waiting[next(numbers)] = shard, at, candidate
+                        key = (*request.key, "candidate", candidate) if candidate else request.key
+                        yield replace(request, key=key)
 
         stop, stop_at_newline = self.spec.stop, not self.options.keep_newlines
-        completions = self.decoder.sample(requests(), self.sampling, stop=stop, stop_at_newline=stop_at_newline)
+        completions = self.engine.sample(requests(), self.sampling, stop=stop, stop_at_newline=stop_at_newline)
+        ready: list[tuple[Shard, int]] = []
         for completion in completions:
-            shard, at = waiting.pop(completion.number)
+            shard, at, candidate = waiting.pop(completion.number)
+            shard.candidates.setdefault(at, {})[candidate] = completion
+            if len(shard.candidates[at]) == self._candidates(shard.tasks[at]):
+                ready.append((shard, at))
+            if len(ready) >= (SCORED if self.scorer else 1):
+                self._take(ready)
+                ready = []
+        self._take(ready)
+
+    def _candidates(self, task: Task) -> int:
+        return self.options.best_of if self.spec.labels[task.label].counter_labels else 1
+
+    def _take(self, ready: Sequence[tuple[Shard, int]]) -> None:
+        """Choose the text of each task among its candidates, and put it into its shard."""
+        found = [list(dict(sorted(shard.candidates.pop(at).items())).values()) for shard, at in ready]
+        if self.scorer:
+            found = self._scored(self.scorer, ready, found)
+        for (shard, at), candidates in zip(ready, found, strict=True):
+            completion = max(candidates, key=lambda each: (self._defect(each) is None, _margin(each)))
             example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
             self._count(shard.tasks[at].label, example, reason)
             shard.add(at, example, reason)
+
+    def _scored(
+        self, scorer: Scorer, ready: Sequence[tuple[Shard, int]], found: Sequence[Sequence[Completion]]
+    ) -> list[list[Completion]]:
+        """Return candidates with log-probability and margin as the scorer finds them; those with a defect have none."""
+        asked = {
+            (place, number): [(prompt, each.text) for prompt in self._prompts(shard.tasks[at], scorer)]
+            for place, ((shard, at), candidates) in enumerate(zip(ready, found, strict=True))
+            for number, each in enumerate(candidates)
+            if self._defect(each) is None
+        }
+        answers = iter(scorer.score([pair for pairs in asked.values() for pair in pairs], stop=self.spec.stop))
+        told: dict[tuple[int, int], tuple[float, float | None]] = {}
+        for key, pairs in asked.items():
+            own, *others = [next(answers).logprob for _ in pairs]
+            told[key] = own, own - max(others) if others else None
+        return [
+            [
+                replace(each, logprob=told[place, number][0], margin=told[place, number][1])
+                if (place, number) in told
+                else each
+                for number, each in enumerate(candidates)
+            ]
+            for place, candidates in enumerate(found)
+        ]
 
     def _count_left_out(self, shard: Shard, asked: int) -> None:
         self.progress.done += len(shard.tasks) - asked
@@ -131,7 +186,7 @@ class Writer:
     def _requests(self, tasks: Sequence[Task]) -> tuple[dict[int, Request], list[Dropped]]:
         """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
         texts = list(dict.fromkeys(prompt for task in tasks for prompt in self._prompts(task)))
-        encoded = dict(zip(texts, self.decoder.encode(texts), strict=True))
+        encoded = dict(zip(texts, self.engine.encode(texts), strict=True))
         requests: dict[int, Request] = {}
         reasons: dict[int | None, str | None] = {}
         for at, task in enumerate(tasks):
@@ -152,19 +207,18 @@ class Writer:
     def _input_defect(self, task: Task, prompts: Sequence[tuple[int, ...]]) -> str | None:
         if task.text is not None and not self.spec.can_show(task.text):
             return f"the input holds the stop string {self.spec.stop}"
-        if mark := next((mark for mark in self.decoder.marks if mark in (task.text or "")), None):
+        if mark := next((mark for mark in self.engine.marks if mark in (task.text or "")), None):
             return f"the input holds {mark} of the model's chat template"
-        if not self.decoder.fits(prompts, self.sampling.max_new_tokens):
+        if not self.engine.fits(prompts, self.sampling.max_new_tokens):
             return f"the prompt leaves less than {self.sampling.max_new_tokens} tokens of the model's context"
         return None
 
-    def _prompts(self, task: Task) -> list[str]:
+    def _prompts(self, task: Task, reader: Scorer | None = None) -> list[str]:
         """Return the own prompt, then those of the counter-labels."""
         values = drawn_values(self.spec, self._key(task))
         labels = (task.label, *self.spec.labels[task.label].counter_labels)
         return [
-            self.decoder.render(self.spec.prompt(label, task.text, values), self.spec.opening(label))
-            for label in labels
+            self.engine.render(self.spec.prompt(label, task.text, values), self.spec.opening(label)) for label in labels
         ]
 
     def _key(self, task: Task) -> tuple[str | int, ...]:
@@ -177,7 +231,7 @@ class Writer:
             text_a=text if task.text is None else task.text,
             text_b=None if task.text is None else text,
             label=self.spec.value(task.label),
-            logprob=round(completion.logprob, 3),
+            logprob=None if completion.logprob is None else round(completion.logprob, 3),
             margin=None if completion.margin is None else round(completion.margin, 3),
             input=task.input,
             sample=task.sample,
@@ -190,11 +244,11 @@ class Writer:
             return "newline"
         if not completion.text.strip():
             return "empty"
-        if any(mark in completion.text for mark in self.decoder.marks):
+        if any(mark in completion.text for mark in self.engine.marks):
             return "a mark of the chat template"
         if len(completion.text.split()) < self.options.min_words:
             return f"fewer than {self.options.min_words} words"
-        if len(completion.tokens) - (completion.finish == "stop") < self.options.min_tokens:
+        if completion.length - (completion.finish == "stop") < self.options.min_tokens:
             return f"fewer than {self.options.min_tokens} tokens"
         return None
 
@@ -209,6 +263,10 @@ class Writer:
                 "or another model"
             )
         self.watch.progress(self.progress)
+
+
+def _margin(completion: Completion) -> float:
+    return -math.inf if completion.margin is None else completion.margin
 
 
 def count_text(progress: Progress, label: str, example: Example, reason: str | None) -> None:

@@ -11,8 +11,8 @@ FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"} | {"measures"},
     {"examples", "spec", "stops", "chat", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
     | {"attention", "prefill", "dedup"},
-    {"run", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
-    {"graphs", "lane", "selfcheck", "contamination", "near", "corpus", "trainability"},
+    {"run", "engine", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
+    {"graphs", "lane", "server", "selfcheck", "contamination", "near", "corpus", "trainability"},
     {"decoder", "rules", "adapters", "selection", "suites"},
     {"compiling", "writer", "ingest", "trainer"},
     {"sieve"},

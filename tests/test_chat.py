@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 from dino_pipeline.chat import render
 from dino_pipeline.cli import main
 from dino_pipeline.decoder import Decoder
+from dino_pipeline.engine import Request
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
-from dino_pipeline.lane import Request
 from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dino_pipeline import scoring, tuning
-from dino_pipeline.decoder import Completion, Decoder
+from dino_pipeline.decoder import Decoder
+from dino_pipeline.engine import Completion, Request
 from dino_pipeline.errors import ModelError
 from dino_pipeline.graphs import FixedSlots
-from dino_pipeline.lane import Request
 from dino_pipeline.prefill import Prefill
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.selfcheck import slots_defect

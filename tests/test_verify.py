@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dino_pipeline.console import Console
-from dino_pipeline.decoder import Scored
+from dino_pipeline.engine import Scored
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples, write_json
 from dino_pipeline.filters import filter_run
@@ -28,6 +28,9 @@ class Oracle:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+
+    def render(self, prompt: str, opening: str) -> str:
+        return prompt
 
     def score(self, pairs: list[tuple[str, str]], *, stop: str) -> list[Scored]:
         self.asked += pairs

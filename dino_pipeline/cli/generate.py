@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, or_dash, pick_device
-from dino_pipeline.cli.models import chosen_generator, model_options, recorded
+from dino_pipeline.cli.base import command, or_dash
+from dino_pipeline.cli.engines import chosen_engine, engine_options
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
-    from dino_pipeline.decoder import Decoder
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
     from dino_pipeline.sampling import Sampling
@@ -27,16 +26,6 @@ if TYPE_CHECKING:
 
 WRITTEN_INPUTS = 500
 """Inputs to write where neither a file nor --num-inputs says how many."""
-
-
-class Rows(click.ParamType[int | None]):
-    """A whole number, or "auto", which becomes None."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        """Return the number."""
-        return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
 
 
 class Further(click.ParamType[tuple[str, int]]):
@@ -55,7 +44,7 @@ class Further(click.ParamType[tuple[str, int]]):
 @click.command()
 @click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
-@model_options
+@engine_options
 @click.option(
     "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
 )
@@ -80,27 +69,6 @@ class Further(click.ParamType[tuple[str, int]]):
 @click.option("--keep-newlines", is_flag=True, help="Let texts hold newlines.")
 @click.option("--min-words", type=click.IntRange(0), default=0, help="Reject texts of fewer words.")
 @click.option("--min-tokens", type=click.IntRange(0), default=0, help="Reject texts of fewer tokens.")
-@click.option(
-    "--rows",
-    type=Rows(),
-    default="auto",
-    show_default=True,
-    help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024. Speed only.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
-@click.option(
-    "--device-map",
-    type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
-    help="Spread a model that one card does not hold over all, instead of --device.",
-)
-@click.option(
-    "--compile",
-    "compiled",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    show_default=True,
-    help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster. Speed only.",
-)
 @click.option(
     "--until-target",
     "target",
@@ -136,42 +104,28 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
     from dino_pipeline.console import Console
     from dino_pipeline.generate import generate as run_generate
-    from dino_pipeline.loading import load_decoder
 
     if options["budget"]:
         _check_budget(options, found, texts, chosen)
     further = _further(run, found, options)
-    if options["device"] and options["device_map"]:
-        raise OptionError("--device and --device-map exclude each other; leave one out")
-    if options["compiled"] == "on" and options["device_map"]:
-        raise OptionError("--compile on and --device-map exclude each other; leave one out")
-    device = pick_device(options["device"])
-    begun = {} if options["fresh"] else run.stage("generate").get("options", {})
-    generator = chosen_generator(options, begun, device)
-    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     console = Console()
-    if generator.chat and options["chat"] == "auto":
-        console.note("prompts go into the model's chat template (--chat off: as they are)")
-    decoder: Decoder | None = None
+    engine = chosen_engine(run, options, console)
+    if not engine.debiases:
+        chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
     fresh = options["fresh"]
-
-    def load(row_tokens: int) -> Decoder:
-        nonlocal decoder
-        if decoder is None:  # rounds of --until-target share it
-            decoder = load_decoder(generator, device=device, row_tokens=row_tokens, **speed)
-        return decoder
 
     def write(more: Sequence[More]) -> str:
         nonlocal fresh
         state = run_generate(
             run,
             found,
-            load,
+            engine.load,
             chosen,
             console,
-            model=recorded(options["model"], generator),
+            model=engine.record,
+            scorer=engine.scorer,
             inputs=texts,
-            settings={"device": device, **speed},
+            settings=engine.settings,
             fresh=fresh,
             more=more,
         )
@@ -280,7 +234,10 @@ def _generate_options(found: TaskSpec, options: dict[str, Any], *, written: bool
     given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
     flags = {
         name: options[name]
-        for name in ("samples", "num_inputs", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens")
+        for name in (
+            *("samples", "num_inputs", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens"),
+            "best_of",
+        )
     }
     inputs = found.inputs if isinstance(found.inputs, TaskSpec) else None
     chosen = GenerateOptions(

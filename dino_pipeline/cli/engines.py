@@ -1,0 +1,198 @@
+"""Which engine writes the texts: a model that runs here, or a server that is asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from dino_pipeline.cli.base import pick_device
+from dino_pipeline.cli.models import chosen_generator, model_options, recorded
+from dino_pipeline.errors import OptionError
+
+if TYPE_CHECKING:
+    from dino_pipeline.console import Console
+    from dino_pipeline.engine import Engine, Scorer
+    from dino_pipeline.run import Run
+    from dino_pipeline.server import Server
+
+
+class Rows(click.ParamType[int | None]):
+    """A whole number, or "auto", which becomes None."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        """Return the number."""
+        return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
+HERE = (
+    click.option(
+        "--rows",
+        type=Rows(),
+        default="auto",
+        show_default=True,
+        help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024. Speed only.",
+    ),
+    click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
+    click.option(
+        "--device-map",
+        type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+        help="Spread a model that one card does not hold over all, instead of --device.",
+    ),
+    click.option(
+        "--compile",
+        "compiled",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster. Speed only.",
+    ),
+)
+SERVED = (
+    click.option(
+        "--engine",
+        type=click.Choice(["transformers", "openai"]),
+        default="transformers",
+        show_default=True,
+        help="openai: ask a server that speaks its completions (vLLM, SGLang, llama.cpp, TGI); it cannot debias.",
+    ),
+    click.option("--base-url", metavar="URL", help="The server's, e.g. http://localhost:8000/v1; key: OPENAI_API_KEY."),
+    click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="Requests at once."),
+    click.option(
+        "--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, help="Of a request, s."
+    ),
+    click.option("--prices", type=(float, float), metavar="IN OUT", help="Dollars a million tokens, to sum up costs."),
+    click.option(
+        "--best-of",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Write N texts for one, where there are counter-labels, and keep that of the best margin.",
+    ),
+    click.option(
+        "--scorer",
+        metavar="MODEL|server",
+        help="Who tells the margins of a server's texts: a model that runs here, or the server, if it echoes.",
+    ),
+)
+OF_HERE = ("revision", "chat", "adapter", "quantize", "trust_remote_code", "dtype", "rows", "device_map", "compiled")
+OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name an engine."""
+    for option in reversed((*HERE, *SERVED)):
+        command = option(command)
+    return model_options(command)
+
+
+@dataclass(frozen=True)
+class ChosenEngine:
+    """An engine as the command line names it."""
+
+    record: dict[str, Any]
+    """What decides the texts, for run.json."""
+    settings: dict[str, Any]
+    """What does not."""
+    load: Callable[[int], Engine]
+    """Loads it, being told about how many tokens it will write."""
+    scorer: Callable[[], Scorer] | None = None
+    """Loads what tells margins, where the engine does not."""
+    debiases: bool = True
+
+
+def chosen_engine(run: Run, options: Mapping[str, Any], console: Console) -> ChosenEngine:
+    """Return the engine that options name.
+
+    Raises:
+        OptionError: an option belongs to another engine, or is missing.
+    """
+    _check(options)
+    begun = {} if options["fresh"] else run.stage("generate").get("options", {})
+    return (_served if options["engine"] == "openai" else _here)(run, options, begun, console)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    context = click.get_current_context()
+    foreign, engine = (OF_SERVER, "openai") if options["engine"] == "transformers" else (OF_HERE, "transformers")
+    for name in foreign:
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
+            option = next(each.opts[0] for each in context.command.params if each.name == name)
+            raise OptionError(f"{option} belongs to --engine {engine}; leave it out")
+    if options["engine"] == "openai":
+        if not options["base_url"]:
+            raise OptionError("--engine openai needs --base-url, the server's address, e.g. http://localhost:8000/v1")
+        if options["decay"]:
+            raise OptionError("--decay: a server cannot debias; leave it out, and see --best-of")
+        if options["best_of"] > 1 and not options["scorer"]:
+            raise OptionError("--best-of needs --scorer with a server: a model that tells margins, or server")
+        if options["device"] and options["scorer"] in (None, "server"):
+            raise OptionError("--device belongs to a model that runs here; leave it out")
+    if options["device"] and options["device_map"]:
+        raise OptionError("--device and --device-map exclude each other; leave one out")
+    if options["compiled"] == "on" and options["device_map"]:
+        raise OptionError("--compile on and --device-map exclude each other; leave one out")
+
+
+def _here(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
+    device = pick_device(options["device"])
+    generator = chosen_generator(options, begun, device)
+    if generator.chat and options["chat"] == "auto":
+        console.note("prompts go into the model's chat template (--chat off: as they are)")
+    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
+
+    loaded: list[Engine] = []  # rounds of --until-target share it
+
+    def load(row_tokens: int) -> Engine:
+        from dino_pipeline.loading import load_decoder
+
+        if not loaded:
+            loaded.append(load_decoder(generator, device=device, row_tokens=row_tokens, **speed))
+        return loaded[0]
+
+    return ChosenEngine(recorded(options["model"], generator), {"device": device, **speed}, load)
+
+
+def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
+    record = {"model": options["model"], "revision": None, "fingerprint": None, "dtype": None, "engine": "openai"}
+    settings = {name: options[name] for name in ("base_url", "concurrency", "timeout")}
+
+    @functools.cache
+    def server() -> Server:
+        import importlib.util
+
+        if importlib.util.find_spec("openai") is None:
+            raise OptionError("--engine openai needs the openai client: pip install openai")
+        from dino_pipeline.server import Prices, Server, Usage
+
+        console.note(
+            "a server cannot debias: each text is written under its own instruction alone"
+            + ("" if options["best_of"] > 1 else "; --best-of 4 --scorer MODEL keeps the most contrasting of four")
+        )
+        usage = {} if options["fresh"] else run.stage("generate").get("usage", {})
+        prices = Prices(*options["prices"]) if options["prices"] else Prices()
+        return Server(options["model"], note=console.note, prices=prices, usage=Usage(**usage), **settings)
+
+    if options["scorer"] is None:
+        return ChosenEngine(record, settings, lambda _: server(), debiases=False)
+    if options["scorer"] == "server":
+        return ChosenEngine({**record, "scorer": "server"}, settings, lambda _: server(), server, debiases=False)
+    device = pick_device(options["device"])
+    before = begun.get("scorer")
+    named = {**options, "model": options["scorer"]}
+    generator = chosen_generator(named, before if isinstance(before, dict) else {}, device)
+
+    @functools.cache
+    def scorer() -> Scorer:
+        from dino_pipeline.loading import load_decoder
+
+        return load_decoder(generator, device=device)
+
+    record["scorer"] = recorded(options["scorer"], generator)
+    return ChosenEngine(record, {**settings, "device": device}, lambda _: server(), scorer, debiases=False)
