@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -217,6 +217,14 @@ def to_evaluate_on(path: Path, *, classes: bool = False) -> Source:
             there = get_dataset_split_names(str(path))
             split = next((name for name in ("test", "validation", "train") if name in there), there[0])
     return Source(str(path), split=split, classes=classes)
+
+
+def validation(source: Source) -> Source | None:
+    """Return the validation split of the dataset that a source is a split of, if it has one."""
+    with contextlib.suppress(Exception):  # loading it says what is wrong
+        if "validation" in get_dataset_split_names(source.name, source.config, revision=source.revision):
+            return replace(source, split="validation")
+    return None
 
 
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:

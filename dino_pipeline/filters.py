@@ -45,6 +45,8 @@ def filter_run(
         RunError: the run was filtered with other options, or its texts are not all written.
     """
     means = means or Means()
+    if source is not None and run.stage("generate"):
+        raise OptionError(f"{run.path}: has texts of its own; name another folder with --run for what is in {source}")
     files, options = _sources(run, options, source)
     name = "shards" if source is None else source.name
     excluded = digest_files(list(map(Path, means.excluded)))

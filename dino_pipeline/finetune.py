@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,16 @@ MOST_HELD_OUT = 500
 
 
 @dataclass(frozen=True)
+class Published:
+    """A published dataset that is trained on."""
+
+    folder: Run
+    """Holds its run.json and spec.json."""
+    dataset: Mapping[str, str]
+    """Its repository, and the commit, as far as they are known."""
+
+
+@dataclass(frozen=True)
 class Texts:
     """What to train on, and what chooses the best checkpoint."""
 
@@ -41,6 +51,8 @@ class Texts:
     """Pairs scored by people that choose in place of the held-out ones."""
     language: str = "en"
     split_sentences: bool = False
+    published: Published | None = None
+    """What is known of them, where they are a published dataset."""
     _made: dict[str, Rows] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -48,6 +60,20 @@ class Texts:
         """The run whose filtered data is trained on, if it is one's."""
         run = Run(self.train.path.parent)
         return run if self.train.path == run.train and run.is_run else None
+
+    def known(self, run: Run) -> dict[str, Any]:
+        """Return where the texts come from: the run itself, the records of another, or nothing that is known."""
+        source = self.published.folder if self.published else self.origin
+        if source is None:
+            return {}
+        if source.path.resolve() == run.path.resolve():
+            return {"own": True}
+        spec = source.spec_fields()
+        return {
+            **{stage: source.stage(stage) for stage in ("generate", "filter")},
+            **{field: spec.get(field) for field in ("language", "license")},
+            "dataset": dict(self.published.dataset) if self.published else None,
+        }
 
     def options(self) -> dict[str, Any]:
         """Return what decides which texts are trained on."""
@@ -165,8 +191,8 @@ def finetune(
     if processes.is_main_process:
         if length:
             model.max_seq_length = length
-        run.note("finetune", **found, **results)
-        _save(model, run, objective, texts.origin)
+        run.note("finetune", **found, **results, origin=texts.known(run))
+        _save(model, run, objective)
         run.finish("finetune")
         remove(run.checkpoints)
     processes.wait_for_everyone()
@@ -254,38 +280,41 @@ def _agree(processes: PartialState, decide: Callable[[], State]) -> State:
     return state
 
 
-def _save(model: SentenceTransformer, run: Run, objective: Objective, origin: Run | None) -> None:
+def _save(model: SentenceTransformer, run: Run, objective: Objective) -> None:
     """Write the model folder aside, then put it in place of an older one."""
     aside, old = run.path / "model.part", run.path / "model.old"
     for path in (aside, old):
         remove(path)
     model.save(str(aside), create_model_card=False)
-    (aside / "README.md").write_text(model_card(lineage(model, run, objective, origin)), encoding="utf-8")
+    (aside / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
     if run.model.exists():
         run.model.rename(old)
     aside.rename(run.model)
     remove(old)
 
 
-def lineage(model: SentenceTransformer, run: Run, objective: Objective, origin: Run | None) -> Lineage:
-    """Return where a trained model comes from.
-
-    Args:
-        model: the encoder.
-        run: that it was trained in.
-        objective: how.
-        origin: the run whose filtered data it learnt from, if it is one's.
-    """
-    spec = origin.spec_fields() if origin else {}
+def lineage(model: SentenceTransformer, run: Run, objective: Objective) -> Lineage:
+    """Return where a model comes from that was trained in a run by an objective."""
+    origin = origin_of_texts(run)
     return Lineage(
         name=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
         finetuned=run.stage("finetune"),
-        generated=origin.stage("generate") if origin else {},
-        filtered=origin.stage("filter") if origin else {},
+        generated=origin.get("generate") or {},
+        filtered=origin.get("filter") or {},
         citation=objective.citation,
         prompts=bool(objective.prompts),
-        language=spec.get("language"),
-        license=spec.get("license"),
+        language=origin.get("language"),
+        license=origin.get("license"),
     )
+
+
+def origin_of_texts(run: Run) -> dict[str, Any]:
+    """Return what is known of the texts that a run's encoder learnt from: records, language, licence, dataset."""
+    found: dict[str, Any] = run.stage("finetune").get("origin", {})
+    if found.get("own"):
+        spec = run.spec_fields()
+        stages = {stage: run.stage(stage) for stage in ("generate", "filter")}
+        return {**found, **stages, **{field: spec.get(field) for field in ("language", "license")}}
+    return found

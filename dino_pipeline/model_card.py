@@ -65,7 +65,7 @@ def _what(of: Lineage) -> list[str]:
         "",
         f"A sentence encoder: texts of up to {of.max_length} tokens become vectors of {of.dimension} numbers, whose",
         f"cosine says how similar two texts are.{shorter}{asymmetric}",
-        f"It is `{public(of.finetuned['options']['encoder'])}`, trained on {taught}.",
+        f"It is `{public(of.finetuned['options'])['encoder']}`, trained on {taught}.",
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
@@ -103,10 +103,10 @@ def _how(of: Lineage) -> list[str]:
 
 
 def _texts(generated: dict[str, Any]) -> list[str]:
-    options = generated["options"]
+    options = public(generated["options"])
     sampling = ", ".join(f"{name} {value}" for name, value in options["sampling"].items())
     return [
-        f"The texts were written by `{public(options['model'])}` from the task spec `{generated.get('task')}` "
+        f"The texts were written by `{options['model']}` from the task spec `{generated.get('task')}` "
         f"(digest {options['spec']}): {options['samples']} per input and label, {sampling}, seed {options['seed']}.",
         "",
     ]
@@ -115,8 +115,8 @@ def _texts(generated: dict[str, Any]) -> list[str]:
 def _filter(filtered: dict[str, Any]) -> list[str]:
     totals = [(step, sum(count for _, count in counts)) for step, counts in filtered["funnel"]]
     dropped = [f"{count} {step.removeprefix('- ')}" for step, count in totals if step.startswith("- ") and count]
-    options, found = filtered["options"], dict(totals)
-    excluded = ", ".join(f"`{public(name)}`" for name in options["exclude"])
+    options, found = public(filtered["options"]), dict(totals)
+    excluded = ", ".join(f"`{name}`" for name in options["exclude"])
     leaks = found.get("- in evaluation data", 0)
     return [
         f"Of {found['read']} texts, {found['kept']} were kept, with {options['labels']} labels; dropped were "

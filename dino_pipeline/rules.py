@@ -18,6 +18,8 @@ from dino_pipeline.hygiene import Check, HygieneOptions, Rule, hygiene_rules, pe
 from dino_pipeline.labels import as_number
 
 PERSONAL_DATA = Rule("personal data", personal_data, "an e-mail address, a phone number or a card number", True)
+UNSEEN = (PERSONAL_DATA.name, REASON)
+"""What is dropped for these is dropped so that nobody sees it: no report shows it, and it is not published."""
 MOST_CUSTOM = 40
 
 

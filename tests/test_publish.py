@@ -31,7 +31,7 @@ from dino_pipeline.hub.upload import Repository
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 from tests.commands import command, files, invoke
-from tests.hub import TOKEN, Hub, local_hub
+from tests.hub import TOKEN, Hub, Repo, local_hub
 
 SPECS = Path(__file__).parent.parent / "task_specs"
 
@@ -114,15 +114,15 @@ def test_every_command_and_code_block_of_the_cards_works(published: Path, tmp_pa
     for name, folder, block in programs:
         done = subprocess.run([sys.executable, "-c", block.replace(name, str(folder))], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    shutil.copytree(dataset, tmp_path / "again")
+    shutil.copytree(dataset, tmp_path / "copy")
     (commands,) = blocks(texts["me/sts"][1], "sh")
     for line in commands.splitlines():
         program, *arguments = shlex.split(line)
         assert program == "dino"
-        done = subprocess.run(command(*arguments), cwd=tmp_path / "again", capture_output=True, text=True)
+        done = subprocess.run(command(*arguments), cwd=tmp_path / "copy", capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
-        assert (tmp_path / "again" / "again" / name).read_bytes() == (published / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (published / name).read_bytes()
 
 
 def test_the_dataset_trains_in_plain_sentence_transformers(
@@ -234,6 +234,9 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     shutil.copytree(published / "hub" / "dataset", folder)
     assert "all as published" in invoke("verify", folder)
     assert check(folder).wrong == [] and check(folder).other == []
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").touch()
+    assert check(folder).wrong == []
     shutil.copytree(folder, tmp_path / ".cache" / "hub")
     assert check(tmp_path / ".cache" / "hub").wrong == []
     (folder / "report.html").write_text("other")
@@ -269,17 +272,52 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in check(folder).other[0]
     assert "holds no lineage.json" in CliRunner().invoke(main, ["verify", f"{tmp_path}"]).stderr
+    assert "is no folder here, and no user/name" in CliRunner().invoke(main, ["verify", "no/such/folder"]).stderr
+    for damaged in (b"\xff", b"[", json.dumps({**lineage, "rows": [1]}).encode()):
+        (folder / "lineage.json").write_bytes(damaged)
+        refused = CliRunner().invoke(main, ["verify", f"{folder}"])
+        assert (refused.exit_code, "is none that this version reads" in refused.stderr) == (2, True)
 
 
 def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_path: Path, toy_encoder: Path) -> None:
     folder = published / "hub" / "dataset"
-    invoke("filter", folder, "--run", tmp_path / "filtered", "--dev-share", "0")
     train = len(read_examples(published / "train.jsonl"))
-    (step, counts), *_ = json.loads((tmp_path / "filtered" / "run.json").read_text())["filter"]["funnel"]
-    assert (step, sum(count for _, count in counts)) == ("read", train)
-    invoke("filter", folder, "--run", tmp_path / "looked", "--dev-share", "0", "--dry-run")
+
+    def read(run: Path) -> int:
+        (step, counts), *_ = json.loads((run / "run.json").read_text())["filter"]["funnel"]
+        assert step == "read"
+        return sum(count for _, count in counts)
+
+    invoke("filter", folder, "--run", tmp_path / "filtered")
+    assert read(tmp_path / "filtered") == 360, "what was written"
+    assert any(example.margin is not None for example in read_examples(tmp_path / "filtered" / "train.jsonl"))
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    shutil.rmtree(bare / "raw")
+    card = (bare / "README.md").read_text()
+    front, body = split(card)
+    front = {**front, "configs": front["configs"][:1], "dataset_info": front["dataset_info"][:1]}
+    (bare / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n{body}")
+    assert "This was filtered before" in invoke("filter", bare, "--run", tmp_path / "again", "--no-balance")
+    labels = {example.label for example in read_examples(tmp_path / "again" / "train.jsonl")}
+    assert (read(tmp_path / "again"), labels) == (train, {0.9, 0.5, 0.1, 0.0})
+    invoke("filter", folder, "--run", tmp_path / "looked", "--dry-run")
     assert not (tmp_path / "looked").exists()
     invoke("finetune", folder, "--run", tmp_path / "trained", "--encoder", toy_encoder, "--steps", "1")
+    assert json.loads((tmp_path / "trained" / "run.json").read_text())["finetune"]["dev"] == len(
+        read_examples(published / "dev.jsonl")
+    )
+    refused = CliRunner().invoke(main, ["publish", f"{tmp_path / 'trained'}", "--repo", "me/x", "--dry-run"])
+    assert "publish --what model" in refused.stderr
+    to_model = ("publish", tmp_path / "trained", "--repo", "me/x", "--what", "model", "--dry-run")
+    invoke(*to_model)
+    model = ModelCard.load(tmp_path / "trained" / "hub" / "model" / "README.md")
+    assert model.data.datasets == ["me/sts"] and "dino" in (model.data.tags or [])
+    assert "[me/sts](https://huggingface.co/datasets/me/sts)" in model.text
+    assert "The generator's licence is `apache-2.0`" in model.text
+    assert "A rerun may differ" in invoke("verify", tmp_path / "trained" / "hub" / "model")
+    refused = CliRunner().invoke(main, ["filter", f"{folder}", "--run", f"{published}"])
+    assert (refused.exit_code, "has texts of its own; name another folder" in refused.stderr) == (2, True)
     said = invoke("evaluate", published / "hub" / "model", "--data", folder, "--output", tmp_path / "scores.json")
     (score, *_) = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert score["size"] == len(read_examples(published / "dev.jsonl"))
@@ -289,6 +327,14 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
         lines = [json.loads(line) for line in (tmp_path / "original.jsonl").read_text().splitlines()]
         assert len(lines) == train
         assert list(lines[0]) == ["text_a", "text_b", "label"]
+    for call, said in {
+        ("export", f"{folder}", "--output", f"{published / 'dev.jsonl'}"): "or a file of a run; give another",
+        ("export", f"{tmp_path / 'original.jsonl'}", "--output", f"{tmp_path / 'x.jsonl'}", "--split", "validation"): (
+            "is a file and has no splits"
+        ),
+    }.items():
+        refused = CliRunner().invoke(main, call)
+        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
 
 
 def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path, tmp_path: Path) -> None:
@@ -424,6 +470,25 @@ def test_what_this_run_did_not_make_is_not_replaced(hub: Hub, tmp_path: Path) ->
     assert "data/train-stranger.parquet" not in files.files, "nothing of theirs is among ours"
 
 
+def test_many_files_are_one_commit_and_a_card_alone_is_nobodys(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["datasets/me/data"] = Repo(commits=[{"README.md": b"# Mine\n", ".gitattributes": b""}])
+    folder, _ = small(tmp_path)
+    for at in range(300):
+        (folder / "data" / f"part-{at}.txt").write_text(f"{at}")
+    (folder / "data" / "part [1].txt").write_text("brackets")
+    Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
+    repo = Repository("me/data", "dataset", api(hub))
+    there = repo.check("mine", force=False)
+    assert there and there.origin == "mine", "its card is kept"
+    repo.publish(folder, there, private=False)
+    files = hub.repos["datasets/me/data"]
+    assert (len(files.commits), len(files.files)) == (2, 305)
+    (folder / "data" / "part [1].txt").unlink()
+    Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
+    repo.publish(folder, repo.check("mine", force=False), private=False)
+    assert (len(files.commits), len(files.files), "data/part-1.txt" in files.files) == (3, 304, True)
+
+
 def test_a_card_that_cannot_be_read_now_is_not_taken_for_none(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +527,7 @@ def test_what_was_asked_for_tells_runs_apart() -> None:
         ("PUT", "/objects/", 0, 9, "nothing of it is to be seen there; run again"),
         ("POST", "/repos/create", 401, 1, r"the Hub does not know who you are.* \(HTTP 401\)"),
         ("POST", "/commit/", 413, 1, r"too large.* \(HTTP 413\)"),
+        ("POST", "/commit/", 412, 1, r"somebody else changed it at the same time; run again \(HTTP 412\)"),
     ],
 )
 def test_faults_leave_nothing_half_published_and_a_rerun_completes(
@@ -520,6 +586,7 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
     """The real commands publish a run through the unmodified client; others load it from there."""
     run = tmp_path / "run"
     shutil.copytree(published, run)
+    shutil.rmtree(run / "hub")
     with local_hub() as hub:
         settings = environment(hub, tmp_path / "home")
 
@@ -535,9 +602,17 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         assert ModelCard(text).data.datasets == ["me/sts"]
         assert f"/tree/{dataset.sha}" in text
         assert f"{hub.address}/me/encoder" in dataset.files["README.md"].decode()
-        again = call(*publish, "--what", "dataset", "--private")
+        again = call(*publish)
+        assert again.stdout.count("is up to date") == 2, "not even the order of the card's fields"
+        again = call(*publish, "--what", "dataset")
         assert "me/encoder" in dataset.files["README.md"].decode(), "still linked"
-        assert "is public; --private is for new repositories" in again.stdout
+        again = call(*publish, "--what", "dataset", "--private")
+        assert (again.returncode, "is there, and public" in again.stderr) == (2, True)
+        hub.repos["models/me/strange"] = type(model)(commits=[{"model.safetensors": b"theirs"}])
+        commits = len(dataset.commits)
+        again = call("publish", "run", "--repo", "me/other", "--model-repo", "me/strange", "--license", "mit")
+        assert (again.returncode, "holds something that this run did not make" in again.stderr) == (2, True)
+        assert "datasets/me/other" not in hub.repos and len(dataset.commits) == commits
         edited = dataset.files["README.md"] + b"\nWritten by hand.\n"
         dataset.commits.append({**dataset.files, "README.md": edited})
         again = call(*publish)
@@ -569,35 +644,59 @@ def inside(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, path.read_bytes().decode("utf-8", errors="replace")
 
 
-def test_nothing_published_names_a_place_on_this_machine(pocket_run: Path, toy_encoder: Path, tmp_path: Path) -> None:
-    run, encoder, known = tmp_path / "run", tmp_path / "my-encoder", tmp_path / "known.txt"
+def test_nothing_published_names_a_place_on_this_machine(
+    pocket_run: Path, toy_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, encoder, known = tmp_path / "run", tmp_path / "my-encoder", tmp_path / "client acme" / "known.txt"
     shutil.copytree(pocket_run, run)
     shutil.copytree(toy_encoder, encoder)
     texts = [example.text_a for example in read_examples(run / "train.jsonl")]
+    known.parent.mkdir()
     known.write_text(texts[0] + "\n")
-    invoke(
-        "filter",
-        run,
-        "--fresh",
-        "--exclude",
-        known,
-        "--exclude",
-        "pocket",
-        "--semantic",
-        encoder,
-        "--semantic-threshold",
-        "1",
-    )
-    invoke("finetune", run, "--fresh", "--encoder", encoder, "--steps", "2")
+    monkeypatch.chdir(tmp_path)
+    excluded = ("--exclude", known.relative_to(tmp_path), "--exclude", "pocket")
+    invoke("filter", run, "--fresh", *excluded, "--semantic", encoder, "--semantic-threshold", "1")
+    invoke("finetune", run, "--fresh", "--encoder", encoder.relative_to(tmp_path), "--steps", "2")
     write_examples(tmp_path / "gold.jsonl", read_examples(run / "dev.jsonl"))
     invoke("evaluate", run, "--data", tmp_path / "gold.jsonl")
     invoke("publish", run, "--repo", "me/sts", "--license", "mit", "--dry-run")
-    found = {path for path, text in inside(run / "hub") if str(tmp_path) in text or str(Path.home()) in text}
+    places = (str(tmp_path), str(Path.home()), "acme")
+    found = {(path, place) for path, text in inside(run / "hub") for place in places if place in text}
     assert found == set()
     card = (run / "hub" / "dataset" / "README.md").read_text()
     assert "They need what is not here: the file known.txt; the encoder my-encoder, a folder." in card
     dropped = load_dataset(str(run / "hub" / "dataset"), "dropped", split="train")
-    assert any("known.txt, line 1" in evidence for evidence in dropped["evidence"])
+    assert "in evaluation data" not in dropped["reason"]
+    evidence = [json.loads(line)["evidence"] for line in (run / "dropped.jsonl").read_text().splitlines()]
+    assert any("known.txt, line 1" in each for each in evidence if each)
+
+
+def test_what_is_dropped_so_that_nobody_sees_it_is_nowhere(tmp_path: Path) -> None:
+    rows = [Example(f"A text of its own, number {at}.", f"And {at} more.", at % 2) for at in range(60)]
+    rows[7] = Example("Write to jane.doe@example.com soon.", "And tell her.", 1.0)
+    write_examples(tmp_path / "pairs.jsonl", rows)
+    (tmp_path / "known.txt").write_text("A text of its own, number 8.\n")
+    told = ("--pii", "drop", "--exclude", tmp_path / "known.txt", "--near-duplicates", "0")
+    invoke("filter", tmp_path / "pairs.jsonl", "--run", tmp_path / "run", *told)
+    assert "jane.doe" in (tmp_path / "run" / "dropped.jsonl").read_text()
+    invoke("publish", tmp_path / "run", "--repo", "me/data", "--dry-run")
+    found = list(inside(tmp_path / "run" / "hub"))
+    assert not [path for path, text in found if "jane.doe" in text or "number 8." in text]
+    card = (tmp_path / "run" / "hub" / "dataset" / "README.md").read_text()
+    assert "2 dropped texts are not published: they hold personal data, or evaluation data." in card
+    invoke("filter", tmp_path / "pairs.jsonl", "--run", tmp_path / "run", "--fresh", "--max-chars", "34", *told[-2:])
+    invoke("publish", tmp_path / "run", "--repo", "me/data", "--dry-run", "--no-raw")
+    assert not [path for path, text in inside(tmp_path / "run" / "hub") if "jane.doe" in text]
+
+
+def test_the_card_says_what_labels_mean(published: Path) -> None:
+    text = (published / "hub" / "dataset" / "README.md").read_text()
+    rows = [row for side in ("train", "dev") for row in read_examples(published / f"{side}.jsonl")]
+    drawn = sum(row.input is None for row in rows)
+    assert f"{drawn} of the pairs were written by nobody: they join texts at random, with score 0." in text
+    assert "on one from 0 to 1, 1 becomes 0.9 and 0 becomes 0.1" in text
+    assert {row.label for row in rows} == {0.9, 0.5, 0.1, 0.0}
+    assert "| smoothing | 0.2 |" in text and "| near duplicates | 0.8 |" in text
 
 
 def test_a_replacement_cut_short_by_a_crash_is_mended(published: Path, tmp_path: Path) -> None:
@@ -658,7 +757,7 @@ def test_whatever_the_run_its_card_makes_it_again(kind: str, tmp_path: Path, mon
     for line in commands.splitlines():
         invoke(*shlex.split(line)[1:])
     for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
-        assert Path("again", name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+        assert Path("../again", name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_what_cannot_be_published_is_said(published: Path, tmp_path: Path) -> None:
@@ -670,6 +769,7 @@ def test_what_cannot_be_published_is_said(published: Path, tmp_path: Path) -> No
         ("publish", f"{run}", "--repo", "me/sts", "--dry-run"): "cannot be written",
         ("publish", f"{run}", "--repo", "me/a--b", "--dry-run"): "is no repository",
         ("publish", f"{run}", "--repo", "sts", "--dry-run"): "give user/name",
+        ("publish", f"{run}", "--repo", "me/sts", "--license", "my own"): "is no licence as the Hub names them",
         ("publish", f"{published / 'hub' / 'dataset'}", "--repo", "me/sts", "--dry-run"): "is no run",
     }
     before = hashes(published / "hub" / "dataset")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,9 @@ from dino_pipeline.texts import public
 if TYPE_CHECKING:
     from dino_pipeline.run import Run
 
-FOLDER = "again"
+FOLDER = "../again"
+SERVER = "http://127.0.0.1:8000/v1"
+"""Where a server of one's own is often found: that of the run is nobody else's business."""
 
 
 def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
@@ -29,7 +30,10 @@ def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
     options = generated["options"]
     values = {**options, **options["sampling"], "revision": options["revision"] or generated.get("model_commit")}
     brought = "texts" in options.get("inputs", {})
-    if options["model"] != "pocket":
+    if options.get("engine") == "openai":
+        scorer = options.get("scorer")
+        values |= {"base_url": SERVER, "scorer": scorer["model"] if isinstance(scorer, dict) else scorer, "decay": None}
+    elif options["model"] != "pocket":
         values.setdefault("chat", "off")
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
@@ -46,16 +50,21 @@ def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
 
 
 def _lacks(run: Run) -> list[str]:
-    generated, filtered = run.stage("generate"), run.stage("filter")["options"]
-    model = generated["options"]["model"]
+    from dino_pipeline.contamination import HUB_SETS
+
+    options, filtered = public(run.stage("generate")["options"]), public(run.stage("filter")["options"])
     lacks = [f"the rule {rule}" for rule in filtered["custom"]]
-    lacks += [f"the file {Path(name).name}" for name in filtered["exclude"] if Path(name).is_file()]
-    if model != "pocket" and generated["options"]["fingerprint"]:
-        lacks.append(f"the generator {public(model)}, a folder")
-    if generated["options"].get("adapter_fingerprint"):
-        lacks.append(f"the adapter {public(generated['options']['adapter'])}, a folder")
+    lacks += [f"the file {name}" for name in filtered["exclude"] if name not in {"pocket", *HUB_SETS}]
+    if options["model"] != "pocket" and options["fingerprint"]:
+        lacks.append(f"the generator {options['model']}, a folder")
+    if options.get("adapter_fingerprint"):
+        lacks.append(f"the adapter {options['adapter']}, a folder")
+    if options.get("engine") == "openai":
+        lacks.append(f"a server of the model {options['model']} under the address that is given, with seeds that hold")
+    if isinstance(scorer := options.get("scorer"), dict) and scorer["model"] != "pocket" and scorer["fingerprint"]:
+        lacks.append(f"the scorer {scorer['model']}, a folder")
     if filtered["semantic_fingerprint"]:
-        lacks.append(f"the encoder {public(filtered['semantic'])}, a folder")
+        lacks.append(f"the encoder {filtered['semantic']}, a folder")
     return lacks
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,37 +85,60 @@ def or_dash(value: float | None, form: str) -> str:
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def _stored(name: str, run: Run) -> tuple[Path, bool]:
-    """Return a file with what a published dataset is to train on, and whether its labels are classes."""
+@dataclass(frozen=True)
+class ToFilter:
+    """What a filter reads and writes."""
+
+    run: Run
+    file: Path | None = None
+    """None: the run's own texts."""
+    classes: bool = False
+    """Whether the file's labels are known to be classes."""
+    settled: bool = False
+    """Whether it was filtered before: its labels are what they are to be."""
+
+
+def _published(name: str, run: Run) -> ToFilter:
+    """Return a file with what was written for a published dataset or, where that is not there, what is to train on."""
+    from datasets import load_dataset
+
     from dino_pipeline.corpus import Source
-    from dino_pipeline.examples import write_examples
+    from dino_pipeline.examples import Example, write_examples
+    from dino_pipeline.hub.tables import PROVENANCE
 
     path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"
-    examples = Source(name).corpus.examples
+    try:
+        rows = load_dataset(name, "raw", split="train")
+        if not {"text_a", "label", *PROVENANCE} <= {*rows.column_names}:
+            raise ValueError
+        examples = [Example(**row) for row in rows]
+    except (ValueError, OSError):  # there is no such configuration; what else is wrong is said in the next line
+        source = Source(name)
+        examples = source.corpus.examples
+        settled = True
+    else:
+        settled = False
     write_examples(path, examples)
-    return path, isinstance(examples[0].label, str)
+    return ToFilter(run, path, isinstance(examples[0].label, str), settled)
 
 
-def run_or_file(source: Path, run_path: Path | None) -> tuple[Run, Path | None, bool]:
-    """Return the run to write, where the source is a file, that file, and whether its labels are known to be classes.
-
-    A published dataset is put into a file.
-    """
+def to_filter(source: Path, run_path: Path | None) -> ToFilter:
+    """Return what a filter is to read and write; a published dataset is put into a file."""
     from dino_pipeline.run import LINEAGE, Run
 
     if (source / LINEAGE).exists() or (not source.exists() and HUB_ID.fullmatch(str(source))):
         if run_path is None:
             raise OptionError(f"{source}: is a dataset; say with --run which folder to write")
-        return Run(run_path), *_stored(str(source), Run(run_path))
+        return _published(str(source), Run(run_path))
     if source.is_dir() and run_path is not None and run_path.resolve() != source.resolve():
         raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
     if source.is_dir():
-        return Run(run_path or source), None, False
+        return ToFilter(Run(run_path or source))
     if not source.exists():
         raise OptionError(f"{source}: is not there; give a run's folder or a JSONL file")
     if run_path is None:
         raise OptionError(f"{source}: is a file; say with --run which folder to write")
-    return Run(run_path), source, False
+    return ToFilter(Run(run_path), source)
 
 
 def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
@@ -136,7 +160,7 @@ def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
     if trained.get("status") != "done":
         raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
     encoder = trained["options"]["encoder"]
-    shown = public(encoder) if alone else encoder
+    shown = public(trained["options"])["encoder"] if alone else encoder
     finetuned = f"{shown} finetuned" if alone else f"{shown} finetuned on {target.rstrip('/')}"
     return [
         Candidate(f"{shown} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),

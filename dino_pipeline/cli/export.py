@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dino_pipeline.cli.base import command
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, OptionError
 
 
 @click.command()
@@ -25,8 +25,10 @@ def export(source: str, output: Path, split: str) -> None:
     path = run.train if split == "train" else run.dev
     if run.is_run and not path.exists():
         raise DataError(f"{path}: is not there; run dino filter {source} first")
-    if output.exists() and path.exists() and output.samefile(path):
-        raise DataError(f"{output}: is what would be read; give another --output")
+    if Path(source).is_file() and split != "train":
+        raise OptionError(f"--split {split}: {source} is a file and has no splits; leave it out")
+    if output.exists() and (Run(output.parent).is_run or (Path(source).is_file() and output.samefile(source))):
+        raise OptionError(f"{output}: is what would be read, or a file of a run; give another --output")
     classes = run.is_run and not run.numeric_labels
     examples = Source(str(path) if run.is_run else source, split=split, classes=classes).corpus.examples
     rows = ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from dino_pipeline.cli.base import command, model_path, pick_device, run_or_file
+from dino_pipeline.cli.base import command, model_path, pick_device, to_filter
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
 
@@ -120,9 +121,8 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
     from dino_pipeline.filters import filter_run, look
     from dino_pipeline.run import Run
 
-    chosen = filter_options(options)
     if options["listed"]:
-        _list(chosen)
+        _list(filter_options(options))
         return
     if source is None:
         raise OptionError("nothing to filter; give a run's folder or a JSONL file")
@@ -130,9 +130,11 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         looking = options["dry_run"] or options["ablate"]
         if looking and not Run(source).is_run:
             run_path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
-        run, file, classes = run_or_file(source, run_path)
+        given = to_filter(source, run_path)
+        run, file = given.run, given.file
+        chosen = filter_options(_settled(options) if given.settled else options)
         stack.enter_context(run.locked())
-        classes = classes or (file is None and run.stage("generate").get("label_type") == "class")
+        classes = given.classes or (file is None and run.stage("generate").get("label_type") == "class")
         numeric = not classes if options["label_type"] is None else options["label_type"] == "score"
         means = filter_means(run, chosen, options, has_spec=file is None)
         results: dict[str, Any]
@@ -150,6 +152,15 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         click.echo(f"Nothing to drop for: {', '.join(idle)}.")
     for label, missing in results.get("missing", []):
         click.echo(f"label {label}: {missing} of {chosen.target_per_label} are missing: dino generate --until-target")
+
+
+def _settled(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options for what was filtered before: nothing is smoothed, drawn or split a second time unless asked."""
+    context = click.get_current_context()
+    found = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
+    asked = {name for name in found if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    click.echo("This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for.")
+    return {**options, **{name: value for name, value in found.items() if name not in asked}}
 
 
 def filter_options(options: dict[str, Any]) -> FilterOptions:
@@ -190,6 +201,13 @@ def _scores(run: Run, device: str | None) -> Any:
     from dino_pipeline.verify import LabelScores
 
     begun = run.stage("generate").get("options")
+    if begun and begun.get("engine") == "openai":
+        if not isinstance(begun.get("scorer"), dict):
+            raise OptionError(
+                "--verify and --labels posterior ask the generator, which ran on a server; generate with --scorer "
+                "MODEL, a model that runs here, or leave them out"
+            )
+        begun = begun["scorer"]
     if not begun:
         raise RunError(f"{run.path}: no texts are written there; run dino generate first")
 

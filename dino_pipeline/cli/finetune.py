@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path, or_dash
+from dino_pipeline.cli.base import HUB_ID, command, model_path, or_dash
 from dino_pipeline.errors import OptionError
 from dino_pipeline.objectives import NAMES
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from dino_pipeline.corpus import Source
-    from dino_pipeline.finetune import Texts
+    from dino_pipeline.finetune import Published, Texts
     from dino_pipeline.objectives import Training
     from dino_pipeline.run import Run
 
@@ -189,7 +189,7 @@ def loader(path: str, revision: str | None, training: Training, *, asked: bool) 
 
 def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, Texts]:
     """Return the run to write, and what to train on."""
-    from dino_pipeline.corpus import Source
+    from dino_pipeline.corpus import Source, validation
     from dino_pipeline.errors import DataError
     from dino_pipeline.finetune import Texts
     from dino_pipeline.run import Run
@@ -212,15 +212,38 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
             classes=options["class_labels"] or of_class,
         )
 
+    published = None if is_run else _published(data, options)
     dev = options["dev_file"] or (str(given.dev) if is_run and given.dev.exists() else None)
+    held_out = source(dev) if dev else None
+    if published and not dev:
+        held_out = validation(source(data))
     texts = Texts(
         train=source(str(given.train) if is_run else data),
-        dev=source(dev) if dev else None,
+        dev=held_out,
         select_on=Source(options["select_on"]) if options["select_on"] else None,
-        language=options["language"] or _language(given) or "en",
+        language=options["language"] or _language(published.folder if published else given) or "en",
         split_sentences=options["split_sentences"],
+        published=published,
     )
     return Run(run_path) if run_path else given, texts
+
+
+def _published(data: str, options: dict[str, Any]) -> Published | None:
+    """Return what is known of data that dino publish made, in a folder or on the Hub; None if it is none."""
+    from dino_pipeline.errors import HubError
+    from dino_pipeline.finetune import Published
+    from dino_pipeline.hub.manifest import Manifest
+    from dino_pipeline.hub.upload import download
+    from dino_pipeline.run import LINEAGE, Run
+
+    folder, on_hub = Path(data), not Path(data).exists() and HUB_ID.fullmatch(data)
+    with contextlib.suppress(HubError, OSError):  # what is wrong with it is said when it is read
+        if on_hub:
+            folder = download(data, "dataset", options["data_revision"], only=(LINEAGE, "run.json", "spec.json"))
+        manifest = Manifest.read((folder / LINEAGE).read_text(encoding="utf-8"), data)
+        named = {"repository": data, "commit": folder.name} if on_hub else {"repository": manifest.repository}
+        return Published(Run(folder), {key: value for key, value in named.items() if value})
+    return None
 
 
 def _language(run: Run) -> str | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,8 @@ from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
     from dino_pipeline.hub.licenses import GeneratorLicense
-    from dino_pipeline.hub.upload import Kind
+    from dino_pipeline.hub.manifest import Manifest
+    from dino_pipeline.hub.upload import Kind, Repository
     from dino_pipeline.run import Run
 
 
@@ -32,6 +36,15 @@ def repository(context: click.Context, parameter: click.Parameter, name: str | N
     return name
 
 
+def license_id(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return a licence's name, if it may be one."""
+    if value is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", value):
+        raise click.BadParameter(
+            f"{value!r} is no licence as the Hub names them, such as cc-by-4.0; any other is: other"
+        )
+    return value
+
+
 @click.command()
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--repo", callback=repository, required=True, metavar="USER/NAME", help="The dataset's repository.")
@@ -47,11 +60,15 @@ def repository(context: click.Context, parameter: click.Parameter, name: str | N
     help="What to publish.  [default: both, where an encoder is trained]",
 )
 @click.option(
-    "--license", "license_", metavar="ID", help="Of what is published, e.g. cc-by-4.0.  [default: the spec's]"
+    "--license",
+    "license_",
+    callback=license_id,
+    metavar="ID",
+    help="Of what is published, e.g. cc-by-4.0.  [default: the spec's, else the card's]",
 )
 @click.option("--no-raw", is_flag=True, help="Leave out what was written and what was dropped.")
 @click.option("--widgets", is_flag=True, help="Put a few held-out pairs on the model's page, to try it with.")
-@click.option("--private", is_flag=True, help="Make new repositories private.")
+@click.option("--private", is_flag=True, help="Make the repositories private.")
 @click.option("--dry-run", is_flag=True, help="Write the folders, upload nothing.")
 @click.option("--force", is_flag=True, help="Replace what this run did not make.")
 @command
@@ -66,51 +83,85 @@ def publish(path: Path, **options: Any) -> None:
     run = Run(path)
     if not run.is_run:
         raise RunError(f"{path}: is no run; name a folder that dino generate or dino filter wrote")
-    if options["what"] != "model" and run.stage("filter").get("status") != "done":
-        raise RunError(f"{path}: no filtered data is there; run dino filter first")
-    trained = run.stage("finetune").get("status") == "done"
-    what = options["what"] or ("both" if trained or options["model_repo"] else "dataset")
-    if what != "dataset" and not trained:
-        raise RunError(f"{path}: no encoder is trained there; run dino finetune, or publish --what dataset")
-    of_run = what != "dataset" and _learnt_from_it(run)
+    what = _what(run, options)
     with run.locked():
+        known = _learnt_from_it(run, strict=what != "dataset")
+        kinds: list[Kind] = ["dataset", "model"]
+        places = [_place(run, kind, options) for kind in kinds if what in (kind, "both")]
         dataset = None
-        if what in ("dataset", "both"):
-            dataset = _dataset(run, options, with_model=what == "both" and of_run)
-        if what in ("model", "both"):
-            _model(run, options, dataset, of_run=of_run)
+        for place in places:
+            if place.kind == "dataset":
+                dataset = _dataset(run, place, options, with_model=what == "both" and known)
+            else:
+                _model(run, place, options, dataset if known else None, of_run=known)
 
 
-def _dataset(run: Run, options: dict[str, Any], *, with_model: bool) -> dict[str, str] | None:
-    """Publish the dataset; return its repository and commit, if it is on the Hub."""
+@dataclass(frozen=True)
+class _Place:
+    """A repository, and what stands there."""
+
+    kind: Kind
+    name: str
+    remote: Repository | None
+    """None in a rehearsal."""
+    there: Manifest | None
+
+
+def _what(run: Run, options: dict[str, Any]) -> str:
+    """Return what to publish.
+
+    Raises:
+        RunError: it is not there.
+    """
+    trained = run.stage("finetune").get("status") == "done"
+    filtered = run.stage("filter").get("status") == "done"
+    what = options["what"] or ("both" if trained or options["model_repo"] else "dataset")
+    if what != "model" and not filtered:
+        remedy = "publish --what model" if trained else "run dino filter first"
+        raise RunError(f"{run.path}: no filtered data is there; {remedy}")
+    if what != "dataset" and not trained:
+        raise RunError(f"{run.path}: no encoder is trained there; run dino finetune, or publish --what dataset")
+    return what
+
+
+def _place(run: Run, kind: Kind, options: dict[str, Any]) -> _Place:
+    """Return where a kind goes; the Hub is asked before anything is written."""
+    from dino_pipeline.hub.manifest import origin_of
+    from dino_pipeline.hub.upload import Repository
+
+    name = str((options["model_repo"] if kind == "model" else None) or options["repo"])
+    if options["dry_run"]:
+        return _Place(kind, name, None, None)
+    remote = Repository(name, kind)
+    origin = origin_of(run.records())
+    return _Place(kind, name, remote, remote.check(origin, force=options["force"], private=options["private"]))
+
+
+def _dataset(run: Run, place: _Place, options: dict[str, Any], *, with_model: bool) -> dict[str, str]:
+    """Publish the dataset; return its repository and, if it is on the Hub, its commit."""
     from dino_pipeline.console import Console
     from dino_pipeline.hub.dataset import Publication, write_dataset
     from dino_pipeline.hub.dataset_card import CardFacts
     from dino_pipeline.hub.publish import records
     from dino_pipeline.report.page import report
 
-    generator, license_ = _licenses(run, options)
+    generator, license_ = _licenses(run.stage("generate"), run.spec_fields().get("license"), options)
     again, needs_inputs, lacks = commands(run)
     facts = CardFacts(again, needs_inputs, generator, lacks)
-    repo = options["repo"]
     known = records(run).get("model", {}).get("repository") if _learnt_from_it(run, strict=False) else None
-    model_repo = _model_repo(options) if with_model else known
-    publication = Publication(repo, license_, not options["no_raw"], model_repo)
+    model_repo = str(options["model_repo"] or options["repo"]) if with_model else known
+    publication = Publication(place.name, license_, not options["no_raw"], model_repo)
     with contextlib.closing(Console()) as console:
         trained = run.stage("finetune").get("status") == "done"
         candidates = candidates_of(str(run.path), alone=True) if trained else []
-        written = report(run, candidates, console)
+        written = report(run, candidates, console, dropped=not options["no_raw"])
     return _publish(
-        run,
-        "dataset",
-        repo,
-        options,
-        lambda folder, kept: write_dataset(run, publication, written, facts, folder, kept),
+        run, place, options, lambda folder, kept: write_dataset(run, publication, written, facts, folder, kept)
     )
 
 
 def _licenses(
-    run: Run, options: dict[str, Any], *, of_texts: bool = True
+    generated: Mapping[str, Any], of_spec: str | None, options: dict[str, Any]
 ) -> tuple[GeneratorLicense | None, str | None]:
     """Return the licence of the generator, if one wrote the texts, and that of what is published.
 
@@ -119,9 +170,9 @@ def _licenses(
     """
     from dino_pipeline.hub.licenses import GeneratorLicense, license_of
 
-    license_ = options["license_"] or run.spec_fields().get("license")
-    model = run.stage("generate").get("options", {}).get("model")
-    if model is None or not of_texts:
+    model = generated.get("options", {}).get("model")
+    license_ = options["license_"] or of_spec
+    if model is None:
         return None, license_
     generator = GeneratorLicense(license_of(model_path(model, "GENERATOR")))
     if generator.restricts and not options["license_"]:
@@ -141,7 +192,7 @@ def _learnt_from_it(run: Run, *, strict: bool = True) -> bool:
     from dino_pipeline.corpus import Source
 
     trained = run.stage("finetune")
-    if not trained or trained["options"]["data"] != run.train.name:
+    if not trained.get("origin", {}).get("own"):
         return False
     same = run.train.exists() and trained["sources"].split("+")[0] == Source(str(run.train)).digest()
     if not same and strict:
@@ -152,43 +203,35 @@ def _learnt_from_it(run: Run, *, strict: bool = True) -> bool:
     return same
 
 
-def _model(run: Run, options: dict[str, Any], dataset: dict[str, str] | None, *, of_run: bool) -> None:
+def _model(run: Run, place: _Place, options: dict[str, Any], dataset: dict[str, str] | None, *, of_run: bool) -> None:
+    from dino_pipeline.finetune import origin_of_texts
     from dino_pipeline.hub.model import ModelPublication, write_model
     from dino_pipeline.hub.publish import records
 
+    origin = origin_of_texts(run)
     known = records(run).get("dataset")
     if not of_run:
-        dataset = None
+        dataset = origin.get("dataset")
     elif dataset is None and known and known["repository"] == options["repo"]:
         dataset = {"repository": known["repository"], "commit": known["commit"]}
-    repo = _model_repo(options)
-    own = run.stage("finetune")["options"]["data"] == run.train.name
-    generator, license_ = _licenses(run, options, of_texts=own)
-    wanted = ModelPublication(repo, license_, dataset, generator, options["widgets"])
-    _publish(run, "model", repo, options, lambda folder, kept: write_model(run, wanted, folder, kept))
+    generator, license_ = _licenses(origin.get("generate") or {}, origin.get("license"), options)
+    wanted = ModelPublication(place.name, license_, dataset, generator, options["widgets"])
+    _publish(run, place, options, lambda folder, kept: write_model(run, wanted, folder, kept))
 
 
-def _model_repo(options: dict[str, Any]) -> str:
-    return str(options["model_repo"] or options["repo"])
-
-
-def _publish(run: Run, kind: Kind, repo: str, options: dict[str, Any], write: Any) -> dict[str, str] | None:
-    """Write a folder and, unless it is a rehearsal, upload it."""
-    from dino_pipeline.hub.manifest import origin_of
+def _publish(run: Run, place: _Place, options: dict[str, Any], write: Any) -> dict[str, str]:
+    """Write a folder and, unless it is a rehearsal, upload it; return repository and, then, commit."""
     from dino_pipeline.hub.publish import README, remember, write_folder
-    from dino_pipeline.hub.upload import Repository
 
-    remote = Repository(repo, kind)
-    there = None if options["dry_run"] else remote.check(origin_of(run.records()), force=options["force"])
+    remote, there = place.remote, place.there
     of_ours = there and there.origin  # by force, nothing of a stranger's is kept
-    folder = write_folder(run, kind, repo, remote.read(README) if of_ours else None, write)
-    click.echo(f"{folder}: the {kind} is written")
-    if options["dry_run"]:
-        return None
+    card = remote.read(README) if remote and of_ours else None
+    folder = write_folder(run, place.kind, place.name, card, write)
+    click.echo(f"{folder}: the {place.kind} is written")
+    if remote is None:
+        return {"repository": place.name}
     published = remote.publish(folder, there, private=options["private"])
-    commit = remember(run, kind, published)
+    commit = remember(run, place.kind, published)
     said = "is published" if published.changed else "is up to date"
     click.echo(f"{published.address}: {said} (commit {published.commit[:10]})")
-    if options["private"] and not published.private:
-        click.echo(f"{published.address}: is public; --private is for new repositories, change others on the Hub")
     return commit

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from dino_pipeline.cli.base import command
+from dino_pipeline.cli.base import HUB_ID, command
+from dino_pipeline.errors import OptionError
 
 
 @click.command()
@@ -22,7 +23,11 @@ def verify(target: str, is_model: bool, revision: str | None) -> None:
     from dino_pipeline.hub.upload import download
 
     folder = Path(target)
-    checked = check(folder if folder.is_dir() else download(target, "model" if is_model else "dataset", revision))
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(target):
+            raise OptionError(f"{target}: is no folder here, and no user/name; give one of them")
+        folder = download(target, "model" if is_model else "dataset", revision)
+    checked = check(folder)
     manifest = checked.manifest
     for wrong in checked.wrong:
         click.echo(wrong)
@@ -30,7 +35,8 @@ def verify(target: str, is_model: bool, revision: str | None) -> None:
     if not checked.wrong:
         click.echo(f"{target}: {len(manifest.files)} files{rows}: all as published")
     if manifest.dataset:
-        click.echo(f"trained on {manifest.dataset['repository']}, commit {manifest.dataset['commit']}")
+        commit = f", commit {manifest.dataset['commit']}" if manifest.dataset.get("commit") else ""
+        click.echo(f"trained on {manifest.dataset['repository']}{commit}")
     if checked.other:
         click.echo(f"A rerun may differ: {'; '.join(checked.other)}")
     else:

@@ -88,12 +88,13 @@ def card(front: Mapping[str, Any], body: str, kept: Kept) -> str:
         body: what we say.
         kept: of the card that stands there now.
     """
-    merged = {**kept.front, **{key: value for key, value in front.items() if value is not None}}
+    ours = {key: value for key, value in front.items() if value is not None}
+    merged = {**ours, **{key: value for key, value in kept.front.items() if key not in ours}}
     if isinstance(tags := kept.front.get("tags"), list):
         merged["tags"] = list(dict.fromkeys([*front.get("tags", []), *map(str, tags)]))
     text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
-    ours = f"{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}"
-    return f"---\n{text}---\n{kept.above}{ours}{kept.below or chr(10)}"
+    written = f"{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}"
+    return f"---\n{text}---\n{kept.above}{written}{kept.below or chr(10)}"
 
 
 def split(text: str) -> tuple[dict[str, Any], str]:

@@ -38,7 +38,7 @@ def check(folder: Path) -> Checked:
         HubError: it is none.
     """
     try:
-        text = (folder / LINEAGE).read_text(encoding="utf-8")
+        text = (folder / LINEAGE).read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise HubError(f"{folder}: holds no {LINEAGE}; give a folder or repository that dino publish made") from error
     manifest = Manifest.read(text, str(folder))

@@ -80,7 +80,8 @@ def write_dataset(
     text = card(front, body(run, publication, report, facts, rows), kept)
     (folder / "README.md").write_text(text, encoding="utf-8")
     made_by = run.stage("generate") or run.stage("filter")
-    seal(run, folder, "dataset", made_with=made_by["versions"], rows=rows, lacks=facts.lacks)
+    more = {"made_with": made_by["versions"], "rows": rows, "lacks": facts.lacks}
+    seal(run, folder, "dataset", **more, repository=publication.repository)
 
 
 def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[Written]) -> dict[str, Any]:

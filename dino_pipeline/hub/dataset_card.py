@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
+from dino_pipeline.hub.tables import shape_of
 from dino_pipeline.hub.upload import address
 from dino_pipeline.report.blocks import Samples
 from dino_pipeline.report.page import Report
+from dino_pipeline.rules import UNSEEN
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 
@@ -51,11 +53,12 @@ def body(run: Run, publication: Publication, report: Report, facts: CardFacts, r
         *([facts.generator.said] if facts.generator else []),
         _load(publication, rows),
         *_prompts(report),
+        _labels(run),
         _made(run),
-        *_sections(report),
+        *_sections(run, report),
         _samples(report),
-        _again(facts),
-        _limits(run),
+        _again(publication, facts),
+        _limits(run, publication),
         f"## Citation\n\n{fenced(CITATION, 'bibtex')}",
     ]
     return "\n\n".join(parts)
@@ -72,9 +75,8 @@ def _what(run: Run, publication: Publication, rows: Mapping[str, int]) -> str:
         return f"{description}{said}\n\n{counts}{model}"
     return (
         f"{description}Synthetic texts with labels, written by `{plain(str(generated['model']))}` and filtered with "
-        "dino_pipeline, to train sentence encoders on. A label says which instruction a text was written for. It is no "
-        "benchmark: nobody has looked at the texts, and a label is wrong wherever the generator did not follow its "
-        f"instruction.\n\n{counts}{model}"
+        "dino_pipeline, to train sentence encoders on. It is no benchmark: nobody has looked at the texts, and a label "
+        f"is wrong wherever the generator did not follow its instruction.\n\n{counts}{model}"
     )
 
 
@@ -95,6 +97,26 @@ def _prompts(report: Report) -> list[str]:
     return [f"## Prompts\n\n{markdown(section)}"] if section else []
 
 
+def _labels(run: Run) -> str:
+    """Return what a label says, and what the filter made of the instructions' labels."""
+    options = run.stage("filter")["options"]
+    said = ["A label says which instruction a text was written for."] if run.stage("generate") else []
+    scored = shape_of(run).classes is None
+    if scored and options["labels"] == "smoothed" and options["smoothing"]:
+        share = options["smoothing"]
+        said.append(
+            f"Scores are smoothed: each is pulled by {share:g} towards the middle of the scale (on one from 0 to 1, 1 "
+            f"becomes {1 - share / 2:g} and 0 becomes {share / 2:g})."
+        )
+    if options["labels"] == "posterior":
+        said.append(
+            "Scores are the mean label by how likely the generator finds a text under each label's instruction."
+        )
+    if extra := sum(count for step, of in run.stage("filter")["funnel"] if step == "+ random pairs" for _, count in of):
+        said.append(f"{extra} of the pairs were written by nobody: they join texts at random, with score 0.")
+    return f"## Labels\n\n{' '.join(said) or 'Labels are as they came.'}"
+
+
 def _made(run: Run) -> str:
     generated = public(run.stage("generate"))
     if not generated:
@@ -110,16 +132,22 @@ def _made(run: Run) -> str:
         "texts per input and label": options["samples"],
         **options["sampling"],
         "seed": options["seed"],
-        "dtype": options["dtype"],
+        **{name: options.get(name) for name in ("dtype", "chat", "adapter", "quantize", "engine", "best_of")},
+        **generated.get("server", {}),
     }
     rows = [[str(name).replace("_", " "), str(value)] for name, value in named.items() if value is not None]
-    return (
-        "## How it was made\n\nSampled with self-debiasing (Schick & Schütze 2021): a text is likely under its own "
-        f"instruction and unlikely under those of its counter-labels.\n\n{table(['', ''], rows)}"
-    )
+    said = "Sampled under each label's own instruction, without contrast."
+    if options["sampling"]["decay"]:
+        said = (
+            "Sampled with self-debiasing (Schick & Schütze 2021): a text is likely under its own instruction and "
+            "unlikely under those of its counter-labels."
+        )
+    if options["model"] == "pocket":
+        said += " The generator `pocket` is the small model that comes with dino_pipeline; it knows a toy grammar only."
+    return f"## How it was made\n\n{said}\n\n{table(['', ''], rows)}"
 
 
-def _sections(report: Report) -> list[str]:
+def _sections(run: Run, report: Report) -> list[str]:
     titles = {
         "generation": "Fidelity",
         "funnel": "Filter",
@@ -128,7 +156,23 @@ def _sections(report: Report) -> list[str]:
         "contamination": "Evaluation data",
     }
     found = {title: report.sections[name] for name, title in titles.items() if name in report.sections}
-    return [f"## {title}\n\n{markdown(section)}" for title, section in found.items()]
+    parts = {title: f"## {title}\n\n{markdown(section)}" for title, section in found.items()}
+    if "Filter" in parts:
+        parts["Filter"] += f"\n\nIts options:\n\n{_filter_options(run)}"
+    return list(parts.values())
+
+
+def _filter_options(run: Run) -> str:
+    options = public(run.stage("filter")["options"])
+    technical = {"hygiene", "numeric_labels", "source", "excluded", "custom_digest", "semantic_fingerprint"}
+    named = {**{name: value for name, value in options.items() if name not in technical}, **options["hygiene"]}
+    rows = []
+    for name, value in named.items():
+        if name in {"stop", "fields"} or value is None or value == [] or value == ():
+            continue
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        rows.append([name.replace("_", " "), shown])
+    return table(["option", "value"], rows)
 
 
 def _samples(report: Report) -> str:
@@ -136,25 +180,35 @@ def _samples(report: Report) -> str:
     return f"## Samples\n\n{samples(block, SHOWN)}"
 
 
-def _again(facts: CardFacts) -> str:
+def _again(publication: Publication, facts: CardFacts) -> str:
     if not facts.commands:
         return "## Make it again\n\nThe texts came from a file that is not published here."
     lacks = f"They need what is not here: {plain('; '.join(facts.lacks))}.\n\n" if facts.lacks else ""
     lines = "\n".join(shlex.join(command) for command in facts.commands)
+    name = publication.repository
     return (
-        "## Make it again\n\nIn this folder, with dino_pipeline and the versions of `lineage.json`:\n\n"
+        "## Make it again\n\nWith dino_pipeline and the versions of `lineage.json`, in a copy of this repository "
+        f"(`hf download {name} --repo-type dataset --local-dir {name.rpartition('/')[2]}`):\n\n"
         f"{fenced(lines, 'sh')}\n\n{lacks}`dino verify .` checks the files against `lineage.json`."
     )
 
 
-def _limits(run: Run) -> str:
-    verified = run.stage("filter")["options"].get("verify")
-    if not run.stage("generate"):
-        return "## Limits and biases\n\n- Who wrote the texts and the labels, and how, is not known here."
-    said = [
-        "No person has looked at the texts or the labels.",
-        "What the generator believes and repeats about people and things is in the texts.",
-        "The generator knows facts only as a language model does; nothing here is evidence of anything.",
-    ]
-    said += [] if verified else ["The labels were not verified by a second look (`dino filter --verify`)."]
+def _limits(run: Run, publication: Publication) -> str:
+    filtered = run.stage("filter")
+    if run.stage("generate"):
+        said = [
+            "No person has looked at the texts or the labels.",
+            "What the generator believes and repeats about people and things is in the texts.",
+            "The generator knows facts only as a language model does; nothing here is evidence of anything.",
+        ]
+        if not filtered["options"].get("verify"):
+            said.append("The labels were not verified by a second look (`dino filter --verify`).")
+    else:
+        said = ["Who wrote the texts and the labels, and how, is not known here."]
+    counts = {step: sum(count for _, count in of) for step, of in filtered["funnel"]}
+    if flagged := counts.get("(flagged: personal data)"):
+        said.append(f"**{flagged} of the texts that were kept hold what looks like personal data.**")
+    withheld = sum(counts.get(f"- {reason}", 0) for reason in UNSEEN)
+    if withheld and publication.raw:
+        said.append(f"{withheld} dropped texts are not published: they hold personal data, or evaluation data.")
     return "## Limits and biases\n\n" + "\n".join(f"- {each}" for each in said)

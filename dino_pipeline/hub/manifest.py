@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.texts import public
 
 FORMAT = 1
+OTHERS = {".cache", ".git"}
 FREE = ("README.md", ".gitattributes", LINEAGE)
 """Files that are not hashed: people write in the first, the Hub in the second."""
 
@@ -30,7 +33,9 @@ class Manifest:
     spec: str | None
     """The task spec's digest."""
     dataset: Mapping[str, str] | None = None
-    """Of a model: the repository and commit of what it was trained on, where that is published."""
+    """Of a model: the repository, and commit if it has one, of what it was trained on, where that is published."""
+    repository: str | None = None
+    """Where it was to be published."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Of a dataset: how many there are in each split, ``config/split``."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -56,9 +61,10 @@ class Manifest:
             found = json.loads(text)
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']}")
-            return cls(**found)
-        except (ValueError, TypeError, KeyError) as error:
-            raise HubError(f"{where}: {LINEAGE} is none that this version reads ({error}); publish again") from error
+            return TypeAdapter(cls).validate_python(found)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            said = f"{' '.join(str(error).split()):.200}"
+            raise HubError(f"{where}: {LINEAGE} is none that this version reads ({said}); publish again") from error
 
 
 def seal(run: Run, folder: Path, kind: str, **more: Any) -> None:
@@ -72,7 +78,8 @@ def seal(run: Run, folder: Path, kind: str, **more: Any) -> None:
     """
     records = run.records()
     write_json(folder / "run.json", public(records))
-    spec = records.get("generate", {}).get("options", {}).get("spec")
+    written = records.get("generate") or records.get("finetune", {}).get("origin", {}).get("generate") or {}
+    spec = written.get("options", {}).get("spec")
     Manifest(kind, origin_of(records), spec, files=hashes(folder), **more).write(folder)
 
 
@@ -87,14 +94,17 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def files_of(folder: Path) -> Iterable[Path]:
-    """Return all files of a folder in order, but for the Hub's own notes."""
+    """Return all files of a folder in order, but for the Hub's and git's own."""
     return sorted(
-        path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts
+        path for path in folder.rglob("*") if path.is_file() and not OTHERS & {*path.relative_to(folder).parts}
     )
 
 
 def origin_of(records: Mapping[str, Any]) -> str:
     """Return a hash of what a run asked for, which later changes of the filter or of the training leave as it is."""
-    generated, filtered = records.get("generate", {}), records.get("filter", {})
-    asked = public(generated["options"]) if generated else {"source": filtered.get("sources")}
+    asked: Any = public(records["generate"]["options"]) if records.get("generate") else None
+    if asked is None and records.get("filter"):
+        asked = {"source": records["filter"]["sources"]}
+    if asked is None:
+        asked = {"trained on": records.get("finetune", {}).get("sources")}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from dino_pipeline.hub.upload import address
 from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
 from dino_pipeline.run import Run, model_fingerprint
+from dino_pipeline.texts import public
 
 WIDGETS = 3
 """Sentences to compare with, on the model's page."""
@@ -64,13 +65,12 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) ->
         raise RunError(f"{run.path}: no encoder is trained there; run dino finetune, or publish --what dataset")
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
     objective = get_objective(trained["options"]["objective"])
-    origin = run if trained["options"]["data"] == run.train.name else None
-    of = lineage(load_encoder(str(run.model)), run, objective, origin)
+    of = lineage(load_encoder(str(run.model)), run, objective)
     name = wanted.repository.rpartition("/")[2]
     front, text = split(model_card(replace(of, address=wanted.repository, name=name)))
     front |= {"license": wanted.license, "base_model": _base_model(trained["options"]["encoder"])}
     if wanted.widgets:
-        front["widget"] = _widgets(run)
+        front["widget"] = _widgets(run) or None
     scores = _scores(run)
     if wanted.dataset:
         front["datasets"] = [wanted.dataset["repository"]]
@@ -81,7 +81,17 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) ->
         front["model-index"] = eval_results_to_model_index(name, _results(scores))
         text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
     (folder / "README.md").write_text(card(front, text, kept), encoding="utf-8")
-    seal(run, folder, "model", made_with=trained["versions"], dataset=wanted.dataset)
+    more = {"made_with": trained["versions"], "dataset": wanted.dataset, "repository": wanted.repository}
+    seal(run, folder, "model", **more, lacks=_lacks(trained, wanted))
+
+
+def _lacks(trained: Mapping[str, Any], wanted: ModelPublication) -> list[str]:
+    """Return what training again needs and is nowhere published."""
+    options = public(trained["options"])
+    lacks = [] if wanted.dataset else [f"what it was trained on, {options['data']}"]
+    if options["encoder"] != "pocket" and options["fingerprint"]:
+        lacks.append(f"the encoder {options['encoder']}, a folder")
+    return lacks
 
 
 def _widgets(run: Run) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import duckdb
 
 from dino_pipeline.errors import DataError, OutputError, first_line
 from dino_pipeline.labels import as_number
+from dino_pipeline.rules import UNSEEN
 from dino_pipeline.run import Run, shard_files
 from dino_pipeline.sets import LITERAL, RECORD, quoted, records
 
@@ -41,6 +42,8 @@ class Split:
     name: str
     sources: Sequence[Path]
     columns: Sequence[Column]
+    where: str = "true"
+    """Which rows, as SQL."""
 
     @property
     def folder(self) -> str:
@@ -83,11 +86,21 @@ def splits(run: Run, shape: Shape, *, raw: bool) -> list[Split]:
     if run.dev.exists() and run.dev.stat().st_size:
         found.append(Split("default", "validation", [run.dev], trained))
     if raw:
+        dropped = [run.dropped] if run.dropped.exists() and run.dropped.stat().st_size else []
         if written := shard_files(run.shards):
-            found.append(Split("raw", "train", written, _recorded(shape, PROVENANCE)))
-        if run.dropped.exists() and run.dropped.stat().st_size:
-            found.append(Split("dropped", "train", [run.dropped], _recorded(shape, (*PROVENANCE, *REASONS))))
+            found.append(Split("raw", "train", written, _recorded(shape, PROVENANCE), _allowed(dropped)))
+        if dropped:
+            columns = _recorded(shape, (*PROVENANCE, *REASONS))
+            found.append(Split("dropped", "train", dropped, columns, f"reason NOT IN {UNSEEN}"))
     return found
+
+
+def _allowed(dropped: Sequence[Path]) -> str:
+    """Return as SQL which rows are not among what is withheld."""
+    if not dropped:
+        return "true"
+    texts = "struct_pack(a := text_a, b := coalesce(text_b, ''))"
+    return f"{texts} NOT IN (SELECT {texts} FROM {records(dropped)} WHERE reason IN {UNSEEN})"
 
 
 TEXT = {"dtype": "string", "_type": "Value"}
@@ -133,7 +146,7 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
     (folder / split.folder).mkdir(parents=True, exist_ok=True)
     count = max(1, -(-sum(path.stat().st_size for path in split.sources) // SHARD))
     selected = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
-    query = f"SELECT {selected} FROM {records(split.sources)}"
+    query = f"SELECT {selected} FROM {records(split.sources)} WHERE {split.where}"
     files = [folder / split.folder / f"{split.name}-{at:05d}-of-{count:05d}.parquet" for at in range(count)]
     features = {"info": {"features": {column.name: column.feature for column in split.columns}}}
     options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{huggingface: {quoted(json.dumps(features))}}}"

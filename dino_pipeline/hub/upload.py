@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from dino_pipeline.errors import HubError, first_line
+from dino_pipeline.errors import HubError
 from dino_pipeline.hub.manifest import Manifest, files_of
 from dino_pipeline.run import LINEAGE
 
@@ -27,11 +27,17 @@ REMEDIES = {
     401: "the Hub does not know who you are; log in with `hf auth login`, or set HF_TOKEN",
     402: "the account's storage is used up; make room, or publish --no-raw",
     403: "the token has no right to write there; use one that has, or another name",
-    404: "no such user or organisation, or the token may not see it; check the name",
+    404: "no such repository, user or organisation, or the token may not see it; check the name",
     409: "somebody else changed it at the same time, or the name is taken; run again",
+    412: "somebody else changed it at the same time; run again",
     413: "the Hub finds it too large; publish --no-raw",
     429: "the Hub asks to go slower; wait a little and run again",
 }
+
+
+LONGEST = 600
+"""Characters of what the Hub says."""
+CARD_ONLY = {".gitattributes", "README.md"}
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,23 @@ def errors(repository: str, remedy: str = "run again") -> Iterator[None]:
         raise
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        said = REMEDIES.get(status, "the Hub is in trouble; run again later" if status >= 500 else first_line(error))
+        said = REMEDIES.get(status, "the Hub is in trouble; run again later" if status >= 500 else _whole(error))
         raise HubError(f"{repository}: {said} (HTTP {status})") from error
     except OfflineModeIsEnabled as error:
         raise HubError(f"{repository}: HF_HUB_OFFLINE keeps the Hub out of reach; unset it and run again") from error
+    except ValueError as error:  # the library finds it wrong before, or because, the Hub does
+        raise HubError(f"{repository}: {_whole(error)}") from error
     except Exception as error:  # the library's transport has its own, which change with its versions
-        raise HubError(f"{repository}: {first_line(error)}; {remedy}") from error
+        raise HubError(f"{repository}: {_whole(error)}; {remedy}") from error
+
+
+def _whole(error: BaseException) -> str:
+    """Return all that an error says, on one line, with the Hub's answer that the library takes it from."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    cause = error.__cause__
+    if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+        said += f" (HTTP {cause.response.status_code})"
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 class Repository:
@@ -91,15 +108,24 @@ class Repository:
             except RepositoryNotFoundError:
                 return None
 
-    def check(self, origin: str, *, force: bool) -> Manifest | None:
+    def check(self, origin: str, *, force: bool, private: bool = False) -> Manifest | None:
         """Return what stands there and goes where it is not made again: what this run made, or, by force, everything.
 
+        A card alone, as one may begin on the website, is nobody else's.
+
         Raises:
-            HubError: it holds something else, and is not to be overwritten.
+            HubError: it holds something else, and is not to be overwritten, or it is public and is to be private.
         """
         files = self.files()
-        if not files or set(files) <= {".gitattributes"}:
+        if files is None:
             return None
+        if private:
+            with errors(self.name):
+                is_private = self.api.repo_info(self.name, repo_type=self.kind).private
+            if not is_private:
+                raise HubError(f"{self.name}: is there, and public; make it private on the Hub, or leave --private out")
+        if set(files) <= CARD_ONLY:
+            return Manifest(self.kind, origin, None)
         text = self.read(LINEAGE)
         manifest = None
         with contextlib.suppress(HubError):
@@ -124,14 +150,16 @@ class Repository:
                 self.api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True)
             there = self.api.repo_info(self.name, repo_type=self.kind)
             earlier = there.sha
-            self.api.upload_folder(
-                repo_id=self.name,
-                folder_path=folder,
+            # not upload_folder: it makes several commits of many files
+            self.api.create_commit(
+                self.name,
+                [
+                    *(CommitOperationDelete(name) for name in gone),
+                    *(CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files_of(folder)),
+                ],
                 repo_type=self.kind,
                 commit_message=f"dino_pipeline: the {self.kind} of one run",
-                delete_patterns=gone or None,
                 parent_commit=earlier,
-                ignore_patterns=[".cache/**"],
             )
             commit = self.api.repo_info(self.name, repo_type=self.kind).sha
         page = address(self.name, self.kind, self.api.endpoint)
@@ -143,11 +171,15 @@ def address(repository: str, kind: Kind, endpoint: str = constants.ENDPOINT) -> 
     return f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
-def download(repository: str, kind: Kind, revision: str | None) -> Path:
-    """Return a folder with all files of a repository.
+def download(repository: str, kind: Kind, revision: str | None, only: Sequence[str] | None = None) -> Path:
+    """Return a folder, named after the commit, with all files of a repository, or with some.
 
     Raises:
         HubError: there is none, or it cannot be had.
     """
     with errors(repository):
-        return Path(snapshot_download(repository, repo_type=kind, revision=revision))
+        try:
+            allowed = list(only) if only else None
+            return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=allowed))
+        except RepositoryNotFoundError as error:
+            raise HubError(f"{repository}: no such {kind} is there, or the token may not see it") from error

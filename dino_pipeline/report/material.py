@@ -28,6 +28,8 @@ class Material:
     """Encoders that show how labels lie apart."""
     watch: Watch
     language: str = "en"
+    shows_dropped: bool = True
+    """Whether samples show what was dropped."""
 
     @cached_property
     def records(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from dino_pipeline.report.blocks import (
 )
 from dino_pipeline.report.material import MOST_LABELS, Material
 from dino_pipeline.report.texts_of_run import in_order, label_name
+from dino_pipeline.rules import UNSEEN
 from dino_pipeline.sieve import REPEATED
 from dino_pipeline.suites.base import Embedder, cosines
 from dino_pipeline.suites.pairs import WORD_OVERLAP
@@ -309,7 +310,8 @@ def samples(material: Material) -> list[Block]:
     fields = "label, text_a, text_b, logprob, margin, reason, evidence"
     each = max(1, min(KEPT_SHOWN, MOST_KEPT // len(material.kept())))
     kept = material.texts.drawn("kept", fields, each)[:MOST_KEPT]
-    dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason")
+    dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason") if material.shows_dropped else []
+    dropped = [row for row in dropped if row[5] not in UNSEEN]
     rows = [*(_sample(row, "kept") for row in kept), *(_sample(row, "dropped") for row in dropped)]
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
     labels = in_order({row["label"] for row in rows})

@@ -52,20 +52,21 @@ class Report:
     """Titles of the sections that are left out, each with the reason."""
 
 
-def report(run: Run, candidates: Sequence[Candidate], watch: Watch) -> Report:
+def report(run: Run, candidates: Sequence[Candidate], watch: Watch, *, dropped: bool = True) -> Report:
     """Write a run's report and its pictures.
 
     Args:
         run: what to report on.
         candidates: encoders that show how labels lie apart.
         watch: is told how far it is.
+        dropped: whether its samples show what was dropped, too.
 
     Raises:
         DataError: a file of the run cannot be read.
     """
     with run.scratch("report") as folder, closing(TextsOfRun(run, folder)) as texts:
         language = str(run.spec_fields().get("language") or "en")
-        material = Material(run, texts, candidates, watch, language)
+        material = Material(run, texts, candidates, watch, language, dropped)
         found, missing = _sections(material)
         html = _html(run, material, found, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
