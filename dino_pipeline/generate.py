@@ -24,6 +24,8 @@ LEAST_INPUT_SHARD = 64
 """Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
 LEAST_NEW_INPUTS = 0.01
 """Writing inputs stops with an error when less of a shard than this is new."""
+USED = ("usage", "cost")
+"""What an engine took, summed up over all calls."""
 TOKENS = 20
 """About so many tokens make a text."""
 
@@ -75,6 +77,9 @@ def generate(
         return state
     if state == "done":
         run.note("generate", status="running")
+    used = (
+        {} if state == "new" else {name: run.stage("generate")[name] for name in USED if name in run.stage("generate")}
+    )
     run.begin(
         "generate",
         recorded,
@@ -83,6 +88,7 @@ def generate(
         settings=settings,
         fresh=fresh,
         more=[asdict(each) for each in more],
+        **used,
     )
     state = "new" if state == "new" else "resumed"
     engine = load(_row_tokens(run, spec, inputs, options, more))
@@ -93,7 +99,17 @@ def generate(
     asked = _count(_stored_inputs(run)) if spec.needs_inputs else None
     total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
-    writer = Writer(spec, engine, options, options.sampling, watch, progress, scorer() if scorer else None)
+    scored_by = scorer() if scorer else None
+    writer = Writer(
+        spec,
+        engine,
+        options,
+        options.sampling,
+        watch,
+        progress,
+        scored_by,
+        lambda: run.note("generate", **engine.facts()),
+    )
     writer.write(_unwritten(_plan(run, spec, options, more), progress, spec))
     watch.progress(progress)
     if not any(count.accepted for count in progress.labels.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -104,6 +104,8 @@ class Writer:
     progress: Progress
     scorer: Scorer | None = None
     """What tells margins, where the engine does not."""
+    stored: Callable[[], None] = lambda: None
+    """Called when a shard's files are there."""
 
     def write(self, shards: Iterable[Shard]) -> None:
         """Write the texts of the shards, each into its files once all its texts have ended.
@@ -152,6 +154,8 @@ class Writer:
             example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
             self._count(shard.tasks[at].label, example, reason)
             shard.add(at, example, reason)
+            if not shard.open:
+                self.stored()
 
     def _scored(
         self, scorer: Scorer, ready: Sequence[tuple[Shard, int]], found: Sequence[Sequence[Completion]]

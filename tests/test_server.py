@@ -1,0 +1,256 @@
+"""The engine that asks a server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from scipy.stats import chi2_contingency
+
+from dino_pipeline import pocket, server
+from dino_pipeline.cli import main
+from dino_pipeline.engine import Request
+from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.examples import iter_examples, read_examples
+from dino_pipeline.sampling import Sampling
+from dino_pipeline.server import Abilities, Prices, Server, Usage
+from tests.commands import files, invoke, start
+from tests.serving import FAULTS, Faults, MadeUp, faulty, made_up, transformers_serve
+from tests.test_spec import SPECS
+
+INPUTS = ["A man plays a guitar.", "A dog runs in the garden.", "A child eats an apple.", "A nurse reads a letter."]
+PLAIN = Sampling(top_k=5, decay=0)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    with transformers_serve(pocket.GENERATOR) as address:
+        yield address
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.txt"
+    path.write_text("\n".join(INPUTS))
+    return path
+
+
+def call(address: str, inputs: Path, run: Path, *more: str | Path) -> list[str]:
+    told: list[str | Path] = ["generate", SPECS / "sts-x2.json", "--engine", "openai", "--base-url", address]
+    told += ["--model", pocket.GENERATOR, "--inputs", inputs, "--run", run, "--samples", "1", *more]
+    return list(map(str, told))
+
+
+def texts(run: Path) -> list[tuple[Any, ...]]:
+    """All texts of a run, accepted or not: input, label, sample."""
+    paths = [path for part in ("shards", "rejected") for path in (run / part).glob("*.jsonl")]
+    found = [each for path in paths for each in iter_examples(path)]
+    return sorted((each.input, each.label, each.sample) for each in found)
+
+
+def whole(samples: int) -> list[tuple[Any, ...]]:
+    return sorted((at, label, sample) for at in range(4) for label in (1.0, 0.5, 0.0) for sample in range(samples))
+
+
+def test_no_fault_of_a_server_loses_or_doubles_a_sample(served: str, inputs: Path, tmp_path: Path) -> None:
+    faults = Faults()
+    with faulty(served, faults) as address:
+        told = call(address, inputs, tmp_path / "run", "--samples", "7", "--timeout", "2", "--concurrency", "6")
+        faults.every = 4
+        done = CliRunner().invoke(main, told)
+    assert done.exit_code == 0, done.output
+    assert set(faults.hit) == set(FAULTS)
+    assert texts(tmp_path / "run") == whole(7)
+    assert done.stderr.count("a server cannot debias") == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]
+    assert record["options"]["engine"] == "openai"
+    assert record["options"]["sampling"]["decay"] == 0
+    assert record["server"]["dialect"] == "generation_config"
+    assert record["usage"]["requests"] >= 84
+    assert record["usage"]["completion_tokens"] > record["usage"]["requests"]
+
+
+def test_a_run_that_was_killed_ends_as_a_whole_one(served: str, inputs: Path, tmp_path: Path) -> None:
+    more = ("--concurrency", "1", *[part for label in ("1", "0.5", "0") * 2 for part in ("--more", f"{label}=1")])
+    invoke(*call(served, inputs, tmp_path / "whole", *more))
+    process = start(*call(served, inputs, tmp_path / "killed", *more), cwd=tmp_path)
+    shards = tmp_path / "killed" / "shards"
+    while len(list(shards.glob("*.jsonl"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name for path in shards.glob("*.jsonl")}
+    assert len(before) < 7
+    invoke(*call(served, inputs, tmp_path / "killed", *more))
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    used = [json.loads((tmp_path / run / "run.json").read_text())["generate"]["usage"] for run in ("whole", "killed")]
+    assert used[1]["requests"] >= used[0]["requests"], "what a killed process used is counted, too"
+
+
+def test_both_engines_draw_from_the_same_distribution(served: str, inputs: Path, tmp_path: Path) -> None:
+    inputs.write_text(INPUTS[0])
+    few = ("--samples", "120", "--max-new-tokens", "1", "--keep-unfinished", "--seed", "3")
+    invoke(*call(served, inputs, tmp_path / "served", *few, "--concurrency", "4"))
+    here = ("generate", SPECS / "sts-x2.json", "--inputs", inputs, "--run", tmp_path / "here", "--decay", "0")
+    invoke(*here, *few)
+    counts = [
+        Counter((each.label, each.text_b) for each in read_examples(tmp_path / run / "shards" / "00000.jsonl"))
+        for run in ("served", "here")
+    ]
+    kinds = [kind for kind in counts[0] | counts[1] if counts[0][kind] + counts[1][kind] >= 10]
+    assert len(kinds) > 3
+    assert chi2_contingency([[of[kind] for kind in kinds] for of in counts]).pvalue > 1e-4
+
+
+def test_the_best_of_several_by_a_scorer_that_runs_here(served: str, inputs: Path, tmp_path: Path) -> None:
+    scorer = ("--scorer", "pocket")
+    invoke(*call(served, inputs, tmp_path / "one", *scorer))
+    invoke(*call(served, inputs, tmp_path / "four", *scorer, "--best-of", "4"))
+
+    def margins(run: str) -> dict[Any, list[float | None]]:
+        found: dict[Any, list[float | None]] = {}
+        for each in read_examples(tmp_path / run / "shards" / "00000.jsonl"):
+            assert each.logprob is not None
+            found.setdefault(each.label, []).append(each.margin)
+        return found
+
+    one, four = margins("one"), margins("four")
+    assert one[1.0] == [None] * 4
+    for label in (0.5, 0.0):
+        assert sum(filter(None, four[label])) > sum(filter(None, one[label]))
+    record = json.loads((tmp_path / "four" / "run.json").read_text())["generate"]
+    assert (record["options"]["best_of"], record["options"]["scorer"]["model"]) == (4, "pocket")
+    invoke("filter", tmp_path / "four", "--verify", "--dev-share", "0", "--near-duplicates", "0", "--no-balance")
+    refused = CliRunner().invoke(main, call(served, inputs, tmp_path / "none", "--best-of", "4"))
+    assert (refused.exit_code, "--best-of needs --scorer" in refused.stderr) == (2, True)
+
+
+def ask(of: MadeUp, **options: Any) -> tuple[Server, list[Any], list[str]]:
+    notes: list[str] = []
+    with made_up(of) as address:
+        found = Server("model", address, notes.append, **options)
+        requests = [Request((f"prompt {at}",), ("key", at)) for at in range(20)]
+        done = sorted(found.sample(requests, PLAIN), key=lambda each: each.number)
+    return found, done, notes
+
+
+def test_what_a_server_can_do_is_found_out() -> None:
+    found, done, notes = ask(MadeUp(logprobs=True), prices=Prices(1.0, 2.0), usage=Usage(100, 1_000_000, 0))
+    assert found.abilities == Abilities("fields", "hold", True)
+    assert [each.number for each in done] == list(range(20))
+    assert {each.finish for each in done} == {"stop"} and not notes
+    assert done[0].logprob == -1.0 and done[0].length == 3
+    assert len({each.text for each in done}) > 15
+    usage = found.facts()["usage"]
+    assert usage["requests"] > 120 and usage["prompt_tokens"] == 1_000_000 + 10 * (usage["requests"] - 100)
+    dollars = usage["prompt_tokens"] / 1e6 + 2 * usage["completion_tokens"] / 1e6
+    assert found.facts()["cost"]["dollars"] == pytest.approx(dollars)
+    plain = MadeUp(refuses=("top_k", "generation_config", "logprobs"), keeps_stop=True)
+    with pytest.raises(OptionError, match="does not know top-k, or does not keep to it; give --top-k 0"):
+        ask(plain)
+    with pytest.raises(OptionError, match="does not know top-k, or does not keep to it; give --top-k 0"):
+        ask(MadeUp(top_k=False))
+    with pytest.raises(OptionError, match="with different seeds are all the same"):
+        ask(MadeUp(samples=False))
+    found, done, notes = ask(MadeUp(seeds=False), concurrency=1)
+    assert found.abilities and found.abilities.seeds == "do not hold"
+    assert notes == ["the server's seeds do not hold, so another run writes other texts"]
+
+
+def test_texts_end_as_they_do_here() -> None:
+    def text(seed: int, body: dict[str, Any]) -> str:
+        return ["one", 'two" three', "four\nfive", " six "][seed % 4] + f" {seed}"
+
+    _, done, _ = ask(MadeUp(text=text))
+    found = {(each.text.split(" ")[0], each.finish) for each in done}
+    assert found == {("one", "stop"), ("two", "stop"), ("four", "newline"), ("", "stop")}
+    assert all(each.logprob is None and each.margin is None for each in done)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "does not let you in; set OPENAI_API_KEY"),
+        (404, "knows no model model"),
+        (500, r"no answer, after 1 further attempts .*; finished shards are kept"),
+        (400, "refuses the request"),
+    ],
+)
+def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "RETRIES", 1)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    of = MadeUp(status=status)
+    with pytest.raises(ModelError, match=said) as error:
+        ask(of)
+    assert "sk-secret" not in str(error.value)
+    assert of.keys[0] == "Bearer sk-secret"
+
+
+def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "RETRIES", 1)
+    nobody = Server("model", "http://127.0.0.1:9/v1", print)
+    with pytest.raises(ModelError, match=r"127.0.0.1:9/v1: no answer, after 1 further attempts"):
+        list(nobody.sample([Request(("prompt",), ("key",))], PLAIN))
+
+
+def test_a_server_that_echoes_scores_texts() -> None:
+    with made_up(MadeUp()) as address:
+        found = Server("model", address, print).score([("prompt 1", "text"), ("prompt", "some text")], stop='"')
+    expected = []
+    for prompt, text in (("prompt 1", 'text"'), ("prompt", 'some text"')):
+        ends = [
+            end for end in range(4, len(prompt + text) + 2, 2) if end > len(prompt) and end - 2 < len(prompt + text)
+        ]
+        expected.append(sum(-MadeUp.surprise((prompt + text + "x")[:end]) for end in ends) / len(ends))
+    assert [each.logprob for each in found] == pytest.approx(expected)
+    silent = MadeUp()
+    silent.echo = lambda body: {"choices": [{"text": "x", "logprobs": None}]}  # type: ignore[method-assign]
+    with made_up(silent) as address, pytest.raises(OptionError, match="echoes no log-probabilities"):
+        Server("model", address, print).score([("prompt", "text")])
+
+
+def test_a_server_tells_margins_of_its_own_texts(inputs: Path, tmp_path: Path) -> None:
+    with made_up(MadeUp(text=lambda seed, body: f"The number {seed} is here.")) as address:
+        invoke(*call(address, inputs, tmp_path / "run", "--scorer", "server", "--best-of", "3", "--prices", "1", "2"))
+    found = read_examples(tmp_path / "run" / "shards" / "00000.jsonl")
+    assert [each.margin is None for each in found if each.label == 1.0] == [True] * 4
+    assert not [each for each in found if each.label != 1.0 and each.margin is None]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]
+    assert record["cost"]["dollars_a_million_tokens"] == {"prompt": 1.0, "completion": 2.0}
+    assert record["options"]["scorer"] == "server"
+    refused = CliRunner().invoke(main, ["filter", f"{tmp_path / 'run'}", "--verify"])
+    assert (refused.exit_code, "which ran on a server; generate with --scorer" in refused.stderr) == (2, True)
+
+
+def test_options_of_the_other_engine_are_refused(inputs: Path, tmp_path: Path) -> None:
+    spec = f"{SPECS / 'sts-x2.json'}"
+    calls = {
+        ("--engine", "openai"): "--engine openai needs --base-url",
+        ("--base-url", "http://x/v1"): "--base-url belongs to --engine openai",
+        ("--engine", "openai", "--base-url", "http://x/v1", "--dtype", "float32"): "--dtype belongs to --engine trans",
+        ("--engine", "openai", "--base-url", "http://x/v1", "--decay", "3"): "--decay: a server cannot debias",
+        ("--engine", "openai", "--base-url", "http://x/v1", "--device", "cpu"): "--device belongs to a model that runs",
+    }
+    for options, said in calls.items():
+        refused = CliRunner().invoke(main, ["generate", spec, "--run", f"{tmp_path / 'run'}", *options])
+        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
+    assert not (tmp_path / "run" / "shards").exists()
+
+
+def test_the_best_of_several_with_debiasing(inputs: Path, tmp_path: Path) -> None:
+    here = ("generate", SPECS / "sts-x2.json", "--inputs", inputs, "--samples", "2")
+    invoke(*here, "--run", tmp_path / "one")
+    invoke(*here, "--run", tmp_path / "three", "--best-of", "3")
+    one, three = (read_examples(tmp_path / run / "shards" / "00000.jsonl") for run in ("one", "three"))
+    pairs = list(zip(one, three, strict=True))
+    assert all(b.text_b == a.text_b for a, b in pairs if a.label == 1.0), "nothing to contrast with"
+    assert all((b.margin or 0) >= (a.margin or 0) for a, b in pairs if a.label != 1.0)
+    assert any((b.margin or 0) > (a.margin or 0) for a, b in pairs)
