@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from dino_pipeline.errors import SpecError
 from dino_pipeline.labels import as_number
@@ -86,6 +96,7 @@ class TaskSpec(_Closed):
     stop: Text = Field(
         default='"', description="The string that closes a text; instructions end with its opening form."
     )
+    newlines: StrictBool = Field(default=False, description="Texts may hold newlines; else they end at one.")
     label_type: Literal["score", "class"] | None = Field(
         default=None,
         description="'score': labels are similarities; 'class': labels are names. Default: score if all are numbers.",
@@ -111,8 +122,9 @@ class TaskSpec(_Closed):
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides what is written: labels, stop string, variables. Descriptions do not count."""
+        """Hash of all that decides what is written: labels, stop string, variables ... Descriptions do not count."""
         parts = self.model_dump(mode="json", include={"labels", "stop", "variables", "label_type"})
+        parts |= {"newlines": True} if self.newlines else {}
         for label in parts["labels"].values():
             if not label["examples"]:  # as it was before there were any
                 del label["examples"]

@@ -239,6 +239,7 @@ def _generate_options(found: TaskSpec, options: dict[str, Any], *, written: bool
             "best_of",
         )
     }
+    flags["keep_newlines"] = flags["keep_newlines"] or found.newlines
     inputs = found.inputs if isinstance(found.inputs, TaskSpec) else None
     chosen = GenerateOptions(
         **flags,
