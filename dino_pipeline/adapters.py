@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from random import Random
 
 import pysbd
 
@@ -20,6 +21,8 @@ SAME, RELATED = 2 / 3, 1 / 3
 CLASSES = ("different", "related", "same")
 NLI = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0}
 """Scores of the classes of natural language inference."""
+CONTRASTS = 4
+"""So many pairs with texts of its own class, and of other classes, for each text with a class."""
 HOW = {
     "scored pairs": "write them with dino generate and a spec whose labels are numbers, then dino filter",
     "classified pairs": "give pairs with class names or scores as labels",
@@ -61,7 +64,7 @@ def adapt(corpus: Corpus, needs: Kind, objective: str, language: str = "en", *, 
     make = _ADAPTERS.get((corpus.content, needs))
     if make is None:
         raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}; {HOW[needs]}")
-    if split and needs == "sentences" and corpus.content == "texts":
+    if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
         corpus = Corpus(corpus.name, [Example(s) for each in corpus.examples for s in sentences(each.text_a, language)])
     if corpus.content == "scored pairs":
         _check_scores(corpus)
@@ -166,6 +169,34 @@ def _documents_of_scores(examples: Sequence[Example], language: str) -> Made:
     return {"document": documents}, [said]
 
 
+def contrasted(corpus: Corpus) -> Corpus:
+    """Return pairs of texts with classes: score 1 within a class, 0 between classes (as in SetFit, Tunstall et al.
+    2022, section 3)."""
+    by_class: dict[str, list[str]] = {}
+    for each in corpus.examples:
+        by_class.setdefault(str(each.label), []).append(each.text_a)
+    others = {name: [text for other in by_class if other != name for text in by_class[other]] for name in by_class}
+    draw = Random(0)
+    found = []
+    for each in corpus.examples:
+        name = str(each.label)
+        for choices, score in ((by_class[name], 1.0), (others[name], 0.0)):
+            drawn = [draw.choice(choices) for _ in range(CONTRASTS if len(by_class) > 1 else 0)]
+            found += [Example(each.text_a, text, score) for text in dict.fromkeys(drawn) if text != each.text_a]
+    return Corpus(corpus.name, found)
+
+
+def _contrasts(examples: Sequence[Example], language: str) -> Made:
+    pairs = contrasted(Corpus("", list(examples))).examples
+    return _scored(pairs, language)[0], [
+        f"{len(pairs)} pairs within and between classes are made of {len(examples)} texts"
+    ]
+
+
+def _triplets_of_contrasts(examples: Sequence[Example], language: str) -> Made:
+    return _triplets(contrasted(Corpus("", list(examples))).examples, _score)
+
+
 def _triplets(examples: Sequence[Example], score: Callable[[Example], float | None]) -> Made:
     of_text: dict[str, tuple[list[str], list[str]]] = {}
     for each in examples:
@@ -205,6 +236,11 @@ _ADAPTERS: dict[tuple[str, str], Callable[[Sequence[Example], str], Made]] = {
     ("classified pairs", "sentences"): _sentences,
     ("pairs", "pairs"): _pairs,
     ("pairs", "sentences"): _sentences,
+    ("classified texts", "scored pairs"): _contrasts,
+    ("classified texts", "triplets"): _triplets_of_contrasts,
+    ("classified texts", "sentences"): _sentences,
+    ("classified texts", "pairs"): _neighbours,
+    ("classified texts", "documents"): _documents,
     ("texts", "sentences"): _sentences,
     ("texts", "pairs"): _neighbours,
     ("texts", "documents"): _documents,

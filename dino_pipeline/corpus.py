@@ -21,7 +21,7 @@ from dino_pipeline.inputs import read_lines
 from dino_pipeline.labels import as_number
 from dino_pipeline.texts import normalise
 
-Content = Literal["scored pairs", "classified pairs", "pairs", "texts"]
+Content = Literal["scored pairs", "classified pairs", "pairs", "classified texts", "texts"]
 NAMES = {
     "text_a": (
         "text_a",
@@ -70,7 +70,7 @@ class Corpus:
 
 def _kind(example: Example) -> Content:
     if example.text_b is None:
-        return "texts"
+        return "classified texts" if isinstance(example.label, str) else "texts"
     if example.label is None:
         return "pairs"
     return "classified pairs" if isinstance(example.label, str) else "scored pairs"
@@ -175,7 +175,8 @@ class Source:
             if name not in dataset.column_names:
                 raise DataError(f"{self.name}: has no column {name}, only {', '.join(dataset.column_names)}")
             return name
-        return next((name for name in NAMES[role] if name in dataset.column_names), None)
+        free = [name for name in dataset.column_names if name not in self.columns.values()]
+        return next((name for name in NAMES[role] if name in free), None)
 
     def _example(self, text_a: Any, text_b: Any, label: Any, classes: bool) -> Example:
         if not isinstance(text_a, str) or not isinstance(text_b, str | None):

@@ -13,10 +13,11 @@ from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from dino_pipeline.adapters import Rows, adapt
+from dino_pipeline.adapters import Rows, adapt, contrasted
 from dino_pipeline.corpus import Corpus, Source, hold_out
 from dino_pipeline.encoders import pooling_of
 from dino_pipeline.errors import DataError, DinoError, RunError
+from dino_pipeline.heads import Head, fit, judged
 from dino_pipeline.model_card import Lineage, model_card
 from dino_pipeline.objectives import Objective, Recipe, Training
 from dino_pipeline.progress import Watch
@@ -169,7 +170,9 @@ def finetune(
         return Finetuned(state, chosen["measure"], chosen["best"])
     corpus, dev = texts.parts
     rows = texts.rows(objective)
-    chosen = selection(dev)
+    with_classes = corpus.content == "classified texts" and len({each.label for each in corpus.examples}) > 1
+    by_label = with_classes and dev.content == "classified texts" and objective.needs in ("scored pairs", "triplets")
+    chosen = selection(contrasted(dev) if by_label else dev)
     set_seed(seed)
     model = load()
     length = _prepare(model, objective, training)
@@ -191,8 +194,12 @@ def finetune(
     if processes.is_main_process:
         if length:
             model.max_seq_length = length
+        head = fit(model, corpus.examples) if with_classes else None
+        if head:
+            measured = judged(head, model, dev.examples) if dev.content == "classified texts" else {}
+            results["head"] = {"classes": list(head.classes), **measured}
         run.note("finetune", **found, **results, origin=texts.known(run))
-        _save(model, run, objective)
+        _save(model, run, objective, head)
         run.finish("finetune")
         remove(run.checkpoints)
     processes.wait_for_everyone()
@@ -280,12 +287,14 @@ def _agree(processes: PartialState, decide: Callable[[], State]) -> State:
     return state
 
 
-def _save(model: SentenceTransformer, run: Run, objective: Objective) -> None:
+def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Head | None) -> None:
     """Write the model folder aside, then put it in place of an older one."""
     aside, old = run.path / "model.part", run.path / "model.old"
     for path in (aside, old):
         remove(path)
     model.save(str(aside), create_model_card=False)
+    if head:
+        head.save(aside)
     (aside / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
     if run.model.exists():
         run.model.rename(old)

@@ -8,6 +8,8 @@ from typing import Any
 
 from dino_pipeline.texts import public
 
+HERE = "path/to/this/folder"
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -27,13 +29,13 @@ class Lineage:
     """Whether queries and documents are encoded apart."""
     language: str | None
     license: str | None
-    address: str = "path/to/this/folder"
+    address: str = HERE
     """From where it loads."""
 
 
 def model_card(of: Lineage) -> str:
     """Return the card as Markdown with the front matter that the Hub reads."""
-    return "\n".join([*_front_matter(of), *_what(of), *_how(of), *_limits(of), *_citation(of)]) + "\n"
+    return "\n".join([*_front_matter(of), *_what(of), *_classes(of), *_how(of), *_limits(of), *_citation(of)]) + "\n"
 
 
 def _front_matter(of: Lineage) -> list[str]:
@@ -73,6 +75,46 @@ def _what(of: Lineage) -> list[str]:
         f'model = SentenceTransformer("{of.address}")',
         'first, second = model.encode(["A man plays a guitar.", "Someone is making music."])',
         "print(model.similarity(first, second))",
+        "```",
+        "",
+    ]
+
+
+def _classes(of: Lineage) -> list[str]:
+    """Return how to tell classes by the head beside the encoder."""
+    head = of.finetuned.get("head")
+    if not head:
+        return []
+    found, get = f'"{of.address}/head.safetensors"', []
+    if of.address != HERE:
+        found, get = (
+            f'hf_hub_download("{of.address}", "head.safetensors")',
+            ["from huggingface_hub import hf_hub_download"],
+        )
+    classes = ", ".join(f"`{name}`" for name in head["classes"])
+    figures = f" On held-out texts it is right in {head['accuracy']:.1f} of 100." if "accuracy" in head else ""
+    return [
+        f"`head.safetensors` holds a linear head that tells the classes {classes}.{figures}",
+        "",
+        "```python",
+        "import json",
+        "",
+        *get,
+        "from safetensors import safe_open",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f'model = SentenceTransformer("{of.address}")',
+        f'with safe_open({found}, "numpy") as head:',
+        '    weight, bias = head.get_tensor("weight"), head.get_tensor("bias")',
+        '    classes = json.loads(head.metadata()["classes"])',
+        "",
+        "",
+        "def predict(texts):",
+        "    scores = model.encode(texts) @ weight.T + bias",
+        "    return [classes[best] for best in scores.argmax(axis=1)]",
+        "",
+        "",
+        'print(predict(["I would buy it again.", "It broke on the first day."]))',
         "```",
         "",
     ]

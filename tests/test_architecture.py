@@ -14,7 +14,7 @@ FLOORS = [
     {"run", "engine", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
     {"graphs", "lane", "server", "selfcheck", "contamination", "near", "corpus", "trainability"},
     {"decoder", "rules", "adapters", "selection", "suites"},
-    {"compiling", "writer", "ingest", "trainer"},
+    {"compiling", "writer", "heads", "ingest", "trainer"},
     {"sieve"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
     {"compare"},

@@ -1,0 +1,94 @@
+"""Encoders of texts with classes, and the heads that tell them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dino_pipeline.adapters import adapt, contrasted
+from dino_pipeline.cli import main
+from dino_pipeline.corpus import Corpus
+from dino_pipeline.errors import DataError
+from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.heads import FILE
+from tests.commands import invoke
+
+WORDS = {"good": ("fine", "lovely", "great"), "bad": ("broken", "poor", "awful"), "10": ("red", "green", "blue")}
+
+
+def texts(count: int) -> list[Example]:
+    return [
+        Example(f"Item {at} was {word} and {words[(at + 1) % 3]}.", None, name)
+        for at in range(count)
+        for name, words in WORDS.items()
+        for word in [words[at % 3]]
+    ]
+
+
+def test_pairs_and_triplets_of_classes() -> None:
+    corpus = Corpus("here", texts(10))
+    classes = {example.text_a: example.label for example in corpus.examples}
+    pairs = contrasted(corpus).examples
+    assert all((classes[each.text_a] == classes[each.text_b or ""]) == (each.label == 1.0) for each in pairs)
+    assert {each.text_a for each in pairs} == set(classes)
+    assert contrasted(corpus).examples == pairs, "the same each time"
+    triplets = adapt(corpus, "triplets", "simcse-sup").columns
+    for anchor, positive, negative in zip(*triplets.values(), strict=True):
+        assert classes[anchor] == classes[positive] != classes[negative]
+    assert len(adapt(corpus, "sentences", "simcse")) == 30
+    alone = Corpus("here", [Example(f"Item {at}.", None, "one") for at in range(5)])
+    with pytest.raises(DataError, match="no scored pairs can be made of its classified texts"):
+        adapt(alone, "scored pairs", "dino")
+
+
+def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path: Path) -> None:
+    write_examples(tmp_path / "texts.jsonl", texts(60))
+    invoke(
+        "filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--near-duplicates", "0", "--label-type", "class"
+    )
+    few = ("--steps", "30", "--batch-size", "32", "--learning-rate", "1e-3", "--class-labels")
+    invoke("finetune", tmp_path / "run", *few)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    assert record["head"]["classes"] == ["10", "bad", "good"]
+    assert record["head"]["accuracy"] > 90 and record["head"]["macro_f1"] > 90
+    assert record["selection"]["measure"] == "Spearman"
+    folder = tmp_path / "run" / "model"
+    assert (folder / FILE).exists()
+    card = (folder / "README.md").read_text()
+    assert f"right in {record['head']['accuracy']:.1f} of 100" in card
+    program = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)[1]
+    program = program.replace("path/to/this/folder", str(folder))
+    program = program.replace("I would buy it again.", "Item 99 was fine and lovely.")
+    program = program.replace("It broke on the first day.", "Item 98 was awful and broken.")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "['good', 'bad']", done.stderr
+    invoke("publish", tmp_path / "run", "--repo", "me/reviews", "--dry-run")
+    published = (tmp_path / "run" / "hub" / "model" / "README.md").read_text()
+    assert 'hf_hub_download("me/reviews", "head.safetensors")' in published
+    assert (tmp_path / "run" / "hub" / "model" / FILE).read_bytes() == (folder / FILE).read_bytes()
+    invoke("finetune", tmp_path / "run", *few, "--objective", "simcse", "--fresh", "--steps", "2")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    assert record["selection"]["measure"] == "alignment and uniformity", "which looks at no label"
+    assert record["head"]["accuracy"] > 50
+
+
+def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path) -> None:
+    """As in reviews of movies: what is classified is text_b, and text_a its input."""
+    pairs = [Example(f"Title {at}", each.text_a, each.label) for at, each in enumerate(texts(20))]
+    write_examples(tmp_path / "pairs.jsonl", pairs)
+    of_second = ("--column", "text_a=text_b", "--class-labels", "--run", tmp_path / "run", "--encoder", toy_encoder)
+    invoke("finetune", tmp_path / "pairs.jsonl", *of_second, "--steps", "2", "--batch-size", "16")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    assert record["head"]["classes"] == ["10", "bad", "good"]
+    refused = CliRunner().invoke(
+        main, ["finetune", f"{tmp_path / 'pairs.jsonl'}", "--run", f"{tmp_path / 'x'}", "--class-labels"]
+    )
+    assert (refused.exit_code, "holds classified pairs, but dino needs scored pairs" in refused.stderr) == (2, True), (
+        refused.output
+    )
