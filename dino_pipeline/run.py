@@ -141,6 +141,11 @@ class Run:
         return self.path / "pictures"
 
     @property
+    def estimate(self) -> Path:
+        """What a preview found the texts to take."""
+        return self.path / "estimate.json"
+
+    @property
     def hub(self) -> Path:
         """The dataset and the model as they are published."""
         return self.path / "hub"

@@ -162,7 +162,7 @@ class Writer:
     ) -> list[list[Completion]]:
         """Return candidates with log-probability and margin as the scorer finds them; those with a defect have none."""
         asked = {
-            (place, number): [(prompt, each.text) for prompt in self._prompts(shard.tasks[at], scorer)]
+            (place, number): [(prompt, each.text) for prompt in self.prompts(shard.tasks[at], scorer)]
             for place, ((shard, at), candidates) in enumerate(zip(ready, found, strict=True))
             for number, each in enumerate(candidates)
             if self._defect(each) is None
@@ -189,15 +189,15 @@ class Writer:
 
     def _requests(self, tasks: Sequence[Task]) -> tuple[dict[int, Request], list[Dropped]]:
         """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
-        texts = list(dict.fromkeys(prompt for task in tasks for prompt in self._prompts(task)))
+        texts = list(dict.fromkeys(prompt for task in tasks for prompt in self.prompts(task)))
         encoded = dict(zip(texts, self.engine.encode(texts), strict=True))
         requests: dict[int, Request] = {}
         reasons: dict[int | None, str | None] = {}
         for at, task in enumerate(tasks):
-            prompts = tuple(encoded[prompt] for prompt in self._prompts(task))
+            prompts = tuple(encoded[prompt] for prompt in self.prompts(task))
             if task.input not in reasons or reasons[task.input] is None:
                 reasons[task.input] = self._input_defect(task, prompts)
-            requests[at] = Request(prompts, self._key(task))
+            requests[at] = Request(prompts, self.key(task))
         askable = (at for at in requests if reasons[tasks[at].input] is None)
         by_length = sorted(askable, key=lambda at: (len(tasks[at].text or ""), at))
         inputs = {task.input: task.text for task in tasks}
@@ -217,15 +217,15 @@ class Writer:
             return f"the prompt leaves less than {self.sampling.max_new_tokens} tokens of the model's context"
         return None
 
-    def _prompts(self, task: Task, reader: Scorer | None = None) -> list[str]:
+    def prompts(self, task: Task, reader: Scorer | None = None) -> list[str]:
         """Return the own prompt, then those of the counter-labels."""
-        values = drawn_values(self.spec, self._key(task))
+        values = drawn_values(self.spec, self.key(task))
         labels = (task.label, *self.spec.labels[task.label].counter_labels)
         return [
             self.engine.render(self.spec.prompt(label, task.text, values), self.spec.opening(label)) for label in labels
         ]
 
-    def _key(self, task: Task) -> tuple[str | int, ...]:
+    def key(self, task: Task) -> tuple[str | int, ...]:
         """Return what the sample's random numbers depend on: the input by its text, so that order does not matter."""
         return sample_key(self.spec, self.options.seed, task.text, task.label, task.sample)
 

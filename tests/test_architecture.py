@@ -17,7 +17,7 @@ FLOORS = [
     {"compiling", "writer", "heads", "ingest", "trainer"},
     {"sieve"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
-    {"compare"},
+    {"compare", "preview"},
     {"report"},
     {"hub"},
     {"cli"},

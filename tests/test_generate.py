@@ -264,11 +264,11 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path
         },
     }
     writer = Writer(TaskSpec.model_validate(spec), decoder, OPTIONS, WIDE, Listener(), Progress("t", 1))
-    asked = [writer._prompts(Task(None, None, "b", sample)) for sample in range(60)]
+    asked = [writer.prompts(Task(None, None, "b", sample)) for sample in range(60)]
     for own, counter in asked:
         assert own.removeprefix("Not ") == counter.removeprefix("On ")
     assert {own for own, _ in asked} == {f'Not {topic}: "' for topic in topics}
-    assert asked == [writer._prompts(Task(None, None, "b", sample)) for sample in range(60)]
+    assert asked == [writer.prompts(Task(None, None, "b", sample)) for sample in range(60)]
 
 
 def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:

@@ -11,6 +11,7 @@ from dino_pipeline.cli.export import export
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.finetune import finetune
 from dino_pipeline.cli.generate import generate
+from dino_pipeline.cli.preview import preview
 from dino_pipeline.cli.publish import publish
 from dino_pipeline.cli.report import report
 from dino_pipeline.cli.spec import spec
@@ -23,5 +24,5 @@ def main() -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
 
 
-for _command in (generate, filter_command, finetune, evaluate, compare, report, publish, verify, export, spec):
+for _command in (preview, generate, filter_command, finetune, evaluate, compare, report, publish, verify, export, spec):
     main.add_command(_command)

@@ -85,11 +85,18 @@ OF_HERE = ("revision", "chat", "adapter", "quantize", "trust_remote_code", "dtyp
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name an engine."""
-    for option in reversed((*HERE, *SERVED)):
+def here_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name a model which runs here."""
+    for option in reversed(HERE):
         command = option(command)
     return model_options(command)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name an engine."""
+    for option in reversed(SERVED):
+        command = option(command)
+    return here_options(command)
 
 
 @dataclass(frozen=True)

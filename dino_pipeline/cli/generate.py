@@ -12,20 +12,18 @@ import click
 
 from dino_pipeline.cli.base import command, or_dash
 from dino_pipeline.cli.engines import chosen_engine, engine_options
+from dino_pipeline.cli.preview import clock, job
+from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
-    from dino_pipeline.sampling import Sampling
     from dino_pipeline.sieve import Means
-    from dino_pipeline.spec import SpecSampling, TaskSpec
+    from dino_pipeline.spec import TaskSpec
     from dino_pipeline.until import Tally
     from dino_pipeline.writer import More
-
-WRITTEN_INPUTS = 500
-"""Inputs to write where neither a file nor --num-inputs says how many."""
 
 
 class Further(click.ParamType[tuple[str, int]]):
@@ -45,30 +43,7 @@ class Further(click.ParamType[tuple[str, int]]):
 @click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
 @engine_options
-@click.option(
-    "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
-)
-@click.option("--input-format", type=click.Choice(["auto", "text", "jsonl", "sts"]), default="auto", show_default=True)
-@click.option(
-    "--num-inputs", type=click.IntRange(1), help=f"How many inputs.  [default: all of a file, else {WRITTEN_INPUTS}]"
-)
-@click.option(
-    "--samples", type=click.IntRange(1), default=5, show_default=True, help="Texts per input and label, or per label."
-)
-@click.option("--top-k", type=click.IntRange(0), help="0 keeps all tokens.  [default: the spec's, else 5]")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="0 or 1 keeps all.  [default: the spec's, else 0.9]")
-@click.option(
-    "--decay", type=click.FloatRange(0), help="Sharpness of debiasing; 0: off.  [default: the spec's, else 100]"
-)
-@click.option(
-    "--floor", type=click.FloatRange(0, 1), help="Least factor of debiasing.  [default: the spec's, else 0.01]"
-)
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest text.  [default: the spec's, else 40]")
-@click.option("--seed", default=42, show_default=True)
-@click.option("--keep-unfinished", is_flag=True, help="Keep texts without the closing stop string.")
-@click.option("--keep-newlines", is_flag=True, help="Let texts hold newlines.")
-@click.option("--min-words", type=click.IntRange(0), default=0, help="Reject texts of fewer words.")
-@click.option("--min-tokens", type=click.IntRange(0), default=0, help="Reject texts of fewer tokens.")
+@text_options
 @click.option(
     "--until-target",
     "target",
@@ -99,11 +74,12 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
     found = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)
-    texts = _inputs(options["inputs_file"], options["input_format"])
-    chosen = _generate_options(found, options, written=texts is None and found.needs_inputs)
+    texts = input_texts(options["inputs_file"], options["input_format"])
+    chosen = text_settings(found, options, written=texts is None and found.needs_inputs)
 
     from dino_pipeline.console import Console
     from dino_pipeline.generate import generate as run_generate
+    from dino_pipeline.preview import Expected
 
     if options["budget"]:
         _check_budget(options, found, texts, chosen)
@@ -121,7 +97,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
             found,
             engine.load,
             chosen,
-            console,
+            Expected(console, run, job(found, engine.record, chosen), clock),
             model=engine.record,
             scorer=engine.scorer,
             inputs=texts,
@@ -217,45 +193,6 @@ def _write_until(
     rows = [[label, str(min(tally.kept, target)), str(max(0, target - tally.kept))] for label, tally in found.items()]
     click.echo(table(["label", "pairs", "missing"], rows))
     return states[0]
-
-
-def _inputs(file: Path | None, input_format: str) -> InputFile | None:
-    from dino_pipeline.inputs import input_file
-
-    return None if file is None else input_file(file, input_format)
-
-
-def _generate_options(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
-    """Return what decides the texts: the command line before the spec before the paper."""
-    from dino_pipeline.sampling import Sampling
-    from dino_pipeline.spec import TaskSpec
-    from dino_pipeline.writer import GenerateOptions
-
-    given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
-    flags = {
-        name: options[name]
-        for name in (
-            *("samples", "num_inputs", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens"),
-            "best_of",
-        )
-    }
-    flags["keep_newlines"] = flags["keep_newlines"] or found.newlines
-    inputs = found.inputs if isinstance(found.inputs, TaskSpec) else None
-    chosen = GenerateOptions(
-        **flags,
-        sampling=_override(_of_spec(Sampling(), found.sampling), given),
-        # how inputs are sampled is the inputs spec's own affair: flags speak of the texts
-        input_sampling=_of_spec(Sampling(), inputs.sampling) if inputs else Sampling(),
-    )
-    return replace(chosen, num_inputs=chosen.num_inputs or WRITTEN_INPUTS) if written else chosen
-
-
-def _of_spec(base: Sampling, sampling: SpecSampling) -> Sampling:
-    return _override(base, sampling.model_dump())
-
-
-def _override(base: Sampling, values: dict[str, Any]) -> Sampling:
-    return replace(base, **{name: value for name, value in values.items() if value is not None})
 
 
 def _report_generated(run: Run, state: str) -> None:

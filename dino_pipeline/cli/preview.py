@@ -1,0 +1,121 @@
+"""dino preview: a look at a job before hours are spent on it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.base import command, or_dash, pick_device
+from dino_pipeline.cli.engines import here_options
+from dino_pipeline.cli.models import chosen_generator, recorded
+from dino_pipeline.cli.texts import input_texts, text_options, text_settings
+
+if TYPE_CHECKING:
+    from dino_pipeline.preview import Drawn, Estimate
+    from dino_pipeline.spec import TaskSpec
+
+
+def job(spec: TaskSpec, model: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
+    """Return what identifies a job, for its estimate."""
+    from dataclasses import asdict
+
+    return {"spec": spec.digest, "model": dict(model), "samples": chosen.samples, "sampling": asdict(chosen.sampling)}
+
+
+def clock(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+@click.command()
+@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Where it is to run.  [default: outputs/SPEC]")
+@click.option("--texts", "count", type=click.IntRange(1), default=3, show_default=True, help="Shown of each label.")
+@here_options
+@text_options
+@command
+def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) -> None:
+    """Write a few texts of a task SPEC, with debiasing and without from the same random numbers, and say what the whole
+    job would take, by a small part of it done now. dino generate says if it comes otherwise."""
+    import psutil
+
+    from dino_pipeline.console import Console
+    from dino_pipeline.loading import load_decoder
+    from dino_pipeline.preview import draw, measure
+    from dino_pipeline.run import Run
+    from dino_pipeline.spec import load_spec
+
+    spec = load_spec(spec_file)
+    run = Run(run_path or Path("outputs") / spec_file.stem)
+    texts = input_texts(options["inputs_file"], options["input_format"])
+    chosen = text_settings(spec, {**options, "best_of": 1}, written=texts is None and spec.needs_inputs)
+    device = pick_device(options["device"])
+    generator = chosen_generator(options, {}, device)
+    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
+    decoder = load_decoder(generator, device=device, **speed)
+    loading = time.time() - psutil.Process().create_time()  # a run begins like this, too
+    asked = job(spec, recorded(options["model"], generator), chosen)
+    with closing(Console()) as console:
+        found, inputs = measure(decoder, spec, texts, chosen, console, loading=loading, asked=asked)
+        drawn = draw(decoder, spec, inputs, chosen, console, count)
+    for label, of_label in spec.labels.items():
+        against = ", ".join(of_label.counter_labels) or "none"
+        click.secho(f"--- label {label} (counter-labels: {against})", bold=True)
+        _show([each for each in drawn if each.label == label], contrasted=bool(of_label.counter_labels))
+    _say(found, drawn)
+    run.path.mkdir(parents=True, exist_ok=True)
+    found.write(run)
+
+
+def _show(drawn: Sequence[Drawn], *, contrasted: bool) -> None:
+    for each in drawn:
+        if each.input is not None:
+            click.echo(f"    input       {each.input}")
+        if contrasted:
+            click.echo(f"    debiased    {_marked(each)}")
+        click.echo(f"    {'undebiased' if contrasted else 'text':11} {each.plain.text.strip()}")
+        if each.debiased.margin is not None and each.plain.margin is not None:
+            click.echo(f"    margins     {each.debiased.margin:+.2f}, undebiased {each.plain.margin:+.2f}")
+        click.echo()
+
+
+def _marked(drawn: Drawn) -> str:
+    """Return a debiased text in which tokens that debiasing chose stand out."""
+    coloured = sys.stdout.isatty()
+    left, parts = len(drawn.debiased.text), []
+    for piece, changed in drawn.pieces:  # what closes a text is not shown
+        shown, left = piece[:left], left - len(piece[:left])
+        if not changed or not shown.strip():
+            parts.append(shown)
+        else:
+            parts.append(click.style(shown, fg="green", bold=True) if coloured else f"[{shown}]")
+    return "".join(parts).strip()
+
+
+def _say(found: Estimate, drawn: Sequence[Drawn]) -> None:
+    from dino_pipeline.console import table
+
+    rows = [
+        [label, f"{share:.0%}", or_dash(found.margins[label], "+.2f"), _changed(label, drawn)]
+        for label, share in found.accepted.items()
+    ]
+    click.echo(table(["label", "accepted", "mean margin", "tokens that debiasing chose"], rows))
+    click.echo(
+        f"The whole job: {found.texts} texts of {found.tokens:.0f} tokens, {found.row_tokens / 1e6:.2g} million "
+        f"row-tokens; {found.per_second:.1f} texts a second were measured here.\n"
+        f"It would take about {clock(found.seconds)} and {found.memory / 2**30:.1f} GiB of memory."
+    )
+
+
+def _changed(label: str, drawn: Sequence[Drawn]) -> str:
+    flags = [changed for each in drawn if each.label == label for _, changed in each.pieces]
+    contrasted = any(each.debiased.margin is not None for each in drawn if each.label == label)
+    return f"{sum(flags) / max(len(flags), 1):.0%}" if contrasted else "-"

@@ -1,0 +1,100 @@
+"""What texts a command writes, how many and how: its options, and what they come to with the spec's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dino_pipeline.inputs import InputFile
+    from dino_pipeline.sampling import Sampling
+    from dino_pipeline.spec import SpecSampling, TaskSpec
+
+WRITTEN_INPUTS = 500
+"""Inputs to write where neither a file nor --num-inputs says how many."""
+
+OPTIONS = (
+    click.option(
+        "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
+    ),
+    click.option(
+        "--input-format", type=click.Choice(["auto", "text", "jsonl", "sts"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--num-inputs",
+        type=click.IntRange(1),
+        help=f"How many inputs.  [default: all of a file, else {WRITTEN_INPUTS}]",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        default=5,
+        show_default=True,
+        help="Texts per input and label, or per label.",
+    ),
+    click.option("--top-k", type=click.IntRange(0), help="0 keeps all tokens.  [default: the spec's, else 5]"),
+    click.option("--top-p", type=click.FloatRange(0, 1), help="0 or 1 keeps all.  [default: the spec's, else 0.9]"),
+    click.option(
+        "--decay", type=click.FloatRange(0), help="Sharpness of debiasing; 0: off.  [default: the spec's, else 100]"
+    ),
+    click.option(
+        "--floor", type=click.FloatRange(0, 1), help="Least factor of debiasing.  [default: the spec's, else 0.01]"
+    ),
+    click.option("--max-new-tokens", type=click.IntRange(1), help="Longest text.  [default: the spec's, else 40]"),
+    click.option("--seed", default=42, show_default=True),
+    click.option("--keep-unfinished", is_flag=True, help="Keep texts without the closing stop string."),
+    click.option("--keep-newlines", is_flag=True, help="Let texts hold newlines."),
+    click.option("--min-words", type=click.IntRange(0), default=0, help="Reject texts of fewer words."),
+    click.option("--min-tokens", type=click.IntRange(0), default=0, help="Reject texts of fewer tokens."),
+)
+
+
+def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what texts to write."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def input_texts(file: Path | None, input_format: str) -> InputFile | None:
+    """Return the texts that a user brings, if any."""
+    from dino_pipeline.inputs import input_file
+
+    return None if file is None else input_file(file, input_format)
+
+
+def text_settings(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
+    """Return what decides the texts: the command line before the spec before the paper."""
+    from dino_pipeline.sampling import Sampling
+    from dino_pipeline.spec import TaskSpec
+    from dino_pipeline.writer import GenerateOptions
+
+    given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
+    flags = {
+        name: options[name]
+        for name in (
+            *("samples", "num_inputs", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens"),
+            "best_of",
+        )
+    }
+    flags["keep_newlines"] = flags["keep_newlines"] or found.newlines
+    inputs = found.inputs if isinstance(found.inputs, TaskSpec) else None
+    chosen = GenerateOptions(
+        **flags,
+        sampling=_override(_of_spec(Sampling(), found.sampling), given),
+        # how inputs are sampled is the inputs spec's own affair: flags speak of the texts
+        input_sampling=_of_spec(Sampling(), inputs.sampling) if inputs else Sampling(),
+    )
+    return replace(chosen, num_inputs=chosen.num_inputs or WRITTEN_INPUTS) if written else chosen
+
+
+def _of_spec(base: Sampling, sampling: SpecSampling) -> Sampling:
+    return _override(base, sampling.model_dump())
+
+
+def _override(base: Sampling, values: dict[str, Any]) -> Sampling:
+    return replace(base, **{name: value for name, value in values.items() if value is not None})
