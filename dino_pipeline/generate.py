@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
+from dino_pipeline.diversity import Diversity, advice
 from dino_pipeline.engine import Engine, Scorer
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
@@ -99,17 +100,17 @@ def generate(
     asked = _count(_stored_inputs(run)) if spec.needs_inputs else None
     total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
-    scored_by = scorer() if scorer else None
-    writer = Writer(
-        spec,
-        engine,
-        options,
-        options.sampling,
-        watch,
-        progress,
-        scored_by,
-        lambda: run.note("generate", **engine.facts()),
-    )
+    of = options.sampling
+    diversity = Diversity(watch.note, advice(inputs=spec.needs_inputs, top_k=of.top_k, top_p=of.top_p))
+
+    def stored(shard: Shard) -> None:
+        run.note("generate", **engine.facts())
+        for label in spec.labels:
+            kept = [each for at, each in shard.kept.items() if shard.tasks[at].label == label]
+            diversity.add(label, [each.text_b or each.text_a for each in kept])
+        progress.extra = diversity.summary
+
+    writer = Writer(spec, engine, options, of, watch, progress, scorer() if scorer else None, stored)
     writer.write(_unwritten(_plan(run, spec, options, more), progress, spec))
     watch.progress(progress)
     if not any(count.accepted for count in progress.labels.values()):

@@ -20,6 +20,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
+from pydantic.config import JsonDict
 
 from dino_pipeline.errors import SpecError
 from dino_pipeline.labels import as_number
@@ -27,6 +28,8 @@ from dino_pipeline.labels import as_number
 X1 = "<X1>"
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]*)>")
 LONG_LINE = 20
+COMMENT = "//"
+"""What keys begin with that are left out, for people's own words."""
 FIELD = re.compile(r"[^\s:\"<][^:\"<]{0,29}:")
 OPENING = {"”": "“„", "“": "„", "’": "‘‚", "‘": "‚", "»": "«", "«": "»", "」": "「", "』": "『", "›": "‹", "‹": "›"}
 """What may open a text that the key closes, where the two differ."""
@@ -45,8 +48,11 @@ Value = float | str
 """A label as records hold it: a number in a similarity task, else the label's name."""
 
 
+_COMMENTS: JsonDict = {"patternProperties": {f"^{COMMENT}": {}}}
+
+
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_COMMENTS)
 
 
 class Shot(_Closed):
@@ -80,7 +86,7 @@ class SpecSampling(_Closed):
 class TaskSpec(_Closed):
     """A task spec. The format of the original DINO is valid as it is; every other key is optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="dino_pipeline task spec")
+    model_config = ConfigDict(extra="forbid", frozen=True, title="dino_pipeline task spec", json_schema_extra=_COMMENTS)
 
     task_name: Name = Field(description="Names the dataset; letters, digits, '-', '_' and '.'.")
     labels: Annotated[dict[StrictStr, LabelSpec], Field(min_length=1)]
@@ -215,6 +221,7 @@ class _Object(dict[str, Any]):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    pairs = [(key, value) for key, value in pairs if not key.startswith(COMMENT)]
     keys = [key for key, _ in pairs]
     found = _Object(pairs)
     found.doubled = tuple(dict.fromkeys(key for key in keys if keys.count(key) > 1))

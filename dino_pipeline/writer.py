@@ -104,7 +104,7 @@ class Writer:
     progress: Progress
     scorer: Scorer | None = None
     """What tells margins, where the engine does not."""
-    stored: Callable[[], None] = lambda: None
+    stored: Callable[[Shard], None] = lambda shard: None
     """Called when a shard's files are there."""
 
     def write(self, shards: Iterable[Shard]) -> None:
@@ -152,10 +152,10 @@ class Writer:
         for (shard, at), candidates in zip(ready, found, strict=True):
             completion = max(candidates, key=lambda each: (self._defect(each) is None, _margin(each)))
             example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
-            self._count(shard.tasks[at].label, example, reason)
             shard.add(at, example, reason)
             if not shard.open:
-                self.stored()
+                self.stored(shard)
+            self._count(shard.tasks[at].label, example, reason)
 
     def _scored(
         self, scorer: Scorer, ready: Sequence[tuple[Shard, int]], found: Sequence[Sequence[Completion]]

@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"} | {"measures"},
     {"examples", "spec", "stops", "chat", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
     | {"attention", "prefill", "dedup"},
-    {"run", "engine", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
+    {"run", "engine", "diversity", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
     {"graphs", "lane", "server", "selfcheck", "contamination", "near", "corpus", "trainability"},
     {"decoder", "rules", "adapters", "selection", "suites"},
     {"compiling", "writer", "heads", "ingest", "trainer"},

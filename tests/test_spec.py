@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dino_pipeline.cli import main
 from dino_pipeline.errors import SpecError
 from dino_pipeline.spec import LabelSpec, TaskSpec, load_spec
+from tests.commands import invoke
 
 SPECS = Path(__file__).parent.parent / "task_specs"
 PLAIN: dict[str, Any] = {
@@ -243,3 +246,26 @@ def test_the_beginning_of_an_answer() -> None:
     assert opening('Task: Write.\nSentence 1: "<X1>"\nSentence 2: "') == 'Sentence 2: "'
     assert opening('Write a sentence: "') == opening('Task: Write.\nAbout <X1>: "') == '"'
     assert opening("Schreibe einen Satz: „", "“") == "„"
+
+
+@pytest.mark.parametrize("kind", ["similarity", "classes", "pairs"])
+def test_a_spec_to_begin_with_is_right_and_commented(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "new.json"
+    labels = () if kind == "similarity" else ("--labels", "good, bad,good")
+    invoke("spec", "new", "mine", "--kind", kind, "--about", "review", *labels, "--output", path)
+    spec = load_spec(path)
+    assert '"//' in path.read_text() and spec.needs_inputs == (kind != "classes")
+    assert list(spec.labels) == (["1", "0.5", "0"] if kind == "similarity" else ["good", "bad"])
+    assert spec.labels["0" if kind == "similarity" else "bad"].counter_labels
+    again = CliRunner().invoke(main, ["spec", "new", "mine", "--kind", kind, "--about", "x", "--output", f"{path}"])
+    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+    asked = CliRunner().invoke(main, ["spec", "new", "mine", "--output", f"{tmp_path / 'other.json'}"])
+    assert (asked.exit_code, "--kind is missing, and there is nobody to ask" in asked.stderr) == (2, True)
+
+
+def test_comments_change_nothing(tmp_path: Path) -> None:
+    spec = changed({})
+    (tmp_path / "plain.json").write_text(json.dumps(spec))
+    spec["labels"]["1"] = {"// why": "because", **spec["labels"]["1"]}
+    (tmp_path / "commented.json").write_text(json.dumps({"//": "mine", **spec}))
+    assert load_spec(tmp_path / "plain.json") == load_spec(tmp_path / "commented.json")

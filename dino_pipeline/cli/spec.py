@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -66,6 +68,93 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
         prompt = found.prompt(label, text, values)
         click.echo(render(tokenizer, prompt, found.opening(label)) if tokenizer else prompt)
+
+
+KINDS = {
+    "similarity": "pairs of texts, scored from 1 (the same) to 0",
+    "classes": "single texts with a class",
+    "pairs": "pairs of texts with a class",
+}
+
+
+@spec.command("new")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(KINDS)), help="; ".join(f"{key}: {KINDS[key]}" for key in KINDS) + ".")
+@click.option("--labels", metavar="NAME,...", help="Its labels.  [default: 1,0.5,0 of a similarity]")
+@click.option("--about", help="What one text is, e.g. 'question' or 'review'.")
+@click.option("--language", default="en", show_default=True, help="Two letters.")
+@click.option("--output", type=click.Path(path_type=Path), help="The file to write.  [default: task_specs/NAME.json]")
+@command
+def spec_new(
+    name: str, kind: str | None, labels: str | None, about: str | None, language: str, output: Path | None
+) -> None:
+    """Write a task spec to begin with, with a comment at each place; what no option says is asked."""
+    from dino_pipeline.errors import OutputError
+    from dino_pipeline.examples import write_bytes
+    from dino_pipeline.spec import load_spec
+
+    path = output or Path("task_specs") / f"{name}.json"
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise OptionError(f"{name!r} is no name for a spec; use letters, digits, '-', '_' and '.'")
+    if path.exists():
+        raise OutputError(f"{path}: is there already; give another name, or --output")
+    kind = kind or _asked("--kind", f"What does it write? ({'; '.join(KINDS)})", "similarity")
+    if kind not in KINDS:
+        raise OptionError(f"--kind {kind}: there is no such kind; choose from {', '.join(KINDS)}")
+    about = about or _asked("--about", "What is one text (sentence, question, review ...)?", "sentence")
+    if labels is None:
+        labels = "1,0.5,0" if kind == "similarity" else _asked("--labels", "Its labels, with commas?", "good,bad")
+    names = list(dict.fromkeys(part.strip() for part in labels.split(",") if part.strip()))
+    write_bytes(
+        path, (json.dumps(_begun(name, kind, names, about, language), indent=2, ensure_ascii=False) + "\n").encode()
+    )
+    load_spec(path)
+    click.echo(f"{path}: is written; mend its instructions, then: dino preview {path}")
+
+
+def _asked(option: str, question: str, default: str) -> str:
+    """Ask, where there is somebody to answer."""
+    if not sys.stdin.isatty():
+        raise OptionError(f"{option} is missing, and there is nobody to ask")
+    return str(click.prompt(question, default=default))
+
+
+def _begun(name: str, kind: str, labels: Sequence[str], about: str, language: str) -> dict[str, Any]:
+    """Return a spec to begin with; keys that begin with // are comments."""
+    noun = about[:1].upper() + about[1:]
+    found: dict[str, Any] = {
+        "//": "Keys that begin with // are comments. task_specs/README.md tells all others, dino spec check mistakes.",
+        "task_name": name,
+        "description": f"TODO: what this dataset is for ({KINDS[kind]}).",
+        "language": language,
+    }
+    if kind != "similarity":
+        found["label_type"] = "class"
+    what = {"1": "that mean the same thing", "0.5": "that are somewhat similar", "0": "on completely different topics"}
+    found["labels"] = {
+        "// instructions": "Alike but for what tells the labels apart. They end with the mark that opens a text.",
+        "// counter_labels": "Whose texts must be unlikely here: those that these texts would else drift to.",
+    }
+    for at, label in enumerate(labels):
+        said = what.get(label, f"that are TODO ({label})") if kind == "similarity" else f"TODO: what {label} means"
+        one = f'Task: Write a {about} ({said}).\n{noun}: "'
+        two = (
+            f'Task: Write two {about}s {said if kind == "similarity" else f"({said})"}.\n{noun} 1: "<X1>"\n{noun} 2: "'
+        )
+        counters = labels[:at] if kind == "similarity" else [other for other in labels if other != label]
+        found["labels"][label] = {"instruction": one if kind == "classes" else two, "counter_labels": list(counters)}
+    if kind != "classes":
+        found["// inputs"] = (
+            "What fills <X1>: this spec writes it, or give your own texts with --inputs FILE, if you have any."
+        )
+        found["inputs"] = {
+            "task_name": f"{name}-inputs",
+            "labels": {about.replace(" ", "-"): {"instruction": f'Task: Write a {about} about <TOPIC>.\n{noun}: "'}},
+            "// variables": "Drawn anew for each text: a list, or the name of a file beside this one with one a line.",
+            "variables": {"TOPIC": ["TODO", "a topic", "another topic"]},
+            "sampling": {"top_k": 0, "top_p": 0.95},
+        }
+    return found
 
 
 @spec.command("schema")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dino_pipeline import pocket
+from dino_pipeline.cli.preview import clock
+from dino_pipeline.loading import Generator, load_decoder
+from dino_pipeline.preview import Expected, draw
+from dino_pipeline.progress import Progress
+from dino_pipeline.run import Run
+from dino_pipeline.sampling import Sampling
+from dino_pipeline.spec import load_spec
+from dino_pipeline.writer import GenerateOptions
+from tests.commands import invoke
+from tests.test_spec import SPECS
+from tests.toys import Quiet
+
+
+def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
+    decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu", rows=64)
+    spec, inputs = load_spec(SPECS / "sts-x2.json"), ["A man plays a guitar.", "A dog runs."]
+    drawn = draw(decoder, spec, inputs, GenerateOptions(), Quiet(), 4)
+    assert [each.label for each in drawn] == ["1"] * 4 + ["0.5"] * 4 + ["0"] * 4
+    changed = 0
+    for each in drawn:
+        assert "".join(piece for piece, _ in each.pieces).startswith(each.debiased.text)
+        flags = [flag for _, flag in each.pieces]
+        both = zip(each.debiased.tokens, each.plain.tokens, strict=False)
+        same = next((at for at, (token, other) in enumerate(both) if token != other), None)
+        if each.debiased.tokens == each.plain.tokens:
+            assert not any(flags)
+        else:
+            assert same == flags.index(True), "the first token that is another is the first that is marked"
+            changed += 1
+        if each.label == "1":
+            assert not any(flags)
+    assert changed > 4
+    plain = draw(decoder, spec, inputs, GenerateOptions(sampling=Sampling(decay=0)), Quiet(), 2)
+    assert not any(flag for each in plain for _, flag in each.pieces)
+
+
+def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = (SPECS / "sts-x2.json", "--run", run, "--num-inputs", "20", "--samples", "2")
+    shown = invoke("preview", *job, "--texts", "2")
+    assert shown.count(" debiased    ") == 2 * 2 and re.search(r" debiased    .*\[", shown)
+    assert "The whole job: 120 texts of" in shown and "row-tokens" in shown
+    estimate = json.loads((run / "estimate.json").read_text())
+    assert estimate["seconds"] > 0 and estimate["asked"]["samples"] == 2
+    assert list(run.iterdir()) == [run / "estimate.json"]
+    invoke("generate", *job)
+    short = ("--samples", "3", "--max-new-tokens", "5", "--keep-unfinished", "--keep-newlines")
+    single = invoke("preview", SPECS / "topics.json", "--run", tmp_path / "b", *short)
+    assert "The whole job: 12 texts" in single
+
+
+def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("dino_pipeline.preview.time.monotonic", lambda: now[0])
+    run, asked = Run(tmp_path), {"spec": "a"}
+    run.estimate.write_text(json.dumps({"asked": asked, "seconds": 100.0, "per_second": 50.0}))
+
+    class Notes(Quiet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    def told(per_second: float, asked: Any) -> list[str]:
+        notes = Notes()
+        expected = Expected(notes, run, asked, clock)
+        for done in range(0, 3000, 10):
+            now[0] += 10 / per_second
+            expected.progress(Progress("texts", 5000, done))
+        return notes.notes
+
+    assert told(45.0, asked) == told(10.0, {"spec": "b"}) == []
+    (note,) = told(20.0, asked)
+    assert note.startswith("20.0 texts a second, 50.0 were measured by dino preview: 4 minutes are left")
