@@ -24,7 +24,8 @@ NLI = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0}
 CONTRASTS = 4
 """So many pairs with texts of its own class, and of other classes, for each text with a class."""
 HOW = {
-    "scored pairs": "write them with dino generate and a spec whose labels are numbers, then dino filter",
+    "scored pairs": "write them with dino generate and a spec whose labels are numbers, then dino filter; of pairs "
+    "with classes, --objective sbert learns from both texts, and --column text_a=text_b takes the second alone",
     "classified pairs": "give pairs with class names or scores as labels",
     "pairs": "give documents (several sentences a line), pairs without a label, or scored pairs",
     "triplets": "write scored pairs with dino generate, then dino filter",

@@ -257,7 +257,9 @@ def _write_inputs(run: Run, spec: TaskSpec, engine: Engine, options: GenerateOpt
     if options.num_inputs is None:
         raise OptionError("how many inputs to write is not said; give --num-inputs")
     progress = Progress("inputs", total=0, labels={label: LabelCount() for label in spec.labels})
-    writer = Writer(spec, engine, replace(options, keep_newlines=False), options.input_sampling, watch, progress)
+    writer = Writer(
+        spec, engine, replace(options, keep_newlines=spec.newlines), options.input_sampling, watch, progress
+    )
     size = min(max(options.num_inputs, LEAST_INPUT_SHARD), SHARD_SAMPLES)
     per_label = -(-size // len(spec.labels))
     found = 0

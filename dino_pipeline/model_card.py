@@ -114,7 +114,7 @@ def _classes(of: Lineage) -> list[str]:
         "    return [classes[best] for best in scores.argmax(axis=1)]",
         "",
         "",
-        'print(predict(["I would buy it again.", "It broke on the first day."]))',
+        'print(predict(["A text to classify.", "And another one."]))',
         "```",
         "",
     ]
@@ -140,8 +140,9 @@ def _how(of: Lineage) -> list[str]:
         "",
         *([f"Of the texts: {'; '.join(found['made'])}.", ""] if found["made"] else []),
     ]
+    classes = bool(found.get("head"))
     lines += _texts(of.generated) if of.generated else [f"The texts came from `{options['data']}`.", ""]
-    return lines + (_filter(of.filtered) if of.filtered else [])
+    return lines + (_filter(of.filtered, classes) if of.filtered else [])
 
 
 def _texts(generated: dict[str, Any]) -> list[str]:
@@ -154,15 +155,15 @@ def _texts(generated: dict[str, Any]) -> list[str]:
     ]
 
 
-def _filter(filtered: dict[str, Any]) -> list[str]:
+def _filter(filtered: dict[str, Any], classes: bool) -> list[str]:
     totals = [(step, sum(count for _, count in counts)) for step, counts in filtered["funnel"]]
     dropped = [f"{count} {step.removeprefix('- ')}" for step, count in totals if step.startswith("- ") and count]
     options, found = public(filtered["options"]), dict(totals)
     excluded = ", ".join(f"`{name}`" for name in options["exclude"])
     leaks = found.get("- in evaluation data", 0)
+    labels = "" if classes else f", with {options['labels']} labels"
     return [
-        f"Of {found['read']} texts, {found['kept']} were kept, with {options['labels']} labels; dropped were "
-        f"{', '.join(dropped) or 'none'}.",
+        f"Of {found['read']} texts, {found['kept']} were kept{labels}; dropped were {', '.join(dropped) or 'none'}.",
         "",
         f"Evaluation data that was kept out: {excluded} ({leaks} pairs held a text of it)."
         if excluded
@@ -178,8 +179,8 @@ def _limits(of: Lineage) -> list[str]:
         lines += [f"- Its embeddings have collapsed: cosines of different texts average {of.finetuned['mean_cosine']}."]
     if of.generated:
         lines += [
-            "- A pair's score says which instruction its text was written for; no person looked at the pairs, and a",
-            "  score is wrong wherever the generator did not follow its instruction.",
+            "- A label says which instruction a text was written for; no person looked at the texts, and a label is",
+            "  wrong wherever the generator did not follow its instruction.",
             "- What the generator believes and repeats about people and things is in the texts, and so in the model.",
         ]
     if chosen["human_labels"]:

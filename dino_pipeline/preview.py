@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ import torch
 
 from dino_pipeline.decoder import Decoder
 from dino_pipeline.engine import Completion, Engine, Request
+from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples, write_json
 from dino_pipeline.generate import generate
 from dino_pipeline.inputs import InputFile
 from dino_pipeline.progress import Progress, Watch
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, shard_files
 from dino_pipeline.sampling import Sampling, choose, uniforms
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.writer import GenerateOptions, Task, Writer
@@ -29,6 +31,8 @@ FIRST = 128
 """Texts of each label that are written to measure with, at first."""
 LONG_ENOUGH = 6.0
 """Seconds of writing that tell how fast it is."""
+SHORT = 0.05
+"""Seconds that tell nothing."""
 MOST_ROUNDS = 3
 DEVIATION = 0.3
 """A run that is so much slower than what was measured is told of."""
@@ -126,6 +130,7 @@ class _Stopwatch:
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
+        self.begun = time.monotonic()
         self.seen: dict[str, list[tuple[float, int]]] = {}
 
     def progress(self, progress: Progress) -> None:
@@ -146,8 +151,10 @@ class _Stopwatch:
         total = seen[-1][1]
         edge = min(under_way, total // 4)
         middle = [(at, done) for at, done in seen if edge <= done <= total - edge]
-        (begun, first), (ended, last) = middle[0], middle[-1]
-        return (last - first) / max(ended - begun, 1e-6)
+        (begun, first), (ended, last) = (middle or seen)[0], (middle or seen)[-1]
+        if last == first or ended - begun < SHORT:
+            (begun, first), (ended, last) = (self.begun, 0), seen[-1]
+        return (last - first) / max(ended - begun, SHORT)
 
 
 def measure(
@@ -185,12 +192,16 @@ def measure(
             run, stopwatch = Run(Path(folder) / str(number)), _Stopwatch(watch)
             counted.reset()
             chosen = replace(options, samples=part.samples, num_inputs=part.inputs or None)
-            generate(run, spec, lambda _: engine, chosen, stopwatch, model={"model": "preview"}, inputs=inputs)
+            try:
+                generate(run, spec, lambda _: engine, chosen, stopwatch, model={"model": "preview"}, inputs=inputs)
+            except ModelError as error:
+                raise ModelError(_rejected(run) or str(error)) from error
             if stopwatch.seconds("texts") >= LONG_ENOUGH or part == whole:
                 break
             part = part.grown(whole, 1.2 * LONG_ENOUGH / max(stopwatch.seconds("texts"), 0.1))
         record = run.stage("generate")
-        some = [example.text_a for example in iter_examples(run.inputs)][:8] if run.inputs.exists() else []
+        written_for = (example.text_a for path in shard_files(run.shards) for example in iter_examples(path))
+        some = list(dict.fromkeys(written_for))[:8] if spec.needs_inputs else []
     counts = record["counts"]
     written = sum(count["written"] for count in counts.values())
     prompts = {label: 1 + len(of.counter_labels) for label, of in spec.labels.items()}
@@ -214,6 +225,16 @@ def measure(
         ),
         some,
     )
+
+
+def _rejected(run: Run) -> str:
+    """Return why texts were rejected, with one for each reason."""
+    rows = [json.loads(line) for path in shard_files(run.rejected) for line in path.read_text("utf-8").splitlines()]
+    reasons = Counter(row["reason"] for row in rows)
+    shown = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
+    said = "; ".join(f"{count} {reason}, such as {shown[reason]!r}" for reason, count in reasons.most_common(3))
+    remedy = "try another wording, another stop string, a larger --max-new-tokens, or another model"
+    return f"none of the trial's texts was accepted: {said}; {remedy}" if rows else ""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
-from typing import Any, Literal
+from queue import SimpleQueue
+from typing import Any, Literal, TypeVar
 
 import openai
 
@@ -27,6 +27,10 @@ RETRIES = 8
 PROBES = 4
 """Texts that show whether a server samples, and whether seeds hold."""
 LONGEST_PAUSE = 8.0
+ENDS = ("stop_reason", "matched_stop")
+"""Where servers tell what stopped a text (vLLM, SGLang)."""
+T = TypeVar("T")
+R = TypeVar("R")
 Dialect = Literal["fields", "generation_config", "plain"]
 """How a server is told top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), never."""
 
@@ -40,6 +44,8 @@ class Abilities:
     """Whether a seed gives the same text again; with some servers only where one request is under way."""
     logprobs: bool
     """Whether it tells the log-probabilities of tokens."""
+    tells_ends: bool
+    """Whether it tells the stop string from the model's end of text."""
 
 
 @dataclass
@@ -81,6 +87,8 @@ class Server:
     usage: Usage = field(default_factory=Usage)
     abilities: Abilities | None = None
     marks: tuple[str, ...] = ()
+    keeps_top_k: bool = False
+    refused: bool = False
 
     def __post_init__(self) -> None:
         key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -122,26 +130,25 @@ class Server:
         if not first:
             return
         if self.abilities is None:
-            self.abilities = self._probe(first[0].prompts[0], sampling, stop)
-        numbered = enumerate(chain(first, waiting))
-        pool = ThreadPoolExecutor(self.concurrency)
-        under_way: set[Future[Completion]] = set()
+            self.abilities = self._probe(first[0].prompts[0], stop)
+        if sampling.top_k and not self.keeps_top_k:
+            self._check_top_k(self.abilities, first[0].prompts[0], stop)
 
-        def one(number: int, request: Request) -> Completion:
-            answer = self._ask(self._body(request.prompts[0], sampling, stop, seed_of(request.key)))
-            return _completion(number, answer, stop, stop_at_newline)
+        def one(request: Request) -> dict[str, Any] | None:
+            try:
+                return self._ask(self._body(request.prompts[0], sampling, stop, seed_of(request.key)), refusals=True)
+            except _RefusedError as error:
+                self._note_refusal(error)
+                return None
 
-        try:
-            for number, request in numbered:
-                under_way.add(pool.submit(one, number, request))
-                if len(under_way) == self.concurrency:
-                    done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while under_way:
-                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for number, answer in side_by_side(one, chain(first, waiting), self.concurrency):
+            yield _completion(number, answer, stop, stop_at_newline)
+
+    def _note_refusal(self, error: _RefusedError) -> None:
+        with self.lock:
+            refused, self.refused = self.refused, True
+        if not refused:
+            self.note(f"the server refuses a prompt, whose text is left out ({first_line(error)})")
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
         """Return how likely each text is after its prompt, by the log-probabilities of an echo (vLLM, SGLang).
@@ -149,8 +156,8 @@ class Server:
         Raises:
             OptionError: the server echoes none.
         """
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(lambda pair: self._echoed(pair[0], pair[1] + stop), pairs))
+        found = side_by_side(lambda pair: self._echoed(pair[0], pair[1] + stop), pairs, self.concurrency)
+        return [scored for _, scored in sorted(found, key=lambda each: each[0])]
 
     def _echoed(self, prompt: str, text: str) -> Scored:
         body = {"model": self.model, "prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
@@ -175,37 +182,45 @@ class Server:
         assert self.abilities
         return _body(self.model, prompt, sampling, stop, seed, self.abilities.dialect, self.abilities.logprobs)
 
-    def _probe(self, prompt: str, sampling: Sampling, stop: str) -> Abilities:
+    def _probe(self, prompt: str, stop: str) -> Abilities:
         """Find out by a few short texts what the server does, and refuse what it would silently do otherwise."""
-        dialect, logprobs = self._dialect(prompt, sampling, stop)
-
-        def texts(sampling: Sampling, workers: int = 1) -> list[str]:
-            bodies = [_body(self.model, prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
-            with ThreadPoolExecutor(workers) as pool:
-                return [answer["choices"][0]["text"] for answer in pool.map(self._ask, bodies)]
-
-        if sampling.top_k and (dialect == "plain" or len({*texts(Sampling(top_k=1, top_p=0, max_new_tokens=8))}) > 1):
-            raise OptionError(
-                f"{self.base_url}: the server does not know top-k, or does not keep to it; give --top-k 0 (top-p and "
-                "temperature it knows)"
-            )
+        dialect, logprobs, tells_ends = self._dialect(prompt, stop)
         wide = Sampling(top_k=0, top_p=0, max_new_tokens=12)
-        first = texts(wide)
+        first = self._trial(prompt, wide, stop, dialect)
         if len({*first}) == 1:
             raise OptionError(
                 f"{self.base_url}: {PROBES} texts with different seeds are all the same, so the server does not "
                 "sample; start it so that it does"
             )
         seeds: Literal["hold", "hold one at a time", "do not hold"] = "do not hold"
-        if texts(wide) == first:
+        if self._trial(prompt, wide, stop, dialect) == first:
             # some servers seed one generator for all that is under way
-            seeds = "hold" if self.concurrency == 1 or texts(wide, PROBES) == first else "hold one at a time"
+            alone = self.concurrency == 1 or self._trial(prompt, wide, stop, dialect, PROBES) == first
+            seeds = "hold" if alone else "hold one at a time"
         if seeds != "hold":
             remedy = "; --concurrency 1 makes them hold" if seeds == "hold one at a time" else ""
             self.note(f"the server's seeds do not hold, so another run writes other texts{remedy}")
-        return Abilities(dialect, seeds, logprobs)
+        if not tells_ends:
+            self.note("the server does not tell the stop string from the model's end of text; both count as finished")
+        return Abilities(dialect, seeds, logprobs, tells_ends)
 
-    def _dialect(self, prompt: str, sampling: Sampling, stop: str) -> tuple[Dialect, bool]:
+    def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
+        bodies = [_body(self.model, prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
+        found = sorted(side_by_side(self._ask, bodies, workers), key=lambda each: each[0])
+        return [answer["choices"][0]["text"] for _, answer in found]
+
+    def _check_top_k(self, abilities: Abilities, prompt: str, stop: str) -> None:
+        greedy = Sampling(top_k=1, top_p=0, max_new_tokens=8)
+        knows = abilities.dialect != "plain"
+        if not knows or len({*self._trial(prompt, greedy, stop, abilities.dialect)}) > 1:
+            raise OptionError(
+                f"{self.base_url}: the server does not know top-k, or does not keep to it; give --top-k 0 (top-p and "
+                "temperature it knows)"
+            )
+        self.keeps_top_k = True
+
+    def _dialect(self, prompt: str, stop: str) -> tuple[Dialect, bool, bool]:
+        sampling = Sampling(top_k=1, top_p=0, max_new_tokens=4)
         dialects: tuple[Dialect, ...] = ("fields", "generation_config", "plain")
         for dialect in dialects:
             for logprobs in (True, False):
@@ -214,7 +229,9 @@ class Server:
                     answer = self._ask(body, refusals=dialect != "plain" or logprobs)
                 except _RefusedError:
                     continue
-                return dialect, bool((answer["choices"][0].get("logprobs") or {}).get("token_logprobs"))
+                choice = answer["choices"][0]
+                told = bool((choice.get("logprobs") or {}).get("token_logprobs"))
+                return dialect, told, any(name in choice for name in ENDS)
         raise AssertionError("the plainest request is refused with an error")
 
     def _ask(self, body: Mapping[str, Any], *, refusals: bool = False) -> dict[str, Any]:
@@ -259,7 +276,7 @@ class Server:
             yield
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if refusals:
-                raise _RefusedError from error
+                raise _RefusedError(first_line(error)) from error
             raise ModelError(f"{where}: refuses the request ({first_line(error)})") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise ModelError(f"{where}: does not let you in; set OPENAI_API_KEY ({first_line(error)})") from error
@@ -308,12 +325,53 @@ def _is_answer(answer: Mapping[str, Any]) -> bool:
                 and isinstance(choices[0].get("text"), str))  # fmt: skip
 
 
-def _completion(number: int, answer: Mapping[str, Any], stop: str, stop_at_newline: bool) -> Completion:
+def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[int, R]]:
+    """Work on items, so many at a time; yield each result with its item's number, as it comes.
+
+    Whoever stops listening waits for nobody: what is under way does not keep the process from ending.
+    """
+    asked: SimpleQueue[tuple[int, T] | None] = SimpleQueue()
+    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        while (task := asked.get()) is not None:
+            try:
+                done.put((task[0], work(task[1]), None))
+            except BaseException as error:  # raised again where it is listened for
+                done.put((task[0], None, error))
+
+    def next_done() -> tuple[int, R]:
+        number, result, error = done.get()
+        if error is not None:
+            raise error
+        return number, result
+
+    for _ in range(workers):
+        threading.Thread(target=run, daemon=True).start()
+    under_way = 0
+    try:
+        for number, item in enumerate(items):
+            asked.put((number, item))
+            under_way += 1
+            if under_way == workers:
+                yield next_done()
+                under_way -= 1
+        for _ in range(under_way):
+            yield next_done()
+    finally:
+        for _ in range(workers):
+            asked.put(None)
+
+
+def _completion(number: int, answer: Mapping[str, Any] | None, stop: str, stop_at_newline: bool) -> Completion:
     """Return an answer as a text; servers differ in whether they leave the stop string in it."""
+    if answer is None:
+        return Completion(number, "", "refused", (), 0, None, None)
     choice = answer["choices"][0]
     written: str = choice["text"]
     text, stopped, _ = written.partition(stop)
-    finish: Finish = "stop" if stopped or choice.get("finish_reason") == "stop" else "length"
+    ended = choice.get("finish_reason") == "stop" and all(choice[name] == stop for name in ENDS if name in choice)
+    finish: Finish = "stop" if stopped or ended else "length"
     if stop_at_newline and "\n" in text:
         text, finish = text.partition("\n")[0], "newline"
     values = (choice.get("logprobs") or {}).get("token_logprobs") or []

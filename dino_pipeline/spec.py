@@ -268,6 +268,8 @@ def _inline_variables(raw: Any, path: Path) -> Iterator[str]:
                 yield f"variables, {name}: {file} cannot be read: {error.strerror}; give a file, or a list of values"
             except UnicodeDecodeError as error:
                 yield f"variables, {name}: {file}, byte {error.start} is not UTF-8; save the file as UTF-8"
+            except ValueError:
+                yield f"variables, {name}: {file!r} is no name of a file; give one, or a list of values"
 
 
 def _doubled(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-Finish = Literal["stop", "newline", "length"]
+Finish = Literal["stop", "newline", "length", "refused"]
 UNFINISHED_BYTES = "\ufffd"
 """What a token decodes to that holds only part of a character's bytes."""
 

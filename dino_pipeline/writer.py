@@ -242,6 +242,8 @@ class Writer:
         )
 
     def _defect(self, completion: Completion) -> str | None:
+        if completion.finish == "refused":
+            return "refused by the server"
         if completion.finish == "length" and not self.options.keep_unfinished:
             return "no stop string"
         if completion.finish == "newline":

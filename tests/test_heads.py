@@ -64,8 +64,8 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     assert f"right in {record['head']['accuracy']:.1f} of 100" in card
     program = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)[1]
     program = program.replace("path/to/this/folder", str(folder))
-    program = program.replace("I would buy it again.", "Item 99 was fine and lovely.")
-    program = program.replace("It broke on the first day.", "Item 98 was awful and broken.")
+    program = program.replace("A text to classify.", "Item 99 was fine and lovely.")
+    program = program.replace("And another one.", "Item 98 was awful and broken.")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "['good', 'bad']", done.stderr
     invoke("publish", tmp_path / "run", "--repo", "me/reviews", "--dry-run")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dino_pipeline import pocket
+from dino_pipeline.cli import main
 from dino_pipeline.cli.preview import clock
 from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.preview import Expected, draw
@@ -57,6 +59,16 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     short = ("--samples", "3", "--max-new-tokens", "5", "--keep-unfinished", "--keep-newlines")
     single = invoke("preview", SPECS / "topics.json", "--run", tmp_path / "b", *short)
     assert "The whole job: 12 texts" in single
+    (tmp_path / "one.json").write_text('{"task_name": "one", "labels": {"a": {"instruction": "Say: \\""}}}')
+    tiny = invoke(
+        "preview", tmp_path / "one.json", "--run", tmp_path / "c", "--samples", "1", *short[2:], "--texts", "1"
+    )
+    assert "The whole job: 1 texts" in tiny
+    refused = CliRunner().invoke(
+        main, ["preview", f"{SPECS / 'documents.json'}", "--run", f"{tmp_path / 'd'}", *short[:4]]
+    )
+    assert (refused.exit_code, "none of the trial's texts was accepted" in refused.stderr) == (2, True), refused.output
+    assert "no stop string, such as '" in refused.stderr
 
 
 def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -602,24 +602,6 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         assert ModelCard(text).data.datasets == ["me/sts"]
         assert f"/tree/{dataset.sha}" in text
         assert f"{hub.address}/me/encoder" in dataset.files["README.md"].decode()
-        again = call(*publish)
-        assert again.stdout.count("is up to date") == 2, "not even the order of the card's fields"
-        again = call(*publish, "--what", "dataset")
-        assert "me/encoder" in dataset.files["README.md"].decode(), "still linked"
-        again = call(*publish, "--what", "dataset", "--private")
-        assert (again.returncode, "is there, and public" in again.stderr) == (2, True)
-        hub.repos["models/me/strange"] = type(model)(commits=[{"model.safetensors": b"theirs"}])
-        commits = len(dataset.commits)
-        again = call("publish", "run", "--repo", "me/other", "--model-repo", "me/strange", "--license", "mit")
-        assert (again.returncode, "holds something that this run did not make" in again.stderr) == (2, True)
-        assert "datasets/me/other" not in hub.repos and len(dataset.commits) == commits
-        edited = dataset.files["README.md"] + b"\nWritten by hand.\n"
-        dataset.commits.append({**dataset.files, "README.md": edited})
-        again = call(*publish)
-        assert again.returncode == 0, again.stderr
-        assert again.stdout.count("is up to date") == 2
-        assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
-        assert "all as published" in call("verify", "me/sts").stdout
         filtered = call("filter", "me/sts", "--run", "filtered", "--dev-share", "0")
         assert filtered.returncode == 0, filtered.stderr
         assert "trained on me/sts, commit" in call("verify", "me/encoder", "--model").stdout
@@ -632,7 +614,37 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
         assert loaded.stdout.split("\n")[0] == "360 (1, 128)", loaded.stderr
         written = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert not any(TOKEN.encode() in path.read_bytes() for path in written), "the token is nowhere"
-        assert TOKEN not in first.stdout + first.stderr + again.stdout + again.stderr
+        assert TOKEN not in first.stdout + first.stderr
+
+
+def test_publishing_again_changes_nothing_and_refuses_what_is_not_its_own(
+    hub: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(published, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "hub")
+    publish = ("publish", "run", "--repo", "me/sts", "--model-repo", "me/encoder", "--license", "cc-by-4.0")
+    assert invoke(*publish).count("is published") == 2
+    dataset, model = hub.repos["datasets/me/sts"], hub.repos["models/me/encoder"]
+    assert invoke(*publish).count("is up to date") == 2, "not even the order of the card's fields"
+    assert (len(dataset.commits), len(model.commits)) == (2, 2)
+    invoke(*publish, "--what", "dataset")
+    assert "me/encoder" in dataset.files["README.md"].decode(), "still linked"
+    edited = dataset.files["README.md"] + b"\nWritten by hand.\n"
+    dataset.commits.append({**dataset.files, "README.md": edited})
+    assert invoke(*publish).count("is up to date") == 2
+    assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
+    hub.repos["models/me/strange"] = Repo(commits=[{"model.safetensors": b"theirs"}])
+    calls = {
+        (*publish, "--what", "dataset", "--private"): "is there, and public",
+        ("publish", "run", "--repo", "me/other", "--model-repo", "me/strange"): "that this run did not make",
+    }
+    for call, said in calls.items():
+        refused = CliRunner().invoke(main, call)
+        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
+    assert "datasets/me/other" not in hub.repos and len(dataset.commits) == 3
 
 
 def inside(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -144,9 +144,10 @@ def ask(of: MadeUp, **options: Any) -> tuple[Server, list[Any], list[str]]:
 
 def test_what_a_server_can_do_is_found_out() -> None:
     found, done, notes = ask(MadeUp(logprobs=True), prices=Prices(1.0, 2.0), usage=Usage(100, 1_000_000, 0))
-    assert found.abilities == Abilities("fields", "hold", True)
+    assert found.abilities == Abilities("fields", "hold", True, False)
     assert [each.number for each in done] == list(range(20))
-    assert {each.finish for each in done} == {"stop"} and not notes
+    assert {each.finish for each in done} == {"stop"}
+    assert notes == ["the server does not tell the stop string from the model's end of text; both count as finished"]
     assert done[0].logprob == -1.0 and done[0].length == 3
     assert len({each.text for each in done}) > 15
     usage = found.facts()["usage"]
@@ -162,7 +163,63 @@ def test_what_a_server_can_do_is_found_out() -> None:
         ask(MadeUp(samples=False))
     found, done, notes = ask(MadeUp(seeds=False), concurrency=1)
     assert found.abilities and found.abilities.seeds == "do not hold"
-    assert notes == ["the server's seeds do not hold, so another run writes other texts"]
+    assert notes[0] == "the server's seeds do not hold, so another run writes other texts"
+
+
+def test_top_k_is_looked_at_when_it_is_first_wanted() -> None:
+    """Inputs are written first, and from all tokens."""
+    with made_up(MadeUp(top_k=False)) as address:
+        found = Server("model", address, print)
+        assert len(list(found.sample([Request(("prompt",), ("key",))], Sampling(top_k=0, decay=0)))) == 1
+        with pytest.raises(OptionError, match="does not know top-k"):
+            list(found.sample([Request(("prompt",), ("key",))], PLAIN))
+
+
+def test_a_prompt_that_a_server_refuses_costs_its_own_text_only(inputs: Path, tmp_path: Path) -> None:
+    class Short(MadeUp):
+        def completion(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            if len(body["prompt"]) > 1000:
+                return 400, {"error": {"message": "maximum context length"}}
+            return super().completion(body)
+
+    inputs.write_text("A dog runs.\n" + "long " * 400 + "\nA bird sings.\n")
+    with made_up(Short(text=lambda seed, body: f"The number {seed} is here.")) as address:
+        done = CliRunner().invoke(main, call(address, inputs, tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("the server refuses a prompt, whose text is left out") == 1
+    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected" / "00000.jsonl").read_text().splitlines()]
+    assert [each["reason"] for each in rejected] == ["refused by the server"] * 3
+    assert len(read_examples(tmp_path / "run" / "shards" / "00000.jsonl")) == 6
+
+
+def test_ctrl_c_waits_for_no_answer(inputs: Path, tmp_path: Path) -> None:
+    class Hanging(MadeUp):
+        def completion(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            if len(self.bodies) > 30:
+                time.sleep(60)
+            return super().completion(body)
+
+    server = Hanging()
+    with made_up(server) as address:
+        process = start(*call(address, inputs, tmp_path / "run", "--samples", "9"), cwd=tmp_path)
+        while len(server.bodies) <= 30:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+
+
+def test_what_stopped_a_text_is_believed_where_a_server_tells_it() -> None:
+    class Telling(MadeUp):
+        def completion(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            status, answer = super().completion(body)
+            answer["choices"][0]["stop_reason"] = '"' if body["seed"] % 2 else None
+            return status, answer
+
+    found, done, notes = ask(Telling())
+    assert found.abilities and found.abilities.tells_ends and not notes
+    assert {each.finish for each in done} == {"stop", "length"}
 
 
 def test_texts_end_as_they_do_here() -> None:
@@ -181,7 +238,6 @@ def test_texts_end_as_they_do_here() -> None:
         (401, "does not let you in; set OPENAI_API_KEY"),
         (404, "knows no model model"),
         (500, r"no answer, after 1 further attempts .*; finished shards are kept"),
-        (400, "refuses the request"),
     ],
 )
 def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +293,7 @@ def test_options_of_the_other_engine_are_refused(inputs: Path, tmp_path: Path) -
         ("--base-url", "http://x/v1"): "--base-url belongs to --engine openai",
         ("--engine", "openai", "--base-url", "http://x/v1", "--dtype", "float32"): "--dtype belongs to --engine trans",
         ("--engine", "openai", "--base-url", "http://x/v1", "--decay", "3"): "--decay: a server cannot debias",
+        ("--engine", "openai", "--base-url", "http://x/v1", "--floor", "0.5"): "--floor: a server cannot debias",
         ("--engine", "openai", "--base-url", "http://x/v1", "--device", "cpu"): "--device belongs to a model that runs",
     }
     for options, said in calls.items():

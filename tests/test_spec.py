@@ -263,6 +263,22 @@ def test_a_spec_to_begin_with_is_right_and_commented(kind: str, tmp_path: Path) 
     assert (asked.exit_code, "--kind is missing, and there is nobody to ask" in asked.stderr) == (2, True)
 
 
+def test_what_would_be_wrong_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "new.json"
+    begun = ("spec", "new", "mine", "--kind", "similarity", "--about", "text", "--output", path)
+    for labels in ("1,2", ",", "//x,b"):
+        refused = CliRunner().invoke(main, [*map(str, begun), "--labels", labels])
+        assert (refused.exit_code, f"--labels {labels}: " in refused.stderr) == (2, True), refused.output
+        assert not path.exists()
+    invoke(*begun, "--labels", "0,0.5,1")
+    spec = load_spec(path)
+    assert {name: label.counter_labels for name, label in spec.labels.items()} == {
+        "1": (),
+        "0.5": ("1",),
+        "0": ("1", "0.5"),
+    }
+
+
 def test_comments_change_nothing(tmp_path: Path) -> None:
     spec = changed({})
     (tmp_path / "plain.json").write_text(json.dumps(spec))

@@ -135,8 +135,9 @@ def _check(options: Mapping[str, Any]) -> None:
     if options["engine"] == "openai":
         if not options["base_url"]:
             raise OptionError("--engine openai needs --base-url, the server's address, e.g. http://localhost:8000/v1")
-        if options["decay"]:
-            raise OptionError("--decay: a server cannot debias; leave it out, and see --best-of")
+        for name in ("decay", "floor"):
+            if options[name]:
+                raise OptionError(f"--{name}: a server cannot debias; leave it out, and see --best-of")
         if options["best_of"] > 1 and not options["scorer"]:
             raise OptionError("--best-of needs --scorer with a server: a model that tells margins, or server")
         if options["device"] and options["scorer"] in (None, "server"):
@@ -183,13 +184,19 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
             + ("" if options["best_of"] > 1 else "; --best-of 4 --scorer MODEL keeps the most contrasting of four")
         )
         usage = {} if options["fresh"] else run.stage("generate").get("usage", {})
-        prices = Prices(*options["prices"]) if options["prices"] else Prices()
+        before = {} if options["fresh"] else run.stage("generate").get("cost", {}).get("dollars_a_million_tokens", {})
+        prices = Prices(*options["prices"]) if options["prices"] else Prices(**before)
         return Server(options["model"], note=console.note, prices=prices, usage=Usage(**usage), **settings)
 
     if options["scorer"] is None:
         return ChosenEngine(record, settings, lambda _: server(), debiases=False)
     if options["scorer"] == "server":
-        return ChosenEngine({**record, "scorer": "server"}, settings, lambda _: server(), server, debiases=False)
+
+        def scoring() -> Scorer:
+            server().score([("Sentence 1: ", "A dog runs.")])  # whether it can, before anything is paid for
+            return server()
+
+        return ChosenEngine({**record, "scorer": "server"}, settings, lambda _: server(), scoring, debiases=False)
     device = pick_device(options["device"])
     before = begun.get("scorer")
     named = {**options, "model": options["scorer"]}

@@ -25,7 +25,8 @@ def job(spec: TaskSpec, model: Mapping[str, Any], chosen: Any) -> dict[str, Any]
     """Return what identifies a job, for its estimate."""
     from dataclasses import asdict
 
-    return {"spec": spec.digest, "model": dict(model), "samples": chosen.samples, "sampling": asdict(chosen.sampling)}
+    how = {"samples": chosen.samples, "best_of": chosen.best_of, "sampling": asdict(chosen.sampling)}
+    return {"spec": spec.digest, "model": dict(model), **how}
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ def spec_new(
     name: str, kind: str | None, labels: str | None, about: str | None, language: str, output: Path | None
 ) -> None:
     """Write a task spec to begin with, with a comment at each place; what no option says is asked."""
-    from dino_pipeline.errors import OutputError
+    from dino_pipeline.errors import OutputError, SpecError
     from dino_pipeline.examples import write_bytes
+    from dino_pipeline.labels import as_number
     from dino_pipeline.spec import load_spec
 
     path = output or Path("task_specs") / f"{name}.json"
@@ -105,10 +107,17 @@ def spec_new(
     if labels is None:
         labels = "1,0.5,0" if kind == "similarity" else _asked("--labels", "Its labels, with commas?", "good,bad")
     names = list(dict.fromkeys(part.strip() for part in labels.split(",") if part.strip()))
-    write_bytes(
-        path, (json.dumps(_begun(name, kind, names, about, language), indent=2, ensure_ascii=False) + "\n").encode()
-    )
-    load_spec(path)
+    if kind == "similarity":  # the most alike first: a label's counter-labels are those before it
+        names.sort(key=lambda each: -(as_number(each) or 0.0))
+    content = (json.dumps(_begun(name, kind, names, about, language), indent=2, ensure_ascii=False) + "\n").encode()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / path.name
+        trial.write_bytes(content)
+        try:
+            load_spec(trial)
+        except SpecError as error:
+            raise OptionError(f"--labels {labels}: {'; '.join(error.problems)}") from error
+    write_bytes(path, content)
     click.echo(f"{path}: is written; mend its instructions, then: dino preview {path}")
 
 

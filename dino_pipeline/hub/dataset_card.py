@@ -134,9 +134,18 @@ def _made(run: Run) -> str:
         "seed": options["seed"],
         **{name: options.get(name) for name in ("dtype", "chat", "adapter", "quantize", "engine", "best_of")},
         **generated.get("server", {}),
+        "scorer": (options.get("scorer") or {}).get("model")
+        if isinstance(options.get("scorer"), dict)
+        else options.get("scorer"),
     }
     rows = [[str(name).replace("_", " "), str(value)] for name, value in named.items() if value is not None]
     said = "Sampled under each label's own instruction, without contrast."
+    scorer = options.get("scorer")
+    if (best_of := options.get("best_of")) and scorer:
+        said = (
+            f"Sampled under each label's own instruction; of {best_of} texts the one was kept that is likelier under "
+            "it than under the counter-labels' by the largest margin."
+        )
     if options["sampling"]["decay"]:
         said = (
             "Sampled with self-debiasing (Schick & Schütze 2021): a text is likely under its own instruction and "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -180,6 +180,7 @@ def download(repository: str, kind: Kind, revision: str | None, only: Sequence[s
     with errors(repository):
         try:
             allowed = list(only) if only else None
-            return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=allowed))
+            found = HfApi().snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=allowed)
+            return Path(found)
         except RepositoryNotFoundError as error:
             raise HubError(f"{repository}: no such {kind} is there, or the token may not see it") from error

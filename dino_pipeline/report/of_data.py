@@ -57,7 +57,8 @@ def spec(material: Material) -> list[Block]:
     blocks.append(Facts([(name, visible(str(value))) for name, value in terms if value]))
     for label, of_label in fields["labels"].items():
         blocks.append(_prompt(label, of_label))
-    if isinstance(fields.get("inputs"), dict):
+    brought = "texts" in material.records.get("generate", {}).get("options", {}).get("inputs", {})
+    if isinstance(fields.get("inputs"), dict) and not brought:
         inputs = fields["inputs"]
         blocks.append(Paragraph(f"The inputs <X1> were written from the spec {visible(inputs['task_name'])}:"))
         blocks += [_prompt(label, of_label) for label, of_label in inputs["labels"].items()]
