@@ -57,11 +57,16 @@ def distinct_n(texts: Iterable[str], size: int) -> float:
 def public(value: Any) -> Any:
     """Return a JSON value in which paths of this machine are cut to their last part, to be shown to others.
 
-    Fields that may hold relative paths are known by their names, and models in folders by their fingerprints.
+    Fields that may hold relative paths are known by their names, and models in folders by their fingerprints; a
+    server's address is left out.
     """
     if isinstance(value, dict):
         paths = {name for name, fingerprint in FINGERPRINTS if value.get(fingerprint) and value.get(name) != "pocket"}
-        return {key: _names(each) if key in paths or key == "exclude" else public(each) for key, each in value.items()}
+        return {
+            key: _names(each) if key in paths or key == "exclude" else public(each)
+            for key, each in value.items()
+            if key != "base_url"
+        }
     if isinstance(value, list | tuple):
         return [public(each) for each in value]
     return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value

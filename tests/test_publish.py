@@ -513,6 +513,7 @@ def test_what_was_asked_for_tells_runs_apart() -> None:
     same = {"generate": {"options": {**generated["generate"]["options"], "model": "/home/two/m"}}}
     assert origin_of(generated) == origin_of(same) != origin_of(other)
     assert origin_of({"filter": {"sources": "a"}}) != origin_of({"filter": {"sources": "b"}})
+    assert public({"settings": {"base_url": "http://host.of.mine:8000/v1", "rows": 8}}) == {"settings": {"rows": 8}}
     assert public("Without /home/me/enc: /home/me/x y; see https://hub.co/a/b and a/b") == (
         "Without enc: x y; see https://hub.co/a/b and a/b"
     )
