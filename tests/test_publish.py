@@ -622,6 +622,8 @@ def test_publishing_again_changes_nothing_and_refuses_what_is_not_its_own(
     hub: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+    files = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(published, tmp_path / "run")
