@@ -212,20 +212,21 @@ def _read_texts(path: Path) -> list[Example]:
 
 def to_evaluate_on(path: Path, *, classes: bool = False) -> Source:
     """Return a file, or of a dataset's splits that to evaluate on: test, else validation, else train."""
-    split = "train"
-    if not path.is_file():
-        with contextlib.suppress(Exception):  # loading it says what is wrong
-            there = get_dataset_split_names(str(path))
-            split = next((name for name in ("test", "validation", "train") if name in there), there[0])
-    return Source(str(path), split=split, classes=classes)
+    source = Source(str(path), classes=classes)
+    there = [] if path.is_file() else _splits(source)
+    preferred = (name for name in ("test", "validation", "train") if name in there)
+    return replace(source, split=next(preferred, (there or [source.split])[0]))
 
 
 def validation(source: Source) -> Source | None:
     """Return the validation split of the dataset that a source is a split of, if it has one."""
+    return replace(source, split="validation") if "validation" in _splits(source) else None
+
+
+def _splits(source: Source) -> list[str]:
     with contextlib.suppress(Exception):  # loading it says what is wrong
-        if "validation" in get_dataset_split_names(source.name, source.config, revision=source.revision):
-            return replace(source, split="validation")
-    return None
+        return list(get_dataset_split_names(source.name, source.config, revision=source.revision))
+    return []
 
 
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:

@@ -78,9 +78,8 @@ def generate(
         return state
     if state == "done":
         run.note("generate", status="running")
-    used = (
-        {} if state == "new" else {name: run.stage("generate")[name] for name in USED if name in run.stage("generate")}
-    )
+    before = {} if state == "new" else run.stage("generate")
+    used = {name: before[name] for name in USED if name in before}
     run.begin(
         "generate",
         recorded,
@@ -96,7 +95,7 @@ def generate(
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     if spec.needs_inputs and not run.inputs.exists():
         _store_inputs(run, _new_inputs(run, spec, inputs, engine, options, watch), options, watch)
-        run.note("generate", **engine.facts())
+        _note_changes(run, engine)
     asked = _count(_stored_inputs(run)) if spec.needs_inputs else None
     total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
     progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
@@ -104,7 +103,7 @@ def generate(
     diversity = Diversity(watch.note, advice(inputs=spec.needs_inputs, top_k=of.top_k, top_p=of.top_p))
 
     def stored(shard: Shard) -> None:
-        run.note("generate", **engine.facts())
+        _note_changes(run, engine)
         for label in spec.labels:
             kept = [each for at, each in shard.kept.items() if shard.tasks[at].label == label]
             diversity.add(label, [each.text_b or each.text_a for each in kept])
@@ -127,6 +126,13 @@ def generate(
         mean_margins=margins,
     )
     return state
+
+
+def _note_changes(run: Run, engine: Engine) -> None:
+    """Record what an engine has to tell, where that is not what is recorded."""
+    before, facts = run.stage("generate"), engine.facts()
+    if any(before.get(name) != value for name, value in facts.items()):
+        run.note("generate", **facts)
 
 
 def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:

@@ -189,12 +189,13 @@ class Writer:
 
     def _requests(self, tasks: Sequence[Task]) -> tuple[dict[int, Request], list[Dropped]]:
         """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
-        texts = list(dict.fromkeys(prompt for task in tasks for prompt in self.prompts(task)))
+        of_tasks = [self.prompts(task) for task in tasks]
+        texts = list(dict.fromkeys(itertools.chain.from_iterable(of_tasks)))
         encoded = dict(zip(texts, self.engine.encode(texts), strict=True))
         requests: dict[int, Request] = {}
         reasons: dict[int | None, str | None] = {}
         for at, task in enumerate(tasks):
-            prompts = tuple(encoded[prompt] for prompt in self.prompts(task))
+            prompts = tuple(encoded[prompt] for prompt in of_tasks[at])
             if task.input not in reasons or reasons[task.input] is None:
                 reasons[task.input] = self._input_defect(task, prompts)
             requests[at] = Request(prompts, self.key(task))

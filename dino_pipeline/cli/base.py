@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,17 @@ def pick_device(name: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"--device {name}: {first_line(error)}; name one that is there, or leave it out") from error
     return name
+
+
+def options_of(given: Sequence[Command]) -> Command:
+    """Return a decorator that adds options in their order."""
+
+    def add(function: Command) -> Command:
+        for option in reversed(given):
+            function = option(function)
+        return function
+
+    return add
 
 
 def or_dash(value: float | None, form: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command
+from dino_pipeline.cli.base import command, options_of
 from dino_pipeline.cli.evaluation_sets import belonging, scored_pairs
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
@@ -18,7 +18,6 @@ from dino_pipeline.cli.finetune import (
     assignments,
     encoder_of,
     loader,
-    options_of,
     texts_of,
 )
 from dino_pipeline.errors import OptionError

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dino_pipeline.cli.base import pick_device
-from dino_pipeline.cli.models import chosen_generator, model_options, recorded
+from dino_pipeline.cli.base import options_of, pick_device
+from dino_pipeline.cli.models import OPTIONS as MODEL
+from dino_pipeline.cli.models import chosen_generator, recorded
 from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
@@ -85,18 +86,10 @@ OF_HERE = ("revision", "chat", "adapter", "quantize", "trust_remote_code", "dtyp
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
 
 
-def here_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name a model which runs here."""
-    for option in reversed(HERE):
-        command = option(command)
-    return model_options(command)
-
-
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name an engine."""
-    for option in reversed(SERVED):
-        command = option(command)
-    return here_options(command)
+here_options = options_of((*MODEL, *HERE))
+"""Gives a command the options that name a model which runs here."""
+engine_options = options_of((*MODEL, *HERE, *SERVED))
+"""Gives a command the options that name an engine."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,9 @@ def chosen_engine(run: Run, options: Mapping[str, Any], console: Console) -> Cho
     """
     _check(options)
     begun = {} if options["fresh"] else run.stage("generate").get("options", {})
-    return (_served if options["engine"] == "openai" else _here)(run, options, begun, console)
+    return (
+        _served(run, options, begun, console) if options["engine"] == "openai" else engine_here(options, begun, console)
+    )
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -142,13 +137,18 @@ def _check(options: Mapping[str, Any]) -> None:
             raise OptionError("--best-of needs --scorer with a server: a model that tells margins, or server")
         if options["device"] and options["scorer"] in (None, "server"):
             raise OptionError("--device belongs to a model that runs here; leave it out")
+
+
+def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
+    """Return the model that runs here, as options name it and, where they leave it open, as a run began.
+
+    Raises:
+        OptionError: options exclude each other.
+    """
     if options["device"] and options["device_map"]:
         raise OptionError("--device and --device-map exclude each other; leave one out")
     if options["compiled"] == "on" and options["device_map"]:
         raise OptionError("--compile on and --device-map exclude each other; leave one out")
-
-
-def _here(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
     device = pick_device(options["device"])
     generator = chosen_generator(options, begun, device)
     if generator.chat and options["chat"] == "auto":

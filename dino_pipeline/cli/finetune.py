@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import HUB_ID, command, model_path, or_dash
+from dino_pipeline.cli.base import HUB_ID, command, model_path, options_of, or_dash
 from dino_pipeline.errors import OptionError
 from dino_pipeline.objectives import NAMES
 
@@ -97,17 +97,6 @@ TRAINING_OPTIONS = [
     ),
     click.option("--faithful", is_flag=True, default=None, help="The paper's code where it differs from what is sane."),
 ]
-
-
-def options_of(given: Sequence[Any]) -> Callable[[Any], Any]:
-    """Return a decorator that adds options in their order."""
-
-    def add(function: Any) -> Any:
-        for option in reversed(given):
-            function = option(function)
-        return function
-
-    return add
 
 
 @click.command()

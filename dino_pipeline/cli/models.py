@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,13 +33,6 @@ OPTIONS = (
         help="auto: bfloat16 where it is faster, by a measurement; a run keeps what it began with.",
     ),
 )
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that name a generator."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
 
 
 def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> Generator:

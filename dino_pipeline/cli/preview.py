@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from dino_pipeline.cli.base import command, or_dash, pick_device
-from dino_pipeline.cli.engines import here_options
-from dino_pipeline.cli.models import chosen_generator, recorded
+from dino_pipeline.cli.base import command, or_dash
+from dino_pipeline.cli.engines import engine_here, here_options
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     import psutil
 
     from dino_pipeline.console import Console
-    from dino_pipeline.loading import load_decoder
+    from dino_pipeline.decoder import Decoder
     from dino_pipeline.preview import draw, measure
     from dino_pipeline.run import Run
     from dino_pipeline.spec import load_spec
@@ -58,13 +57,11 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     run = Run(run_path or Path("outputs") / spec_file.stem)
     texts = input_texts(options["inputs_file"], options["input_format"])
     chosen = text_settings(spec, {**options, "best_of": 1}, written=texts is None and spec.needs_inputs)
-    device = pick_device(options["device"])
-    generator = chosen_generator(options, {}, device)
-    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
-    decoder = load_decoder(generator, device=device, **speed)
-    loading = time.time() - psutil.Process().create_time()  # a run begins like this, too
-    asked = job(spec, recorded(options["model"], generator), chosen)
     with closing(Console()) as console:
+        engine = engine_here(options, {}, console)
+        decoder = cast(Decoder, engine.load(0))
+        loading = time.time() - psutil.Process().create_time()  # a run begins like this, too
+        asked = job(spec, engine.record, chosen)
         found, inputs = measure(decoder, spec, texts, chosen, console, loading=loading, asked=asked)
         drawn = draw(decoder, spec, inputs, chosen, console, count)
     for label, of_label in spec.labels.items():

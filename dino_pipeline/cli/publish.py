@@ -91,7 +91,7 @@ def publish(path: Path, **options: Any) -> None:
         dataset = None
         for place in places:
             if place.kind == "dataset":
-                dataset = _dataset(run, place, options, with_model=what == "both" and known)
+                dataset = _dataset(run, place, options, with_model=what == "both", known=known)
             else:
                 _model(run, place, options, dataset if known else None, of_run=known)
 
@@ -137,8 +137,11 @@ def _place(run: Run, kind: Kind, options: dict[str, Any]) -> _Place:
     return _Place(kind, name, remote, remote.check(origin, force=options["force"], private=options["private"]))
 
 
-def _dataset(run: Run, place: _Place, options: dict[str, Any], *, with_model: bool) -> dict[str, str]:
-    """Publish the dataset; return its repository and, if it is on the Hub, its commit."""
+def _dataset(run: Run, place: _Place, options: dict[str, Any], *, with_model: bool, known: bool) -> dict[str, str]:
+    """Publish the dataset; return its repository and, if it is on the Hub, its commit.
+
+    An encoder that is ``known`` to have learnt from it is named: the one that is published with it, or was before.
+    """
     from dino_pipeline.console import Console
     from dino_pipeline.hub.dataset import Publication, write_dataset
     from dino_pipeline.hub.dataset_card import CardFacts
@@ -148,8 +151,8 @@ def _dataset(run: Run, place: _Place, options: dict[str, Any], *, with_model: bo
     generator, license_ = _licenses(run.stage("generate"), run.spec_fields().get("license"), options)
     again, needs_inputs, lacks = commands(run)
     facts = CardFacts(again, needs_inputs, generator, lacks)
-    known = records(run).get("model", {}).get("repository") if _learnt_from_it(run, strict=False) else None
-    model_repo = str(options["model_repo"] or options["repo"]) if with_model else known
+    with_it, before = str(options["model_repo"] or options["repo"]), records(run).get("model", {}).get("repository")
+    model_repo = (with_it if with_model else before) if known else None
     publication = Publication(place.name, license_, not options["no_raw"], model_repo)
     with contextlib.closing(Console()) as console:
         trained = run.stage("finetune").get("status") == "done"
@@ -183,7 +186,7 @@ def _licenses(
     return generator, license_
 
 
-def _learnt_from_it(run: Run, *, strict: bool = True) -> bool:
+def _learnt_from_it(run: Run, *, strict: bool) -> bool:
     """Say whether the encoder was trained on what the run's dataset is now.
 
     Raises:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from dino_pipeline.cli.base import options_of
 
 if TYPE_CHECKING:
     from dino_pipeline.inputs import InputFile
@@ -53,11 +54,8 @@ OPTIONS = (
 )
 
 
-def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say what texts to write."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+text_options = options_of(OPTIONS)
+"""Gives a command the options that say what texts to write."""
 
 
 def input_texts(file: Path | None, input_format: str) -> InputFile | None:
