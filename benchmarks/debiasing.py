@@ -18,12 +18,13 @@ from statistics import fmean
 import click
 
 from dino_pipeline.console import table
+from dino_pipeline.digests import shard_files
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.fidelity import LABELS
 from dino_pipeline.pocket.corpus import relation_holds
 from dino_pipeline.pocket.frames import similarity
 from dino_pipeline.pocket.grammar import parse
-from dino_pipeline.run import Run, shard_files
+from dino_pipeline.run import Run
 
 SPEC = "task_specs/sts-x2.json"
 TRAINING = ["--learning-rate", "2e-3", "--epochs", "3", "--batch-size", "128"]

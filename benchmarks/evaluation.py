@@ -26,20 +26,10 @@ from benchmarks.objectives import distinct_sentences
 from dino_pipeline import pocket
 from dino_pipeline.console import table
 from dino_pipeline.evaluate import Candidate, evaluate
-from dino_pipeline.progress import Progress
+from dino_pipeline.progress import Unseen
 from dino_pipeline.suites.sts import SIZES, Protocol, read_sts
 
 DISTINCT = 0.75
-
-
-class Silent:
-    """Watches nothing."""
-
-    def progress(self, progress: Progress) -> None:
-        """Say nothing."""
-
-    def note(self, message: str) -> None:
-        """Say nothing."""
 
 
 def save_encoder(folder: Path) -> Path:
@@ -88,7 +78,7 @@ def main(rounds: int) -> None:
 
         def suite() -> None:
             sets, _ = read_sts(folder, Protocol())
-            evaluate([Candidate("encoder", encoder)], sets, Silent()).to_json()
+            evaluate([Candidate("encoder", encoder)], sets, Unseen()).to_json()
 
         work = {"bare": lambda: bare.encode(distinct, batch_size=64, show_progress_bar=False), "suite": suite}
         bare.encode(distinct[:512])

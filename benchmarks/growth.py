@@ -32,7 +32,7 @@ from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
-from dino_pipeline.writer import GenerateOptions
+from dino_pipeline.writer import GenerateOptions, OneEngine
 
 SPEC = Path("task_specs/sts-x2.json")
 SAMPLES = 5
@@ -54,9 +54,8 @@ def sentences(count: int) -> list[str]:
 def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int:
     """Write the texts of so many inputs; return how many were kept."""
     options = GenerateOptions(samples=SAMPLES, num_inputs=num_inputs)
-    generate(
-        run, load_spec(SPEC), lambda row_tokens: decoder, options, Console(), model={"model": "pocket"}, inputs=inputs
-    )
+    hands, model = OneEngine(decoder), {"model": "pocket"}
+    generate(run, load_spec(SPEC), lambda _: hands, options, Console(), model=model, inputs=inputs)
     return sum(count["accepted"] for count in run.stage("generate")["counts"].values())
 
 

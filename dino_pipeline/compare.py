@@ -11,13 +11,14 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluate import Candidate, baselines, evaluate, scores_of
 from dino_pipeline.examples import write_atomic, write_bytes, write_json
 from dino_pipeline.finetune import Texts, finetune
 from dino_pipeline.objectives import Objective, Training
 from dino_pipeline.progress import Watch
-from dino_pipeline.run import Run, model_fingerprint
+from dino_pipeline.run import Run
 from dino_pipeline.suites.base import Score
 from dino_pipeline.suites.pairs import WORD_OVERLAP, ScoredPairs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 from tqdm import tqdm
@@ -16,9 +16,14 @@ PLAIN_EVERY = 10.0
 
 
 class Console:
-    """Shows progress on standard error."""
+    """Shows progress on standard error.
 
-    def __init__(self) -> None:
+    Args:
+        stopping: whether somebody wants the work to be ended where it well can.
+    """
+
+    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.stopping = stopping
         self.bar: tqdm | None = None
         self.title = ""
         self.said = ""

@@ -83,6 +83,8 @@ class Decoder:
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._stop_rules: dict[tuple[str, bool], StopRule] = {}
         self.make_rows = _rows_for(model)
+        self.streams = model.device.type != "cpu"
+        """Elsewhere rows that come free are dropped, and cost nothing."""
         self.delay = 1 if model.device.type == "cuda" else 0
         """Steps that are under way while an older one is read: a GPU need not wait for what the CPU makes of it."""
 

@@ -56,6 +56,9 @@ class Engine(Protocol):
 
     marks: tuple[str, ...]
     """What no text may hold."""
+    streams: bool
+    """Whether it pays to fill room that texts leave with those of the next shard; else each shard is written by itself,
+    so that its bytes depend on nothing else: not on where a run was stopped, nor on who wrote the shards before."""
 
     def render(self, prompt: str, opening: str) -> str:
         """Return a prompt as the model reads it, given the part with which an answer begins."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.progress import Watch
-from dino_pipeline.run import model_fingerprint, versions
+from dino_pipeline.run import versions
 from dino_pipeline.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.suites.sts import with_mean
 

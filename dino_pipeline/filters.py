@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from dino_pipeline.contamination import REASON as LEAKED
+from dino_pipeline.digests import digest_files, model_fingerprint, shard_files
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.funnel import Counts, Funnel
 from dino_pipeline.hygiene import HygieneOptions, hygiene_rules
 from dino_pipeline.rules import PERSONAL_DATA, FilterOptions, custom_digest, record_rules
-from dino_pipeline.run import Run, State, digest_files, model_fingerprint, shard_files
+from dino_pipeline.run import Run, State
 from dino_pipeline.sets import Table
 from dino_pipeline.sieve import Means, Sieve
 from dino_pipeline.spec import load_spec

@@ -15,13 +15,14 @@ from transformers import set_seed
 
 from dino_pipeline.adapters import Rows, adapt, contrasted
 from dino_pipeline.corpus import Corpus, Source, hold_out
+from dino_pipeline.digests import digest_files, shard_files
 from dino_pipeline.encoders import pooling_of
 from dino_pipeline.errors import DataError, DinoError, RunError
 from dino_pipeline.heads import Head, fit, judged
 from dino_pipeline.model_card import Lineage, model_card
 from dino_pipeline.objectives import Objective, Recipe, Training
 from dino_pipeline.progress import Watch
-from dino_pipeline.run import Run, State, digest_files, remove, shard_files
+from dino_pipeline.run import Run, State, remove
 from dino_pipeline.selection import COLLAPSED, Selection, probe, selection
 from dino_pipeline.trainability import check_model, fitted, notes
 from dino_pipeline.trainer import WHOLE, Trained, steps_of, train

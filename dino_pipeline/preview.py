@@ -16,16 +16,17 @@ import psutil
 import torch
 
 from dino_pipeline.decoder import Decoder
+from dino_pipeline.digests import shard_files
 from dino_pipeline.engine import Completion, Engine, Request
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples, write_json
 from dino_pipeline.generate import generate
 from dino_pipeline.inputs import InputFile
 from dino_pipeline.progress import Progress, Watch
-from dino_pipeline.run import Run, shard_files
+from dino_pipeline.run import Run
 from dino_pipeline.sampling import Sampling, choose, uniforms
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.writer import GenerateOptions, Task, Writer
+from dino_pipeline.writer import GenerateOptions, OneEngine, Task, Writer
 
 FIRST = 128
 """Texts of each label that are written to measure with, at first."""
@@ -140,6 +141,10 @@ class _Stopwatch:
     def note(self, message: str) -> None:
         """Say nothing: what is small now need not be small then."""
 
+    def stopping(self) -> bool:
+        """Pass it on."""
+        return self.watch.stopping()
+
     def seconds(self, title: str) -> float:
         """Return the time from the first to the last thing done."""
         seen = self.seen.get(title)
@@ -182,7 +187,7 @@ def measure(
         The estimate, and some inputs.
     """
     counted = _Counting(decoder)
-    engine = cast(Engine, counted)
+    hands, model = OneEngine(cast(Engine, counted)), {"model": "preview"}
     whole = _Size.of(spec, inputs, options)
     part = replace(whole, inputs=min(whole.inputs, max(8, FIRST // options.samples)))
     if not spec.needs_inputs:
@@ -193,7 +198,7 @@ def measure(
             counted.reset()
             chosen = replace(options, samples=part.samples, num_inputs=part.inputs or None)
             try:
-                generate(run, spec, lambda _: engine, chosen, stopwatch, model={"model": "preview"}, inputs=inputs)
+                generate(run, spec, lambda _: hands, chosen, stopwatch, model=model, inputs=inputs)
             except ModelError as error:
                 raise ModelError(_rejected(run) or str(error)) from error
             if stopwatch.seconds("texts") >= LONG_ENOUGH or part == whole:
@@ -316,6 +321,10 @@ class Expected:
     def note(self, message: str) -> None:
         """Pass it on."""
         self.watch.note(message)
+
+    def stopping(self) -> bool:
+        """Pass it on."""
+        return self.watch.stopping()
 
     def progress(self, progress: Progress) -> None:
         """Pass it on, and compare the rate so far."""

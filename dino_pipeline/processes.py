@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from dino_pipeline.errors import DinoError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -17,6 +21,7 @@ _work: Callable[[Any], Any]
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the process that waits for this one
     _work = make()
 
 
@@ -52,6 +57,10 @@ def side_by_side(
 
         try:
             yield ordered
+        except BrokenProcessPool as error:
+            raise DinoError(
+                "a worker process was killed, most likely because memory was full; run again with fewer --workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -46,3 +46,20 @@ class Watch(Protocol):
 
     def note(self, message: str) -> None:
         """Called with what a user should know at once."""
+
+    def stopping(self) -> bool:
+        """Asked where work can well be ended: whether somebody wants it to."""
+
+
+class Unseen:
+    """A watch that shows nothing."""
+
+    def progress(self, progress: Progress) -> None:
+        """Show nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+    def stopping(self) -> bool:
+        """Nobody can ask."""
+        return False

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,13 +10,15 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from dino_pipeline import __version__
+from dino_pipeline.digests import Checksums, fingerprint_before_format_2, model_fingerprint, shard_files
 from dino_pipeline.errors import OutputError, RunError
 from dino_pipeline.examples import write_json
+from dino_pipeline.lock import locked
+from dino_pipeline.texts import FINGERPRINTS
 
 State = Literal["new", "resumed", "done"]
 LIBRARIES = (
@@ -35,8 +35,8 @@ LIBRARIES = (
 RECORD = "record.json"
 LINEAGE = "lineage.json"
 """Of a published folder: where it comes from."""
-FULLY_HASHED = 64 * 2**20
-"""Model files up to this size take part in a model's fingerprint by content, larger ones by size."""
+FORMAT = 2
+"""Of run folders; 1 had no checksums."""
 
 
 @dataclass(frozen=True)
@@ -150,28 +150,18 @@ class Run:
         """The dataset and the model as they are published."""
         return self.path / "hub"
 
-    @cached_property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
+    @property
+    def checksums(self) -> Checksums:
+        """The SHA-256 of what generation wrote, read anew."""
+        return Checksums(self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; the operating system lets go when the process ends, however it ends.
-
-        Raises:
-            RunError: another process holds it.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self._lock_file, "a")  # noqa: SIM115
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}; choose another folder") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(f"{self.path}: another dino process works here; wait for it to end") from error
+        """Hold the folder for this process, and bring it in order: see `lock.locked`."""
+        with locked(self.path):
             self._settle()
+            if self._readable() and (records := self.records()) and records.get("format", 1) < FORMAT:
+                self._write(_migrated(self, records))
             yield
 
     def records(self) -> dict[str, Any]:
@@ -186,7 +176,14 @@ class Run:
             ) from error
         if not isinstance(found, dict):
             raise RunError(f"{self.record_file}: is no object; mend it or start over with --fresh")
+        if not isinstance(made := found.get("format", 1), int) or made > FORMAT:
+            raise RunError(
+                f"{self.record_file}: is of format {made!r}, and this dino_pipeline knows {FORMAT} at most; update it"
+            )
         return found
+
+    def _write(self, records: dict[str, Any]) -> None:
+        write_json(self.record_file, {**records, "format": FORMAT})
 
     def spec_fields(self) -> dict[str, Any]:
         """Return the task spec's fields, empty where the run has no spec."""
@@ -245,11 +242,11 @@ class Run:
         records = {} if fresh and not self._readable() else self.records()
         if state == "new":
             # said first: a removal cut short must not pass for finished work
-            write_json(self.record_file, {**records, name: {"status": "clearing", "options": {}, "sources": sources}})
+            self._write({**records, name: {"status": "clearing", "options": {}, "sources": sources}})
             for path in partial:
                 remove(path)
         records[name] = {**self.record(options, sources), "status": "running", "settings": settings or {}, **results}
-        write_json(self.record_file, records)
+        self._write(records)
         return state
 
     def check(
@@ -332,14 +329,14 @@ class Run:
             if path.name != RECORD:
                 path.replace(self.path / path.name)
         records = self.records() if self._readable() else {}
-        write_json(self.record_file, {**records, found["stage"]: found["record"]})
+        self._write({**records, found["stage"]: found["record"]})
         remove(self._ready)
 
     def note(self, name: str, **results: Any) -> None:
         """Record results of a stage."""
         records = self.records()
         records[name] = {**records[name], **results}
-        write_json(self.record_file, records)
+        self._write(records)
 
     def finish(self, name: str, **results: Any) -> None:
         """Record that a stage has ended, with its results."""
@@ -385,35 +382,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """Return a folder's shards in order."""
-    return sorted(folder.glob("*.jsonl"))
+def _migrated(run: Run, records: dict[str, Any]) -> dict[str, Any]:
+    """Bring a folder of format 1 to this one: checksums of what is there, fingerprints as they are now."""
+    folders = (run.input_rejected, run.input_shards, run.rejected, run.shards)
+    inputs = [run.inputs] if run.inputs.exists() else []
+    run.checksums.add(*inputs, *(file for folder in folders for file in shard_files(folder)))
+    return _with_new_fingerprints(records)
 
 
-def digest_files(paths: Sequence[Path]) -> str:
-    """Return a hash of the files' names and contents, in order; a folder stands for its shards."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in shard_files(path) if path.is_dir() else [path]:
-            digest.update(f"{file.name}\0".encode())
-            with open(file, "rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def model_fingerprint(name: str) -> str | None:
-    """Return a hash of a local model's files, None for a name on the Hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}:
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
-            if size <= FULLY_HASHED:
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def _with_new_fingerprints(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    found = {key: _with_new_fingerprints(each) for key, each in value.items()}
+    for name, fingerprint in FINGERPRINTS:
+        model, before = value.get(name), value.get(fingerprint)
+        if isinstance(model, str) and before and before == fingerprint_before_format_2(model):
+            found[fingerprint] = model_fingerprint(model)
+    return found
 
 
 def versions() -> dict[str, str]:

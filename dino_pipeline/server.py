@@ -87,6 +87,7 @@ class Server:
     usage: Usage = field(default_factory=Usage)
     abilities: Abilities | None = None
     marks: tuple[str, ...] = ()
+    streams: bool = True
     keeps_top_k: bool = False
     refused: bool = False
 

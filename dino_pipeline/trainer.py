@@ -27,6 +27,7 @@ from dino_pipeline.objectives.contrastive import average_gradients, own_tensors
 from dino_pipeline.objectives.views import views_of
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.selection import COLLAPSED, Selection, mean_cosine
+from dino_pipeline.signals import Stopped
 
 EVALUATIONS = 10
 """So often is the model evaluated, and saved, during a training, and at its end."""
@@ -83,6 +84,7 @@ def train(
     Raises:
         ModelError: training came to embeddings that are no numbers.
         OutputError: a checkpoint cannot be written or read.
+        Stopped: somebody wanted it to; a checkpoint holds what was done.
     """
     loss = objective.loss(model, dataset, recipe)
     if recipe.training.matryoshka:
@@ -104,7 +106,7 @@ def train(
     trainer.add_callback(_Keeper(own, counter, checkpoint))
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {recipe.seed}", total=0, resumed=resumed)
-    teller = _Teller(watch, selection, model, probe, progress)
+    teller = _Teller(watch, selection, model, probe, progress, recipe.processes == 1)
     trainer.add_callback(teller)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -113,6 +115,8 @@ def train(
             f"{folder}: training could not go on ({first_line(error)}); "
             "the last whole checkpoint is kept: make room and run again"
         ) from error
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped
     best, steps = trainer.state.best_metric, trainer.state.global_step
     if best is None or not math.isfinite(best):
         raise ModelError(
@@ -264,16 +268,26 @@ class _Teller(TrainerCallback):
     """Tells the watch how far training is and when embeddings collapse, and has the last step evaluated and saved."""
 
     def __init__(
-        self, watch: Watch, selection: Selection, model: SentenceTransformer, probe: Sequence[str], shown: Progress
+        self,
+        watch: Watch,
+        selection: Selection,
+        model: SentenceTransformer,
+        probe: Sequence[str],
+        shown: Progress,
+        alone: bool,
     ) -> None:
         self.watch, self.selection, self.model, self.probe = watch, selection, model, probe
         self.shown = shown
+        self.alone = alone
+        """Whether there is only this process: of several, each would have to end at the same step."""
         self.said = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.shown.done, self.shown.total = state.global_step, state.max_steps
         if state.global_step == state.max_steps:
             control.should_evaluate = control.should_save = True
+        elif self.alone and self.watch.stopping():
+            control.should_save = control.should_training_stop = True
         elif state.is_world_process_zero:
             self.watch.progress(self.shown)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from dino_pipeline.engine import Completion, Engine, Request, Scorer
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
@@ -77,19 +78,62 @@ class Shard:
     turned_down: dict[int, Dropped] = field(default_factory=dict)
 
     def add(self, at: int, example: Example, reason: str | None) -> None:
-        """Take in the text of task ``at``; the last one stores the shard."""
+        """Take in the text of task ``at``."""
         if reason is None:
             self.kept[at] = example
         else:
             self.turned_down[at] = Dropped(example, reason)
         self.open -= 1
-        if not self.open:
-            self.store()
 
-    def store(self) -> None:
-        """Write both files; the accepted one comes last and marks the shard done."""
+    def store(self) -> list[Example]:
+        """Write both files, and return what was accepted."""
+        accepted = [self.kept[at] for at in sorted(self.kept)]
         write_dropped(self.rejected, [*self.dropped, *(self.turned_down[at] for at in sorted(self.turned_down))])
-        write_examples(self.path, [self.kept[at] for at in sorted(self.kept)])
+        write_examples(self.path, accepted)
+        return accepted
+
+
+Stored = Callable[[Shard, Sequence[Example]], None]
+"""Is told of a shard whose files are there, and what was accepted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked alike of many shards."""
+
+    spec: TaskSpec
+    options: GenerateOptions
+    sampling: Sampling
+    scored: bool = False
+    """Whether a scorer, if there is one, tells margins."""
+
+
+class Hands(Protocol):
+    """Who writes shards: an engine here, or many on a cluster."""
+
+    def write(self, job: Job, shards: Iterable[Shard], watch: Watch, progress: Progress, stored: Stored) -> None:
+        """Write the texts of the shards into their files; count them, and tell of each shard that is there."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what run.json is to hold of who writes, beside the options."""
+
+
+@dataclass(frozen=True)
+class OneEngine:
+    """Shards written by one engine, in this process."""
+
+    engine: Engine
+    scorer: Callable[[], Scorer] | None = None
+    """Loads what tells margins, where the engine does not."""
+
+    def write(self, job: Job, shards: Iterable[Shard], watch: Watch, progress: Progress, stored: Stored) -> None:
+        """Write the texts of the shards into their files."""
+        scorer = self.scorer() if self.scorer and job.scored else None
+        Writer(job.spec, self.engine, job.options, job.sampling, watch, progress, scorer, stored).write(shards)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what the engine has to tell."""
+        return self.engine.facts()
 
 
 @dataclass(frozen=True)
@@ -104,14 +148,15 @@ class Writer:
     progress: Progress
     scorer: Scorer | None = None
     """What tells margins, where the engine does not."""
-    stored: Callable[[Shard], None] = lambda shard: None
+    stored: Stored = lambda shard, accepted: None
     """Called when a shard's files are there."""
 
     def write(self, shards: Iterable[Shard]) -> None:
-        """Write the texts of the shards, each into its files once all its texts have ended.
+        """Write the texts of the shards, each into its files once all its texts have ended."""
+        for some in [shards] if self.engine.streams else ([shard] for shard in shards):
+            self._write(some)
 
-        The engine goes from one shard to the next without a pause, so that its rows stay full.
-        """
+    def _write(self, shards: Iterable[Shard]) -> None:
         waiting: dict[int, tuple[Shard, int, int]] = {}
 
         def requests() -> Iterator[Request]:
@@ -121,7 +166,7 @@ class Writer:
                 self._count_left_out(shard, len(asked))
                 shard.open = len(asked)
                 if not asked:
-                    shard.store()
+                    self._store(shard)
                 for at, request in asked.items():
                     for candidate in range(self._candidates(shard.tasks[at])):
                         waiting[next(numbers)] = shard, at, candidate
@@ -154,7 +199,7 @@ class Writer:
             example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
             shard.add(at, example, reason)
             if not shard.open:
-                self.stored(shard)
+                self._store(shard)
             self._count(shard.tasks[at].label, example, reason)
 
     def _scored(
@@ -181,6 +226,9 @@ class Writer:
             ]
             for place, candidates in enumerate(found)
         ]
+
+    def _store(self, shard: Shard) -> None:
+        self.stored(shard, shard.store())
 
     def _count_left_out(self, shard: Shard, asked: int) -> None:
         self.progress.done += len(shard.tasks) - asked

@@ -8,14 +8,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
-    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "processes", "funnel"} | {"measures"},
+    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "funnel"} | {"measures", "signals"},
     {"examples", "spec", "stops", "chat", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
-    | {"attention", "prefill", "dedup"},
+    | {"attention", "prefill", "dedup", "lock"}
+    | {"processes"},
+    {"digests"},
     {"run", "engine", "diversity", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
     {"graphs", "lane", "server", "selfcheck", "contamination", "near", "corpus", "trainability"},
     {"decoder", "rules", "adapters", "selection", "suites"},
     {"compiling", "writer", "heads", "ingest", "trainer"},
-    {"sieve"},
+    {"sieve", "plan"},
     {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"},
     {"compare", "preview"},
     {"report"},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import resource
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,26 +23,6 @@ KILLS = 4
 def arguments(toy_spec: Path, toy_generator: Path) -> list[str]:
     """A generate command whose work takes some seconds and several shards."""
     return ["generate", str(toy_spec), "--model", str(toy_generator), "--num-inputs", "500", "--samples", "3"]
-
-
-def rows_of(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.splitlines()]
-
-
-def assert_same_texts(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """The same files, rows and texts; log-probabilities may differ in their last digit.
-
-    Which rows are computed side by side is another matter after a restart, and with it the last bits of a float32.
-    """
-    assert list(found) == list(expected)
-    for name, content in found.items():
-        if not name.endswith(".jsonl"):
-            assert content == expected[name], name
-            continue
-        for row, other in zip(rows_of(content), rows_of(expected[name]), strict=True):
-            for number in ("logprob", "margin"):
-                assert row.pop(number) == pytest.approx(other.pop(number), abs=1.5e-3), name
-            assert row == other, name
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_texts(tmp_path: Path, arguments: list[str]) -> None:
@@ -66,7 +44,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_texts(tmp_path: Path, arg
     assert survived, "no kill came after a finished shard: nothing was tested"
     whole = files(tmp_path / "whole")
     assert len([name for name in whole if name.startswith("shards/")]) >= 4
-    assert_same_texts(files(tmp_path / "killed"), whole)
+    assert files(tmp_path / "killed") == whole
 
 
 def test_a_full_disk_loses_no_finished_shard(tmp_path: Path, toy_spec: Path, toy_generator: Path) -> None:
@@ -94,6 +72,7 @@ def test_a_full_disk_loses_no_finished_shard(tmp_path: Path, toy_spec: Path, toy
     assert "cannot be written: File too large" in failed.stderr
     assert "what was finished before is kept" in failed.stderr
     kept = files(tmp_path / "run")
+    del kept["SHA256SUMS"]  # grows
     assert "shards/00000.jsonl" in kept
     assert not [name for name in kept if name.endswith(".part")]
     assert dino(*call, cwd=tmp_path).returncode == 0

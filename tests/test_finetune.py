@@ -17,7 +17,7 @@ from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.finetune import Finetuned, Texts, finetune
 from dino_pipeline.objectives import NAMES, Objective, Recipe, Training, get_objective
-from dino_pipeline.progress import Progress
+from dino_pipeline.progress import Progress, Unseen
 from dino_pipeline.run import Run
 from dino_pipeline.selection import selection
 from dino_pipeline.trainer import arguments
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
 
 
-class Listener:
+class Listener(Unseen):
     def __init__(self) -> None:
         self.said: list[str] = []
 

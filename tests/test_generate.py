@@ -14,11 +14,11 @@ from dino_pipeline.decoder import Decoder
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generate import generate
-from dino_pipeline.progress import Progress
+from dino_pipeline.progress import Progress, Unseen
 from dino_pipeline.run import Run
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.writer import GenerateOptions, Task, Writer
+from dino_pipeline.writer import GenerateOptions, Hands, OneEngine, Task, Writer
 from tests.conftest import TOY_SPEC
 from tests.toys import char_tokenizer, tiny_model
 
@@ -28,7 +28,7 @@ OPTIONS = GenerateOptions(samples=3, num_inputs=8, sampling=WIDE, input_sampling
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings.", "Rain, rain."]
 
 
-class Listener:
+class Listener(Unseen):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def write(run: Run, decoder: Decoder, spec: dict[str, Any] = TOY_SPEC, **kwargs:
     options = kwargs.pop("options", OPTIONS)
     watch = kwargs.pop("watch", None) or Listener()
     state = generate(
-        run, TaskSpec.model_validate(spec), lambda row_tokens: decoder, options, watch, model=MODEL, **kwargs
+        run, TaskSpec.model_validate(spec), lambda row_tokens: OneEngine(decoder), options, watch, model=MODEL, **kwargs
     )
     return state, watch
 
@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_redone_and_loads_no_model(tmp_path: Path, decoder
     write(run, decoder)
     before = contents(run)
 
-    def load(row_tokens: int) -> Decoder:
+    def load(row_tokens: int) -> Hands:
         raise AssertionError("the model was loaded")
 
     state = generate(run, TaskSpec.model_validate(TOY_SPEC), load, OPTIONS, Listener(), model=MODEL)
@@ -197,7 +197,7 @@ def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(tmp_path: Pat
 
 
 def test_a_mistake_that_left_nothing_behind_can_be_corrected(tmp_path: Path, decoder: Decoder) -> None:
-    def load(row_tokens: int) -> Decoder:
+    def load(row_tokens: int) -> Hands:
         raise ModelError("no such model")
 
     run, spec = Run(tmp_path / "run"), TaskSpec.model_validate(TOY_SPEC)

@@ -27,7 +27,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from dino_pipeline.progress import Progress
+from dino_pipeline.progress import Progress, Unseen
 
 CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")
 SPECIAL = ["<pad>", "<end>", "<unk>", "<cls>", "<sep>", "<mask>"]
@@ -128,7 +128,7 @@ def static_encoder() -> SentenceTransformer:
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
 
 
-class Quiet:
+class Quiet(Unseen):
     """Watches, and remembers how far it was."""
 
     def __init__(self) -> None:

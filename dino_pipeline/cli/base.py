@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.errors import DinoError, OptionError, first_line
+from dino_pipeline.signals import Asked, Stopped, at_once, heard
 from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
+    from dino_pipeline.console import Console
     from dino_pipeline.evaluate import Candidate
     from dino_pipeline.run import Run
 
@@ -34,9 +36,12 @@ def _reported() -> Iterator[None]:
     except DinoError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except MemoryError:
+        click.echo("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
         click.echo("\nStopped. What is finished is kept; the same command goes on from there.", err=True)
-        sys.exit(130)
+        sys.exit(getattr(error, "exit_code", 130))
 
 
 def command(function: Command) -> Command:
@@ -52,10 +57,32 @@ def command(function: Command) -> Command:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        with _reported():
+        with _reported(), heard(at_once):
             return function(*args, **kwargs)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def watching(finishing: str) -> Iterator[Console]:
+    """Give a console that, at the first Ctrl-C or SIGTERM, only says what is still being finished.
+
+    Args:
+        finishing: what.
+
+    Raises:
+        Stopped: with the signal that asked for it.
+    """
+    from dino_pipeline.console import Console
+
+    said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
+    asked = Asked(lambda: os.write(sys.stderr.fileno(), said))
+    with contextlib.closing(Console(asked)) as console, heard(asked.hear):
+        try:
+            yield console
+        except Stopped:
+            asked.obey()
+            raise
 
 
 def model_path(name: str, pocket_name: str) -> str:

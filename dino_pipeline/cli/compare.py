@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, options_of
+from dino_pipeline.cli.base import command, options_of, watching
 from dino_pipeline.cli.evaluation_sets import belonging, scored_pairs
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
@@ -57,7 +56,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     """
     from dino_pipeline.compare import Plan, as_table, remarks, write_comparison
     from dino_pipeline.compare import compare as run_compare
-    from dino_pipeline.console import Console, table
+    from dino_pipeline.console import table
     from dino_pipeline.objectives import Training
     from dino_pipeline.run import Run
 
@@ -79,7 +78,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
         texts=texts,
         sets=sets,
     )
-    with contextlib.closing(Console()) as console:
+    with watching("Saving a checkpoint") as console:
         rows = run_compare(plan, console, lenient=lenient, fresh=options["fresh"])
     files = write_comparison(plan, rows)
     header, *lines = as_table(rows, [each.name for each in plan.sets])

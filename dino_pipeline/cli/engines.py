@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dino_pipeline.engine import Engine, Scorer
     from dino_pipeline.run import Run
     from dino_pipeline.server import Server
+    from dino_pipeline.writer import Hands
 
 
 class Rows(click.ParamType[int | None]):
@@ -105,6 +106,12 @@ class ChosenEngine:
     scorer: Callable[[], Scorer] | None = None
     """Loads what tells margins, where the engine does not."""
     debiases: bool = True
+
+    def hands(self, row_tokens: int) -> Hands:
+        """Return it loaded, ready to write shards."""
+        from dino_pipeline.writer import OneEngine
+
+        return OneEngine(self.load(row_tokens), self.scorer)
 
 
 def chosen_engine(run: Run, options: Mapping[str, Any], console: Console) -> ChosenEngine:

@@ -123,10 +123,11 @@ def _evaluate_encoders(
     targets: Sequence[str], names: Sequence[str], output: Path | None, options: dict[str, Any]
 ) -> None:
     from dino_pipeline.console import Console
+    from dino_pipeline.digests import model_fingerprint
     from dino_pipeline.evaluate import evaluate as run_evaluate
     from dino_pipeline.evaluate import read_scores
     from dino_pipeline.examples import write_json
-    from dino_pipeline.run import Run, model_fingerprint
+    from dino_pipeline.run import Run
 
     runs = [Run(Path(target)) for target in targets if Run(Path(target)).is_run]
     found = [each for target in targets for each in candidates_of(target, alone=len(runs) == 1)]

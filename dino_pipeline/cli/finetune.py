@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import HUB_ID, command, model_path, options_of, or_dash
+from dino_pipeline.cli.base import HUB_ID, command, model_path, options_of, or_dash, watching
 from dino_pipeline.errors import OptionError
 from dino_pipeline.objectives import NAMES
 
@@ -117,7 +117,6 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
 
     Hyper-parameters are those of the objective's paper unless given.
     """
-    from dino_pipeline.console import Console
     from dino_pipeline.finetune import finetune as run_finetune
     from dino_pipeline.objectives import get_objective, settle
 
@@ -132,9 +131,9 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     given = {name: options[name] for name in HYPERPARAMETERS if options[name] is not None}
     training = settle(objective, given, own)
     path, encoder = encoder_of(options)
-    console = Console()
     first_process = os.environ.get("RANK", "0") == "0"
-    with run.locked() if first_process else contextlib.nullcontext(), contextlib.closing(console):
+    saving = "Saving a checkpoint"
+    with watching(saving) as console, run.locked() if first_process else contextlib.nullcontext():
         found = run_finetune(
             run,
             objective,
@@ -154,7 +153,7 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
 
 def encoder_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the path or Hub id of the encoder to start from, and what identifies it."""
-    from dino_pipeline.run import model_fingerprint
+    from dino_pipeline.digests import model_fingerprint
 
     path = model_path(options["encoder"], "ENCODER")
     identity = {"encoder": options["encoder"], "revision": options["revision"]}

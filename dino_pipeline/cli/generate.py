@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, or_dash
+from dino_pipeline.cli.base import command, or_dash, watching
 from dino_pipeline.cli.engines import chosen_engine, engine_options
 from dino_pipeline.cli.preview import clock, job
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
@@ -77,46 +77,41 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     texts = input_texts(options["inputs_file"], options["input_format"])
     chosen = text_settings(found, options, written=texts is None and found.needs_inputs)
 
-    from dino_pipeline.console import Console
     from dino_pipeline.generate import generate as run_generate
     from dino_pipeline.preview import Expected
 
     if options["budget"]:
         _check_budget(options, found, texts, chosen)
     further = _further(run, found, options)
-    console = Console()
-    engine = chosen_engine(run, options, console)
-    if not engine.debiases:
-        chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
     fresh = options["fresh"]
+    with watching("Finishing the shards begun") as console:
+        engine = chosen_engine(run, options, console)
+        if not engine.debiases:
+            chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
 
-    def write(more: Sequence[More]) -> str:
-        nonlocal fresh
-        state = run_generate(
-            run,
-            found,
-            engine.load,
-            chosen,
-            Expected(console, run, job(found, engine.record, chosen), clock),
-            model=engine.record,
-            scorer=engine.scorer,
-            inputs=texts,
-            settings=engine.settings,
-            fresh=fresh,
-            more=more,
-        )
-        fresh = False
-        return state
+        def write(more: Sequence[More]) -> str:
+            nonlocal fresh
+            state = run_generate(
+                run,
+                found,
+                engine.hands,
+                chosen,
+                Expected(console, run, job(found, engine.record, chosen), clock),
+                model=engine.record,
+                inputs=texts,
+                settings=engine.settings,
+                fresh=fresh,
+                more=more,
+            )
+            fresh = False
+            return state
 
-    with run.locked():
-        try:
+        with run.locked():
             if options["target"]:
                 state = _write_until(run, found, options["target"], options["budget"], write, console)
             else:
                 state = write(further)
-        finally:
-            console.close()
-        _report_generated(run, state)
+            _report_generated(run, state)
 
 
 def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | None, chosen: Any) -> None:

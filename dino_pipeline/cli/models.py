@@ -52,7 +52,7 @@ def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], devic
 
 def recorded(name: str, generator: Generator) -> dict[str, Any]:
     """Return what run.json holds of a generator: what is at its default is left out, but for the first four."""
-    from dino_pipeline.run import model_fingerprint
+    from dino_pipeline.digests import model_fingerprint
 
     adapter = generator.adapter
     more = {

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dino_pipeline import pocket
+from dino_pipeline.digests import digest_files, model_fingerprint
 from dino_pipeline.errors import DinoError, HubError, first_line
 from dino_pipeline.hub.card import split
 from dino_pipeline.hub.manifest import Manifest, hashes
-from dino_pipeline.run import LINEAGE, digest_files, model_fingerprint, versions
+from dino_pipeline.run import LINEAGE, versions
 from dino_pipeline.spec import load_spec
 
 

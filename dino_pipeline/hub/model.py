@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
@@ -24,7 +25,7 @@ from dino_pipeline.hub.markdown import table
 from dino_pipeline.hub.upload import address
 from dino_pipeline.model_card import model_card
 from dino_pipeline.objectives import get_objective
-from dino_pipeline.run import Run, model_fingerprint
+from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 
 WIDGETS = 3

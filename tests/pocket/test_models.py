@@ -16,19 +16,13 @@ from dino_pipeline.fidelity import Quality, measure, sts_spec, summarise
 from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
-from dino_pipeline.progress import Progress
+from dino_pipeline.progress import Unseen
 from dino_pipeline.slots import Slots
 from dino_pipeline.spec import TaskSpec, load_spec
 from dino_pipeline.texts import distinct_n
 from tests.test_spec import SPECS
 
 X1 = write(random_frame(Random(0)), Random(0))
-
-
-class Silence:
-    def progress(self, progress: Progress) -> None: ...
-
-    def note(self, message: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +32,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def found(decoder: Decoder) -> dict[tuple[str, float | None], Quality]:
-    qualities = measure(decoder, Silence(), num_inputs=60, samples=2)
+    qualities = measure(decoder, Unseen(), num_inputs=60, samples=2)
     return {(quality.label, quality.decay): quality for quality in qualities}
 
 
