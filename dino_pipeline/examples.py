@@ -199,7 +199,12 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
     """Write dropped examples, each with its reason, as JSONL, atomically."""
-    write_rows(path, ({**asdict(drop.example), "reason": drop.reason} for drop in dropped))
+    write_rows(path, map(dropped_row, dropped))
+
+
+def dropped_row(dropped: Dropped) -> dict[str, Any]:
+    """Return the JSON object of a dropped example."""
+    return {**asdict(dropped.example), "reason": dropped.reason}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -218,9 +223,14 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
     def write(file: IO[bytes]) -> None:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(as_line(row))
 
     write_atomic(path, write)
+
+
+def as_line(row: dict[str, Any]) -> bytes:
+    """Return a JSON object as a line."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -14,12 +14,12 @@ from dino_pipeline.diversity import Diversity, advice
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
 from dino_pipeline.inputs import Seen, distinct
-from dino_pipeline.plan import SHARD_SAMPLES, input_shards, is_whole, plan, stored_inputs, unwritten
+from dino_pipeline.plan import input_shards, is_whole, plan, stored_inputs, unwritten
 from dino_pipeline.progress import LabelCount, Progress, Watch
 from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.writer import GenerateOptions, Hands, Job, More, Shard
+from dino_pipeline.writer import SHARD_SIZE, GenerateOptions, Hands, Job, More, Shard
 
 LEAST_INPUT_SHARD = 64
 """Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
@@ -120,7 +120,7 @@ def generate(
     if not any(count.accepted for count in progress.labels.values()):
         raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
     counts = {label: {"written": count.written, "accepted": count.accepted} for label, count in progress.labels.items()}
-    margins = {label: count.mean_margin for label, count in progress.labels.items()}
+    margins = {label: count.mean_margin and round(count.mean_margin, 6) for label, count in progress.labels.items()}
     run.finish(
         "generate",
         task=spec.task_name,
@@ -174,8 +174,9 @@ def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
 
 def _options_record(spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> dict[str, Any]:
     record = asdict(options)
-    if options.best_of == 1:
-        del record["best_of"]
+    for name, default in (("best_of", 1), ("shard_size", SHARD_SIZE)):
+        if record[name] == default:
+            del record[name]
     if not spec.needs_inputs:
         del record["num_inputs"]
     if isinstance(spec.inputs, TaskSpec) and inputs is None:
@@ -247,7 +248,7 @@ def _write_inputs(
         raise OptionError("how many inputs to write is not said; give --num-inputs")
     job = Job(spec, replace(options, keep_newlines=spec.newlines), options.input_sampling)
     progress = Progress("inputs", total=0, labels={label: LabelCount() for label in spec.labels})
-    shards = input_shards(run, spec, min(max(options.num_inputs, LEAST_INPUT_SHARD), SHARD_SAMPLES))
+    shards = input_shards(run, spec, min(max(options.num_inputs, LEAST_INPUT_SHARD), options.shard_size))
     found = 0
     with closing(Seen()) as seen:
         while found < options.num_inputs:

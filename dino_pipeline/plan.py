@@ -12,38 +12,34 @@ from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.writer import GenerateOptions, More, Shard, Task, count_text
 
-SHARD_SAMPLES = 1024
-"""About so many texts make a shard: what a killed run loses at most."""
-
 
 def plan(run: Run, spec: TaskSpec, options: GenerateOptions, more: Sequence[More]) -> Iterator[Shard]:
     """Yield the shards; they depend on nothing but inputs, labels and samples."""
     asked = [(label, range(options.samples)) for label in spec.labels]
-    yield from _shards(run, spec, asked, "")
+    yield from _shards(run, spec, asked, "", options.shard_size)
     for number, each in enumerate(more, start=1):
-        yield from _shards(
-            run, spec, [(each.label, range(each.first, each.first + each.samples))], f"more{number:03d}-"
-        )
+        asked = [(each.label, range(each.first, each.first + each.samples))]
+        yield from _shards(run, spec, asked, f"more{number:03d}-", options.shard_size)
 
 
-def _shards(run: Run, spec: TaskSpec, asked: Sequence[tuple[str, range]], prefix: str) -> Iterator[Shard]:
-    lists = _about_inputs(run, asked) if spec.needs_inputs else _without_inputs(asked)
+def _shards(run: Run, spec: TaskSpec, asked: Sequence[tuple[str, range]], prefix: str, size: int) -> Iterator[Shard]:
+    lists = _about_inputs(run, asked, size) if spec.needs_inputs else _without_inputs(asked, size)
     for number, tasks in enumerate(lists):
         name = f"{prefix}{number:05d}.jsonl"
         yield Shard(run.shards / name, run.rejected / name, tasks)
 
 
-def _without_inputs(asked: Sequence[tuple[str, range]]) -> Iterator[list[Task]]:
-    size = max(1, SHARD_SAMPLES // len(asked))
+def _without_inputs(asked: Sequence[tuple[str, range]], texts: int) -> Iterator[list[Task]]:
+    size = max(1, texts // len(asked))
     samples = asked[0][1]
     for first in range(0, len(samples), size):
         yield [Task(None, None, label, sample) for label, samples in asked for sample in samples[first : first + size]]
 
 
-def _about_inputs(run: Run, asked: Sequence[tuple[str, range]]) -> Iterator[list[Task]]:
-    size = max(1, SHARD_SAMPLES // sum(len(samples) for _, samples in asked))
-    texts = enumerate(stored_inputs(run))
-    while some := list(itertools.islice(texts, size)):
+def _about_inputs(run: Run, asked: Sequence[tuple[str, range]], texts: int) -> Iterator[list[Task]]:
+    size = max(1, texts // sum(len(samples) for _, samples in asked))
+    inputs = enumerate(stored_inputs(run))
+    while some := list(itertools.islice(inputs, size)):
         yield [
             Task(number, text, label, sample) for number, text in some for label, samples in asked for sample in samples
         ]

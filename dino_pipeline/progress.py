@@ -18,6 +18,13 @@ class LabelCount:
     next_warning: int = 30
     """So many rejected texts in a row are worth a warning; each warning doubles it."""
 
+    def add(self, other: LabelCount) -> None:
+        """Add another's texts, written elsewhere."""
+        self.written += other.written
+        self.accepted += other.accepted
+        self.margin_sum += other.margin_sum
+        self.margins += other.margins
+
     @property
     def mean_margin(self) -> float | None:
         """Mean margin of the accepted texts; None without counter-labels."""

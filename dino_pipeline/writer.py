@@ -16,6 +16,7 @@ from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.sampling import Sampling, uniforms
 from dino_pipeline.spec import TaskSpec
 
+SHARD_SIZE = 1024
 SCORED = 128
 """So many texts are scored at once, where a scorer tells margins."""
 
@@ -37,6 +38,8 @@ class GenerateOptions:
     min_tokens: int = 0
     best_of: int = 1
     """Texts written for one, where there are counter-labels; that of the best margin is kept."""
+    shard_size: int = SHARD_SIZE
+    """About so many texts make a shard: what a killed run loses at most, for each worker."""
     sampling: Sampling = field(default_factory=Sampling)
     input_sampling: Sampling = field(default_factory=Sampling)
 
@@ -88,9 +91,14 @@ class Shard:
     def store(self) -> list[Example]:
         """Write both files, and return what was accepted."""
         accepted = [self.kept[at] for at in sorted(self.kept)]
-        write_dropped(self.rejected, [*self.dropped, *(self.turned_down[at] for at in sorted(self.turned_down))])
+        write_dropped(self.rejected, self.all_dropped)
         write_examples(self.path, accepted)
         return accepted
+
+    @property
+    def all_dropped(self) -> list[Dropped]:
+        """What was turned down, inputs first."""
+        return [*self.dropped, *(self.turned_down[at] for at in sorted(self.turned_down))]
 
 
 Stored = Callable[[Shard, Sequence[Example]], None]
@@ -198,9 +206,9 @@ class Writer:
             completion = max(candidates, key=lambda each: (self._defect(each) is None, _margin(each)))
             example, reason = self._example(shard.tasks[at], completion), self._defect(completion)
             shard.add(at, example, reason)
+            self._count(shard.tasks[at].label, example, reason)
             if not shard.open:
                 self._store(shard)
-            self._count(shard.tasks[at].label, example, reason)
 
     def _scored(
         self, scorer: Scorer, ready: Sequence[tuple[Shard, int]], found: Sequence[Sequence[Completion]]

@@ -24,7 +24,7 @@ from tests.toys import char_tokenizer, tiny_model
 
 MODEL = {"model": "toy", "dtype": "float32"}
 WIDE = Sampling(top_k=0, top_p=0.99, max_new_tokens=30)
-OPTIONS = GenerateOptions(samples=3, num_inputs=8, sampling=WIDE, input_sampling=WIDE)
+OPTIONS = GenerateOptions(shard_size=18, samples=3, num_inputs=8, sampling=WIDE, input_sampling=WIDE)
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings.", "Rain, rain."]
 
 
@@ -47,11 +47,6 @@ def decoder() -> Decoder:
     return Decoder(tiny_model("gpt2"), char_tokenizer(), rows=32)
 
 
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "SHARD_SAMPLES", 18)
-
-
 def write(run: Run, decoder: Decoder, spec: dict[str, Any] = TOY_SPEC, **kwargs: Any) -> tuple[str, Listener]:
     options = kwargs.pop("options", OPTIONS)
     watch = kwargs.pop("watch", None) or Listener()
@@ -71,7 +66,6 @@ def contents(run: Run) -> dict[str, bytes]:
     return {str(path.relative_to(run.path)): path.read_bytes() for path in files}
 
 
-@pytest.mark.usefixtures("small_shards")
 def test_every_input_label_and_sample_is_accepted_or_rejected(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
     state, watch = write(run, decoder, inputs=TEXTS, options=replace(OPTIONS, num_inputs=None))
@@ -93,7 +87,6 @@ def test_every_input_label_and_sample_is_accepted_or_rejected(tmp_path: Path, de
     assert sum(count["accepted"] for count in record["counts"].values()) == len(accepted)
 
 
-@pytest.mark.usefixtures("small_shards")
 def test_inputs_are_written_first_and_are_distinct(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
     write(run, decoder)
@@ -104,7 +97,6 @@ def test_inputs_are_written_first_and_are_distinct(tmp_path: Path, decoder: Deco
     assert {row.input for row in examples(run.shards)} <= set(range(8))
 
 
-@pytest.mark.usefixtures("small_shards")
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, decoder: Decoder) -> None:
     whole = Run(tmp_path / "whole")
     write(whole, decoder)

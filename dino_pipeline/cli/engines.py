@@ -17,10 +17,10 @@ from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
-    from dino_pipeline.engine import Engine, Scorer
+    from dino_pipeline.engine import Scorer
     from dino_pipeline.run import Run
     from dino_pipeline.server import Server
-    from dino_pipeline.writer import Hands
+    from dino_pipeline.writer import Hands, OneEngine
 
 
 class Rows(click.ParamType[int | None]):
@@ -101,30 +101,31 @@ class ChosenEngine:
     """What decides the texts, for run.json."""
     settings: dict[str, Any]
     """What does not."""
-    load: Callable[[int], Engine]
-    """Loads it, being told about how many tokens it will write."""
-    scorer: Callable[[], Scorer] | None = None
-    """Loads what tells margins, where the engine does not."""
+    hands: Callable[[int], Hands]
+    """Makes ready who writes with it, being told about how many tokens."""
     debiases: bool = True
 
-    def hands(self, row_tokens: int) -> Hands:
-        """Return it loaded, ready to write shards."""
-        from dino_pipeline.writer import OneEngine
 
-        return OneEngine(self.load(row_tokens), self.scorer)
+OwnEngine = Callable[[Mapping[str, Any], Mapping[str, Any], "Console"], ChosenEngine]
 
 
-def chosen_engine(run: Run, options: Mapping[str, Any], console: Console) -> ChosenEngine:
+def chosen_engine(run: Run, options: Mapping[str, Any], console: Console, own: OwnEngine) -> ChosenEngine:
     """Return the engine that options name.
+
+    Args:
+        run: as which they leave open what it began with.
+        options: of the command.
+        console: is told what a user should know at once.
+        own: returns a model that runs here or on a cluster.
 
     Raises:
         OptionError: an option belongs to another engine, or is missing.
     """
     _check(options)
     begun = {} if options["fresh"] else run.stage("generate").get("options", {})
-    return (
-        _served(run, options, begun, console) if options["engine"] == "openai" else engine_here(options, begun, console)
-    )
+    if options["engine"] == "openai":
+        return _served(run, options, begun, console)
+    return own(options, begun, console)
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -146,32 +147,38 @@ def _check(options: Mapping[str, Any]) -> None:
             raise OptionError("--device belongs to a model that runs here; leave it out")
 
 
+def check_devices(options: Mapping[str, Any]) -> None:
+    """Raise `OptionError` where options for a model that runs on our own machines exclude each other."""
+    if options["device"] and options["device_map"]:
+        raise OptionError("--device and --device-map exclude each other; leave one out")
+    if options["compiled"] == "on" and options["device_map"]:
+        raise OptionError("--compile on and --device-map exclude each other; leave one out")
+
+
 def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
     """Return the model that runs here, as options name it and, where they leave it open, as a run began.
 
     Raises:
         OptionError: options exclude each other.
     """
-    if options["device"] and options["device_map"]:
-        raise OptionError("--device and --device-map exclude each other; leave one out")
-    if options["compiled"] == "on" and options["device_map"]:
-        raise OptionError("--compile on and --device-map exclude each other; leave one out")
+    check_devices(options)
     device = pick_device(options["device"])
     generator = chosen_generator(options, begun, device)
     if generator.chat and options["chat"] == "auto":
         console.note("prompts go into the model's chat template (--chat off: as they are)")
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
 
-    loaded: list[Engine] = []  # rounds of --until-target share it
+    loaded: list[OneEngine] = []  # rounds of --until-target share it
 
-    def load(row_tokens: int) -> Engine:
+    def hands(row_tokens: int) -> OneEngine:
         from dino_pipeline.loading import load_decoder
+        from dino_pipeline.writer import OneEngine
 
         if not loaded:
-            loaded.append(load_decoder(generator, device=device, row_tokens=row_tokens, **speed))
+            loaded.append(OneEngine(load_decoder(generator, device=device, row_tokens=row_tokens, **speed)))
         return loaded[0]
 
-    return ChosenEngine(recorded(options["model"], generator), {"device": device, **speed}, load)
+    return ChosenEngine(recorded(options["model"], generator), {"device": device, **speed}, hands)
 
 
 def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
@@ -195,15 +202,20 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
         prices = Prices(*options["prices"]) if options["prices"] else Prices(**before)
         return Server(options["model"], note=console.note, prices=prices, usage=Usage(**usage), **settings)
 
+    def hands(scorer: Callable[[], Scorer] | None, _: int) -> Hands:
+        from dino_pipeline.writer import OneEngine
+
+        return OneEngine(server(), scorer)
+
     if options["scorer"] is None:
-        return ChosenEngine(record, settings, lambda _: server(), debiases=False)
+        return ChosenEngine(record, settings, functools.partial(hands, None), debiases=False)
     if options["scorer"] == "server":
 
         def scoring() -> Scorer:
             server().score([("Sentence 1: ", "A dog runs.")])  # whether it can, before anything is paid for
             return server()
 
-        return ChosenEngine({**record, "scorer": "server"}, settings, lambda _: server(), scoring, debiases=False)
+        return ChosenEngine({**record, "scorer": "server"}, settings, functools.partial(hands, scoring), debiases=False)
     device = pick_device(options["device"])
     before = begun.get("scorer")
     named = {**options, "model": options["scorer"]}
@@ -216,4 +228,4 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
         return load_decoder(generator, device=device)
 
     record["scorer"] = recorded(options["scorer"], generator)
-    return ChosenEngine(record, {**settings, "device": device}, lambda _: server(), scorer, debiases=False)
+    return ChosenEngine(record, {**settings, "device": device}, functools.partial(hands, scorer), debiases=False)

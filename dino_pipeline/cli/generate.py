@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, or_dash, watching
-from dino_pipeline.cli.engines import chosen_engine, engine_options
+from dino_pipeline.cli.base import command, options_of, or_dash, watching
+from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
+from dino_pipeline.cli.engines import chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.preview import clock, job
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 from dino_pipeline.errors import OptionError, RunError
@@ -44,6 +46,15 @@ class Further(click.ParamType[tuple[str, int]]):
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
 @engine_options
 @text_options
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    metavar="TEXTS",
+    help="Texts of a shard, which is what a worker takes at a time, and loses if it is killed.",
+)
+@options_of(STAFF)
 @click.option(
     "--until-target",
     "target",
@@ -80,12 +91,17 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     from dino_pipeline.generate import generate as run_generate
     from dino_pipeline.preview import Expected
 
+    chosen = replace(chosen, shard_size=options["shard_size"])
     if options["budget"]:
         _check_budget(options, found, texts, chosen)
     further = _further(run, found, options)
     fresh = options["fresh"]
-    with watching("Finishing the shards begun") as console:
-        engine = chosen_engine(run, options, console)
+    on_cluster = _asks_for_cluster(options)
+    with (
+        cluster(options["address"]) if on_cluster else nullcontext(),
+        watching("Finishing the shards begun") as console,
+    ):
+        engine = chosen_engine(run, options, console, engine_there if on_cluster else engine_here)
         if not engine.debiases:
             chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
 
@@ -112,6 +128,22 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
             else:
                 state = write(further)
             _report_generated(run, state)
+
+
+def _asks_for_cluster(options: dict[str, Any]) -> bool:
+    """Say whether texts are to be written on a cluster.
+
+    Raises:
+        OptionError: options exclude each other.
+    """
+    if options["address"] is None:
+        for name in ("workers", "worker_cpus", "worker_gpus"):
+            if options[name] is not None:
+                raise OptionError(f"--{name.replace('_', '-')} belongs to --ray; give both or neither")
+        return False
+    if options["engine"] != "transformers":
+        raise OptionError("--ray runs models of its own; a server takes more requests at once by --concurrency")
+    return True
 
 
 def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | None, chosen: Any) -> None:

@@ -52,6 +52,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     from dino_pipeline.preview import draw, measure
     from dino_pipeline.run import Run
     from dino_pipeline.spec import load_spec
+    from dino_pipeline.writer import OneEngine
 
     spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)
@@ -59,7 +60,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     chosen = text_settings(spec, {**options, "best_of": 1}, written=texts is None and spec.needs_inputs)
     with closing(Console()) as console:
         engine = engine_here(options, {}, console)
-        decoder = cast(Decoder, engine.load(0))
+        decoder = cast(Decoder, cast(OneEngine, engine.hands(0)).engine)
         loading = time.time() - psutil.Process().create_time()  # a run begins like this, too
         asked = job(spec, engine.record, chosen)
         found, inputs = measure(decoder, spec, texts, chosen, console, loading=loading, asked=asked)

@@ -1,0 +1,120 @@
+"""Options of commands that can work on a Ray cluster, and who writes texts there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dino_pipeline.cli.base import model_path, pick_device
+from dino_pipeline.cli.engines import ChosenEngine, check_devices
+from dino_pipeline.cli.models import chosen_generator, recorded
+from dino_pipeline.errors import OptionError
+
+if TYPE_CHECKING:
+    from dino_pipeline.cluster import Crew, Staff
+    from dino_pipeline.decoder import Decoder
+    from dino_pipeline.loading import Generator
+    from dino_pipeline.progress import Watch
+
+RAY = click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="Work on a Ray cluster: at ADDRESS, else at $RAY_ADDRESS, else on one that is started here (needs ray).",
+)
+STAFF = (
+    RAY,
+    click.option("--workers", type=click.IntRange(1), help="With --ray: how many at most.  [default: what it has]"),
+    click.option("--worker-cpus", type=click.FloatRange(0, min_open=True), help="With --ray: of each.  [default: 1]"),
+    click.option("--worker-gpus", type=click.FloatRange(0), help="With --ray: of each.  [default: 1, if it has any]"),
+)
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Connect to a cluster, and leave it in the end; one that was started here ends.
+
+    Raises:
+        OptionError: Ray is not installed, or there is no such cluster.
+    """
+    if Path(address).exists():
+        raise OptionError(f"--ray {address}: was taken for a cluster's address; put --ray last, or write --ray=auto")
+    from dino_pipeline.cluster import connect, leave
+
+    connect(None if address == "auto" else address)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def staff_of(options: Mapping[str, Any]) -> Staff:
+    """Return how many workers options ask for, and of what size; what they leave open is as the cluster is."""
+    from dino_pipeline.cluster import Staff, resources
+
+    cpus, gpus = resources()
+    each_cpus, each_gpus = options["worker_cpus"] or 1.0, options["worker_gpus"]
+    if each_gpus is None:
+        each_gpus = 1.0 if gpus and options["device"] in (None, "cuda") else 0.0
+    room = gpus / each_gpus if each_gpus else cpus / each_cpus
+    return Staff(options["workers"] or max(1, int(room)), each_cpus, each_gpus)
+
+
+def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Watch) -> ChosenEngine:
+    """Return the model that runs on the cluster, as options name it and, where they leave it open, as a run began.
+
+    In what dtype, and what is in its folder, is found out where it is to run: this machine may have neither GPU nor
+    model.
+
+    Raises:
+        OptionError: options exclude each other.
+    """
+    from dino_pipeline.cluster import Crew, anywhere
+
+    check_devices(options)
+    staff = staff_of(options)
+    device = options["device"] or ("cuda" if staff.gpus else "cpu")
+    asked = {name: options[name] for name in (*GENERATOR, "model")}
+    generator, record = anywhere(staff, watch, _found, asked, dict(begun), device)
+    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
+    settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
+
+    crews: list[Crew] = []  # rounds of --until-target share it
+
+    def hands(row_tokens: int) -> Crew:
+        if not crews:
+            load = functools.partial(_load, options["model"], generator, device, row_tokens // staff.workers, speed)
+            crews.append(Crew(load, staff, watch, record["fingerprint"]))
+            crews[0].start()
+        return crews[0]
+
+    return ChosenEngine(record, settings, hands)
+
+
+GENERATOR = ("revision", "adapter", "quantize", "trust_remote_code", "dtype", "chat")
+
+
+def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> tuple[Generator, dict[str, Any]]:
+    """Return a generator, and what run.json holds of it, as both are on this machine."""
+    generator = chosen_generator(options, begun, pick_device(device))
+    return generator, recorded(options["model"], generator)
+
+
+def _load(
+    name: str, generator: Generator, device: str, row_tokens: int, speed: Mapping[str, Any]
+) -> tuple[Decoder, str | None]:
+    """Load a model on a worker, where an embedded one may lie elsewhere; return it with its fingerprint."""
+    from dino_pipeline.digests import model_fingerprint
+    from dino_pipeline.loading import load_decoder
+
+    here = replace(generator, path=model_path(name, "GENERATOR"))
+    decoder = load_decoder(here, device=device, row_tokens=row_tokens, **speed)
+    return decoder, model_fingerprint(here.path)

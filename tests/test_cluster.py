@@ -1,0 +1,95 @@
+"""A Ray cluster of several nodes on this machine: nodes die, others come, the bytes stay the same."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import ENVIRONMENT, command, dino, files
+
+pytest.importorskip("ray", reason="needs ray")
+SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
+JOB: list[str | Path] = ["generate", SPEC, "--inputs", "inputs.txt", "--samples", "2", "--shard-size", "60"]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster of a head without CPUs and two nodes of one each, which notices dead nodes soon."""
+    from ray.cluster_utils import Cluster
+
+    soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 500}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon, "object_store_memory": 10**8}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    yield cluster
+    cluster.shutdown()
+
+
+def inputs(folder: Path, count: int) -> None:
+    (folder / "inputs.txt").write_text("\n".join(f"The {n} dogs ran to house number {n * n}." for n in range(count)))
+
+
+def shards(run: Path) -> int:
+    return len(list((run / "shards").glob("*.jsonl")))
+
+
+def texts(run: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files(run).items() if name != "inputs.txt"}
+
+
+def start_there(address: str, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    whole = command(*JOB, *arguments, "--ray", address)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(whole, cwd=cwd, env=ENVIRONMENT, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_node_is_killed_and_another_joins_and_the_driver_is_killed_too(tmp_path: Path, nodes: Any) -> None:
+    inputs(tmp_path, 100)
+    assert dino(*JOB, "--run", "alone", cwd=tmp_path).returncode == 0
+    alone = texts(tmp_path / "alone")
+    run = tmp_path / "there"
+    first = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=tmp_path)
+    wait_for(lambda: shards(run) >= 2, first)
+    first.kill()  # the driver: what is there stays, its workers end
+    first.wait()
+    survived = shards(run)
+    second = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=tmp_path)
+    wait_for(lambda: shards(run) > survived, second)
+    nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)  # SIGKILL
+    nodes.add_node(num_cpus=1, object_store_memory=10**8)
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 0, said
+    assert "Traceback" not in said
+    assert 2 <= survived < 10
+    assert len([name for name in alone if name.startswith("shards/")]) == 10
+    assert texts(run) == alone
+
+
+def wait_for(reached: Any, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not reached() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
+    assert reached()
+
+
+def test_what_a_user_can_do_wrong_is_said(tmp_path: Path) -> None:
+    inputs(tmp_path, 2)
+    call = [*JOB, "--run", "run"]
+    for wrong, said in (
+        (["--workers", "2"], "--workers belongs to --ray"),
+        (["--ray", str(SPEC)], "was taken for a cluster's address"),
+        (["--ray", "127.0.0.1:9", "--workers", "1"], "no cluster can be reached"),
+        (["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"], "--ray runs models of its own"),
+    ):
+        failed = dino(*call, *wrong, cwd=tmp_path, timeout=120)
+        assert failed.returncode == 2, (wrong, failed.stderr)
+        assert said in failed.stderr
+        assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "run").exists()
