@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from dino_pipeline import __version__
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line
 from dino_pipeline.examples import iter_examples, write_bytes
+from dino_pipeline.processes import Make
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.worker import Load, Ready, Worker, Written
 from dino_pipeline.writer import Job, Shard, Stored
@@ -28,6 +31,10 @@ PATIENCE = 1.0
 """Seconds between two looks at a cluster where nothing happens."""
 LONG = 20
 """After so many such looks without a single worker, the reason is said."""
+
+
+STORING = 8
+"""Shards stored side by side: a disk that is asked to make sure takes its time."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,61 @@ def anywhere(staff: Staff, watch: Watch, work: Callable[..., Any], *arguments: A
         return ray.get(call)
     except ray.exceptions.RayTaskError as error:
         raise _own(error) from error
+
+
+class Doers:
+    """Workers of the cluster that do any jobs.
+
+    Jobs depend on nothing but themselves: those of workers and nodes that are lost, Ray has done again elsewhere.
+    """
+
+    def __init__(self, staff: Staff) -> None:
+        import ray
+
+        remote = ray.remote(num_cpus=staff.cpus, max_restarts=-1, max_task_retries=-1)(_Doer)
+        self.doers = [remote.remote() for _ in range(staff.workers)]
+
+    @contextlib.contextmanager
+    def spread(self, make: Make) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
+        """Give a map over jobs, results in order, a few jobs ahead at most.
+
+        Raises:
+            DinoError: as the jobs do.
+        """
+        import ray
+
+        how = ray.put(make)
+
+        def ordered(jobs: Iterator[Any]) -> Iterator[Any]:
+            ahead: deque[Any] = deque()
+            turns = itertools.cycle(self.doers)
+            try:
+                for job in jobs:
+                    ahead.append(next(turns).do.remote(how, how.hex(), job))
+                    if len(ahead) > AHEAD * len(self.doers):
+                        yield ray.get(ahead.popleft())
+                while ahead:
+                    yield ray.get(ahead.popleft())
+            except ray.exceptions.RayTaskError as error:
+                raise _own(error) from error
+            except ray.exceptions.RayError as error:
+                raise ModelError(f"the cluster lost its workers ({first_line(error)}); run the same again") from error
+
+        yield ordered
+
+
+class _Doer:
+    """Does jobs on the cluster."""
+
+    def __init__(self) -> None:
+        self.known = ""
+        self.work: Callable[[Any], Any] = lambda job: job
+
+    def do(self, make: Make, name: str, job: Any) -> Any:
+        """Do one; what does it is made for the first of its name."""
+        if name != self.known:
+            self.known, self.work = name, make()
+        return self.work(job)
 
 
 def _missing(staff: Staff) -> str:
@@ -194,6 +256,12 @@ class _Round:
     stored: Stored
 
 
+def store(shard: Shard, found: Written) -> None:
+    """Write a shard's files; the accepted one comes last."""
+    write_bytes(shard.rejected, found.rejected)
+    write_bytes(shard.path, found.accepted)
+
+
 class Crew:
     """Workers on a cluster that write shards; what they write comes back, and is stored here.
 
@@ -217,6 +285,8 @@ class Crew:
         """Workers that died with a shard; None: while they loaded the model."""
         self.said: set[str] = set()
         self.waited = 0
+        self.pool = ThreadPoolExecutor(STORING)
+        self.storing: deque[tuple[Future[None], Shard, Written]] = deque()
 
     def start(self) -> None:
         """Wait for the first worker.
@@ -251,9 +321,11 @@ class Crew:
             for member, shard in todo.hand_out(self.members):
                 member.flying[member.actor.write.remote(asked, shard.tasks)] = shard
             if todo.done:
-                return
+                break
             self._wait(told)
+            self._tell(told, all_of_them=False)
             watch.progress(progress)
+        self._tell(told, all_of_them=True)
 
     def _wait(self, told: _Round | None) -> None:
         """Take in the next answers, if there are any soon."""
@@ -267,15 +339,6 @@ class Crew:
             self.watch.note(f"no worker has started so far: {_missing(self.staff)}")
         for call in ready:
             self._take(call, calls[call], told)
-
-    def close(self) -> None:
-        """Let all workers go."""
-        import ray
-
-        for member in self.members:
-            with contextlib.suppress(Exception):
-                ray.kill(member.actor)
-        self.members.clear()
 
     def _hire(self) -> None:
         import ray
@@ -302,12 +365,17 @@ class Crew:
             return
         shard = member.flying.pop(call)
         if told and told.todo.finish(shard):
-            self._store(shard, found, told)
+            self.losses.clear()
+            self.storing.append((self.pool.submit(store, shard, found), shard, found))
 
-    def _store(self, shard: Shard, found: Written, told: _Round) -> None:
-        write_bytes(shard.rejected, found.rejected)
-        write_bytes(shard.path, found.accepted)
-        self.losses.clear()
+    def _tell(self, told: _Round, *, all_of_them: bool) -> None:
+        """Tell of what has been stored meanwhile, in the order in which it came."""
+        while self.storing and (all_of_them or self.storing[0][0].done()):
+            stored, shard, found = self.storing.popleft()
+            stored.result()
+            self._count(shard, found, told)
+
+    def _count(self, shard: Shard, found: Written, told: _Round) -> None:
         for note in dict.fromkeys(found.notes):
             if note not in self.said:
                 self.said.add(note)

@@ -114,9 +114,7 @@ class Checksums:
         try:
             with open(self.file, "ab") as file:
                 begins = "\n" if file.tell() and not self._ends_whole() else ""
-                file.write((begins + new).encode())
-                file.flush()
-                os.fsync(file.fileno())
+                file.write((begins + new).encode())  # lost in a power cut, it only has shards written once more
         except OSError as error:
             raise OutputError(f"{self.file}: cannot be written: {error.strerror}; make room and run again") from error
         self.known |= found

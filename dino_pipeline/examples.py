@@ -19,6 +19,8 @@ from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.labels import as_number
 
 I64 = 2**63
+LONGEST = 16 * 2**20
+"""Bytes of a line; what is longer is no sentence and no document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ def parse_example(line: bytes, where: Callable[[], str], numeric_labels: bool) -
     Raises:
         DataError: it is no example.
     """
+    if len(line) > LONGEST:
+        raise DataError(f"{where()}: {too_long(len(line))}")
     try:
         example = _DECODER.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):  # find out what is wrong, and name it
@@ -102,8 +106,15 @@ def parse_example(line: bytes, where: Callable[[], str], numeric_labels: bool) -
     return example if _is_right(example, numeric_labels) else _parse(line, where(), numeric_labels)
 
 
+def too_long(size: int) -> str:
+    """Say that a line of so many bytes or characters is too long."""
+    return f"is {size / 2**20:.0f} MiB long, more than {LONGEST >> 20}; cut it into documents"
+
+
 def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example] | None:
     """Return the examples of lines that each hold one, at once; None where that needs `parse_example`'s care."""
+    if max(map(len, lines), default=0) > LONGEST:
+        return None
     try:
         examples = _DECODER_OF_MANY.decode(b"[" + b",".join(lines) + b"]")
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -30,7 +30,7 @@ BRACKETS = {"(": ")", "[": "]", "{": "}", "（": "）", "「": "」", "『": "�
 BRACKET = re.compile(r"[(\[{（「『【]")
 SMILEY = re.compile(r"[:;=8xX]['-]?[(\[{]")
 CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2060-\u2064\ufeff\ufff9-\ufffb]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
 )
 BROKEN = re.compile("[\ufffd\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff]")
 ECHO = re.compile(

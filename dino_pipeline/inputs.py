@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.examples import iter_examples
+from dino_pipeline.examples import LONGEST, iter_examples, too_long
 
 FORMATS = ("auto", "text", "jsonl", "sts")
 
@@ -91,7 +91,10 @@ def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file; raises `DataError` if it cannot be read."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            yield from file
+            for number, line in enumerate(file, start=1):
+                if len(line) > LONGEST:
+                    raise DataError(f"{path}, line {number}: {too_long(len(line))}")
+                yield line
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

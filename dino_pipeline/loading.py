@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
@@ -16,6 +18,7 @@ from dino_pipeline.decoder import Decoder
 from dino_pipeline.errors import ModelError, OptionError, first_line
 from dino_pipeline.selfcheck import sees_ahead
 from dino_pipeline.tuning import faster_dtype, tune
+from dino_pipeline.weights import allowed, cause, check, safe
 
 NARROW = 512
 """Models narrower than this have little to win by half precision, and keep the same texts on all machines."""
@@ -129,6 +132,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if generator.quantize:
         placed = {"device_map": device_map or {"": device}, "quantization_config": _quantization(generator)}
+    check(name)
     try:
         config: Any = AutoConfig.from_pretrained(name, **source)
         if config.is_encoder_decoder:
@@ -137,7 +141,9 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
                 "give a decoder-only model"
             )
         tokenizer = load_tokenizer(generator)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, **source, dtype=DTYPES[generator.dtype], **placed)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, **source, **safe(), dtype=DTYPES[generator.dtype], **placed
+        )
         model = model if placed else model.to(device)
         return tokenizer, (_adapted(model, generator, generator.adapter) if generator.adapter else model).eval()
     except torch.OutOfMemoryError as error:
@@ -147,7 +153,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{name}: cannot be loaded as a causal language model ({first_line(error)}); "
+            f"{name}: cannot be loaded as a causal language model ({cause(error, first_line(error))}); "
             "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
         ) from error
 
@@ -164,13 +170,16 @@ def _adapted(model: Any, generator: Generator, adapter: str) -> Any:
     _need("peft", "--adapter")
     from peft import PeftModel
 
+    check(adapter)
     try:
+        if not (Path(adapter).is_dir() or allowed()):
+            hf_hub_download(adapter, "adapter_model.safetensors")  # peft would take a pickled one instead
         adapted = PeftModel.from_pretrained(model, adapter)
         return adapted.get_base_model() if generator.quantize else adapted.merge_and_unload()
     except Exception as error:  # peft raises whatever its parts do
         raise ModelError(
             f"{adapter}: is no adapter for {generator.path} ({first_line(error)}); give one that was trained "
-            "on this model"
+            "on this model and is stored as safetensors"
         ) from error
 
 

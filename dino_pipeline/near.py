@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, first_of_kind, grams, jaccard, near_duplicates
-from dino_pipeline.processes import side_by_side
+from dino_pipeline.processes import Spread
 from dino_pipeline.sets import DROPS, Table
 from dino_pipeline.texts import normalise
 
@@ -24,28 +24,27 @@ FEW = 64
 SIMILAR = pa.schema({"one": pa.int64(), "other": pa.int64(), "how": pa.float64()})
 Near = tuple[int, int, float]
 """Two rows, and how similar they are."""
-Spread = Callable[[Iterator[Any]], Iterator[list[Near]]]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""
 
 
-def near_inputs(table: Table, rows: str, threshold: float, workers: int) -> str:
+def near_inputs(table: Table, rows: str, threshold: float, spread: Spread) -> str:
     """Find rows whose text_a nearly repeats an earlier one that stays; return a query of `sets.DROPS`.
 
     Args:
         table: the examples.
         rows: those of them that are looked at.
         threshold: least Jaccard similarity; see `dedup.near_duplicates`.
-        workers: processes. Speed only.
+        spread: where texts are compared. Speed only.
     """
-    ids = _store_band_keys(table, rows, workers)
+    ids = _store_band_keys(table, rows, spread)
     table.store("alike", SIMILAR.empty_table())
     if len(ids) > 1:
         files = [_band_file(table, band) for band in range(BANDS)]
         bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]
-        with side_by_side(partial(_Similar, threshold), workers) as spread:
+        with spread(partial(_Similar, threshold)) as over:
             for pairs in candidates(bands):
-                _verify(table, ids[pairs], spread)
+                _verify(table, ids[pairs], over)
         for file in files:
             file.unlink()
     return _rows_of_those_that_go(table, rows)
@@ -61,7 +60,7 @@ def _band_file(table: Table, band: int) -> Path:
     return table.file.with_name(f"band-{band}")
 
 
-def _store_band_keys(table: Table, rows: str, workers: int) -> NDArray[np.int64]:
+def _store_band_keys(table: Table, rows: str, spread: Spread) -> NDArray[np.int64]:
     """Write each band's keys of all distinct text_a to a file, and return their rows."""
     ids: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
 
@@ -72,8 +71,8 @@ def _store_band_keys(table: Table, rows: str, workers: int) -> NDArray[np.int64]
 
     files = [open(_band_file(table, band), "wb") for band in range(BANDS)]  # noqa: SIM115
     try:
-        with side_by_side(_KeysOf, workers) as spread:
-            for keys in spread(jobs()):
+        with spread(_KeysOf) as over:
+            for keys in over(jobs()):
                 for band, file in enumerate(files):
                     file.write(np.ascontiguousarray(keys[:, band]).tobytes())
     finally:
@@ -87,14 +86,14 @@ class _KeysOf:
         return band_keys(list(map(normalise, texts)))
 
 
-def _verify(table: Table, pairs: NDArray[np.int64], spread: Spread) -> None:
+def _verify(table: Table, pairs: NDArray[np.int64], over: Callable[[Iterator[Any]], Iterator[list[Near]]]) -> None:
     """Add to ``alike`` the pairs of rows whose text_a are as similar as they have to be."""
     table.store("candidates", pa.table({"one": pairs[:, 0], "other": pairs[:, 1]}))
     texts = table.stream("""
         SELECT one, other, first.text_a AS text, second.text_a AS other_text
         FROM candidates JOIN plain AS first ON first.id = one JOIN plain AS second ON second.id = other
     """)
-    found = [near for some in spread(list(zip(*batch.values(), strict=True)) for batch in texts) for near in some]
+    found = [near for some in over(list(zip(*batch.values(), strict=True)) for batch in texts) for near in some]
     _add_similar(table, found)
 
 
@@ -158,15 +157,15 @@ def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> 
     return _rows_of_those_that_go(table, rows)
 
 
-def near_texts(table: Table, rows: str, threshold: float, workers: int) -> str:
+def near_texts(table: Table, rows: str, threshold: float, spread: Spread) -> str:
     """Find rows whose text_b nearly repeats one before of the same text_a and label; return a query of `sets.DROPS`."""
     query = f"""
         WITH several AS (SELECT a, label FROM {rows} WHERE b IS NOT NULL GROUP BY ALL HAVING count(*) > 1),
         theirs AS (SELECT id, a, label FROM {rows} SEMI JOIN several USING (a, label))
         SELECT theirs.a, theirs.label, id, text_b FROM theirs JOIN plain USING (id) ORDER BY theirs.a, theirs.label, id
     """
-    with side_by_side(partial(_Repeats, threshold), workers) as spread:
-        found = [near for some in spread(_groups(table.stream(query))) for near in some]
+    with spread(partial(_Repeats, threshold)) as over:
+        found = [near for some in over(_groups(table.stream(query))) for near in some]
     _store(table, "near_texts", found)
     return "SELECT * FROM near_texts"
 

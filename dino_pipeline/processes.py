@@ -8,13 +8,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from dino_pipeline.errors import DinoError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+Make = Callable[[], Callable[[Any], Any]]
+"""Makes the function that does a job; called where jobs are done, so that what it needs is loaded there."""
+Spread = Callable[[Make], AbstractContextManager[Callable[[Iterator[Any]], Iterator[Any]]]]
+"""Gives a map over jobs that spreads them, results in order."""
 
 _work: Callable[[Any], Any]
 
@@ -36,7 +41,7 @@ def side_by_side(
     """Give a map over jobs that runs in so many processes, results in order, a few jobs ahead at most.
 
     Args:
-        make: makes the function that does a job; called once a process, so that what it needs is loaded there.
+        make: makes the function that does a job; called once a process.
         workers: 1 stays in this process.
     """
     if workers == 1:

@@ -170,7 +170,7 @@ class Run:
             found: dict[str, Any] = json.loads(self.record_file.read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"{self.record_file}: cannot be read ({error}); mend it or start over with --fresh"
             ) from error
@@ -191,7 +191,7 @@ class Run:
             return {}
         try:
             found: dict[str, Any] = json.loads(self.spec.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.spec}: cannot be read ({error}); mend it, or generate with --fresh") from error
         return found
 

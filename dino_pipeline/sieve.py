@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from dino_pipeline.funnel import Funnel, by_tenths
 from dino_pipeline.hygiene import Rule
 from dino_pipeline.ingest import Judge, pieces
 from dino_pipeline.near import Embed, near_inputs, near_texts, semantic_inputs
-from dino_pipeline.processes import side_by_side
+from dino_pipeline.processes import Spread, side_by_side
 from dino_pipeline.rules import FilterOptions, thresholds
 from dino_pipeline.sets import Table, below, beyond_cap, conflicts, duplicates, random_pairs, smallest, split, surplus
 
@@ -45,6 +46,12 @@ class Means:
     embed: Embed | None = None
     excluded: tuple[str, ...] = ()
     """Files that stand for ``options.exclude``."""
+    cluster: Spread | None = None
+    """Does what touches texts, in place of processes here."""
+
+    def spread(self, worth: bool) -> Spread:
+        """Return where to do work that is, or is not, worth several processes."""
+        return self.cluster or partial(side_by_side, workers=self.workers if worth else 1)
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,8 @@ class Sieve:
         """
         every = pieces(files)
         judge = Judge(self.options, self.means.excluded, numeric_labels, self.table.file.parent)
-        with side_by_side(judge, 1 if len(every) < 2 else self.means.workers) as spread:
-            judged = list(spread(iter(every)))
+        with self.means.spread(len(every) > 1)(judge) as over:
+            judged = list(over(iter(every)))
         if judged:
             self.table.load(judged)
         counts = 'count(*), count(score), count("class"), count(text_b)'
@@ -101,14 +108,14 @@ class Sieve:
             SetRule("conflicting labels", conflicts, "the pair stands under another label, too"),
             SetRule(
                 REPEATED[1],
-                lambda rows: near_inputs(self.table, rows, limit, self._workers),
+                lambda rows: near_inputs(self.table, rows, limit, self._spread),
                 f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
                 "--near-duplicates",
                 bool(limit),
             ),
             SetRule(
                 REPEATED[2],
-                lambda rows: near_texts(self.table, rows, limit, self._workers),
+                lambda rows: near_texts(self.table, rows, limit, self._spread),
                 f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
                 "--near-duplicates",
                 bool(limit),
@@ -153,9 +160,8 @@ class Sieve:
         ]
 
     @property
-    def _workers(self) -> int:
-        """How many processes are worth their start."""
-        return self.means.workers if self.table.size >= WORTH_PROCESSES else 1
+    def _spread(self) -> Spread:
+        return self.means.spread(self.table.size >= WORTH_PROCESSES)
 
     def _same_meaning(self, rows: str) -> str:
         assert self.means.embed

@@ -28,6 +28,8 @@ from dino_pipeline.labels import as_number
 X1 = "<X1>"
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]*)>")
 LONG_LINE = 20
+LARGEST = 16 * 2**20
+"""In bytes."""
 COMMENT = "//"
 """What keys begin with that are left out, for people's own words."""
 FIELD = re.compile(r"[^\s:\"<][^:\"<]{0,29}:")
@@ -228,9 +230,17 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
     return found
 
 
+def _stays_inside(path: Path, name: str) -> bool:
+    """Whether a file that a spec names lies beside it, or below: who wrote the spec shall not choose among others."""
+    folder = path.parent.resolve()
+    return (folder / name).resolve().is_relative_to(folder)
+
+
 def _read(path: Path) -> tuple[Any, list[str]]:
     """Return the file's JSON value and what is wrong with it as JSON."""
     try:
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise SpecError(str(path), [f"top level: is larger than {LARGEST >> 20} MiB; is this a spec?"])
         raw = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
         raise SpecError(str(path), [f"cannot be read: {error.strerror}"]) from error
@@ -261,6 +271,9 @@ def _inline_variables(raw: Any, path: Path) -> Iterator[str]:
             continue
         for name, file in [(name, value) for name, value in variables.items() if isinstance(value, str)]:
             variables[name] = [file]
+            if not _stays_inside(path, file):
+                yield f"variables, {name}: {file} lies outside the spec's folder; put it beside the spec"
+                continue
             try:
                 lines = (path.parent / file).read_bytes().decode("utf-8-sig").splitlines()
                 variables[name] = [line.strip() for line in lines if line.strip()]
@@ -414,6 +427,9 @@ def _input_problems(raw: dict[str, Any], path: Path, parents: tuple[Path, ...]) 
     if not any(X1 in text for _, _, text in _instructions(raw)):
         yield f"inputs: given, but no instruction holds {X1}; add it or remove inputs"
     if isinstance(inputs, str):
+        if not _stays_inside(path, inputs):
+            yield f"inputs: {inputs} lies outside the spec's folder; put it beside the spec"
+            return
         if (path.parent / inputs).resolve() in parents:
             yield f"inputs: {inputs} leads back to this spec; name a spec that writes single texts"
             return

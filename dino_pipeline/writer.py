@@ -17,6 +17,8 @@ from dino_pipeline.sampling import Sampling, uniforms
 from dino_pipeline.spec import TaskSpec
 
 SHARD_SIZE = 1024
+LONGEST_INPUT = 1_000_000
+"""In characters: what is longer is not even cut into tokens."""
 SCORED = 128
 """So many texts are scored at once, where a scorer tells margins."""
 
@@ -245,7 +247,7 @@ class Writer:
 
     def _requests(self, tasks: Sequence[Task]) -> tuple[dict[int, Request], list[Dropped]]:
         """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
-        of_tasks = [self.prompts(task) for task in tasks]
+        of_tasks = [self.prompts(task) if len(task.text or "") <= LONGEST_INPUT else [""] for task in tasks]
         texts = list(dict.fromkeys(itertools.chain.from_iterable(of_tasks)))
         encoded = dict(zip(texts, self.engine.encode(texts), strict=True))
         requests: dict[int, Request] = {}
@@ -270,6 +272,8 @@ class Writer:
             return f"the input holds the stop string {self.spec.stop}"
         if mark := next((mark for mark in self.engine.marks if mark in (task.text or "")), None):
             return f"the input holds {mark} of the model's chat template"
+        if len(task.text or "") > LONGEST_INPUT:
+            return f"the input is longer than {LONGEST_INPUT:,} characters"
         if not self.engine.fits(prompts, self.sampling.max_new_tokens):
             return f"the prompt leaves less than {self.sampling.max_new_tokens} tokens of the model's context"
         return None

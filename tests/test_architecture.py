@@ -9,9 +9,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
 FLOORS = [
     {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "funnel"} | {"measures", "signals"},
+    {"lock", "weights", "processes"},
     {"examples", "spec", "stops", "chat", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
-    | {"attention", "prefill", "dedup", "lock"}
-    | {"processes"},
+    | {"attention", "prefill", "dedup"},
     {"digests"},
     {"run", "engine", "diversity", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
     {"graphs", "lane", "server", "selfcheck", "contamination", "near", "corpus", "trainability"},

@@ -227,9 +227,14 @@ def test_damaged_or_older_scores_of_a_run_are_made_again(tmp_path: Path, toy_enc
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02broken", b""])
-def test_broken_weights_are_named(tmp_path: Path, toy_encoder: Path, content: bytes) -> None:
+def test_broken_weights_are_named(
+    tmp_path: Path, toy_encoder: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(toy_encoder, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").unlink()
     (tmp_path / "broken" / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: holds pickled weights only"):
+        evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+    monkeypatch.setenv("DINO_ALLOW_PICKLE", "1")
     with pytest.raises(ModelError, match="cannot be loaded as an encoder"):
         evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())

@@ -233,7 +233,7 @@ def test_the_reasons_for_rejection(tmp_path: Path, decoder: Decoder) -> None:
 def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
     spec = {**TOY_SPEC, "stop": "»", "labels": {"1": {"instruction": "Same: «<X1>»\nThen: «"}}}
-    options = replace(OPTIONS, num_inputs=None, samples=60)
+    options = replace(OPTIONS, num_inputs=None, samples=60, shard_size=1024)
     _, watch = write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], options=options)
     assert any("prompts left out: the input holds the stop string »" in note for note in watch.notes)
     lines = [json.loads(line) for line in (run.rejected / "00000.jsonl").read_text().splitlines()]

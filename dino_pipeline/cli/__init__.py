@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from dino_pipeline import __version__
@@ -16,12 +18,20 @@ from dino_pipeline.cli.publish import publish
 from dino_pipeline.cli.report import report
 from dino_pipeline.cli.spec import spec
 from dino_pipeline.cli.verify import verify
+from dino_pipeline.weights import ALLOW
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dino")
-def main() -> None:
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    envvar=ALLOW,
+    help="Read models that have no safetensors; pickled weights can run code: only from those you trust.",
+)
+def main(allow_pickle: bool) -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
+    os.environ[ALLOW] = str(int(allow_pickle))
 
 
 for _command in (preview, generate, filter_command, finetune, evaluate, compare, report, publish, verify, export, spec):

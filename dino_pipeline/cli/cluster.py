@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +16,13 @@ from dino_pipeline.cli.base import model_path, pick_device
 from dino_pipeline.cli.engines import ChosenEngine, check_devices
 from dino_pipeline.cli.models import chosen_generator, recorded
 from dino_pipeline.errors import OptionError
+from dino_pipeline.weights import ALLOW
 
 if TYPE_CHECKING:
     from dino_pipeline.cluster import Crew, Staff
     from dino_pipeline.decoder import Decoder
     from dino_pipeline.loading import Generator
+    from dino_pipeline.processes import Spread
     from dino_pipeline.progress import Watch
 
 RAY = click.option(
@@ -83,7 +86,7 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
     staff = staff_of(options)
     device = options["device"] or ("cuda" if staff.gpus else "cpu")
     asked = {name: options[name] for name in (*GENERATOR, "model")}
-    generator, record = anywhere(staff, watch, _found, asked, dict(begun), device)
+    generator, record = anywhere(staff, watch, _found, asked, dict(begun), device, os.environ[ALLOW])
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
 
@@ -91,7 +94,8 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
 
     def hands(row_tokens: int) -> Crew:
         if not crews:
-            load = functools.partial(_load, options["model"], generator, device, row_tokens // staff.workers, speed)
+            each = {"device": device, "row_tokens": row_tokens // staff.workers, **speed}
+            load = functools.partial(_load, options["model"], generator, each, os.environ[ALLOW])
             crews.append(Crew(load, staff, watch, record["fingerprint"]))
             crews[0].start()
         return crews[0]
@@ -99,22 +103,31 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
     return ChosenEngine(record, settings, hands)
 
 
+def spread_of(options: Mapping[str, Any]) -> Spread:
+    """Return what spreads work on texts over the cluster."""
+    from dino_pipeline.cluster import Doers, Staff, resources
+
+    return Doers(Staff(options["workers"] or max(1, int(resources()[0])))).spread
+
+
 GENERATOR = ("revision", "adapter", "quantize", "trust_remote_code", "dtype", "chat")
 
 
-def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> tuple[Generator, dict[str, Any]]:
+def _found(
+    options: Mapping[str, Any], begun: Mapping[str, Any], device: str, pickles: str
+) -> tuple[Generator, dict[str, Any]]:
     """Return a generator, and what run.json holds of it, as both are on this machine."""
+    os.environ[ALLOW] = pickles
     generator = chosen_generator(options, begun, pick_device(device))
     return generator, recorded(options["model"], generator)
 
 
-def _load(
-    name: str, generator: Generator, device: str, row_tokens: int, speed: Mapping[str, Any]
-) -> tuple[Decoder, str | None]:
+def _load(name: str, generator: Generator, how: Mapping[str, Any], pickles: str) -> tuple[Decoder, str | None]:
     """Load a model on a worker, where an embedded one may lie elsewhere; return it with its fingerprint."""
     from dino_pipeline.digests import model_fingerprint
     from dino_pipeline.loading import load_decoder
 
+    os.environ[ALLOW] = pickles
     here = replace(generator, path=model_path(name, "GENERATOR"))
-    decoder = load_decoder(here, device=device, row_tokens=row_tokens, **speed)
+    decoder = load_decoder(here, **how)
     return decoder, model_fingerprint(here.path)

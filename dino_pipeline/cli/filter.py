@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from dino_pipeline.cli.base import command, model_path, pick_device, to_filter
+from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
 
@@ -106,6 +107,7 @@ class Finite(click.FloatRange):
 )
 @click.option("--seed", default=42, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Processes and threads. Speed only.  [default: the CPUs]")
+@RAY
 @click.option(
     "--memory", default="1400MB", show_default=True, help="What set operations take before they spill to disk."
 )
@@ -136,6 +138,8 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         stack.enter_context(run.locked())
         classes = given.classes or (file is None and run.stage("generate").get("label_type") == "class")
         numeric = not classes if options["label_type"] is None else options["label_type"] == "score"
+        if options["address"] is not None:
+            stack.enter_context(cluster(options["address"]))
         means = filter_means(run, chosen, options, has_spec=file is None)
         results: dict[str, Any]
         if looking:
@@ -192,6 +196,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
         memory=options.get("memory") or Means.memory,
         scores=_scores(run, options.get("device")) if chosen.needs_scores else None,
         embed=_embed(chosen.semantic, options.get("device")) if chosen.semantic else None,
+        cluster=spread_of(options) if options.get("address") else None,
         excluded=tuple(exclusion_files(chosen.exclude, pocket.GOLD_TEST, run.path / "evaluation-data")),
     )
 

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from dino_pipeline.errors import ModelError, first_line
 from dino_pipeline.objectives.base import Recipe
+from dino_pipeline.weights import safe
 
 
 class _Given(nn.Module):
@@ -37,7 +38,9 @@ class MaskedWords(nn.Module):
         if backbone is None or recipe.tokenizer.mask_token_id is None:
             raise ModelError(f"{name}: masks no words; take an encoder that was trained to, such as bert-base-uncased")
         try:
-            language_model = AutoModelForMaskedLM.from_pretrained(backbone.name_or_path, revision=recipe.revision)
+            language_model = AutoModelForMaskedLM.from_pretrained(
+                backbone.name_or_path, revision=recipe.revision, **safe()
+            )
         except (ValueError, OSError, KeyError) as error:
             said = first_line(error)
             raise ModelError(

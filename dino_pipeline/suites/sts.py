@@ -241,6 +241,10 @@ def _score(value: str, path: Path, number: int) -> float:
     return found
 
 
+LARGEST = 4 * 2**30
+"""Bytes that an archive from the Hub may unpack to."""
+
+
 def hub_folder(download: Callable[..., str], into: Path) -> Path:
     """Fetch SentEval's STS and SICK files from the Hub and unpack them, once, into a folder.
 
@@ -268,11 +272,14 @@ def hub_folder(download: Callable[..., str], into: Path) -> Path:
 
 def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
     """Write the files that are read, at the places where they are read, wherever the archive has them."""
-    aside = folder.with_name(folder.name + ".part")
+    aside, unpacked = folder.with_name(folder.name + ".part"), 0
     for member in packed:
         place = re.search(r"(?:^|/)((?:STS|SICK)/(?:[^/]+/)?[^/]+\.(?:txt|csv))$", member.name)
         content = packed.extractfile(member) if place and member.isfile() else None
-        if place and content:
+        unpacked += member.size
+        if unpacked > LARGEST:
+            raise ValueError(f"the archive unpacks to more than {LARGEST >> 20} MiB")
+        if place and content and ".." not in place[1].split("/"):
             path = aside / place[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.read())

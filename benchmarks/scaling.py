@@ -1,0 +1,265 @@
+"""How much of many workers' time is lost: shards are scheduled with times measured here, failures and slow starts.
+
+    python -m benchmarks.scaling [--shards 12] [--rate TEXTS_PER_SECOND] [--json FILE]
+
+First this machine is measured: how long loading the pocket generator takes, how long each of some shards, how their
+times scatter, and how long the driver needs to store one (two files, synced, checksums, counts). Then a simulation
+hands shards out as `dino generate --ray` does: two ahead a worker, those of lost workers first, doubles at the end.
+
+Assumed, and to be changed by options: a node of eight workers is lost once in 500 hours and is back after 10 minutes;
+one shard in a hundred takes three times as long; workers start within two minutes. With --rate, a worker writes so many
+texts a second, as `dino preview` says of a GPU, in place of the rate measured here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+
+from benchmarks.decoder import machine
+from dino_pipeline import pocket
+from dino_pipeline.cluster import AHEAD
+from dino_pipeline.console import table
+from dino_pipeline.examples import iter_examples
+from dino_pipeline.inputs import InputFile
+from dino_pipeline.loading import Generator, load_decoder
+from dino_pipeline.plan import plan
+from dino_pipeline.progress import LabelCount, Progress, Unseen
+from dino_pipeline.run import Run
+from dino_pipeline.spec import load_spec
+from dino_pipeline.writer import SHARD_SIZE, GenerateOptions, Job, OneEngine, Shard
+
+SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
+NODE = 8
+"""Workers of a node, lost together."""
+WORKERS = (1, 8, 64, 512)
+EACH = (10, 100, 1000)
+"""Shards a worker."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds, and how they scatter."""
+
+    shard: float
+    spread: float
+    """Standard deviation of a shard's time over its mean."""
+    store: float
+    """The driver's, for each shard."""
+    start: float
+    """Of a worker, up to its first shard."""
+    slow: float = 0.01
+    """Share of shards that take three times as long."""
+    between_failures: float = 500 * 3600.0
+    """Of a node."""
+    repair: float = 600.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a simulated job came to."""
+
+    seconds: float
+    ideal: float
+    """All shards' time over the workers, nothing lost."""
+    failures: int
+    again: int
+    """Shards written once more, lost or doubled."""
+    driver: float
+    """Share of the time in which the driver stored."""
+
+    @property
+    def efficiency(self) -> float:
+        """Ideal time over time."""
+        return self.ideal / self.seconds
+
+
+class Simulation:
+    """A job on a cluster, event by event."""
+
+    def __init__(self, times: Times, workers: int, shards: int, seed: int = 0) -> None:
+        self.times, self.workers, self.shards = times, workers, shards
+        self.random = random.Random(seed)
+        self.took = [self._duration() for _ in range(shards)]
+        self.events: list[tuple[float, int, str, int, int]] = []
+        self.numbers = itertools.count()
+        self.life = [0] * workers
+        """How often each worker was lost: what a former one began does not end."""
+        self.alive = [False] * workers
+        self.queue: list[deque[int]] = [deque() for _ in range(workers)]
+        self.coming = iter(range(shards))
+        self.again: deque[int] = deque()
+        self.done = [False] * shards
+        self.doubled: set[int] = set()
+        self.left = shards
+        self.failures = self.repeated = 0
+        self.driver_free = self.driver_busy = 0.0
+
+    def _duration(self) -> float:
+        spread = self.times.spread
+        usual = self.random.gauss(self.times.shard, spread * self.times.shard)
+        return max(usual, 0.2 * self.times.shard) * (3 if self.random.random() < self.times.slow else 1)
+
+    def _at(self, when: float, what: str, which: int) -> None:
+        heapq.heappush(self.events, (when, next(self.numbers), what, which, self.life[which] if what != "fail" else 0))
+
+    def run(self) -> Outcome:
+        """Return what it comes to."""
+        for worker in range(self.workers):
+            self._at(self.times.start * self.random.uniform(0.5, 1), "up", worker)
+        for first in range(0, self.workers, NODE):
+            self._at(self.random.expovariate(1 / self.times.between_failures), "fail", first)
+        now = 0.0
+        while self.left:
+            now, _, what, which, life = heapq.heappop(self.events)
+            if what == "fail":
+                self._fail(now, which)
+            elif life == self.life[which]:
+                if what == "up":
+                    self.alive[which] = True
+                else:
+                    now = self._finish(now, which)
+                self._hand_out(now)
+        return Outcome(
+            max(now, self.driver_free),
+            sum(self.took) / self.workers,
+            self.failures,
+            self.repeated,
+            self.driver_busy / max(now, self.driver_free),
+        )
+
+    def _fail(self, now: float, first: int) -> None:
+        self.failures += 1
+        for worker in range(first, min(first + NODE, self.workers)):
+            lost = [shard for shard in self.queue[worker] if not self.done[shard]]
+            self.again.extend(lost)
+            self.repeated += len(lost)
+            self.queue[worker].clear()
+            self.life[worker] += 1
+            self.alive[worker] = False
+            self._at(now + self.times.repair + self.times.start, "up", worker)
+        self._at(now + self.random.expovariate(1 / self.times.between_failures), "fail", first)
+
+    def _finish(self, now: float, worker: int) -> float:
+        """Store a shard; the driver does one at a time, and the worker goes on meanwhile."""
+        shard = self.queue[worker].popleft()
+        if self.queue[worker]:
+            self._begin(now, worker)
+        if not self.done[shard]:
+            self.done[shard] = True
+            self.left -= 1
+            self.driver_free = max(self.driver_free, now) + self.times.store
+            self.driver_busy += self.times.store
+        return now
+
+    def _begin(self, now: float, worker: int) -> None:
+        self._at(now + self.took[self.queue[worker][0]], "end", worker)
+
+    def _hand_out(self, now: float) -> None:
+        for had in range(AHEAD):
+            for worker in range(self.workers):
+                if self.alive[worker] and len(self.queue[worker]) == had:
+                    shard = self.again.popleft() if self.again else next(self.coming, None)
+                    if shard is None:
+                        self._double(now)
+                        return
+                    self._give(now, worker, shard)
+
+    def _give(self, now: float, worker: int, shard: int) -> None:
+        self.queue[worker].append(shard)
+        if len(self.queue[worker]) == 1:
+            self._begin(now, worker)
+
+    def _double(self, now: float) -> None:
+        idle = (worker for worker in range(self.workers) if self.alive[worker] and not self.queue[worker])
+        under_way = (shard for queue in self.queue for shard in list(queue))
+        late = (shard for shard in under_way if shard not in self.doubled and not self.done[shard])
+        for worker, shard in zip(list(idle), list(late), strict=False):
+            self.doubled.add(shard)
+            self.repeated += 1
+            self._give(now, worker, shard)
+
+
+def measure(shards: int) -> Times:
+    """Return this machine's times with the pocket generator."""
+    begun = time.perf_counter()
+    decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu")
+    loaded = time.perf_counter() - begun
+    spec, took, stored = load_spec(SPEC), [], []
+    with tempfile.TemporaryDirectory(prefix="dino-scaling-") as folder:
+        texts = [example.text_a for example in iter_examples(pocket.GOLD_TEST)]
+        (Path(folder) / "inputs.txt").write_text("\n".join(texts))
+        run = Run(Path(folder))
+        options = GenerateOptions(samples=2, num_inputs=len(texts))
+        inputs = InputFile(Path(folder) / "inputs.txt")
+        run.inputs.write_text("".join(json.dumps({"text_a": text}) + "\n" for text in inputs))
+        sums = run.checksums
+        for shard in itertools.islice(plan(run, spec, options, ()), shards):
+            progress = Progress("", 0, labels={label: LabelCount() for label in spec.labels})
+            begun = time.perf_counter()
+            job = Job(spec, options, options.sampling)
+            OneEngine(decoder).write(job, [shard], Unseen(), progress, lambda shard, _: None)
+            took.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            again = Shard(shard.path, shard.rejected, shard.tasks, kept=shard.kept, turned_down=shard.turned_down)
+            again.store()
+            list(iter_examples(again.path))
+            sums.add(again.rejected, again.path)
+            stored.append(time.perf_counter() - begun)
+    mean = statistics.mean(took)
+    spread = statistics.stdev(took) / mean if len(took) > 1 else 0.0
+    return Times(mean, spread, statistics.mean(stored), loaded + 20.0)
+
+
+@click.command()
+@click.option("--shards", default=12, show_default=True, help="To measure.")
+@click.option("--rate", type=float, help="Texts a second of one worker, in place of what is measured here.")
+@click.option("--hours-between-failures", default=500.0, show_default=True, help="Of a node of eight workers.")
+@click.option("--start", default=120.0, show_default=True, help="Seconds until a worker writes, at most.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there.")
+def main(shards: int, rate: float | None, hours_between_failures: float, start: float, json_file: Path | None) -> None:
+    """Print how much of the workers' time is lost, for 10, 100 and 1,000 shards a worker."""
+    click.echo(machine("cpu"))
+    measured = measure(shards)
+    click.echo(
+        f"measured: {measured.shard:.2f} s a shard of {SHARD_SIZE} texts ({SHARD_SIZE / measured.shard:.0f}/s), "
+        f"scatter {measured.spread:.0%}, stored in {1000 * measured.store:.1f} ms, the model loaded in "
+        f"{measured.start - 20:.1f} s"
+    )
+    times = replace(measured, start=start, between_failures=3600 * hours_between_failures)
+    if rate:
+        times = replace(times, shard=SHARD_SIZE / rate)
+    rows, found = [], []
+    for workers in WORKERS:
+        for each in EACH:
+            outcome = Simulation(times, workers, each * workers).run()
+            found.append({"workers": workers, "shards": each * workers, **asdict(outcome)})
+            rows.append(
+                [
+                    f"{workers}",
+                    f"{each}",
+                    f"{outcome.seconds / 3600:.2f} h",
+                    f"{1 - outcome.efficiency:.1%}",
+                    f"{outcome.failures}",
+                    f"{outcome.again}",
+                    f"{outcome.driver:.1%}",
+                ]
+            )
+    header = ["workers", "shards each", "time", "lost", "nodes lost", "shards again", "driver busy"]
+    click.echo(table(header, rows))
+    if json_file:
+        json_file.write_text(json.dumps({"times": asdict(times), "outcomes": found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

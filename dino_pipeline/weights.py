@@ -1,0 +1,47 @@
+"""Weights from strangers: safetensors only, for what is pickled can run code when it is read, unless a user asks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dino_pipeline.errors import ModelError
+
+ALLOW = "DINO_ALLOW_PICKLE"
+"""The environment variable that `dino --allow-pickle` sets, for processes that this one starts, too."""
+PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pkl", "*.ckpt")
+REMEDY = (
+    "holds pickled weights only, which can run code when they are read; convert them to safetensors or, if you trust "
+    "them, run dino --allow-pickle"
+)
+
+
+def allowed() -> bool:
+    """Whether the user allowed pickled weights."""
+    return os.environ.get(ALLOW, "0") not in {"", "0"}
+
+
+def safe() -> dict[str, Any]:
+    """Return what `transformers`' loaders are told, so that they read safetensors only."""
+    return {} if allowed() else {"use_safetensors": True}
+
+
+def check(name: str) -> None:
+    """Look for pickled weights in a model's folder; what is on the Hub is looked at by its loader.
+
+    Raises:
+        ModelError: a part of the model has no others.
+    """
+    folder = Path(name)
+    if allowed() or not folder.is_dir():
+        return
+    for pattern in PICKLED:
+        for file in sorted(folder.rglob(pattern)):
+            if not any(file.parent.glob("*.safetensors")):
+                raise ModelError(f"{file}: {REMEDY}")
+
+
+def cause(error: BaseException, said: str) -> str:
+    """Return why a model cannot be loaded: what was said, or that it has pickled weights only."""
+    return REMEDY if not allowed() and "safetensors" in str(error) and "file named" in str(error) else said
