@@ -68,7 +68,7 @@ def generation(folder: Path, count: int) -> tuple[dict[str, float], bool]:
         (folder / f"{name}.txt").write_text("\n".join(some))
 
     def job(run: str, inputs: str, *more: str) -> float:
-        call = ("generate", SPEC, "--inputs", f"{inputs}.txt", "--samples", "2", "--run", run)
+        call = ("generate", SPEC, "--inputs", f"{inputs}.txt", "--samples", "2", "--shard-size", "256", "--run", run)
         return dino(folder, *call, *more)
 
     seconds = {

@@ -21,6 +21,8 @@ import statistics
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,13 +32,14 @@ from benchmarks.decoder import machine
 from dino_pipeline import pocket
 from dino_pipeline.cluster import AHEAD
 from dino_pipeline.console import table
-from dino_pipeline.examples import iter_examples
-from dino_pipeline.inputs import InputFile
+from dino_pipeline.crew import STORING, store
+from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.plan import plan
 from dino_pipeline.progress import LabelCount, Progress, Unseen
 from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
+from dino_pipeline.worker import Written
 from dino_pipeline.writer import SHARD_SIZE, GenerateOptions, Job, OneEngine, Shard
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
@@ -45,6 +48,8 @@ NODE = 8
 WORKERS = (1, 8, 64, 512)
 EACH = (10, 100, 1000)
 """Shards a worker."""
+STORED = 200
+"""Shards that the driver's time is measured on."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Times:
     between_failures: float = 500 * 3600.0
     """Of a node."""
     repair: float = 600.0
+    row: float = 0.0
+    """Bytes of a text in its shard."""
 
 
 @dataclass(frozen=True)
@@ -195,30 +202,38 @@ def measure(shards: int) -> Times:
     begun = time.perf_counter()
     decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu")
     loaded = time.perf_counter() - begun
-    spec, took, stored = load_spec(SPEC), [], []
+    spec, took, written = load_spec(SPEC), [], []
     with tempfile.TemporaryDirectory(prefix="dino-scaling-") as folder:
-        texts = [example.text_a for example in iter_examples(pocket.GOLD_TEST)]
-        (Path(folder) / "inputs.txt").write_text("\n".join(texts))
         run = Run(Path(folder))
+        texts = [example.text_a for example in iter_examples(pocket.GOLD_TEST)]
+        write_examples(run.inputs, (Example(text) for text in texts))
         options = GenerateOptions(samples=2, num_inputs=len(texts))
-        inputs = InputFile(Path(folder) / "inputs.txt")
-        run.inputs.write_text("".join(json.dumps({"text_a": text}) + "\n" for text in inputs))
-        sums = run.checksums
         for shard in itertools.islice(plan(run, spec, options, ()), shards):
             progress = Progress("", 0, labels={label: LabelCount() for label in spec.labels})
             begun = time.perf_counter()
             job = Job(spec, options, options.sampling)
             OneEngine(decoder).write(job, [shard], Unseen(), progress, lambda shard, _: None)
             took.append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            again = Shard(shard.path, shard.rejected, shard.tasks, kept=shard.kept, turned_down=shard.turned_down)
-            again.store()
-            list(iter_examples(again.path))
-            sums.add(again.rejected, again.path)
-            stored.append(time.perf_counter() - begun)
+            written.append(Written(shard.path.read_bytes(), shard.rejected.read_bytes(), {}, []))
+        stored = _storing(run, written)
+        row = statistics.mean(len(each.accepted) + len(each.rejected) for each in written) / SHARD_SIZE
     mean = statistics.mean(took)
     spread = statistics.stdev(took) / mean if len(took) > 1 else 0.0
-    return Times(mean, spread, statistics.mean(stored), loaded + 20.0)
+    return Times(mean, spread, stored, loaded, row=row)
+
+
+def _storing(run: Run, written: Sequence[Written]) -> float:
+    """Return the seconds that a driver takes to store a shard, many being there."""
+    shards = [Shard(run.shards / f"{n:05d}.jsonl", run.rejected / f"{n:05d}.jsonl", []) for n in range(STORED)]
+    sums = run.checksums
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(STORING) as pool:
+        under_way = [pool.submit(store, shard, written[n % len(written)]) for n, shard in enumerate(shards)]
+        for shard, each in zip(shards, under_way, strict=True):
+            each.result()
+            list(iter_examples(shard.path))
+            sums.add(shard.rejected, shard.path)
+    return (time.perf_counter() - begun) / STORED
 
 
 @click.command()
@@ -233,8 +248,8 @@ def main(shards: int, rate: float | None, hours_between_failures: float, start: 
     measured = measure(shards)
     click.echo(
         f"measured: {measured.shard:.2f} s a shard of {SHARD_SIZE} texts ({SHARD_SIZE / measured.shard:.0f}/s), "
-        f"scatter {measured.spread:.0%}, stored in {1000 * measured.store:.1f} ms, the model loaded in "
-        f"{measured.start - 20:.1f} s"
+        f"scatter {measured.spread:.0%}, {measured.row:.0f} bytes a text, stored in {1000 * measured.store:.1f} ms a "
+        f"shard, the model loaded in {measured.start:.1f} s"
     )
     times = replace(measured, start=start, between_failures=3600 * hours_between_failures)
     if rate:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dino_pipeline.sampling import Sampling
-from dino_pipeline.stops import Finish
+
+if TYPE_CHECKING:
+    from dino_pipeline.stops import Finish
 
 
 @dataclass(frozen=True)

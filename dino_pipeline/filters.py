@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dino_pipeline.contamination import REASON as LEAKED
-from dino_pipeline.digests import digest_files, model_fingerprint, shard_files
+from dino_pipeline.digests import combined, digest_files, file_digest, model_fingerprint, shard_files
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.funnel import Counts, Funnel
 from dino_pipeline.hygiene import HygieneOptions, hygiene_rules
@@ -54,7 +54,10 @@ def filter_run(
     recorded = {**asdict(options), "numeric_labels": numeric_labels, "source": name, "excluded": excluded}
     recorded["custom_digest"] = custom_digest(options.custom)
     recorded["semantic_fingerprint"] = model_fingerprint(options.semantic) if options.semantic else None
-    digest = digest_files(files)
+    digests = {file: file_digest(file) for file in files}
+    if source is None:
+        run.checksums.check(digests)
+    digest = combined(digests)
     outputs = [run.train, run.dev, run.dropped, run.flagged]
     _keep_strangers(run, outputs, files, fresh)
     state = run.check("filter", recorded, outputs=outputs, sources=digest, fresh=fresh)

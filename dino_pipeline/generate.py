@@ -15,7 +15,7 @@ from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
 from dino_pipeline.inputs import Seen, distinct
 from dino_pipeline.plan import input_shards, is_whole, plan, stored_inputs, unwritten
-from dino_pipeline.progress import LabelCount, Progress, Watch
+from dino_pipeline.progress import LabelCount, Progress, Unseen, Watch
 from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
@@ -67,13 +67,17 @@ def generate(
         RunError: the run was begun with other options.
     """
     _check_inputs(spec, inputs)
-    partial = [run.inputs, run.shards, run.rejected, run.input_shards, run.input_rejected]
+    sums = run.checksums
+    partial = [run.inputs, run.shards, run.rejected, run.input_shards, run.input_rejected, sums.file]
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
     outputs = [run.spec, run.shards]
     state = run.check("generate", recorded, outputs=outputs, partial=partial, fresh=fresh)
     more = [*([] if state == "new" else recorded_more(run)), *more]
-    sums = run.checksums
-    if state == "done" and all(is_whole(shard, sums, watch) for shard in plan(run, spec, options, more)):
+    if state != "new":
+        _drop_spoilt_inputs(run, sums, watch)
+    has_inputs = run.inputs.exists() or not spec.needs_inputs
+    shards = plan(run, spec, options, more)
+    if state == "done" and has_inputs and all(is_whole(shard, sums, Unseen()) for shard in shards):
         return state
     if state == "done":
         run.note("generate", status="running")
@@ -89,11 +93,11 @@ def generate(
         more=[asdict(each) for each in more],
         **used,
     )
-    state = "new" if state == "new" else "resumed"
+    state, sums = "new" if state == "new" else "resumed", run.checksums
     hands = load(_row_tokens(run, spec, inputs, options, more))
     _check_commit(run, before, hands.facts())
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    if spec.needs_inputs and not _has_inputs(run, sums, watch):
+    if spec.needs_inputs and not run.inputs.exists():
         _store_inputs(run, _new_inputs(run, spec, inputs, hands, options, watch, sums), options, watch)
         sums.add(run.inputs)
         _note_changes(run, hands)
@@ -147,12 +151,13 @@ def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) ->
         )
 
 
-def _has_inputs(run: Run, sums: Checksums, watch: Watch) -> bool:
-    if not sums.has(run.inputs):
-        return False
-    if spoilt := sums.spoilt(run.inputs):
-        watch.note(f"{spoilt}: is not what was written (another checksum): written anew")
-    return spoilt is None
+def _drop_spoilt_inputs(run: Run, sums: Checksums, watch: Watch) -> None:
+    """Remove inputs that are not as they were written, so that they are written anew."""
+    if not run.inputs.exists() or (sums.has(run.inputs) and not sums.spoilt(run.inputs)):
+        return
+    if sums.has(run.inputs):
+        watch.note(f"{run.inputs}: is not what was written (another checksum): written anew")
+    run.inputs.unlink()
 
 
 def _note_changes(run: Run, hands: Hands) -> None:

@@ -71,8 +71,9 @@ def load_tokenizer(generator: Generator) -> Any:
     try:
         return AutoTokenizer.from_pretrained(generator.path, **generator.source)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        said = cause(error, first_line(error))
         raise ModelError(
-            f"{generator.path}: its tokenizer cannot be loaded ({first_line(error)}); give a folder or a Hub id"
+            f"{generator.path}: its tokenizer cannot be loaded ({said}); give a folder or a Hub id"
         ) from error
 
 

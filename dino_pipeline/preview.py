@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from dino_pipeline.digests import shard_files
 from dino_pipeline.engine import Completion, Engine, Request
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples, write_json
+from dino_pipeline.expected import LONG_ENOUGH
 from dino_pipeline.generate import generate
 from dino_pipeline.inputs import InputFile
 from dino_pipeline.progress import Progress, Watch
@@ -30,14 +31,9 @@ from dino_pipeline.writer import GenerateOptions, OneEngine, Task, Writer
 
 FIRST = 128
 """Texts of each label that are written to measure with, at first."""
-LONG_ENOUGH = 6.0
-"""Seconds of writing that tell how fast it is."""
 SHORT = 0.05
 """Seconds that tell nothing."""
 MOST_ROUNDS = 3
-DEVIATION = 0.3
-"""A run that is so much slower than what was measured is told of."""
-LEAST_SEEN = 200
 
 
 @dataclass(frozen=True)
@@ -299,50 +295,3 @@ class _Counting:
 def _memory() -> int:
     host = psutil.Process().memory_info().rss
     return int(host + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0))
-
-
-class Expected:
-    """Tells once if a run is much slower than what a preview measured."""
-
-    def __init__(self, watch: Watch, run: Run, asked: Mapping[str, Any], shown: Callable[[float], str]) -> None:
-        """Look for an estimate of the same job in the run's folder.
-
-        Args:
-            watch: is told what it would be told without this.
-            run: whose folder.
-            asked: what identifies the job.
-            shown: writes seconds as people read them.
-        """
-        self.watch, self.shown = watch, shown
-        found = json.loads(run.estimate.read_text(encoding="utf-8")) if run.estimate.exists() else {}
-        self.found = found if found.get("asked") == json.loads(json.dumps(asked)) else {}
-        self.begun: tuple[float, int] | None = None
-
-    def note(self, message: str) -> None:
-        """Pass it on."""
-        self.watch.note(message)
-
-    def stopping(self) -> bool:
-        """Pass it on."""
-        return self.watch.stopping()
-
-    def progress(self, progress: Progress) -> None:
-        """Pass it on, and compare the rate so far."""
-        self.watch.progress(progress)
-        if progress.title != "texts" or not self.found:
-            return
-        now = time.monotonic()
-        if self.begun is None:
-            self.begun = now, progress.done
-        begun, first = self.begun
-        done = progress.done - first
-        if done < max(LEAST_SEEN, progress.total // 10) or now - begun < LONG_ENOUGH:
-            return
-        rate, expected = done / (now - begun), self.found["per_second"]
-        if rate < (1 - DEVIATION) * expected:
-            left = self.shown((progress.total - progress.done) / rate)
-            self.note(
-                f"{rate:.1f} texts a second, {expected:.1f} were measured by dino preview: {left} are left "
-                f"(expected were {self.shown(self.found['seconds'])} in all)"
-            )
-        self.found = {}

@@ -168,7 +168,7 @@ class Run:
         """Return run.json's content, empty if there is none yet."""
         try:
             found: dict[str, Any] = json.loads(self.record_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(
@@ -386,7 +386,9 @@ def _migrated(run: Run, records: dict[str, Any]) -> dict[str, Any]:
     """Bring a folder of format 1 to this one: checksums of what is there, fingerprints as they are now."""
     folders = (run.input_rejected, run.input_shards, run.rejected, run.shards)
     inputs = [run.inputs] if run.inputs.exists() else []
-    run.checksums.add(*inputs, *(file for folder in folders for file in shard_files(folder)))
+    sums = run.checksums
+    sums.add(*inputs, *(file for folder in folders for file in shard_files(folder)))
+    sums.tidy()
     return _with_new_fingerprints(records)
 
 

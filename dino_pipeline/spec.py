@@ -230,10 +230,14 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
     return found
 
 
-def _stays_inside(path: Path, name: str) -> bool:
-    """Whether a file that a spec names lies beside it, or below: who wrote the spec shall not choose among others."""
+def _misplaced(path: Path, name: str) -> str | None:
+    """Say what is wrong with the place of a file that a spec names: who wrote it shall not choose among all files."""
     folder = path.parent.resolve()
-    return (folder / name).resolve().is_relative_to(folder)
+    try:
+        inside = (folder / name).resolve().is_relative_to(folder)
+    except ValueError:
+        return f"{name!r} is no name of a file; give one"
+    return None if inside else f"{name} lies outside the spec's folder; put it beside the spec"
 
 
 def _read(path: Path) -> tuple[Any, list[str]]:
@@ -271,8 +275,8 @@ def _inline_variables(raw: Any, path: Path) -> Iterator[str]:
             continue
         for name, file in [(name, value) for name, value in variables.items() if isinstance(value, str)]:
             variables[name] = [file]
-            if not _stays_inside(path, file):
-                yield f"variables, {name}: {file} lies outside the spec's folder; put it beside the spec"
+            if problem := _misplaced(path, file):
+                yield f"variables, {name}: {problem}"
                 continue
             try:
                 lines = (path.parent / file).read_bytes().decode("utf-8-sig").splitlines()
@@ -281,8 +285,6 @@ def _inline_variables(raw: Any, path: Path) -> Iterator[str]:
                 yield f"variables, {name}: {file} cannot be read: {error.strerror}; give a file, or a list of values"
             except UnicodeDecodeError as error:
                 yield f"variables, {name}: {file}, byte {error.start} is not UTF-8; save the file as UTF-8"
-            except ValueError:
-                yield f"variables, {name}: {file!r} is no name of a file; give one, or a list of values"
 
 
 def _doubled(value: Any, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -427,8 +429,8 @@ def _input_problems(raw: dict[str, Any], path: Path, parents: tuple[Path, ...]) 
     if not any(X1 in text for _, _, text in _instructions(raw)):
         yield f"inputs: given, but no instruction holds {X1}; add it or remove inputs"
     if isinstance(inputs, str):
-        if not _stays_inside(path, inputs):
-            yield f"inputs: {inputs} lies outside the spec's folder; put it beside the spec"
+        if problem := _misplaced(path, inputs):
+            yield f"inputs: {problem}"
             return
         if (path.parent / inputs).resolve() in parents:
             yield f"inputs: {inputs} leads back to this spec; name a spec that writes single texts"

@@ -43,5 +43,7 @@ def check(name: str) -> None:
 
 
 def cause(error: BaseException, said: str) -> str:
-    """Return why a model cannot be loaded: what was said, or that it has pickled weights only."""
+    """Return why a model cannot be loaded: what was said, or what a user can do about it."""
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own; if you trust that, let it run with --trust-remote-code"
     return REMEDY if not allowed() and "safetensors" in str(error) and "file named" in str(error) else said

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from dino_pipeline import pocket
 from dino_pipeline.cli import main
 from dino_pipeline.cli.preview import clock
+from dino_pipeline.expected import Expected
 from dino_pipeline.loading import Generator, load_decoder
-from dino_pipeline.preview import Expected, draw
+from dino_pipeline.preview import draw
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.sampling import Sampling

@@ -76,7 +76,7 @@ def watching(finishing: str) -> Iterator[Console]:
     from dino_pipeline.console import Console
 
     said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
-    asked = Asked(lambda: os.write(sys.stderr.fileno(), said))
+    asked = Asked(lambda: os.write(2, said))  # print() might be interrupted printing
     with contextlib.closing(Console(asked)) as console, heard(asked.hear):
         try:
             yield console

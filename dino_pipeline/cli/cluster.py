@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import model_path, pick_device
+from dino_pipeline.cli.base import pick_device
 from dino_pipeline.cli.engines import ChosenEngine, check_devices
-from dino_pipeline.cli.models import chosen_generator, recorded
+from dino_pipeline.cli.models import chosen_generator, generator_of, recorded
 from dino_pipeline.errors import OptionError
-from dino_pipeline.weights import ALLOW
 
 if TYPE_CHECKING:
-    from dino_pipeline.cluster import Crew, Staff
+    from dino_pipeline.cluster import Staff, Surroundings
+    from dino_pipeline.crew import Crew
     from dino_pipeline.decoder import Decoder
-    from dino_pipeline.loading import Generator
     from dino_pipeline.processes import Spread
     from dino_pipeline.progress import Watch
 
@@ -80,54 +77,48 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
     Raises:
         OptionError: options exclude each other.
     """
-    from dino_pipeline.cluster import Crew, anywhere
+    from dino_pipeline.cluster import Surroundings
+    from dino_pipeline.crew import Crew
 
     check_devices(options)
     staff = staff_of(options)
     device = options["device"] or ("cuda" if staff.gpus else "cpu")
     asked = {name: options[name] for name in (*GENERATOR, "model")}
-    generator, record = anywhere(staff, watch, _found, asked, dict(begun), device, os.environ[ALLOW])
+    crew = Crew(staff, watch)
+    record = crew.ask(_found, asked, dict(begun), device, Surroundings.here())
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
 
-    crews: list[Crew] = []  # rounds of --until-target share it
-
     def hands(row_tokens: int) -> Crew:
-        if not crews:
+        if not crew.load:  # rounds of --until-target share it
             each = {"device": device, "row_tokens": row_tokens // staff.workers, **speed}
-            load = functools.partial(_load, options["model"], generator, each, os.environ[ALLOW])
-            crews.append(Crew(load, staff, watch, record["fingerprint"]))
-            crews[0].start()
-        return crews[0]
+            crew.begin(functools.partial(_load, record, each, Surroundings.here()), record["fingerprint"])
+        return crew
 
     return ChosenEngine(record, settings, hands)
 
 
-def spread_of(options: Mapping[str, Any]) -> Spread:
-    """Return what spreads work on texts over the cluster."""
+def spread_of(options: Mapping[str, Any], folder: Path) -> Spread:
+    """Return what spreads work on texts in a folder over the cluster."""
     from dino_pipeline.cluster import Doers, Staff, resources
 
-    return Doers(Staff(options["workers"] or max(1, int(resources()[0])))).spread
+    return Doers(Staff(options["workers"] or max(1, int(resources()[0]))), folder).spread
 
 
 GENERATOR = ("revision", "adapter", "quantize", "trust_remote_code", "dtype", "chat")
 
 
-def _found(
-    options: Mapping[str, Any], begun: Mapping[str, Any], device: str, pickles: str
-) -> tuple[Generator, dict[str, Any]]:
-    """Return a generator, and what run.json holds of it, as both are on this machine."""
-    os.environ[ALLOW] = pickles
-    generator = chosen_generator(options, begun, pick_device(device))
-    return generator, recorded(options["model"], generator)
+def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str, there: Surroundings) -> dict[str, Any]:
+    """Return what run.json holds of a generator, as it is on this machine."""
+    there.enter()
+    return recorded(options["model"], chosen_generator(options, begun, pick_device(device)))
 
 
-def _load(name: str, generator: Generator, how: Mapping[str, Any], pickles: str) -> tuple[Decoder, str | None]:
-    """Load a model on a worker, where an embedded one may lie elsewhere; return it with its fingerprint."""
+def _load(record: Mapping[str, Any], how: Mapping[str, Any], there: Surroundings) -> tuple[Decoder, str | None]:
+    """Load a generator on a worker, and return it with its fingerprint there."""
     from dino_pipeline.digests import model_fingerprint
     from dino_pipeline.loading import load_decoder
 
-    os.environ[ALLOW] = pickles
-    here = replace(generator, path=model_path(name, "GENERATOR"))
-    decoder = load_decoder(here, **how)
-    return decoder, model_fingerprint(here.path)
+    there.enter()
+    generator = generator_of(record)
+    return load_decoder(generator, **how), model_fingerprint(generator.path)

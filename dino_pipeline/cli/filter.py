@@ -196,7 +196,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
         memory=options.get("memory") or Means.memory,
         scores=_scores(run, options.get("device")) if chosen.needs_scores else None,
         embed=_embed(chosen.semantic, options.get("device")) if chosen.semantic else None,
-        cluster=spread_of(options) if options.get("address") else None,
+        cluster=spread_of(options, run.path) if options.get("address") else None,
         excluded=tuple(exclusion_files(chosen.exclude, pocket.GOLD_TEST, run.path / "evaluation-data")),
     )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dino_pipeline.sieve import Means
     from dino_pipeline.spec import TaskSpec
     from dino_pipeline.until import Tally
-    from dino_pipeline.writer import More
+    from dino_pipeline.writer import Hands, More
 
 
 class Further(click.ParamType[tuple[str, int]]):
@@ -54,6 +54,7 @@ class Further(click.ParamType[tuple[str, int]]):
     metavar="TEXTS",
     help="Texts of a shard, which is what a worker takes at a time, and loses if it is killed.",
 )
+@click.option("--storage", metavar="URL", help="Keep the texts there, too, and take from there what is finished.")
 @options_of(STAFF)
 @click.option(
     "--until-target",
@@ -88,14 +89,15 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     texts = input_texts(options["inputs_file"], options["input_format"])
     chosen = text_settings(found, options, written=texts is None and found.needs_inputs)
 
+    from dino_pipeline.expected import Expected
     from dino_pipeline.generate import generate as run_generate
-    from dino_pipeline.preview import Expected
+    from dino_pipeline.storage import Storage, StoredHands
 
     chosen = replace(chosen, shard_size=options["shard_size"])
     if options["budget"]:
         _check_budget(options, found, texts, chosen)
     further = _further(run, found, options)
-    fresh = options["fresh"]
+    fresh, storage = options["fresh"], Storage(options["storage"]) if options["storage"] else None
     on_cluster = _asks_for_cluster(options)
     with (
         cluster(options["address"]) if on_cluster else nullcontext(),
@@ -105,12 +107,16 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
         if not engine.debiases:
             chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
 
+        def hands(row_tokens: int) -> Hands:
+            made = engine.hands(row_tokens)
+            return StoredHands(made, storage, run) if storage else made
+
         def write(more: Sequence[More]) -> str:
             nonlocal fresh
             state = run_generate(
                 run,
                 found,
-                engine.hands,
+                hands,
                 chosen,
                 Expected(console, run, job(found, engine.record, chosen), clock),
                 model=engine.record,
@@ -123,10 +129,14 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
             return state
 
         with run.locked():
+            if storage:
+                storage.clear() if fresh else storage.meet(run, console)
             if options["target"]:
                 state = _write_until(run, found, options["target"], options["budget"], write, console)
             else:
                 state = write(further)
+            if storage:
+                storage.put_state(run)
             _report_generated(run, state)
 
 

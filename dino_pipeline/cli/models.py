@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dino_pipeline.cli.base import model_path
+from dino_pipeline.errors import ModelError
 
 if TYPE_CHECKING:
     from dino_pipeline.loading import Generator
@@ -43,6 +45,8 @@ def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], devic
 
     given = {name: options[name] for name in ("revision", "adapter", "quantize", "trust_remote_code")}
     found = Generator(model_path(options["model"], "GENERATOR"), **given)
+    if begun.get("fingerprint") and begun["model"] == options["model"] and not Path(found.path).is_dir():
+        raise ModelError(f"{found.path}: was a folder when the run began, and is not there; bring it back")
     if (dtype := options["dtype"]) == "auto":
         dtype = begun.get("dtype") or pick_dtype(found, device=device)
     if (chat := options["chat"]) == "auto":

@@ -1,0 +1,603 @@
+"""Faults, each injected once: what can be mended is mended and the bytes are the same, else one clear message."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from click.testing import CliRunner, Result
+
+from dino_pipeline import digests, examples, ingest, lock, writer
+from dino_pipeline.cli import main
+from dino_pipeline.digests import Checksums, model_fingerprint
+from dino_pipeline.errors import RunError
+from dino_pipeline.run import FORMAT, Run
+from dino_pipeline.signals import Asked, Stopped, at_once, heard
+from dino_pipeline.suites.sts import hub_folder
+from dino_pipeline.writer import OneEngine, Writer
+from tests.commands import files
+from tests.conftest import TOY_SPEC
+
+JOB = ("--num-inputs", "12", "--samples", "2", "--shard-size", "12")
+Damage = Callable[[Run], object]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, toy_generator: Path) -> Path:
+    """A folder with a spec, a generator and a whole run of six shards."""
+    folder = tmp_path_factory.mktemp("faults")
+    shutil.copytree(toy_generator, folder / "generator")
+    (folder / "toy.json").write_text(json.dumps(TOY_SPEC))
+    done = generate(folder)
+    assert done.exit_code == 0, done.output
+    assert len(list((folder / "run" / "shards").glob("*.jsonl"))) == 6
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    for path in made.iterdir():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    return tmp_path
+
+
+def generate(folder: Path, *more: str) -> Result:
+    with contextlib.chdir(folder):
+        return CliRunner().invoke(main, ["generate", "toy.json", "--run", "run", "--model", "generator", *JOB, *more])
+
+
+def texts(folder: Path) -> dict[str, bytes]:
+    return files(folder / "run")
+
+
+def shard(run: Run) -> Path:
+    return sorted(run.shards.glob("*.jsonl"))[2]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def to_format_1(run: Run) -> None:
+    run.checksums.file.unlink()
+    edit(run.record_file, lambda record: record.pop("format"))
+
+
+def to_format_1_with_a_gap(run: Run) -> None:
+    to_format_1(run)
+    shard(run).unlink()
+
+
+def damage_inputs(run: Run) -> None:
+    run.inputs.unlink()
+    cut(run.input_shards / "00000.jsonl")
+
+
+def put_a_file_in_its_place(run: Run) -> None:
+    shutil.rmtree(run.path)
+    run.path.write_text("mine")
+
+
+MENDED: dict[str, tuple[Damage, str]] = {
+    "a shard is cut short": (lambda run: cut(shard(run)), "00002.jsonl: is not what was written"),
+    "a bit of a shard flips": (lambda run: flip(shard(run)), "00002.jsonl: is not what was written"),
+    "a shard is emptied": (lambda run: shard(run).write_bytes(b""), "00002.jsonl: is not what was written"),
+    "a shard is gone": (lambda run: shard(run).unlink(), ""),
+    "all shards are gone": (lambda run: shutil.rmtree(run.shards), ""),
+    "rejected texts are gone": (lambda run: (run.rejected / "00001.jsonl").unlink(), ""),
+    "rejected texts are changed": (
+        lambda run: (run.rejected / "00001.jsonl").write_text('{"text_a": "x"}\n'),
+        "rejected/00001.jsonl: is not what was written",
+    ),
+    "the checksums are gone": (lambda run: run.checksums.file.unlink(), ""),
+    "the checksums are cut short": (lambda run: cut(run.checksums.file), ""),
+    "the checksums are no text": (lambda run: run.checksums.file.write_bytes(b"\xff\x00" * 99), ""),
+    "the checksums are another's": (
+        lambda run: run.checksums.file.write_text(f"{'0' * 64}  shards/00004.jsonl\n" * 3),
+        "",
+    ),
+    "the inputs are edited": (lambda run: flip(run.inputs), "inputs.jsonl: is not what was written"),
+    "the inputs are gone": (lambda run: run.inputs.unlink(), ""),
+    "the inputs and what they come from are damaged": (
+        damage_inputs,
+        "input-shards/00000.jsonl: is not what was written",
+    ),
+    "half-written files are left": (lambda run: (run.shards / "00002.jsonl.part").write_text("{"), ""),
+    "a killed process's lock is left": (lambda run: (run.path / ".lock").write_text("{"), ""),
+    "the record says that work is under way": (
+        lambda run: edit(run.record_file, lambda record: record["generate"].update(status="running")),
+        "",
+    ),
+    "the run is of format 1": (to_format_1, ""),
+    "the run is of format 1 and a shard is gone": (to_format_1_with_a_gap, ""),
+    "the spec's copy is gone": (lambda run: run.spec.unlink(), ""),
+}
+
+
+@pytest.mark.parametrize("fault", MENDED)
+def test_what_is_damaged_is_written_anew(folder: Path, fault: str) -> None:
+    before, (damage, said) = texts(folder), MENDED[fault]
+    damage(Run(folder / "run"))
+    done = generate(folder)
+    assert done.exit_code == 0, done.output
+    assert said in done.stderr
+    after = texts(folder)
+    after.pop("shards/00002.jsonl.part", None)
+    assert after == before
+    assert Run(folder / "run").records()["format"] == FORMAT
+
+
+def set_format(number: object) -> Damage:
+    return lambda run: edit(run.record_file, lambda record: record.update(format=number))
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def with_own_code(folder: Path) -> None:
+    own = {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    edit(folder / "config.json", lambda config: config.update(own))
+    (folder / "code.py").write_text("raise SystemExit('this ran')\n")
+
+
+REFUSED: dict[str, tuple[Damage, str]] = {
+    "the record is cut short": (lambda run: cut(run.record_file), "run.json: cannot be read"),
+    "the record is a list": (lambda run: run.record_file.write_text("[]"), "run.json: is no object"),
+    "the record is deep": (lambda run: run.record_file.write_text("[" * 99_999), "run.json: cannot be read"),
+    "the record is no text": (lambda run: run.record_file.write_bytes(b"\xff\xfe\x00"), "run.json: cannot be read"),
+    "the run is of a later format": (set_format(FORMAT + 1), f"of format {FORMAT + 1}, and this dino_pipeline knows"),
+    "the run's format is no number": (set_format("new"), "of format 'new', and this dino_pipeline knows"),
+    "no record tells whose shards these are": (lambda run: run.record_file.unlink(), "made by no recorded generate"),
+    "the weights are others": (
+        lambda run: flip(run.path.parent / "generator" / "model.safetensors"),
+        "begun with other options: fingerprint was",
+    ),
+    "the tokenizer is another": (
+        lambda run: edit(run.path.parent / "generator" / "tokenizer.json", lambda found: found.update(x=1)),
+        "begun with other options: fingerprint was",
+    ),
+    "the model is gone": (
+        lambda run: shutil.rmtree(run.path.parent / "generator"),
+        "generator: was a folder when the run began, and is not there",
+    ),
+    "the weights are pickled": (lambda run: pickled(run.path.parent / "generator"), ""),
+    "the run's folder is a file": (
+        put_a_file_in_its_place,
+        "cannot be written",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_cannot_be_mended_is_said_and_nothing_is_lost(folder: Path, fault: str) -> None:
+    damage, said = REFUSED[fault]
+    damage(Run(folder / "run"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    failed = generate(folder)
+    assert failed.exit_code == 2, failed.output
+    assert failed.stderr.startswith("error: ")
+    assert said in failed.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_models_from_strangers_run_nothing(folder: Path) -> None:
+    shutil.rmtree(folder / "run")
+    pickled(folder / "generator")
+    failed = generate(folder)
+    assert failed.exit_code == 2
+    assert "pytorch_model.bin: holds pickled weights only" in failed.stderr
+    assert "dino --allow-pickle" in failed.stderr
+    (folder / "generator" / "pytorch_model.bin").rename(folder / "generator" / "model.safetensors")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.bin").write_bytes(b"\x80")
+    failed = generate(folder, "--adapter", str(folder / "adapter"))
+    assert "adapter_model.bin: holds pickled weights only" in failed.stderr
+    with_own_code(folder / "generator")
+    failed = generate(folder)
+    assert failed.exit_code == 2
+    assert "trust" in failed.stderr
+    assert "this ran" not in failed.output
+
+
+def test_pickled_weights_that_are_asked_for_are_read(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "generator" / "model.safetensors"), folder / "generator" / "pytorch_model.bin")
+    (folder / "generator" / "model.safetensors").unlink()
+    call = ["--allow-pickle", "generate", "toy.json", "--run", "pickled", "--model", "generator"]
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(main, [*call, *JOB])
+    assert done.exit_code == 0, done.output
+    assert files(folder / "pickled")["shards/00000.jsonl"] == texts(folder)["shards/00000.jsonl"]
+
+
+def test_a_change_in_the_middle_of_large_weights_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "FULLY_HASHED", 1000)
+    monkeypatch.setattr(digests, "SAMPLE", 100)
+    monkeypatch.setattr(digests, "APART", 200)
+    (tmp_path / "model.safetensors").write_bytes(bytes(10_000))
+    before = model_fingerprint(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(bytes(5_000) + b"\1" * 150 + bytes(4_850))
+    assert model_fingerprint(str(tmp_path)) != before
+
+
+def test_fingerprints_of_format_1_go_on(folder: Path) -> None:
+    """One that knew large weights by their size is what it would be now."""
+    (folder / "generator" / "chat_template.jinja").write_text("{# unused #}")
+    run = Run(folder / "run")
+    edit(
+        run.record_file,
+        lambda record: record["generate"]["options"].update(
+            fingerprint=digests.fingerprint_before_format_2(str(folder / "generator"))
+        ),
+    )
+    assert "fingerprint was" in generate(folder, "--chat", "off").stderr
+    to_format_1(run)
+    assert generate(folder, "--chat", "off").exit_code == 0
+
+
+def test_a_name_on_the_hub_that_moved_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(folder / "run")
+    edit(run.record_file, lambda record: record["generate"].update(model_commit="a" * 40))
+    shard(run).unlink()
+    monkeypatch.setattr(OneEngine, "facts", lambda self: {"model_commit": "b" * 40})
+    failed = generate(folder)
+    assert failed.exit_code == 2
+    assert f"was begun with commit {'a' * 40}" in failed.stderr
+    assert len(list(run.shards.glob("*.jsonl"))) == 5
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
+@pytest.mark.parametrize("name", ["00003.jsonl.part", "run.json.part", "inputs.jsonl.part", "SHA256SUMS"])
+def test_a_disk_that_takes_no_more_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    whole = texts(folder)
+    shutil.rmtree(folder / "run")
+
+    def full(path: Any, mode: str = "r", **kwargs: Any) -> Any:
+        if Path(path).name == name and mode != "rb" and ("SUMS" not in name or Path(path).exists()):
+            raise error
+        return open(path, mode, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "open", full, raising=False)
+        patch.setattr(digests, "open", full, raising=False)
+        failed = generate(folder)
+    assert failed.exit_code == 2, failed.output
+    assert f"cannot be written: {error.strerror}" in failed.stderr
+    kept = texts(folder)
+    assert not [path for path in kept if path.endswith(".part")]
+    assert all(content == whole[path] for path, content in kept.items() if "SUMS" not in path)
+    assert generate(folder).exit_code == 0
+    assert texts(folder) == whole
+
+
+def test_memory_that_is_full_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Writer, shards: Any) -> NoReturn:
+        raise MemoryError
+
+    whole = texts(folder)
+    shutil.rmtree(folder / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "_write", full)
+        failed = generate(folder)
+    assert failed.exit_code == 2
+    assert failed.stderr.splitlines()[-1].startswith("error: memory is full")
+    assert generate(folder).exit_code == 0
+    assert texts(folder) == whole
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_one_signal_finishes_the_shard_and_two_stop_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, times: int
+) -> None:
+    whole = texts(folder)
+    shutil.rmtree(folder / "run" / "shards")
+    count = writer.count_text
+    taken = 0
+
+    def signalled(*arguments: Any) -> None:
+        nonlocal taken
+        count(*arguments)
+        taken += 1
+        if taken == 18:  # in the second shard
+            for _ in range(times):
+                signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "count_text", signalled)
+        stopped = generate(folder)
+    assert stopped.exit_code == code, stopped.output
+    assert "the same command goes on from there" in stopped.stderr
+    assert len(list((folder / "run" / "shards").glob("*"))) == (2 if times == 1 else 1)
+    assert generate(folder).exit_code == 0
+    assert texts(folder) == whole
+
+
+def test_nothing_under_way_is_left_at_once() -> None:
+    said: list[str] = []
+    asked = Asked(lambda: said.append("finishing"))
+    with pytest.raises(Stopped), heard(asked.hear):
+        signal.raise_signal(signal.SIGTERM)
+    assert not said
+    with heard(at_once), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_process_is_told_who_works_there_and_for_how_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(folder / "run")
+    with run.locked():
+        monkeypatch.setattr(lock, "_now", lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5))
+        refused = generate(folder)
+        assert refused.exit_code == 2
+        assert f"another dino process works here (process {os.getpid()} on " in refused.stderr
+        assert ", for 0:05:0" in refused.stderr
+        monkeypatch.setattr(lock, "_now", lambda: datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=5))
+        refused = generate(folder)  # the clock was set back
+        assert refused.exit_code == 2
+        assert ", for" not in refused.stderr
+        (run.path / ".lock").write_text("no JSON")
+        assert "another dino process works here; wait" in generate(folder).stderr
+
+
+def test_a_file_system_without_locks_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: object, how: int) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert "keeps no locks" in generate(folder).stderr
+
+
+@pytest.mark.parametrize("jump", [-(10**9), 10**9])
+def test_a_clock_that_jumps_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, jump: int) -> None:
+    import time
+
+    whole, now = texts(folder), time.time
+    shard(Run(folder / "run")).unlink()
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    assert generate(folder).exit_code == 0
+    assert texts(folder) == whole
+
+
+def test_a_filter_refuses_spoilt_shards_until_they_are_written_anew(folder: Path) -> None:
+    run = Run(folder / "run")
+    call = ["filter", str(run.path), "--near-duplicates", "0", "--no-balance", "--dev-share", "0", "--min-chars", "0"]
+    flip(shard(run))
+    refused = CliRunner().invoke(main, call)
+    assert refused.exit_code == 2
+    assert "00002.jsonl: is not what was written" in refused.stderr
+    assert "dino generate" in refused.stderr
+    assert not run.train.exists()
+    assert generate(folder).exit_code == 0
+    assert "is not what was written" not in CliRunner().invoke(main, call).output
+
+
+LINES: dict[str, tuple[bytes, str]] = {
+    "100 MB": (b'{"text_a": "' + b"a" * 100 * 2**20 + b'"}', "line 2: is 100 MiB long"),
+    "deep": (b"[" * 100_000, "line 2: nested too deeply"),
+    "deep in a field": (b'{"text_a": "a", "x": ' + b"[" * 100_000, "line 2: nested too deeply"),
+    "not UTF-8": (b'{"text_a": "\xff"}', "line 2: byte 12 is not UTF-8"),
+    "half a surrogate pair": (b'{"text_a": "\\ud800", "label": 1}', "line 2: "),
+    "cut off": (b'{"text_a": "a', "line 2: not JSON"),
+    "no object": (b"7", "line 2: must be a JSON object"),
+    "an endless number": (b'{"text_a": "a", "label": 1e999}', 'line 2: "label" must be a finite number'),
+    "a huge index": (b'{"text_a": "a", "label": 1, "input": 99999999999999999999}', 'line 2: "input" must be'),
+}
+
+
+@pytest.mark.parametrize("fault", LINES)
+def test_a_line_that_is_no_example_is_named(tmp_path: Path, fault: str) -> None:
+    line, said = LINES[fault]
+    (tmp_path / "data.jsonl").write_bytes(b'{"text_a": "a", "text_b": "b", "label": 1}\n' + line + b"\n")
+    failed = CliRunner().invoke(main, ["filter", str(tmp_path / "data.jsonl"), "--run", str(tmp_path / "run")])
+    assert failed.exit_code == 2, failed.output
+    assert failed.stderr.startswith("error: ")
+    assert f"data.jsonl, {said}" in failed.stderr
+    assert not (tmp_path / "run" / "train.jsonl").exists()
+
+
+def test_long_inputs_are_named_or_left_out(folder: Path) -> None:
+    (folder / "long.txt").write_text("fine\n" + "a" * 17 * 2**20)
+    shutil.rmtree(folder / "run")
+    failed = generate(folder, "--inputs", str(folder / "long.txt"))
+    assert failed.exit_code == 2
+    assert "long.txt, line 2: is 17 MiB long" in failed.stderr
+    (folder / "long.txt").write_text("fine\n" + "a" * 2_000_000)
+    done = generate(folder, "--inputs", str(folder / "long.txt"))
+    assert done.exit_code == 0, done.output
+    assert "the input is longer than 1,000,000 characters" in done.stderr
+
+
+SPECS: dict[str, tuple[dict[str, Any], str]] = {
+    "inputs above": ({"inputs": "../other.json"}, "inputs: ../other.json lies outside the spec's folder"),
+    "inputs anywhere": ({"inputs": "/etc/passwd"}, "inputs: /etc/passwd lies outside the spec's folder"),
+    "values above": ({"variables": {"T": "../../etc/passwd"}}, "variables, T: ../../etc/passwd lies outside"),
+    "values by a link": ({"variables": {"T": "link.txt"}}, "variables, T: link.txt lies outside"),
+    "values of zeros": ({"variables": {"T": "a\0b"}}, "variables, T"),
+}
+
+
+@pytest.mark.parametrize("fault", SPECS)
+def test_a_strangers_spec_reads_no_files_but_those_beside_it(tmp_path: Path, fault: str) -> None:
+    change, said = SPECS[fault]
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "specs" / "link.txt").symlink_to("/etc/hostname")
+    spec = {**TOY_SPEC, **change}
+    (tmp_path / "specs" / "spec.json").write_text(json.dumps(spec))
+    failed = CliRunner().invoke(main, ["spec", "check", str(tmp_path / "specs" / "spec.json")])
+    assert failed.exit_code == 2
+    assert said in failed.output
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"x": "' + b"a" * 17 * 2**20 + b'"}', "is larger than 16 MiB"),
+        (b'{"task_name": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"task_name": "../../../home", "labels": {}}', "task_name"),
+        (b"\xff\xfe", "is not UTF-8"),
+    ],
+)
+def test_a_spec_of_another_kind_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "spec.json").write_bytes(content)
+    failed = CliRunner().invoke(main, ["spec", "check", str(tmp_path / "spec.json")])
+    assert failed.exit_code == 2
+    assert said in failed.output
+
+
+def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dino_pipeline.errors import OptionError
+    from dino_pipeline.suites import sts
+
+    monkeypatch.setattr(sts, "LARGEST", 2**20)
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as packed:
+        member = tarfile.TarInfo("STS/STS12-en-test/bomb.txt")
+        member.size = 64 * 2**20
+        packed.addfile(member, io.BytesIO(bytes(member.size)))
+    assert (tmp_path / "bomb.tar.gz").stat().st_size < 2**17
+    with pytest.raises(OptionError, match="unpacks to more than 1 MiB"):
+        hub_folder(lambda *_, **__: str(tmp_path / "bomb.tar.gz"), tmp_path / "cache")
+    assert not list(tmp_path.rglob("bomb.txt"))
+
+
+def test_a_worker_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "killer.py").write_text("import os\n\n\ndef die(example):\n    os.kill(os.getpid(), 9)\n")
+    row = '{"text_a": "a dog runs", "text_b": "it barks", "label": 1}\n'
+    (tmp_path / "data.jsonl").write_text(row * 99)
+    monkeypatch.setattr(ingest, "PIECE", 1000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    failed = CliRunner().invoke(
+        main, ["filter", "data.jsonl", "--run", "run", "--rule", "killer:die", "--workers", "2"]
+    )
+    assert failed.exit_code == 2, failed.output
+    assert "a worker process was killed" in failed.stderr
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+@pytest.fixture
+def storage(folder: Path) -> Iterator[str]:
+    """A place on an object store, with all that the run has."""
+    import fsspec
+
+    url = f"memory://{folder.name}/run"
+    shutil.copytree(folder / "run", folder / "before")
+    shutil.rmtree(folder / "run")
+    done = generate(folder, "--storage", url)
+    assert done.exit_code == 0, done.output
+    yield url
+    fsspec.filesystem("memory").rm(f"/{folder.name}", recursive=True)
+
+
+def stored(url: str, name: str, content: bytes | None = None) -> bytes:
+    """Read, or write, a file there."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    path = f"{url.removeprefix('memory:/')}/{name}"
+    if content is not None:
+        files.pipe_file(path, content)
+    found: bytes = files.cat_file(path)
+    return found
+
+
+def test_a_run_goes_on_from_its_storage_on_another_machine(folder: Path, storage: str) -> None:
+    before = files(folder / "before")
+    assert texts(folder) == before
+    shutil.rmtree(folder / "run")
+    done = generate(folder, "--storage", storage)
+    assert done.exit_code == 0, done.output
+    assert "12 finished shards or inputs taken from memory://" in done.stderr
+    assert "texts are up to date" in done.stdout
+    kept = {name: content for name, content in before.items() if not name.startswith("input-")}
+    assert {name: texts(folder)[name] for name in kept if name != "SHA256SUMS"} == {
+        name: content for name, content in kept.items() if name != "SHA256SUMS"
+    }
+
+
+def test_what_is_spoilt_in_storage_is_written_anew_there_too(folder: Path, storage: str) -> None:
+    whole = stored(storage, "shards/00002.jsonl")
+    stored(storage, "shards/00002.jsonl", b"spoilt")
+    shutil.rmtree(folder / "run")
+    done = generate(folder, "--storage", storage)
+    assert done.exit_code == 0, done.output
+    assert "shards/00002.jsonl: is not what was written" in done.stderr
+    assert stored(storage, "shards/00002.jsonl") == whole
+    assert texts(folder)["shards/00002.jsonl"] == whole
+
+
+def test_what_has_no_mark_is_not_believed(folder: Path, storage: str) -> None:
+    import fsspec
+
+    whole = stored(storage, "shards/00002.jsonl")
+    fsspec.filesystem("memory").rm_file(f"{storage.removeprefix('memory:/')}/done/shards-00002.jsonl")
+    stored(storage, "shards/00002.jsonl", b"half of it")
+    shutil.rmtree(folder / "run")
+    assert generate(folder, "--storage", storage).exit_code == 0
+    assert stored(storage, "shards/00002.jsonl") == whole == texts(folder)["shards/00002.jsonl"]
+
+
+def test_storage_that_leads_elsewhere_or_is_not_there_is_refused(folder: Path, storage: str) -> None:
+    shutil.copytree(folder / "run", folder / "kept")
+    shutil.rmtree(folder / "run")
+    assert generate(folder, "--seed", "7").exit_code == 0
+    failed = generate(folder, "--seed", "7", "--storage", storage)
+    assert failed.exit_code == 2
+    assert "holds another run" in failed.stderr
+    shutil.rmtree(folder / "run")
+    stored(storage, "done/shards-00002.jsonl", f"{'0' * 64}  ../../outside.jsonl\n".encode())
+    failed = generate(folder, "--storage", storage)
+    assert failed.exit_code == 2
+    assert "which no run holds" in failed.stderr
+    assert not list(folder.parent.rglob("outside.jsonl"))
+    failed = generate(folder, "--storage", "nowhere://bucket/run")
+    assert failed.exit_code == 2
+    assert "--storage nowhere://bucket/run" in failed.stderr
+
+
+def test_checksums_are_what_sha256sum_reads(folder: Path) -> None:
+    import subprocess
+
+    run = Run(folder / "run")
+    checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run.path, capture_output=True)
+    assert checked.returncode == 0, checked.stdout
+    flip(shard(run))
+    with pytest.raises(RunError, match="has another checksum"):
+        Checksums(run.path).check({shard(run): digests.file_digest(shard(run))})
