@@ -190,8 +190,8 @@ class Simulation:
     def _double(self, now: float) -> None:
         idle = (worker for worker in range(self.workers) if self.alive[worker] and not self.queue[worker])
         under_way = (shard for queue in self.queue for shard in list(queue))
-        late = (shard for shard in under_way if shard not in self.doubled and not self.done[shard])
-        for worker, shard in zip(list(idle), list(late), strict=False):
+        late = [shard for shard in under_way if shard not in self.doubled and not self.done[shard]]
+        for worker, shard in zip(list(idle), sorted(late, reverse=True), strict=False):
             self.doubled.add(shard)
             self.repeated += 1
             self._give(now, worker, shard)

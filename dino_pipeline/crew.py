@@ -74,7 +74,7 @@ class _Todo:
                     self.open[shard.path] = shard
                     yield member, shard
         idle = (member for member in ready if not member.flying)
-        late = (shard for path, shard in list(self.open.items()) if path not in self.doubled)
+        late = (shard for path, shard in reversed([*self.open.items()]) if path not in self.doubled)  # begun last
         for member, shard in zip(idle, late, strict=False):
             self.doubled.add(shard.path)
             yield member, shard
@@ -243,11 +243,12 @@ class Crew:
             return
         if isinstance(found, Ready):
             self._check(found)
+            self.losses.pop(None, None)
             member.begun = None
             return
         shard = member.flying.pop(call)
         if told and told.todo.finish(shard):
-            self.losses.clear()
+            self.losses.pop(shard.path, None)
             self.storing.append((self.pool.submit(store, shard, found), shard, found))
 
     def _tell(self, told: _Round, *, all_of_them: bool) -> None:

@@ -20,6 +20,7 @@ from dino_pipeline.objectives import NAMES, Objective, Recipe, Training, get_obj
 from dino_pipeline.progress import Progress, Unseen
 from dino_pipeline.run import Run
 from dino_pipeline.selection import selection
+from dino_pipeline.signals import Stopped
 from dino_pipeline.trainer import arguments
 from tests.toys import save_encoder, static_encoder
 
@@ -201,6 +202,25 @@ class Stopper(Listener):
     def progress(self, progress: Progress) -> None:
         if progress.done == 14:
             raise KeyboardInterrupt
+
+
+class Asker(Listener):
+    """Asks a training to stop after some steps."""
+
+    def stopping(self) -> bool:
+        return bool(self.said) and int(self.said[-1].partition("/")[0]) >= 12
+
+
+def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Path, train: Train) -> None:
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    train(whole)
+    with pytest.raises(Stopped):
+        train(run, watch=Asker())
+    assert "checkpoint-13" in {path.name for path in run.checkpoints.iterdir()}
+    watch = Listener()
+    assert train(run, watch=watch).state == "resumed"
+    assert watch.said[0].startswith("14/"), "no step is done twice"
+    assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
 
 TRIPLETS = [

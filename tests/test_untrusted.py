@@ -21,6 +21,7 @@ from dino_pipeline.hub.markdown import fenced, plain, table
 from dino_pipeline.run import Run
 from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import X1, TaskSpec
+from tests.pairs import Words
 from tests.test_report import Reader
 from tests.toys import char_tokenizer, tiny_model
 
@@ -88,8 +89,8 @@ def test_cards_hold_a_text_and_no_more(text: str, other: str) -> None:
 @given(st.lists(st.tuples(texts, texts), min_size=6, max_size=12))
 @example([*zip(NASTY, reversed(NASTY), strict=True)])
 def test_a_file_of_anything_goes_the_whole_way(pairs: list[tuple[str, str]]) -> None:
-    sound = [(f"a sentence of number {at} with some words", f"and what follows it, {at * 7}") for at in range(24)]
-    rows = [Example(a, b, label) for at, (a, b) in enumerate([*pairs, *sound]) for label in (1.0, 0.0)[at % 2 :]]
+    sound = [Example(each.text_a, each.text_b, each.label) for each in Words().pairs(12, 1) if each.label != 0.5]
+    rows = [*(Example(a, b, float(at % 2)) for at, (a, b) in enumerate(pairs)), *sound]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_examples(folder / "data.jsonl", rows)
