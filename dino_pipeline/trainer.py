@@ -115,8 +115,6 @@ def train(
             f"{folder}: training could not go on ({first_line(error)}); "
             "the last whole checkpoint is kept: make room and run again"
         ) from error
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise Stopped
     best, steps = trainer.state.best_metric, trainer.state.global_step
     if best is None or not math.isfinite(best):
         raise ModelError(
@@ -287,9 +285,13 @@ class _Teller(TrainerCallback):
         if state.global_step == state.max_steps:
             control.should_evaluate = control.should_save = True
         elif self.alone and self.watch.stopping():
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
         elif state.is_world_process_zero:
             self.watch.progress(self.shown)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.alone and self.watch.stopping() and state.global_step < state.max_steps:
+            raise Stopped  # here, for an ended training deletes all checkpoints but the best
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         if not state.is_world_process_zero or self.selection.metric not in metrics:

@@ -1,10 +1,9 @@
-"""What survives kill -9, a full disk, Ctrl-C and two processes on one run."""
+"""What survives kill -9, at any moment, and a disk that is really full; test_faults.py has the other faults."""
 
 from __future__ import annotations
 
 import random
 import resource
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,16 +12,16 @@ import pytest
 
 from dino_pipeline.examples import write_examples
 from dino_pipeline.run import Run
-from tests.commands import command, dino, files, start
+from tests.commands import dino, files, start
 from tests.pairs import Words, outputs
 
-KILLS = 4
+KILLS = 2
 
 
 @pytest.fixture
 def arguments(toy_spec: Path, toy_generator: Path) -> list[str]:
     """A generate command whose work takes some seconds and several shards."""
-    return ["generate", str(toy_spec), "--model", str(toy_generator), "--num-inputs", "500", "--samples", "3"]
+    return ["generate", str(toy_spec), "--model", str(toy_generator), "--num-inputs", "350", "--samples", "3"]
 
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_texts(tmp_path: Path, arguments: list[str]) -> None:
@@ -34,7 +33,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_texts(tmp_path: Path, arg
     for _ in range(KILLS):
         process = start(*arguments, "--run", "killed", cwd=tmp_path)
         try:
-            process.wait(timeout=moments.uniform(0.3, 0.95) * seconds)
+            process.wait(timeout=moments.uniform(0.5, 0.95) * seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -43,76 +42,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_texts(tmp_path: Path, arg
     assert resumed.returncode == 0, resumed.stderr
     assert survived, "no kill came after a finished shard: nothing was tested"
     whole = files(tmp_path / "whole")
-    assert len([name for name in whole if name.startswith("shards/")]) >= 4
+    assert len([name for name in whole if name.startswith("shards/")]) >= 3
     assert files(tmp_path / "killed") == whole
-
-
-def test_a_full_disk_loses_no_finished_shard(tmp_path: Path, toy_spec: Path, toy_generator: Path) -> None:
-    """Files may grow to LIMIT bytes: enough for the first shard, of short inputs, not for the second."""
-    texts = [f"a{n}" for n in range(113)] + [f"{'long ' * 20}{n}" for n in range(113)]
-    (tmp_path / "inputs.txt").write_text("\n".join(texts))
-    call: list[str | Path] = [
-        "generate",
-        toy_spec,
-        "--model",
-        toy_generator,
-        "--inputs",
-        "inputs.txt",
-        "--samples",
-        "3",
-        "--run",
-        "run",
-    ]
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
-
-    failed = dino(*call, cwd=tmp_path, preexec_fn=small_files)
-    assert failed.returncode == 2
-    assert "cannot be written: File too large" in failed.stderr
-    assert "what was finished before is kept" in failed.stderr
-    kept = files(tmp_path / "run")
-    del kept["SHA256SUMS"]  # grows
-    assert "shards/00000.jsonl" in kept
-    assert not [name for name in kept if name.endswith(".part")]
-    assert dino(*call, cwd=tmp_path).returncode == 0
-    whole = files(tmp_path / "run")
-    assert kept.items() <= whole.items()
-    assert "shards/00001.jsonl" in whole
-
-
-LIMIT = 160_000
-
-
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path, arguments: list[str]) -> None:
-    process = subprocess.Popen(
-        command(*arguments, "--run", "run"),
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell lets what it starts in the background ignore Ctrl-C, this test's process included
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    until = time.monotonic() + 60
-    while not list((tmp_path / "run").glob("shards/*.jsonl")) and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command goes on from there" in errors
-    assert "Traceback" not in errors
-    assert not list((tmp_path / "run").rglob("*.part"))
-
-
-def test_two_processes_cannot_work_on_one_run(tmp_path: Path, arguments: list[str]) -> None:
-    first = start(*arguments, "--run", "run", cwd=tmp_path)
-    until = time.monotonic() + 60
-    while not (tmp_path / "run" / "run.json").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    second = dino(*arguments, "--run", "run", cwd=tmp_path)
-    assert first.wait(timeout=120) == 0
-    assert second.returncode == 2
-    assert "another dino process works here" in second.stderr
 
 
 def test_a_filter_killed_at_any_moment_leaves_the_old_files_or_the_new(tmp_path: Path) -> None:

@@ -206,6 +206,9 @@ def test_ctrl_c_waits_for_no_answer(inputs: Path, tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)
+        process.send_signal(signal.SIGINT)  # the shard is to be finished
+        time.sleep(1)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
 

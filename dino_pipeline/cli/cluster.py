@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import pick_device
-from dino_pipeline.cli.engines import ChosenEngine, check_devices
+from dino_pipeline.cli.engines import ChosenEngine, check_devices, tell_of_template
 from dino_pipeline.cli.models import chosen_generator, generator_of, recorded
 from dino_pipeline.errors import OptionError
 
@@ -86,6 +86,7 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
     asked = {name: options[name] for name in (*GENERATOR, "model")}
     crew = Crew(staff, watch)
     record = crew.ask(_found, asked, dict(begun), device, Surroundings.here())
+    tell_of_template(record, options, watch)
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
     settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
 

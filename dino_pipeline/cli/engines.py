@@ -18,6 +18,7 @@ from dino_pipeline.errors import OptionError
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
     from dino_pipeline.engine import Scorer
+    from dino_pipeline.progress import Watch
     from dino_pipeline.run import Run
     from dino_pipeline.server import Server
     from dino_pipeline.writer import Hands, OneEngine
@@ -164,8 +165,8 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
     check_devices(options)
     device = pick_device(options["device"])
     generator = chosen_generator(options, begun, device)
-    if generator.chat and options["chat"] == "auto":
-        console.note("prompts go into the model's chat template (--chat off: as they are)")
+    record = recorded(options["model"], generator)
+    tell_of_template(record, options, console)
     speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
 
     loaded: list[OneEngine] = []  # rounds of --until-target share it
@@ -178,7 +179,13 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
             loaded.append(OneEngine(load_decoder(generator, device=device, row_tokens=row_tokens, **speed)))
         return loaded[0]
 
-    return ChosenEngine(recorded(options["model"], generator), {"device": device, **speed}, hands)
+    return ChosenEngine(record, {"device": device, **speed}, hands)
+
+
+def tell_of_template(record: Mapping[str, Any], options: Mapping[str, Any], watch: Watch) -> None:
+    """Say that prompts go into a template, where nobody asked for that."""
+    if record.get("chat") == "on" and options["chat"] == "auto":
+        watch.note("prompts go into the model's chat template (--chat off: as they are)")
 
 
 def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
