@@ -36,7 +36,7 @@ from dino_pipeline.crew import STORING, store
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.plan import plan
-from dino_pipeline.progress import LabelCount, Progress, Unseen
+from dino_pipeline.progress import Progress, Unseen, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
 from dino_pipeline.worker import Written
@@ -209,7 +209,7 @@ def measure(shards: int) -> Times:
         write_examples(run.inputs, (Example(text) for text in texts))
         options = GenerateOptions(samples=2, num_inputs=len(texts))
         for shard in itertools.islice(plan(run, spec, options, ()), shards):
-            progress = Progress("", 0, labels={label: LabelCount() for label in spec.labels})
+            progress = Progress("", 0, labels=no_counts(spec.labels))
             begun = time.perf_counter()
             job = Job(spec, options, options.sampling)
             OneEngine(decoder).write(job, [shard], Unseen(), progress, lambda shard, _: None)

@@ -8,14 +8,13 @@ import logging
 import os
 import re
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line
-from dino_pipeline.processes import Make
+from dino_pipeline.processes import Make, in_order
 from dino_pipeline.weights import ALLOW
 
 AHEAD = 2
@@ -135,15 +134,11 @@ class Doers:
         how = ray.put(make)
 
         def ordered(jobs: Iterator[Any]) -> Iterator[Any]:
-            ahead: deque[Any] = deque()
             turns = itertools.cycle(self.doers)
             try:
-                for job in jobs:
-                    ahead.append(next(turns).do.remote(how, how.hex(), job))
-                    if len(ahead) > AHEAD * len(self.doers):
-                        yield ray.get(ahead.popleft())
-                while ahead:
-                    yield ray.get(ahead.popleft())
+                yield from in_order(
+                    jobs, lambda job: next(turns).do.remote(how, how.hex(), job), ray.get, AHEAD * len(self.doers)
+                )
             except ray.exceptions.RayTaskError as error:
                 raise own_error(error) from error
             except ray.exceptions.RayError as error:

@@ -24,8 +24,6 @@ PATIENCE = 1.0
 """Seconds between two looks at a cluster where nothing happens."""
 LONG = 20
 """After so many such looks without a single worker, the reason is said."""
-
-
 STORING = 8
 """Shards stored side by side: a disk that is asked to make sure takes its time."""
 
@@ -101,11 +99,10 @@ class _Todo:
 
 @dataclass(frozen=True)
 class _Round:
-    """One call to write, and who is told what of it."""
+    """One call to write, and who is told of it."""
 
     job: Job
     todo: _Todo
-    watch: Watch
     progress: Progress
     stored: Stored
 
@@ -195,7 +192,7 @@ class Crew:
         import ray
 
         asked, todo = ray.put(job), _Todo(iter(shards))
-        told = _Round(job, todo, watch, progress, stored)
+        told = _Round(job, todo, progress, stored)
         while True:
             self._hire()
             if watch.stopping():
@@ -225,9 +222,9 @@ class Crew:
     def _hire(self) -> None:
         import ray
 
-        actor = ray.remote(num_cpus=self.staff.cpus, num_gpus=self.staff.gpus, max_concurrency=AHEAD + 1)(Worker)
         while len(self.members) < self.staff.workers:
-            worker = actor.remote()
+            sized = {"num_cpus": self.staff.cpus, "num_gpus": self.staff.gpus}
+            worker = ray.remote(max_concurrency=AHEAD + 1, **sized)(Worker).remote()
             self.members.append(_Member(worker, worker.begin.remote(self.load) if self.load else None))
 
     def _take(self, call: Any, member: _Member, told: _Round | None) -> None:

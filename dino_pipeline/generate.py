@@ -14,8 +14,8 @@ from dino_pipeline.diversity import Diversity, advice
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
 from dino_pipeline.inputs import Seen, distinct
-from dino_pipeline.plan import input_shards, is_whole, plan, stored_inputs, unwritten
-from dino_pipeline.progress import LabelCount, Progress, Unseen, Watch
+from dino_pipeline.plan import are_whole, input_shards, is_whole, plan, stored_inputs, unwritten
+from dino_pipeline.progress import Progress, Unseen, Watch, no_counts
 from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
@@ -68,7 +68,7 @@ def generate(
     """
     _check_inputs(spec, inputs)
     sums = run.checksums
-    partial = [run.inputs, run.shards, run.rejected, run.input_shards, run.input_rejected, sums.file]
+    partial = [run.inputs, *itertools.chain.from_iterable(run.shard_folders), sums.file]
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
     outputs = [run.spec, run.shards]
     state = run.check("generate", recorded, outputs=outputs, partial=partial, fresh=fresh)
@@ -103,7 +103,7 @@ def generate(
         _note_changes(run, hands)
     asked = _count(stored_inputs(run)) if spec.needs_inputs else None
     total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
-    progress = Progress("texts", total, labels={label: LabelCount() for label in spec.labels})
+    progress = Progress("texts", total, labels=no_counts(spec.labels))
     of = options.sampling
     diversity = Diversity(watch.note, advice(inputs=spec.needs_inputs, top_k=of.top_k, top_p=of.top_p))
 
@@ -153,11 +153,8 @@ def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) ->
 
 def _drop_spoilt_inputs(run: Run, sums: Checksums, watch: Watch) -> None:
     """Remove inputs that are not as they were written, so that they are written anew."""
-    if not run.inputs.exists() or (sums.has(run.inputs) and not sums.spoilt(run.inputs)):
-        return
-    if sums.has(run.inputs):
-        watch.note(f"{run.inputs}: is not what was written (another checksum): written anew")
-    run.inputs.unlink()
+    if run.inputs.exists() and not are_whole([run.inputs], sums, watch):
+        run.inputs.unlink()
 
 
 def _note_changes(run: Run, hands: Hands) -> None:
@@ -252,7 +249,7 @@ def _write_inputs(
     if options.num_inputs is None:
         raise OptionError("how many inputs to write is not said; give --num-inputs")
     job = Job(spec, replace(options, keep_newlines=spec.newlines), options.input_sampling)
-    progress = Progress("inputs", total=0, labels={label: LabelCount() for label in spec.labels})
+    progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
     shards = input_shards(run, spec, min(max(options.num_inputs, LEAST_INPUT_SHARD), options.shard_size))
     found = 0
     with closing(Seen()) as seen:

@@ -71,9 +71,8 @@ def load_tokenizer(generator: Generator) -> Any:
     try:
         return AutoTokenizer.from_pretrained(generator.path, **generator.source)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        said = cause(error, first_line(error))
         raise ModelError(
-            f"{generator.path}: its tokenizer cannot be loaded ({said}); give a folder or a Hub id"
+            f"{generator.path}: its tokenizer cannot be loaded ({cause(error)}); give a folder or a Hub id"
         ) from error
 
 
@@ -154,7 +153,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{name}: cannot be loaded as a causal language model ({cause(error, first_line(error))}); "
+            f"{name}: cannot be loaded as a causal language model ({cause(error)}); "
             "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from dino_pipeline.digests import Checksums
 from dino_pipeline.examples import iter_examples
@@ -62,9 +63,14 @@ def stored_inputs(run: Run) -> Iterator[str]:
 
 def is_whole(shard: Shard, sums: Checksums, watch: Watch) -> bool:
     """Whether a shard was finished and is as it was; one that is not is said."""
-    if not sums.has(shard.rejected, shard.path):
+    return are_whole([shard.rejected, shard.path], sums, watch)
+
+
+def are_whole(paths: Sequence[Path], sums: Checksums, watch: Watch) -> bool:
+    """Whether files were finished and are as they were; one that is not is said."""
+    if not sums.has(*paths):
         return False
-    if spoilt := sums.spoilt(shard.rejected, shard.path):
+    if spoilt := sums.spoilt(*paths):
         watch.note(f"{spoilt}: is not what was written (another checksum): written anew")
     return spoilt is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from dino_pipeline.errors import DinoError
 
 Job = TypeVar("Job")
+Call = TypeVar("Call")
 Result = TypeVar("Result")
 
 Make = Callable[[], Callable[[Any], Any]]
@@ -34,6 +35,19 @@ def _do(job: Any) -> Any:
     return _work(job)
 
 
+def in_order(
+    jobs: Iterable[Job], begin: Callable[[Job], Call], end: Callable[[Call], Result], most: int
+) -> Iterator[Result]:
+    """Begin jobs, so many ahead of the first that has not ended, and yield what they come to in their order."""
+    ahead: deque[Call] = deque()
+    for job in jobs:
+        ahead.append(begin(job))
+        if len(ahead) > most:
+            yield end(ahead.popleft())
+    while ahead:
+        yield end(ahead.popleft())
+
+
 @contextmanager
 def side_by_side(
     make: Callable[[], Callable[[Job], Result]], workers: int
@@ -50,18 +64,8 @@ def side_by_side(
         return
     context = multiprocessing.get_context("spawn")  # threads of DuckDB and Arrow do not survive a fork
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(make,)) as pool:
-
-        def ordered(jobs: Iterator[Job]) -> Iterator[Result]:
-            ahead: deque[Future[Result]] = deque()
-            for job in jobs:
-                ahead.append(pool.submit(_do, job))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
         try:
-            yield ordered
+            yield lambda jobs: in_order(jobs, lambda job: pool.submit(_do, job), Future.result, 2 * workers)
         except BrokenProcessPool as error:
             raise DinoError(
                 "a worker process was killed, most likely because memory was full; run again with fewer --workers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +30,11 @@ class LabelCount:
     def mean_margin(self) -> float | None:
         """Mean margin of the accepted texts; None without counter-labels."""
         return self.margin_sum / self.margins if self.margins else None
+
+
+def no_counts(labels: Iterable[str]) -> dict[str, LabelCount]:
+    """Return each label's count before there are texts."""
+    return {label: LabelCount() for label in labels}
 
 
 @dataclass

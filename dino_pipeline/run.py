@@ -86,6 +86,11 @@ class Run:
         return self.path / "input-rejected"
 
     @property
+    def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+        """Where shards of texts and of inputs lie, each with the rejected ones beside them."""
+        return (self.shards, self.rejected), (self.input_shards, self.input_rejected)
+
+    @property
     def train(self) -> Path:
         """Pairs to train on."""
         return self.path / "train.jsonl"
@@ -384,7 +389,7 @@ def remove(path: Path) -> None:
 
 def _migrated(run: Run, records: dict[str, Any]) -> dict[str, Any]:
     """Bring a folder of format 1 to this one: checksums of what is there, fingerprints as they are now."""
-    folders = (run.input_rejected, run.input_shards, run.rejected, run.shards)
+    folders = (folder for folders in run.shard_folders for folder in folders)
     inputs = [run.inputs] if run.inputs.exists() else []
     sums = run.checksums
     sums.add(*inputs, *(file for folder in folders for file in shard_files(folder)))

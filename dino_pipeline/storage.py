@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-from dino_pipeline.digests import file_digest, shard_files
+from dino_pipeline.digests import Checksums, file_digest, shard_files
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
 from dino_pipeline.examples import Example, write_bytes
 from dino_pipeline.progress import Progress, Watch
@@ -55,10 +55,10 @@ class Storage:
     def _at(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
 
-    def clear(self) -> None:
+    def clear(self, run: Run) -> None:
         """Delete what is there of a run; marks go first, so that what a removal cut short leaves is not believed."""
         with self._errors():
-            for name in (MARKS, "run.json", "spec.json", "inputs.jsonl", *FOLDERS):
+            for name in (MARKS, run.record_file.name, run.spec.name, *_texts(run)):
                 if self.files.exists(self._at(name)):
                     self.files.rm(self._at(name), recursive=True)
 
@@ -75,25 +75,25 @@ class Storage:
             sums = run.checksums
             missing = [mark for mark in marks if not sums.has(*(run.path / name for name in mark))]
             for mark in missing:
-                self._fetch(run, mark, watch)
+                self._fetch(run, mark, sums, watch)
         if missing:
             watch.note(f"{len(missing)} finished shards or inputs taken from {self.url}")
         there = {name for mark in marks for name in mark}
-        for shards, rejected in ((run.shards, run.rejected), (run.input_shards, run.input_rejected)):
+        for shards, rejected in run.shard_folders:
             for path in shard_files(shards):
                 pair = [rejected / path.name, path]
                 if path.relative_to(run.path).as_posix() not in there and sums.has(*pair):
                     self.put(run, pair)
 
     def _fetch_state(self, run: Run) -> None:
-        if self.files.exists(self._at("run.json")):
-            there = json.loads(self.files.cat_file(self._at("run.json")))
+        if self.files.exists(self._at(run.record_file.name)):
+            there = json.loads(self.files.cat_file(self._at(run.record_file.name)))
             here = run.stage("generate").get("options")
             if here is not None and here != there.get("generate", {}).get("options"):
                 raise RunError(f"{self.url}: holds another run than {run.path}; name another place, or --fresh")
             if here is None:
-                for name in ("spec.json", "run.json"):
-                    write_bytes(run.path / name, self.files.cat_file(self._at(name)))
+                for path in (run.spec, run.record_file):
+                    write_bytes(path, self.files.cat_file(self._at(path.name)))
 
     def _marks(self) -> list[dict[str, str]]:
         """Return for each shard that is there the SHA-256 of its files by their names."""
@@ -103,9 +103,9 @@ class Storage:
         lines = [contents[path].decode().splitlines() for path in paths]
         return [{name: digest for digest, _, name in (line.partition("  ") for line in of)} for of in lines]
 
-    def _fetch(self, run: Run, mark: Mapping[str, str], watch: Watch) -> None:
+    def _fetch(self, run: Run, mark: Mapping[str, str], sums: Checksums, watch: Watch) -> None:
         for name, digest in mark.items():
-            if ".." in Path(name).parts or Path(name).parts[0] not in (*FOLDERS, run.inputs.name):
+            if ".." in Path(name).parts or Path(name).parts[0] not in _texts(run):
                 raise RunError(f"{self.url}: its mark names {name}, which no run holds; name another place")
             write_bytes(run.path / name, self.files.cat_file(self._at(name)))
             if file_digest(run.path / name) != digest:
@@ -113,7 +113,7 @@ class Storage:
                 self.files.rm_file(self._mark(mark))
                 watch.note(f"{self.url}/{name}: is not what was written (another checksum): written anew")
                 return
-        run.checksums.add(*(run.path / name for name in mark))
+        sums.add(*(run.path / name for name in mark))
 
     def _mark(self, names: Iterable[str]) -> str:
         return self._at(f"{MARKS}/{[*names][-1].replace('/', '-')}")
@@ -143,7 +143,9 @@ class Storage:
             self.files.pipe_file(mark, content.encode())
 
 
-FOLDERS = ("shards", "rejected", "input-shards", "input-rejected")
+def _texts(run: Run) -> list[str]:
+    """Return the names of a run's inputs and of the folders of its shards."""
+    return [run.inputs.name, *(folder.name for folders in run.shard_folders for folder in folders)]
 
 
 @dataclass(frozen=True)

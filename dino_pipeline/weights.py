@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, first_line
 
 ALLOW = "DINO_ALLOW_PICKLE"
 """The environment variable that `dino --allow-pickle` sets, for processes that this one starts, too."""
@@ -42,8 +42,9 @@ def check(name: str) -> None:
                 raise ModelError(f"{file}: {REMEDY}")
 
 
-def cause(error: BaseException, said: str) -> str:
-    """Return why a model cannot be loaded: what was said, or what a user can do about it."""
+def cause(error: BaseException) -> str:
+    """Return why a model cannot be loaded: what an error says first, or what a user can do about it."""
     if "trust_remote_code" in str(error):
         return "it brings code of its own; if you trust that, let it run with --trust-remote-code"
-    return REMEDY if not allowed() and "safetensors" in str(error) and "file named" in str(error) else said
+    pickled = not allowed() and "safetensors" in str(error) and "file named" in str(error)
+    return REMEDY if pickled else first_line(error)

@@ -14,7 +14,7 @@ from typing import Any
 from dino_pipeline import __version__
 from dino_pipeline.engine import Engine
 from dino_pipeline.examples import Example, as_line, dropped_row
-from dino_pipeline.progress import LabelCount, Progress, Unseen
+from dino_pipeline.progress import LabelCount, Progress, Unseen, no_counts
 from dino_pipeline.writer import Job, Shard, Task, Writer
 
 
@@ -54,10 +54,9 @@ class _Carried(Shard):
 
     def store(self) -> list[Example]:
         """Keep what its files are to hold, and return what was accepted."""
-        accepted = [self.kept[at] for at in sorted(self.kept)]
-        self.accepted = b"".join(as_line(asdict(example)) for example in accepted)
+        self.accepted = b"".join(as_line(asdict(example)) for example in self.all_kept)
         self.refused = b"".join(as_line(dropped_row(dropped)) for dropped in self.all_dropped)
-        return accepted
+        return self.all_kept
 
 
 Load = Callable[[], tuple[Engine, str | None]]
@@ -100,7 +99,7 @@ class Worker:
     def _write_on(self, first: _Call, under_way: dict[int, Future[Written]]) -> None:
         """Write a shard, and those of the same job that come meanwhile."""
         job = first[0]
-        progress, watch = Progress("", 0, labels={label: LabelCount() for label in job.spec.labels}), _Notes()
+        progress, watch = Progress("", 0, labels=no_counts(job.spec.labels)), _Notes()
 
         def shards() -> Iterator[Shard]:
             coming: _Call | None = first
@@ -119,7 +118,7 @@ class Worker:
         def stored(shard: Shard, _: Sequence[Example]) -> None:
             assert isinstance(shard, _Carried)
             found = Written(shard.accepted, shard.refused, progress.labels, watch.notes)
-            progress.labels, watch.notes = {label: LabelCount() for label in job.spec.labels}, []
+            progress.labels, watch.notes = no_counts(job.spec.labels), []
             under_way.pop(id(shard)).set_result(found)
 
         Writer(job.spec, self.engine, job.options, job.sampling, watch, progress, None, stored).write(shards())

@@ -92,10 +92,14 @@ class Shard:
 
     def store(self) -> list[Example]:
         """Write both files, and return what was accepted."""
-        accepted = [self.kept[at] for at in sorted(self.kept)]
         write_dropped(self.rejected, self.all_dropped)
-        write_examples(self.path, accepted)
-        return accepted
+        write_examples(self.path, self.all_kept)
+        return self.all_kept
+
+    @property
+    def all_kept(self) -> list[Example]:
+        """What was accepted, in the order of the tasks."""
+        return [self.kept[at] for at in sorted(self.kept)]
 
     @property
     def all_dropped(self) -> list[Dropped]:

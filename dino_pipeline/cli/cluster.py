@@ -101,9 +101,9 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
 
 def spread_of(options: Mapping[str, Any], folder: Path) -> Spread:
     """Return what spreads work on texts in a folder over the cluster."""
-    from dino_pipeline.cluster import Doers, Staff, resources
+    from dino_pipeline.cluster import Doers
 
-    return Doers(Staff(options["workers"] or max(1, int(resources()[0]))), folder).spread
+    return Doers(staff_of({**options, "worker_cpus": None, "worker_gpus": 0.0}), folder).spread
 
 
 GENERATOR = ("revision", "adapter", "quantize", "trust_remote_code", "dtype", "chat")

@@ -130,7 +130,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
 
         with run.locked():
             if storage:
-                storage.clear() if fresh else storage.meet(run, console)
+                storage.clear(run) if fresh else storage.meet(run, console)
             if options["target"]:
                 state = _write_until(run, found, options["target"], options["budget"], write, console)
             else:
