@@ -19,6 +19,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 
 from dino_pipeline.cli import main
+from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.hub import tables
@@ -75,6 +76,8 @@ def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(publish
     assert found["train"].column_names == ["sentence1", "sentence2", "score"]
     assert [tuple(row.values()) for row in found["train"]] == [(row.text_a, row.text_b, row.label) for row in train]
     raw = load_dataset(str(folder), "raw", split="train")
+    written = [row.text_b for shard in shard_files(published / "shards") for row in read_examples(shard)]
+    assert raw["text_b"][:] == written, "in the order of the shards"
     dropped = load_dataset(str(folder), "dropped", split="train")
     assert {"logprob", "margin", "input", "sample"} <= set(raw.column_names)
     assert {"reason", "evidence"} <= set(dropped.column_names)
@@ -85,20 +88,20 @@ def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(publish
         "dropped/train": len(dropped),
     }
     assert json.loads((folder / "lineage.json").read_text())["rows"] == rows
-    written = DatasetCard.load(folder / "README.md")
-    infos = {each["config_name"]: each for each in written.data.to_dict()["dataset_info"]}
+    card = DatasetCard.load(folder / "README.md")
+    infos = {each["config_name"]: each for each in card.data.to_dict()["dataset_info"]}
     claimed = {
         f"{name}/{part['name']}": part["num_examples"] for name, each in infos.items() for part in each["splits"]
     }
     assert claimed == rows
     for name, count in rows.items():
-        assert f"| {name.replace('/', ' | ')} | {count} |" in written.text
-    data = written.data
+        assert f"| {name.replace('/', ' | ')} | {count} |" in card.text
+    data = card.data
     assert (data.language, data.license, data.size_categories) == ("en", "cc-by-4.0", "n<1K")
     assert data.annotations_creators == data.language_creators == ["machine-generated"]
     assert {"synthetic", "sentence-transformers"} <= set(data.tags)
     assert {path.name for path in folder.iterdir()} >= {"spec.json", "run.json", "report.html", "pictures"}
-    for picture in re.findall(r"\]\((pictures/[^)]*)\)", written.text):
+    for picture in re.findall(r"\]\((pictures/[^)]*)\)", card.text):
         assert (folder / picture).exists()
 
 

@@ -147,7 +147,8 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
     (folder / split.folder).mkdir(parents=True, exist_ok=True)
     count = max(1, -(-sum(path.stat().st_size for path in split.sources) // SHARD))
     selected = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
-    query = f"SELECT {selected} FROM {records(split.sources)} WHERE {split.where}"
+    counted = f"SELECT *, row_number() OVER () AS place FROM {records(split.sources)}"  # joins lose the order
+    query = f"SELECT {selected} FROM ({counted}) WHERE {split.where} ORDER BY place"
     files = [folder / split.folder / f"{split.name}-{at:05d}-of-{count:05d}.parquet" for at in range(count)]
     features = {"info": {"features": {column.name: column.feature for column in split.columns}}}
     options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{huggingface: {quoted(json.dumps(features))}}}"
