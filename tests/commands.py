@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from dino_pipeline.cli import main
 
@@ -20,11 +22,24 @@ def dino(*arguments: str | Path, cwd: Path, **kwargs: Any) -> subprocess.Complet
     return subprocess.run(command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, **kwargs)
 
 
+def answer(*arguments: str | Path) -> Result:
+    """Run a command in this process, which need not load libraries again."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
 def invoke(*arguments: str | Path) -> str:
     """Run a command in this process; it must succeed."""
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    done = answer(*arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def execute(program: str) -> str:
+    """Run a program of Python, as people copy it from a page, and return what it prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+    return said.getvalue()
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,38 +13,36 @@ import pytest
 
 from dino_pipeline.examples import write_examples
 from dino_pipeline.run import Run
-from tests.commands import dino, files, start
+from tests.commands import dino, files, invoke, start
 from tests.pairs import Words, outputs
 
-KILLS = 2
+KILLED_WITH = (1, 3)
+"""How many shards are finished at least when a kill comes."""
 
 
 @pytest.fixture
 def arguments(toy_spec: Path, toy_generator: Path) -> list[str]:
     """A generate command whose work takes some seconds and several shards."""
-    return ["generate", str(toy_spec), "--model", str(toy_generator), "--num-inputs", "350", "--samples", "3"]
+    told = ["generate", str(toy_spec), "--model", str(toy_generator), "--num-inputs", "60", "--samples", "2"]
+    return [*told, "--shard-size", "10"]
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_texts(tmp_path: Path, arguments: list[str]) -> None:
-    begun = time.monotonic()
-    assert dino(*arguments, "--run", "whole", cwd=tmp_path).returncode == 0
-    seconds = time.monotonic() - begun
+def test_a_run_killed_at_any_moment_ends_with_the_same_texts(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    invoke(*arguments, "--run", "whole")
     moments = random.Random(0)
-    survived = 0
-    for _ in range(KILLS):
+    for least in KILLED_WITH:
         process = start(*arguments, "--run", "killed", cwd=tmp_path)
-        try:
-            process.wait(timeout=moments.uniform(0.5, 0.95) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        survived += len(list((tmp_path / "killed" / "shards").glob("*.jsonl")))
-    resumed = dino(*arguments, "--run", "killed", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert survived, "no kill came after a finished shard: nothing was tested"
-    whole = files(tmp_path / "whole")
-    assert len([name for name in whole if name.startswith("shards/")]) >= 3
-    assert files(tmp_path / "killed") == whole
+        while len(list((tmp_path / "killed" / "shards").glob("*.jsonl"))) < least:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    invoke(*arguments, "--run", "killed")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_a_filter_killed_at_any_moment_leaves_the_old_files_or_the_new(tmp_path: Path) -> None:

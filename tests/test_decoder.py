@@ -113,29 +113,29 @@ def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
 @on_each_architecture
 def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) -> None:
     model, tokenizer = tiny_model(architecture).to(device), char_tokenizer()
-    decoders = [Decoder(model, tokenizer, rows=rows) for rows in (1, 8, 64, 128)]
-    asked = requests(decoders[0], samples=5)
-    first = sampled(decoders[0], asked)
-    for decoder in decoders[1:]:
-        assert sampled(decoder, asked) == first
+    decoders = [Decoder(model, tokenizer, rows=rows) for rows in (1, 16, 64)]
+    asked = requests(decoders[0], samples=3)
+    first = sampled(decoders[2], asked)
+    assert sampled(decoders[0], asked[2::5]) == {each.key: first[each.key] for each in asked[2::5]}
     assert sampled(decoders[1], asked[::-1]) == first
     assert sampled(decoders[2], asked[1::3] + asked[::3] + asked[2::3]) == first
     assert len(set(first.values())) > len(asked) // 2
 
 
 @on_each_architecture
-@pytest.mark.parametrize(("rows", "delay"), [(8, 0), (8, 1), (64, 1), (16, 3)])
-def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str, rows: int, delay: int) -> None:
+def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> None:
     """What runs on a GPU, with graphs off."""
     model, tokenizer = tiny_model(architecture), char_tokenizer()
-    decoder = Decoder(model, tokenizer, rows=rows)
-    asked = requests(decoder, samples=3)
+    decoder = Decoder(model, tokenizer, rows=16)
+    asked = requests(decoder, samples=2)
     expected = sampled(decoder, asked)
     assert slots_defect(model, FixedSlots) is None
-    decoder.make_rows, decoder.delay = FixedSlots, delay
-    assert sampled(decoder, asked) == expected
+    for rows, delay in ((8, 0), (8, 1), (64, 1), (16, 3)):
+        decoder = Decoder(model, tokenizer, rows=rows)
+        decoder.make_rows, decoder.delay = FixedSlots, delay
+        assert sampled(decoder, asked) == expected, (rows, delay)
     decoder.make_rows = PlainRows
-    assert sampled(decoder, asked[::5]) == {asked[n].key: expected[asked[n].key] for n in range(0, len(asked), 5)}
+    assert sampled(decoder, asked[::5]) == {each.key: expected[each.key] for each in asked[::5]}
 
 
 def short_of_memory(model: Any, most_rows: int) -> None:

@@ -219,15 +219,15 @@ def test_single_texts_are_written_per_label(tmp_path: Path, decoder: Decoder) ->
 def test_the_reasons_for_rejection(tmp_path: Path, decoder: Decoder) -> None:
     def reasons(**options: Any) -> set[str]:
         run = Run(tmp_path / str(len(list(tmp_path.iterdir()))))
-        many = replace(OPTIONS, num_inputs=None, samples=30, **options)
+        many = replace(OPTIONS, num_inputs=None, **{"samples": 15, **options})
         write(run, decoder, inputs=TEXTS, options=many)
         lines = [line for path in run.rejected.glob("*.jsonl") for line in path.read_text().splitlines()]
         return {json.loads(line)["reason"] for line in lines}
 
     assert reasons() == {"no stop string", "newline", "empty"}
     assert reasons(keep_unfinished=True, keep_newlines=True) == {"empty"}
-    assert "fewer than 2 words" in reasons(min_words=2)
-    assert "fewer than 9 tokens" in reasons(min_tokens=9)
+    assert "fewer than 2 words" in reasons(min_words=2, samples=5)
+    assert "fewer than 9 tokens" in reasons(min_tokens=9, samples=5)
 
 
 def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, decoder: Decoder) -> None:

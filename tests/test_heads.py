@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from dino_pipeline.corpus import Corpus
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.heads import FILE
-from tests.commands import invoke
+from tests.commands import execute, invoke
 
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("broken", "poor", "awful"), "10": ("red", "green", "blue")}
 
@@ -66,8 +64,7 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     program = program.replace("path/to/this/folder", str(folder))
     program = program.replace("A text to classify.", "Item 99 was fine and lovely.")
     program = program.replace("And another one.", "Item 98 was awful and broken.")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "['good', 'bad']", done.stderr
+    assert execute(program).strip() == "['good', 'bad']"
     invoke("publish", tmp_path / "run", "--repo", "me/reviews", "--dry-run")
     published = (tmp_path / "run" / "hub" / "model" / "README.md").read_text()
     assert 'hf_hub_download("me/reviews", "head.safetensors")' in published

@@ -31,7 +31,7 @@ from dino_pipeline.hub.publish import remember, write_folder
 from dino_pipeline.hub.upload import Repository
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
-from tests.commands import command, files, invoke
+from tests.commands import command, execute, files, invoke
 from tests.hub import TOKEN, Hub, Repo, local_hub
 
 SPECS = Path(__file__).parent.parent / "task_specs"
@@ -105,7 +105,9 @@ def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(publish
         assert (folder / picture).exists()
 
 
-def test_every_command_and_code_block_of_the_cards_works(published: Path, tmp_path: Path) -> None:
+def test_every_command_and_code_block_of_the_cards_works(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The commands make the very same dataset again."""
     dataset, model = published / "hub" / "dataset", published / "hub" / "model"
     texts = {
@@ -115,15 +117,14 @@ def test_every_command_and_code_block_of_the_cards_works(published: Path, tmp_pa
     programs = [(name, folder, block) for name, (folder, text) in texts.items() for block in blocks(text, "python")]
     assert len(programs) == 2
     for name, folder, block in programs:
-        done = subprocess.run([sys.executable, "-c", block.replace(name, str(folder))], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        execute(block.replace(name, str(folder)))
     shutil.copytree(dataset, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
     (commands,) = blocks(texts["me/sts"][1], "sh")
     for line in commands.splitlines():
         program, *arguments = shlex.split(line)
         assert program == "dino"
-        done = subprocess.run(command(*arguments), cwd=tmp_path / "copy", capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        invoke(*arguments)
     for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (published / name).read_bytes()
 

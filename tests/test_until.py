@@ -6,13 +6,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
 
-from dino_pipeline.cli import main
 from dino_pipeline.examples import read_examples
 from dino_pipeline.until import Tally, write_until
 from dino_pipeline.writer import More
-from tests.commands import dino, files, invoke
+from tests.commands import answer, files, invoke
 from tests.test_spec import SPECS
 
 
@@ -57,10 +56,11 @@ def test_it_ends_when_more_samples_help_no_more() -> None:
     assert "label 1: further samples of the same inputs are no longer kept" in notes[-2]
 
 
-def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     call = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "30", "--samples", "1"]
-    done = dino(*call, "--until-target", "45", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = answer(*call, "--until-target", "45")
+    assert done.exit_code == 0, done.stderr
     assert "writing more" in done.stderr
     rows = [
         json.loads(line)
@@ -69,19 +69,19 @@ def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path) -
     ]
     assert Counter(row["label"] for row in rows if row["input"] is not None) == {0.9: 45, 0.5: 45, 0.1: 45}
     before = files(tmp_path / "run")
-    again = dino(*call, "--until-target", "45", cwd=tmp_path)
+    again = answer(*call, "--until-target", "45")
     assert "texts are up to date" in again.stdout
     assert files(tmp_path / "run") == before
-    upto = dino("filter", "run", "--target-per-label", "45", cwd=tmp_path)
+    upto = answer("filter", "run", "--target-per-label", "45")
     assert "up to date" in upto.stdout
-    more = dino(*call, "--until-target", "70", cwd=tmp_path)
-    assert more.returncode == 0, more.stderr
+    more = answer(*call, "--until-target", "70")
+    assert more.exit_code == 0, more.stderr
     assert "further samples of the same inputs are no longer kept" in more.stderr
     assert "missing" in more.stdout
-    small = dino(*call, "--until-target", "70", "--budget", "80", cwd=tmp_path)
-    assert (small.returncode, "the first round alone writes 90 texts" in small.stderr) == (2, True)
-    refused = dino(*call, "--budget", "5", cwd=tmp_path)
-    assert (refused.returncode, "--until-target" in refused.stderr) == (2, True)
+    small = answer(*call, "--until-target", "70", "--budget", "80")
+    assert (small.exit_code, "the first round alone writes 90 texts" in small.stderr) == (2, True)
+    refused = answer(*call, "--budget", "5")
+    assert (refused.exit_code, "--until-target" in refused.stderr) == (2, True)
 
 
 def test_further_texts_are_written_once_and_only_as_asked(tmp_path: Path) -> None:
@@ -101,6 +101,6 @@ def test_further_texts_are_written_once_and_only_as_asked(tmp_path: Path) -> Non
         ("--more", "0.5=2", "--until-target", "3"): "--more and --until-target exclude each other",
     }
     for options, said in refusals.items():
-        refused = CliRunner().invoke(main, [*call, *options])
+        refused = answer(*call, *options)
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
     assert files(run) == before

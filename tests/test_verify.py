@@ -18,7 +18,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.sieve import Means
 from dino_pipeline.spec import load_spec
 from dino_pipeline.verify import LabelScores
-from tests.commands import dino
+from tests.commands import answer
 from tests.pairs import Words, dropped, raw
 from tests.test_spec import SPECS
 
@@ -119,15 +119,16 @@ def test_classes_have_no_posterior_mean(tmp_path: Path) -> None:
         filter_run(Run(tmp_path / "run"), raw(labels="posterior"), source=tmp_path / "data.jsonl", numeric_labels=False)
 
 
-def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path) -> None:
+def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     made = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "40", "--samples", "2"]
-    assert dino(*made, cwd=tmp_path).returncode == 0
-    done = dino("filter", "run", "--verify", "--labels", "posterior", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert answer(*made).exit_code == 0
+    done = answer("filter", "run", "--verify", "--labels", "posterior")
+    assert done.exit_code == 0, done.stderr
     assert "- label not confirmed" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     same = [row["label"] for row in rows if row["sample"] is not None and row["margin"] is None]
     assert np.mean(same) > 0.7, "what was written as the same is found to be so"
-    refused = dino("filter", "run/train.jsonl", "--run", "other", "--verify", cwd=tmp_path)
-    assert refused.returncode == 2
+    refused = answer("filter", "run/train.jsonl", "--run", "other", "--verify")
+    assert refused.exit_code == 2
     assert "need a run's spec and generator" in refused.stderr
