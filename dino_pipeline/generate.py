@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dino_pipeline.digests import Checksums
@@ -19,7 +19,7 @@ from dino_pipeline.progress import Progress, Unseen, Watch, no_counts
 from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.writer import SHARD_SIZE, GenerateOptions, Hands, Job, More, Shard
+from dino_pipeline.writer import SHARD_SIZE, GenerateOptions, Hands, Job, More, Shard, Stored
 
 LEAST_INPUT_SHARD = 64
 """Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
@@ -65,62 +65,29 @@ def generate(
     Raises:
         OptionError: the spec needs inputs and none are there, or has no place for those given.
         RunError: the run was begun with other options.
+        Stopped: somebody wanted to stop before all was written.
     """
     _check_inputs(spec, inputs)
-    sums = run.checksums
-    partial = [run.inputs, *itertools.chain.from_iterable(run.shard_folders), sums.file]
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
-    outputs = [run.spec, run.shards]
-    state = run.check("generate", recorded, outputs=outputs, partial=partial, fresh=fresh)
-    more = [*([] if state == "new" else recorded_more(run)), *more]
-    if state != "new":
-        _drop_spoilt_inputs(run, sums, watch)
-    has_inputs = run.inputs.exists() or not spec.needs_inputs
-    shards = plan(run, spec, options, more)
-    if state == "done" and has_inputs and all(is_whole(shard, sums, Unseen()) for shard in shards):
-        return state
-    if state == "done":
-        run.note("generate", status="running")
+    folders = itertools.chain.from_iterable(run.shard_folders)
+    files: dict[str, Any] = {"outputs": [run.spec, run.shards], "partial": [run.inputs, *folders, run.checksums.file]}
+    state = run.check("generate", recorded, **files, fresh=fresh)
     before = {} if state == "new" else run.stage("generate")
-    used = {name: before[name] for name in USED if name in before}
-    run.begin(
-        "generate",
-        recorded,
-        outputs=outputs,
-        partial=partial,
-        settings=settings,
-        fresh=fresh,
-        more=[asdict(each) for each in more],
-        **used,
-    )
-    state, sums = "new" if state == "new" else "resumed", run.checksums
-    hands = load(_row_tokens(run, spec, inputs, options, more))
+    told = [*([] if state == "new" else recorded_more(run)), *more]
+    if state != "new":
+        _drop_spoilt_inputs(run, watch)
+    if state == "done":
+        if _Work(run, spec, inputs, options, told, watch, run.checksums).is_done():
+            return state
+        run.note("generate", status="running")
+    results = {"more": [asdict(each) for each in told], **{name: before[name] for name in USED if name in before}}
+    run.begin("generate", recorded, **files, settings=settings, fresh=fresh, **results)
+    work = _Work(run, spec, inputs, options, told, watch, run.checksums)
+    hands = load(work.row_tokens())
     _check_commit(run, before, hands.facts())
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    if spec.needs_inputs and not run.inputs.exists():
-        _store_inputs(run, _new_inputs(run, spec, inputs, hands, options, watch, sums), options, watch)
-        sums.add(run.inputs)
-        _note_changes(run, hands)
-    asked = _count(stored_inputs(run)) if spec.needs_inputs else None
-    total = (1 if asked is None else asked) * (len(spec.labels) * options.samples + sum(each.samples for each in more))
-    progress = Progress("texts", total, labels=no_counts(spec.labels))
-    of = options.sampling
-    diversity = Diversity(watch.note, advice(inputs=spec.needs_inputs, top_k=of.top_k, top_p=of.top_p))
-
-    def stored(shard: Shard, accepted: Sequence[Example]) -> None:
-        sums.add(shard.rejected, shard.path)
-        _note_changes(run, hands)
-        for label in spec.labels:
-            of_label = (each for each in accepted if each.label == spec.value(label))
-            diversity.add(label, [each.text_b or each.text_a for each in of_label])
-        progress.extra = diversity.summary
-
-    missing = unwritten(plan(run, spec, options, more), progress, spec, sums, watch)
-    hands.write(Job(spec, options, of, scored=True), missing, watch, progress, stored)
-    watch.progress(progress)
-    if progress.done < progress.total:
-        raise Stopped
-    sums.tidy()
+    work.store_inputs(hands)
+    progress = work.write_texts(hands)
     if not any(count.accepted for count in progress.labels.values()):
         raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
     counts = {label: {"written": count.written, "accepted": count.accepted} for label, count in progress.labels.items()}
@@ -130,11 +97,123 @@ def generate(
         task=spec.task_name,
         label_type="score" if spec.is_scored else "class",
         **hands.facts(),
-        inputs=asked,
+        inputs=work.num_inputs() if spec.needs_inputs else None,
         counts=counts,
         mean_margins=margins,
     )
-    return state
+    return "new" if state == "new" else "resumed"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one call has to write, and how far it is."""
+
+    run: Run
+    spec: TaskSpec
+    inputs: Iterable[str] | None
+    options: GenerateOptions
+    more: Sequence[More]
+    watch: Watch
+    sums: Checksums
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether all inputs that are needed are stored."""
+        return self.run.inputs.exists() or not self.spec.needs_inputs
+
+    def num_inputs(self) -> int:
+        """Return how many inputs are stored."""
+        return _count(stored_inputs(self.run))
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield all shards of texts about the stored inputs."""
+        return plan(self.run, self.spec, self.options, self.more)
+
+    def is_done(self) -> bool:
+        """Say whether all is there, and as it was written."""
+        return self.has_inputs and all(is_whole(shard, self.sums, Unseen()) for shard in self.shards())
+
+    def row_tokens(self) -> int:
+        """Return about how many tokens all prompts together have still to be stepped by."""
+        prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in self.spec.labels.items()}
+        if self.has_inputs:
+            left = (shard.tasks for shard in self.shards() if not shard.path.exists())
+            return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
+        asked = self.options.num_inputs or _count(self.inputs or ())
+        return TOKENS * asked * self.options.samples * sum(prompts.values())
+
+    def write_texts(self, hands: Hands) -> Progress:
+        """Have the shards written that are not there yet, and return what all hold."""
+        spec, sampling = self.spec, self.options.sampling
+        samples = len(spec.labels) * self.options.samples + sum(each.samples for each in self.more)
+        total = samples * (self.num_inputs() if spec.needs_inputs else 1)
+        progress = Progress("texts", total, labels=no_counts(spec.labels))
+        found = advice(inputs=spec.needs_inputs, top_k=sampling.top_k, top_p=sampling.top_p)
+        diversity = Diversity(self.watch.note, found)
+
+        def stored(shard: Shard, accepted: Sequence[Example]) -> None:
+            self.sums.add(shard.rejected, shard.path)
+            _note_changes(self.run, hands)
+            for label in spec.labels:
+                of_label = (each for each in accepted if each.label == spec.value(label))
+                diversity.add(label, [each.text_b or each.text_a for each in of_label])
+            progress.extra = diversity.summary
+
+        self._have_written(Job(spec, self.options, sampling, scored=True), self.shards(), hands, progress, stored)
+        self.sums.tidy()
+        return progress
+
+    def _have_written(
+        self, job: Job, shards: Iterable[Shard], hands: Hands, progress: Progress, stored: Stored
+    ) -> None:
+        missing = unwritten(shards, progress, job.spec, self.sums, self.watch)
+        hands.write(job, missing, self.watch, progress, stored)
+        self.watch.progress(progress)
+        if progress.done < progress.total:
+            raise Stopped
+
+    def store_inputs(self, hands: Hands) -> None:
+        """Store the inputs, brought or written, where they are not there yet."""
+        if self.has_inputs:
+            return
+        options, texts = self.options, self._written_inputs(hands) if self.inputs is None else distinct(self.inputs)
+        chosen = enumerate(itertools.islice(texts, options.num_inputs))
+        write_examples(self.run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
+        stored = self.num_inputs()
+        if options.num_inputs and stored < options.num_inputs:
+            self.watch.note(f"{stored} distinct inputs are there, {options.num_inputs} were asked for")
+        self.sums.add(self.run.inputs)
+        _note_changes(self.run, hands)
+
+    def _written_inputs(self, hands: Hands) -> Iterator[str]:
+        """Let the inputs spec write shard after shard until there are enough distinct texts; yield those."""
+        spec, wanted = self.spec.inputs, self.options.num_inputs
+        assert isinstance(spec, TaskSpec)
+        if wanted is None:
+            raise OptionError("how many inputs to write is not said; give --num-inputs")
+        job = Job(spec, replace(self.options, keep_newlines=spec.newlines), self.options.input_sampling)
+        progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
+        shards = input_shards(self.run, spec, min(max(wanted, LEAST_INPUT_SHARD), self.options.shard_size))
+        found = 0
+        with closing(Seen()) as seen:
+            while found < wanted:
+                some = [next(shards)]
+                size = len(some[0].tasks)
+                some += itertools.islice(shards, (wanted - found - 1) // size)  # all of these are needed
+                progress.total = progress.done + size * len(some)
+                self._have_written(
+                    job, some, hands, progress, lambda shard, _: self.sums.add(shard.rejected, shard.path)
+                )
+                for shard in some:
+                    new = [each.text_a for each in iter_examples(shard.path) if seen.add(each.text_a)]
+                    yield from new
+                    found += len(new)
+                    if found < wanted and len(new) < LEAST_NEW_INPUTS * size:
+                        raise ModelError(
+                            f"inputs spec {spec.task_name}: only {len(new)} of {size} further texts were new, "
+                            f"{found} of {wanted} inputs are there; sample more widely (top_k 0, top_p 0.95 in the "
+                            "inputs spec's sampling), ask for fewer, or bring your own with --inputs"
+                        )
 
 
 def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) -> None:
@@ -151,9 +230,9 @@ def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) ->
         )
 
 
-def _drop_spoilt_inputs(run: Run, sums: Checksums, watch: Watch) -> None:
+def _drop_spoilt_inputs(run: Run, watch: Watch) -> None:
     """Remove inputs that are not as they were written, so that they are written anew."""
-    if run.inputs.exists() and not are_whole([run.inputs], sums, watch):
+    if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
         run.inputs.unlink()
 
 
@@ -204,74 +283,3 @@ def _count(things: Iterable[Any]) -> int:
 def recorded_more(run: Run) -> list[More]:
     """Return the samples that earlier calls were told to write beyond those asked for."""
     return [More(**each) for each in run.stage("generate").get("more", [])]
-
-
-def _row_tokens(
-    run: Run, spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions, more: Sequence[More]
-) -> int:
-    """Return about how many tokens all prompts together have still to be stepped by."""
-    prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in spec.labels.items()}
-    if run.inputs.exists() or not spec.needs_inputs:
-        left = (shard.tasks for shard in plan(run, spec, options, more) if not shard.path.exists())
-        return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
-    asked = options.num_inputs or _count(inputs or ())
-    return TOKENS * asked * options.samples * sum(prompts.values())
-
-
-def _store_inputs(run: Run, texts: Iterator[str], options: GenerateOptions, watch: Watch) -> None:
-    """Store the inputs, brought or written, in the run."""
-    chosen = enumerate(itertools.islice(texts, options.num_inputs))
-    write_examples(run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
-    stored = _count(stored_inputs(run))
-    if options.num_inputs and stored < options.num_inputs:
-        watch.note(f"{stored} distinct inputs are there, {options.num_inputs} were asked for")
-
-
-def _new_inputs(
-    run: Run,
-    spec: TaskSpec,
-    inputs: Iterable[str] | None,
-    hands: Hands,
-    options: GenerateOptions,
-    watch: Watch,
-    sums: Checksums,
-) -> Iterator[str]:
-    if inputs is not None:
-        return distinct(inputs)
-    assert isinstance(spec.inputs, TaskSpec)
-    return _write_inputs(run, spec.inputs, hands, options, watch, sums)
-
-
-def _write_inputs(
-    run: Run, spec: TaskSpec, hands: Hands, options: GenerateOptions, watch: Watch, sums: Checksums
-) -> Iterator[str]:
-    """Let the inputs spec write shard after shard until there are enough distinct texts; yield those."""
-    if options.num_inputs is None:
-        raise OptionError("how many inputs to write is not said; give --num-inputs")
-    job = Job(spec, replace(options, keep_newlines=spec.newlines), options.input_sampling)
-    progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
-    shards = input_shards(run, spec, min(max(options.num_inputs, LEAST_INPUT_SHARD), options.shard_size))
-    found = 0
-    with closing(Seen()) as seen:
-        while found < options.num_inputs:
-            some = [next(shards)]
-            size = len(some[0].tasks)
-            some += itertools.islice(shards, (options.num_inputs - found - 1) // size)  # all of these are needed
-            progress.total = progress.done + size * len(some)
-            missing = unwritten(some, progress, spec, sums, watch)
-            hands.write(job, missing, watch, progress, lambda shard, _: sums.add(shard.rejected, shard.path))
-            watch.progress(progress)
-            if progress.done < progress.total:
-                raise Stopped
-            for shard in some:
-                before = found
-                for example in iter_examples(shard.path):
-                    if seen.add(example.text_a):
-                        found += 1
-                        yield example.text_a
-                if found < options.num_inputs and found - before < LEAST_NEW_INPUTS * size:
-                    raise ModelError(
-                        f"inputs spec {spec.task_name}: only {found - before} of {size} further texts were new, "
-                        f"{found} of {options.num_inputs} inputs are there; sample more widely (top_k 0, top_p 0.95 in "
-                        "the inputs spec's sampling), ask for fewer, or bring your own with --inputs"
-                    )

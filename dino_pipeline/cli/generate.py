@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import click
 
 from dino_pipeline.cli.base import command, options_of, or_dash, watching
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
-from dino_pipeline.cli.engines import chosen_engine, engine_here, engine_options
+from dino_pipeline.cli.engines import ChosenEngine, chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.preview import clock, job
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 from dino_pipeline.errors import OptionError, RunError
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from dino_pipeline.run import Run
     from dino_pipeline.sieve import Means
     from dino_pipeline.spec import TaskSpec
+    from dino_pipeline.storage import Storage
     from dino_pipeline.until import Tally
-    from dino_pipeline.writer import Hands, More
+    from dino_pipeline.writer import GenerateOptions, Hands, More
 
 
 class Further(click.ParamType[tuple[str, int]]):
@@ -84,19 +85,17 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     from dino_pipeline.run import Run
     from dino_pipeline.spec import load_spec
 
-    found = load_spec(spec_file)
+    spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)
     texts = input_texts(options["inputs_file"], options["input_format"])
-    chosen = text_settings(found, options, written=texts is None and found.needs_inputs)
+    chosen = text_settings(spec, options, written=texts is None and spec.needs_inputs)
 
-    from dino_pipeline.expected import Expected
-    from dino_pipeline.generate import generate as run_generate
-    from dino_pipeline.storage import Storage, StoredHands
+    from dino_pipeline.storage import Storage
 
     chosen = replace(chosen, shard_size=options["shard_size"])
     if options["budget"]:
-        _check_budget(options, found, texts, chosen)
-    further = _further(run, found, options)
+        _check_budget(options, spec, texts, chosen)
+    further = _further(run, spec, options)
     fresh, storage = options["fresh"], Storage(options["storage"]) if options["storage"] else None
     on_cluster = _asks_for_cluster(options)
     with (
@@ -106,38 +105,88 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
         engine = chosen_engine(run, options, console, engine_there if on_cluster else engine_here)
         if not engine.debiases:
             chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
-
-        def hands(row_tokens: int) -> Hands:
-            made = engine.hands(row_tokens)
-            return StoredHands(made, storage, run) if storage else made
-
-        def write(more: Sequence[More]) -> str:
-            nonlocal fresh
-            state = run_generate(
-                run,
-                found,
-                hands,
-                chosen,
-                Expected(console, run, job(found, engine.record, chosen), clock),
-                model=engine.record,
-                inputs=texts,
-                settings=engine.settings,
-                fresh=fresh,
-                more=more,
-            )
-            fresh = False
-            return state
-
+        call = _Call(run, spec, texts, chosen, engine, storage, console)
         with run.locked():
             if storage:
                 storage.clear(run) if fresh else storage.meet(run, console)
             if options["target"]:
-                state = _write_until(run, found, options["target"], options["budget"], write, console)
+                state = call.write_until(options["target"], options["budget"], fresh=fresh)
             else:
-                state = write(further)
+                state = call.write(further, fresh=fresh)
             if storage:
                 storage.put_state(run)
             _report_generated(run, state)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one call of the command writes, and with what."""
+
+    run: Run
+    spec: TaskSpec
+    inputs: InputFile | None
+    options: GenerateOptions
+    engine: ChosenEngine
+    storage: Storage | None
+    console: Console
+
+    def write(self, more: Sequence[More], *, fresh: bool) -> str:
+        """Write what was asked for and more; return whether that was new."""
+        from dino_pipeline.expected import Expected
+        from dino_pipeline.generate import generate as run_generate
+
+        return run_generate(
+            self.run,
+            self.spec,
+            self._hands,
+            self.options,
+            Expected(self.console, self.run, job(self.spec, self.engine.record, self.options), clock),
+            model=self.engine.record,
+            inputs=self.inputs,
+            settings=self.engine.settings,
+            fresh=fresh,
+            more=more,
+        )
+
+    def _hands(self, row_tokens: int) -> Hands:
+        from dino_pipeline.storage import StoredHands
+
+        made = self.engine.hands(row_tokens)
+        return StoredHands(made, self.storage, self.run) if self.storage else made
+
+    def write_until(self, target: int, budget: int | None, *, fresh: bool) -> str:
+        """Write and filter until there is enough of each label; return what the first round was."""
+        from dino_pipeline.cli.filter import filter_means
+        from dino_pipeline.console import table
+        from dino_pipeline.filters import available, filter_run, recorded_options
+        from dino_pipeline.generate import recorded_more
+        from dino_pipeline.until import Tally, write_until
+
+        run, spec, states = self.run, self.spec, list[str]()
+        chosen = replace(recorded_options(run), target_per_label=target)
+
+        @functools.cache  # models stay loaded from round to round
+        def means() -> Means:
+            return filter_means(run, chosen, {}, has_spec=True)
+
+        def carry_out(more: list[More]) -> dict[str, Tally]:
+            states.append(self.write(more, fresh=fresh and not states))
+            kept = available(run, chosen, means(), numeric_labels=spec.is_scored)
+            made = run.stage("generate")
+            samples = dict.fromkeys(spec.labels, made["options"]["samples"])
+            for each in recorded_more(run):
+                samples[each.label] = each.first + each.samples
+            return {
+                label: Tally(made["counts"][label]["written"], kept.get(spec.value(label), 0), samples[label])
+                for label in spec.labels
+            }
+
+        found = write_until(target, budget or 20 * target * len(spec.labels), carry_out, self.console.note)
+        same = run.stage("filter").get("options", {}).get("target_per_label") == target
+        filter_run(run, chosen, means(), numeric_labels=spec.is_scored, fresh=not same)
+        rows = [[label, str(min(each.kept, target)), str(max(0, target - each.kept))] for label, each in found.items()]
+        click.echo(table(["label", "pairs", "missing"], rows))
+        return states[0]
 
 
 def _asks_for_cluster(options: dict[str, Any]) -> bool:
@@ -193,43 +242,6 @@ def _further(run: Run, spec: TaskSpec, options: dict[str, Any]) -> list[More]:
         found.append(More(label, told_of[label], number))
         told_of[label] += number
     return found[len(before) :]
-
-
-def _write_until(
-    run: Run, spec: TaskSpec, target: int, budget: int | None, write: Callable[[Sequence[More]], str], console: Console
-) -> str:
-    """Write and filter until there is enough of each label; return what the first round was."""
-    from dino_pipeline.cli.filter import filter_means
-    from dino_pipeline.console import table
-    from dino_pipeline.filters import available, filter_run, recorded_options
-    from dino_pipeline.generate import recorded_more
-    from dino_pipeline.until import Tally, write_until
-
-    states: list[str] = []
-    chosen = replace(recorded_options(run), target_per_label=target)
-
-    @functools.cache  # models stay loaded from round to round
-    def means() -> Means:
-        return filter_means(run, chosen, {}, has_spec=True)
-
-    def carry_out(more: list[More]) -> dict[str, Tally]:
-        states.append(write(more))
-        kept = available(run, chosen, means(), numeric_labels=spec.is_scored)
-        made = run.stage("generate")
-        samples = dict.fromkeys(spec.labels, made["options"]["samples"])
-        for each in recorded_more(run):
-            samples[each.label] = each.first + each.samples
-        return {
-            label: Tally(made["counts"][label]["written"], kept.get(spec.value(label), 0), samples[label])
-            for label in spec.labels
-        }
-
-    found = write_until(target, budget or 20 * target * len(spec.labels), carry_out, console.note)
-    same = run.stage("filter").get("options", {}).get("target_per_label") == target
-    filter_run(run, chosen, means(), numeric_labels=spec.is_scored, fresh=not same)
-    rows = [[label, str(min(tally.kept, target)), str(max(0, target - tally.kept))] for label, tally in found.items()]
-    click.echo(table(["label", "pairs", "missing"], rows))
-    return states[0]
 
 
 def _report_generated(run: Run, state: str) -> None:
