@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # how long a machine takes is no property of the code
@@ -60,11 +61,15 @@ def pocket_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that went the whole way on the pocket models; copy it before changing it."""
     from tests.commands import invoke
 
-    run = tmp_path_factory.mktemp("pocket") / "run"
-    spec = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
-    invoke("generate", spec, "--run", run, "--num-inputs", "60", "--samples", "2")
-    invoke("filter", run, "--exclude", "pocket")
-    invoke("finetune", run, "--steps", "24", "--batch-size", "32", "--learning-rate", "1e-3")
-    invoke("evaluate", run)
-    invoke("compare", run, "--objectives", "dino", "--seeds", "1", "--steps", "1")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one run for all of pytest's processes
+    run = shared / "pocket" / "run"
+    with FileLock(shared / "pocket.lock"):
+        if not (run / "compare.json").exists():
+            spec = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
+            invoke("generate", spec, "--run", run, "--num-inputs", "60", "--samples", "2")
+            invoke("filter", run, "--exclude", "pocket")
+            invoke("finetune", run, "--steps", "24", "--batch-size", "32", "--learning-rate", "1e-3")
+            invoke("evaluate", run)
+            invoke("compare", run, "--objectives", "dino", "--seeds", "1", "--steps", "1")
     return run

@@ -281,14 +281,14 @@ def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path, monkey
     assert next(line for line in lines if line.startswith("too long")).endswith("over 77 characters")
     assert "(off) text_b is text_a" in next(line for line in lines if line.startswith("near-copy"))
     write_examples(tmp_path / "data.jsonl", [*Words().pairs(20), Example("A dog runs.", "a dog, RUNS", 1.0)])
-    (tmp_path / "my_rules.py").write_text("def odd(example):\n    return 'odd' if example.sample == 1 else None\n")
+    (tmp_path / "odd_rules.py").write_text("def odd(example):\n    return 'odd' if example.sample == 1 else None\n")
     for mode in ("--dry-run", "--ablate"):
-        done = answer("filter", "data.jsonl", mode, "--rule", "my_rules:odd")
+        done = answer("filter", "data.jsonl", mode, "--rule", "odd_rules:odd")
         assert done.exit_code == 0, done.stderr
         assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("- identical texts")] == ["1"]
         assert [line.split()[-1] for line in done.stdout.splitlines() if "odd" in line] == ["60"]
         assert "Nothing to drop for: empty, control characters" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"data.jsonl", "my_rules.py"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"data.jsonl", "odd_rules.py"}
     assert "give a run's folder or a JSONL file" in answer("filter").stderr
     target = answer("filter", "data.jsonl", "--run", "run", "--target-per-label", "50")
     assert "label 0.5: 10 of 50 are missing" in target.stdout

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
+from matplotlib.figure import Figure
 
 from dino_pipeline.cli import main
 from dino_pipeline.digests import shard_files
@@ -44,6 +46,16 @@ def published(pocket_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(pocket_run, run)
     invoke("publish", run, "--repo", "me/sts", "--model-repo", "me/sts-encoder", "--license", "cc-by-4.0", "--dry-run")
     return run
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are most of a report's time, and test_report.py looks at them."""
+
+    def savefig(figure: Figure, file: Any, format: str, **_: Any) -> None:
+        file.write("<svg></svg>" if format == "svg" else b"picture")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture

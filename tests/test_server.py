@@ -62,34 +62,40 @@ def whole(samples: int) -> list[tuple[Any, ...]]:
 def test_no_fault_of_a_server_loses_or_doubles_a_sample(served: str, inputs: Path, tmp_path: Path) -> None:
     faults = Faults()
     with faulty(served, faults) as address:
-        told = call(address, inputs, tmp_path / "run", "--samples", "7", "--timeout", "2", "--concurrency", "6")
-        faults.every = 4
+        told = call(address, inputs, tmp_path / "run", "--samples", "3", "--timeout", "2", "--concurrency", "6")
+        faults.every = 3
         done = CliRunner().invoke(main, told)
     assert done.exit_code == 0, done.output
     assert set(faults.hit) == set(FAULTS)
-    assert texts(tmp_path / "run") == whole(7)
+    assert texts(tmp_path / "run") == whole(3)
     assert done.stderr.count("a server cannot debias") == 1
     record = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]
     assert record["options"]["engine"] == "openai"
     assert record["options"]["sampling"]["decay"] == 0
     assert record["server"]["dialect"] == "generation_config"
-    assert record["usage"]["requests"] >= 84
+    assert record["usage"]["requests"] >= 36
     assert record["usage"]["completion_tokens"] > record["usage"]["requests"]
 
 
-def test_a_run_that_was_killed_ends_as_a_whole_one(served: str, inputs: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_as_a_whole_one(inputs: Path, tmp_path: Path) -> None:
+    class Slow(MadeUp):
+        def completion(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            time.sleep(0.05)
+            return super().completion(body)
+
     more = ("--concurrency", "1", *[part for label in ("1", "0.5", "0") * 2 for part in ("--more", f"{label}=1")])
-    invoke(*call(served, inputs, tmp_path / "whole", *more))
-    process = start(*call(served, inputs, tmp_path / "killed", *more), cwd=tmp_path)
-    shards = tmp_path / "killed" / "shards"
-    while len(list(shards.glob("*.jsonl"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {path.name for path in shards.glob("*.jsonl")}
-    assert len(before) < 7
-    invoke(*call(served, inputs, tmp_path / "killed", *more))
+    with made_up(Slow()) as address:
+        invoke(*call(address, inputs, tmp_path / "whole", *more))
+        process = start(*call(address, inputs, tmp_path / "killed", *more), cwd=tmp_path)
+        shards = tmp_path / "killed" / "shards"
+        while len(list(shards.glob("*.jsonl"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        before = {path.name for path in shards.glob("*.jsonl")}
+        assert len(before) < 7
+        invoke(*call(address, inputs, tmp_path / "killed", *more))
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     used = [json.loads((tmp_path / run / "run.json").read_text())["generate"]["usage"] for run in ("whole", "killed")]
     assert used[1]["requests"] >= used[0]["requests"], "what a killed process used is counted, too"

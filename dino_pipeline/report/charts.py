@@ -70,6 +70,7 @@ def picture(
         draw(figure.subplots(1, panels, squeeze=False)[0])
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # laid out once is enough
         figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return Picture(name, title, _themed(svg.getvalue(), title, name), png.getvalue(), numbers)
 
