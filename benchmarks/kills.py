@@ -4,8 +4,8 @@
 
 A run is made once as a whole: generate, filter, finetune, evaluate, report, publish into a folder. Then, so many times:
 a stage is drawn, the run as it was before that stage is copied, the stage's command is started and killed with its
-children at a random moment of its usual time (once more and sooner, if it has ended by then), and started again. What it
-makes must be what it made before.
+children at a random moment of its usual time (once more and sooner, if it has ended by then), and started again. What
+it makes must be what it made before.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def pocket_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one run for all of pytest's processes
     run = shared / "pocket" / "run"
     with FileLock(shared / "pocket.lock"):
-        if not (run / "compare.json").exists():
+        if not (run / "compare" / "compare.json").exists():
             spec = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
             invoke("generate", spec, "--run", run, "--num-inputs", "60", "--samples", "2")
             invoke("filter", run, "--exclude", "pocket")
