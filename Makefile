@@ -23,7 +23,7 @@ POCKET := $(filter pocket,$(MODEL))
 POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune report publish compare demo pocket test lint format bench bench-filter clean
+.PHONY: help install generate finetune report publish compare demo pocket test lint docs format bench bench-filter clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -102,6 +102,9 @@ lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY) ## write the reference of all modules to build/docs, from their docstrings
+	! $(VENV)/bin/python -m pdoc --docformat google --no-show-source --output-directory build/docs dino_pipeline 2>&1 | grep .
 
 format: $(READY) ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix .

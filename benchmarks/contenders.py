@@ -21,13 +21,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from dino_pipeline.debias import debias_scores
-from dino_pipeline.decoder import Decoder
-from dino_pipeline.engine import Request
-from dino_pipeline.lane import Lane, Text
-from dino_pipeline.prefill import Prompt
-from dino_pipeline.sampling import Sampling
-from dino_pipeline.stops import Ending, StopRule
+from dino_pipeline.decoding.debias import debias_scores
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.lane import Lane, Text
+from dino_pipeline.decoding.prefill import Prompt
+from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.stops import Ending, StopRule
 
 VOCAB = 50257
 SAMPLING = Sampling()

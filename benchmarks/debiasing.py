@@ -19,8 +19,8 @@ import click
 
 from dino_pipeline.console import table
 from dino_pipeline.digests import shard_files
+from dino_pipeline.evaluation.fidelity import LABELS
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.fidelity import LABELS
 from dino_pipeline.pocket.corpus import relation_holds
 from dino_pipeline.pocket.frames import similarity
 from dino_pipeline.pocket.grammar import parse

@@ -7,7 +7,7 @@ Contenders on models of the same shape with the same random weights, in one proc
 - reference: one (input, label) at a time; its samples and their counter-prompts are one left-padded batch; always 40
   steps; debiasing in a loop over samples; texts are cut afterwards. In float32.
 - generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
-- float32, bfloat16: `dino_pipeline.decoder` as `dino generate` runs it.
+- float32, bfloat16: `dino_pipeline.decoding.decoder` as `dino generate` runs it.
 - compiled float32, compiled bfloat16: the same with a compiled step (`--compile on`), compiled before the clock starts.
 
 All but the reference stop each text at a length planned beforehand.
@@ -50,10 +50,10 @@ from benchmarks.contenders import (
     run_generate,
     run_reference,
 )
-from dino_pipeline.compiling import compile_step
 from dino_pipeline.console import table
-from dino_pipeline.loading import DTYPES
-from dino_pipeline.tuning import tune
+from dino_pipeline.decoding.compiling import compile_step
+from dino_pipeline.decoding.loading import DTYPES
+from dino_pipeline.decoding.tuning import tune
 
 SHAPES = {
     "gpt2-124m": GPT2Config(vocab_size=VOCAB),

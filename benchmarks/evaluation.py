@@ -25,9 +25,9 @@ from benchmarks.decoder import machine
 from benchmarks.objectives import distinct_sentences
 from dino_pipeline import pocket
 from dino_pipeline.console import table
-from dino_pipeline.evaluate import Candidate, evaluate
+from dino_pipeline.evaluation.evaluate import Candidate, evaluate
+from dino_pipeline.evaluation.suites.sts import SIZES, Protocol, read_sts
 from dino_pipeline.progress import Unseen
-from dino_pipeline.suites.sts import SIZES, Protocol, read_sts
 
 DISTINCT = 0.75
 

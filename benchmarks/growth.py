@@ -25,14 +25,14 @@ import click
 from benchmarks.decoder import Memory, machine
 from dino_pipeline import pocket
 from dino_pipeline.console import Console, table
-from dino_pipeline.decoder import Decoder
-from dino_pipeline.generate import generate
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.generation.generate import generate
+from dino_pipeline.generation.writer import GenerateOptions, OneEngine
 from dino_pipeline.inputs import InputFile, distinct
-from dino_pipeline.loading import Generator, load_decoder
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
-from dino_pipeline.writer import GenerateOptions, OneEngine
 
 SPEC = Path("task_specs/sts-x2.json")
 SAMPLES = 5

@@ -24,11 +24,11 @@ import transformers
 
 from dino_pipeline import pocket
 from dino_pipeline.console import table
-from dino_pipeline.encoders import load_encoder
-from dino_pipeline.objectives import Recipe, get_objective
-from dino_pipeline.objectives.is_cse import Memory
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run
+from dino_pipeline.training.encoders import load_encoder
+from dino_pipeline.training.objectives import Recipe, get_objective
+from dino_pipeline.training.objectives.is_cse import Memory
 
 PARTS = ("mirror", "steps", "memory")
 ROUNDS = 40

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from dino_pipeline.cli.base import model_path
 from dino_pipeline.console import table
-from dino_pipeline.debias import debias
-from dino_pipeline.decoder import Decoder
-from dino_pipeline.engine import Request
-from dino_pipeline.loading import Generator, load_decoder
+from dino_pipeline.decoding.debias import debias
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.pocket.corpus import shard_sentences
-from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec, load_spec
 
 SAMPLING = Sampling()

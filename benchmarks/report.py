@@ -21,9 +21,9 @@ import click
 from benchmarks.decoder import machine
 from benchmarks.filtering import LABELS, SAMPLES, measure, write_part
 from dino_pipeline.console import table
+from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import Run
-from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import load_spec
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"

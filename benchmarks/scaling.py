@@ -32,15 +32,15 @@ from benchmarks.decoder import machine
 from dino_pipeline import pocket
 from dino_pipeline.cluster import AHEAD
 from dino_pipeline.console import table
-from dino_pipeline.crew import STORING, store
+from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.examples import Example, iter_examples, write_examples
-from dino_pipeline.loading import Generator, load_decoder
-from dino_pipeline.plan import plan
+from dino_pipeline.generation.crew import STORING, store
+from dino_pipeline.generation.plan import plan
+from dino_pipeline.generation.worker import Written
+from dino_pipeline.generation.writer import SHARD_SIZE, GenerateOptions, Job, OneEngine, Shard
 from dino_pipeline.progress import Progress, Unseen, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
-from dino_pipeline.worker import Written
-from dino_pipeline.writer import SHARD_SIZE, GenerateOptions, Job, OneEngine, Shard
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 NODE = 8

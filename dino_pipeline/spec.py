@@ -20,7 +20,6 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from pydantic.config import JsonDict
 
 from dino_pipeline.errors import SpecError
 from dino_pipeline.labels import as_number
@@ -50,7 +49,7 @@ Value = float | str
 """A label as records hold it: a number in a similarity task, else the label's name."""
 
 
-_COMMENTS: JsonDict = {"patternProperties": {f"^{COMMENT}": {}}}
+_COMMENTS: dict[str, Any] = {"patternProperties": {f"^{COMMENT}": {}}}
 
 
 class _Closed(BaseModel):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.filters import filter_run
-from dino_pipeline.funnel import Counts, Funnel
-from dino_pipeline.rules import FilterOptions
+from dino_pipeline.filtering.filters import filter_run
+from dino_pipeline.filtering.funnel import Counts, Funnel
+from dino_pipeline.filtering.rules import FilterOptions
+from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.run import Run
-from dino_pipeline.sieve import Means
 
 RAW = FilterOptions(
     max_per_text=0,

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from dino_pipeline.adapters import adapt, sentences
-from dino_pipeline.corpus import Corpus
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.objectives import Columns, Kind
+from dino_pipeline.training.adapters import adapt, sentences
+from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.objectives import Columns, Kind
 
 SCORED = [
     Example("a", "a same", 0.9),

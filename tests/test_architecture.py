@@ -3,56 +3,52 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "dino_pipeline"
-FLOORS = [
-    {"errors", "labels", "texts", "progress", "debias", "sampling", "devices", "funnel"} | {"measures", "signals"},
-    {"lock", "weights", "processes"},
-    {"examples", "spec", "stops", "chat", "next_token", "tuning", "encoders", "console", "model_card", "pocket"}
-    | {"attention", "prefill", "dedup"},
-    {"digests", "cluster"},
-    {"run", "engine", "diversity", "inputs", "slots", "scoring", "objectives", "hygiene", "sets"},
-    {"graphs", "lane", "server", "selfcheck", "contamination", "near", "corpus", "trainability", "expected"},
-    {"decoder", "rules", "adapters", "selection", "suites"},
-    {"compiling", "writer", "heads", "ingest", "trainer"},
-    {"sieve", "plan", "worker", "storage"},
-    {"loading", "generate", "filters", "finetune", "evaluate", "fidelity", "verify", "until"} | {"crew"},
-    {"compare", "preview"},
-    {"report"},
-    {"hub"},
-    {"cli"},
-    {"__main__"},
-]
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FLOORS = ["pocket", "decoding", "generation", "filtering", "training", "evaluation", "report", "hub", "cli", "__main__"]
+"""From the bottom up; below them the files that stand in no folder."""
+FILES = {path.relative_to(PACKAGE.parent).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
+MODULES = {".".join(name.parts).removesuffix(".__init__"): path for name, path in FILES.items()}
 
 
-def part(path: Path) -> str:
-    """The module, or the package, that a file belongs to."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def floor(module: str) -> int:
+    """On which floor a module stands, the lowest being 0."""
+    part = module.split(".")[1]
+    return FLOORS.index(part) + 1 if part in FLOORS else 0
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Names of the project's own modules that a file imports, inside functions too."""
+    """The project's own modules that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dino_pipeline"):
-            inside = node.module.split(".")[1:2]
-            yield from inside or (alias.name for alias in node.names if alias.name != "__version__")
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from {name if name in MODULES else node.module for name in inside} & MODULES.keys()
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dino_pipeline."))
-
-
-def test_every_module_has_its_floor() -> None:
-    assert {part(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(FLOOR)
+            yield from {alias.name for alias in node.names} & MODULES.keys()
 
 
 def test_imports_point_down_the_floors() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        own = part(path)
+    for module, path in MODULES.items():
         for other in imports(path):
-            if own != other and own != "__init__":
-                assert FLOOR[other] < FLOOR[own], f"{path.name} imports {other}"
+            if "." in other and "." in module and module.split(".")[1] != other.split(".")[1]:
+                assert floor(other) <= floor(module), f"{module} imports {other}"
+                assert floor(other) < floor(module) or floor(module) == 0, f"{module} imports {other}"
+
+
+def test_no_module_needs_itself() -> None:
+    list(TopologicalSorter({module: set(imports(path)) for module, path in MODULES.items()}).static_order())
+
+
+def test_the_page_on_the_architecture_names_all_of_it() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    assert re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE) == FLOORS[-2::-1]
+    (ground,) = re.findall(r"^\| the ground floor \| (.*) \|$", page, re.MULTILINE)
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert set(re.findall(r"`(\w+)`", ground)) == files
 
 
 def test_a_file_says_at_its_head_which_question_it_answers() -> None:
@@ -69,5 +65,5 @@ def test_files_stay_readable() -> None:
 def test_only_the_command_line_prints_or_exits() -> None:
     for path in PACKAGE.rglob("*.py"):
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        if part(path) not in {"cli", "console", "pocket"}:
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] not in {"cli", "console", "pocket"}:
             assert not calls & {"print", "sys.exit", "click.echo"}, path.name

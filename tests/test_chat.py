@@ -12,14 +12,14 @@ from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, dynamic_module_utils
 
-from dino_pipeline.chat import render
 from dino_pipeline.cli import main
-from dino_pipeline.decoder import Decoder
-from dino_pipeline.engine import Request
+from dino_pipeline.decoding.chat import render
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
-from dino_pipeline.loading import Generator, load_decoder
-from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec
 from tests.commands import invoke
 from tests.conftest import TOY_SPEC

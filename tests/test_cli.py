@@ -14,7 +14,7 @@ from dino_pipeline import __version__, pocket
 from dino_pipeline.cli import main
 from dino_pipeline.cli.spec import spec
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.objectives import NAMES
+from dino_pipeline.training.objectives import NAMES
 from tests.commands import accelerate, answer, dino, files, invoke
 from tests.pairs import Words
 from tests.test_spec import SPECS
@@ -187,7 +187,7 @@ WATCHED = """
 import json, os, sys
 from pathlib import Path
 from dino_pipeline.cli import main
-from dino_pipeline.objectives import is_cse
+from dino_pipeline.training.objectives import is_cse
 made = []
 plain = is_cse.InstanceSmoothed.__init__
 def watched(self, *args):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dino_pipeline import ingest
 from dino_pipeline.cli import main
 from dino_pipeline.examples import write_examples
+from dino_pipeline.filtering import ingest
 from dino_pipeline.run import Run
 from tests.commands import ENVIRONMENT, command, dino, files
 from tests.pairs import Words, outputs

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from dino_pipeline import pocket
-from dino_pipeline.contamination import Gate, exclusion_files, texts_of
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.sieve import Means
+from dino_pipeline.filtering.contamination import Gate, exclusion_files, texts_of
+from dino_pipeline.filtering.sieve import Means
 from tests.pairs import RAW, Words, dropped, filtered
 
 LEAKED = "The quick brown fox jumps over the lazy dog near the river bank today."

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from dino_pipeline.corpus import Corpus, Source, distinct_texts, hold_out
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.training.corpus import Corpus, Source, distinct_texts, hold_out
 
 
 def read(path: Path, **kwargs: Any) -> Corpus:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_pipeline.debias import debias, debias_scores
+from dino_pipeline.decoding.debias import debias, debias_scores
 
 
 def by_the_formula(logits: np.ndarray, groups: list[list[int]], decay: float, floor: float) -> np.ndarray:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from dino_pipeline import scoring, tuning
-from dino_pipeline.decoder import Decoder
-from dino_pipeline.engine import Completion, Request
+from dino_pipeline.decoding import scoring, tuning
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Completion, Request
+from dino_pipeline.decoding.graphs import FixedSlots
+from dino_pipeline.decoding.prefill import Prefill
+from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.selfcheck import slots_defect
+from dino_pipeline.decoding.slots import PlainRows, Slots
 from dino_pipeline.errors import ModelError
-from dino_pipeline.graphs import FixedSlots
-from dino_pipeline.prefill import Prefill
-from dino_pipeline.sampling import Sampling
-from dino_pipeline.selfcheck import slots_defect
-from dino_pipeline.slots import PlainRows, Slots
 from tests.toys import CONFIGS, WINDOW, char_tokenizer, recurrent_model, tiny_model
 
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings in the old tree.", "Rain falls, and falls."]

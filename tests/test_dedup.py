@@ -19,7 +19,7 @@ from dino_pipeline.dedup import (
     near_duplicates,
 )
 from dino_pipeline.examples import Example
-from dino_pipeline.sieve import Means
+from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.texts import normalise
 from tests.pairs import Words, dropped, filtered, kept, raw, reasons
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dino_pipeline.diversity import WINDOW, Diversity, advice, variety
+from dino_pipeline.generation.diversity import WINDOW, Diversity, advice, variety
 
 
 def test_texts_that_become_alike_are_told_of_once_with_the_advice_that_fits() -> None:

@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError, ModelError
-from dino_pipeline.evaluate import Candidate, baselines, evaluate, scores_of
+from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
+from dino_pipeline.evaluation.suites.base import Embedder
+from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.suites.base import Embedder
-from dino_pipeline.suites.pairs import WORD_OVERLAP, ScoredPairs
 from tests.toys import Quiet
 
 PAIRS = [

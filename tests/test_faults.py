@@ -19,14 +19,16 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner, Result
 
-from dino_pipeline import digests, examples, ingest, lock, writer
+from dino_pipeline import digests, examples, lock
 from dino_pipeline.cli import main
 from dino_pipeline.digests import Checksums, model_fingerprint
 from dino_pipeline.errors import RunError
+from dino_pipeline.evaluation.suites.sts import hub_folder
+from dino_pipeline.filtering import ingest
+from dino_pipeline.generation import writer
+from dino_pipeline.generation.writer import OneEngine, Writer
 from dino_pipeline.run import FORMAT, Run
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
-from dino_pipeline.suites.sts import hub_folder
-from dino_pipeline.writer import OneEngine, Writer
 from tests.commands import files
 from tests.conftest import TOY_SPEC
 
@@ -484,7 +486,7 @@ def test_a_spec_of_another_kind_is_named(tmp_path: Path, content: bytes, said: s
 
 def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dino_pipeline.errors import OptionError
-    from dino_pipeline.suites import sts
+    from dino_pipeline.evaluation.suites import sts
 
     monkeypatch.setattr(sts, "LARGEST", 2**20)
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as packed:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dino_pipeline import ingest, sieve
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.filters import filter_run, look, recorded_options
-from dino_pipeline.rules import FilterOptions
+from dino_pipeline.filtering import ingest, sieve
+from dino_pipeline.filtering.filters import filter_run, look, recorded_options
+from dino_pipeline.filtering.rules import FilterOptions
+from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.run import Run
-from dino_pipeline.sieve import Means
 from dino_pipeline.texts import normalise, word_overlap
 from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons
 

@@ -11,17 +11,17 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.corpus import Corpus, Source
-from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples, write_json
-from dino_pipeline.finetune import Finetuned, Texts, finetune
-from dino_pipeline.objectives import NAMES, Objective, Recipe, Training, get_objective
 from dino_pipeline.progress import Progress, Unseen
 from dino_pipeline.run import Run
-from dino_pipeline.selection import selection
 from dino_pipeline.signals import Stopped
-from dino_pipeline.trainer import arguments
+from dino_pipeline.training.corpus import Corpus, Source
+from dino_pipeline.training.encoders import load_encoder, pooling_of
+from dino_pipeline.training.finetune import Finetuned, Texts, finetune
+from dino_pipeline.training.objectives import NAMES, Objective, Recipe, Training, get_objective
+from dino_pipeline.training.selection import selection
+from dino_pipeline.training.trainer import arguments
 from tests.toys import save_encoder, static_encoder
 
 TRAINING = Training(epochs=2, learning_rate=1e-3, batch_size=8)

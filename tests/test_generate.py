@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from dino_pipeline import generate as stage
-from dino_pipeline import writer
-from dino_pipeline.decoder import Decoder
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
-from dino_pipeline.generate import generate
+from dino_pipeline.generation import generate as stage
+from dino_pipeline.generation import writer
+from dino_pipeline.generation.generate import generate
+from dino_pipeline.generation.writer import GenerateOptions, Hands, OneEngine, Task, Writer
 from dino_pipeline.progress import Progress, Unseen
 from dino_pipeline.run import Run
-from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.writer import GenerateOptions, Hands, OneEngine, Task, Writer
 from tests.conftest import TOY_SPEC
 from tests.toys import char_tokenizer, tiny_model
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dino_pipeline.adapters import adapt, contrasted
 from dino_pipeline.cli import main
-from dino_pipeline.corpus import Corpus
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.heads import FILE
+from dino_pipeline.training.adapters import adapt, contrasted
+from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.heads import FILE
 from tests.commands import execute, invoke
 
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("broken", "poor", "awful"), "10": ("red", "green", "blue")}

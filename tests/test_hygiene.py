@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_pipeline.examples import Example
-from dino_pipeline.hygiene import HygieneOptions, hygiene_rules, is_sound, personal_data
+from dino_pipeline.filtering.hygiene import HygieneOptions, hygiene_rules, is_sound, personal_data
 from dino_pipeline.spec import load_spec
 from tests.test_spec import SPECS
 

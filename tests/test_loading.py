@@ -12,12 +12,12 @@ import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM
 
-from dino_pipeline import compiling, loading
-from dino_pipeline.compiling import compile_if_it_pays, compile_step
-from dino_pipeline.decoder import Decoder
+from dino_pipeline.decoding import compiling, loading
+from dino_pipeline.decoding.compiling import compile_if_it_pays, compile_step
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.loading import Generator, load_decoder, rows_that_fit
+from dino_pipeline.decoding.slots import Slots
 from dino_pipeline.errors import ModelError
-from dino_pipeline.loading import Generator, load_decoder, rows_that_fit
-from dino_pipeline.slots import Slots
 from tests.test_decoder import requests, sampled
 from tests.toys import char_tokenizer, save_generator, tiny_model
 

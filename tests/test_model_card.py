@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dino_pipeline.model_card import SHOWN, Lineage, model_card
+from dino_pipeline.training.model_card import SHOWN, Lineage, model_card
 
 FINETUNED: dict[str, Any] = {
     "options": dict.fromkeys(SHOWN, 1)

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from scipy.stats import beta, chisquare, kstest
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.objectives import NAMES, Recipe, Training, get_objective, settle
-from dino_pipeline.objectives.contrastive import InfoNCE, NTXent, own_tensors
-from dino_pipeline.objectives.cpt import LearnedTemperature
-from dino_pipeline.objectives.declutr import Spans
-from dino_pipeline.objectives.is_cse import InstanceSmoothed, Memory, smoothed
-from dino_pipeline.objectives.mirror_bert import mask_characters, mask_words, view
-from dino_pipeline.objectives.sbert import PairClassifier
-from dino_pipeline.objectives.simcse import SimCSE
-from dino_pipeline.objectives.views import views_of
+from dino_pipeline.training.encoders import load_encoder
+from dino_pipeline.training.objectives import NAMES, Recipe, Training, get_objective, settle
+from dino_pipeline.training.objectives.contrastive import InfoNCE, NTXent, own_tensors
+from dino_pipeline.training.objectives.cpt import LearnedTemperature
+from dino_pipeline.training.objectives.declutr import Spans
+from dino_pipeline.training.objectives.is_cse import InstanceSmoothed, Memory, smoothed
+from dino_pipeline.training.objectives.mirror_bert import mask_characters, mask_words, view
+from dino_pipeline.training.objectives.sbert import PairClassifier
+from dino_pipeline.training.objectives.simcse import SimCSE
+from dino_pipeline.training.objectives.views import views_of
 
 DOCS = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text()
 Matrix = NDArray[np.float64]
@@ -363,7 +363,7 @@ def test_masked_words_are_told_from_states_by_the_encoder_s_own_head(toy_encoder
     """Its own language model gives the same loss, and the head's weights are the encoder's embeddings."""
     from transformers import AutoModelForMaskedLM
 
-    from dino_pipeline.objectives.masked import MaskedWords
+    from dino_pipeline.training.objectives.masked import MaskedWords
 
     torch.manual_seed(0)
     whole = AutoModelForMaskedLM.from_pretrained(toy_encoder).eval()

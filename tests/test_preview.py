@@ -11,14 +11,14 @@ from click.testing import CliRunner
 from dino_pipeline import pocket
 from dino_pipeline.cli import main
 from dino_pipeline.cli.preview import clock
-from dino_pipeline.expected import Expected
-from dino_pipeline.loading import Generator, load_decoder
-from dino_pipeline.preview import draw
+from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.generation.expected import Expected
+from dino_pipeline.generation.preview import draw
+from dino_pipeline.generation.writer import GenerateOptions
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
-from dino_pipeline.sampling import Sampling
 from dino_pipeline.spec import load_spec
-from dino_pipeline.writer import GenerateOptions
 from tests.commands import invoke
 from tests.test_spec import SPECS
 from tests.toys import Quiet
@@ -74,7 +74,7 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
 
 def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dino_pipeline.preview.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
     run, asked = Run(tmp_path), {"spec": "a"}
     run.estimate.write_text(json.dumps({"asked": asked, "seconds": 100.0, "per_second": 50.0}))
 

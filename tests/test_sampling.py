@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dino_pipeline.sampling import choose, uniforms
+from dino_pipeline.decoding.sampling import choose, uniforms
 
 
 def draw(probs: list[float], uniform: list[float], top_k: int = 0, top_p: float = 0) -> list[int]:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dino_pipeline.corpus import Corpus
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
-from dino_pipeline.selection import align, mean_cosine, probe, selection, uniform
+from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.encoders import load_encoder
+from dino_pipeline.training.selection import align, mean_cosine, probe, selection, uniform
 
 
 def unit(seed: int, rows: int) -> np.ndarray:

@@ -14,13 +14,14 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import chi2_contingency
 
-from dino_pipeline import pocket, server
+from dino_pipeline import pocket
 from dino_pipeline.cli import main
-from dino_pipeline.engine import Request
+from dino_pipeline.decoding import server
+from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.server import Abilities, Prices, Server, Usage
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
-from dino_pipeline.sampling import Sampling
-from dino_pipeline.server import Abilities, Prices, Server, Usage
 from tests.commands import files, invoke, start
 from tests.serving import FAULTS, Faults, MadeUp, faulty, made_up, transformers_serve
 from tests.test_spec import SPECS

@@ -17,13 +17,21 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.evaluation.suites import retrieval
+from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, unit
+from dino_pipeline.evaluation.suites.probe import Probe
+from dino_pipeline.evaluation.suites.retrieval import Retrieval
+from dino_pipeline.evaluation.suites.sts import (
+    SIZES,
+    Protocol,
+    hub_folder,
+    read_sts,
+    tokenized,
+    unlike_papers,
+    usual_size,
+)
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.measures import RANKING
-from dino_pipeline.suites import retrieval
-from dino_pipeline.suites.base import Embedder, Embeddings, unit
-from dino_pipeline.suites.probe import Probe
-from dino_pipeline.suites.retrieval import Retrieval
-from dino_pipeline.suites.sts import SIZES, Protocol, hub_folder, read_sts, tokenized, unlike_papers, usual_size
 from tests.toys import Quiet, by_score
 
 SUBSETS = {

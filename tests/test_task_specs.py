@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from dino_pipeline import pocket
+from dino_pipeline.decoding.stops import StopRule
 from dino_pipeline.examples import read_examples
 from dino_pipeline.spec import OPENING, TaskSpec, load_spec
-from dino_pipeline.stops import StopRule
 from tests.commands import invoke
 from tests.test_spec import SPECS
 

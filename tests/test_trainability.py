@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.objectives import Recipe, get_objective, settle
-from dino_pipeline.trainability import check_model, fitted, has_dropout, notes
+from dino_pipeline.training.encoders import load_encoder
+from dino_pipeline.training.objectives import Recipe, get_objective, settle
+from dino_pipeline.training.trainability import check_model, fitted, has_dropout, notes
 from tests.toys import static_encoder
 
 

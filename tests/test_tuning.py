@@ -7,8 +7,8 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from dino_pipeline import tuning
-from dino_pipeline.tuning import PACKED, can_pack, tune
+from dino_pipeline.decoding import tuning
+from dino_pipeline.decoding.tuning import PACKED, can_pack, tune
 from tests.toys import CONFIGS, tiny_model
 
 ROWS = 6

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from dino_pipeline.console import Console
-from dino_pipeline.engine import Scored
+from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples, write_json
-from dino_pipeline.filters import filter_run
+from dino_pipeline.filtering.filters import filter_run
+from dino_pipeline.filtering.sieve import Means
+from dino_pipeline.filtering.verify import LabelScores
 from dino_pipeline.run import Run
-from dino_pipeline.sieve import Means
 from dino_pipeline.spec import load_spec
-from dino_pipeline.verify import LabelScores
 from tests.commands import answer
 from tests.pairs import Words, dropped, raw
 from tests.test_spec import SPECS

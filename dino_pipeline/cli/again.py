@@ -50,7 +50,7 @@ def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
 
 
 def _lacks(run: Run) -> list[str]:
-    from dino_pipeline.contamination import HUB_SETS
+    from dino_pipeline.filtering.contamination import HUB_SETS
 
     options, filtered = public(run.stage("generate")["options"]), public(run.stage("filter")["options"])
     lacks = [f"the rule {rule}" for rule in filtered["custom"]]

@@ -22,7 +22,7 @@ from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
-    from dino_pipeline.evaluate import Candidate
+    from dino_pipeline.evaluation.evaluate import Candidate
     from dino_pipeline.run import Run
 
 Command = Callable[..., Any]
@@ -140,9 +140,9 @@ def _published(name: str, run: Run) -> ToFilter:
     """Return a file with what was written for a published dataset or, where that is not there, what is to train on."""
     from datasets import load_dataset
 
-    from dino_pipeline.corpus import Source
     from dino_pipeline.examples import Example, write_examples
     from dino_pipeline.hub.tables import PROVENANCE
+    from dino_pipeline.training.corpus import Source
 
     path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"
     try:
@@ -184,7 +184,7 @@ def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
 
     A run is named where it is not the only one.
     """
-    from dino_pipeline.evaluate import Candidate
+    from dino_pipeline.evaluation.evaluate import Candidate
     from dino_pipeline.run import Run
 
     run = Run(Path(target))

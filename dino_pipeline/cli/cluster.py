@@ -17,8 +17,8 @@ from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
     from dino_pipeline.cluster import Staff, Surroundings
-    from dino_pipeline.crew import Crew
-    from dino_pipeline.decoder import Decoder
+    from dino_pipeline.decoding.decoder import Decoder
+    from dino_pipeline.generation.crew import Crew
     from dino_pipeline.processes import Spread
     from dino_pipeline.progress import Watch
 
@@ -78,7 +78,7 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
         OptionError: options exclude each other.
     """
     from dino_pipeline.cluster import Surroundings
-    from dino_pipeline.crew import Crew
+    from dino_pipeline.generation.crew import Crew
 
     check_devices(options)
     staff = staff_of(options)
@@ -117,8 +117,8 @@ def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str, th
 
 def _load(record: Mapping[str, Any], how: Mapping[str, Any], there: Surroundings) -> tuple[Decoder, str | None]:
     """Load a generator on a worker, and return it with its fingerprint there."""
+    from dino_pipeline.decoding.loading import load_decoder
     from dino_pipeline.digests import model_fingerprint
-    from dino_pipeline.loading import load_decoder
 
     there.enter()
     generator = generator_of(record)

@@ -20,10 +20,10 @@ from dino_pipeline.cli.finetune import (
     texts_of,
 )
 from dino_pipeline.errors import OptionError
-from dino_pipeline.objectives import NAMES
+from dino_pipeline.training.objectives import NAMES
 
 if TYPE_CHECKING:
-    from dino_pipeline.objectives import Objective, Training
+    from dino_pipeline.training.objectives import Objective, Training
 
 
 @click.command()
@@ -54,11 +54,11 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
 
     Hyper-parameters given here are for all objectives, those that are not given each objective's own.
     """
-    from dino_pipeline.compare import Plan, as_table, remarks, write_comparison
-    from dino_pipeline.compare import compare as run_compare
     from dino_pipeline.console import table
-    from dino_pipeline.objectives import Training
+    from dino_pipeline.evaluation.compare import Plan, as_table, remarks, write_comparison
+    from dino_pipeline.evaluation.compare import compare as run_compare
     from dino_pipeline.run import Run
+    from dino_pipeline.training.objectives import Training
 
     lenient = options["objectives"] == "all"
     names = NAMES if lenient else _names(options["objectives"])
@@ -97,7 +97,7 @@ def _names(given: str) -> list[str]:
 
 def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training]:
     """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
-    from dino_pipeline.objectives import get_objective, rows_are_apart, settle
+    from dino_pipeline.training.objectives import get_objective, rows_are_apart, settle
 
     objective = get_objective(name)
     given = {each: options[each] for each in HYPERPARAMETERS if options[each] is not None}

@@ -17,11 +17,11 @@ from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
-    from dino_pipeline.engine import Scorer
+    from dino_pipeline.decoding.engine import Scorer
+    from dino_pipeline.decoding.server import Server
+    from dino_pipeline.generation.writer import Hands, OneEngine
     from dino_pipeline.progress import Watch
     from dino_pipeline.run import Run
-    from dino_pipeline.server import Server
-    from dino_pipeline.writer import Hands, OneEngine
 
 
 class Rows(click.ParamType[int | None]):
@@ -172,8 +172,8 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
     loaded: list[OneEngine] = []  # rounds of --until-target share it
 
     def hands(row_tokens: int) -> OneEngine:
-        from dino_pipeline.loading import load_decoder
-        from dino_pipeline.writer import OneEngine
+        from dino_pipeline.decoding.loading import load_decoder
+        from dino_pipeline.generation.writer import OneEngine
 
         if not loaded:
             loaded.append(OneEngine(load_decoder(generator, device=device, row_tokens=row_tokens, **speed)))
@@ -198,7 +198,7 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
 
         if importlib.util.find_spec("openai") is None:
             raise OptionError("--engine openai needs the openai client: pip install openai")
-        from dino_pipeline.server import Prices, Server, Usage
+        from dino_pipeline.decoding.server import Prices, Server, Usage
 
         console.note(
             "a server cannot debias: each text is written under its own instruction alone"
@@ -210,7 +210,7 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
         return Server(options["model"], note=console.note, prices=prices, usage=Usage(**usage), **settings)
 
     def hands(scorer: Callable[[], Scorer] | None, _: int) -> Hands:
-        from dino_pipeline.writer import OneEngine
+        from dino_pipeline.generation.writer import OneEngine
 
         return OneEngine(server(), scorer)
 
@@ -230,7 +230,7 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
 
     @functools.cache
     def scorer() -> Scorer:
-        from dino_pipeline.loading import load_decoder
+        from dino_pipeline.decoding.loading import load_decoder
 
         return load_decoder(generator, device=device)
 

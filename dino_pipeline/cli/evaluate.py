@@ -16,7 +16,7 @@ from dino_pipeline.cli.evaluation_sets import evaluation_sets, unlike_papers
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published
 from dino_pipeline.errors import OptionError
-from dino_pipeline.suites import NAMES
+from dino_pipeline.evaluation.suites import NAMES
 
 STS_OPTIONS = ("data_dir", "aggregate", "text", "sick", "published")
 ENCODER_OPTIONS = ("data_files", "batch_size", *STS_OPTIONS)
@@ -124,8 +124,8 @@ def _evaluate_encoders(
 ) -> None:
     from dino_pipeline.console import Console
     from dino_pipeline.digests import model_fingerprint
-    from dino_pipeline.evaluate import evaluate as run_evaluate
-    from dino_pipeline.evaluate import read_scores
+    from dino_pipeline.evaluation.evaluate import evaluate as run_evaluate
+    from dino_pipeline.evaluation.evaluate import read_scores
     from dino_pipeline.examples import write_json
     from dino_pipeline.run import Run
 
@@ -163,7 +163,7 @@ def _evaluate_encoders(
 
 def _writable(path: Path) -> Path:
     """Return where to write, unless it is clear before any work that this will fail, or take a stranger's place."""
-    from dino_pipeline.evaluate import read_scores
+    from dino_pipeline.evaluation.evaluate import read_scores
 
     if path.exists() and read_scores(path) is None:
         raise OptionError(f"{path}: is there and holds no scores of this version; move it, or give another --output")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.cli.base import HUB_ID
 from dino_pipeline.errors import OptionError
-from dino_pipeline.suites import OF_DATA
+from dino_pipeline.evaluation.suites import OF_DATA
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
+    from dino_pipeline.evaluation.suites.base import EvaluationSet
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
     from dino_pipeline.run import Run
-    from dino_pipeline.suites.base import EvaluationSet
-    from dino_pipeline.suites.pairs import ScoredPairs
 
 
 def evaluation_sets(
@@ -43,7 +43,7 @@ def _sts_sets(options: dict[str, Any], console: Console) -> Sequence[EvaluationS
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HOME
 
-    from dino_pipeline.suites.sts import Protocol, hub_folder, read_sts
+    from dino_pipeline.evaluation.suites.sts import Protocol, hub_folder, read_sts
 
     folder = options["data_dir"] or hub_folder(hf_hub_download, Path(HF_HOME) / "dino-pipeline" / "senteval")
     sets, notes = read_sts(folder, Protocol(options["aggregate"], options["text"], options["sick"]))
@@ -54,8 +54,8 @@ def _sts_sets(options: dict[str, Any], console: Console) -> Sequence[EvaluationS
 
 def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
     """Return in what the STS sets differ from those of the published figures."""
-    from dino_pipeline.suites.pairs import ScoredPairs
-    from dino_pipeline.suites.sts import unlike_papers
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
+    from dino_pipeline.evaluation.suites.sts import unlike_papers
 
     return unlike_papers([each for each in sets if isinstance(each, ScoredPairs) and each.suite == "sts"])
 
@@ -76,8 +76,8 @@ def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
 
 def _suite_of(path: Path) -> str:
     """Return the suite that a file or folder is for, by what it holds."""
-    from dino_pipeline.corpus import to_evaluate_on
     from dino_pipeline.run import LINEAGE
+    from dino_pipeline.training.corpus import to_evaluate_on
 
     if path.is_dir() and not (path / LINEAGE).exists():
         beir = any((path / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
@@ -87,9 +87,9 @@ def _suite_of(path: Path) -> str:
 
 
 def _read(suite: str, name: str, path: Path, console: Console) -> EvaluationSet:
-    from dino_pipeline.suites.pairs import ScoredPairs
-    from dino_pipeline.suites.probe import Probe
-    from dino_pipeline.suites.retrieval import Retrieval
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
+    from dino_pipeline.evaluation.suites.probe import Probe
+    from dino_pipeline.evaluation.suites.retrieval import Retrieval
 
     if suite == "pairs":
         return ScoredPairs.read(name, path)
@@ -102,7 +102,7 @@ def _read(suite: str, name: str, path: Path, console: Console) -> EvaluationSet:
 
 
 def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
-    from dino_pipeline.suites.pairs import ScoredPairs
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
     names = [run.path.name for run in runs]
     return [
@@ -114,7 +114,7 @@ def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
 
 def _pocket_gold() -> ScoredPairs:
     from dino_pipeline import pocket
-    from dino_pipeline.suites.pairs import ScoredPairs
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
     return ScoredPairs.read("pocket gold", pocket.GOLD_TEST, "pocket")
 
@@ -133,6 +133,6 @@ def belonging(runs: Sequence[Run], *, of_pocket: bool) -> list[ScoredPairs]:
 
 def scored_pairs(files: Sequence[Path], *, pocket_gold: bool) -> list[ScoredPairs]:
     """Return the scored pairs of files, and those of the pocket grammar if they are asked for."""
-    from dino_pipeline.suites.pairs import ScoredPairs
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
     return [*(ScoredPairs.read(file.name, file) for file in files), *([_pocket_gold()] if pocket_gold else [])]

@@ -17,9 +17,9 @@ from dino_pipeline.errors import DataError, OptionError
 @command
 def export(source: str, output: Path, split: str) -> None:
     """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
-    from dino_pipeline.corpus import Source
     from dino_pipeline.examples import write_rows
     from dino_pipeline.run import Run
+    from dino_pipeline.training.corpus import Source
 
     run = Run(Path(source))
     path = run.train if split == "train" else run.dev

@@ -13,7 +13,7 @@ from dino_pipeline.cli.base import model_path, pick_device
 from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
-    from dino_pipeline.fidelity import Summary
+    from dino_pipeline.evaluation.fidelity import Summary
 
 SUITE = "pocket-generation"
 
@@ -23,9 +23,9 @@ def evaluate_generators(
 ) -> None:
     """Measure each generator, print a table a generator, and write all rows, seed by seed, if told where."""
     from dino_pipeline.console import Console
+    from dino_pipeline.decoding.loading import Generator, load_decoder, pick_dtype
+    from dino_pipeline.evaluation.fidelity import measure, summarise
     from dino_pipeline.examples import write_json
-    from dino_pipeline.fidelity import measure, summarise
-    from dino_pipeline.loading import Generator, load_decoder, pick_dtype
     from dino_pipeline.run import Run
 
     for model in models:
@@ -57,7 +57,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _table(summaries: Sequence[Summary]) -> str:
     from dino_pipeline.console import table
-    from dino_pipeline.fidelity import MEASURES
+    from dino_pipeline.evaluation.fidelity import MEASURES
 
     rows = [
         [

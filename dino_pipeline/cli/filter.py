@@ -19,9 +19,9 @@ from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
-    from dino_pipeline.rules import FilterOptions
+    from dino_pipeline.filtering.rules import FilterOptions
+    from dino_pipeline.filtering.sieve import Means
     from dino_pipeline.run import Run
-    from dino_pipeline.sieve import Means
 
 
 class Finite(click.FloatRange):
@@ -120,7 +120,7 @@ class Finite(click.FloatRange):
 def filter_command(source: Path | None, run_path: Path | None, **options: Any) -> None:
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""
     from dino_pipeline.console import table
-    from dino_pipeline.filters import filter_run, look
+    from dino_pipeline.filtering.filters import filter_run, look
     from dino_pipeline.run import Run
 
     if options["listed"]:
@@ -171,8 +171,8 @@ def filter_options(options: dict[str, Any]) -> FilterOptions:
     """Return what decides the result, from the command line's values."""
     from dataclasses import fields
 
-    from dino_pipeline.hygiene import HygieneOptions
-    from dino_pipeline.rules import FilterOptions
+    from dino_pipeline.filtering.hygiene import HygieneOptions
+    from dino_pipeline.filtering.rules import FilterOptions
 
     if options["verify_margin"] and not options["verify"]:
         raise OptionError("--verify-margin belongs to --verify; give both or neither")
@@ -186,8 +186,8 @@ def filter_options(options: dict[str, Any]) -> FilterOptions:
 def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, has_spec: bool) -> Means:
     """Return what the filter works with: processes, evaluation data, models."""
     from dino_pipeline import pocket
-    from dino_pipeline.contamination import exclusion_files
-    from dino_pipeline.sieve import Means
+    from dino_pipeline.filtering.contamination import exclusion_files
+    from dino_pipeline.filtering.sieve import Means
 
     if chosen.needs_scores and not has_spec:
         raise OptionError("--verify and --labels posterior need a run's spec and generator; this is a file")
@@ -203,7 +203,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
 
 def _scores(run: Run, device: str | None) -> Any:
     from dino_pipeline.console import Console
-    from dino_pipeline.verify import LabelScores
+    from dino_pipeline.filtering.verify import LabelScores
 
     begun = run.stage("generate").get("options")
     if begun and begun.get("engine") == "openai":
@@ -217,7 +217,7 @@ def _scores(run: Run, device: str | None) -> Any:
         raise RunError(f"{run.path}: no texts are written there; run dino generate first")
 
     def load(row_tokens: int) -> Any:
-        from dino_pipeline.loading import load_decoder
+        from dino_pipeline.decoding.loading import load_decoder
 
         return load_decoder(generator_of(begun), device=pick_device(device), row_tokens=row_tokens)
 
@@ -225,7 +225,7 @@ def _scores(run: Run, device: str | None) -> Any:
 
 
 def _embed(name: str, device: str | None) -> Any:
-    from dino_pipeline.encoders import load_encoder
+    from dino_pipeline.training.encoders import load_encoder
 
     encoder = load_encoder(model_path(name, "ENCODER")).to(pick_device(device))
 
@@ -236,7 +236,7 @@ def _embed(name: str, device: str | None) -> Any:
 
 
 def _list(chosen: FilterOptions) -> None:
-    from dino_pipeline.filters import describe
+    from dino_pipeline.filtering.filters import describe
 
     rules = describe(chosen)
     names, options = (max(len(rule[column]) for rule in rules) for column in (0, 2))

@@ -12,15 +12,15 @@ import click
 
 from dino_pipeline.cli.base import HUB_ID, command, model_path, options_of, or_dash, watching
 from dino_pipeline.errors import OptionError
-from dino_pipeline.objectives import NAMES
+from dino_pipeline.training.objectives import NAMES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from dino_pipeline.corpus import Source
-    from dino_pipeline.finetune import Published, Texts
-    from dino_pipeline.objectives import Training
     from dino_pipeline.run import Run
+    from dino_pipeline.training.corpus import Source
+    from dino_pipeline.training.finetune import Published, Texts
+    from dino_pipeline.training.objectives import Training
 
 HYPERPARAMETERS = (
     "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "max_length", "pooling",
@@ -117,8 +117,8 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
 
     Hyper-parameters are those of the objective's paper unless given.
     """
-    from dino_pipeline.finetune import finetune as run_finetune
-    from dino_pipeline.objectives import get_objective, settle
+    from dino_pipeline.training.finetune import finetune as run_finetune
+    from dino_pipeline.training.objectives import get_objective, settle
 
     if listing:
         _list()
@@ -162,7 +162,7 @@ def encoder_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def loader(path: str, revision: str | None, training: Training, *, asked: bool) -> Callable[[], SentenceTransformer]:
     """Return what loads an encoder; pooling that was asked for must then be the encoder's."""
-    from dino_pipeline.encoders import load_encoder, pooling_of
+    from dino_pipeline.training.encoders import load_encoder, pooling_of
 
     def load() -> SentenceTransformer:
         model = load_encoder(path, revision, training.pooling)
@@ -177,10 +177,10 @@ def loader(path: str, revision: str | None, training: Training, *, asked: bool) 
 
 def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, Texts]:
     """Return the run to write, and what to train on."""
-    from dino_pipeline.corpus import Source, validation
     from dino_pipeline.errors import DataError
-    from dino_pipeline.finetune import Texts
     from dino_pipeline.run import Run
+    from dino_pipeline.training.corpus import Source, validation
+    from dino_pipeline.training.finetune import Texts
 
     given = Run(Path(data))
     is_run = given.is_run
@@ -219,10 +219,10 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
 def _published(data: str, options: dict[str, Any]) -> Published | None:
     """Return what is known of data that dino publish made, in a folder or on the Hub; None if it is none."""
     from dino_pipeline.errors import HubError
-    from dino_pipeline.finetune import Published
     from dino_pipeline.hub.manifest import Manifest
     from dino_pipeline.hub.upload import download
     from dino_pipeline.run import LINEAGE, Run
+    from dino_pipeline.training.finetune import Published
 
     folder, on_hub = Path(data), not Path(data).exists() and HUB_ID.fullmatch(data)
     with contextlib.suppress(HubError, OSError):  # what is wrong with it is said when it is read
@@ -242,7 +242,7 @@ def _language(run: Run) -> str | None:
 
 def _list() -> None:
     from dino_pipeline.console import table
-    from dino_pipeline.objectives import get_objective
+    from dino_pipeline.training.objectives import get_objective
 
     records = [get_objective(name) for name in NAMES]
     header = ["objective", "needs", "epochs", "batch", "rate", "pooling"]

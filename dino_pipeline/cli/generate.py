@@ -20,13 +20,13 @@ from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
+    from dino_pipeline.filtering.sieve import Means
+    from dino_pipeline.generation.storage import Storage
+    from dino_pipeline.generation.until import Tally
+    from dino_pipeline.generation.writer import GenerateOptions, Hands, More
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
-    from dino_pipeline.sieve import Means
     from dino_pipeline.spec import TaskSpec
-    from dino_pipeline.storage import Storage
-    from dino_pipeline.until import Tally
-    from dino_pipeline.writer import GenerateOptions, Hands, More
 
 
 class Further(click.ParamType[tuple[str, int]]):
@@ -90,7 +90,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     texts = input_texts(options["inputs_file"], options["input_format"])
     chosen = text_settings(spec, options, written=texts is None and spec.needs_inputs)
 
-    from dino_pipeline.storage import Storage
+    from dino_pipeline.generation.storage import Storage
 
     chosen = replace(chosen, shard_size=options["shard_size"])
     if options["budget"]:
@@ -132,8 +132,8 @@ class _Call:
 
     def write(self, more: Sequence[More], *, fresh: bool) -> str:
         """Write what was asked for and more; return whether that was new."""
-        from dino_pipeline.expected import Expected
-        from dino_pipeline.generate import generate as run_generate
+        from dino_pipeline.generation.expected import Expected
+        from dino_pipeline.generation.generate import generate as run_generate
 
         return run_generate(
             self.run,
@@ -149,7 +149,7 @@ class _Call:
         )
 
     def _hands(self, row_tokens: int) -> Hands:
-        from dino_pipeline.storage import StoredHands
+        from dino_pipeline.generation.storage import StoredHands
 
         made = self.engine.hands(row_tokens)
         return StoredHands(made, self.storage, self.run) if self.storage else made
@@ -158,9 +158,9 @@ class _Call:
         """Write and filter until there is enough of each label; return what the first round was."""
         from dino_pipeline.cli.filter import filter_means
         from dino_pipeline.console import table
-        from dino_pipeline.filters import available, filter_run, recorded_options
-        from dino_pipeline.generate import recorded_more
-        from dino_pipeline.until import Tally, write_until
+        from dino_pipeline.filtering.filters import available, filter_run, recorded_options
+        from dino_pipeline.generation.generate import recorded_more
+        from dino_pipeline.generation.until import Tally, write_until
 
         run, spec, states = self.run, self.spec, list[str]()
         chosen = replace(recorded_options(run), target_per_label=target)
@@ -223,8 +223,8 @@ def _further(run: Run, spec: TaskSpec, options: dict[str, Any]) -> list[More]:
         OptionError: there is no such label, or --until-target says how many.
         RunError: the run was told something else before.
     """
-    from dino_pipeline.generate import recorded_more
-    from dino_pipeline.writer import More
+    from dino_pipeline.generation.generate import recorded_more
+    from dino_pipeline.generation.writer import More
 
     asked: list[tuple[str, int]] = list(options["further"])
     if asked and options["target"]:

@@ -12,7 +12,7 @@ from dino_pipeline.cli.base import model_path
 from dino_pipeline.errors import ModelError
 
 if TYPE_CHECKING:
-    from dino_pipeline.loading import Generator
+    from dino_pipeline.decoding.loading import Generator
 
 OPTIONS = (
     click.option("--model", default="pocket", show_default=True, help="Folder or Hub id of a causal language model."),
@@ -41,7 +41,7 @@ def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], devic
     """Return the generator that options name; what they leave open is as a run began, or found out here."""
     from dataclasses import replace
 
-    from dino_pipeline.loading import Generator, has_chat_template, pick_dtype
+    from dino_pipeline.decoding.loading import Generator, has_chat_template, pick_dtype
 
     given = {name: options[name] for name in ("revision", "adapter", "quantize", "trust_remote_code")}
     found = Generator(model_path(options["model"], "GENERATOR"), **given)
@@ -77,7 +77,7 @@ def recorded(name: str, generator: Generator) -> dict[str, Any]:
 
 def generator_of(begun: Mapping[str, Any]) -> Generator:
     """Return the generator that run.json holds."""
-    from dino_pipeline.loading import Generator
+    from dino_pipeline.decoding.loading import Generator
 
     return Generator(
         model_path(begun["model"], "GENERATOR"),

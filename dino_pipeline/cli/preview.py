@@ -16,7 +16,7 @@ from dino_pipeline.cli.engines import engine_here, here_options
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 
 if TYPE_CHECKING:
-    from dino_pipeline.preview import Drawn, Estimate
+    from dino_pipeline.generation.preview import Drawn, Estimate
     from dino_pipeline.spec import TaskSpec
 
 
@@ -48,11 +48,11 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     import psutil
 
     from dino_pipeline.console import Console
-    from dino_pipeline.decoder import Decoder
-    from dino_pipeline.preview import draw, measure
+    from dino_pipeline.decoding.decoder import Decoder
+    from dino_pipeline.generation.preview import draw, measure
+    from dino_pipeline.generation.writer import OneEngine
     from dino_pipeline.run import Run
     from dino_pipeline.spec import load_spec
-    from dino_pipeline.writer import OneEngine
 
     spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)

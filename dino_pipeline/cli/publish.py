@@ -143,8 +143,8 @@ def _dataset(run: Run, place: _Place, options: dict[str, Any], *, with_model: bo
     An encoder that is ``known`` to have learnt from it is named: the one that is published with it, or was before.
     """
     from dino_pipeline.console import Console
-    from dino_pipeline.hub.dataset import Publication, write_dataset
-    from dino_pipeline.hub.dataset_card import CardFacts
+    from dino_pipeline.hub.dataset import write_dataset
+    from dino_pipeline.hub.dataset_card import CardFacts, Publication
     from dino_pipeline.hub.publish import records
     from dino_pipeline.report.page import report
 
@@ -192,7 +192,7 @@ def _learnt_from_it(run: Run, *, strict: bool) -> bool:
     Raises:
         RunError: it was trained on what the dataset was before, and that matters.
     """
-    from dino_pipeline.corpus import Source
+    from dino_pipeline.training.corpus import Source
 
     trained = run.stage("finetune")
     if not trained.get("origin", {}).get("own"):
@@ -207,9 +207,9 @@ def _learnt_from_it(run: Run, *, strict: bool) -> bool:
 
 
 def _model(run: Run, place: _Place, options: dict[str, Any], dataset: dict[str, str] | None, *, of_run: bool) -> None:
-    from dino_pipeline.finetune import origin_of_texts
     from dino_pipeline.hub.model import ModelPublication, write_model
     from dino_pipeline.hub.publish import records
+    from dino_pipeline.training.finetune import origin_of_texts
 
     origin = origin_of_texts(run)
     known = records(run).get("dataset")

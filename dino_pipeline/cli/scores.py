@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 def print_evaluation(found: Mapping[str, Any]) -> None:
     """Print what scores.json holds."""
-    from dino_pipeline.evaluate import chosen_on_human_labels
+    from dino_pipeline.evaluation.evaluate import chosen_on_human_labels
 
     chosen_on = chosen_on_human_labels(found)
     for kind, group in groupby(found["scores"], key=lambda score: _table_of(score["suite"])):
@@ -38,7 +38,7 @@ def _table_of(suite: str) -> str:
 def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each set and model; where protocols differ, they have columns of their own."""
     from dino_pipeline.console import table
-    from dino_pipeline.evaluate import interval_text, measure_title
+    from dino_pipeline.evaluation.evaluate import interval_text, measure_title
 
     differing = _differing(scores)
     names = list(scores[0]["measures"])
@@ -66,7 +66,7 @@ def _differing(scores: Sequence[Row]) -> list[str]:
 def _print_sts(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each model, once for each correlation, as papers do."""
     from dino_pipeline.console import table
-    from dino_pipeline.evaluate import interval_text, measure_title
+    from dino_pipeline.evaluation.evaluate import interval_text, measure_title
 
     sets = list(dict.fromkeys(score["data"] for score in scores))
     models = list(dict.fromkeys(score["model"] for score in scores))
@@ -88,7 +88,7 @@ def _print_sts(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
 
 def _remarks(scores: Sequence[Row]) -> dict[str, str]:
     """Return what makes a column incomparable with its neighbours, or with the column of that name in papers."""
-    from dino_pipeline.suites.sts import MEAN, usual_size
+    from dino_pipeline.evaluation.suites.sts import MEAN, usual_size
 
     found = {}
     texts = [score["protocol"]["text"] for score in scores if "sick" not in score["protocol"]]
@@ -113,7 +113,7 @@ def _remarks(scores: Sequence[Row]) -> dict[str, str]:
 def print_published(differing: Sequence[str]) -> None:
     """Print the papers' figures, or why they may not stand beside these."""
     from dino_pipeline.console import table
-    from dino_pipeline.suites.sts import MEAN, PUBLISHED, SIZES
+    from dino_pipeline.evaluation.suites.sts import MEAN, PUBLISHED, SIZES
 
     if differing:
         click.echo(f"Published figures are of another protocol and not shown: {'; '.join(differing)}")
@@ -124,7 +124,7 @@ def print_published(differing: Sequence[str]) -> None:
 
 def _print_differences(differences: Sequence[Row]) -> None:
     from dino_pipeline.console import table
-    from dino_pipeline.evaluate import interval_text, measure_title
+    from dino_pipeline.evaluation.evaluate import interval_text, measure_title
 
     if not differences:
         return

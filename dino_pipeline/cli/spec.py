@@ -59,8 +59,8 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         raise OptionError(f"{file}: its instructions lack <X1>, so --input has no place; leave it out")
     tokenizer = None
     if model is not None:
-        from dino_pipeline.chat import render
-        from dino_pipeline.loading import Generator, load_tokenizer
+        from dino_pipeline.decoding.chat import render
+        from dino_pipeline.decoding.loading import Generator, load_tokenizer
 
         tokenizer = load_tokenizer(Generator(model_path(model, "GENERATOR")))
     values = {name: choices[0] for name, choices in found.variables.items()}

@@ -11,8 +11,8 @@ import click
 from dino_pipeline.cli.base import options_of
 
 if TYPE_CHECKING:
+    from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.inputs import InputFile
-    from dino_pipeline.sampling import Sampling
     from dino_pipeline.spec import SpecSampling, TaskSpec
 
 WRITTEN_INPUTS = 500
@@ -67,9 +67,9 @@ def input_texts(file: Path | None, input_format: str) -> InputFile | None:
 
 def text_settings(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
     """Return what decides the texts: the command line before the spec before the paper."""
-    from dino_pipeline.sampling import Sampling
+    from dino_pipeline.decoding.sampling import Sampling
+    from dino_pipeline.generation.writer import GenerateOptions
     from dino_pipeline.spec import TaskSpec
-    from dino_pipeline.writer import GenerateOptions
 
     given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
     flags = {

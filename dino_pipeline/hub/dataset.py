@@ -14,25 +14,13 @@ from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
 
 from dino_pipeline.hub.card import Kept, card
-from dino_pipeline.hub.dataset_card import CardFacts, body
+from dino_pipeline.hub.dataset_card import CardFacts, Publication, body
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What a user wants of a published dataset."""
-
-    repository: str
-    """``user/name``."""
-    license: str | None
-    raw: bool
-    model_repository: str | None = None
-    """Where the encoder is published, if it is."""
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
 from dino_pipeline.hub.tables import shape_of
 from dino_pipeline.hub.upload import address
 from dino_pipeline.report.blocks import Samples
 from dino_pipeline.report.page import Report
-from dino_pipeline.rules import UNSEEN
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
-
-if TYPE_CHECKING:
-    from dino_pipeline.hub.dataset import Publication
 
 SHOWN = 3
 """Samples of each label."""
@@ -29,6 +25,18 @@ CITATION = """@inproceedings{schick-schutze-2021-generating,
   year      = {2021},
   url       = {https://arxiv.org/abs/2104.07540}
 }"""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a user wants of a published dataset."""
+
+    repository: str
+    """``user/name``."""
+    license: str | None
+    raw: bool
+    model_repository: str | None = None
+    """Where the encoder is published, if it is."""
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from dino_pipeline.digests import model_fingerprint
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import RunError
-from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
+from dino_pipeline.evaluation.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.finetune import lineage
 from dino_pipeline.hub.card import Kept, card, split
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
 from dino_pipeline.hub.upload import address
-from dino_pipeline.model_card import model_card
-from dino_pipeline.objectives import get_objective
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
+from dino_pipeline.training.encoders import load_encoder
+from dino_pipeline.training.finetune import lineage
+from dino_pipeline.training.model_card import model_card
+from dino_pipeline.training.objectives import get_objective
 
 WIDGETS = 3
 """Sentences to compare with, on the model's page."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dino_pipeline.evaluate import Candidate
+from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.progress import Watch
 from dino_pipeline.report.blocks import Missing
 from dino_pipeline.report.texts_of_run import TextsOfRun, in_order

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dino_pipeline.contamination import REASON as LEAKED
-from dino_pipeline.contamination import WORDS
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import ModelError
-from dino_pipeline.evaluate import Candidate
-from dino_pipeline.filters import load_funnel
+from dino_pipeline.evaluation.evaluate import Candidate
+from dino_pipeline.evaluation.suites.base import Embedder, cosines
+from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
+from dino_pipeline.filtering.contamination import REASON as LEAKED
+from dino_pipeline.filtering.contamination import WORDS
+from dino_pipeline.filtering.filters import load_funnel
+from dino_pipeline.filtering.rules import UNSEEN
+from dino_pipeline.filtering.sieve import REPEATED
 from dino_pipeline.progress import Watch
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import (
@@ -29,11 +32,8 @@ from dino_pipeline.report.blocks import (
 )
 from dino_pipeline.report.material import MOST_LABELS, Material
 from dino_pipeline.report.texts_of_run import in_order, label_name
-from dino_pipeline.rules import UNSEEN
-from dino_pipeline.sieve import REPEATED
-from dino_pipeline.suites.base import Embedder, cosines
-from dino_pipeline.suites.pairs import WORD_OVERLAP
 from dino_pipeline.texts import distinct_n, normalise, public, word_overlap
+from dino_pipeline.training.encoders import load_encoder
 
 SLICES = 10
 """Parts of a run that are compared with one another."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from dino_pipeline.compare import Row, as_table, remarks
-from dino_pipeline.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
+from dino_pipeline.evaluation.compare import Row, as_table, remarks
+from dino_pipeline.evaluation.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
 from dino_pipeline.report.material import Material

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dino_pipeline import __version__
-from dino_pipeline.evaluate import Candidate
+from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.examples import write_bytes
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.report import of_data, of_model

@@ -10,16 +10,16 @@ from click.testing import CliRunner
 
 from dino_pipeline import pocket
 from dino_pipeline.cli import main
-from dino_pipeline.decoder import Decoder
-from dino_pipeline.encoders import load_encoder
-from dino_pipeline.fidelity import Quality, measure, sts_spec, summarise
-from dino_pipeline.loading import Generator, load_decoder
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.decoding.slots import Slots
+from dino_pipeline.evaluation.fidelity import Quality, measure, sts_spec, summarise
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
 from dino_pipeline.progress import Unseen
-from dino_pipeline.slots import Slots
 from dino_pipeline.spec import TaskSpec, load_spec
 from dino_pipeline.texts import distinct_n
+from dino_pipeline.training.encoders import load_encoder
 from tests.test_spec import SPECS
 
 X1 = write(random_frame(Random(0)), Random(0))

@@ -12,10 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.pocket import train as pocket_train
 from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows, shard_sentences
 from dino_pipeline.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train
+from dino_pipeline.training.encoders import load_encoder
 
 SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_steps=2)
 

@@ -1,0 +1,1 @@
+"""The evaluate stage: what encoders, and generators, are worth."""

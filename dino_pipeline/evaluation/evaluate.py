@@ -1,0 +1,153 @@
+"""The evaluate stage: what encoders are worth, on suites of data, beside one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from dino_pipeline.digests import model_fingerprint
+from dino_pipeline.errors import DataError
+from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
+from dino_pipeline.evaluation.suites.sts import with_mean
+from dino_pipeline.measures import RESAMPLES
+from dino_pipeline.progress import Watch
+from dino_pipeline.run import versions
+from dino_pipeline.training.encoders import load_encoder
+
+FORMAT = 1
+"""Of scores.json."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to evaluate."""
+
+    name: str
+    """What it is called in tables."""
+    path: str
+    """A folder or a Hub id."""
+    revision: str | None = None
+    chosen_on_human_labels: str | None = None
+    """What its checkpoint was chosen on, if people had scored that."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What models came to."""
+
+    models: list[dict[str, Any]]
+    """What identifies each of them."""
+    scores: list[Score]
+    """Set by set, the baseline first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what scores.json holds."""
+        return {
+            "format": FORMAT,
+            "unit": "x 100",
+            "interval": f"95 % percentile bootstrap over items, {RESAMPLES} resamples",
+            "versions": versions(),
+            "models": self.models,
+            "scores": [score.to_json() for score in self.scores],
+            "differences": self.differences(),
+        }
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Return for each set how far each later model is from the first, resampled in pairs, by the main measure."""
+        names = [model["name"] for model in self.models]
+        found = []
+        for _, group in groupby(self.scores, key=lambda score: (score.suite, score.data)):
+            of_set = {score.model: score for score in group}
+            first = of_set[names[0]]
+            measure = next(iter(first.measures))
+            for name in names[1:]:
+                difference = of_set[name].measures[measure] - first.measures[measure]
+                where = {"suite": first.suite, "data": first.data, "measure": measure}
+                found.append({**where, "model": name, "minus": names[0], **with_interval(difference, "difference")})
+        return found
+
+
+def read_scores(path: Path) -> dict[str, Any] | None:
+    """Return what a scores.json holds; None if it is not there, damaged, or of another version."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+
+
+TITLES = {"spearman": "Spearman x 100", "pearson": "Pearson x 100"}
+
+
+def measure_title(measure: str) -> str:
+    """Return what a measure is called in tables."""
+    return TITLES.get(measure, measure)
+
+
+def interval_text(found: Mapping[str, Any]) -> str:
+    """Return the interval of a value in scores.json as tables show it."""
+    return "-" if found["low"] is None else f"{found['low']:.2f} .. {found['high']:.2f}"
+
+
+def chosen_on_human_labels(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return, of what scores.json holds, a remark on each model whose checkpoint was chosen on human labels."""
+    chosen = {each["name"]: each["chosen_on_human_labels"] for each in found["models"]}
+    return {name: f"{name}: its checkpoint was chosen on human labels ({on})" for name, on in chosen.items() if on}
+
+
+def evaluate(
+    candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], watch: Watch, *, batch_size: int = 64
+) -> Evaluation:
+    """Measure encoders, and what no encoder is needed for beside them, on sets of data.
+
+    Args:
+        candidates: the encoders; no two have the same name.
+        sets: what to evaluate on; no two of a suite have the same name.
+        watch: is told how far it is.
+        batch_size: texts a batch; changes speed only.
+
+    Raises:
+        DataError: two sets of a suite have the same name.
+        ModelError: a model cannot be loaded, or gives no numbers.
+    """
+    names = [(each.suite, each.name) for each in sets]
+    if twice := [name for at, (_, name) in enumerate(names) if names[at] in names[:at]]:
+        raise DataError(f"{twice[0]}: is there twice; a set counts once")
+    columns, models = [baselines(sets)], []
+    for candidate in candidates:
+        model = load_encoder(candidate.path, candidate.revision)
+        models.append(_identity(candidate, model))
+        columns.append(scores_of(candidate.name, model, sets, watch, batch_size))
+    place = {(score.suite, score.data): at for at, score in enumerate(columns[-1])}
+    return Evaluation(models, sorted(chain(*columns), key=lambda score: place[score.suite, score.data]))
+
+
+def scores_of(
+    name: str, model: SentenceTransformer, sets: Sequence[EvaluationSet], watch: Watch, batch_size: int = 64
+) -> list[Score]:
+    """Measure a loaded encoder on each set, texts that sets have in common embedded once."""
+    embedder = Embedder(name, model, batch_size, watch)
+    embedder.learn(text for each in sets for text in each.texts())
+    return with_mean([Score.on(each, name, each.measure(embedder)) for each in sets])
+
+
+def baselines(sets: Sequence[EvaluationSet]) -> list[Score]:
+    """Return what is to be had without an encoder."""
+    return with_mean([Score.on(each, *found) for each in sets if (found := each.baseline())])
+
+
+def _identity(candidate: Candidate, model: SentenceTransformer) -> dict[str, Any]:
+    backbone = model.transformers_model
+    return {
+        **asdict(candidate),
+        "commit": getattr(backbone.config, "_commit_hash", None) if backbone is not None else None,
+        "fingerprint": model_fingerprint(candidate.path),
+        "dimension": model.get_embedding_dimension(),
+        "max_length": model.max_seq_length,
+    }

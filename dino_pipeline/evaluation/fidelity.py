@@ -1,0 +1,212 @@
+"""How well a generator does what its instructions say, measured where each text can be graded: on the pocket grammar.
+
+Inputs are written first, then texts for them under the three instructions of the STS spec, at several strengths of
+debiasing. The grammar's own reader grades each text: what it cannot read is no sentence of the grammar, and what it
+reads has an exact similarity to the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, stdev
+
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Completion, Request
+from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.pocket.corpus import RELATIONS, prompt, relation_holds
+from dino_pipeline.pocket.frames import Frame, similarity
+from dino_pipeline.pocket.grammar import parse
+from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.texts import distinct_n, normalise
+
+DECAYS = (0.0, 10.0, 30.0, 100.0)
+"""Strengths of debiasing: off, two weaker ones, and the paper's."""
+LABELS = dict(zip(("1", "0.5", "0"), RELATIONS, strict=True))
+"""Label of the STS spec -> the relation that its instruction asks for."""
+INPUT_SAMPLING = Sampling(top_k=0, top_p=0.95)
+"""Inputs need variety: with top-k 5 they are a few sentences over and over."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the texts of one seed, label and strength of debiasing are like; shares of all texts, 0 to 1."""
+
+    label: str
+    """``inputs``, or a label of the STS spec."""
+    decay: float | None
+    """None where nothing contrasts: inputs, and the label without counter-labels."""
+    seed: int
+    texts: int
+    stopped: float
+    """Ended at the quotation mark."""
+    parsed: float
+    """A sentence of the grammar."""
+    novel: float
+    """Neither its input nor an earlier text of the same input and label, but for case and punctuation."""
+    distinct_2: float
+    """Distinct pairs of neighbouring words among all such pairs (Li et al. 2016)."""
+    strict: float | None
+    """As similar to the input as training texts of this relation are (see `relation_holds`); unread texts are not."""
+    gold: float | None
+    """Mean similarity to the input, of the texts that are read; None if none is."""
+
+
+_Asked = tuple[str, str | None, int]
+"""Label, input, number of the sample."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One text, and the input it was written for."""
+
+    label: str
+    input: str | None
+    completion: Completion
+
+    @property
+    def text(self) -> str:
+        return self.completion.text.strip()
+
+
+def sts_spec() -> TaskSpec:
+    """Return the STS spec that the pocket generator was trained on: the paper's, with the inputs spec inside."""
+    labels = list(LABELS.items())
+    both = {
+        label: {"instruction": prompt(relation, "<X1>"), "counter_labels": [other for other, _ in labels[:at]]}
+        for at, (label, relation) in enumerate(labels)
+    }
+    first = {label: {"instruction": prompt(relation)} for label, relation in labels}
+    sampling = {"top_k": INPUT_SAMPLING.top_k, "top_p": INPUT_SAMPLING.top_p}
+    inputs = {"task_name": "sts-x1", "labels": first, "sampling": sampling}
+    return TaskSpec.model_validate({"task_name": "sts", "labels": both, "inputs": inputs})
+
+
+def measure(
+    decoder: Decoder,
+    watch: Watch,
+    *,
+    seed: int = 42,
+    num_inputs: int = 200,
+    samples: int = 3,
+    sampling: Sampling | None = None,
+    decays: Sequence[float] = DECAYS,
+) -> list[Quality]:
+    """Let a generator write inputs and texts, and grade them.
+
+    Args:
+        decoder: the generator.
+        watch: is told how far it is.
+        seed: of all random choices.
+        num_inputs: inputs to write; those that repeat or cannot be read get no texts.
+        samples: texts per input, label and decay.
+        sampling: how texts are drawn, but for the decay; None: the paper's way.
+        decays: strengths of debiasing; a label without counter-labels is written once.
+
+    Returns:
+        A row for the inputs, then one for each label and decay.
+    """
+    spec = sts_spec()
+    assert isinstance(spec.inputs, TaskSpec)
+    progress = Progress(f"seed {seed}", total=num_inputs)
+    asked: list[_Asked] = [(list(LABELS)[at % len(LABELS)], None, at // len(LABELS)) for at in range(num_inputs)]
+    written = list(_write(decoder, spec.inputs, asked, INPUT_SAMPLING, seed, progress, watch))
+    found = [_quality(written, "inputs", None, seed, {})]
+    frames = {each.text: frame for each in written if (frame := parse(each.text))}
+    plan = [
+        (label, decay)
+        for label, of_label in spec.labels.items()
+        for decay in (decays if of_label.counter_labels else (None,))
+    ]
+    progress.total += len(plan) * len(frames) * samples
+    for label, decay in plan:
+        asked = [(label, text, sample) for text in frames for sample in range(samples)]
+        drawn = replace(sampling or Sampling(), decay=decay or 0.0)
+        written = list(_write(decoder, spec, asked, drawn, seed, progress, watch))
+        found.append(_quality(written, label, decay, seed, frames))
+    watch.progress(progress)
+    return found
+
+
+def _write(
+    decoder: Decoder,
+    spec: TaskSpec,
+    asked: Sequence[_Asked],
+    sampling: Sampling,
+    seed: int,
+    progress: Progress,
+    watch: Watch,
+) -> Iterator[_Written]:
+    """Yield a text for each (label, input, sample), in the order asked."""
+    requests = []
+    for label, text, sample in asked:
+        labels = (label, *spec.labels[label].counter_labels)
+        prompts = decoder.encode([decoder.render(spec.prompt(name, text), spec.opening(name)) for name in labels])
+        requests.append(Request(tuple(prompts), (seed, spec.digest, text or "", label, sample)))
+    completions: dict[int, Completion] = {}
+    for completion in decoder.sample(requests, sampling, stop=spec.stop):
+        completions[completion.number] = completion
+        progress.done += 1
+        watch.progress(progress)
+    for number, (label, text, _) in enumerate(asked):
+        yield _Written(label, text, completions[number])
+
+
+def _quality(
+    written: Sequence[_Written], label: str, decay: float | None, seed: int, frames: dict[str, Frame]
+) -> Quality:
+    read = [parse(each.text) if each.completion.finish == "stop" else None for each in written]
+    grades = [
+        similarity(frames[each.input], frame) if frame and each.input is not None else None
+        for each, frame in zip(written, read, strict=True)
+    ]
+    graded = [grade for grade in grades if grade is not None]
+    strict = [grade is not None and relation_holds(LABELS[label], grade) for grade in grades] if frames else None
+    return Quality(
+        label=label,
+        decay=decay,
+        seed=seed,
+        texts=len(written),
+        stopped=fmean(each.completion.finish == "stop" for each in written),
+        parsed=fmean(frame is not None for frame in read),
+        novel=_novel(written),
+        distinct_2=distinct_n([each.text for each in written], 2),
+        strict=None if strict is None else fmean(strict),
+        gold=fmean(graded) if graded else None,
+    )
+
+
+def _novel(written: Sequence[_Written]) -> float:
+    known: dict[tuple[str | None, str], None] = {(each.input, normalise(each.input or "")): None for each in written}
+    before = len(known)
+    known.update({(each.input, normalise(each.text)): None for each in written})
+    return (len(known) - before) / len(written)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A label's and decay's qualities over seeds: (mean, standard deviation; None for a single seed) by name."""
+
+    label: str
+    decay: float | None
+    values: dict[str, tuple[float, float | None] | None]
+
+
+MEASURES = ("stopped", "parsed", "novel", "distinct_2", "strict", "gold")
+
+
+def summarise(found: Sequence[Quality]) -> list[Summary]:
+    """Return means over seeds, in the order in which labels and decays first come."""
+    groups: dict[tuple[str, float | None], list[Quality]] = {}
+    for quality in found:
+        groups.setdefault((quality.label, quality.decay), []).append(quality)
+    return [
+        Summary(label, decay, {name: _mean([asdict(quality)[name] for quality in group]) for name in MEASURES})
+        for (label, decay), group in groups.items()
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    there = [value for value in values if value is not None]
+    return (fmean(there), stdev(there) if len(there) > 1 else None) if there else None

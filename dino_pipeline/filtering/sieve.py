@@ -1,0 +1,377 @@
+"""One pass over a dataset: which rules in which order, what they leave, and how that is parted and labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.filtering.funnel import Funnel, by_tenths
+from dino_pipeline.filtering.hygiene import Rule
+from dino_pipeline.filtering.ingest import Judge, pieces
+from dino_pipeline.filtering.near import Embed, near_inputs, near_texts, semantic_inputs
+from dino_pipeline.filtering.rules import FilterOptions, thresholds
+from dino_pipeline.filtering.sets import (
+    Table,
+    below,
+    beyond_cap,
+    conflicts,
+    duplicates,
+    random_pairs,
+    smallest,
+    split,
+    surplus,
+)
+from dino_pipeline.processes import Spread, side_by_side
+
+WORTH_PROCESSES = 50_000
+"""So many examples are worth several processes."""
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
+REPEATED = ("duplicate", "near-duplicate input", "near-duplicate text_b", "input of the same meaning")
+"""Rules that drop what was there before."""
+LEVELLING = ("beyond the target", "balance")
+"""Rules that drop what nothing is wrong with."""
+LOWEST = 0.05
+"""What the funnel says of a log-probability threshold that is off: the lowest so much of each label."""
+
+
+class Scores(Protocol):
+    """Knows how likely the generator finds each text under each label's instruction."""
+
+    def fill(self, table: Table, rows: str) -> None:
+        """Put what is missing of these rows into ``scores (id, label, logprob, tokens)``."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a filter works with beside its options; none of it changes the result."""
+
+    workers: int = 1
+    memory: str = "1400MB"
+    """What DuckDB may take before it spills."""
+    scores: Scores | None = None
+    embed: Embed | None = None
+    excluded: tuple[str, ...] = ()
+    """Files that stand for ``options.exclude``."""
+    cluster: Spread | None = None
+    """Does what touches texts, in place of processes here."""
+
+    def spread(self, worth: bool) -> Spread:
+        """Return where to do work that is, or is not, worth several processes."""
+        return self.cluster or partial(side_by_side, workers=self.workers if worth else 1)
+
+
+@dataclass(frozen=True)
+class SetRule:
+    """A rule about examples beside one another."""
+
+    name: str
+    find: Callable[[str], str]
+    """Returns a query of `sets.DROPS` for the rows that go from a table."""
+    help: str
+    option: str = ""
+    on: bool = True
+
+
+@dataclass(frozen=True)
+class Sieve:
+    """A dataset in a table, and all that is done to it."""
+
+    table: Table
+    options: FilterOptions
+    means: Means
+    source: str
+    rules: Sequence[Rule]
+
+    def load(self, files: Sequence[Path], numeric_labels: bool) -> None:
+        """Read and judge the examples.
+
+        Raises:
+            DataError: a line is no example, labels are missing or of two kinds, or there is nothing at all.
+        """
+        every = pieces(files)
+        judge = Judge(self.options, self.means.excluded, numeric_labels, self.table.file.parent)
+        with self.means.spread(len(every) > 1)(judge) as over:
+            judged = list(over(iter(every)))
+        if judged:
+            self.table.load(judged)
+        counts = 'count(*), count(score), count("class"), count(text_b)'
+        count, scores, names, second = self.table.run(f"SELECT {counts} FROM rows")[0] if judged else (0, 0, 0, 0)
+        if not count:
+            raise DataError(f"{self.source}: holds no examples; give a file with one JSON object a line")
+        self.table.size = count
+        if scores and names:
+            raise DataError(f"{self.source}: some labels are numbers and some are names; use one kind")
+        if second not in (0, count):
+            raise DataError(f'{self.source}: some examples have a "text_b" and some have none; split the file')
+        self.table.index()
+
+    def set_rules(self) -> list[SetRule]:
+        """Return the rules about examples beside one another, in order."""
+        options = self.options
+        limit, most = options.near_duplicates, options.max_per_text
+        return [
+            SetRule(REPEATED[0], duplicates, "texts and label stand before; similarities in either order"),
+            SetRule("conflicting labels", conflicts, "the pair stands under another label, too"),
+            SetRule(
+                REPEATED[1],
+                lambda rows: near_inputs(self.table, rows, limit, self._spread),
+                f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
+                "--near-duplicates",
+                bool(limit),
+            ),
+            SetRule(
+                REPEATED[2],
+                lambda rows: near_texts(self.table, rows, limit, self._spread),
+                f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
+                "--near-duplicates",
+                bool(limit),
+            ),
+            SetRule(
+                REPEATED[3],
+                self._same_meaning,
+                f"text_a means what an earlier one means (cosine, {options.semantic_threshold:g})",
+                "--semantic",
+                options.semantic is not None,
+            ),
+            self._limit("margin", options.min_margin, "about as likely under a counter-label's instruction"),
+            self._limit("logprob", options.min_logprob, "unlikely under its own instruction"),
+            SetRule(
+                "label not confirmed",
+                self._unconfirmed,
+                "the generator finds another label's instruction likelier",
+                "--verify",
+                options.verify,
+            ),
+            SetRule(
+                f"more than {most or 'N'} per text and label",
+                lambda rows: beyond_cap(rows, most),
+                "text_b beyond the first of the same text_a and label",
+                "--max-per-text",
+                bool(most),
+            ),
+            SetRule(
+                LEVELLING[0],
+                lambda rows: surplus(rows, str(options.target_per_label)),
+                "more than were asked for of the label",
+                "--target-per-label",
+                options.target_per_label is not None,
+            ),
+            SetRule(
+                LEVELLING[1],
+                lambda rows: surplus(rows, smallest(rows)),
+                "more than there are of the rarest label",
+                "--no-balance",
+                options.balance and not (self.table and self.table.graded),
+            ),
+        ]
+
+    @property
+    def _spread(self) -> Spread:
+        return self.means.spread(self.table.size >= WORTH_PROCESSES)
+
+    def _same_meaning(self, rows: str) -> str:
+        assert self.means.embed
+        return semantic_inputs(self.table, rows, self.options.semantic_threshold, self.means.embed)
+
+    def _limit(self, column: str, given: Sequence[str], help: str) -> SetRule:
+        option = f"--min-{column}"
+
+        def find(rows: str) -> str:
+            if not self.table.value(f"SELECT count({column}) FROM keys"):
+                raise OptionError(f"{option}: {self.source} holds no {column}; only what dino generate wrote has one")
+            return below(rows, column, thresholds(given, self.table.labels, option))
+
+        return SetRule(f"low {column}", find, help, option, bool(given))
+
+    def _unconfirmed(self, rows: str) -> str:
+        assert self.means.scores
+        self.means.scores.fill(self.table, rows)
+        return f"""
+            WITH known AS (SELECT id, k.label = s.label AS is_own, s.logprob, v FROM {rows} AS k
+                JOIN scores AS s USING (id) JOIN labels ON labels.label = s.label),
+            compared AS (
+                SELECT
+                    id, max(logprob) FILTER (is_own) AS own, max(logprob) FILTER (NOT is_own) AS other,
+                    arg_max(v::VARCHAR, logprob) FILTER (NOT is_own) AS best
+                FROM known GROUP BY id
+            )
+            SELECT id, printf('own label %.3f, label %s %.3f', own, best, other) AS evidence, NULL AS duplicate_of
+            FROM compared WHERE own - other < {self.options.verify_margin!r} OR own <= other
+        """
+
+    def carry_out(self) -> Funnel:
+        """Drop what the rules find, part the rest into train and dev, and count all along.
+
+        Raises:
+            DataError: nothing is left of a label, or of a side.
+        """
+        funnel = self.thin()
+        self._part(funnel)
+        return funnel
+
+    def thin(self, strict: bool = True) -> Funnel:
+        """Drop what the rules find, and count all along.
+
+        Args:
+            strict: whether it is an error that nothing is left of a label.
+        """
+        table, funnel = self.table, Funnel()
+        funnel.add("read", table.counts("keys"))
+        table.run("""
+            INSERT INTO drops SELECT id, head, nullif(substr(reason, length(head) + 3), ''), NULL, 0
+            FROM (SELECT id, reason, split_part(reason, ': ', 1) AS head FROM plain WHERE reason IS NOT NULL)
+        """)
+        built_in = [rule.name for rule in self.rules if rule.name not in self.options.custom]
+        for reason, counts in table.drops_by_reason(built_in).items():
+            funnel.add(f"- {reason}", counts)
+        self._check_left(funnel, strict)
+        for rule in self.set_rules():
+            if rule.on:
+                if rule.name in LEVELLING and not funnel.available:
+                    funnel.available = table.counts("alive")
+                funnel.add(f"- {rule.name}", table.drop(rule.name, rule.find("alive")))
+                self._check_left(funnel, strict)
+        funnel.add("kept", table.counts("alive"))
+        funnel.available = funnel.available or table.counts("alive")
+        self._count_more(funnel)
+        return funnel
+
+    def _check_left(self, funnel: Funnel, strict: bool) -> None:
+        if self.table.graded or not strict:
+            return
+        left = self.table.run("SELECT DISTINCT label FROM alive")
+        lost = [str(label) for number, label in enumerate(self.table.labels) if (number,) not in left]
+        if lost:
+            last = next(step[2:] for step, counts in reversed(funnel.steps) if step[0] == "-" and counts)
+            raise DataError(
+                f'{self.source}: no example of label {", ".join(lost)} is left (the last went as "{last}"); '
+                "generate more, or look at the spec's instruction for it with dino spec show"
+            )
+
+    def _count_more(self, funnel: Funnel) -> None:
+        """Add to the funnel what thresholds that are off would drop, and what is flagged."""
+        table, options = self.table, self.options
+        known = table.run("""
+            SELECT label, count(margin), count(*) FILTER (margin < 0), count(logprob) FROM alive GROUP BY label
+        """)
+        if not options.min_margin and any(margins for _, margins, _, _ in known):
+            below_zero = table.by_label((label, negative) for label, _, negative, _ in known)
+            funnel.add("(--min-margin 0 would drop)", below_zero)
+        if not options.min_logprob and any(logprobs for *_, logprobs in known):
+            lowest = table.by_label((label, int(LOWEST * logprobs)) for label, _, _, logprobs in known)
+            funnel.add(f"(--min-logprob {LOWEST:.0%} would drop)", lowest)
+        if options.pii == "flag":
+            flagged = "SELECT id FROM alive JOIN (SELECT line FROM rows WHERE flag IS NOT NULL) USING (line)"
+            funnel.add("(flagged: personal data)", table.count(flagged))
+
+    def _part(self, funnel: Funnel) -> None:
+        options, table = self.options, self.table
+        split(table, options.dev_share, options.seed)
+        sides = dict(table.run("SELECT dev, count(*) FROM parts GROUP BY dev"))
+        if not sides.get(False) or (options.dev_share and not sides.get(True)):
+            raise DataError(
+                f"{self.source}: {sum(sides.values())} examples are too few for a train and a dev side without a "
+                "common text; generate more, or --dev-share 0"
+            )
+        self._label()
+        if table.scored and options.random_pairs and table.value("SELECT count(b) FROM keys"):
+            random_pairs(table, options.random_pairs, options.seed)
+            funnel.add("+ random pairs", {table.unrelated: table.value("SELECT count(*) FROM extra")})
+        for side, dev in (("train", False), ("dev", True)):
+            counts = dict(table.run("SELECT label, count(*) FROM labelled WHERE dev = ? GROUP BY label", dev))
+            if table.has("extra"):
+                drawn = table.value("SELECT count(*) FROM extra WHERE dev = ?", dev)
+                counts[table.unrelated] = counts.get(table.unrelated, 0) + drawn
+            funnel.add(side, by_tenths(counts, table.scale))
+
+    def _label(self) -> None:
+        """Give every row that is kept the label it is trained with, in ``labelled (id, line, dev, label)``."""
+        options, table = self.options, self.table
+        if options.labels == "posterior":
+            self._label_by_posterior()
+            return
+        label = "v"
+        if table.scored and options.labels == "smoothed":
+            label = f"round(v * {1 - options.smoothing!r} + {options.smoothing * sum(table.scale) / 2!r}, 6)"
+        table.run(f"""
+            CREATE TABLE labelled AS SELECT id, line, dev, {label} AS label FROM parts JOIN labels USING (label)
+        """)
+
+    def _label_by_posterior(self) -> None:
+        if not self.table.scored:
+            raise OptionError("--labels posterior: these labels are classes, which have no mean; use --labels hard")
+        assert self.means.scores
+        self.means.scores.fill(self.table, "alive")
+        self.table.run(f"""
+            CREATE TABLE labelled AS
+            WITH likely AS (
+                SELECT scores.id, v, logprob * tokens / {self.options.temperature!r} AS x
+                FROM scores SEMI JOIN parts USING (id) JOIN labels ON labels.label = scores.label
+            ),
+            weighed AS (SELECT id, v, exp(x - max(x) OVER (PARTITION BY id)) AS weight FROM likely)
+            SELECT id, line, dev, round(sum(v * weight) / sum(weight), 6) AS label
+            FROM weighed JOIN parts USING (id) GROUP BY ALL
+        """)
+
+    def alone(self) -> Funnel:
+        """Count what each rule would drop if it were the only one."""
+        funnel = Funnel()
+        funnel.add("read", self.table.counts("keys"))
+        for number, rule in enumerate(self.rules):
+            funnel.add(f"- {rule.name}", self.table.count(f"SELECT id FROM keys WHERE hits & {1 << number} <> 0"))
+        for each in self.set_rules():
+            if each.on:
+                funnel.add(f"- {each.name}", self.table.count(each.find("keys")))
+        return funnel
+
+    def write(self, folder: Path) -> None:
+        """Write train, dev, dropped and flagged examples into a folder."""
+        for side, dev in (("train", "false"), ("dev", "true")):
+            query = f"""
+                SELECT text_a, text_b, label, logprob, margin, input, sample
+                FROM rows JOIN labelled USING (line) WHERE dev = {dev} ORDER BY id
+            """
+            if self.table.has("extra"):
+                query = f"""
+                    SELECT * FROM ({query}) UNION ALL SELECT * FROM (
+                        SELECT one.text_a, two.text_b, {self.table.unrelated!r}, NULL, NULL, NULL, NULL
+                        FROM extra JOIN plain AS one USING (id) JOIN plain AS two ON two.id = other
+                        WHERE dev = {dev} ORDER BY extra.id, draw
+                    )
+                """
+            self.table.write_jsonl(query, folder / f"{side}.jsonl")
+        other = ", ".join(f"'{name}': other.{name}" for name in ("text_a", "text_b", "label", "input", "sample"))
+        dropped = f"""
+            SELECT
+                plain.* EXCLUDE (id, flag, reason), drops.reason, evidence,
+                CASE WHEN duplicate_of IS NOT NULL THEN {{{other}}} END AS duplicate_of
+            FROM drops JOIN plain USING (id) LEFT JOIN plain AS other ON other.id = duplicate_of ORDER BY id
+        """
+        self.table.write_jsonl(dropped, folder / "dropped.jsonl")
+        flagged = """
+            WITH flags AS (SELECT id FROM parts SEMI JOIN (SELECT line FROM rows WHERE flag IS NOT NULL) USING (line))
+            SELECT
+                plain.* EXCLUDE (id, flag, reason),
+                split_part(flag, ': ', 1) AS reason, split_part(flag, ': ', 2) AS evidence
+            FROM plain SEMI JOIN flags USING (id) ORDER BY id
+        """
+        self.table.write_jsonl(flagged, folder / "flagged.jsonl")
+
+    def results(self, funnel: Funnel) -> dict[str, Any]:
+        """Return what the record holds beside the funnel: what is missing to the target, quantiles for thresholds."""
+        found: dict[str, Any] = {"available": [list(item) for item in funnel.available.items()]}
+        if target := self.options.target_per_label:
+            found["missing"] = [[label, target - count] for label, count in funnel.available.items() if count < target]
+        for column in ("margin", "logprob"):
+            quantiles = self.table.run(f"""
+                SELECT v, quantile_disc({column}, {list(QUANTILES)}) FROM keys JOIN labels USING (label)
+                WHERE {column} IS NOT NULL GROUP BY v ORDER BY v
+            """)
+            if quantiles:
+                of_label = [[label, dict(zip(map(str, QUANTILES), of, strict=True))] for label, of in quantiles]
+                found[f"{column}_quantiles"] = of_label
+        return found

@@ -1,0 +1,140 @@
+"""How likely the generator finds each text under every label's instruction; stored, so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import xxhash
+
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Scored
+from dino_pipeline.examples import write_json, write_rows
+from dino_pipeline.filtering.sets import Table, quoted
+from dino_pipeline.generation.writer import drawn_values, sample_key
+from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.run import Run, remove
+from dino_pipeline.spec import TaskSpec, load_spec
+
+BATCH = 512
+"""Examples scored at a time, and stored in one file: what a killed filter loses at most."""
+SCORES = pa.schema({"id": pa.int64(), "label": pa.int32(), "logprob": pa.float64(), "tokens": pa.int32()})
+
+
+class Asked(NamedTuple):
+    """One example and the prompts, a label each, after which its text is scored."""
+
+    id: int
+    text: str
+    prompts: tuple[tuple[str, str], ...]
+    """Each with the part with which an answer begins."""
+
+    @property
+    def key(self) -> str:
+        """What the answer depends on, beside the model."""
+        prompts = (prompt for prompt, _ in self.prompts)
+        return xxhash.xxh3_128_hexdigest("\x1f".join((*prompts, self.text)).encode())
+
+
+class LabelScores:
+    """Scores a run's examples with the model that wrote them, from prompts as they were when it wrote.
+
+    Answers are kept in the run's ``label-scores`` folder, for this spec and this model only.
+    """
+
+    def __init__(self, run: Run, load: Callable[[int], Decoder], watch: Watch) -> None:
+        self.run, self.load, self.watch = run, load, watch
+        self.spec: TaskSpec = load_spec(run.spec)
+        self.decoder: Decoder | None = None
+        self.number = 0
+        begun = run.stage("generate")["options"]
+        self.seed = begun["seed"]
+        loaded = ("dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
+        names = ("spec", "model", "revision", "fingerprint", *loaded)
+        about = {name: begun[name] for name in names if name in begun}
+        if self._about() != about:
+            remove(run.label_scores)
+            write_json(run.label_scores / "about.json", about)
+
+    def _about(self) -> Any:
+        path = self.run.label_scores / "about.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def fill(self, table: Table, rows: str) -> None:
+        """Put what is missing of these rows into ``scores (id, label, logprob, tokens)``, means per token."""
+        table.run("CREATE TABLE IF NOT EXISTS scores (id BIGINT, label INTEGER, logprob DOUBLE, tokens INTEGER)")
+        self._open_cache(table)
+        total = table.run(f"SELECT count(*) FROM {rows} ANTI JOIN scores USING (id)")[0][0]
+        progress = Progress("scored", total)
+        for batch in self._batches(table, rows):
+            self._score(table, batch)
+            progress.done += len(batch)
+            self.watch.progress(progress)
+
+    def _open_cache(self, table: Table) -> None:
+        columns = "key VARCHAR, logprobs DOUBLE[], tokens INTEGER[]"
+        if table.has("cache"):
+            return
+        table.run(f"CREATE TABLE cache ({columns})")
+        files = sorted(self.run.label_scores.glob("*.jsonl"))
+        self.number = len(files)
+        if files:
+            types = "{key: 'VARCHAR', logprobs: 'DOUBLE[]', tokens: 'INTEGER[]'}"
+            table.run(
+                f"INSERT INTO cache SELECT * FROM read_json([{', '.join(map(quoted, files))}], columns = {types})"
+            )
+
+    def _batches(self, table: Table, rows: str) -> Iterator[list[Asked]]:
+        names = {self.spec.value(name): name for name in self.spec.labels}
+        last = -1
+        while found := table.run(f"""
+            WITH next AS (SELECT id FROM {rows} ANTI JOIN scores USING (id) WHERE id > {last} ORDER BY id LIMIT {BATCH})
+            SELECT id, text_a, text_b, label, sample FROM plain SEMI JOIN next USING (id) ORDER BY id
+        """):
+            last = found[-1][0]
+            yield [self._asked(at, a, b, names[label], sample or 0) for at, a, b, label, sample in found]
+
+    def _asked(self, at: int, text_a: str, text_b: str | None, label: str, sample: int) -> Asked:
+        shown, text = (text_a, text_b) if text_b is not None else (None, text_a)
+        values = drawn_values(self.spec, sample_key(self.spec, self.seed, shown, label, sample))
+        prompts = ((self.spec.prompt(name, shown, values), self.spec.opening(name)) for name in self.spec.labels)
+        return Asked(at, text, tuple(prompts))
+
+    def _score(self, table: Table, batch: list[Asked]) -> None:
+        """Take scores from the cache, ask for the others, and store all."""
+        keys = {asked.key: asked for asked in batch}
+        found = {
+            key: [Scored(*one) for one in zip(logprobs, tokens, strict=True)]
+            for key, logprobs, tokens in table.run("SELECT * FROM cache WHERE key IN (SELECT unnest(?))", list(keys))
+        }
+        if new := [asked for key, asked in keys.items() if key not in found]:
+            scored = self._ask(new)
+            each = len(self.spec.labels)
+            answers = {asked.key: scored[at * each : (at + 1) * each] for at, asked in enumerate(new)}
+            rows = [
+                {"key": key, "logprobs": [one.logprob for one in of], "tokens": [one.tokens for one in of]}
+                for key, of in answers.items()
+            ]
+            write_rows(self.run.label_scores / f"{self.number:05d}.jsonl", rows)
+            self.number += 1
+            found.update(answers)
+        places = [
+            table.labels.index(self.spec.value(name))
+            for name in self.spec.labels
+            if self.spec.value(name) in table.labels
+        ]
+        entries = [
+            {"id": asked.id, "label": place, "logprob": one.logprob, "tokens": one.tokens}
+            for asked in batch
+            for place, one in zip(places, found[asked.key], strict=True)
+        ]
+        table.insert("scores", pa.Table.from_pylist(entries, schema=SCORES))
+
+    def _ask(self, new: list[Asked]) -> list[Scored]:
+        if self.decoder is None:
+            self.decoder = self.load(0)
+        render = self.decoder.render
+        pairs = [(render(*prompt), asked.text) for asked in new for prompt in asked.prompts]
+        return self.decoder.score(pairs, stop=self.spec.stop)

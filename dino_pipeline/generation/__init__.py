@@ -1,0 +1,1 @@
+"""The generate stage: which texts there are to write, who writes them, and where they are kept."""

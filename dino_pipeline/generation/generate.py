@@ -1,0 +1,285 @@
+"""The generate stage: inputs x labels x samples, written by a language model into shards of examples."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dino_pipeline.digests import Checksums
+from dino_pipeline.errors import ModelError, OptionError, RunError
+from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
+from dino_pipeline.generation.diversity import Diversity, advice
+from dino_pipeline.generation.plan import are_whole, input_shards, is_whole, plan, stored_inputs, unwritten
+from dino_pipeline.generation.writer import SHARD_SIZE, GenerateOptions, Hands, Job, More, Shard, Stored
+from dino_pipeline.inputs import Seen, distinct
+from dino_pipeline.progress import Progress, Unseen, Watch, no_counts
+from dino_pipeline.run import Run, State
+from dino_pipeline.signals import Stopped
+from dino_pipeline.spec import TaskSpec
+
+LEAST_INPUT_SHARD = 64
+"""Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
+LEAST_NEW_INPUTS = 0.01
+"""Writing inputs stops with an error when less of a shard than this is new."""
+USED = ("usage", "cost")
+"""What an engine took, summed up over all calls."""
+TOKENS = 20
+"""About so many tokens make a text."""
+
+
+def generate(
+    run: Run,
+    spec: TaskSpec,
+    load: Callable[[int], Hands],
+    options: GenerateOptions,
+    watch: Watch,
+    *,
+    model: dict[str, Any],
+    inputs: Iterable[str] | None = None,
+    settings: dict[str, Any] | None = None,
+    fresh: bool = False,
+    more: Sequence[More] = (),
+) -> State:
+    """Write the spec's texts into the run's shards, going on where an earlier call was stopped.
+
+    Args:
+        run: where to write.
+        spec: what to ask.
+        load: makes ready who writes, being told about how many tokens, each counted once for every prompt that it is
+            written under; called only if something is left to do.
+        options: how much and how.
+        watch: is told what happens.
+        model: what identifies the model (name, revision, dtype ...); another model is another dataset.
+        inputs: texts for ``<X1>``, read more than once; None lets the spec's own inputs spec write them.
+        settings: what only changes speed, for the record.
+        fresh: start over.
+        more: samples to write beyond those asked for, and those that earlier calls were told to.
+
+    Returns:
+        Whether the work was new, resumed, or done before.
+
+    Raises:
+        OptionError: the spec needs inputs and none are there, or has no place for those given.
+        RunError: the run was begun with other options.
+        Stopped: somebody wanted to stop before all was written.
+    """
+    _check_inputs(spec, inputs)
+    recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
+    folders = itertools.chain.from_iterable(run.shard_folders)
+    files: dict[str, Any] = {"outputs": [run.spec, run.shards], "partial": [run.inputs, *folders, run.checksums.file]}
+    state = run.check("generate", recorded, **files, fresh=fresh)
+    before = {} if state == "new" else run.stage("generate")
+    told = [*([] if state == "new" else recorded_more(run)), *more]
+    if state != "new":
+        _drop_spoilt_inputs(run, watch)
+    if state == "done":
+        if _Work(run, spec, inputs, options, told, watch, run.checksums).is_done():
+            return state
+        run.note("generate", status="running")
+    results = {"more": [asdict(each) for each in told], **{name: before[name] for name in USED if name in before}}
+    run.begin("generate", recorded, **files, settings=settings, fresh=fresh, **results)
+    work = _Work(run, spec, inputs, options, told, watch, run.checksums)
+    hands = load(work.row_tokens())
+    _check_commit(run, before, hands.facts())
+    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
+    work.store_inputs(hands)
+    progress = work.write_texts(hands)
+    if not any(count.accepted for count in progress.labels.values()):
+        raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
+    counts = {label: {"written": count.written, "accepted": count.accepted} for label, count in progress.labels.items()}
+    margins = {label: count.mean_margin and round(count.mean_margin, 6) for label, count in progress.labels.items()}
+    run.finish(
+        "generate",
+        task=spec.task_name,
+        label_type="score" if spec.is_scored else "class",
+        **hands.facts(),
+        inputs=work.num_inputs() if spec.needs_inputs else None,
+        counts=counts,
+        mean_margins=margins,
+    )
+    return "new" if state == "new" else "resumed"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one call has to write, and how far it is."""
+
+    run: Run
+    spec: TaskSpec
+    inputs: Iterable[str] | None
+    options: GenerateOptions
+    more: Sequence[More]
+    watch: Watch
+    sums: Checksums
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether all inputs that are needed are stored."""
+        return self.run.inputs.exists() or not self.spec.needs_inputs
+
+    def num_inputs(self) -> int:
+        """Return how many inputs are stored."""
+        return _count(stored_inputs(self.run))
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield all shards of texts about the stored inputs."""
+        return plan(self.run, self.spec, self.options, self.more)
+
+    def is_done(self) -> bool:
+        """Say whether all is there, and as it was written."""
+        return self.has_inputs and all(is_whole(shard, self.sums, Unseen()) for shard in self.shards())
+
+    def row_tokens(self) -> int:
+        """Return about how many tokens all prompts together have still to be stepped by."""
+        prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in self.spec.labels.items()}
+        if self.has_inputs:
+            left = (shard.tasks for shard in self.shards() if not shard.path.exists())
+            return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
+        asked = self.options.num_inputs or _count(self.inputs or ())
+        return TOKENS * asked * self.options.samples * sum(prompts.values())
+
+    def write_texts(self, hands: Hands) -> Progress:
+        """Have the shards written that are not there yet, and return what all hold."""
+        spec, sampling = self.spec, self.options.sampling
+        samples = len(spec.labels) * self.options.samples + sum(each.samples for each in self.more)
+        total = samples * (self.num_inputs() if spec.needs_inputs else 1)
+        progress = Progress("texts", total, labels=no_counts(spec.labels))
+        found = advice(inputs=spec.needs_inputs, top_k=sampling.top_k, top_p=sampling.top_p)
+        diversity = Diversity(self.watch.note, found)
+
+        def stored(shard: Shard, accepted: Sequence[Example]) -> None:
+            self.sums.add(shard.rejected, shard.path)
+            _note_changes(self.run, hands)
+            for label in spec.labels:
+                of_label = (each for each in accepted if each.label == spec.value(label))
+                diversity.add(label, [each.text_b or each.text_a for each in of_label])
+            progress.extra = diversity.summary
+
+        self._have_written(Job(spec, self.options, sampling, scored=True), self.shards(), hands, progress, stored)
+        self.sums.tidy()
+        return progress
+
+    def _have_written(
+        self, job: Job, shards: Iterable[Shard], hands: Hands, progress: Progress, stored: Stored
+    ) -> None:
+        missing = unwritten(shards, progress, job.spec, self.sums, self.watch)
+        hands.write(job, missing, self.watch, progress, stored)
+        self.watch.progress(progress)
+        if progress.done < progress.total:
+            raise Stopped
+
+    def store_inputs(self, hands: Hands) -> None:
+        """Store the inputs, brought or written, where they are not there yet."""
+        if self.has_inputs:
+            return
+        options, texts = self.options, self._written_inputs(hands) if self.inputs is None else distinct(self.inputs)
+        chosen = enumerate(itertools.islice(texts, options.num_inputs))
+        write_examples(self.run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
+        stored = self.num_inputs()
+        if options.num_inputs and stored < options.num_inputs:
+            self.watch.note(f"{stored} distinct inputs are there, {options.num_inputs} were asked for")
+        self.sums.add(self.run.inputs)
+        _note_changes(self.run, hands)
+
+    def _written_inputs(self, hands: Hands) -> Iterator[str]:
+        """Let the inputs spec write shard after shard until there are enough distinct texts; yield those."""
+        spec, wanted = self.spec.inputs, self.options.num_inputs
+        assert isinstance(spec, TaskSpec)
+        if wanted is None:
+            raise OptionError("how many inputs to write is not said; give --num-inputs")
+        job = Job(spec, replace(self.options, keep_newlines=spec.newlines), self.options.input_sampling)
+        progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
+        shards = input_shards(self.run, spec, min(max(wanted, LEAST_INPUT_SHARD), self.options.shard_size))
+        found = 0
+        with closing(Seen()) as seen:
+            while found < wanted:
+                some = [next(shards)]
+                size = len(some[0].tasks)
+                some += itertools.islice(shards, (wanted - found - 1) // size)  # all of these are needed
+                progress.total = progress.done + size * len(some)
+                self._have_written(
+                    job, some, hands, progress, lambda shard, _: self.sums.add(shard.rejected, shard.path)
+                )
+                for shard in some:
+                    new = [each.text_a for each in iter_examples(shard.path) if seen.add(each.text_a)]
+                    yield from new
+                    found += len(new)
+                    if found < wanted and len(new) < LEAST_NEW_INPUTS * size:
+                        raise ModelError(
+                            f"inputs spec {spec.task_name}: only {len(new)} of {size} further texts were new, "
+                            f"{found} of {wanted} inputs are there; sample more widely (top_k 0, top_p 0.95 in the "
+                            "inputs spec's sampling), ask for fewer, or bring your own with --inputs"
+                        )
+
+
+def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse a model that is another under the same name.
+
+    Raises:
+        RunError: the Hub's name stands for another commit than when the run began.
+    """
+    commit, now = before.get("model_commit"), facts.get("model_commit")
+    if commit and now and commit != now:
+        raise RunError(
+            f"{run.path}: was begun with commit {commit} of {before['options']['model']}, which now is at {now}; "
+            f"start over with --fresh, or for the texts as begun with --fresh --revision {commit}"
+        )
+
+
+def _drop_spoilt_inputs(run: Run, watch: Watch) -> None:
+    """Remove inputs that are not as they were written, so that they are written anew."""
+    if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
+        run.inputs.unlink()
+
+
+def _note_changes(run: Run, hands: Hands) -> None:
+    """Record what there is to tell of who writes, where that is not what is recorded."""
+    before, facts = run.stage("generate"), hands.facts()
+    if any(before.get(name) != value for name, value in facts.items()):
+        run.note("generate", **facts)
+
+
+def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
+    if spec.needs_inputs and inputs is None and spec.inputs is None:
+        raise OptionError(
+            f"spec {spec.task_name}: its instructions hold <X1>, but there are no inputs; "
+            'give --inputs FILE, or name a spec that writes them under "inputs"'
+        )
+    if not spec.needs_inputs and inputs is not None:
+        raise OptionError(f"spec {spec.task_name}: its instructions lack <X1>, so --inputs has no place; leave it out")
+
+
+def _options_record(spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> dict[str, Any]:
+    record = asdict(options)
+    for name, default in (("best_of", 1), ("shard_size", SHARD_SIZE)):
+        if record[name] == default:
+            del record[name]
+    if not spec.needs_inputs:
+        del record["num_inputs"]
+    if isinstance(spec.inputs, TaskSpec) and inputs is None:
+        record["inputs"] = {"spec": spec.inputs.digest}
+    else:
+        del record["input_sampling"]
+        if inputs is not None:
+            record["inputs"] = {"texts": _digest(inputs)}
+    return record
+
+
+def _digest(texts: Iterable[str]) -> str:
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode() + b"\0")
+    return found.hexdigest()[:16]
+
+
+def _count(things: Iterable[Any]) -> int:
+    return sum(1 for _ in things)
+
+
+def recorded_more(run: Run) -> list[More]:
+    """Return the samples that earlier calls were told to write beyond those asked for."""
+    return [More(**each) for each in run.stage("generate").get("more", [])]
