@@ -238,7 +238,7 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     write_examples(tmp_path / "gold.jsonl", rows[200:])
     write_examples(tmp_path / "people.jsonl", rows[100:200])
     call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder), "--data", "gold.jsonl"]
-    call += ["--seeds", "2", "--steps", "2", "--batch-size", "16", "--pooling", "mean", "--select-on", "people.jsonl"]
+    call += ["--seeds", "2", "--steps", "1", "--batch-size", "16", "--pooling", "mean", "--select-on", "people.jsonl"]
     done = CliRunner().invoke(main, [*call, "--objectives", "dino,mirror-bert", "--set", "dino:epochs=1"])
     assert done.exit_code == 0, done.stderr
     lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
@@ -247,7 +247,7 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     found = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["word overlap (Jaccard)", "untrained", "dino", "mirror-bert"]
     assert all(len(row["scores"]["gold.jsonl"]) == 2 for row in found["rows"][2:])
-    assert (found["rows"][2]["rows"], found["rows"][2]["rows_seen"], found["seeds"]) == (200, 32, [42, 43])
+    assert (found["rows"][2]["rows"], found["rows"][2]["rows_seen"], found["seeds"]) == (200, 16, [42, 43])
     drawing = (tmp_path / "run" / "compare.svg").read_text()
     assert "mirror-bert" in drawing
     assert (tmp_path / "run" / "compare.md").read_text().startswith("| objective | learns from |")
@@ -257,9 +257,9 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     assert again.exit_code == 0, again.stderr
     assert "dino, seed" not in again.stderr, "a finished cell is not trained again"
     assert models.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}.items()
-    everything = CliRunner().invoke(main, [*call, "--seeds", "1", "--steps", "1", "--run", "all"])
+    everything = CliRunner().invoke(main, [*call, "--seeds", "1", "--set", "dino:epochs=1"])
     assert everything.exit_code == 0, everything.stderr
-    names = [row["name"] for row in json.loads((tmp_path / "all" / "compare.json").read_text())["rows"]]
+    names = [row["name"] for row in json.loads((tmp_path / "run" / "compare.json").read_text())["rows"]]
     assert names[2:] == list(NAMES)
     stamped = CliRunner().invoke(main, ["evaluate", "run/dino/seed-42", "--data", "gold.jsonl"])
     assert " finetuned: its checkpoint was chosen on human labels (people.jsonl)" in stamped.stdout

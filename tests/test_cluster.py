@@ -17,7 +17,7 @@ from dino_pipeline.cli import main
 from dino_pipeline.examples import write_examples
 from dino_pipeline.filtering import ingest
 from dino_pipeline.run import Run
-from tests.commands import ENVIRONMENT, command, dino, files
+from tests.commands import ENVIRONMENT, command, files, invoke
 from tests.pairs import Words, outputs
 
 pytest.importorskip("ray", reason="needs ray")
@@ -57,9 +57,12 @@ def start_there(address: str, *arguments: str | Path, cwd: Path) -> subprocess.P
     return subprocess.Popen(whole, cwd=cwd, env=ENVIRONMENT, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
-def test_a_node_is_killed_and_another_joins_and_the_driver_is_killed_too(tmp_path: Path, nodes: Any) -> None:
+def test_a_node_is_killed_and_another_joins_and_the_driver_is_killed_too(
+    tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs(tmp_path, 60)
-    assert dino(*JOB, "--run", "alone", cwd=tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    invoke(*JOB, "--run", "alone")
     alone = texts(tmp_path / "alone")
     run = tmp_path / "there"
     first = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=tmp_path)

@@ -56,7 +56,7 @@ def test_a_filter_killed_at_any_moment_leaves_the_old_files_or_the_new(tmp_path:
     run, moments = Run(tmp_path / "run"), random.Random(1)
     old, seen = outputs(run), 0
     assert old != new
-    for share in (0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
+    for share in (0.6, 0.8, 0.95):
         process = start(*call, "--seed", "2", "--fresh", cwd=tmp_path)
         try:
             process.wait(timeout=(share + moments.uniform(-0.05, 0.05)) * seconds)
