@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click import Command, Context, Option
 from click.testing import CliRunner
 
 from dino_pipeline import __version__, pocket
@@ -292,3 +294,29 @@ def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path, monkey
     assert "give a run's folder or a JSONL file" in answer("filter").stderr
     target = answer("filter", "data.jsonl", "--run", "run", "--target-per-label", "50")
     assert "label 0.5: 10 of 50 are missing" in target.stdout
+
+
+def test_specs_that_come_with_dino_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = invoke("spec", "list")
+    for path in SPECS.glob("*.json"):
+        assert f"{path.stem}  " in listed
+    assert "counter-labels: 1, 0.5" in invoke("spec", "show", "sts-x2", "--input", "A dog.")
+    (tmp_path / "sts-x2").write_text("{}")
+    assert "task_name" in answer("spec", "check", "sts-x2").stderr, "a file that is there comes first"
+    unknown = answer("generate", "sts-x9")
+    assert (unknown.exit_code, "no spec of that name comes with dino; see dino spec list" in unknown.stderr) == (
+        2,
+        True,
+    )
+
+
+def test_a_long_help_is_parted_and_says_every_option_once() -> None:
+    said = invoke("generate", "--help")
+    titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles[:3] == ["Options:", "Inputs and texts:", "Sampling:"]
+    generate = main.get_command(Context(main), "generate")
+    assert isinstance(generate, Command)
+    for option in (each for each in generate.params if isinstance(each, Option)):
+        assert len(re.findall(rf"^  {option.opts[0]}(?![-\w])", said, re.MULTILINE)) == 1, option.name
+        assert option.help, option.name

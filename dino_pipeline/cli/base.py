@@ -116,6 +116,32 @@ def options_of(given: Sequence[Command]) -> Command:
     return add
 
 
+def under(title: str) -> Command:
+    """Return a decorator that puts the options below it, up to the next such title, under a title of the help."""
+
+    def add(function: Command) -> Command:
+        for parameter in function.__click_params__:  # type: ignore[attr-defined]  # where click's decorators collect them
+            if not hasattr(parameter, "title"):
+                parameter.title = title
+        return function
+
+    return add
+
+
+class Grouped(click.Command):
+    """A command whose help shows its options under their titles."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write all options, those without a title first."""
+        found: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(context):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
+                found.setdefault(getattr(parameter, "title", "Options"), []).append(record)
+        for title, records in found.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, options_of, watching
+from dino_pipeline.cli.base import Grouped, command, options_of, watching
 from dino_pipeline.cli.evaluation_sets import belonging, scored_pairs
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dino_pipeline.training.objectives import Objective, Training
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("data", metavar="RUN|FILE|DATASET")
 @click.option("--objectives", default="all", show_default=True, metavar="NAME,...", help=f"Of {', '.join(NAMES)}.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each objective.")
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 )
 @click.option("--data", "data_files", multiple=True, type=click.Path(path_type=Path), help="JSONL of scored pairs.")
 @click.option("--suite", type=click.Choice(["pocket"]), help="Evaluate on held-out pairs of the pocket grammar.")
-@options_of(TRAINING_OPTIONS)
 @click.option(
     "--set",
     "own",
@@ -45,8 +44,9 @@ if TYPE_CHECKING:
     callback=assignments,
     help="A hyper-parameter, or an option of its own, for one objective.",
 )
-@options_of(SOURCE_OPTIONS)
 @click.option("--fresh", is_flag=True, help="Train all again.")
+@options_of(TRAINING_OPTIONS)
+@options_of(SOURCE_OPTIONS)
 @command
 def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite: str | None, **options: Any) -> None:
     """Train the same encoder by each objective on the same texts, evaluate it on the same sets, and print, save and

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dino_pipeline.cli.base import options_of, pick_device
+from dino_pipeline.cli.base import options_of, pick_device, under
 from dino_pipeline.cli.models import OPTIONS as MODEL
 from dino_pipeline.cli.models import chosen_generator, recorded
 from dino_pipeline.errors import OptionError
@@ -40,7 +40,7 @@ HERE = (
         type=Rows(),
         default="auto",
         show_default=True,
-        help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024. Speed only.",
+        help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024.",
     ),
     click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
     click.option(
@@ -54,7 +54,7 @@ HERE = (
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
         show_default=True,
-        help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster. Speed only.",
+        help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster.",
     ),
 )
 SERVED = (
@@ -88,9 +88,18 @@ OF_HERE = ("revision", "chat", "adapter", "quantize", "trust_remote_code", "dtyp
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
 
 
-here_options = options_of((*MODEL, *HERE))
+here_options = options_of((under("The model"), *MODEL, under("Speed"), *HERE))
 """Gives a command the options that name a model which runs here."""
-engine_options = options_of((*MODEL, *HERE, *SERVED))
+engine_options = options_of(
+    (
+        under("The model"),
+        *MODEL,
+        under("Speed"),
+        *HERE,
+        under("A server instead, and the best of several"),
+        *SERVED,
+    )
+)
 """Gives a command the options that name an engine."""
 
 

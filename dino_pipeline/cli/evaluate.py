@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import candidates_of, command
+from dino_pipeline.cli.base import Grouped, candidates_of, command, under
 from dino_pipeline.cli.evaluation_sets import evaluation_sets, unlike_papers
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published
@@ -33,7 +33,7 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
     return names
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("targets", metavar="[RUN|MODEL]...", nargs=-1)
 @click.option(
     "--suite",
@@ -58,34 +58,34 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
     "--output", type=click.Path(path_type=Path), help="Where to write.  [default: scores.json in the RUN, or here]"
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Speed only.")
+@under("With --suite sts")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help="sts: folder in SentEval's layout (STS/, SICK/), or with files such as STS12.MSRpar.tsv.  [default: the Hub]",
+    help="Folder in SentEval's layout (STS/, SICK/), or with files such as STS12.MSRpar.tsv.  [default: the Hub]",
 )
 @click.option(
     "--aggregate",
     type=click.Choice(["all", "mean", "wmean"]),
     default="all",
     show_default=True,
-    help="sts: one correlation over all subsets of a year, or the mean of theirs, weighted by size or not.",
+    help="One correlation over all subsets of a year, or the mean of theirs, weighted by size or not.",
 )
 @click.option(
     "--text",
     type=click.Choice(["raw", "tokenized"]),
     default="raw",
     show_default=True,
-    help="sts: as in the files, or tokenized and in lower case as SentEval prepares it (not SICK).",
+    help="As in the files, or tokenized and in lower case as SentEval prepares it (not SICK).",
 )
 @click.option(
-    "--sick", type=click.Choice(["test", "full"]), default="test", show_default=True, help="sts: which part of SICK-R."
+    "--sick", type=click.Choice(["test", "full"]), default="test", show_default=True, help="Which part of SICK-R."
 )
-@click.option("--published", is_flag=True, help="sts: print the papers' figures too, if they are of the same protocol.")
-@click.option("--num-inputs", type=click.IntRange(1), default=200, show_default=True, help=f"{SUITE}: inputs to write.")
-@click.option(
-    "--samples", type=click.IntRange(1), default=3, show_default=True, help=f"{SUITE}: texts per input and label."
-)
-@click.option("--seed", multiple=True, default=(42,), show_default=True, help=f"{SUITE}: give several for a spread.")
+@click.option("--published", is_flag=True, help="Print the papers' figures too, if they are of the same protocol.")
+@under(f"With --suite {SUITE}")
+@click.option("--num-inputs", type=click.IntRange(1), default=200, show_default=True, help="Inputs to write.")
+@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Texts per input and label.")
+@click.option("--seed", multiple=True, default=(42,), show_default=True, help="Give several for a spread.")
 @click.pass_context
 @command
 def evaluate(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dino_pipeline.cli.base import command, model_path, pick_device, to_filter
+from dino_pipeline.cli.base import Grouped, command, model_path, pick_device, to_filter, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
@@ -33,9 +33,14 @@ class Finite(click.FloatRange):
         return found if math.isfinite(found) else self.fail(f"{value} is not a finite number.", param, ctx)
 
 
-@click.command("filter")
+@click.command("filter", cls=Grouped)
 @click.argument("source", metavar="RUN|FILE", required=False, type=click.Path(path_type=Path))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where the source is a file.")
+@click.option("--list", "listed", is_flag=True, help="Show the rules and leave.")
+@click.option("--dry-run", is_flag=True, help="Show the funnel, write nothing.")
+@click.option("--ablate", is_flag=True, help="Show what each rule alone would drop, write nothing.")
+@click.option("--fresh", is_flag=True, help="Filter again with other options.")
+@under("What is dropped")
 @click.option("--min-chars", type=click.IntRange(0), default=3, show_default=True, help="Shortest text.")
 @click.option("--max-chars", type=click.IntRange(1), default=5000, show_default=True, help="Longest text.")
 @click.option(
@@ -79,6 +84,7 @@ class Finite(click.FloatRange):
     show_default=True,
     help="With --verify: by so much, nats a token.",
 )
+@under("Labels, and what is added")
 @click.option("--balance/--no-balance", default=True, show_default=True, help="Cap labels at the smallest one's count.")
 @click.option(
     "--target-per-label", type=click.IntRange(1), metavar="N", help="Keep exactly so many; say what is missing."
@@ -105,17 +111,14 @@ class Finite(click.FloatRange):
     type=click.Choice(["score", "class"]),
     help="class: labels of a FILE are names, whatever they spell.  [default: of a FILE score, else its own]",
 )
-@click.option("--seed", default=42, show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Processes and threads. Speed only.  [default: the CPUs]")
+@click.option("--seed", default=42, show_default=True, help="Of all random choices.")
+@under("Speed")
+@click.option("--workers", type=click.IntRange(1), help="Processes and threads.  [default: the CPUs]")
 @RAY
 @click.option(
     "--memory", default="1400MB", show_default=True, help="What set operations take before they spill to disk."
 )
 @click.option("--device", help="For --verify, --labels posterior and --semantic.  [default: a GPU if there is one]")
-@click.option("--list", "listed", is_flag=True, help="Show the rules and leave.")
-@click.option("--dry-run", is_flag=True, help="Show the funnel, write nothing.")
-@click.option("--ablate", is_flag=True, help="Show what each rule alone would drop, write nothing.")
-@click.option("--fresh", is_flag=True, help="Filter again with other options.")
 @command
 def filter_command(source: Path | None, run_path: Path | None, **options: Any) -> None:
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""

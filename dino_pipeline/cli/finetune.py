@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import HUB_ID, command, model_path, options_of, or_dash, watching
+from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, options_of, or_dash, under, watching
 from dino_pipeline.errors import OptionError
 from dino_pipeline.training.objectives import NAMES
 
@@ -49,6 +49,7 @@ def assignments(context: click.Context, parameter: click.Parameter, values: Sequ
 
 
 SOURCE_OPTIONS = [
+    under("The texts"),
     click.option("--split", default="train", show_default=True, help="Of a dataset from the Hub or a folder."),
     click.option("--config", help="Of a dataset from the Hub."),
     click.option("--data-revision", help="Of a dataset from the Hub."),
@@ -71,15 +72,16 @@ SOURCE_OPTIONS = [
     ),
 ]
 TRAINING_OPTIONS = [
+    under("Training"),
     click.option(
         "--encoder", default="pocket", show_default=True, help="Folder or Hub id of the encoder to start from."
     ),
     click.option("--revision", help="The encoder's revision on the Hub."),
-    click.option("--epochs", type=click.FloatRange(0, min_open=True)),
+    click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the texts."),
     click.option("--steps", type=click.IntRange(1), help="In place of epochs."),
     click.option("--batch-size", type=click.IntRange(1), help="Over all processes."),
-    click.option("--learning-rate", "--lr", type=click.FloatRange(0, min_open=True)),
-    click.option("--weight-decay", type=click.FloatRange(0)),
+    click.option("--learning-rate", "--lr", type=click.FloatRange(0, min_open=True), help="Its peak."),
+    click.option("--weight-decay", type=click.FloatRange(0), help="AdamW's."),
     click.option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps."),
     click.option("--schedule", type=click.Choice(["linear", "constant"]), help="Of the learning rate."),
     click.option(
@@ -99,17 +101,19 @@ TRAINING_OPTIONS = [
 ]
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("data", metavar="[RUN|FILE|DATASET]", required=False)
 @click.option("--list", "listing", is_flag=True, help="List the objectives with what they need and their defaults.")
-@click.option("--objective", type=click.Choice(NAMES), default="dino", show_default=True)
+@click.option(
+    "--objective", type=click.Choice(NAMES), default="dino", show_default=True, help="How it learns; --list says more."
+)
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where DATA is no run.")
-@options_of(TRAINING_OPTIONS)
 @click.option("--loss", type=click.Choice(["cosine", "cosent", "angle"]), help="dino only.  [default: cosine]")
 @click.option("--set", "own", multiple=True, metavar="NAME=VALUE", callback=assignments, help="The objective's own.")
-@options_of(SOURCE_OPTIONS)
-@click.option("--seed", default=42, show_default=True)
+@click.option("--seed", default=42, show_default=True, help="Of all random choices.")
 @click.option("--fresh", is_flag=True, help="Train again from the start.")
+@options_of(TRAINING_OPTIONS)
+@options_of(SOURCE_OPTIONS)
 @command
 def finetune(data: str | None, run_path: Path | None, listing: bool, **options: Any) -> None:
     """Train a bi-encoder on a RUN's filtered data, a FILE (JSONL, or a sentence or document a line), or a DATASET of

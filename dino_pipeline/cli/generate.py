@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import command, options_of, or_dash, watching
+from dino_pipeline.cli.base import Grouped, command, options_of, or_dash, under, watching
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
 from dino_pipeline.cli.engines import ChosenEngine, chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.preview import clock, job
+from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 from dino_pipeline.errors import OptionError, RunError
 
@@ -42,21 +43,12 @@ class Further(click.ParamType[tuple[str, int]]):
         return label, int(number)
 
 
-@click.command()
-@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.command(cls=Grouped)
+@click.argument("spec_file", metavar="SPEC", type=SpecFile())
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
-@engine_options
+@click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
 @text_options
-@click.option(
-    "--shard-size",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    metavar="TEXTS",
-    help="Texts of a shard, which is what a worker takes at a time, and loses if it is killed.",
-)
-@click.option("--storage", metavar="URL", help="Keep the texts there, too, and take from there what is finished.")
-@options_of(STAFF)
+@under("Until there is enough")
 @click.option(
     "--until-target",
     "target",
@@ -78,7 +70,18 @@ class Further(click.ParamType[tuple[str, int]]):
     metavar="LABEL=N",
     help="After all else, write N further texts of a label per input; of what was asked for so before, say all again.",
 )
-@click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
+@engine_options
+@under("Beyond one machine")
+@options_of(STAFF)
+@click.option("--storage", metavar="URL", help="Keep the texts there, too, and take from there what is finished.")
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    metavar="TEXTS",
+    help="Texts of a shard, which is what a worker takes at a time, and loses if it is killed.",
+)
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     """Write texts for every input and label of a task SPEC; goes on where an earlier call was stopped."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from dino_pipeline.cli.base import command, or_dash
+from dino_pipeline.cli.base import Grouped, command, or_dash
 from dino_pipeline.cli.engines import engine_here, here_options
+from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-@click.command()
-@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.command(cls=Grouped)
+@click.argument("spec_file", metavar="SPEC", type=SpecFile())
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Where it is to run.  [default: outputs/SPEC]")
 @click.option("--texts", "count", type=click.IntRange(1), default=3, show_default=True, help="Shown of each label.")
 @here_options

@@ -1,4 +1,4 @@
-"""dino spec: check, show and describe task specs."""
+"""dino spec: list, check, show and begin task specs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ from typing import Any
 import click
 
 from dino_pipeline.cli.base import command, model_path
+from dino_pipeline.cli.specs import SpecFile, shipped
 from dino_pipeline.errors import OptionError
 
 
 @click.group()
 def spec() -> None:
-    """Check, show and describe task specs."""
+    """List, check, show and begin task specs."""
+
+
+@spec.command("list")
+@command
+def spec_list() -> None:
+    """List the task specs that come with dino; a name stands for its file wherever a SPEC is asked for."""
+    from dino_pipeline.spec import load_spec
+
+    found = {name: load_spec(path) for name, path in shipped().items()}
+    formatter = click.get_current_context().make_formatter()
+    formatter.write_dl([(name, f"{each.description} ({', '.join(each.labels)})") for name, each in found.items()])
+    click.echo(formatter.getvalue(), nl=False)
 
 
 @spec.command("check")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="SPEC...", nargs=-1, required=True, type=SpecFile())
 @command
 def spec_check(files: Sequence[Path]) -> None:
-    """Say everything that is wrong with task spec FILES; exit code 2 if anything is."""
+    """Say everything that is wrong with task SPECs; exit code 2 if anything is."""
     from dino_pipeline.errors import SpecError
     from dino_pipeline.spec import load_spec
 
@@ -44,12 +57,12 @@ def spec_check(files: Sequence[Path]) -> None:
 
 
 @spec.command("show")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", metavar="SPEC", type=SpecFile())
 @click.option("--input", "text", help="The text that fills <X1>.")
 @click.option("--model", help="Show them in this model's chat template.")
 @command
 def spec_show(file: Path, text: str | None, model: str | None) -> None:
-    """Print the exact prompts of a task spec FILE, label by label."""
+    """Print the exact prompts of a task SPEC, label by label."""
     from dino_pipeline.spec import load_spec
 
     found = load_spec(file)

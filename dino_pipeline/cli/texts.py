@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import options_of
+from dino_pipeline.cli.base import options_of, under
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.sampling import Sampling
@@ -19,11 +19,16 @@ WRITTEN_INPUTS = 500
 """Inputs to write where neither a file nor --num-inputs says how many."""
 
 OPTIONS = (
+    under("Inputs and texts"),
     click.option(
         "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
     ),
     click.option(
-        "--input-format", type=click.Choice(["auto", "text", "jsonl", "sts"]), default="auto", show_default=True
+        "--input-format",
+        type=click.Choice(["auto", "text", "jsonl", "sts"]),
+        default="auto",
+        show_default=True,
+        help="A text a line, JSONL with text_a, or the STS benchmark's TSV; auto: by the file's name.",
     ),
     click.option(
         "--num-inputs",
@@ -37,6 +42,7 @@ OPTIONS = (
         show_default=True,
         help="Texts per input and label, or per label.",
     ),
+    under("Sampling"),
     click.option("--top-k", type=click.IntRange(0), help="0 keeps all tokens.  [default: the spec's, else 5]"),
     click.option("--top-p", type=click.FloatRange(0, 1), help="0 or 1 keeps all.  [default: the spec's, else 0.9]"),
     click.option(
@@ -46,7 +52,8 @@ OPTIONS = (
         "--floor", type=click.FloatRange(0, 1), help="Least factor of debiasing.  [default: the spec's, else 0.01]"
     ),
     click.option("--max-new-tokens", type=click.IntRange(1), help="Longest text.  [default: the spec's, else 40]"),
-    click.option("--seed", default=42, show_default=True),
+    click.option("--seed", default=42, show_default=True, help="Of all random choices."),
+    under("What is rejected"),
     click.option("--keep-unfinished", is_flag=True, help="Keep texts without the closing stop string."),
     click.option("--keep-newlines", is_flag=True, help="Let texts hold newlines."),
     click.option("--min-words", type=click.IntRange(0), default=0, help="Reject texts of fewer words."),
