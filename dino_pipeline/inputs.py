@@ -48,8 +48,11 @@ def input_file(path: Path, input_format: str = "auto") -> InputFile:
         return InputFile(path, chosen)
     with tempfile.NamedTemporaryFile(prefix="inputs-", suffix=path.name, delete=False) as copy:
         atexit.register(Path(copy.name).unlink, missing_ok=True)
-        with open(path, "rb") as source:
-            shutil.copyfileobj(source, copy)
+        try:
+            with open(path, "rb") as source:
+                shutil.copyfileobj(source, copy)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}; give a file with one text a line") from error
     return InputFile(Path(copy.name), chosen)
 
 

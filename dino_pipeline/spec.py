@@ -21,7 +21,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from dino_pipeline.errors import SpecError
+from dino_pipeline.errors import SpecError, first_line
 from dino_pipeline.labels import as_number
 
 X1 = "<X1>"
@@ -87,7 +87,7 @@ class SpecSampling(_Closed):
 class TaskSpec(_Closed):
     """A task spec. The format of the original DINO is valid as it is; every other key is optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="dino_pipeline task spec", json_schema_extra=_COMMENTS)
+    model_config = ConfigDict(title="dino_pipeline task spec")
 
     task_name: Name = Field(description="Names the dataset; letters, digits, '-', '_' and '.'.")
     labels: Annotated[dict[StrictStr, LabelSpec], Field(min_length=1)]
@@ -253,6 +253,8 @@ def _read(path: Path) -> tuple[Any, list[str]]:
         raise SpecError(str(path), ["top level: nested too deeply; a spec is a few levels deep"]) from error
     except json.JSONDecodeError as error:
         raise SpecError(str(path), [f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}"]) from error
+    except ValueError as error:
+        raise SpecError(str(path), [f"top level: cannot be read: {first_line(error)}"]) from error
     if "\\ud" in json.dumps(raw).lower() and not _encodable(raw):
         raise SpecError(str(path), ["top level: holds half of a surrogate pair; write the whole character"])
     return raw, [f'{_place(place)}: key "{key}" stands twice; keep one' for place, key in _doubled(raw, ())]

@@ -296,6 +296,37 @@ def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path, monkey
     assert "label 0.5: 10 of 50 are missing" in target.stdout
 
 
+def test_starting_over_with_a_model_that_is_not_there_loses_nothing(tmp_path: Path) -> None:
+    call: list[str | Path] = ["generate", "sts-x2", "--run", tmp_path / "run", "--num-inputs", "2", "--samples", "1"]
+    invoke(*call, "--storage", f"file://{tmp_path}/kept")
+    before = {name: files(tmp_path / name) for name in ("run", "kept")}
+    failed = answer(*call, "--storage", f"file://{tmp_path}/kept", "--fresh", "--model", "nobody/nothing")
+    assert failed.exit_code == 2, failed.output
+    assert {name: files(tmp_path / name) for name in ("run", "kept")} == before
+    assert "texts are up to date" in invoke(*call)
+
+
+def test_what_a_run_was_told_is_known_on_another_machine(tmp_path: Path) -> None:
+    call = ["generate", "sts-x2", "--num-inputs", "2", "--samples", "1", "--more", "0.5=2"]
+    storage = ("--storage", f"file://{tmp_path}/kept")
+    invoke(*call, *storage, "--run", tmp_path / "here")
+    assert "texts are up to date" in invoke(*call, *storage, "--run", tmp_path / "there")
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_folders_and_names_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sts-x2").mkdir()
+    assert "fine" in invoke("spec", "check", "sts-x2"), "a folder is no spec"
+    for call, said in (
+        (["generate", "sts-x2", "--inputs", "sts-x2"], "sts-x2: cannot be read: Is a directory"),
+        (["filter", "outputs/mien"], "outputs/mien: is not there; give a run's folder or a JSONL file"),
+        (["generate", "sts-x2", "--engine", "openai", "--base-url", "http://h:80a0/v1"], "80a0/v1: is no address"),
+    ):
+        failed = answer(*call)
+        assert (failed.exit_code, said in failed.stderr) == (2, True), failed.output
+
+
 def test_specs_that_come_with_dino_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     listed = invoke("spec", "list")

@@ -235,7 +235,7 @@ def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, dec
     spec = {**TOY_SPEC, "stop": "»", "labels": {"1": {"instruction": "Same: «<X1>»\nThen: «"}}}
     options = replace(OPTIONS, num_inputs=None, samples=60, shard_size=1024)
     _, watch = write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], options=options)
-    assert any("prompts left out: the input holds the stop string »" in note for note in watch.notes)
+    assert any("inputs left out: the input holds the stop string »" in note for note in watch.notes)
     lines = [json.loads(line) for line in (run.rejected / "00000.jsonl").read_text().splitlines()]
     dropped = {row["text_a"][:5]: row["reason"] for row in lines if row["text_b"] is None}
     assert dropped == {
@@ -243,6 +243,18 @@ def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, dec
         "say «": "the input holds the stop string »",
     }
     assert run.stage("generate")["counts"]["1"]["written"] == 60
+
+
+def test_of_single_texts_only_those_whose_prompt_is_too_long_are_left_out(tmp_path: Path, decoder: Decoder) -> None:
+    spec = {
+        "task_name": "t",
+        "labels": {"a": {"instruction": 'Write: "'}, "b": {"instruction": f'Write {"very " * 50}much: "'}},
+    }
+    options = replace(OPTIONS, num_inputs=None, samples=20)
+    _, watch = write(Run(tmp_path / "run"), decoder, spec, options=options)
+    assert watch.notes.count("9 prompts left out: the prompt leaves less than 30 tokens of the model's context") == 2
+    counts = Run(tmp_path / "run").stage("generate")["counts"]
+    assert (counts["a"]["written"], counts["b"]["written"]) == (20, 0)
 
 
 def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path: Path, decoder: Decoder) -> None:

@@ -16,15 +16,23 @@ from scipy.stats import chi2_contingency
 
 from dino_pipeline import pocket
 from dino_pipeline.cli import main
+from dino_pipeline.cli.again import SERVER, commands
 from dino_pipeline.decoding import server
+from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.server import Abilities, Prices, Server, Usage
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
+from dino_pipeline.generation.writer import GenerateOptions, Task, Writer
+from dino_pipeline.progress import Progress, Unseen
+from dino_pipeline.run import Run
+from dino_pipeline.spec import TaskSpec
 from tests.commands import files, invoke, start
+from tests.conftest import TOY_SPEC
 from tests.serving import FAULTS, Faults, MadeUp, faulty, made_up, transformers_serve
 from tests.test_spec import SPECS
+from tests.toys import chat_tokenizer, tiny_model
 
 INPUTS = ["A man plays a guitar.", "A dog runs in the garden.", "A child eats an apple.", "A nurse reads a letter."]
 PLAIN = Sampling(top_k=5, decay=0)
@@ -115,6 +123,28 @@ def test_both_engines_draw_from_the_same_distribution(served: str, inputs: Path,
     kinds = [kind for kind in counts[0] | counts[1] if counts[0][kind] + counts[1][kind] >= 10]
     assert len(kinds) > 3
     assert chi2_contingency([[of[kind] for kind in kinds] for of in counts]).pvalue > 1e-4
+
+
+def test_the_commands_of_a_card_are_those_that_a_server_takes(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made_up(MadeUp(text=lambda seed, body: f"{INPUTS[seed % 4][:-1]} {seed % 50} times.")) as address:
+        invoke(*call(address, inputs, tmp_path / "run", "--samples", "4"))
+        invoke("filter", tmp_path / "run", "--near-duplicates", "0", "--dev-share", "0")
+        told, _, _ = commands(Run(tmp_path / "run"))
+        monkeypatch.chdir(tmp_path / "run")
+        for _, *arguments in told:
+            invoke(*[address if each == SERVER else each for each in arguments])
+    assert Path("../again/train.jsonl").read_bytes() == Path("train.jsonl").read_bytes()
+
+
+def test_a_scorer_reads_prompts_in_its_own_template(inputs: Path, tmp_path: Path) -> None:
+    spec = TaskSpec.model_validate(TOY_SPEC)
+    plain, chat = (Decoder(tiny_model("llama"), chat_tokenizer(), chat=chat) for chat in (False, True))
+    writer = Writer(spec, plain, GenerateOptions(), PLAIN, Unseen(), Progress("t", 1), scorer=chat)
+    task = Task(0, "A dog.", "0", 0)
+    assert writer.prompts(task) == [spec.prompt(label, "A dog.") for label in ("0", "1", "0.5")]
+    assert writer.prompts(task, chat) == [chat.render(each, 'Then: "') for each in writer.prompts(task)]
 
 
 def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: Path) -> None:

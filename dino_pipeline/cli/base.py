@@ -191,6 +191,11 @@ def to_filter(source: Path, run_path: Path | None) -> ToFilter:
     from dino_pipeline.run import LINEAGE, Run
 
     if (source / LINEAGE).exists() or (not source.exists() and HUB_ID.fullmatch(str(source))):
+        if run_path is None and not source.exists():
+            raise OptionError(
+                f"{source}: is not there; give a run's folder or a JSONL file, or, if it is a dataset on the Hub, "
+                "--run FOLDER as well"
+            )
         if run_path is None:
             raise OptionError(f"{source}: is a dataset; say with --run which folder to write")
         return _published(str(source), Run(run_path))

@@ -127,18 +127,15 @@ def chosen_engine(run: Run, options: Mapping[str, Any], console: Console, own: O
         options: of the command.
         console: is told what a user should know at once.
         own: returns a model that runs here or on a cluster.
-
-    Raises:
-        OptionError: an option belongs to another engine, or is missing.
     """
-    _check(options)
     begun = {} if options["fresh"] else run.stage("generate").get("options", {})
     if options["engine"] == "openai":
         return _served(run, options, begun, console)
     return own(options, begun, console)
 
 
-def _check(options: Mapping[str, Any]) -> None:
+def check_engine(options: Mapping[str, Any]) -> None:
+    """Raise `OptionError` where an option belongs to another engine, or is missing."""
     context = click.get_current_context()
     foreign, engine = (OF_SERVER, "openai") if options["engine"] == "transformers" else (OF_HERE, "transformers")
     for name in foreign:

@@ -13,7 +13,7 @@ import click
 
 from dino_pipeline.cli.base import Grouped, command, options_of, or_dash, under, watching
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
-from dino_pipeline.cli.engines import ChosenEngine, chosen_engine, engine_here, engine_options
+from dino_pipeline.cli.engines import ChosenEngine, check_engine, chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.preview import clock, job
 from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
@@ -98,27 +98,29 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     chosen = replace(chosen, shard_size=options["shard_size"])
     if options["budget"]:
         _check_budget(options, spec, texts, chosen)
-    further = _further(run, spec, options)
+    _check_further(spec, options)
+    check_engine(options)
     fresh, storage = options["fresh"], Storage(options["storage"]) if options["storage"] else None
     on_cluster = _asks_for_cluster(options)
     with (
         cluster(options["address"]) if on_cluster else nullcontext(),
         watching("Finishing the shards begun") as console,
+        run.locked(),
     ):
+        if storage and not fresh:
+            storage.meet(run, console)  # what the run began with may be there alone
+        further = _further(run, spec, options)
         engine = chosen_engine(run, options, console, engine_there if on_cluster else engine_here)
         if not engine.debiases:
             chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
         call = _Call(run, spec, texts, chosen, engine, storage, console)
-        with run.locked():
-            if storage:
-                storage.clear(run) if fresh else storage.meet(run, console)
-            if options["target"]:
-                state = call.write_until(options["target"], options["budget"], fresh=fresh)
-            else:
-                state = call.write(further, fresh=fresh)
-            if storage:
-                storage.put_state(run)
-            _report_generated(run, state)
+        if options["target"]:
+            state = call.write_until(options["target"], options["budget"], fresh=fresh)
+        else:
+            state = call.write(further, fresh=fresh)
+        if storage:
+            storage.put_state(run)
+        _report_generated(run, state)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class _Call:
         return run_generate(
             self.run,
             self.spec,
-            self._hands,
+            functools.partial(self._hands, fresh),
             self.options,
             Expected(self.console, self.run, job(self.spec, self.engine.record, self.options), clock),
             model=self.engine.record,
@@ -151,14 +153,16 @@ class _Call:
             more=more,
         )
 
-    def _hands(self, row_tokens: int) -> Hands:
+    def _hands(self, fresh: bool, row_tokens: int) -> Hands:
         from dino_pipeline.generation.storage import StoredHands
 
         made = self.engine.hands(row_tokens)
+        if self.storage and fresh:  # and not before there is who writes anew
+            self.storage.clear(self.run)
         return StoredHands(made, self.storage, self.run) if self.storage else made
 
     def write_until(self, target: int, budget: int | None, *, fresh: bool) -> str:
-        """Write and filter until there is enough of each label; return what the first round was."""
+        """Write and filter until there is enough of each label; return whether anything was to do."""
         from dino_pipeline.cli.filter import filter_means
         from dino_pipeline.console import table
         from dino_pipeline.filtering.filters import available, filter_run, recorded_options
@@ -189,7 +193,7 @@ class _Call:
         filter_run(run, chosen, means(), numeric_labels=spec.is_scored, fresh=not same)
         rows = [[label, str(min(each.kept, target)), str(max(0, target - each.kept))] for label, each in found.items()]
         click.echo(table(["label", "pairs", "missing"], rows))
-        return states[0]
+        return next((state for state in states if state != "done"), "done")
 
 
 def _asks_for_cluster(options: dict[str, Any]) -> bool:
@@ -208,10 +212,13 @@ def _asks_for_cluster(options: dict[str, Any]) -> bool:
     return True
 
 
-def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | None, chosen: Any) -> None:
+def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | None, chosen: GenerateOptions) -> None:
+    from dino_pipeline.generation.generate import num_inputs
+
     if not options["target"]:
         raise OptionError("--budget belongs to --until-target; give both or neither")
-    least = (chosen.num_inputs or (sum(1 for _ in texts) if texts else 1)) * len(spec.labels) * chosen.samples
+    asked = num_inputs(texts, chosen) if spec.needs_inputs else 1
+    least = asked * len(spec.labels) * chosen.samples
     if options["budget"] < least:
         raise OptionError(
             f"--budget {options['budget']}: the first round alone writes {least} texts; raise it, or lower "
@@ -219,21 +226,24 @@ def _check_budget(options: dict[str, Any], spec: TaskSpec, texts: InputFile | No
         )
 
 
+def _check_further(spec: TaskSpec, options: dict[str, Any]) -> None:
+    """Raise `OptionError` where --more names no label, or --until-target says how many."""
+    if options["further"] and options["target"]:
+        raise OptionError("--more and --until-target exclude each other; leave one out")
+    if unknown := [label for label, _ in options["further"] if label not in spec.labels]:
+        raise OptionError(f"--more {unknown[0]}: there is no such label; choose from {', '.join(spec.labels)}")
+
+
 def _further(run: Run, spec: TaskSpec, options: dict[str, Any]) -> list[More]:
     """Return what --more asks for beyond what the run was told before.
 
     Raises:
-        OptionError: there is no such label, or --until-target says how many.
         RunError: the run was told something else before.
     """
     from dino_pipeline.generation.generate import recorded_more
     from dino_pipeline.generation.writer import More
 
     asked: list[tuple[str, int]] = list(options["further"])
-    if asked and options["target"]:
-        raise OptionError("--more and --until-target exclude each other; leave one out")
-    if unknown := [label for label, _ in asked if label not in spec.labels]:
-        raise OptionError(f"--more {unknown[0]}: there is no such label; choose from {', '.join(spec.labels)}")
     before = [] if options["fresh"] else [(each.label, each.samples) for each in recorded_more(run)]
     shared = min(len(asked), len(before))
     if asked[:shared] != before[:shared]:

@@ -71,7 +71,6 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
         click.secho(f"--- label {label} (counter-labels: {against})", bold=True)
         _show([each for each in drawn if each.label == label], contrasted=bool(of_label.counter_labels))
     _say(found, drawn)
-    run.path.mkdir(parents=True, exist_ok=True)
     found.write(run)
 
 

@@ -25,7 +25,7 @@ class SpecFile(click.ParamType[Path]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Return the file."""
         path = Path(value)
-        if path.exists() or path.suffix or len(path.parts) > 1:
+        if path.is_file() or path.suffix or len(path.parts) > 1:
             return path
         if path.name not in shipped():
             self.fail(

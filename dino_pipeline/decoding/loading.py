@@ -70,7 +70,7 @@ def load_tokenizer(generator: Generator) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(generator.path, **generator.source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # tokenizers raises no kind of its own
         raise ModelError(
             f"{generator.path}: its tokenizer cannot be loaded ({cause(error)}); give a folder or a Hub id"
         ) from error

@@ -93,7 +93,10 @@ class Server:
 
     def __post_init__(self) -> None:
         key = os.environ.get("OPENAI_API_KEY") or "none"
-        self.client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=RETRIES, timeout=self.timeout)
+        try:
+            self.client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=RETRIES, timeout=self.timeout)
+        except Exception as error:  # the library's for addresses, whichever it rests on
+            raise OptionError(f"--base-url {self.base_url}: is no address ({first_line(error)})") from error
         self.lock = threading.Lock()
 
     def render(self, prompt: str, opening: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -30,8 +31,10 @@ class Expected:
             shown: writes seconds as people read them.
         """
         self.watch, self.shown = watch, shown
-        found = json.loads(run.estimate.read_text(encoding="utf-8")) if run.estimate.exists() else {}
-        self.found = found if found.get("asked") == json.loads(json.dumps(asked)) else {}
+        self.found: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or damaged: nothing to compare with
+            found = json.loads(run.estimate.read_text(encoding="utf-8"))
+            self.found = found if found.get("asked") == json.loads(json.dumps(asked)) else {}
         self.begun: tuple[float, int] | None = None
 
     def note(self, message: str) -> None:

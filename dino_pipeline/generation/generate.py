@@ -76,15 +76,16 @@ def generate(
     told = [*([] if state == "new" else recorded_more(run)), *more]
     if state != "new":
         _drop_spoilt_inputs(run, watch)
+    work = _Work(run, spec, inputs, options, told, watch, run.checksums)
     if state == "done":
-        if _Work(run, spec, inputs, options, told, watch, run.checksums).is_done():
+        if work.is_done():
             return state
         run.note("generate", status="running")
+    hands = load(work.row_tokens(anew=state == "new"))  # before anything is deleted
+    _check_commit(run, before, hands.facts())
     results = {"more": [asdict(each) for each in told], **{name: before[name] for name in USED if name in before}}
     run.begin("generate", recorded, **files, settings=settings, fresh=fresh, **results)
-    work = _Work(run, spec, inputs, options, told, watch, run.checksums)
-    hands = load(work.row_tokens())
-    _check_commit(run, before, hands.facts())
+    work = replace(work, sums=run.checksums)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     work.store_inputs(hands)
     progress = work.write_texts(hands)
@@ -133,13 +134,13 @@ class _Work:
         """Say whether all is there, and as it was written."""
         return self.has_inputs and all(is_whole(shard, self.sums, Unseen()) for shard in self.shards())
 
-    def row_tokens(self) -> int:
+    def row_tokens(self, *, anew: bool) -> int:
         """Return about how many tokens all prompts together have still to be stepped by."""
         prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in self.spec.labels.items()}
-        if self.has_inputs:
+        if self.has_inputs and not anew:
             left = (shard.tasks for shard in self.shards() if not shard.path.exists())
             return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
-        asked = self.options.num_inputs or _count(self.inputs or ())
+        asked = num_inputs(self.inputs, self.options) if self.spec.needs_inputs else 1
         return TOKENS * asked * self.options.samples * sum(prompts.values())
 
     def write_texts(self, hands: Hands) -> Progress:
@@ -274,6 +275,13 @@ def _digest(texts: Iterable[str]) -> str:
     for text in texts:
         found.update(text.encode() + b"\0")
     return found.hexdigest()[:16]
+
+
+def num_inputs(inputs: Iterable[str] | None, options: GenerateOptions) -> int:
+    """Return how many inputs a job is about: those brought, or to be written."""
+    if inputs is None:
+        return options.num_inputs or 0
+    return _count(itertools.islice(inputs, options.num_inputs))
 
 
 def _count(things: Iterable[Any]) -> int:

@@ -22,7 +22,7 @@ from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples, write_json
 from dino_pipeline.generation.expected import LONG_ENOUGH
-from dino_pipeline.generation.generate import generate
+from dino_pipeline.generation.generate import generate, num_inputs
 from dino_pipeline.generation.writer import GenerateOptions, OneEngine, Task, Writer
 from dino_pipeline.inputs import InputFile
 from dino_pipeline.progress import Progress, Watch
@@ -251,9 +251,7 @@ class _Size:
     def of(spec: TaskSpec, inputs: InputFile | None, options: GenerateOptions) -> _Size:
         if not spec.needs_inputs:
             return _Size(0, options.samples)
-        there = sum(1 for _ in inputs) if inputs else None
-        asked = options.num_inputs or there or 0
-        return _Size(min(asked, there or asked), options.samples)
+        return _Size(num_inputs(inputs, options), options.samples)
 
     def texts(self, spec: TaskSpec) -> int:
         return max(self.inputs, 1) * self.samples * len(spec.labels)

@@ -13,7 +13,7 @@ import fsspec
 
 from dino_pipeline.digests import Checksums, file_digest, shard_files
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
-from dino_pipeline.examples import Example, write_bytes
+from dino_pipeline.examples import Example, write_bytes, write_json
 from dino_pipeline.generation.writer import Hands, Job, Shard, Stored
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run
@@ -77,6 +77,7 @@ class Storage:
             for mark in missing:
                 self._fetch(run, mark, sums, watch)
         if missing:
+            sums.tidy()
             watch.note(f"{len(missing)} finished shards or inputs taken from {self.url}")
         there = {name for mark in marks for name in mark}
         for shards, rejected in run.shard_folders:
@@ -92,8 +93,9 @@ class Storage:
             if here is not None and here != there.get("generate", {}).get("options"):
                 raise RunError(f"{self.url}: holds another run than {run.path}; name another place, or --fresh")
             if here is None:
-                for path in (run.spec, run.record_file):
-                    write_bytes(path, self.files.cat_file(self._at(path.name)))
+                write_bytes(run.spec, self.files.cat_file(self._at(run.spec.name)))
+                own = {name: there[name] for name in ("format", "generate") if name in there}
+                write_json(run.record_file, {**run.records(), **own})
 
     def _marks(self) -> list[dict[str, str]]:
         """Return for each shard that is there the SHA-256 of its files by their names."""

@@ -67,6 +67,15 @@ class Task:
     sample: int
 
 
+def _sample(task: Task) -> int | None:
+    return task.sample if task.text is None else None
+
+
+def _asked(task: Task) -> tuple[Any, ...]:
+    """Return what a task shares with those that cannot be asked about if it cannot: its input, if it has one."""
+    return (task.label, task.sample) if task.text is None else (task.input,)
+
+
 @dataclass
 class Shard:
     """The tasks that go into one file of accepted and one of rejected texts, and what has come of them so far."""
@@ -247,7 +256,7 @@ class Writer:
     def _count_left_out(self, shard: Shard, asked: int) -> None:
         self.progress.done += len(shard.tasks) - asked
         for reason, prompts in Counter(drop.reason for drop in shard.dropped).items():
-            self.watch.note(f"{prompts} prompts left out: {reason}")
+            self.watch.note(f"{prompts} {'inputs' if self.spec.needs_inputs else 'prompts'} left out: {reason}")
 
     def _requests(self, tasks: Sequence[Task]) -> tuple[dict[int, Request], list[Dropped]]:
         """Return the request of each task, shortest inputs first, and the inputs that cannot be asked about."""
@@ -255,18 +264,18 @@ class Writer:
         texts = list(dict.fromkeys(itertools.chain.from_iterable(of_tasks)))
         encoded = dict(zip(texts, self.engine.encode(texts), strict=True))
         requests: dict[int, Request] = {}
-        reasons: dict[int | None, str | None] = {}
+        reasons: dict[tuple[Any, ...], str | None] = {}
         for at, task in enumerate(tasks):
             prompts = tuple(encoded[prompt] for prompt in of_tasks[at])
-            if task.input not in reasons or reasons[task.input] is None:
-                reasons[task.input] = self._input_defect(task, prompts)
+            if reasons.get(_asked(task)) is None:
+                reasons[_asked(task)] = self._input_defect(task, prompts)
             requests[at] = Request(prompts, self.key(task))
-        askable = (at for at in requests if reasons[tasks[at].input] is None)
+        askable = (at for at in requests if reasons[_asked(tasks[at])] is None)
         by_length = sorted(askable, key=lambda at: (len(tasks[at].text or ""), at))
-        inputs = {task.input: task.text for task in tasks}
+        about = {_asked(task): task for task in reversed(tasks)}
         dropped = [
-            Dropped(Example(text_a=inputs[number] or "", input=number), reason)
-            for number, reason in reasons.items()
+            Dropped(Example(about[asked].text or "", input=about[asked].input, sample=_sample(about[asked])), reason)
+            for asked, reason in reasons.items()
             if reason is not None
         ]
         return {at: requests[at] for at in by_length}, dropped
@@ -283,12 +292,10 @@ class Writer:
         return None
 
     def prompts(self, task: Task, reader: Scorer | None = None) -> list[str]:
-        """Return the own prompt, then those of the counter-labels."""
-        values = drawn_values(self.spec, self.key(task))
+        """Return the own prompt, then those of the counter-labels, as a reader reads them: the engine, or a scorer."""
+        values, render = drawn_values(self.spec, self.key(task)), (reader or self.engine).render
         labels = (task.label, *self.spec.labels[task.label].counter_labels)
-        return [
-            self.engine.render(self.spec.prompt(label, task.text, values), self.spec.opening(label)) for label in labels
-        ]
+        return [render(self.spec.prompt(label, task.text, values), self.spec.opening(label)) for label in labels]
 
     def key(self, task: Task) -> tuple[str | int, ...]:
         """Return what the sample's random numbers depend on: the input by its text, so that order does not matter."""

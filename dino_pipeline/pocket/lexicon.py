@@ -11,7 +11,6 @@ Surfaces = tuple[str, ...]
 DATA: dict[str, Any] = json.loads(Path(__file__).with_name("lexicon.json").read_text(encoding="utf-8"))
 MODES: dict[str, dict[str, Any]] = DATA["modes"]
 MANNERS: dict[str, Surfaces] = {name: tuple(row.split("|")) for name, row in DATA["manners"].items()}
-EVENT_KINDS = ("transitive", "dative", "intransitive", "feeling")
 FEELING_MODES = ("fact", "past", "never", "not")
 
 
