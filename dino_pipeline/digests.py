@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
-from dino_pipeline.errors import OutputError, RunError
+from dino_pipeline.errors import DataError, OutputError, RunError
 from dino_pipeline.examples import write_bytes
 
 FULLY_HASHED = 64 * 2**20
@@ -24,15 +24,21 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """Return a hash of the files' names and contents, in order; a folder stands for its shards."""
-    files = [file for path in paths for file in (shard_files(path) if path.is_dir() else [path])]
-    return combined({file: file_digest(file) for file in files})
+    """Return a hash of the files' names and contents, in order."""
+    return combined({path: file_digest(path) for path in paths})
 
 
 def combined(digests: dict[Path, str]) -> str:

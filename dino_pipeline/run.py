@@ -86,6 +86,11 @@ class Run:
         return self.path / "input-rejected"
 
     @property
+    def held_out(self) -> Path | None:
+        """The pairs that are not trained on, None where there are none."""
+        return self.dev if self.dev.exists() and self.dev.stat().st_size else None
+
+    @property
     def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
         """Where shards of texts and of inputs lie, each with the rejected ones beside them."""
         return (self.shards, self.rejected), (self.input_shards, self.input_rejected)

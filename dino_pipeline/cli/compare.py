@@ -90,6 +90,8 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
 
 def _names(given: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise OptionError(f"--objectives {given!r}: names none; choose from {', '.join(NAMES)}, or all")
     if unknown := [name for name in names if name not in NAMES]:
         raise OptionError(f"--objectives {unknown[0]}: is none; choose from {', '.join(NAMES)}, or all")
     return names

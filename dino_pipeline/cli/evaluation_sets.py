@@ -106,9 +106,9 @@ def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
 
     names = [run.path.name for run in runs]
     return [
-        ScoredPairs.read(f"{name if names.count(name) == 1 else run.path} dev (generated)", run.dev)
+        ScoredPairs.read(f"{name if names.count(name) == 1 else run.path} dev (generated)", run.held_out)
         for run, name in zip(runs, names, strict=True)
-        if run.dev.exists()
+        if run.held_out
     ]
 
 
@@ -135,4 +135,9 @@ def scored_pairs(files: Sequence[Path], *, pocket_gold: bool) -> list[ScoredPair
     """Return the scored pairs of files, and those of the pocket grammar if they are asked for."""
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
-    return [*(ScoredPairs.read(file.name, file) for file in files), *([_pocket_gold()] if pocket_gold else [])]
+    names = [file.name for file in files]
+    shown = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
+    found = [ScoredPairs.read(name, file) for name, file in zip(shown, files, strict=True)]
+    if len({each.name for each in found}) < len(found):
+        raise OptionError(f"--data {next(name for name in shown if shown.count(name) > 1)}: is named twice")
+    return [*found, *([_pocket_gold()] if pocket_gold else [])]

@@ -192,7 +192,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
         raise DataError(f"{given.train}: is not there; make it with dino filter {data}, or name a file")
     if not is_run and run_path is None:
         raise OptionError(f"{data}: is no run; say with --run which folder to write")
-    of_class = is_run and given.stage("generate").get("label_type") == "class"
+    of_class = is_run and (given.stage("generate").get("label_type") == "class" or not given.numeric_labels)
 
     def source(name: str) -> Source:
         return Source(
@@ -205,7 +205,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
         )
 
     published = None if is_run else _published(data, options)
-    dev = options["dev_file"] or (str(given.dev) if is_run and given.dev.exists() else None)
+    dev = options["dev_file"] or (str(given.held_out) if is_run and given.held_out else None)
     held_out = source(dev) if dev else None
     if published and not dev:
         held_out = validation(source(data))

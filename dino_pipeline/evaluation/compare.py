@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
+from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, read_scores, scores_of
 from dino_pipeline.evaluation.suites.base import Score
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import write_atomic, write_bytes, write_json
@@ -143,13 +142,14 @@ def _cell_scores(cell: Run, name: str, plan: Plan, watch: Watch) -> dict[str, fl
     """Return a trained cell's Spearman x 100 by set, from its file if that is of this model and these sets."""
     digests = "+".join(f"{each.name}:{each.digest}" for each in plan.sets)
     sources = f"{digests}+{name}:{model_fingerprint(str(cell.model))}"
-    if cell.begin("evaluate", {}, outputs=[cell.scores], sources=sources) != "done":
+    done = cell.begin("evaluate", {}, outputs=[cell.scores], sources=sources) == "done"
+    found = read_scores(cell.scores) if done else None
+    if found is None:  # or damaged
         human = plan.texts.select_on.label if plan.texts.select_on else None
-        found = evaluate([Candidate(name, str(cell.model), None, human)], plan.sets, watch)
-        write_json(cell.scores, found.to_json())
+        found = evaluate([Candidate(name, str(cell.model), None, human)], plan.sets, watch).to_json()
+        write_json(cell.scores, found)
         cell.finish("evaluate")
-    stored = json.loads(cell.scores.read_text())["scores"]
-    return {each["data"]: each["measures"]["spearman"]["value"] for each in stored if each["model"] == name}
+    return {each["data"]: each["measures"]["spearman"]["value"] for each in found["scores"] if each["model"] == name}
 
 
 def _spearman(scores: Sequence[Score]) -> dict[str, list[float | None]]:

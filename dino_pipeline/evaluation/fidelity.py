@@ -114,6 +114,9 @@ def measure(
     written = list(_write(decoder, spec.inputs, asked, INPUT_SAMPLING, seed, progress, watch))
     found = [_quality(written, "inputs", None, seed, {})]
     frames = {each.text: frame for each in written if (frame := parse(each.text))}
+    if not frames:
+        watch.note("none of the inputs is a sentence of the grammar: no texts are written for them")
+        return found
     plan = [
         (label, decay)
         for label, of_label in spec.labels.items()

@@ -21,6 +21,8 @@ from dino_pipeline.texts import normalise
 
 PIECE = 8 * 2**20
 """Bytes of a file that one process takes at a time."""
+BLOCK = 2**20
+"""Bytes read at a time where lines are only counted."""
 LINES = 1000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SCHEMA = pa.schema(
@@ -73,9 +75,11 @@ class Piece:
 
     def place(self, line: int) -> str:
         """Name a line by its number among the piece's own."""
+        first, left, block = 0, self.start, b"\n"
         with open(self.file, "rb") as file:
-            before = file.read(self.start)
-        first = before.count(b"\n") + (bool(before) and not before.endswith(b"\n"))
+            while left and (block := file.read(min(left, BLOCK))):
+                first, left = first + block.count(b"\n"), left - len(block)
+        first += not block.endswith(b"\n")
         return f"{self.file}, line {first + line + 1}"
 
 
@@ -191,8 +195,10 @@ class _Judge:
         try:
             for number, rule in self.strict if sound else self.rules:
                 if (said := rule.check(example)) is not None:
+                    if not isinstance(said, str):
+                        raise TypeError(f"returned {said!r}; return None, or the reason why the text goes")
                     hits |= 1 << number
-                    reason = reason or str(said)
+                    reason = reason or said
         except Exception as error:
             if rule.name not in self.told.options.custom:
                 raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import math
 import sys
 from collections.abc import Sequence
@@ -99,7 +98,8 @@ def custom_digest(names: Sequence[str]) -> str:
     """Return a hash of the files that hold a user's own rules, so that a change of them is a change of options."""
     digest = hashlib.sha256()
     for name in names:
-        file = inspect.getsourcefile(inspect.unwrap(custom_rule(name)))
+        custom_rule(name)
+        file = sys.modules[name.partition(":")[0]].__file__
         digest.update(Path(file).read_bytes() if file else b"")
     return digest.hexdigest()[:16]
 

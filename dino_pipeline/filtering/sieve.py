@@ -244,11 +244,12 @@ class Sieve:
         if self.table.graded or not strict:
             return
         left = self.table.run("SELECT DISTINCT label FROM alive")
-        lost = [str(label) for number, label in enumerate(self.table.labels) if (number,) not in left]
+        lost = [label for number, label in enumerate(self.table.labels) if (number,) not in left]
         if lost:
-            last = next(step[2:] for step, counts in reversed(funnel.steps) if step[0] == "-" and counts)
+            took = (step[2:] for step, counts in reversed(funnel.steps) if step[0] == "-" and {*counts} & {*lost})
+            last = next(took)
             raise DataError(
-                f'{self.source}: no example of label {", ".join(lost)} is left (the last went as "{last}"); '
+                f'{self.source}: no example of label {", ".join(map(str, lost))} is left (the last went as "{last}"); '
                 "generate more, or look at the spec's instruction for it with dino spec show"
             )
 

@@ -12,7 +12,7 @@ import xxhash
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.examples import write_json, write_rows
-from dino_pipeline.filtering.sets import Table, quoted
+from dino_pipeline.filtering.sets import LITERAL, Table, quoted
 from dino_pipeline.generation.writer import drawn_values, sample_key
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run, remove
@@ -82,9 +82,8 @@ class LabelScores:
         self.number = len(files)
         if files:
             types = "{key: 'VARCHAR', logprobs: 'DOUBLE[]', tokens: 'INTEGER[]'}"
-            table.run(
-                f"INSERT INTO cache SELECT * FROM read_json([{', '.join(map(quoted, files))}], columns = {types})"
-            )
+            read = f"read_json([{', '.join(map(quoted, files))}], columns = {types}, {LITERAL})"
+            table.run(f"INSERT INTO cache SELECT * FROM {read}")
 
     def _batches(self, table: Table, rows: str) -> Iterator[list[Asked]]:
         names = {self.spec.value(name): name for name in self.spec.labels}
@@ -120,15 +119,13 @@ class LabelScores:
             write_rows(self.run.label_scores / f"{self.number:05d}.jsonl", rows)
             self.number += 1
             found.update(answers)
-        places = [
-            table.labels.index(self.spec.value(name))
-            for name in self.spec.labels
-            if self.spec.value(name) in table.labels
-        ]
+        values = [self.spec.value(name) for name in self.spec.labels]
+        places = {value: table.labels.index(value) for value in values if value in table.labels}
         entries = [
-            {"id": asked.id, "label": place, "logprob": one.logprob, "tokens": one.tokens}
+            {"id": asked.id, "label": places[value], "logprob": one.logprob, "tokens": one.tokens}
             for asked in batch
-            for place, one in zip(places, found[asked.key], strict=True)
+            for value, one in zip(values, found[asked.key], strict=True)
+            if value in places  # no text may be left of a label
         ]
         table.insert("scores", pa.Table.from_pylist(entries, schema=SCORES))
 

@@ -113,7 +113,8 @@ def _embedded(folder: Path) -> Iterator[str]:
     """Yield what comes with this package, was used, and is another one here."""
     try:
         records = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        generated, filtered = (records[stage]["options"] for stage in ("generate", "filter"))
+        known = records if "generate" in records else records["finetune"]["origin"]  # which was published before
+        generated, filtered = (known[stage]["options"] for stage in ("generate", "filter"))
         if generated["model"] == "pocket" and generated["fingerprint"] != model_fingerprint(str(pocket.GENERATOR)):
             yield "the embedded generator is another one here"
         if set(filtered["exclude"]) == {"pocket"} and filtered["excluded"] != digest_files([pocket.GOLD_TEST]):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from dino_pipeline.digests import file_digest
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import LINEAGE, Run
@@ -88,8 +89,7 @@ def hashes(folder: Path) -> dict[str, str]:
     found = {}
     for path in files_of(folder):
         if (name := path.relative_to(folder).as_posix()) not in FREE:
-            with open(path, "rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = file_digest(path)
     return found
 
 

@@ -70,7 +70,7 @@ def shape_of(run: Run) -> Shape:
     if not run.train.exists() or not run.train.stat().st_size:
         raise DataError(f"{run.train}: is not there, or empty; run dino filter first")
     with duckdb.connect() as db:
-        source = records([run.train, run.dev] if run.dev.exists() else [run.train])
+        source = records([run.train, *([run.held_out] if run.held_out else [])])
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source} ORDER BY 1").fetchall()]
     numeric = run.numeric_labels and run.stage("generate").get("label_type") != "class"
@@ -84,8 +84,8 @@ def splits(run: Run, shape: Shape, *, raw: bool) -> list[Split]:
     """Return what is published: what to train and validate on; with provenance, what was written, and dropped."""
     trained = _trained(shape)
     found = [Split("default", "train", [run.train], trained)]
-    if run.dev.exists() and run.dev.stat().st_size:
-        found.append(Split("default", "validation", [run.dev], trained))
+    if run.held_out:
+        found.append(Split("default", "validation", [run.held_out], trained))
     if raw:
         dropped = [run.dropped] if run.dropped.exists() and run.dropped.stat().st_size else []
         if written := shard_files(run.shards):

@@ -87,6 +87,8 @@ class Repository:
         self.name = name
         self.kind = kind
         self.api = api or HfApi()
+        self.seen: str | None = None
+        """The commit that was read last: nothing is published over a later one."""
 
     def read(self, file: str) -> str | None:
         """Return a text file of the repository as it is now; None if there is none."""
@@ -94,6 +96,7 @@ class Repository:
             try:
                 now = self.api.repo_info(self.name, repo_type=self.kind).sha
                 path = self.api.hf_hub_download(self.name, file, repo_type=self.kind, revision=now)
+                self.seen = now
             except LocalEntryNotFoundError:  # the Hub was not reached: that is not "there is none"
                 raise
             except (EntryNotFoundError, RepositoryNotFoundError):
@@ -144,10 +147,11 @@ class Repository:
         Interrupted, nothing of it is to be seen, and what was uploaded is not uploaded again.
         """
         here = {path.relative_to(folder).as_posix() for path in files_of(folder)}
-        gone = sorted(set(before.files) - here) if before else []
         with errors(self.name, "nothing of it is to be seen there; run again, and it goes on"):
-            if self.files() is None:
+            names = self.files()
+            if names is None:
                 self.api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True)
+            gone = sorted((set(before.files) - here) & set(names or ())) if before else []
             there = self.api.repo_info(self.name, repo_type=self.kind)
             earlier = there.sha
             # not upload_folder: it makes several commits of many files
@@ -159,9 +163,9 @@ class Repository:
                 ],
                 repo_type=self.kind,
                 commit_message=f"dino_pipeline: the {self.kind} of one run",
-                parent_commit=earlier,
+                parent_commit=self.seen or earlier,
             )
-            commit = self.api.repo_info(self.name, repo_type=self.kind).sha
+            commit = self.seen = self.api.repo_info(self.name, repo_type=self.kind).sha
         page = address(self.name, self.kind, self.api.endpoint)
         return Published(self.name, page, commit or "", commit != earlier, bool(there.private))
 

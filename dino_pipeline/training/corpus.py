@@ -15,6 +15,7 @@ from typing import Any, Literal
 from datasets import ClassLabel, Dataset, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
+from dino_pipeline.digests import file_digest
 from dino_pipeline.errors import DataError, first_line
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.inputs import read_lines
@@ -55,9 +56,11 @@ class Corpus:
         """What the examples are.
 
         Raises:
-            DataError: they are not all of one kind.
+            DataError: there are none, or not all are of one kind.
         """
         kinds = [_kind(example) for example in self.examples]
+        if not kinds:
+            raise DataError(f"{self.name}: holds no text to learn from; give more")
         first = kinds[0]
         other = next((number for number, kind in enumerate(kinds) if kind != first), None)
         if other is not None:
@@ -107,8 +110,7 @@ class Source:
     def digest(self) -> str:
         """Return a hash of what it holds."""
         if self.path.is_file():
-            with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            return file_digest(self.path)[:16]
         digest = hashlib.sha256()
         for example in self.corpus.examples:
             digest.update(json.dumps([example.text_a, example.text_b, example.label]).encode())

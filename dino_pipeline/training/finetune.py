@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from dino_pipeline.digests import digest_files, shard_files
-from dino_pipeline.errors import DataError, DinoError, RunError
+from dino_pipeline.errors import DataError, DinoError, OutputError, RunError, first_line
 from dino_pipeline.progress import Watch
 from dino_pipeline.run import Run, State, remove
 from dino_pipeline.training.adapters import Rows, adapt, contrasted
@@ -173,7 +174,9 @@ def finetune(
     rows = texts.rows(objective)
     with_classes = corpus.content == "classified texts" and len({each.label for each in corpus.examples}) > 1
     by_label = with_classes and dev.content == "classified texts" and objective.needs in ("scored pairs", "triplets")
-    chosen = selection(contrasted(dev) if by_label else dev)
+    contrasts = contrasted(dev) if by_label else dev
+    tells = len({each.label for each in contrasts.examples}) > 1  # a few texts may all be of one class
+    chosen = selection(contrasts if by_label and tells else dev)
     set_seed(seed)
     model = load()
     length = _prepare(model, objective, training)
@@ -289,17 +292,24 @@ def _agree(processes: PartialState, decide: Callable[[], State]) -> State:
 
 
 def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Head | None) -> None:
-    """Write the model folder aside, then put it in place of an older one."""
+    """Write the model folder aside, then put it in place of an older one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     aside, old = run.path / "model.part", run.path / "model.old"
     for path in (aside, old):
         remove(path)
-    model.save(str(aside), create_model_card=False)
-    if head:
-        head.save(aside)
-    (aside / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
-    if run.model.exists():
-        run.model.rename(old)
-    aside.rename(run.model)
+    try:
+        model.save(str(aside), create_model_card=False)
+        if head:
+            head.save(aside)
+        (aside / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
+        if run.model.exists():
+            run.model.rename(old)
+        aside.rename(run.model)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{run.model}: cannot be written ({first_line(error)}); make room and run again") from error
     remove(old)
 
 

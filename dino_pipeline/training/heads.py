@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,8 @@ def fit(model: SentenceTransformer, examples: Sequence[Example]) -> Head:
     """Fit a logistic regression to the embeddings of texts with classes, at least two."""
     from sklearn.linear_model import LogisticRegression
 
-    step = -(-len(examples) // MOST)
-    examples = examples[::step]
+    if len(examples) > MOST:
+        examples = Random(0).sample(examples, MOST)
     classes = tuple(sorted({str(example.label) for example in examples}))
     embeddings = _embeddings(model, examples)
     mean, spread = embeddings.mean(axis=0), embeddings.std(axis=0) + 1e-6

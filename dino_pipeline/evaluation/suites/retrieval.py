@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dino_pipeline.digests import file_digest
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent, unit
 from dino_pipeline.inputs import read_lines
@@ -72,8 +73,7 @@ class Retrieval:
         notes = [f"{folder.name}: {len(named - found)} judged documents are not in {corpus.name}"] * (found < named)
         digest = hashlib.sha256()
         for path in (corpus, queries, judgements):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_digest(path)))
         of_judged = {query: texts[query] for query in judged}
         return cls(name, corpus, of_judged, judged, ids, digest.hexdigest()[:16], notes)
 

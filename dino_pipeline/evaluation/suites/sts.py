@@ -334,6 +334,6 @@ def unlike_papers(sets: Sequence[ScoredPairs]) -> list[str]:
         for key, usual in vars(PAPERS).items():
             if each.protocol.get(key, usual) != usual and (each.name, key) != ("SICK-R", "text"):
                 found.append(f"{each.name}: {key} {each.protocol[key]} in place of {usual}")
-        if each.size != usual_size(each.name, each.protocol):
-            found.append(f"{each.name}: {each.size} pairs in place of {SIZES[each.name]}")
+        if each.size != (usual := usual_size(each.name, each.protocol)):
+            found.append(f"{each.name}: {each.size} pairs in place of {usual}")
     return found
