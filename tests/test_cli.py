@@ -351,3 +351,47 @@ def test_a_long_help_is_parted_and_says_every_option_once() -> None:
     for option in (each for each in generate.params if isinstance(each, Option)):
         assert len(re.findall(rf"^  {option.opts[0]}(?![-\w])", said, re.MULTILINE)) == 1, option.name
         assert option.help, option.name
+
+
+def test_a_run_without_dev_pairs_is_trained_and_evaluated(tmp_path: Path, toy_encoder: Path) -> None:
+    write_examples(tmp_path / "data.jsonl", Words().pairs(40))
+    invoke("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run", "--dev-share", "0")
+    assert (tmp_path / "run" / "dev.jsonl").read_bytes() == b""
+    invoke("finetune", tmp_path / "run", "--encoder", toy_encoder, "--steps", "1", "--batch-size", "16")
+    none = answer("evaluate", tmp_path / "run")
+    assert (none.exit_code, "nothing to evaluate on" in none.stderr) == (2, True), none.output
+
+
+def test_classes_that_look_like_numbers_stay_classes_in_training(tmp_path: Path, toy_encoder: Path) -> None:
+    rows = [Example(f"Text {at} of {name} kind.", None, name) for at in range(6) for name in ("0", "1")]
+    write_examples(tmp_path / "data.jsonl", rows)
+    call: list[str | Path] = [
+        "filter",
+        tmp_path / "data.jsonl",
+        "--run",
+        tmp_path / "run",
+        "--label-type",
+        "class",
+        "--dev-share",
+        "0",
+    ]
+    invoke(*call, "--near-duplicates", "0")
+    invoke("finetune", tmp_path / "run", "--encoder", toy_encoder, "--steps", "1", "--batch-size", "4")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    assert record["head"]["classes"] == ["0", "1"]
+    assert record["selection"]["measure"] != "Spearman", "the one text held out is of one class"
+
+
+def test_sets_of_one_name_and_no_objectives_are_refused_before_anything_is_trained(
+    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_examples(tmp_path / "data.jsonl", Words().pairs(20))
+    call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder)]
+    for more, said in (
+        (["--data", "data.jsonl", "--data", "data.jsonl"], "--data data.jsonl: is named twice"),
+        (["--data", "data.jsonl", "--objectives", ","], "--objectives ',': names none"),
+    ):
+        failed = answer(*call, *more)
+        assert (failed.exit_code, said in failed.stderr) == (2, True), failed.output
+    assert not (tmp_path / "run").exists()

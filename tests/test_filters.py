@@ -298,10 +298,16 @@ def test_a_rule_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "my_rules.py").write_text(
         "def shouting(example):\n    return 'shouting: ' + example.text_b if example.text_b.isupper() else None\n"
         "def broken(example):\n    return 1 / 0\n"
+        "def sound(example):\n    return False\n"
+        "from functools import partial\nmade = partial(shouting)\n"
     )
     run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(custom=("my_rules:shouting",)))
     assert [(row["reason"], row["evidence"]) for row in dropped(run)] == [("shouting", "HELP")]
     assert funnel(run)["- shouting"] == {1.0: 1}
+    run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(custom=("my_rules:made",)))
+    assert funnel(run)["- shouting"] == {1.0: 1}
+    with pytest.raises(DataError, match=r"my_rules:sound failed .*returned False; return None, or the reason"):
+        filtered(tmp_path, FINE, raw(custom=("my_rules:sound",)))
     with pytest.raises(DataError, match=r"line 1: --rule my_rules:broken failed \(ZeroDivisionError"):
         filtered(tmp_path, FINE, raw(custom=("my_rules:broken",)))
     with pytest.raises(OptionError, match=r"--rule my_rules:no: cannot be imported \(AttributeError"):

@@ -16,30 +16,16 @@ from dino_pipeline.generation import generate as stage
 from dino_pipeline.generation import writer
 from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.writer import GenerateOptions, Hands, OneEngine, Task, Writer
-from dino_pipeline.progress import Progress, Unseen
+from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from tests.conftest import TOY_SPEC
-from tests.toys import char_tokenizer, tiny_model
+from tests.toys import Listener, char_tokenizer, tiny_model
 
 MODEL = {"model": "toy", "dtype": "float32"}
 WIDE = Sampling(top_k=0, top_p=0.99, max_new_tokens=30)
 OPTIONS = GenerateOptions(shard_size=18, samples=3, num_inputs=8, sampling=WIDE, input_sampling=WIDE)
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings.", "Rain, rain."]
-
-
-class Listener(Unseen):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.last: Progress | None = None
-
-    def progress(self, progress: Progress) -> None:
-        self.last = progress
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.spec import load_spec
 from tests.commands import invoke
 from tests.test_spec import SPECS
-from tests.toys import Quiet
+from tests.toys import Listener, Quiet
 
 
 def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
@@ -78,16 +78,8 @@ def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, mo
     run, asked = Run(tmp_path), {"spec": "a"}
     run.estimate.write_text(json.dumps({"asked": asked, "seconds": 100.0, "per_second": 50.0}))
 
-    class Notes(Quiet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.notes: list[str] = []
-
-        def note(self, message: str) -> None:
-            self.notes.append(message)
-
     def told(per_second: float, asked: Any) -> list[str]:
-        notes = Notes()
+        notes = Listener()
         expected = Expected(notes, run, asked, clock)
         for done in range(0, 3000, 10):
             now[0] += 10 / per_second

@@ -128,6 +128,20 @@ def static_encoder() -> SentenceTransformer:
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
 
 
+class Listener(Unseen):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.last: Progress | None = None
+
+    def progress(self, progress: Progress) -> None:
+        self.last = progress
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
 class Quiet(Unseen):
     """Watches, and remembers how far it was."""
 

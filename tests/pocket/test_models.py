@@ -21,6 +21,7 @@ from dino_pipeline.spec import TaskSpec, load_spec
 from dino_pipeline.texts import distinct_n
 from dino_pipeline.training.encoders import load_encoder
 from tests.test_spec import SPECS
+from tests.toys import Listener, char_tokenizer, tiny_model
 
 X1 = write(random_frame(Random(0)), Random(0))
 
@@ -113,3 +114,10 @@ def test_the_encoder_loads_with_mean_pooling() -> None:
     model = load_encoder(str(pocket.ENCODER))
     assert model.encode(["A man eats.", "The sun shines."]).shape == (2, 128)
     assert model.max_seq_length == 128
+
+
+def test_a_generator_that_writes_no_sentence_of_the_grammar_is_graded_all_the_same() -> None:
+    watch = Listener()
+    (inputs,) = measure(Decoder(tiny_model("gpt2"), char_tokenizer()), watch, num_inputs=4, samples=1)
+    assert (inputs.label, inputs.parsed) == ("inputs", 0)
+    assert watch.notes == ["none of the inputs is a sentence of the grammar: no texts are written for them"]
