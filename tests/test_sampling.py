@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dino_pipeline.decoding import sampling
 from dino_pipeline.decoding.sampling import choose, uniforms
 
 
@@ -17,6 +18,23 @@ def test_tokens_come_by_inverse_transform_most_probable_first() -> None:
 
 def test_top_k_keeps_the_k_most_probable() -> None:
     assert draw([0.2, 0.5, 0.3], [0.62, 0.63, 0.9999999], top_k=2) == [1, 2, 2]
+
+
+def test_the_most_probable_alone() -> None:
+    assert draw([0.2, 0.5, 0.3], [0.0, 0.99], top_k=1) == [1, 1]
+
+
+def test_where_a_number_falls_on_a_border() -> None:
+    """The border belongs to the next token; with those before at exactly p, a token stays."""
+    halves = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
+    assert sampling.draw(halves, torch.tensor([0.5], dtype=torch.float64), 0).tolist() == [[1]]
+    assert sampling.draw(halves, torch.tensor([0.99], dtype=torch.float64), 0.5).tolist() == [[1]]
+
+
+def test_rounding_up_never_leaves_the_candidates() -> None:
+    """A number next to 1 times the sum may be the sum."""
+    rows = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    assert sampling.draw(rows, torch.ones(2, dtype=torch.float64), 0).tolist() == [[1], [0]]
 
 
 def test_top_p_keeps_the_token_that_passes_p_and_none_after() -> None:
