@@ -12,6 +12,9 @@ DinoError                 shown as one message, exit code 2
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 
 class DinoError(Exception):
     """Base of all errors that a user can mend; the message names file, place, value and remedy."""
@@ -48,6 +51,12 @@ class HubError(DinoError):
 
 class OutputError(DinoError):
     """A result could not be written."""
+
+
+def short(value: Any) -> str:
+    """Return a value as JSON, cut where it is long."""
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import jsonlines
 import msgspec
 
-from dino_pipeline.errors import DataError, OutputError
+from dino_pipeline.errors import DataError, OutputError, short
 from dino_pipeline.labels import as_number
 
 I64 = 2**63
@@ -140,7 +140,7 @@ def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:
         cause = error.__cause__ or error
         raise DataError(f"{where}: not JSON ({cause}); is the line cut off?") from error
     if not isinstance(row, dict):
-        raise DataError(f'{where}: must be a JSON object such as {{"text_a": ...}} (it is {_short(row)})')
+        raise DataError(f'{where}: must be a JSON object such as {{"text_a": ...}} (it is {short(row)})')
     return Example(
         text_a=_text(row, "text_a", where, required=True) or "",
         text_b=_text(row, "text_b", where),
@@ -162,7 +162,7 @@ def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -
         return None
     if field not in row:
         raise DataError(f'{where}: "{field}" is missing (the fields are {", ".join(map(repr, row)) or "none"})')
-    raise DataError(f'{where}: "{field}" must be a string (it is {_short(value)})')
+    raise DataError(f'{where}: "{field}" must be a string (it is {short(value)})')
 
 
 def _label(value: Any, where: str, numeric: bool) -> float | str | None:
@@ -171,7 +171,7 @@ def _label(value: Any, where: str, numeric: bool) -> float | str | None:
     if isinstance(value, str) and not (numeric and as_number(value) is not None):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | str) or not _finite(value):
-        raise DataError(f'{where}: "label" must be a finite number or a name (it is {_short(value)})')
+        raise DataError(f'{where}: "label" must be a finite number or a name (it is {short(value)})')
     return float(value) if numeric else str(value)
 
 
@@ -180,7 +180,7 @@ def _number(row: dict[str, Any], field: str, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-        raise DataError(f'{where}: "{field}" must be a finite number (it is {_short(value)})')
+        raise DataError(f'{where}: "{field}" must be a finite number (it is {short(value)})')
     return float(value)
 
 
@@ -195,12 +195,7 @@ def _index(row: dict[str, Any], field: str, where: str) -> int | None:
     value = row.get(field)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < I64):
         return value
-    raise DataError(f'{where}: "{field}" must be a whole number of 64 bits (it is {_short(value)})')
-
-
-def _short(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    raise DataError(f'{where}: "{field}" must be a whole number of 64 bits (it is {short(value)})')
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:

@@ -43,9 +43,8 @@ def distinct(texts: Iterable[str]) -> Iterator[str]:
 
 def input_file(path: Path, input_format: str = "auto") -> InputFile:
     """Return a file's texts; what can be read only once, such as a pipe, is copied first."""
-    chosen = _guess(path) if input_format == "auto" else input_format
     if not path.exists() or path.is_file():
-        return InputFile(path, chosen)
+        return InputFile(path, input_format)
     with tempfile.NamedTemporaryFile(prefix="inputs-", suffix=path.name, delete=False) as copy:
         atexit.register(Path(copy.name).unlink, missing_ok=True)
         try:
@@ -53,7 +52,7 @@ def input_file(path: Path, input_format: str = "auto") -> InputFile:
                 shutil.copyfileobj(source, copy)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}; give a file with one text a line") from error
-    return InputFile(Path(copy.name), chosen)
+    return InputFile(Path(copy.name), input_format)
 
 
 @dataclass(frozen=True)

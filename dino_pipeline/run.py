@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from dino_pipeline import __version__
 from dino_pipeline.digests import Checksums, fingerprint_before_format_2, model_fingerprint, shard_files
-from dino_pipeline.errors import OutputError, RunError
+from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.examples import write_json
 from dino_pipeline.lock import locked
 from dino_pipeline.texts import FINGERPRINTS
@@ -362,7 +362,7 @@ class Run:
     def _refuse_other(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
         if differing:
-            said = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in differing)
+            said = "; ".join(f"{key} was {short(before.get(key))}, now {short(now.get(key))}" for key in differing)
             raise RunError(
                 f"{self.path}: {name} was begun with other options: {said}. "
                 "Give the same options to go on, another folder, or --fresh to start over"
@@ -377,11 +377,6 @@ def _as_read(options: dict[str, Any]) -> dict[str, Any]:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _short(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def remove(path: Path) -> None:

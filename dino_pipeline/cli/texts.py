@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import options_of, under
+from dino_pipeline.inputs import FORMATS
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.sampling import Sampling
+    from dino_pipeline.generation.writer import GenerateOptions
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.spec import SpecSampling, TaskSpec
 
@@ -25,7 +27,7 @@ OPTIONS = (
     ),
     click.option(
         "--input-format",
-        type=click.Choice(["auto", "text", "jsonl", "sts"]),
+        type=click.Choice(FORMATS),
         default="auto",
         show_default=True,
         help="A text a line, JSONL with text_a, or the STS benchmark's TSV; auto: by the file's name.",
@@ -72,7 +74,7 @@ def input_texts(file: Path | None, input_format: str) -> InputFile | None:
     return None if file is None else input_file(file, input_format)
 
 
-def text_settings(found: TaskSpec, options: dict[str, Any], *, written: bool) -> Any:
+def text_settings(found: TaskSpec, options: dict[str, Any], *, written: bool) -> GenerateOptions:
     """Return what decides the texts: the command line before the spec before the paper."""
     from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.writer import GenerateOptions

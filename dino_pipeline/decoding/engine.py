@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from dino_pipeline.decoding.sampling import Sampling
 
-if TYPE_CHECKING:
-    from dino_pipeline.decoding.stops import Finish
+Finish = Literal["stop", "newline", "length", "refused"]
+"""How a text ended."""
 
 
 @dataclass(frozen=True)

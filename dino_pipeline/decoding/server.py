@@ -17,9 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import openai
 
-from dino_pipeline.decoding.engine import Completion, Request, Scored
+from dino_pipeline.decoding.engine import Completion, Finish, Request, Scored
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.decoding.stops import Finish
 from dino_pipeline.errors import ModelError, OptionError, first_line
 
 RETRIES = 8

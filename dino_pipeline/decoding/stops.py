@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-Finish = Literal["stop", "newline", "length", "refused"]
+from dino_pipeline.decoding.engine import Finish
+
 UNFINISHED_BYTES = "\ufffd"
 """What a token decodes to that holds only part of a character's bytes."""
 

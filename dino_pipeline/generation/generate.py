@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from dino_pipeline.digests import Checksums
@@ -98,7 +99,7 @@ def generate(
         task=spec.task_name,
         label_type="score" if spec.is_scored else "class",
         **hands.facts(),
-        inputs=work.num_inputs() if spec.needs_inputs else None,
+        inputs=work.num_inputs if spec.needs_inputs else None,
         counts=counts,
         mean_margins=margins,
     )
@@ -122,8 +123,9 @@ class _Work:
         """Whether all inputs that are needed are stored."""
         return self.run.inputs.exists() or not self.spec.needs_inputs
 
+    @cached_property
     def num_inputs(self) -> int:
-        """Return how many inputs are stored."""
+        """How many inputs are stored, once they are."""
         return _count(stored_inputs(self.run))
 
     def shards(self) -> Iterator[Shard]:
@@ -147,7 +149,7 @@ class _Work:
         """Have the shards written that are not there yet, and return what all hold."""
         spec, sampling = self.spec, self.options.sampling
         samples = len(spec.labels) * self.options.samples + sum(each.samples for each in self.more)
-        total = samples * (self.num_inputs() if spec.needs_inputs else 1)
+        total = samples * (self.num_inputs if spec.needs_inputs else 1)
         progress = Progress("texts", total, labels=no_counts(spec.labels))
         found = advice(inputs=spec.needs_inputs, top_k=sampling.top_k, top_p=sampling.top_p)
         diversity = Diversity(self.watch.note, found)
@@ -180,7 +182,7 @@ class _Work:
         options, texts = self.options, self._written_inputs(hands) if self.inputs is None else distinct(self.inputs)
         chosen = enumerate(itertools.islice(texts, options.num_inputs))
         write_examples(self.run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
-        stored = self.num_inputs()
+        stored = self.num_inputs
         if options.num_inputs and stored < options.num_inputs:
             self.watch.note(f"{stored} distinct inputs are there, {options.num_inputs} were asked for")
         self.sums.add(self.run.inputs)

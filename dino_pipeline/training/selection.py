@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -105,8 +106,7 @@ def uniform(vectors: Vectors) -> float:
     """Return the logarithm of the mean of ``exp(-2 d^2)`` over all pairs of ``(texts, dimension)`` of length 1."""
     if len(vectors) < 2:
         return 0.0
-    squared = 2 - 2 * (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
-    return float(np.log(np.exp(-2 * squared.astype(np.float64)).mean()))
+    return float(np.log(np.exp(-2 * pdist(vectors, "sqeuclidean")).mean()))
 
 
 def mean_cosine(model: SentenceTransformer, texts: Sequence[str]) -> float:
