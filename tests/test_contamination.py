@@ -88,15 +88,15 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return [{"sentence1": "Gold one.", "sentence2": LEAKED}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    gold, file = exclusion_files(["pocket", "stsb"], pocket.GOLD_TEST, tmp_path)
+    gold, file = exclusion_files(["pocket", "stsb"], tmp_path)
     assert gold == str(pocket.GOLD_TEST)
     assert [text for _, text in texts_of(Path(file))] == ["Gold one.", LEAKED]
-    assert exclusion_files(["stsb"], pocket.GOLD_TEST, tmp_path) == [file]
+    assert exclusion_files(["stsb"], tmp_path) == [file]
     assert asked == [("mteb/stsbenchmark-sts", "test")]
     with pytest.raises(OptionError, match=r"--exclude sts12: mteb/sts12-sts cannot be fetched .*ConnectionError"):
-        exclusion_files(["sts12"], pocket.GOLD_TEST, tmp_path)
+        exclusion_files(["sts12"], tmp_path)
     with pytest.raises(OptionError, match="--exclude sts99: no such file, and no evaluation set of this name"):
-        exclusion_files(["sts99"], pocket.GOLD_TEST, tmp_path)
+        exclusion_files(["sts99"], tmp_path)
 
 
 COUNT = 50

@@ -50,7 +50,7 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     invoke(
         "filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--near-duplicates", "0", "--label-type", "class"
     )
-    few = ("--steps", "30", "--batch-size", "32", "--learning-rate", "1e-3", "--class-labels")
+    few = ("--steps", "30", "--batch-size", "32", "--learning-rate", "1e-3", "--label-type", "class")
     invoke("finetune", tmp_path / "run", *few)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
     assert record["head"]["classes"] == ["10", "bad", "good"]
@@ -79,12 +79,21 @@ def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path) -> None
     """As in reviews of movies: what is classified is text_b, and text_a its input."""
     pairs = [Example(f"Title {at}", each.text_a, each.label) for at, each in enumerate(texts(20))]
     write_examples(tmp_path / "pairs.jsonl", pairs)
-    of_second = ("--column", "text_a=text_b", "--class-labels", "--run", tmp_path / "run", "--encoder", toy_encoder)
+    of_second = (
+        "--column",
+        "text_a=text_b",
+        "--label-type",
+        "class",
+        "--run",
+        tmp_path / "run",
+        "--encoder",
+        toy_encoder,
+    )
     invoke("finetune", tmp_path / "pairs.jsonl", *of_second, "--steps", "2", "--batch-size", "16")
     record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
     assert record["head"]["classes"] == ["10", "bad", "good"]
     refused = CliRunner().invoke(
-        main, ["finetune", f"{tmp_path / 'pairs.jsonl'}", "--run", f"{tmp_path / 'x'}", "--class-labels"]
+        main, ["finetune", f"{tmp_path / 'pairs.jsonl'}", "--run", f"{tmp_path / 'x'}", "--label-type", "class"]
     )
     assert (refused.exit_code, "holds classified pairs, but dino needs scored pairs" in refused.stderr) == (2, True), (
         refused.output

@@ -67,8 +67,8 @@ def run(tmp_path: Path) -> Run:
 
 
 def scores(run: Run, oracle: Oracle) -> LabelScores:
-    loader: Any = lambda row_tokens: oracle  # noqa: E731
-    return LabelScores(run, loader, Console())
+    loader: Any = lambda: oracle  # noqa: E731
+    return LabelScores(run, run.stage("generate")["options"], loader, Console())
 
 
 def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) -> None:

@@ -188,7 +188,6 @@ def filter_options(options: dict[str, Any]) -> FilterOptions:
 
 def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, has_spec: bool) -> Means:
     """Return what the filter works with: processes, evaluation data, models."""
-    from dino_pipeline import pocket
     from dino_pipeline.filtering.contamination import exclusion_files
     from dino_pipeline.filtering.sieve import Means
 
@@ -200,7 +199,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
         scores=_scores(run, options.get("device")) if chosen.needs_scores else None,
         embed=_embed(chosen.semantic, options.get("device")) if chosen.semantic else None,
         cluster=spread_of(options, run.path) if options.get("address") else None,
-        excluded=tuple(exclusion_files(chosen.exclude, pocket.GOLD_TEST, run.path / "evaluation-data")),
+        excluded=tuple(exclusion_files(chosen.exclude, run.path / "evaluation-data")),
     )
 
 
@@ -219,12 +218,12 @@ def _scores(run: Run, device: str | None) -> Any:
     if not begun:
         raise RunError(f"{run.path}: no texts are written there; run dino generate first")
 
-    def load(row_tokens: int) -> Any:
+    def load() -> Any:
         from dino_pipeline.decoding.loading import load_decoder
 
-        return load_decoder(generator_of(begun), device=pick_device(device), row_tokens=row_tokens)
+        return load_decoder(generator_of(begun), device=pick_device(device))
 
-    return LabelScores(run, load, Console())
+    return LabelScores(run, begun, load, Console())
 
 
 def _embed(name: str, device: str | None) -> Any:

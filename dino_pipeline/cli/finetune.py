@@ -61,7 +61,9 @@ SOURCE_OPTIONS = [
         callback=assignments,
         help="Which column is text_a, text_b or label, where the names do not say.",
     ),
-    click.option("--class-labels", is_flag=True, help="Labels are classes, though they look like numbers."),
+    click.option(
+        "--label-type", type=click.Choice(["score", "class"]), help="class: labels are names, whatever they spell."
+    ),
     click.option("--language", help="Whose sentences documents are parted into.  [default: the spec's, or en]"),
     click.option("--split-sentences", is_flag=True, help="Texts hold several sentences: train on each."),
     click.option("--dev", "dev_file", metavar="FILE", help="Held-out texts.  [default: the RUN's, or a tenth of DATA]"),
@@ -201,7 +203,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
             config=options["config"],
             revision=options["data_revision"],
             columns=options["columns"],
-            classes=options["class_labels"] or of_class,
+            classes=of_class if options["label_type"] is None else options["label_type"] == "class",
         )
 
     published = None if is_run else _published(data, options)

@@ -8,7 +8,7 @@ reads has an exact similarity to the input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
 from dino_pipeline.decoding.decoder import Decoder
@@ -90,8 +90,6 @@ def measure(
     seed: int = 42,
     num_inputs: int = 200,
     samples: int = 3,
-    sampling: Sampling | None = None,
-    decays: Sequence[float] = DECAYS,
 ) -> list[Quality]:
     """Let a generator write inputs and texts, and grade them.
 
@@ -101,8 +99,6 @@ def measure(
         seed: of all random choices.
         num_inputs: inputs to write; those that repeat or cannot be read get no texts.
         samples: texts per input, label and decay.
-        sampling: how texts are drawn, but for the decay; None: the paper's way.
-        decays: strengths of debiasing; a label without counter-labels is written once.
 
     Returns:
         A row for the inputs, then one for each label and decay.
@@ -120,12 +116,12 @@ def measure(
     plan = [
         (label, decay)
         for label, of_label in spec.labels.items()
-        for decay in (decays if of_label.counter_labels else (None,))
+        for decay in (DECAYS if of_label.counter_labels else (None,))
     ]
     progress.total += len(plan) * len(frames) * samples
     for label, decay in plan:
         asked = [(label, text, sample) for text in frames for sample in range(samples)]
-        drawn = replace(sampling or Sampling(), decay=decay or 0.0)
+        drawn = Sampling(decay=decay or 0.0)
         written = list(_write(decoder, spec, asked, drawn, seed, progress, watch))
         found.append(_quality(written, label, decay, seed, frames))
     watch.progress(progress)

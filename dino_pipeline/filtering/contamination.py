@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from dino_pipeline import pocket
 from dino_pipeline.dedup import band_keys, grams, jaccard
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example, write_rows
@@ -165,7 +166,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def exclusion_files(names: Sequence[str], pocket_gold: Path, folder: Path) -> list[str]:
+def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
     """Return the files that stand for what ``--exclude`` names; sets of the Hub are fetched into ``folder``.
 
     Raises:
@@ -176,7 +177,7 @@ def exclusion_files(names: Sequence[str], pocket_gold: Path, folder: Path) -> li
         if Path(name).is_file():
             found.append(name)
         elif name == "pocket":
-            found.append(str(pocket_gold))
+            found.append(str(pocket.GOLD_TEST))
         elif name in HUB_SETS:
             found.append(str(_fetch(name, folder)))
         else:

@@ -35,6 +35,10 @@ class Funnel:
             for step, counts in self.steps
         ]
 
+    def totals(self) -> dict[str, int]:
+        """Return how many are left, or dropped, in each step, whatever their labels."""
+        return {step: sum(counts.values()) for step, counts in self.steps}
+
     def header(self) -> list[str]:
         """Return the column titles of `rows`."""
         return ["step", *(f"{label:g}" if isinstance(label, float) else str(label) for label in self.labels()), "all"]

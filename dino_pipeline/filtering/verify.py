@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -44,7 +44,15 @@ class LabelScores:
     Answers are kept in the run's ``label-scores`` folder, for this spec and this model only.
     """
 
-    def __init__(self, run: Run, load: Callable[[int], Decoder], watch: Watch) -> None:
+    def __init__(self, run: Run, of: Mapping[str, Any], load: Callable[[], Decoder], watch: Watch) -> None:
+        """Prepare to score.
+
+        Args:
+            run: whose texts.
+            of: what run.json holds of the model that scores.
+            load: loads it; called only if something is to be scored.
+            watch: is told how far it is.
+        """
         self.run, self.load, self.watch = run, load, watch
         self.spec: TaskSpec = load_spec(run.spec)
         self.decoder: Decoder | None = None
@@ -53,7 +61,7 @@ class LabelScores:
         self.seed = begun["seed"]
         loaded = ("dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
         names = ("spec", "model", "revision", "fingerprint", *loaded)
-        about = {name: begun[name] for name in names if name in begun}
+        about = {name: value for name, value in {**of, "spec": begun["spec"]}.items() if name in names}
         if self._about() != about:
             remove(run.label_scores)
             write_json(run.label_scores / "about.json", about)
@@ -131,7 +139,7 @@ class LabelScores:
 
     def _ask(self, new: list[Asked]) -> list[Scored]:
         if self.decoder is None:
-            self.decoder = self.load(0)
+            self.decoder = self.load()
         render = self.decoder.render
         pairs = [(render(*prompt), asked.text) for asked in new for prompt in asked.prompts]
         return self.decoder.score(pairs, stop=self.spec.stop)

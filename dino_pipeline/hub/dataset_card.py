@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
@@ -120,7 +121,7 @@ def _labels(run: Run) -> str:
         said.append(
             "Scores are the mean label by how likely the generator finds a text under each label's instruction."
         )
-    if extra := sum(count for step, of in run.stage("filter")["funnel"] if step == "+ random pairs" for _, count in of):
+    if extra := Funnel.of_json(run.stage("filter")["funnel"]).totals().get("+ random pairs"):
         said.append(f"{extra} of the pairs were written by nobody: they join texts at random, with score 0.")
     return f"## Labels\n\n{' '.join(said) or 'Labels are as they came.'}"
 
@@ -129,7 +130,7 @@ def _made(run: Run) -> str:
     generated = public(run.stage("generate"))
     if not generated:
         return "## How it was made\n\nThe texts were brought as a file and filtered."
-    options = generated["options"]
+    options, scorer = generated["options"], generated["options"].get("scorer")
     named = {
         "generator": options["model"],
         "revision": options["revision"],
@@ -142,13 +143,10 @@ def _made(run: Run) -> str:
         "seed": options["seed"],
         **{name: options.get(name) for name in ("dtype", "chat", "adapter", "quantize", "engine", "best_of")},
         **generated.get("server", {}),
-        "scorer": (options.get("scorer") or {}).get("model")
-        if isinstance(options.get("scorer"), dict)
-        else options.get("scorer"),
+        "scorer": scorer["model"] if isinstance(scorer, dict) else scorer,
     }
     rows = [[str(name).replace("_", " "), str(value)] for name, value in named.items() if value is not None]
     said = "Sampled under each label's own instruction, without contrast."
-    scorer = options.get("scorer")
     if (best_of := options.get("best_of")) and scorer:
         said = (
             f"Sampled under each label's own instruction; of {best_of} texts the one was kept that is likelier under "
@@ -222,7 +220,7 @@ def _limits(run: Run, publication: Publication) -> str:
             said.append("The labels were not verified by a second look (`dino filter --verify`).")
     else:
         said = ["Who wrote the texts and the labels, and how, is not known here."]
-    counts = {step: sum(count for _, count in of) for step, of in filtered["funnel"]}
+    counts = Funnel.of_json(filtered["funnel"]).totals()
     if flagged := counts.get("(flagged: personal data)"):
         said.append(f"**{flagged} of the texts that were kept hold what looks like personal data.**")
     withheld = sum(counts.get(f"- {reason}", 0) for reason in UNSEEN)

@@ -111,7 +111,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "exist": EXIST,
 }
 VERB_SLOTS = ("do", "done", "give", "given", "doing", "conv", "convd")
-WHERE_WHEN = {"past": {"can": ("could",)}, "fact": {"can": ("can",)}}
+CAN = {"past": ("could",), "fact": ("can",)}
 
 
 # Phrases.
@@ -242,7 +242,7 @@ def auxiliary_slot(slot: str, frame: Frame, many: bool) -> Options:
     if slot == "isnow":
         return (("are" if many else "is"),) if frame.mode == "now" else ()
     if slot == "can":
-        return WHERE_WHEN.get(frame.mode, {}).get("can", ())
+        return CAN.get(frame.mode, ())
     return auxiliaries(frame.mode, slot, many)
 
 

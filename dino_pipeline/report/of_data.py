@@ -14,6 +14,7 @@ from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.contamination import WORDS
 from dino_pipeline.filtering.filters import load_funnel
+from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.filtering.sieve import REPEATED
 from dino_pipeline.progress import Watch
@@ -293,8 +294,7 @@ def contamination(material: Material) -> list[Block]:
     excluded = filtered["options"]["exclude"]
     if not excluded:
         return [Paragraph("Nothing was compared with evaluation data (dino filter --exclude).")]
-    leaks = dict(filtered["funnel"]).get(f"- {LEAKED}", [])
-    count = sum(number for _, number in leaks)
+    count = Funnel.of_json(filtered["funnel"]).totals().get(f"- {LEAKED}", 0)
     return [
         Facts(
             [

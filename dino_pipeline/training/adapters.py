@@ -93,7 +93,7 @@ def _check_scores(corpus: Corpus) -> None:
         if not 0 <= _score(each) <= 1:
             raise DataError(
                 f"{corpus.name}, example {number}: its score is {each.label}; scores are between 0 and 1 "
-                "(numbers that are classes: --class-labels)"
+                "(numbers that are classes: --label-type class)"
             )
 
 

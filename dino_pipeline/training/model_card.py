@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.texts import public
 
 HERE = "path/to/this/folder"
@@ -156,9 +157,8 @@ def _texts(generated: dict[str, Any]) -> list[str]:
 
 
 def _filter(filtered: dict[str, Any], classes: bool) -> list[str]:
-    totals = [(step, sum(count for _, count in counts)) for step, counts in filtered["funnel"]]
-    dropped = [f"{count} {step.removeprefix('- ')}" for step, count in totals if step.startswith("- ") and count]
-    options, found = public(filtered["options"]), dict(totals)
+    found, options = Funnel.of_json(filtered["funnel"]).totals(), public(filtered["options"])
+    dropped = [f"{count} {step.removeprefix('- ')}" for step, count in found.items() if step.startswith("- ") and count]
     excluded = ", ".join(f"`{name}`" for name in options["exclude"])
     leaks = found.get("- in evaluation data", 0)
     labels = "" if classes else f", with {options['labels']} labels"

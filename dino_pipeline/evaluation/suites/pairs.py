@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,7 @@ class ScoredPairs:
         """
         pairs = []
         for number, example in enumerate(to_evaluate_on(path).corpus.examples, start=1):
-            if example.text_b is None or not isinstance(example.label, float) or not math.isfinite(example.label):
+            if example.text_b is None or not isinstance(example.label, float):
                 raise DataError(
                     f"{path}: example {number} is no scored pair; give text_a, text_b and a number as label"
                 )

@@ -10,7 +10,6 @@ from dino_pipeline.training.objectives.base import (
     Objective,
     Recipe,
     Training,
-    Value,
     rows_are_apart,
     settle,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "Objective",
     "Recipe",
     "Training",
-    "Value",
     "get_objective",
     "rows_are_apart",
     "settle",
