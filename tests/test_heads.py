@@ -79,17 +79,9 @@ def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path) -> None
     """As in reviews of movies: what is classified is text_b, and text_a its input."""
     pairs = [Example(f"Title {at}", each.text_a, each.label) for at, each in enumerate(texts(20))]
     write_examples(tmp_path / "pairs.jsonl", pairs)
-    of_second = (
-        "--column",
-        "text_a=text_b",
-        "--label-type",
-        "class",
-        "--run",
-        tmp_path / "run",
-        "--encoder",
-        toy_encoder,
-    )
-    invoke("finetune", tmp_path / "pairs.jsonl", *of_second, "--steps", "2", "--batch-size", "16")
+    of_second = ("--column", "text_a=text_b", "--label-type", "class", "--run", tmp_path / "run")
+    few = ("--encoder", toy_encoder, "--steps", "2", "--batch-size", "16")
+    invoke("finetune", tmp_path / "pairs.jsonl", *of_second, *few)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
     assert record["head"]["classes"] == ["10", "bad", "good"]
     refused = CliRunner().invoke(
