@@ -91,7 +91,7 @@ def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*call, "--run", f"{tmp_path / 'chat'}"])
     assert done.exit_code == 0, done.output
     assert "prompts go into the model's chat template (--chat off: as they are)" in done.stderr
-    assert "1 prompts left out: the input holds <sep> of the model's chat template" in done.stderr
+    assert "1 inputs left out: the input holds <sep> of the model's chat template" in done.stderr
     shown = invoke("spec", "show", call[1], "--input", "A dog.", "--model", chat_model)
     assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown
     options = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]
