@@ -32,8 +32,8 @@ def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
     brought = "texts" in options.get("inputs", {})
     if options.get("engine") == "openai":
         scorer = options.get("scorer")
-        values |= {"base_url": SERVER, "scorer": scorer["model"] if isinstance(scorer, dict) else scorer}
-        values |= {"decay": None, "floor": None}  # which a server cannot take
+        scored_by = scorer["model"] if isinstance(scorer, dict) else scorer
+        values |= {"base_url": SERVER, "scorer": scored_by, "decay": None, "floor": None}  # a server cannot debias
     elif options["model"] != "pocket":
         values.setdefault("chat", "off")
     if brought:

@@ -88,18 +88,10 @@ OF_HERE = ("revision", "chat", "adapter", "quantize", "trust_remote_code", "dtyp
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
 
 
-here_options = options_of((under("The model"), *MODEL, under("Speed"), *HERE))
+_HERE = (under("The model"), *MODEL, under("Speed"), *HERE)
+here_options = options_of(_HERE)
 """Gives a command the options that name a model which runs here."""
-engine_options = options_of(
-    (
-        under("The model"),
-        *MODEL,
-        under("Speed"),
-        *HERE,
-        under("A server instead, and the best of several"),
-        *SERVED,
-    )
-)
+engine_options = options_of((*_HERE, under("A server instead, and the best of several"), *SERVED))
 """Gives a command the options that name an engine."""
 
 

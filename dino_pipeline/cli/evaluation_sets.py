@@ -25,11 +25,10 @@ def evaluation_sets(
     if "sts" in names:
         found += _sts_sets(options, console)
     given = [_set_of_data(each, names) for each in options["data_files"]]
-    shown = [path.name for _, path in given]
-    for (suite, path), name in zip(given, shown, strict=True):
-        found.append(_read(suite, name if shown.count(name) == 1 else str(path), path, console))
+    for (suite, path), name in zip(given, _shown([path for _, path in given]), strict=True):
+        found.append(_read(suite, name, path, console))
     for suite in [name for name in OF_DATA if name in names and name not in {suite for suite, _ in given}]:
-        if suite != "pairs" or not any(run.dev.exists() for run in runs):
+        if suite != "pairs" or not any(run.held_out for run in runs):
             raise OptionError(f"--suite {suite}: says nothing without data; give --data {suite}=PATH")
         found += _of_runs(runs)
     if "pocket" in names:
@@ -101,13 +100,18 @@ def _read(suite: str, name: str, path: Path, console: Console) -> EvaluationSet:
     return data
 
 
+def _shown(paths: Sequence[Path]) -> list[str]:
+    """Return names of paths, with their folders where several have the same name."""
+    names = [path.name for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+
+
 def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
-    names = [run.path.name for run in runs]
     return [
-        ScoredPairs.read(f"{name if names.count(name) == 1 else run.path} dev (generated)", run.held_out)
-        for run, name in zip(runs, names, strict=True)
+        ScoredPairs.read(f"{name} dev (generated)", run.held_out)
+        for run, name in zip(runs, _shown([run.path for run in runs]), strict=True)
         if run.held_out
     ]
 
@@ -135,9 +139,8 @@ def scored_pairs(files: Sequence[Path], *, pocket_gold: bool) -> list[ScoredPair
     """Return the scored pairs of files, and those of the pocket grammar if they are asked for."""
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
-    names = [file.name for file in files]
-    shown = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
+    shown = _shown(files)
     found = [ScoredPairs.read(name, file) for name, file in zip(shown, files, strict=True)]
-    if len({each.name for each in found}) < len(found):
-        raise OptionError(f"--data {next(name for name in shown if shown.count(name) > 1)}: is named twice")
+    if twice := [name for name in shown if shown.count(name) > 1]:
+        raise OptionError(f"--data {twice[0]}: is named twice")
     return [*found, *([_pocket_gold()] if pocket_gold else [])]

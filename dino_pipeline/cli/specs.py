@@ -27,10 +27,7 @@ class SpecFile(click.ParamType[Path]):
         path = Path(value)
         if path.is_file() or path.suffix or len(path.parts) > 1:
             return path
-        if path.name not in shipped():
-            self.fail(
-                f"{value}: there is no such file, and no spec of that name comes with dino; see dino spec list",
-                param,
-                ctx,
-            )
-        return shipped()[path.name]
+        found = shipped().get(path.name)
+        return found or self.fail(
+            f"{value}: there is no such file, and no spec of that name comes with dino; see dino spec list", param, ctx
+        )

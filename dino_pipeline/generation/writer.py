@@ -67,10 +67,6 @@ class Task:
     sample: int
 
 
-def _sample(task: Task) -> int | None:
-    return task.sample if task.text is None else None
-
-
 def _asked(task: Task) -> tuple[Any, ...]:
     """Return what a task shares with those that cannot be asked about if it cannot: its input, if it has one."""
     return (task.label, task.sample) if task.text is None else (task.input,)
@@ -273,10 +269,12 @@ class Writer:
         askable = (at for at in requests if reasons[_asked(tasks[at])] is None)
         by_length = sorted(askable, key=lambda at: (len(tasks[at].text or ""), at))
         about = {_asked(task): task for task in reversed(tasks)}
+        left_out = [(about[asked], reason) for asked, reason in reasons.items() if reason is not None]
         dropped = [
-            Dropped(Example(about[asked].text or "", input=about[asked].input, sample=_sample(about[asked])), reason)
-            for asked, reason in reasons.items()
-            if reason is not None
+            Dropped(
+                Example(task.text or "", input=task.input, sample=task.sample if task.text is None else None), reason
+            )
+            for task, reason in left_out
         ]
         return {at: requests[at] for at in by_length}, dropped
 

@@ -176,7 +176,7 @@ def finetune(
     by_label = with_classes and dev.content == "classified texts" and objective.needs in ("scored pairs", "triplets")
     contrasts = contrasted(dev) if by_label else dev
     tells = len({each.label for each in contrasts.examples}) > 1  # a few texts may all be of one class
-    chosen = selection(contrasts if by_label and tells else dev)
+    chosen = selection(contrasts if tells else dev)
     set_seed(seed)
     model = load()
     length = _prepare(model, objective, training)
