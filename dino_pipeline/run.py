@@ -1,4 +1,4 @@
-"""The layout of a run's folder and its run.json: what each stage was made with, and whether it is up to date."""
+"""A run: its run.json, what each stage was made with, and whether it is up to date."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from dino_pipeline import __version__
 from dino_pipeline.digests import Checksums, fingerprint_before_format_2, model_fingerprint, shard_files
 from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.examples import write_json
+from dino_pipeline.layout import Layout
 from dino_pipeline.lock import locked
 from dino_pipeline.texts import FINGERPRINTS
 
@@ -33,132 +33,12 @@ LIBRARIES = (
     "rensa",
 )
 RECORD = "record.json"
-LINEAGE = "lineage.json"
-"""Of a published folder: where it comes from."""
 FORMAT = 2
 """Of run folders; 1 had no checksums."""
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Layout):
     """A folder that holds one dataset and what was made of it."""
-
-    path: Path
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the folder is a run; a published one has a copy of run.json, and lineage.json."""
-        return self.record_file.exists() and not (self.path / LINEAGE).exists()
-
-    @property
-    def record_file(self) -> Path:
-        """What each stage was made with."""
-        return self.path / "run.json"
-
-    @property
-    def spec(self) -> Path:
-        """The task spec, inputs spec included."""
-        return self.path / "spec.json"
-
-    @property
-    def inputs(self) -> Path:
-        """The texts that fill <X1>."""
-        return self.path / "inputs.jsonl"
-
-    @property
-    def shards(self) -> Path:
-        """Accepted texts, in files of fixed content."""
-        return self.path / "shards"
-
-    @property
-    def rejected(self) -> Path:
-        """Texts that generation itself turned down, a file beside each shard."""
-        return self.path / "rejected"
-
-    @property
-    def input_shards(self) -> Path:
-        """Accepted texts of the spec that writes the inputs."""
-        return self.path / "input-shards"
-
-    @property
-    def input_rejected(self) -> Path:
-        """Rejected texts of the spec that writes the inputs."""
-        return self.path / "input-rejected"
-
-    @property
-    def held_out(self) -> Path | None:
-        """The pairs that are not trained on, None where there are none."""
-        return self.dev if self.dev.exists() and self.dev.stat().st_size else None
-
-    @property
-    def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-        """Where shards of texts and of inputs lie, each with the rejected ones beside them."""
-        return (self.shards, self.rejected), (self.input_shards, self.input_rejected)
-
-    @property
-    def train(self) -> Path:
-        """Pairs to train on."""
-        return self.path / "train.jsonl"
-
-    @property
-    def dev(self) -> Path:
-        """Pairs to choose the best checkpoint on."""
-        return self.path / "dev.jsonl"
-
-    @property
-    def dropped(self) -> Path:
-        """Pairs that the filter stage did not keep, with reasons."""
-        return self.path / "dropped.jsonl"
-
-    @property
-    def flagged(self) -> Path:
-        """Kept pairs that a user may want to look at: personal data."""
-        return self.path / "flagged.jsonl"
-
-    @property
-    def label_scores(self) -> Path:
-        """How likely the generator finds each pair under every label."""
-        return self.path / "label-scores"
-
-    @property
-    def model(self) -> Path:
-        """The trained bi-encoder."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Training's own checkpoints; gone once the model is there."""
-        return self.path / "checkpoints"
-
-    @property
-    def scores(self) -> Path:
-        """What evaluation found."""
-        return self.path / "scores.json"
-
-    @property
-    def comparison(self) -> Path:
-        """Trainings by several objectives, and their table."""
-        return self.path / "compare"
-
-    @property
-    def report(self) -> Path:
-        """What a reader should know of the run, on one page."""
-        return self.path / "report.html"
-
-    @property
-    def pictures(self) -> Path:
-        """The report's pictures, a PNG each."""
-        return self.path / "pictures"
-
-    @property
-    def estimate(self) -> Path:
-        """What a preview found the texts to take."""
-        return self.path / "estimate.json"
-
-    @property
-    def hub(self) -> Path:
-        """The dataset and the model as they are published."""
-        return self.path / "hub"
 
     @property
     def checksums(self) -> Checksums:

@@ -188,7 +188,8 @@ def _published(name: str, run: Run) -> ToFilter:
 
 def to_filter(source: Path, run_path: Path | None) -> ToFilter:
     """Return what a filter is to read and write; a published dataset is put into a file."""
-    from dino_pipeline.run import LINEAGE, Run
+    from dino_pipeline.layout import LINEAGE
+    from dino_pipeline.run import Run
 
     if (source / LINEAGE).exists() or (not source.exists() and HUB_ID.fullmatch(str(source))):
         if run_path is None and not source.exists():

@@ -75,7 +75,7 @@ def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
 
 def _suite_of(path: Path) -> str:
     """Return the suite that a file or folder is for, by what it holds."""
-    from dino_pipeline.run import LINEAGE
+    from dino_pipeline.layout import LINEAGE
     from dino_pipeline.training.corpus import to_evaluate_on
 
     if path.is_dir() and not (path / LINEAGE).exists():

@@ -227,7 +227,8 @@ def _published(data: str, options: dict[str, Any]) -> Published | None:
     from dino_pipeline.errors import HubError
     from dino_pipeline.hub.manifest import Manifest
     from dino_pipeline.hub.upload import download
-    from dino_pipeline.run import LINEAGE, Run
+    from dino_pipeline.layout import LINEAGE
+    from dino_pipeline.run import Run
     from dino_pipeline.training.finetune import Published
 
     folder, on_hub = Path(data), not Path(data).exists() and HUB_ID.fullmatch(data)

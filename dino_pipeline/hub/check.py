@@ -17,7 +17,8 @@ from dino_pipeline.digests import digest_files, model_fingerprint
 from dino_pipeline.errors import DinoError, HubError, first_line
 from dino_pipeline.hub.card import split
 from dino_pipeline.hub.manifest import Manifest, hashes
-from dino_pipeline.run import LINEAGE, versions
+from dino_pipeline.layout import LINEAGE
+from dino_pipeline.run import versions
 from dino_pipeline.spec import load_spec
 
 

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from dino_pipeline.digests import file_digest
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
-from dino_pipeline.run import LINEAGE, Run
+from dino_pipeline.layout import LINEAGE
+from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 
 FORMAT = 1

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from dino_pipeline.errors import HubError
 from dino_pipeline.hub.manifest import Manifest, files_of
-from dino_pipeline.run import LINEAGE
+from dino_pipeline.layout import LINEAGE
 
 Kind = Literal["dataset", "model"]
 REMEDIES = {

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent
 from dino_pipeline.examples import Example
+from dino_pipeline.layout import LINEAGE
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
-from dino_pipeline.run import LINEAGE
 from dino_pipeline.training.corpus import to_evaluate_on
 
 FOLDS = 10
