@@ -32,7 +32,7 @@ from dino_pipeline.generation.writer import GenerateOptions, OneEngine
 from dino_pipeline.inputs import InputFile, distinct
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 
 SPEC = Path("task_specs/sts-x2.json")
 SAMPLES = 5

@@ -25,7 +25,8 @@ from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.pocket.corpus import shard_sentences
-from dino_pipeline.spec import TaskSpec, load_spec
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.spec_file import load_spec
 
 SAMPLING = Sampling()
 

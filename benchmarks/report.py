@@ -24,7 +24,7 @@ from dino_pipeline.console import table
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import Run
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 

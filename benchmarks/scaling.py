@@ -40,7 +40,7 @@ from dino_pipeline.generation.worker import Written
 from dino_pipeline.generation.writer import SHARD_SIZE, GenerateOptions, Job, OneEngine, Shard
 from dino_pipeline.progress import Progress, Unseen, no_counts
 from dino_pipeline.run import Run
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 NODE = 8

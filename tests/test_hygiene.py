@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dino_pipeline.examples import Example
 from dino_pipeline.filtering.hygiene import HygieneOptions, hygiene_rules, is_sound, personal_data
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 from tests.test_spec import SPECS
 
 WITH_SPEC = HygieneOptions(stop="»", fields=("Movie:", "Review:"))

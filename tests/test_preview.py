@@ -18,7 +18,7 @@ from dino_pipeline.generation.preview import draw
 from dino_pipeline.generation.writer import GenerateOptions
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 from tests.commands import invoke
 from tests.test_spec import SPECS
 from tests.toys import Listener, Quiet

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dino_pipeline.cli import main
 from dino_pipeline.errors import SpecError
-from dino_pipeline.spec import LabelSpec, TaskSpec, load_spec
+from dino_pipeline.spec import LabelSpec, TaskSpec
+from dino_pipeline.spec_file import load_spec
 from tests.commands import invoke
 
 SPECS = Path(__file__).parent.parent / "task_specs"

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from dino_pipeline import pocket
 from dino_pipeline.decoding.stops import StopRule
 from dino_pipeline.examples import read_examples
-from dino_pipeline.spec import OPENING, TaskSpec, load_spec
+from dino_pipeline.spec import OPENING, TaskSpec
+from dino_pipeline.spec_file import load_spec
 from tests.commands import invoke
 from tests.test_spec import SPECS
 

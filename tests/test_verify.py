@@ -17,7 +17,7 @@ from dino_pipeline.filtering.filters import filter_run
 from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.filtering.verify import LabelScores
 from dino_pipeline.run import Run
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 from tests.commands import answer
 from tests.pairs import Words, dropped, raw
 from tests.test_spec import SPECS

@@ -86,7 +86,7 @@ class Further(click.ParamType[tuple[str, int]]):
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     """Write texts for every input and label of a task SPEC; goes on where an earlier call was stopped."""
     from dino_pipeline.run import Run
-    from dino_pipeline.spec import load_spec
+    from dino_pipeline.spec_file import load_spec
 
     spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)

@@ -53,7 +53,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     from dino_pipeline.generation.preview import draw, measure
     from dino_pipeline.generation.writer import OneEngine
     from dino_pipeline.run import Run
-    from dino_pipeline.spec import load_spec
+    from dino_pipeline.spec_file import load_spec
 
     spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)

@@ -26,7 +26,7 @@ def spec() -> None:
 @command
 def spec_list() -> None:
     """List the task specs that come with dino; a name stands for its file wherever a SPEC is asked for."""
-    from dino_pipeline.spec import load_spec
+    from dino_pipeline.spec_file import load_spec
 
     found = {name: load_spec(path) for name, path in shipped().items()}
     formatter = click.get_current_context().make_formatter()
@@ -40,7 +40,7 @@ def spec_list() -> None:
 def spec_check(files: Sequence[Path]) -> None:
     """Say everything that is wrong with task SPECs; exit code 2 if anything is."""
     from dino_pipeline.errors import SpecError
-    from dino_pipeline.spec import load_spec
+    from dino_pipeline.spec_file import load_spec
 
     wrong = 0
     for file in files:
@@ -63,7 +63,7 @@ def spec_check(files: Sequence[Path]) -> None:
 @command
 def spec_show(file: Path, text: str | None, model: str | None) -> None:
     """Print the exact prompts of a task SPEC, label by label."""
-    from dino_pipeline.spec import load_spec
+    from dino_pipeline.spec_file import load_spec
 
     found = load_spec(file)
     if found.needs_inputs and text is None:
@@ -106,7 +106,7 @@ def spec_new(
     from dino_pipeline.errors import OutputError, SpecError
     from dino_pipeline.examples import write_bytes
     from dino_pipeline.labels import as_number
-    from dino_pipeline.spec import load_spec
+    from dino_pipeline.spec_file import load_spec
 
     path = output or Path("task_specs") / f"{name}.json"
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):

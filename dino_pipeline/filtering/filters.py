@@ -17,7 +17,7 @@ from dino_pipeline.filtering.rules import PERSONAL_DATA, FilterOptions, custom_d
 from dino_pipeline.filtering.sets import Table
 from dino_pipeline.filtering.sieve import Means, Sieve
 from dino_pipeline.run import Run, State
-from dino_pipeline.spec import load_spec
+from dino_pipeline.spec_file import load_spec
 
 
 def filter_run(

@@ -16,7 +16,8 @@ from dino_pipeline.filtering.sets import LITERAL, Table, quoted
 from dino_pipeline.generation.writer import drawn_values, sample_key
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run, remove
-from dino_pipeline.spec import TaskSpec, load_spec
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.spec_file import load_spec
 
 BATCH = 512
 """Examples scored at a time, and stored in one file: what a killed filter loses at most."""

@@ -17,7 +17,8 @@ from dino_pipeline.evaluation.fidelity import Quality, measure, sts_spec, summar
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
 from dino_pipeline.progress import Unseen
-from dino_pipeline.spec import TaskSpec, load_spec
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.spec_file import load_spec
 from dino_pipeline.texts import distinct_n
 from dino_pipeline.training.encoders import load_encoder
 from tests.test_spec import SPECS
