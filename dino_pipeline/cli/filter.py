@@ -205,7 +205,7 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
 
 def _scores(run: Run, device: str | None) -> Any:
     from dino_pipeline.console import Console
-    from dino_pipeline.filtering.verify import LabelScores
+    from dino_pipeline.filtering.label_scores import LabelScores
 
     begun = run.stage("generate").get("options")
     if begun and begun.get("engine") == "openai":

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.filtering.funnel import MOST_COLUMNS, Counts, Label, by_tenths
+from dino_pipeline.tables import LITERAL, listed, quoted
 
 BATCH = 4096
 TRIES = 20
@@ -107,7 +108,7 @@ class Table:
 
     def load(self, files: Sequence[Path]) -> None:
         """Look at the examples in Parquet files of `ingest.SCHEMA`, in any order, as ``rows``."""
-        self.run(f"CREATE VIEW rows AS SELECT * FROM read_parquet([{', '.join(map(quoted, files))}], {LITERAL})")
+        self.run(f"CREATE VIEW rows AS SELECT * FROM read_parquet({listed(files)}, {LITERAL})")
 
     def index(self) -> None:
         """Make ``keys``, ``plain``, ``drops`` and ``alive``; all labels must be of one kind."""
@@ -186,36 +187,6 @@ class Table:
     def write_jsonl(self, query: str, path: Path) -> None:
         """Write a query's rows as JSON objects, one a line."""
         self.run(f"COPY ({query}) TO {quoted(path)} (FORMAT json)")
-
-
-RECORD = {
-    "text_a": "VARCHAR",
-    "text_b": "VARCHAR",
-    "label": "VARCHAR",
-    "logprob": "DOUBLE",
-    "margin": "DOUBLE",
-    "input": "BIGINT",
-    "sample": "BIGINT",
-    "reason": "VARCHAR",
-    "evidence": "VARCHAR",
-}
-"""The record's fields, those of dropped examples too, and what each is in a table."""
-LONGEST_LINE = 64 * 2**20
-"""In bytes."""
-LITERAL = "hive_partitioning = false"
-"""A folder called label=2 is no column."""
-
-
-def records(paths: Sequence[Path]) -> str:
-    """Return what a query selects from to read JSONL files of our own, in order."""
-    columns = ", ".join(f"{field}: '{kind}'" for field, kind in RECORD.items())
-    options = f"format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_LINE}, {LITERAL}"
-    return f"read_json([{', '.join(map(quoted, paths))}], {options})"
-
-
-def quoted(text: Path | str) -> str:
-    """Return a path, or any text, as a SQL string."""
-    return "'" + str(text).replace("'", "''") + "'"
 
 
 def duplicates(rows: str) -> str:

@@ -13,9 +13,9 @@ import duckdb
 from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import DataError, OutputError, first_line
 from dino_pipeline.filtering.rules import UNSEEN
-from dino_pipeline.filtering.sets import LITERAL, RECORD, quoted, records
 from dino_pipeline.labels import as_number
 from dino_pipeline.run import Run
+from dino_pipeline.tables import LITERAL, RECORD, quoted, records
 
 SHARD = 512 * 2**20
 """About so many bytes of JSONL become one Parquet file."""

@@ -13,10 +13,10 @@ import duckdb
 
 from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import DataError, first_line
-from dino_pipeline.filtering.sets import RECORD, records
 from dino_pipeline.labels import as_number
 from dino_pipeline.report.blocks import Histogram
 from dino_pipeline.run import Run
+from dino_pipeline.tables import RECORD, records
 
 BINS = 24
 MEMORY = "1GB"

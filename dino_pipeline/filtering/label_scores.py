@@ -12,12 +12,13 @@ import xxhash
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.examples import write_json, write_rows
-from dino_pipeline.filtering.sets import LITERAL, Table, quoted
+from dino_pipeline.filtering.sets import Table
 from dino_pipeline.generation.writer import drawn_values, sample_key
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run, remove
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.tables import LITERAL, listed
 
 BATCH = 512
 """Examples scored at a time, and stored in one file: what a killed filter loses at most."""
@@ -91,7 +92,7 @@ class LabelScores:
         self.number = len(files)
         if files:
             types = "{key: 'VARCHAR', logprobs: 'DOUBLE[]', tokens: 'INTEGER[]'}"
-            read = f"read_json([{', '.join(map(quoted, files))}], columns = {types}, {LITERAL})"
+            read = f"read_json({listed(files)}, columns = {types}, {LITERAL})"
             table.run(f"INSERT INTO cache SELECT * FROM {read}")
 
     def _batches(self, table: Table, rows: str) -> Iterator[list[Asked]]:

@@ -14,8 +14,8 @@ from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples, write_json
 from dino_pipeline.filtering.filters import filter_run
+from dino_pipeline.filtering.label_scores import LabelScores
 from dino_pipeline.filtering.sieve import Means
-from dino_pipeline.filtering.verify import LabelScores
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from tests.commands import answer
