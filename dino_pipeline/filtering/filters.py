@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dino_pipeline.digests import combined, digest_files, file_digest, model_fingerprint, shard_files
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.funnel import Counts, Funnel
 from dino_pipeline.filtering.hygiene import HygieneOptions, hygiene_rules
+from dino_pipeline.filtering.parts import write
 from dino_pipeline.filtering.rules import PERSONAL_DATA, FilterOptions, custom_digest, record_rules
 from dino_pipeline.filtering.sets import Table
-from dino_pipeline.filtering.sieve import Means, Sieve
+from dino_pipeline.filtering.sieve import Means, Sieve, set_rules
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 
@@ -68,7 +69,7 @@ def filter_run(
         funnel = sieve.carry_out()
         ready = scratch / "ready"
         ready.mkdir()
-        sieve.write(ready)
+        write(sieve.table, ready)
         results = {"funnel": funnel.to_json(), **sieve.results(funnel)}
         sieve.table.close()
         run.replace("filter", ready, {**started, **results})
@@ -173,8 +174,7 @@ def describe(options: FilterOptions) -> list[tuple[str, str, str]]:
         found.append((rule.name, rule.help, option, rule.name not in options.without))
     found.append((PERSONAL_DATA.name, PERSONAL_DATA.help, "--pii drop", options.pii == "drop"))
     found += [(name, "your own", "--rule", True) for name in options.custom]
-    without_data = Sieve(cast(Table, None), options, Means(), "", ())
-    found += [(rule.name, rule.help, rule.option, rule.on) for rule in without_data.set_rules()]
+    found += [(rule.name, rule.help, rule.option, rule.on) for rule in set_rules(options)]
     return [(name, help if on else f"(off) {help}", option) for name, help, option, on in found]
 
 

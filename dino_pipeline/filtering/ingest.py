@@ -15,7 +15,7 @@ from pyarrow import parquet
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.examples import Example, parse_example, parse_examples
 from dino_pipeline.filtering.contamination import Gate
-from dino_pipeline.filtering.hygiene import Rule, is_sound, personal_data
+from dino_pipeline.filtering.hygiene import is_sound, personal_data
 from dino_pipeline.filtering.rules import FilterOptions, record_rules
 from dino_pipeline.texts import normalise
 
@@ -100,33 +100,29 @@ def pieces(files: Sequence[Path]) -> list[Piece]:
     return found
 
 
-@dataclass(frozen=True)
 class Judge:
-    """Turns pieces into Parquet files of `SCHEMA`; makes its rules anew in each process."""
+    """Turns pieces into Parquet files of `SCHEMA`."""
 
-    options: FilterOptions
-    excluded: tuple[str, ...]
-    numeric_labels: bool
-    folder: Path
+    def __init__(self, options: FilterOptions, excluded: Sequence[str], numeric_labels: bool, folder: Path) -> None:
+        """Make the rules, which are made anew in each process.
 
-    def __call__(self) -> Callable[[Piece], Path]:
-        """Return the function that does it, with its rules."""
-        return _Judge(self, record_rules(self.options, self.excluded)).write
-
-
-class _Judge:
-    def __init__(self, told: Judge, rules: Sequence[Rule]) -> None:
-        self.told = told
+        Args:
+            options: the rules' settings.
+            excluded: files that hold evaluation data.
+            numeric_labels: read labels that spell a number as numbers.
+            folder: where to write.
+        """
+        self.options, self.numeric_labels, self.folder = options, numeric_labels, folder
+        rules = record_rules(options, excluded)
         self.rules = list(enumerate(rules))
         self.strict = [(number, rule) for number, rule in self.rules if not rule.spares_sound]
         self.gates = [rule.check for rule in rules if isinstance(rule.check, Gate)]
-
         self.facts_of_input = lru_cache(maxsize=1024)(self._facts)  # inputs come many times in a row
 
     def _facts(self, text: str) -> tuple[bool, int]:
-        return is_sound(text, self.told.options.hygiene), text_hash(text)
+        return is_sound(text, self.options.hygiene), text_hash(text)
 
-    def write(self, piece: Piece) -> Path:
+    def __call__(self, piece: Piece) -> Path:
         """Judge a piece's examples and write them to a file of its own.
 
         Raises:
@@ -141,7 +137,7 @@ class _Judge:
             )
         finally:
             gc.enable()
-        path = self.told.folder / f"{piece.number:08d}.parquet"
+        path = self.folder / f"{piece.number:08d}.parquet"
         try:
             parquet.write_table(found, path, compression="none", use_dictionary=False)
         except OSError as error:
@@ -149,10 +145,11 @@ class _Judge:
         return path
 
     def _judged(self, lines: Sequence[tuple[int, bytes]], piece: Piece) -> pa.Table:
-        numeric, seed = self.told.numeric_labels, self.told.options.seed
-        examples = parse_examples([line for _, line in lines], numeric)
+        examples = parse_examples([line for _, line in lines], self.numeric_labels)
         if examples is None:  # somewhere a label is to be converted, or an error to be named
-            examples = [parse_example(line, partial(piece.place, number), numeric) for number, line in lines]
+            examples = [
+                parse_example(line, partial(piece.place, number), self.numeric_labels) for number, line in lines
+            ]
         for gate in self.gates:
             gate.prepare(examples)
         facts_a = [self.facts_of_input(each.text_a) for each in examples]
@@ -165,7 +162,7 @@ class _Judge:
             hits.append(broken)
             reasons.append(reason)
         labels = [each.label for each in examples]
-        flags = self.told.options.pii == "flag"
+        flags = self.options.pii == "flag"
         columns = {
             "line": [piece.number << 32 | number for number, _ in lines],
             "text_a": [each.text_a for each in examples],
@@ -178,7 +175,7 @@ class _Judge:
             "sample": [each.sample for each in examples],
             "a": [of_a for _, of_a in facts_a],
             "b": [of_b for _, of_b in facts_b],
-            "rank": [xxhash.xxh3_64_intdigest(line, seed) for _, line in lines],
+            "rank": [xxhash.xxh3_64_intdigest(line, self.options.seed) for _, line in lines],
             "hits": hits,
             "reason": reasons,
             "flag": [
@@ -200,7 +197,7 @@ class _Judge:
                     hits |= 1 << number
                     reason = reason or said
         except Exception as error:
-            if rule.name not in self.told.options.custom:
+            if rule.name not in self.options.custom:
                 raise
             raise DataError(f"{place()}: --rule {rule.name} failed ({type(error).__name__}: {error})") from error
         return hits, reason

@@ -78,6 +78,8 @@ class LabelScores:
         self._open_cache(table)
         total = table.run(f"SELECT count(*) FROM {rows} ANTI JOIN scores USING (id)")[0][0]
         progress = Progress("scored", total)
+        if total:
+            self.watch.progress(progress)
         for batch in self._batches(table, rows):
             self._score(table, batch)
             progress.done += len(batch)

@@ -9,22 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.filtering.funnel import Funnel, by_tenths
+from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.hygiene import Rule
 from dino_pipeline.filtering.ingest import Judge, pieces
 from dino_pipeline.filtering.near import Embed, near_inputs, near_texts, semantic_inputs
+from dino_pipeline.filtering.parts import label, random_pairs, sides, split
 from dino_pipeline.filtering.rules import FilterOptions, thresholds
-from dino_pipeline.filtering.sets import (
-    Table,
-    below,
-    beyond_cap,
-    conflicts,
-    duplicates,
-    random_pairs,
-    smallest,
-    split,
-    surplus,
-)
+from dino_pipeline.filtering.sets import Table, below, beyond_cap, conflicts, duplicates, smallest, surplus, unconfirmed
 from dino_pipeline.processes import Spread, side_by_side
 
 WORTH_PROCESSES = 50_000
@@ -69,11 +60,84 @@ class SetRule:
     """A rule about examples beside one another."""
 
     name: str
-    find: Callable[[str], str]
-    """Returns a query of `sets.DROPS` for the rows that go from a table."""
+    find: Callable[[Sieve, str], str]
+    """Returns a query of `sets.DROPS` for the rows that go from one of the sieve's tables."""
     help: str
     option: str = ""
     on: bool = True
+
+
+def set_rules(options: FilterOptions) -> list[SetRule]:
+    """Return the rules about examples beside one another, in order."""
+    limit, most = options.near_duplicates, options.max_per_text
+    return [
+        SetRule(
+            REPEATED[0], lambda _, rows: duplicates(rows), "texts and label stand before; similarities in either order"
+        ),
+        SetRule("conflicting labels", lambda _, rows: conflicts(rows), "the pair stands under another label, too"),
+        SetRule(
+            REPEATED[1],
+            lambda sieve, rows: near_inputs(sieve.table, rows, limit, sieve.spread),
+            f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
+            "--near-duplicates",
+            bool(limit),
+        ),
+        SetRule(
+            REPEATED[2],
+            lambda sieve, rows: near_texts(sieve.table, rows, limit, sieve.spread),
+            f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
+            "--near-duplicates",
+            bool(limit),
+        ),
+        SetRule(
+            REPEATED[3],
+            lambda sieve, rows: sieve.same_meaning(rows),
+            f"text_a means what an earlier one means (cosine, {options.semantic_threshold:g})",
+            "--semantic",
+            options.semantic is not None,
+        ),
+        _limit("margin", options.min_margin, "about as likely under a counter-label's instruction"),
+        _limit("logprob", options.min_logprob, "unlikely under its own instruction"),
+        SetRule(
+            "label not confirmed",
+            lambda sieve, rows: unconfirmed(sieve.scored(rows), options.verify_margin),
+            "the generator finds another label's instruction likelier",
+            "--verify",
+            options.verify,
+        ),
+        SetRule(
+            f"more than {most or 'N'} per text and label",
+            lambda _, rows: beyond_cap(rows, most),
+            "text_b beyond the first of the same text_a and label",
+            "--max-per-text",
+            bool(most),
+        ),
+        SetRule(
+            LEVELLING[0],
+            lambda _, rows: surplus(rows, str(options.target_per_label)),
+            "more than were asked for of the label",
+            "--target-per-label",
+            options.target_per_label is not None,
+        ),
+        SetRule(
+            LEVELLING[1],
+            lambda _, rows: surplus(rows, smallest(rows)),
+            "more than there are of the rarest label",
+            "--no-balance",
+            options.balance,
+        ),
+    ]
+
+
+def _limit(column: str, given: Sequence[str], help: str) -> SetRule:
+    option = f"--min-{column}"
+
+    def find(sieve: Sieve, rows: str) -> str:
+        if not sieve.table.value(f"SELECT count({column}) FROM keys"):
+            raise OptionError(f"{option}: {sieve.source} holds no {column}; only what dino generate wrote has one")
+        return below(rows, column, thresholds(given, sieve.table.labels, option))
+
+    return SetRule(f"low {column}", find, help, option, bool(given))
 
 
 @dataclass(frozen=True)
@@ -93,7 +157,7 @@ class Sieve:
             DataError: a line is no example, labels are missing or of two kinds, or there is nothing at all.
         """
         every = pieces(files)
-        judge = Judge(self.options, self.means.excluded, numeric_labels, self.table.file.parent)
+        judge = partial(Judge, self.options, self.means.excluded, numeric_labels, self.table.file.parent)
         with self.means.spread(len(every) > 1)(judge) as over:
             judged = list(over(iter(every)))
         if judged:
@@ -109,99 +173,27 @@ class Sieve:
             raise DataError(f'{self.source}: some examples have a "text_b" and some have none; split the file')
         self.table.index()
 
-    def set_rules(self) -> list[SetRule]:
-        """Return the rules about examples beside one another, in order."""
-        options = self.options
-        limit, most = options.near_duplicates, options.max_per_text
-        return [
-            SetRule(REPEATED[0], duplicates, "texts and label stand before; similarities in either order"),
-            SetRule("conflicting labels", conflicts, "the pair stands under another label, too"),
-            SetRule(
-                REPEATED[1],
-                lambda rows: near_inputs(self.table, rows, limit, self._spread),
-                f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
-                "--near-duplicates",
-                bool(limit),
-            ),
-            SetRule(
-                REPEATED[2],
-                lambda rows: near_texts(self.table, rows, limit, self._spread),
-                f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
-                "--near-duplicates",
-                bool(limit),
-            ),
-            SetRule(
-                REPEATED[3],
-                self._same_meaning,
-                f"text_a means what an earlier one means (cosine, {options.semantic_threshold:g})",
-                "--semantic",
-                options.semantic is not None,
-            ),
-            self._limit("margin", options.min_margin, "about as likely under a counter-label's instruction"),
-            self._limit("logprob", options.min_logprob, "unlikely under its own instruction"),
-            SetRule(
-                "label not confirmed",
-                self._unconfirmed,
-                "the generator finds another label's instruction likelier",
-                "--verify",
-                options.verify,
-            ),
-            SetRule(
-                f"more than {most or 'N'} per text and label",
-                lambda rows: beyond_cap(rows, most),
-                "text_b beyond the first of the same text_a and label",
-                "--max-per-text",
-                bool(most),
-            ),
-            SetRule(
-                LEVELLING[0],
-                lambda rows: surplus(rows, str(options.target_per_label)),
-                "more than were asked for of the label",
-                "--target-per-label",
-                options.target_per_label is not None,
-            ),
-            SetRule(
-                LEVELLING[1],
-                lambda rows: surplus(rows, smallest(rows)),
-                "more than there are of the rarest label",
-                "--no-balance",
-                options.balance and not (self.table and self.table.graded),
-            ),
-        ]
+    @property
+    def rules_of_sets(self) -> list[SetRule]:
+        """Those that are on, in order; scores of many grades are not balanced."""
+        on = [rule for rule in set_rules(self.options) if rule.on]
+        return [rule for rule in on if not (rule.name == LEVELLING[1] and self.table.graded)]
 
     @property
-    def _spread(self) -> Spread:
+    def spread(self) -> Spread:
+        """Where texts are compared."""
         return self.means.spread(self.table.size >= WORTH_PROCESSES)
 
-    def _same_meaning(self, rows: str) -> str:
+    def same_meaning(self, rows: str) -> str:
+        """Find rows whose text_a means what an earlier one means, by the sentence encoder."""
         assert self.means.embed
         return semantic_inputs(self.table, rows, self.options.semantic_threshold, self.means.embed)
 
-    def _limit(self, column: str, given: Sequence[str], help: str) -> SetRule:
-        option = f"--min-{column}"
-
-        def find(rows: str) -> str:
-            if not self.table.value(f"SELECT count({column}) FROM keys"):
-                raise OptionError(f"{option}: {self.source} holds no {column}; only what dino generate wrote has one")
-            return below(rows, column, thresholds(given, self.table.labels, option))
-
-        return SetRule(f"low {column}", find, help, option, bool(given))
-
-    def _unconfirmed(self, rows: str) -> str:
+    def scored(self, rows: str) -> str:
+        """Return rows, having had the generator score them under every label."""
         assert self.means.scores
         self.means.scores.fill(self.table, rows)
-        return f"""
-            WITH known AS (SELECT id, k.label = s.label AS is_own, s.logprob, v FROM {rows} AS k
-                JOIN scores AS s USING (id) JOIN labels ON labels.label = s.label),
-            compared AS (
-                SELECT
-                    id, max(logprob) FILTER (is_own) AS own, max(logprob) FILTER (NOT is_own) AS other,
-                    arg_max(v::VARCHAR, logprob) FILTER (NOT is_own) AS best
-                FROM known GROUP BY id
-            )
-            SELECT id, printf('own label %.3f, label %s %.3f', own, best, other) AS evidence, NULL AS duplicate_of
-            FROM compared WHERE own - other < {self.options.verify_margin!r} OR own <= other
-        """
+        return rows
 
     def carry_out(self) -> Funnel:
         """Drop what the rules find, part the rest into train and dev, and count all along.
@@ -209,8 +201,25 @@ class Sieve:
         Raises:
             DataError: nothing is left of a label, or of a side.
         """
+        options, table = self.options, self.table
+        if options.labels == "posterior" and not table.scored:
+            raise OptionError("--labels posterior: these labels are classes, which have no mean; use --labels hard")
         funnel = self.thin()
-        self._part(funnel)
+        split(table, options.dev_share, options.seed)
+        sizes = dict(table.run("SELECT dev, count(*) FROM parts GROUP BY dev"))
+        if not sizes.get(False) or (options.dev_share and not sizes.get(True)):
+            raise DataError(
+                f"{self.source}: {sum(sizes.values())} examples are too few for a train and a dev side without a "
+                "common text; generate more, or --dev-share 0"
+            )
+        if options.labels == "posterior":
+            self.scored("alive")
+        label(table, options)
+        if table.scored and options.random_pairs and table.value("SELECT count(b) FROM keys"):
+            random_pairs(table, options.random_pairs, options.seed)
+            funnel.add("+ random pairs", {table.unrelated: table.value("SELECT count(*) FROM extra")})
+        for side, counts in sides(table):
+            funnel.add(side, counts)
         return funnel
 
     def thin(self, strict: bool = True) -> Funnel:
@@ -229,12 +238,11 @@ class Sieve:
         for reason, counts in table.drops_by_reason(built_in).items():
             funnel.add(f"- {reason}", counts)
         self._check_left(funnel, strict)
-        for rule in self.set_rules():
-            if rule.on:
-                if rule.name in LEVELLING and not funnel.available:
-                    funnel.available = table.counts("alive")
-                funnel.add(f"- {rule.name}", table.drop(rule.name, rule.find("alive")))
-                self._check_left(funnel, strict)
+        for rule in self.rules_of_sets:
+            if rule.name in LEVELLING and not funnel.available:
+                funnel.available = table.counts("alive")
+            funnel.add(f"- {rule.name}", table.drop(rule.name, rule.find(self, "alive")))
+            self._check_left(funnel, strict)
         funnel.add("kept", table.counts("alive"))
         funnel.available = funnel.available or table.counts("alive")
         self._count_more(funnel)
@@ -247,9 +255,9 @@ class Sieve:
         lost = [label for number, label in enumerate(self.table.labels) if (number,) not in left]
         if lost:
             took = (step[2:] for step, counts in reversed(funnel.steps) if step[0] == "-" and {*counts} & {*lost})
-            last = next(took)
+            names, last = ", ".join(map(str, lost)), next(took)
             raise DataError(
-                f'{self.source}: no example of label {", ".join(map(str, lost))} is left (the last went as "{last}"); '
+                f'{self.source}: no example of label {names} is left (the last went as "{last}"); '
                 "generate more, or look at the spec's instruction for it with dino spec show"
             )
 
@@ -269,98 +277,15 @@ class Sieve:
             flagged = "SELECT id FROM alive JOIN (SELECT line FROM rows WHERE flag IS NOT NULL) USING (line)"
             funnel.add("(flagged: personal data)", table.count(flagged))
 
-    def _part(self, funnel: Funnel) -> None:
-        options, table = self.options, self.table
-        split(table, options.dev_share, options.seed)
-        sides = dict(table.run("SELECT dev, count(*) FROM parts GROUP BY dev"))
-        if not sides.get(False) or (options.dev_share and not sides.get(True)):
-            raise DataError(
-                f"{self.source}: {sum(sides.values())} examples are too few for a train and a dev side without a "
-                "common text; generate more, or --dev-share 0"
-            )
-        self._label()
-        if table.scored and options.random_pairs and table.value("SELECT count(b) FROM keys"):
-            random_pairs(table, options.random_pairs, options.seed)
-            funnel.add("+ random pairs", {table.unrelated: table.value("SELECT count(*) FROM extra")})
-        for side, dev in (("train", False), ("dev", True)):
-            counts = dict(table.run("SELECT label, count(*) FROM labelled WHERE dev = ? GROUP BY label", dev))
-            if table.has("extra"):
-                drawn = table.value("SELECT count(*) FROM extra WHERE dev = ?", dev)
-                counts[table.unrelated] = counts.get(table.unrelated, 0) + drawn
-            funnel.add(side, by_tenths(counts, table.scale))
-
-    def _label(self) -> None:
-        """Give every row that is kept the label it is trained with, in ``labelled (id, line, dev, label)``."""
-        options, table = self.options, self.table
-        if options.labels == "posterior":
-            self._label_by_posterior()
-            return
-        label = "v"
-        if table.scored and options.labels == "smoothed":
-            label = f"round(v * {1 - options.smoothing!r} + {options.smoothing * sum(table.scale) / 2!r}, 6)"
-        table.run(f"""
-            CREATE TABLE labelled AS SELECT id, line, dev, {label} AS label FROM parts JOIN labels USING (label)
-        """)
-
-    def _label_by_posterior(self) -> None:
-        if not self.table.scored:
-            raise OptionError("--labels posterior: these labels are classes, which have no mean; use --labels hard")
-        assert self.means.scores
-        self.means.scores.fill(self.table, "alive")
-        self.table.run(f"""
-            CREATE TABLE labelled AS
-            WITH likely AS (
-                SELECT scores.id, v, logprob * tokens / {self.options.temperature!r} AS x
-                FROM scores SEMI JOIN parts USING (id) JOIN labels ON labels.label = scores.label
-            ),
-            weighed AS (SELECT id, v, exp(x - max(x) OVER (PARTITION BY id)) AS weight FROM likely)
-            SELECT id, line, dev, round(sum(v * weight) / sum(weight), 6) AS label
-            FROM weighed JOIN parts USING (id) GROUP BY ALL
-        """)
-
     def alone(self) -> Funnel:
         """Count what each rule would drop if it were the only one."""
         funnel = Funnel()
         funnel.add("read", self.table.counts("keys"))
         for number, rule in enumerate(self.rules):
             funnel.add(f"- {rule.name}", self.table.count(f"SELECT id FROM keys WHERE hits & {1 << number} <> 0"))
-        for each in self.set_rules():
-            if each.on:
-                funnel.add(f"- {each.name}", self.table.count(each.find("keys")))
+        for each in self.rules_of_sets:
+            funnel.add(f"- {each.name}", self.table.count(each.find(self, "keys")))
         return funnel
-
-    def write(self, folder: Path) -> None:
-        """Write train, dev, dropped and flagged examples into a folder."""
-        for side, dev in (("train", "false"), ("dev", "true")):
-            query = f"""
-                SELECT text_a, text_b, label, logprob, margin, input, sample
-                FROM rows JOIN labelled USING (line) WHERE dev = {dev} ORDER BY id
-            """
-            if self.table.has("extra"):
-                query = f"""
-                    SELECT * FROM ({query}) UNION ALL SELECT * FROM (
-                        SELECT one.text_a, two.text_b, {self.table.unrelated!r}, NULL, NULL, NULL, NULL
-                        FROM extra JOIN plain AS one USING (id) JOIN plain AS two ON two.id = other
-                        WHERE dev = {dev} ORDER BY extra.id, draw
-                    )
-                """
-            self.table.write_jsonl(query, folder / f"{side}.jsonl")
-        other = ", ".join(f"'{name}': other.{name}" for name in ("text_a", "text_b", "label", "input", "sample"))
-        dropped = f"""
-            SELECT
-                plain.* EXCLUDE (id, flag, reason), drops.reason, evidence,
-                CASE WHEN duplicate_of IS NOT NULL THEN {{{other}}} END AS duplicate_of
-            FROM drops JOIN plain USING (id) LEFT JOIN plain AS other ON other.id = duplicate_of ORDER BY id
-        """
-        self.table.write_jsonl(dropped, folder / "dropped.jsonl")
-        flagged = """
-            WITH flags AS (SELECT id FROM parts SEMI JOIN (SELECT line FROM rows WHERE flag IS NOT NULL) USING (line))
-            SELECT
-                plain.* EXCLUDE (id, flag, reason),
-                split_part(flag, ': ', 1) AS reason, split_part(flag, ': ', 2) AS evidence
-            FROM plain SEMI JOIN flags USING (id) ORDER BY id
-        """
-        self.table.write_jsonl(flagged, folder / "flagged.jsonl")
 
     def results(self, funnel: Funnel) -> dict[str, Any]:
         """Return what the record holds beside the funnel: what is missing to the target, quantiles for thresholds."""
