@@ -19,6 +19,7 @@ from dino_pipeline.filtering.rules import FilterOptions
 from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.run import Run
 from dino_pipeline.texts import normalise, word_overlap
+from tests.commands import answer
 from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons
 
 FINE = [Example("fine", "good", 1.0), Example("fine", "bad", 0.0)]
@@ -373,6 +374,11 @@ def test_what_was_cut_short_between_two_renames_is_brought_to_its_end(
 def test_a_run_whose_texts_are_not_all_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not all written"):
         filter_run(Run(tmp_path), FilterOptions())
+
+
+def test_looking_at_a_folder_without_texts_says_so(tmp_path: Path) -> None:
+    for how in ("--dry-run", "--ablate"):
+        assert "its texts are not all written" in answer("filter", tmp_path, how).stderr
 
 
 def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:

@@ -129,6 +129,13 @@ def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path, monkeypatch
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     same = [row["label"] for row in rows if row["sample"] is not None and row["margin"] is None]
     assert np.mean(same) > 0.7, "what was written as the same is found to be so"
-    refused = answer("filter", "run/train.jsonl", "--run", "other", "--verify")
-    assert refused.exit_code == 2
-    assert "need a run's spec and generator" in refused.stderr
+    for arguments, said in (
+        (("run/train.jsonl", "--run", "other", "--verify"), "need a run's spec and generator"),
+        (
+            ("run", "--verify", "--label-type", "class", "--fresh"),
+            "--label-type: the labels of a RUN are what its spec",
+        ),
+    ):
+        refused = answer("filter", *arguments)
+        assert refused.exit_code == 2
+        assert said in refused.stderr

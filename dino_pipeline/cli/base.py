@@ -10,20 +10,15 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dino_pipeline.errors import DinoError, OptionError, first_line
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
-from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
-    from dino_pipeline.evaluation.evaluate import Candidate
-    from dino_pipeline.run import Run
 
 Command = Callable[..., Any]
 
@@ -147,101 +142,3 @@ def or_dash(value: float | None, form: str) -> str:
 
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-@dataclass(frozen=True)
-class ToFilter:
-    """What a filter reads and writes."""
-
-    run: Run
-    file: Path | None = None
-    """None: the run's own texts."""
-    classes: bool = False
-    """Whether the file's labels are known to be classes."""
-    settled: bool = False
-    """Whether it was filtered before: its labels are what they are to be."""
-
-
-def _published(name: str, run: Run) -> ToFilter:
-    """Return a file with what was written for a published dataset or, where that is not there, what is to train on."""
-    from datasets import load_dataset
-
-    from dino_pipeline.examples import Example, write_examples
-    from dino_pipeline.hub.tables import PROVENANCE
-    from dino_pipeline.training.corpus import Source
-
-    path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"
-    try:
-        rows = load_dataset(name, "raw", split="train")
-        if not {"text_a", "label", *PROVENANCE} <= {*rows.column_names}:
-            raise ValueError
-        examples = [Example(**row) for row in rows]
-    except (ValueError, OSError):  # there is no such configuration; what else is wrong is said in the next line
-        source = Source(name)
-        examples = source.corpus.examples
-        settled = True
-    else:
-        settled = False
-    write_examples(path, examples)
-    return ToFilter(run, path, isinstance(examples[0].label, str), settled)
-
-
-def to_filter(source: Path, run_path: Path | None) -> ToFilter:
-    """Return what a filter is to read and write; a published dataset is put into a file."""
-    from dino_pipeline.layout import LINEAGE
-    from dino_pipeline.run import Run
-
-    if (source / LINEAGE).exists() or (not source.exists() and HUB_ID.fullmatch(str(source))):
-        if run_path is None and not source.exists():
-            raise OptionError(
-                f"{source}: is not there; give a run's folder or a JSONL file, or, if it is a dataset on the Hub, "
-                "--run FOLDER as well"
-            )
-        if run_path is None:
-            raise OptionError(f"{source}: is a dataset; say with --run which folder to write")
-        return _published(str(source), Run(run_path))
-    if source.is_dir() and run_path is not None and run_path.resolve() != source.resolve():
-        raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
-    if source.is_dir():
-        return ToFilter(Run(run_path or source))
-    if not source.exists():
-        raise OptionError(f"{source}: is not there; give a run's folder or a JSONL file")
-    if run_path is None:
-        raise OptionError(f"{source}: is a file; say with --run which folder to write")
-    return ToFilter(Run(run_path), source)
-
-
-def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
-    """Return a run's encoder before and after training, or the model itself.
-
-    A run is named where it is not the only one.
-    """
-    from dino_pipeline.evaluation.evaluate import Candidate
-    from dino_pipeline.run import Run
-
-    run = Run(Path(target))
-    if not run.is_run:
-        name, at, revision = target.rpartition("@")
-        if not at or Path(target).exists():
-            name, revision = target, ""
-        path = model_path(name, "ENCODER")
-        return [Candidate(target, path, revision or None, _human_labels(Path(path)))]
-    trained = run.stage("finetune")
-    if trained.get("status") != "done":
-        raise OptionError(f"{target}: no encoder is trained there; run dino finetune {target} first")
-    encoder = trained["options"]["encoder"]
-    shown = public(trained["options"])["encoder"] if alone else encoder
-    finetuned = f"{shown} finetuned" if alone else f"{shown} finetuned on {target.rstrip('/')}"
-    return [
-        Candidate(f"{shown} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),
-        Candidate(finetuned, str(run.model), None, _human_labels(run.model)),
-    ]
-
-
-def _human_labels(model: Path) -> str | None:
-    """Return the human labels that a run's model was chosen on, None if it was chosen without."""
-    from dino_pipeline.run import Run
-
-    run = Run(model.parent)
-    chosen = run.stage("finetune").get("selection", {}) if model == run.model else {}
-    return chosen["on"] if chosen.get("human_labels") else None

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import Grouped, candidates_of, command, under
+from dino_pipeline.cli.base import Grouped, command, under
+from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.cli.evaluation_sets import evaluation_sets, unlike_papers
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published

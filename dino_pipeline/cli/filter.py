@@ -7,16 +7,18 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from dino_pipeline.cli.base import Grouped, command, model_path, pick_device, to_filter, under
+from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, pick_device, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
+from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
     from dino_pipeline.filtering.rules import FilterOptions
@@ -109,7 +111,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--label-type",
     type=click.Choice(["score", "class"]),
-    help="class: labels of a FILE are names, whatever they spell.  [default: of a FILE score, else its own]",
+    help="class: labels of a FILE are names, whatever they spell.  [default: score, of a published one its own]",
 )
 @click.option("--seed", default=42, show_default=True, help="Of all random choices.")
 @under("Speed")
@@ -124,7 +126,6 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""
     from dino_pipeline.console import table
     from dino_pipeline.filtering.filters import filter_run, look
-    from dino_pipeline.run import Run
 
     if options["listed"]:
         _list(filter_options(options))
@@ -133,14 +134,15 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         raise OptionError("nothing to filter; give a run's folder or a JSONL file")
     with ExitStack() as stack:
         looking = options["dry_run"] or options["ablate"]
-        if looking and not Run(source).is_run:
+        if looking and not _is_run(source):
             run_path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
-        given = to_filter(source, run_path)
+        given = _to_filter(source, run_path)
         run, file = given.run, given.file
+        if file is None and options["label_type"]:
+            raise OptionError("--label-type: the labels of a RUN are what its spec says they are; leave it out")
         chosen = filter_options(_settled(options) if given.settled else options)
         stack.enter_context(run.locked())
-        classes = given.classes or (file is None and run.stage("generate").get("label_type") == "class")
-        numeric = not classes if options["label_type"] is None else options["label_type"] == "score"
+        numeric = (options["label_type"] or given.label_type) == "score"
         if options["address"] is not None:
             stack.enter_context(cluster(options["address"]))
         means = filter_means(run, chosen, options, has_spec=file is None)
@@ -159,6 +161,66 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         click.echo(f"Nothing to drop for: {', '.join(idle)}.")
     for label, missing in results.get("missing", []):
         click.echo(f"label {label}: {missing} of {chosen.target_per_label} are missing: dino generate --until-target")
+
+
+@dataclass(frozen=True)
+class _ToFilter:
+    """What a filter reads and writes."""
+
+    run: Run
+    file: Path | None = None
+    """None: the run's own texts."""
+    label_type: str = "score"
+    """What its labels are, unless told: ``score`` or ``class``."""
+    settled: bool = False
+    """Whether it was filtered before: its labels are what they are to be."""
+
+
+def _is_run(source: Path) -> bool:
+    """Say whether a folder is to be filtered where it is; published ones are files like others."""
+    from dino_pipeline.layout import LINEAGE
+
+    return source.is_dir() and not (source / LINEAGE).exists()
+
+
+def _to_filter(source: Path, run_path: Path | None) -> _ToFilter:
+    """Return what a filter is to read and write; a published dataset is put into a file."""
+    from dino_pipeline.run import Run
+
+    if _is_run(source):
+        if run_path is not None and run_path.resolve() != source.resolve():
+            raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
+        return _ToFilter(Run(source), label_type=Run(source).stage("generate").get("label_type", "score"))
+    on_hub = not source.exists() and HUB_ID.fullmatch(str(source))
+    if not source.exists() and not (on_hub and run_path):
+        more = ", or, if it is a dataset on the Hub, --run FOLDER as well" if on_hub else ""
+        raise OptionError(f"{source}: is not there; give a run's folder or a JSONL file{more}")
+    if run_path is None:
+        kind = "dataset" if source.is_dir() else "file"
+        raise OptionError(f"{source}: is a {kind}; say with --run which folder to write")
+    return _published(str(source), Run(run_path)) if on_hub or source.is_dir() else _ToFilter(Run(run_path), source)
+
+
+def _published(name: str, run: Run) -> _ToFilter:
+    """Return a file with what was written for a published dataset or, where that is not there, what is to train on."""
+    from datasets import load_dataset
+
+    from dino_pipeline.examples import Example, write_examples
+    from dino_pipeline.hub.tables import PROVENANCE
+    from dino_pipeline.training.corpus import Source
+
+    path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"
+    settled = False
+    try:
+        rows = load_dataset(name, "raw", split="train")
+        if not {"text_a", "label", *PROVENANCE} <= {*rows.column_names}:
+            raise ValueError
+        examples = [Example(**row) for row in rows]
+    except (ValueError, OSError):  # there is no such configuration; what else is wrong is said in the next line
+        examples = Source(name).corpus.examples
+        settled = True
+    write_examples(path, examples)
+    return _ToFilter(run, path, "class" if isinstance(examples[0].label, str) else "score", settled)
 
 
 def _settled(options: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.again import commands
-from dino_pipeline.cli.base import candidates_of, command, model_path
+from dino_pipeline.cli.base import command, model_path
+from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:

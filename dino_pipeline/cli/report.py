@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from dino_pipeline.cli.base import candidates_of, command
+from dino_pipeline.cli.base import command
+from dino_pipeline.cli.candidates import candidates_of
 
 
 @click.command()
