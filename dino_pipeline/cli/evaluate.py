@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,9 +123,8 @@ def _evaluate_encoders(
     targets: Sequence[str], names: Sequence[str], output: Path | None, options: dict[str, Any]
 ) -> None:
     from dino_pipeline.console import Console
-    from dino_pipeline.digests import model_fingerprint
     from dino_pipeline.evaluation.evaluate import evaluate as run_evaluate
-    from dino_pipeline.evaluation.evaluate import read_scores
+    from dino_pipeline.evaluation.evaluate import evaluate_run
     from dino_pipeline.examples import write_json
     from dino_pipeline.run import Run
 
@@ -139,22 +137,16 @@ def _evaluate_encoders(
     with contextlib.closing(Console()) as console:
         sets = evaluation_sets(runs, names, options, console, of_pocket=of_pocket)
         differing = unlike_papers(sets) if options["published"] else []
-        run = runs[0] if len(runs) == 1 and output is None else None
-        written = run.scores if run else _writable(output or Path("scores.json"))
-        sources = "+".join(
-            [f"{each.suite}:{each.name}:{each.digest}:{json.dumps(dict(each.protocol))}" for each in sets]
-            + [f"{each.name}:{model_fingerprint(each.path) or each.path}:{each.revision}" for each in candidates]
-        )
-        with run.locked() if run else contextlib.nullcontext():
-            done = run is not None and run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done"
-            shown = read_scores(run.scores) if run and done else None
-            if shown:
-                click.echo(f"{written.parent}: scores are up to date")
-            else:
-                shown = run_evaluate(candidates, sets, console, batch_size=options["batch_size"]).to_json()
-                write_json(written, shown)
-                if run:
-                    run.finish("evaluate")
+        asked = {"candidates": candidates, "sets": sets, "watch": console, "batch_size": options["batch_size"]}
+        if run := runs[0] if len(runs) == 1 and output is None else None:
+            with run.locked():
+                shown, done = evaluate_run(run, **asked)
+            if done:
+                click.echo(f"{run.path}: scores are up to date")
+        else:
+            written = _writable(output or Path("scores.json"))
+            shown = run_evaluate(**asked).to_json()
+            write_json(written, shown)
     print_evaluation(shown)
     if not run:
         click.echo(f"written: {written}")

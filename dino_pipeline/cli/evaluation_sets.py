@@ -24,10 +24,19 @@ def evaluation_sets(
     found: list[EvaluationSet] = []
     if "sts" in names:
         found += _sts_sets(options, console)
-    given = [_set_of_data(each, names) for each in options["data_files"]]
+    given = [_suite_and_path(each) for each in options["data_files"]]
+    of_data = [name for name in OF_DATA if name in names]
+    alone = of_data[0] if len(of_data) == 1 else None
     for (suite, path), name in zip(given, _shown([path for _, path in given]), strict=True):
-        found.append(_read(suite, name, path, console))
-    for suite in [name for name in OF_DATA if name in names and name not in {suite for suite, _ in given}]:
+        data = _read(suite or alone, name, path, console)
+        if names and data.suite not in names:
+            raise OptionError(
+                f"--data {path}: is for suite {data.suite}, which --suite does not name; add it, or leave it out"
+            )
+        found.append(data)
+    for suite in of_data:
+        if suite in {each.suite for each in found}:
+            continue
         if suite != "pairs" or not any(run.held_out for run in runs):
             raise OptionError(f"--suite {suite}: says nothing without data; give --data {suite}=PATH")
         found += _of_runs(runs)
@@ -59,41 +68,35 @@ def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
     return unlike_papers([each for each in sets if isinstance(each, ScoredPairs) and each.suite == "sts"])
 
 
-def _set_of_data(given: str, names: Sequence[str]) -> tuple[str, Path]:
-    """Return the suite that data belongs to, and where it is."""
+def _suite_and_path(given: str) -> tuple[str | None, Path]:
+    """Return the suite that is named for data, and where the data is."""
     suite, _, rest = given.partition("=")
     named = suite in OF_DATA and bool(rest) and not Path(given).exists()
     path = Path(rest) if named else Path(given)
     if not given or not (path.exists() or HUB_ID.fullmatch(str(path))):
         raise OptionError(f"--data {given!r}: is not there; give a file, or a folder in BEIR's layout")
-    asked = [name for name in names if name in OF_DATA]
-    found = suite if named else asked[0] if len(asked) == 1 else _suite_of(path)
-    if names and found not in names:
-        raise OptionError(f"--data {given}: is for suite {found}, which --suite does not name; add it, or leave it out")
-    return found, path
+    return suite if named else None, path
 
 
-def _suite_of(path: Path) -> str:
-    """Return the suite that a file or folder is for, by what it holds."""
+def _read(suite: str | None, name: str, path: Path, console: Console) -> EvaluationSet:
+    """Read data for a suite, or for the one that it is for by what it holds."""
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
+    from dino_pipeline.evaluation.suites.probe import Probe
     from dino_pipeline.layout import LINEAGE
     from dino_pipeline.training.corpus import to_evaluate_on
 
-    if path.is_dir() and not (path / LINEAGE).exists():
-        beir = any((path / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels"))
-        return "retrieval" if beir else "probe"
-    first = to_evaluate_on(path).corpus.examples[0]
-    return "pairs" if isinstance(first.label, float | None) and first.text_b is not None else "probe"
-
-
-def _read(suite: str, name: str, path: Path, console: Console) -> EvaluationSet:
-    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
-    from dino_pipeline.evaluation.suites.probe import Probe
-    from dino_pipeline.evaluation.suites.retrieval import Retrieval
-
-    if suite == "pairs":
-        return ScoredPairs.read(name, path)
-    if suite == "probe":
+    if suite is None and path.is_dir() and not (path / LINEAGE).exists():
+        beir = any((path / part).exists() for part in ("corpus.jsonl", "queries.jsonl", "qrels"))
+        suite = "retrieval" if beir else "probe"
+    if suite in ("pairs", None):
+        corpus = to_evaluate_on(path).corpus
+        first = corpus.examples[0]
+        if suite or (isinstance(first.label, float | None) and first.text_b is not None):
+            return ScoredPairs.of(name, corpus)
+    if suite != "retrieval":
         return Probe.read(name, path)
+    from dino_pipeline.evaluation.suites.retrieval import Retrieval  # loads torch
+
     data = Retrieval.read(name, path)
     for note in data.notes:
         console.note(note)

@@ -10,9 +10,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, read_scores, scores_of
+from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites.base import Score
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import write_atomic, write_bytes, write_json
@@ -139,16 +138,9 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
 
 
 def _cell_scores(cell: Run, name: str, plan: Plan, watch: Watch) -> dict[str, float | None]:
-    """Return a trained cell's Spearman x 100 by set, from its file if that is of this model and these sets."""
-    digests = "+".join(f"{each.name}:{each.digest}" for each in plan.sets)
-    sources = f"{digests}+{name}:{model_fingerprint(str(cell.model))}"
-    done = cell.begin("evaluate", {}, outputs=[cell.scores], sources=sources) == "done"
-    found = read_scores(cell.scores) if done else None
-    if found is None:  # or damaged
-        human = plan.texts.select_on.label if plan.texts.select_on else None
-        found = evaluate([Candidate(name, str(cell.model), None, human)], plan.sets, watch).to_json()
-        write_json(cell.scores, found)
-        cell.finish("evaluate")
+    """Return a trained cell's Spearman x 100 by set."""
+    human = plan.texts.select_on.label if plan.texts.select_on else None
+    found, _ = evaluate_run(cell, [Candidate(name, str(cell.model), None, human)], plan.sets, watch)
     return {each["data"]: each["measures"]["spearman"]["value"] for each in found["scores"] if each["model"] == name}
 
 

@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
-
-from sentence_transformers import SentenceTransformer
+from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.evaluation.suites.sts import with_mean
+from dino_pipeline.examples import write_json
 from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.progress import Watch
-from dino_pipeline.run import versions
-from dino_pipeline.training.encoders import load_encoder
+from dino_pipeline.run import Run, versions
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 FORMAT = 1
 """Of scores.json."""
@@ -116,6 +117,8 @@ def evaluate(
         DataError: two sets of a suite have the same name.
         ModelError: a model cannot be loaded, or gives no numbers.
     """
+    from dino_pipeline.training.encoders import load_encoder
+
     names = [(each.suite, each.name) for each in sets]
     if twice := [name for at, (_, name) in enumerate(names) if names[at] in names[:at]]:
         raise DataError(f"{twice[0]}: is there twice; a set counts once")
@@ -126,6 +129,23 @@ def evaluate(
         columns.append(scores_of(candidate.name, model, sets, watch, batch_size))
     place = {(score.suite, score.data): at for at, score in enumerate(columns[-1])}
     return Evaluation(models, sorted(chain(*columns), key=lambda score: place[score.suite, score.data]))
+
+
+def evaluate_run(
+    run: Run, candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], watch: Watch, *, batch_size: int = 64
+) -> tuple[dict[str, Any], bool]:
+    """Return what a run's scores.json holds, and whether it was there, of these encoders and sets; else it is made."""
+    sources = "+".join(
+        [f"{each.suite}:{each.name}:{each.digest}:{json.dumps(dict(each.protocol))}" for each in sets]
+        + [f"{each.name}:{model_fingerprint(each.path) or each.path}:{each.revision}" for each in candidates]
+    )
+    done = run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done"
+    if done and (found := read_scores(run.scores)):  # and not damaged
+        return found, True
+    found = evaluate(candidates, sets, watch, batch_size=batch_size).to_json()
+    write_json(run.scores, found)
+    run.finish("evaluate")
+    return found, False
 
 
 def scores_of(

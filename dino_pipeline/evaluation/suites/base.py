@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import ModelError
 from dino_pipeline.measures import Sample, Vector
 from dino_pipeline.progress import Progress, Watch
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Embeddings = NDArray[np.float32]
 Measured = dict[str, Sample]

@@ -14,7 +14,7 @@ from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Measured, cosines, percent
 from dino_pipeline.measures import Sample, Vector, mean, pearson, spearman
 from dino_pipeline.texts import word_overlap
-from dino_pipeline.training.corpus import to_evaluate_on
+from dino_pipeline.training.corpus import Corpus, to_evaluate_on
 
 WORD_OVERLAP = "word overlap (Jaccard)"
 Aggregate = Literal["all", "mean", "wmean"]
@@ -41,15 +41,20 @@ class ScoredPairs:
         Raises:
             DataError: a row is no pair with a number, or the gold scores are all the same.
         """
+        return cls.of(name, to_evaluate_on(path).corpus, suite)
+
+    @classmethod
+    def of(cls, name: str, corpus: Corpus, suite: str = "pairs") -> ScoredPairs:
+        """Return what was read; see `read`."""
         pairs = []
-        for number, example in enumerate(to_evaluate_on(path).corpus.examples, start=1):
+        for number, example in enumerate(corpus.examples, start=1):
             if example.text_b is None or not isinstance(example.label, float):
                 raise DataError(
-                    f"{path}: example {number} is no scored pair; give text_a, text_b and a number as label"
+                    f"{corpus.name}: example {number} is no scored pair; give text_a, text_b and a number as label"
                 )
             pairs.append((example.text_a, example.text_b, example.label))
         if len({gold for _, _, gold in pairs}) < 2:
-            raise DataError(f"{path}: all pairs have the same label; a correlation needs different ones")
+            raise DataError(f"{corpus.name}: all pairs have the same label; a correlation needs different ones")
         return cls(name, [pairs], suite)
 
     @property
