@@ -389,7 +389,7 @@ def test_sets_of_one_name_and_no_objectives_are_refused_before_anything_is_train
     write_examples(tmp_path / "data.jsonl", Words().pairs(20))
     call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder)]
     for more, said in (
-        (["--data", "data.jsonl", "--data", "data.jsonl"], "--data data.jsonl: is named twice"),
+        (["--data", "data.jsonl", "--data", "data.jsonl"], "error: data.jsonl: is there twice"),
         (["--data", "data.jsonl", "--objectives", ","], "--objectives ',': names none"),
     ):
         failed = answer(*call, *more)

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
 from dino_pipeline.evaluation.suites.base import Embedder
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.measures import RESAMPLES
+from tests.commands import answer, invoke
 from tests.toys import Quiet
 
 PAIRS = [
@@ -138,10 +137,8 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
     gold = stored(tmp_path / "gold.jsonl", PAIRS)
     kinds = [Example(f"{kind} {at}", None, kind) for kind in ("good", "bad") for at in range(6)]
     classes = stored(tmp_path / "classes.jsonl", kinds)
-    call = ["evaluate", f"{toy_encoder}", "--data", f"{gold}", "--data", f"{classes}"]
-    done = CliRunner().invoke(main, [*call, "--output", f"{tmp_path / 'scores.json'}"])
-    assert done.exit_code == 0, done.output
-    assert "most frequent class" in done.stdout
+    call = ("evaluate", toy_encoder, "--data", gold, "--data", classes)
+    assert "most frequent class" in invoke(*call, "--output", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert [(each["suite"], each["data"], each["size"]) for each in scores] == [
         *[("pairs", "gold.jsonl", 4)] * 2,
@@ -149,7 +146,7 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
     ]
     assert scores[2]["measures"]["accuracy"]["value"] == 50
     assert scores[3]["protocol"] == {"split": "6 folds"}
-    as_classes = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", "--suite", "probe", "--data", f"{gold}"])
+    as_classes = answer("evaluate", toy_encoder, "--suite", "probe", "--data", gold)
     assert "class 1 has one text only" in as_classes.stderr
 
 
@@ -170,7 +167,7 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
 )
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path, toy_encoder: Path, arguments: list[str], said: str) -> None:
     stored(tmp_path / "gold.jsonl", PAIRS)
-    found = CliRunner().invoke(main, ["evaluate", f"{toy_encoder}", *arguments])
+    found = answer("evaluate", toy_encoder, *arguments)
     assert (found.exit_code, found.stdout) == (2, "")
     assert said in found.stderr
 
@@ -181,9 +178,8 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, toy_encoder: Path) 
     for folder in ("a", "b"):
         shutil.copytree(toy_encoder, tmp_path / folder / "run" / "model")
         write_json(tmp_path / folder / "run" / "run.json", {"finetune": {"status": "done", "options": options}})
-    call = ["evaluate", "a/run", "b/run", "--data", "gold.jsonl", "--output", "scores.json"]
-    done = CliRunner().invoke(main, call)
-    assert done.exit_code == 0, done.stderr
+    call = ("evaluate", "a/run", "b/run", "--data", "gold.jsonl", "--output", "scores.json")
+    invoke(*call)
     names = [each["name"] for each in json.loads((tmp_path / "scores.json").read_text())["models"]]
     assert names == [f"{toy_encoder} {what}" for what in ("before", "finetuned on a/run", "finetuned on b/run")]
 
@@ -196,16 +192,14 @@ def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_scores_are_written_here_unless_something_else_is_there(tmp_path: Path, toy_encoder: Path) -> None:
     stored(tmp_path / "gold.jsonl", PAIRS)
-    call = ["evaluate", f"{toy_encoder}", "--data", "gold.jsonl"]
+    call = ("evaluate", toy_encoder, "--data", "gold.jsonl")
     for _ in range(2):
-        done = CliRunner().invoke(main, call)
-        assert done.exit_code == 0, done.output
-        assert done.stdout.endswith("written: scores.json\n")
+        assert invoke(*call).endswith("written: scores.json\n")
     (tmp_path / "scores.json").write_text("mine")
-    done = CliRunner().invoke(main, call)
+    done = answer(*call)
     assert (done.exit_code, (tmp_path / "scores.json").read_text()) == (2, "mine")
     assert "scores.json: is there and holds no scores" in done.stderr
-    done = CliRunner().invoke(main, [*call, "--output", "nowhere/scores.json"])
+    done = answer(*call, "--output", "nowhere/scores.json")
     assert "nowhere is no folder that can be written to" in done.stderr
 
 
@@ -218,12 +212,10 @@ def test_damaged_or_older_scores_of_a_run_are_made_again(tmp_path: Path, toy_enc
     for damage in (None, "{", '{"scores": []}', None):
         if damage:
             (tmp_path / "run" / "scores.json").write_text(damage)
-        done = CliRunner().invoke(main, ["evaluate", "run"])
-        assert done.exit_code == 0, done.output
-        said.append("up to date" in done.stdout)
+        said.append("up to date" in invoke("evaluate", "run"))
     assert said == [False, False, False, True]
     (tmp_path / "run" / "run.json").write_text("[]")
-    assert "run.json: is no object" in CliRunner().invoke(main, ["evaluate", "run"]).stderr
+    assert "run.json: is no object" in answer("evaluate", "run").stderr
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02broken", b""])

@@ -18,7 +18,7 @@ from dino_pipeline.filtering.label_scores import LabelScores
 from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from tests.commands import answer
+from tests.commands import answer, invoke
 from tests.pairs import Words, dropped, raw
 from tests.test_spec import SPECS
 
@@ -121,11 +121,8 @@ def test_classes_have_no_posterior_mean(tmp_path: Path) -> None:
 
 def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "40", "--samples", "2"]
-    assert answer(*made).exit_code == 0
-    done = answer("filter", "run", "--verify", "--labels", "posterior")
-    assert done.exit_code == 0, done.stderr
-    assert "- label not confirmed" in done.stdout
+    invoke("generate", SPECS / "sts-x2.json", "--run", "run", "--num-inputs", "40", "--samples", "2")
+    assert "- label not confirmed" in invoke("filter", "run", "--verify", "--labels", "posterior")
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     same = [row["label"] for row in rows if row["sample"] is not None and row["margin"] is None]
     assert np.mean(same) > 0.7, "what was written as the same is found to be so"

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import pytrec_eval
-from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.suites import retrieval
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, unit
@@ -32,6 +30,7 @@ from dino_pipeline.evaluation.suites.sts import (
 )
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.measures import RANKING
+from tests.commands import answer, invoke
 from tests.toys import Quiet, by_score
 
 SUBSETS = {
@@ -210,8 +209,8 @@ def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
 
 def test_the_sts_suite_is_one_table_with_its_marks(tmp_path: Path, toy_encoder: Path) -> None:
     data = senteval(tmp_path / "small", share=0.02)
-    call = ["evaluate", f"{toy_encoder}", "pocket", "--suite", "sts", "--data-dir", f"{data}", "--published"]
-    done = CliRunner().invoke(main, [*call, "--output", f"{tmp_path / 'scores.json'}"])
+    call = ("evaluate", toy_encoder, "pocket", "--suite", "sts", "--data-dir", data, "--published")
+    done = answer(*call, "--output", tmp_path / "scores.json")
     assert done.exit_code == 0, done.stderr
     assert "STS12: 61 pairs, 3108 are usual" in done.stderr
     assert done.stdout.splitlines()[0].split()[3:] == [
@@ -229,12 +228,11 @@ def test_the_sts_suite_is_one_table_with_its_marks(tmp_path: Path, toy_encoder: 
 
 
 def test_published_figures_stand_under_figures_of_their_protocol(whole: Path) -> None:
-    call = ["evaluate", "pocket", "--suite", "sts", "--data-dir", f"{whole}", "--text", "tokenized", "--published"]
-    done = CliRunner().invoke(main, call)
-    assert done.exit_code == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("DINO x2"))
+    call = ("evaluate", "pocket", "--suite", "sts", "--data-dir", whole, "--text", "tokenized", "--published")
+    printed = invoke(*call)
+    line = next(line for line in printed.splitlines() if line.startswith("DINO x2"))
     assert line.split()[-8:] == ["70.27", "81.26", "71.25", "80.49", "77.18", "77.82", "68.09", "75.20"]
-    assert "†" not in done.stdout
+    assert "†" not in printed
 
 
 def examples_of(classes: Mapping[str, Sequence[str]], count: int) -> list[Example]:
@@ -379,7 +377,7 @@ def test_retrieval_is_trec_evals_of_an_exact_search_block_by_block(
 def test_retrieval_is_a_suite_of_the_command(tmp_path: Path) -> None:
     texts = {"d1": "A man plays a guitar.", "d2": "The rain falls.", "d3": "A woman eats bread."}
     folder = beir(tmp_path / "tiny", texts, {"q": "A man plays a guitar."}, [("q", "d1", 2), ("q", "d9", 0)])
-    done = CliRunner().invoke(main, ["evaluate", "pocket", "--data", f"{folder}"])
+    done = answer("evaluate", "pocket", "--data", folder)
     assert done.exit_code == 0, done.stderr
     assert "tiny: 1 judged documents are not in corpus.jsonl" in done.stderr
     header, _, row, _ = done.stdout.splitlines()

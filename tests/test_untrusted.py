@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dino_pipeline.cli import main
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.sampling import Sampling
@@ -21,6 +19,7 @@ from dino_pipeline.hub.card import Kept, card, split
 from dino_pipeline.hub.markdown import fenced, plain, table
 from dino_pipeline.run import Run
 from dino_pipeline.spec import X1, TaskSpec
+from tests.commands import invoke
 from tests.pairs import Words
 from tests.test_report import Reader
 from tests.toys import char_tokenizer, tiny_model
@@ -96,18 +95,15 @@ def test_a_file_of_anything_goes_the_whole_way(pairs: list[tuple[str, str]]) -> 
         write_examples(folder / "data.jsonl", rows)
         assert read_examples(folder / "data.jsonl") == rows
         run = Run(folder / "run")
-        call = ["filter", str(folder / "data.jsonl"), "--run", str(run.path), "--random-pairs", "0", "--workers", "1"]
-        done = CliRunner().invoke(main, [*call, "--no-balance", "--labels", "hard", "--dev-share", "0"])
-        assert done.exit_code == 0, done.output
+        call = ("filter", folder / "data.jsonl", "--run", run.path, "--random-pairs", "0", "--workers", "1")
+        invoke(*call, "--no-balance", "--labels", "hard", "--dev-share", "0")
         kept = [(each.text_a, each.text_b) for path in (run.train, run.dropped) for each in read_examples(path)]
         assert sorted(kept) == sorted((each.text_a, str(each.text_b)) for each in rows), "each is kept or dropped"
         assert not [each for each in read_examples(run.train) if "\u202e" in each.text_a + str(each.text_b)]
-        done = CliRunner().invoke(main, ["report", str(run.path)])
-        assert done.exit_code == 0, done.output
+        invoke("report", run.path)
         page = Reader(run.report.read_text(encoding="utf-8"))
         assert page.tags["script"] == 1
         assert not page.open
-        done = CliRunner().invoke(main, ["publish", str(run.path), "--repo", "a/b", "--license", "mit", "--dry-run"])
-        assert done.exit_code == 0, done.output
+        invoke("publish", run.path, "--repo", "a/b", "--license", "mit", "--dry-run")
         front, _ = split((run.hub / "dataset" / "README.md").read_text(encoding="utf-8"))
         assert front["license"] == "mit"

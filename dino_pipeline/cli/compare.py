@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import Grouped, command, options_of, watching
-from dino_pipeline.cli.evaluation_sets import belonging, scored_pairs
+from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
     SOURCE_OPTIONS,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: compare in the RUN]"
 )
-@click.option("--data", "data_files", multiple=True, type=click.Path(path_type=Path), help="JSONL of scored pairs.")
+@click.option("--data", "data_files", multiple=True, metavar="PATH", help="JSONL of scored pairs.")
 @click.option("--suite", type=click.Choice(["pocket"]), help="Evaluate on held-out pairs of the pocket grammar.")
 @click.option(
     "--set",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @options_of(TRAINING_OPTIONS)
 @options_of(SOURCE_OPTIONS)
 @command
-def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite: str | None, **options: Any) -> None:
+def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: str | None, **options: Any) -> None:
     """Train the same encoder by each objective on the same texts, evaluate it on the same sets, and print, save and
     draw one table. Finished cells are not done again.
 
@@ -64,8 +64,9 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[Path], suite:
     names = NAMES if lenient else _names(options["objectives"])
     run, texts = texts_of(data, run_path, options)
     path, encoder = encoder_of(options)
-    sets = scored_pairs(data_files, pocket_gold=bool(suite))
-    sets = sets or belonging([Run(Path(data))], of_pocket=options["encoder"] == "pocket")
+    suites = [*(["pairs"] if data_files else []), *([suite] if suite else [])]
+    of_pocket = options["encoder"] == "pocket"
+    sets = evaluation_sets([Run(Path(data))], suites, {"data_files": data_files}, of_pocket=of_pocket)
     asked = options["pooling"] is not None
     plan = Plan(
         folder=run.path if run_path else run.comparison,

@@ -12,7 +12,7 @@ import click
 
 from dino_pipeline.cli.base import Grouped, command, under
 from dino_pipeline.cli.candidates import candidates_of
-from dino_pipeline.cli.evaluation_sets import evaluation_sets, unlike_papers
+from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published
 from dino_pipeline.errors import OptionError
@@ -125,6 +125,7 @@ def _evaluate_encoders(
     from dino_pipeline.console import Console
     from dino_pipeline.evaluation.evaluate import evaluate as run_evaluate
     from dino_pipeline.evaluation.evaluate import evaluate_run
+    from dino_pipeline.evaluation.suites.sts import unlike_papers
     from dino_pipeline.examples import write_json
     from dino_pipeline.run import Run
 
@@ -135,7 +136,7 @@ def _evaluate_encoders(
         raise OptionError(f"{alike[0]}: two different encoders have this name; evaluate them one by one")
     of_pocket = any(run.stage("finetune")["options"]["encoder"] == "pocket" for run in runs)
     with contextlib.closing(Console()) as console:
-        sets = evaluation_sets(runs, names, options, console, of_pocket=of_pocket)
+        sets = evaluation_sets(runs, names, options, of_pocket=of_pocket)
         differing = unlike_papers(sets) if options["published"] else []
         asked = {"candidates": candidates, "sets": sets, "watch": console, "batch_size": options["batch_size"]}
         if run := runs[0] if len(runs) == 1 and output is None else None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +11,30 @@ from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites import OF_DATA
 
 if TYPE_CHECKING:
-    from dino_pipeline.console import Console
     from dino_pipeline.evaluation.suites.base import EvaluationSet
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
     from dino_pipeline.run import Run
 
 
 def evaluation_sets(
-    runs: Sequence[Run], names: Sequence[str], options: dict[str, Any], console: Console, *, of_pocket: bool
+    runs: Sequence[Run], names: Sequence[str], options: Mapping[str, Any], *, of_pocket: bool
 ) -> list[EvaluationSet]:
-    """Return what to evaluate on: what was asked for, else what belongs to the runs and to the pocket encoder."""
+    """Return what to evaluate on: what was asked for, else what belongs to the runs and to the pocket encoder.
+
+    Raises:
+        OptionError: there is nothing, or something twice.
+    """
+    from dino_pipeline import pocket
+    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
+
     found: list[EvaluationSet] = []
     if "sts" in names:
-        found += _sts_sets(options, console)
+        found += _sts_sets(options)
     given = [_suite_and_path(each) for each in options["data_files"]]
     of_data = [name for name in OF_DATA if name in names]
     alone = of_data[0] if len(of_data) == 1 else None
     for (suite, path), name in zip(given, _shown([path for _, path in given]), strict=True):
-        data = _read(suite or alone, name, path, console)
+        data = _read(suite or alone, name, path)
         if names and data.suite not in names:
             raise OptionError(
                 f"--data {path}: is for suite {data.suite}, which --suite does not name; add it, or leave it out"
@@ -40,14 +46,19 @@ def evaluation_sets(
         if suite != "pairs" or not any(run.held_out for run in runs):
             raise OptionError(f"--suite {suite}: says nothing without data; give --data {suite}=PATH")
         found += _of_runs(runs)
-    if "pocket" in names:
-        found.append(_pocket_gold())
     if not (names or given):
-        found += belonging(runs, of_pocket=of_pocket)
+        found += _of_runs(runs)
+    if "pocket" in names or (of_pocket and not (names or given)):
+        found.append(ScoredPairs.read("pocket gold", pocket.GOLD_TEST, "pocket"))
+    if not found:
+        raise OptionError("nothing to evaluate on; give --data FILE, or --suite pocket")
+    places = [(each.suite, each.name) for each in found]
+    if twice := [name for at, (_, name) in enumerate(places) if places[at] in places[:at]]:
+        raise OptionError(f"{twice[0]}: is there twice; a set counts once")
     return found
 
 
-def _sts_sets(options: dict[str, Any], console: Console) -> Sequence[EvaluationSet]:
+def _sts_sets(options: Mapping[str, Any]) -> Sequence[EvaluationSet]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HOME
 
@@ -55,17 +66,15 @@ def _sts_sets(options: dict[str, Any], console: Console) -> Sequence[EvaluationS
 
     folder = options["data_dir"] or hub_folder(hf_hub_download, Path(HF_HOME) / "dino-pipeline" / "senteval")
     sets, notes = read_sts(folder, Protocol(options["aggregate"], options["text"], options["sick"]))
-    for note in notes:
-        console.note(note)
+    _say(notes)
     return sets
 
 
-def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
-    """Return in what the STS sets differ from those of the published figures."""
-    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
-    from dino_pipeline.evaluation.suites.sts import unlike_papers
+def _say(notes: Sequence[str]) -> None:
+    from dino_pipeline.console import Console
 
-    return unlike_papers([each for each in sets if isinstance(each, ScoredPairs) and each.suite == "sts"])
+    for note in notes:
+        Console().note(note)
 
 
 def _suite_and_path(given: str) -> tuple[str | None, Path]:
@@ -78,7 +87,7 @@ def _suite_and_path(given: str) -> tuple[str | None, Path]:
     return suite if named else None, path
 
 
-def _read(suite: str | None, name: str, path: Path, console: Console) -> EvaluationSet:
+def _read(suite: str | None, name: str, path: Path) -> EvaluationSet:
     """Read data for a suite, or for the one that it is for by what it holds."""
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
     from dino_pipeline.evaluation.suites.probe import Probe
@@ -98,8 +107,7 @@ def _read(suite: str | None, name: str, path: Path, console: Console) -> Evaluat
     from dino_pipeline.evaluation.suites.retrieval import Retrieval  # loads torch
 
     data = Retrieval.read(name, path)
-    for note in data.notes:
-        console.note(note)
+    _say(data.notes)
     return data
 
 
@@ -117,33 +125,3 @@ def _of_runs(runs: Sequence[Run]) -> list[ScoredPairs]:
         for run, name in zip(runs, _shown([run.path for run in runs]), strict=True)
         if run.held_out
     ]
-
-
-def _pocket_gold() -> ScoredPairs:
-    from dino_pipeline import pocket
-    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
-
-    return ScoredPairs.read("pocket gold", pocket.GOLD_TEST, "pocket")
-
-
-def belonging(runs: Sequence[Run], *, of_pocket: bool) -> list[ScoredPairs]:
-    """Return the scored pairs that belong to runs, and to the pocket encoder.
-
-    Raises:
-        OptionError: there are none.
-    """
-    found = [*_of_runs(runs), *([_pocket_gold()] if of_pocket else [])]
-    if not found:
-        raise OptionError("nothing to evaluate on; give --data FILE, or --suite pocket")
-    return found
-
-
-def scored_pairs(files: Sequence[Path], *, pocket_gold: bool) -> list[ScoredPairs]:
-    """Return the scored pairs of files, and those of the pocket grammar if they are asked for."""
-    from dino_pipeline.evaluation.suites.pairs import ScoredPairs
-
-    shown = _shown(files)
-    found = [ScoredPairs.read(name, file) for name, file in zip(shown, files, strict=True)]
-    if twice := [name for name in shown if shown.count(name) > 1]:
-        raise OptionError(f"--data {twice[0]}: is named twice")
-    return [*found, *([_pocket_gold()] if pocket_gold else [])]

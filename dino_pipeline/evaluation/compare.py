@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
-from dino_pipeline.evaluation.suites.base import Score
-from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
+from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
+from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.examples import write_atomic, write_bytes, write_json
 from dino_pipeline.progress import Watch
 from dino_pipeline.run import Run
@@ -35,7 +35,8 @@ class Plan:
     load: Callable[[Training | None], SentenceTransformer]
     """Loads the encoder for a training, or as it is untrained."""
     texts: Texts
-    sets: Sequence[ScoredPairs]
+    sets: Sequence[EvaluationSet]
+    """Of scored pairs."""
 
     def cell(self, objective: str, seed: int) -> Run:
         """Return the run of one training."""

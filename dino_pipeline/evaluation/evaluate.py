@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.digests import model_fingerprint
-from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.evaluation.suites.sts import with_mean
 from dino_pipeline.examples import write_json
@@ -114,14 +113,10 @@ def evaluate(
         batch_size: texts a batch; changes speed only.
 
     Raises:
-        DataError: two sets of a suite have the same name.
         ModelError: a model cannot be loaded, or gives no numbers.
     """
     from dino_pipeline.training.encoders import load_encoder
 
-    names = [(each.suite, each.name) for each in sets]
-    if twice := [name for at, (_, name) in enumerate(names) if names[at] in names[:at]]:
-        raise DataError(f"{twice[0]}: is there twice; a set counts once")
     columns, models = [baselines(sets)], []
     for candidate in candidates:
         model = load_encoder(candidate.path, candidate.revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import combinations, groupby
 from operator import itemgetter
@@ -37,16 +38,16 @@ def near_inputs(table: Table, rows: str, threshold: float, spread: Spread) -> st
         threshold: least Jaccard similarity; see `dedup.near_duplicates`.
         spread: where texts are compared. Speed only.
     """
-    ids = _store_band_keys(table, rows, spread)
+    files = [table.file.with_name(f"band-{band}") for band in range(BANDS)]
+    ids = _store_band_keys(table, rows, spread, files)
     table.store("alike", SIMILAR.empty_table())
     if len(ids) > 1:
-        files = [_band_file(table, band) for band in range(BANDS)]
         bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]
         with spread(partial(_Similar, threshold)) as over:
             for pairs in candidates(bands):
                 _verify(table, ids[pairs], over)
-        for file in files:
-            file.unlink()
+    for file in files:
+        file.unlink()
     return _rows_of_those_that_go(table, rows)
 
 
@@ -56,11 +57,7 @@ def _heads(table: Table, rows: str) -> str:
     return "SELECT id, text_a FROM first_rows JOIN plain USING (id) ORDER BY id"
 
 
-def _band_file(table: Table, band: int) -> Path:
-    return table.file.with_name(f"band-{band}")
-
-
-def _store_band_keys(table: Table, rows: str, spread: Spread) -> NDArray[np.int64]:
+def _store_band_keys(table: Table, rows: str, spread: Spread, files: Sequence[Path]) -> NDArray[np.int64]:
     """Write each band's keys of all distinct text_a to a file, and return their rows."""
     ids: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
 
@@ -69,15 +66,12 @@ def _store_band_keys(table: Table, rows: str, spread: Spread) -> NDArray[np.int6
             ids.append(np.array(batch["id"], dtype=np.int64))
             yield batch["text_a"]
 
-    files = [open(_band_file(table, band), "wb") for band in range(BANDS)]  # noqa: SIM115
-    try:
-        with spread(_KeysOf) as over:
-            for keys in over(jobs()):
-                for band, file in enumerate(files):
-                    file.write(np.ascontiguousarray(keys[:, band]).tobytes())
-    finally:
-        for file in files:
-            file.close()
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open(file, "wb")) for file in files]
+        over = stack.enter_context(spread(_KeysOf))
+        for keys in over(jobs()):
+            for band, file in enumerate(opened):
+                file.write(np.ascontiguousarray(keys[:, band]).tobytes())
     return np.concatenate(ids)
 
 

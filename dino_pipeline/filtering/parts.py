@@ -24,7 +24,7 @@ def split(table: Table, dev_share: float, seed: int) -> None:
     """Part living rows into ``parts (id, line, label, a, b, dev)`` so that no text, first or second, is on both sides.
 
     Groups of rows that share a text, directly or by way of other rows, go the same way; in an order drawn by hash,
-    until dev has its share. A group larger than that share stays in train.
+    until dev has its share. A group larger than that share stays in train. ``extra`` is made, for `random_pairs`.
     """
     table.run("CREATE TABLE heads AS SELECT a, a AS head, count(*) AS size FROM alive GROUP BY a")
     links = table.columns("""
@@ -51,6 +51,7 @@ def split(table: Table, dev_share: float, seed: int) -> None:
         """,
         str(seed),
     )
+    table.run("CREATE TABLE extra (id BIGINT, a UBIGINT, other BIGINT, b UBIGINT, dev BOOLEAN, draw INTEGER)")
     table.run("""
         CREATE TABLE parts AS
         SELECT id, line, label, alive.a, b, dev.a IS NOT NULL AS dev FROM alive LEFT JOIN dev USING (a)
@@ -101,7 +102,6 @@ def random_pairs(table: Table, count: int, seed: int) -> None:
         SELECT id, b, dev, row_number() OVER (PARTITION BY dev ORDER BY id) - 1 AS place FROM parts
     """)
     table.run("CREATE TABLE firsts AS SELECT a, dev, min(id) AS id FROM parts GROUP BY a, dev")
-    table.run("CREATE TABLE extra (id BIGINT, a UBIGINT, other BIGINT, b UBIGINT, dev BOOLEAN, draw INTEGER)")
     begin, step = 0, count
     while begin < TRIES * count and table.value(
         f"SELECT count(*) < {count} * (SELECT count(*) FROM firsts) FROM extra"
@@ -152,10 +152,8 @@ def _factor(seed: int, draw: int) -> int:
 def sides(table: Table) -> Iterator[tuple[str, Counts]]:
     """Yield each side's name, and how many of each label, random pairs too, it has."""
     for side, dev in (("train", False), ("dev", True)):
-        counts = dict(table.run("SELECT label, count(*) FROM labelled WHERE dev = ? GROUP BY label", dev))
-        if table.has("extra"):
-            drawn = table.value("SELECT count(*) FROM extra WHERE dev = ?", dev)
-            counts[table.unrelated] = counts.get(table.unrelated, 0) + drawn
+        rows = f"SELECT label, dev FROM labelled UNION ALL SELECT {table.unrelated!r}, dev FROM extra"
+        counts = dict(table.run(f"SELECT label, count(*) FROM ({rows}) WHERE dev = ? GROUP BY label", dev))
         yield side, by_tenths(counts, table.scale)
 
 
@@ -163,17 +161,16 @@ def write(table: Table, folder: Path) -> None:
     """Write train, dev, dropped and flagged examples into a folder."""
     for side, dev in (("train", "false"), ("dev", "true")):
         query = f"""
-            SELECT text_a, text_b, label, logprob, margin, input, sample
-            FROM rows JOIN labelled USING (line) WHERE dev = {dev} ORDER BY id
+            SELECT * FROM (
+                SELECT text_a, text_b, label, logprob, margin, input, sample
+                FROM rows JOIN labelled USING (line) WHERE dev = {dev} ORDER BY id
+            )
+            UNION ALL SELECT * FROM (
+                SELECT one.text_a, two.text_b, {table.unrelated!r}, NULL, NULL, NULL, NULL
+                FROM extra JOIN plain AS one USING (id) JOIN plain AS two ON two.id = other
+                WHERE dev = {dev} ORDER BY extra.id, draw
+            )
         """
-        if table.has("extra"):
-            query = f"""
-                SELECT * FROM ({query}) UNION ALL SELECT * FROM (
-                    SELECT one.text_a, two.text_b, {table.unrelated!r}, NULL, NULL, NULL, NULL
-                    FROM extra JOIN plain AS one USING (id) JOIN plain AS two ON two.id = other
-                    WHERE dev = {dev} ORDER BY extra.id, draw
-                )
-            """
         table.write_jsonl(query, folder / f"{side}.jsonl")
     other = ", ".join(f"'{name}': other.{name}" for name in ("text_a", "text_b", "label", "input", "sample"))
     dropped = f"""

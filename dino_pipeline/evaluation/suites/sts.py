@@ -6,14 +6,14 @@ import hashlib
 import math
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from dino_pipeline.errors import DataError, OptionError, first_line
-from dino_pipeline.evaluation.suites.base import Score
+from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
 from dino_pipeline.evaluation.suites.pairs import Aggregate, Pair, ScoredPairs
 from dino_pipeline.labels import as_number
 from dino_pipeline.measures import mean
@@ -69,7 +69,8 @@ def read_sts(folder: Path, protocol: Protocol) -> tuple[list[ScoredPairs], list[
     """
     if not folder.is_dir():
         raise OptionError(f"--data-dir {folder}: is no folder; give the one that holds STS/ and SICK/, or TSV files")
-    root = next((each for each in _places(folder) if (each / "STS").is_dir() or (each / "SICK").is_dir()), None)
+    places = [folder / place for place in ("", "downstream", "data/downstream", "data")]
+    root = next((each for each in places if (each / "STS").is_dir() or (each / "SICK").is_dir()), None)
     found, ignored = (_senteval(root, protocol.sick), []) if root else _tables(folder, protocol.sick)
     sets: list[ScoredPairs] = []
     notes = [f"{folder}: not read: {', '.join(ignored)}"] if ignored else []
@@ -98,11 +99,6 @@ def read_sts(folder: Path, protocol: Protocol) -> tuple[list[ScoredPairs], list[
 def usual_size(name: str, protocol: Mapping[str, str]) -> int:
     """Return how many pairs a set has where it is whole."""
     return FULL_SICK if protocol.get("sick") == "full" else SIZES[name]
-
-
-def _places(folder: Path) -> Iterator[Path]:
-    """Yield where SentEval's data may lie from the folder that was named."""
-    yield from (folder, folder / "downstream", folder / "data" / "downstream", folder / "data")
 
 
 def _prepared(name: str, parts: Parts, protocol: Protocol) -> ScoredPairs:
@@ -327,10 +323,11 @@ PAPERS = Protocol(aggregate="all", text="tokenized", sick="test")
 """How those figures were made."""
 
 
-def unlike_papers(sets: Sequence[ScoredPairs]) -> list[str]:
-    """Return in what sets differ from what the published figures are on; empty if they may stand in one table."""
-    found = [f"{name} is missing" for name in SIZES if name not in {each.name for each in sets}]
-    for each in sets:
+def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
+    """Return in what STS sets differ from what the published figures are on; empty if they may stand in one table."""
+    sts = [each for each in sets if each.suite == "sts"]
+    found = [f"{name} is missing" for name in SIZES if name not in {each.name for each in sts}]
+    for each in sts:
         for key, usual in vars(PAPERS).items():
             if each.protocol.get(key, usual) != usual and (each.name, key) != ("SICK-R", "text"):
                 found.append(f"{each.name}: {key} {each.protocol[key]} in place of {usual}")
