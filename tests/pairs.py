@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.filtering.filters import filter_run
-from dino_pipeline.filtering.funnel import Counts, Funnel
+from dino_pipeline.filtering.filters import filter_run, load_funnel
+from dino_pipeline.filtering.funnel import Counts
 from dino_pipeline.filtering.rules import FilterOptions
 from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.run import Run
@@ -80,7 +80,7 @@ def reasons(run: Run) -> dict[tuple[str, str | None, Any], str]:
 
 def funnel(run: Run) -> Mapping[str, Counts]:
     """Return the recorded funnel by step."""
-    return dict(Funnel.of_json(run.stage("filter")["funnel"]).steps)
+    return dict(load_funnel(run).steps)
 
 
 def outputs(run: Run) -> list[bytes]:

@@ -28,10 +28,9 @@ def evaluate_generators(
     from dino_pipeline.examples import write_json
     from dino_pipeline.run import Run
 
-    for model in models:
-        if Run(Path(model)).is_run:
-            raise OptionError(f"{model}: is a run; suite {SUITE} takes generators, by folder or Hub id")
-    results = []
+    if runs := [model for model in models if Run(Path(model)).is_run]:
+        raise OptionError(f"{runs[0]}: is a run; suite {SUITE} takes generators, by folder or Hub id")
+    results, seeds = [], list(dict.fromkeys(seeds))
     device, console = pick_device(None), Console()
     for model in models:
         generator = Generator(model_path(model, "GENERATOR"))
@@ -39,20 +38,17 @@ def evaluate_generators(
         try:
             found = [
                 quality
-                for seed in dict.fromkeys(seeds)
+                for seed in seeds
                 for quality in measure(decoder, console, seed=seed, num_inputs=num_inputs, samples=samples)
             ]
         finally:
             console.close()
         results.append({"model": model, "qualities": [asdict(quality) for quality in found]})
-        click.echo(f"{model}: {num_inputs} inputs, {samples} texts per input and label, seeds {_listed(seeds)}")
+        listed = ", ".join(map(str, seeds))
+        click.echo(f"{model}: {num_inputs} inputs, {samples} texts per input and label, seeds {listed}")
         click.echo(_table(summarise(found)))
     if output:
         write_json(output, {"suite": SUITE, "num_inputs": num_inputs, "samples": samples, "models": results})
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, dict.fromkeys(seeds)))
 
 
 def _table(summaries: Sequence[Summary]) -> str:

@@ -120,7 +120,8 @@ class Judge:
         self.facts_of_input = lru_cache(maxsize=1024)(self._facts)  # inputs come many times in a row
 
     def _facts(self, text: str) -> tuple[bool, int]:
-        return is_sound(text, self.options.hygiene), text_hash(text)
+        """Return whether a text is sound, and the 64-bit hash of its normal form."""
+        return is_sound(text, self.options.hygiene), xxhash.xxh3_64_intdigest(normalise(text).encode())
 
     def __call__(self, piece: Piece) -> Path:
         """Judge a piece's examples and write them to a file of its own.
@@ -201,8 +202,3 @@ class Judge:
                 raise
             raise DataError(f"{place()}: --rule {rule.name} failed ({type(error).__name__}: {error})") from error
         return hits, reason
-
-
-def text_hash(text: str) -> int:
-    """Return the 64-bit hash of a text's normal form."""
-    return xxhash.xxh3_64_intdigest(normalise(text).encode())

@@ -64,21 +64,17 @@ class LabelScores:
         loaded = ("dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
         names = ("spec", "model", "revision", "fingerprint", *loaded)
         about = {name: value for name, value in {**of, "spec": begun["spec"]}.items() if name in names}
-        if self._about() != about:
+        file = run.label_scores / "about.json"
+        if not file.exists() or json.loads(file.read_text()) != about:
             remove(run.label_scores)
-            write_json(run.label_scores / "about.json", about)
-
-    def _about(self) -> Any:
-        path = self.run.label_scores / "about.json"
-        return json.loads(path.read_text()) if path.exists() else None
+            write_json(file, about)
 
     def fill(self, table: Table, rows: str) -> None:
         """Put what is missing of these rows into ``scores (id, label, logprob, tokens)``, means per token."""
         table.run("CREATE TABLE IF NOT EXISTS scores (id BIGINT, label INTEGER, logprob DOUBLE, tokens INTEGER)")
         self._open_cache(table)
-        total = table.run(f"SELECT count(*) FROM {rows} ANTI JOIN scores USING (id)")[0][0]
-        progress = Progress("scored", total)
-        if total:
+        progress = Progress("scored", table.value(f"SELECT count(*) FROM {rows} ANTI JOIN scores USING (id)"))
+        if progress.total:
             self.watch.progress(progress)
         for batch in self._batches(table, rows):
             self._score(table, batch)
@@ -86,16 +82,14 @@ class LabelScores:
             self.watch.progress(progress)
 
     def _open_cache(self, table: Table) -> None:
-        columns = "key VARCHAR, logprobs DOUBLE[], tokens INTEGER[]"
         if table.has("cache"):
             return
-        table.run(f"CREATE TABLE cache ({columns})")
+        table.run("CREATE TABLE cache (key VARCHAR, logprobs DOUBLE[], tokens INTEGER[])")
         files = sorted(self.run.label_scores.glob("*.jsonl"))
         self.number = len(files)
         if files:
             types = "{key: 'VARCHAR', logprobs: 'DOUBLE[]', tokens: 'INTEGER[]'}"
-            read = f"read_json({listed(files)}, columns = {types}, {LITERAL})"
-            table.run(f"INSERT INTO cache SELECT * FROM {read}")
+            table.run(f"INSERT INTO cache SELECT * FROM read_json({listed(files)}, columns = {types}, {LITERAL})")
 
     def _batches(self, table: Table, rows: str) -> Iterator[list[Asked]]:
         names = {self.spec.value(name): name for name in self.spec.labels}

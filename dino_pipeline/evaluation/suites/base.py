@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -122,7 +122,8 @@ class Embedder:
         progress = Progress(f"{self.name}: texts", total=len(new))
         self.watch.progress(progress)
         parts = [self._known] if len(self._known) else []
-        for some in in_parts(new, AT_ONCE):
+        for first in range(0, len(new), AT_ONCE):
+            some = new[first : first + AT_ONCE]
             parts.append(self.embed(some))
             progress.done += len(some)
             self.watch.progress(progress)
@@ -158,12 +159,6 @@ def unit(embeddings: Embeddings) -> Embeddings:
     """Return embeddings of length one, so that a product is a cosine; zeros stay zeros."""
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / np.maximum(lengths, 1e-12, dtype=np.float32)
-
-
-def in_parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Yield items, so many at a time."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
 
 
 def percent(measures: Mapping[str, Sample]) -> Measured:
