@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +38,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def stored(path: Path, rows: Sequence[Example]) -> Path:
     write_examples(path, rows)
     return path
+
+
+def trained(folder: Path, encoder: Path) -> Path:
+    """Make a run whose encoder is trained."""
+    shutil.copytree(encoder, folder / "model")
+    options = {"encoder": str(encoder), "revision": None}
+    write_json(folder / "run.json", {"finetune": {"status": "done", "options": options}})
+    return folder
 
 
 def pairs_of(rows: Sequence[Example]) -> ScoredPairs:
@@ -174,12 +184,9 @@ def test_what_cannot_be_evaluated_is_said(tmp_path: Path, toy_encoder: Path, arg
 
 def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, toy_encoder: Path) -> None:
     stored(tmp_path / "gold.jsonl", PAIRS)
-    options = {"encoder": str(toy_encoder), "revision": None}
     for folder in ("a", "b"):
-        shutil.copytree(toy_encoder, tmp_path / folder / "run" / "model")
-        write_json(tmp_path / folder / "run" / "run.json", {"finetune": {"status": "done", "options": options}})
-    call = ("evaluate", "a/run", "b/run", "--data", "gold.jsonl", "--output", "scores.json")
-    invoke(*call)
+        trained(tmp_path / folder / "run", toy_encoder)
+    invoke("evaluate", "a/run", "b/run", "--data", "gold.jsonl", "--output", "scores.json")
     names = [each["name"] for each in json.loads((tmp_path / "scores.json").read_text())["models"]]
     assert names == [f"{toy_encoder} {what}" for what in ("before", "finetuned on a/run", "finetuned on b/run")]
 
@@ -203,11 +210,17 @@ def test_scores_are_written_here_unless_something_else_is_there(tmp_path: Path, 
     assert "nowhere is no folder that can be written to" in done.stderr
 
 
+def test_scores_that_are_up_to_date_are_shown_without_loading_libraries(tmp_path: Path, toy_encoder: Path) -> None:
+    stored(trained(tmp_path / "run", toy_encoder) / "dev.jsonl", PAIRS)
+    invoke("evaluate", "run")
+    code = "import sys; from dino_pipeline.cli import main; main(['evaluate', 'run'], standalone_mode=False)"
+    heavy = "sys.modules.keys() & {'torch', 'transformers', 'sentence_transformers'}"
+    done = subprocess.run([sys.executable, "-c", f"{code}; assert not ({heavy})"], capture_output=True, text=True)
+    assert (done.returncode, "run: scores are up to date" in done.stdout) == (0, True), done.stderr
+
+
 def test_damaged_or_older_scores_of_a_run_are_made_again(tmp_path: Path, toy_encoder: Path) -> None:
-    shutil.copytree(toy_encoder, tmp_path / "run" / "model")
-    options = {"encoder": str(toy_encoder), "revision": None}
-    write_json(tmp_path / "run" / "run.json", {"finetune": {"status": "done", "options": options}})
-    stored(tmp_path / "run" / "dev.jsonl", PAIRS)
+    stored(trained(tmp_path / "run", toy_encoder) / "dev.jsonl", PAIRS)
     said = []
     for damage in (None, "{", '{"scores": []}', None):
         if damage:
