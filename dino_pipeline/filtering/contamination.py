@@ -130,32 +130,28 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
         DataError: the file cannot be read, is not UTF-8, holds no text, or what ends in .json or .jsonl is no JSON.
     """
     kind = file.suffix.lower()
-    lines = enumerate(read_lines(file), start=1)
+    lines: Iterable[tuple[int, str]] = enumerate(read_lines(file), start=1)
+    if kind == ".json":
+        lines = [(1, "".join(line for _, line in lines))]
     empty = True
-    for number, text in _of_json(file, lines) if kind in {".jsonl", ".json"} else _of_lines(lines, kind):
-        empty = False
-        yield number, text
+    for number, line in lines:
+        for text in _texts_of_line(line, kind, f"{file}, line {number}"):
+            if text.strip():
+                empty = False
+                yield number, text
     if empty:
         raise DataError(f"{file}: holds no text to keep out")
 
 
-def _of_lines(lines: Iterator[tuple[int, str]], kind: str) -> Iterator[tuple[int, str]]:
-    for number, line in lines:
-        cells = [line]
-        if kind in {".tsv", ".csv"}:
-            cells = line.split("\t") if "\t" in line or kind == ".tsv" else next(csv.reader([line]), [])
-        yield from ((number, cell) for cell in cells if cell.strip())
-
-
-def _of_json(file: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    if file.suffix.lower() == ".json":
-        lines = iter([(1, "".join(line for _, line in lines))])
-    for number, line in lines:
-        try:
-            if line.strip():
-                yield from ((number, text) for text in _strings(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number}: not JSON ({error}); one JSON object a line") from error
+def _texts_of_line(line: str, kind: str, where: str) -> Sequence[str]:
+    if kind in {".tsv", ".csv"}:
+        return line.split("\t") if "\t" in line or kind == ".tsv" else next(csv.reader([line]), [])
+    if kind not in {".json", ".jsonl"}:
+        return [line]
+    try:
+        return list(_strings(json.loads(line))) if line.strip() else []
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

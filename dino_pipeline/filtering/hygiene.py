@@ -94,7 +94,7 @@ def hygiene_rules(options: HygieneOptions) -> list[Rule]:
         return Rule(name, lambda example: next(filter(None, map(check, _texts(example))), None), help, True)
 
     return [
-        Rule("empty", empty, "a text holds nothing", True),
+        of_text("empty", empty, "a text holds nothing"),
         Rule("identical texts", identical, "the texts are equal up to case, punctuation and Unicode form"),
         of_text("control characters", control_characters, "control and invisible formatting characters"),
         of_text(
@@ -141,12 +141,9 @@ def _texts(example: Example) -> tuple[str, ...]:
     return (example.text_a,) if example.text_b is None else (example.text_a, example.text_b)
 
 
-def empty(example: Example) -> str | None:
+def empty(text: str) -> str | None:
     """Turn down texts of nothing but spaces."""
-    text_b = example.text_b
-    if not example.text_a or example.text_a.isspace() or (text_b is not None and (not text_b or text_b.isspace())):
-        return "empty"
-    return None
+    return None if text.strip() else "empty"
 
 
 def identical(example: Example) -> str | None:

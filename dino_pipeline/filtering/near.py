@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import combinations, groupby
+from itertools import combinations, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,8 @@ def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> 
         pairs = util.paraphrase_mining_embeddings(
             torch.from_numpy(np.concatenate(found)), max_pairs=100 * len(ids), top_k=100
         )
-        found_pairs = [(min(one, other), max(one, other), float(how)) for how, one, other in pairs if how >= threshold]
-        _add_similar(table, [(ids[one], ids[other], how) for one, other, how in found_pairs])
+        both = [(*sorted((ids[one], ids[other])), float(how)) for how, one, other in pairs if how >= threshold]
+        _add_similar(table, both)
     return _rows_of_those_that_go(table, rows)
 
 
@@ -172,13 +172,8 @@ def _groups(batches: Iterator[dict[str, list[Any]]]) -> Iterator[list[Group]]:
     rows = (
         row for batch in batches for row in zip(batch["a"], batch["label"], batch["id"], batch["text_b"], strict=True)
     )
-    some: list[Group] = []
-    for _, group in groupby(rows, key=lambda row: row[:2]):
-        some.append([(number, text) for _, _, number, text in group])
-        if len(some) == BATCH:
-            yield some
-            some = []
-    if some:
+    groups = ([(number, text) for _, _, number, text in group] for _, group in groupby(rows, key=itemgetter(0, 1)))
+    while some := list(islice(groups, BATCH)):
         yield some
 
 

@@ -140,9 +140,7 @@ class Table:
 
     def count(self, query: str) -> Counts:
         """Count by label the rows whose ``id`` a query finds."""
-        return self.by_label(
-            self.run(f"SELECT label, count(*) FROM keys SEMI JOIN ({query}) AS found USING (id) GROUP BY label")
-        )
+        return self.counts(f"keys SEMI JOIN ({query}) AS found USING (id)")
 
     def counts(self, rows: str) -> Counts:
         """Count the rows of a table by label."""
