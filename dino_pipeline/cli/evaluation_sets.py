@@ -27,10 +27,10 @@ def evaluation_sets(
     from dino_pipeline import pocket
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 
+    given = [_suite_and_path(each) for each in options["data_files"]]
     found: list[EvaluationSet] = []
     if "sts" in names:
         found += _sts_sets(options)
-    given = [_suite_and_path(each) for each in options["data_files"]]
     of_data = [name for name in OF_DATA if name in names]
     alone = of_data[0] if len(of_data) == 1 else None
     for (suite, path), name in zip(given, _shown([path for _, path in given]), strict=True):
