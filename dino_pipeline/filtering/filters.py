@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,11 @@ def available(run: Run, options: FilterOptions, means: Means, *, numeric_labels:
 
 def _keep_strangers(run: Run, outputs: Sequence[Path], files: Sequence[Path], fresh: bool) -> None:
     """Refuse to overwrite what is read, or what no filter made."""
-    if read := [path for path in outputs if path.exists() and any(path.samefile(file) for file in files)]:
+    there = [path for path in outputs if path.exists()]
+    if read := [path for path in there if any(path.samefile(file) for file in files)]:
         raise OptionError(f"{read[0]}: is what the filter would write, too; name another folder with --run")
-    strangers = [path for path in outputs if path.exists()]
-    if strangers and not fresh and not run.stage("filter"):
-        raise RunError(f"{strangers[0]}: made by no recorded filter; move it away, or --fresh to replace it")
+    if there and not fresh and not run.stage("filter"):
+        raise RunError(f"{there[0]}: made by no recorded filter; move it away, or --fresh to replace it")
 
 
 def _sources(
@@ -143,14 +143,13 @@ def _sieve(
 ) -> Iterator[tuple[Sieve, Path]]:
     """Give the loaded dataset, and the scratch folder that holds it."""
     rules = record_rules(options, means.excluded)
-    with run.scratch("filter") as scratch:
-        table = Table(scratch / "filter.duckdb", means.workers, means.memory)
-        try:
-            sieve = Sieve(table, options, means, str(source or run.shards), rules)
-            sieve.load(files, numeric_labels)
-            yield sieve, scratch
-        finally:
-            table.close()
+    with (
+        run.scratch("filter") as scratch,
+        closing(Table(scratch / "filter.duckdb", means.workers, means.memory)) as table,
+    ):
+        sieve = Sieve(table, options, means, str(source or run.shards), rules)
+        sieve.load(files, numeric_labels)
+        yield sieve, scratch
 
 
 def recorded_options(run: Run) -> FilterOptions:
