@@ -21,7 +21,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from dino_pipeline.decoding.debias import debias_scores
+from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.lane import Lane, Text
@@ -138,7 +138,7 @@ class Debias(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows = torch.arange(len(scores), device=scores.device).view(self.prompts, -1).T
         log_probs = scores.float().log_softmax(-1)
-        tokens = draw(debias_scores(log_probs, rows, SAMPLING.decay, SAMPLING.floor))
+        tokens = draw(debias(log_probs, rows, SAMPLING.decay, SAMPLING.floor))
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens.repeat(self.prompts)[:, None], 0.0)
 
 

@@ -52,7 +52,7 @@ def distributions(decoder: Decoder, request: Request, tokens: tuple[int, ...]) -
         found = decoder.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
         logits.append(found.index_fill(1, decoder.banned, -torch.inf).log_softmax(-1))
     rows = torch.arange(len(logits) * len(tokens)).view(len(logits), -1).T
-    debiased = debias(torch.cat(logits), rows, SAMPLING.decay, SAMPLING.floor)
+    debiased = debias(torch.cat(logits), rows, SAMPLING.decay, SAMPLING.floor).log_softmax(-1)
     return {"own prompt": logits[0].exp(), "debiased": debiased.exp(), "top-k, top-p": cut(debiased)}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def debias(log_probs: Tensor, groups: Tensor, decay: float, floor: float) -> Tensor:
-    """Return the self-debiased next-token log-probabilities, one row a group.
+    """Return the self-debiased next-token log-probabilities, one row a group, up to a constant a row.
 
     With p the distribution under the group's own prompt and q the element-wise maximum of the distributions under
     its counter-prompts, the result is proportional to ``p * max(floor, exp(-decay * max(0, q - p)))``
@@ -24,13 +24,8 @@ def debias(log_probs: Tensor, groups: Tensor, decay: float, floor: float) -> Ten
         floor: the least factor a token keeps (the paper's epsilon, 0.01); with 0 nothing is kept from vanishing.
 
     Returns:
-        ``(groups, vocab)`` normalised natural-log probabilities in the dtype of ``log_probs``.
+        ``(groups, vocab)`` log-probabilities in the dtype of ``log_probs``, not normalised.
     """
-    return torch.log_softmax(debias_scores(log_probs, groups, decay, floor), dim=-1)
-
-
-def debias_scores(log_probs: Tensor, groups: Tensor, decay: float, floor: float) -> Tensor:
-    """Return what `debias` does, up to a constant a row: all that sampling needs, for one pass less."""
     own = log_probs.index_select(0, groups[:, 0])
     if groups.shape[1] == 1:
         return own

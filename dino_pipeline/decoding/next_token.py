@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dino_pipeline.decoding.debias import debias_scores
+from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.sampling import Sampling, choose, draw
 
 SHORTLIST = {True: 32, False: 1024}
@@ -102,7 +102,7 @@ def _from_shortlist(
     log_probs = logits[groups[:, :, None], tokens[:, None]].double() - totals[groups][:, :, None]
     least = log_probs[:, 0, -1]
     texts = torch.arange(groups.numel()).view_as(groups)
-    scores = debias_scores(log_probs.flatten(0, 1), texts, sampling.decay, sampling.floor)
+    scores = debias(log_probs.flatten(0, 1), texts, sampling.decay, sampling.floor)
     if sampling.top_k > 0:
         scores, kept = scores.topk(sampling.top_k)
         probs, tokens = scores.softmax(dim=-1), tokens.gather(1, kept)
@@ -121,6 +121,6 @@ def _from_all(logits: Tensor, totals: Tensor, groups: Tensor, uniform: Tensor, s
     for rows, numbers in zip(torch.split(groups, step), torch.split(uniform, step), strict=True):
         log_probs = logits[rows.flatten()].float() - totals[rows.flatten(), None].float()
         texts = torch.arange(rows.numel(), device=rows.device).view_as(rows)
-        scores = debias_scores(log_probs, texts, sampling.decay, sampling.floor)
+        scores = debias(log_probs, texts, sampling.decay, sampling.floor)
         tokens.append(choose(scores, numbers, sampling.top_k, sampling.top_p))
     return torch.cat(tokens)
