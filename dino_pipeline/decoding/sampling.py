@@ -27,14 +27,18 @@ class Sampling:
     max_new_tokens: int = 40
 
 
+def key_digest(key: Sequence[str | int], size: int) -> bytes:
+    """Return the so many bytes that stand for a sample's key."""
+    return hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=size).digest()
+
+
 def uniforms(key: Sequence[str | int], count: int) -> NDArray[np.float64]:
     """Return ``count`` numbers in [0, 1), one a step, that depend on ``key`` alone.
 
     The key is hashed to the 128-bit key of a Philox generator (Salmon et al. 2011), whose raw output NumPy keeps
     stable, so that the same sample draws the same numbers in any order, batch, process or machine.
     """
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
-    raw = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
+    raw = np.random.Philox(key=np.frombuffer(key_digest(key, 16), dtype="<u8")).random_raw(count)
     return np.asarray((raw >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import openai
 
 from dino_pipeline.decoding.engine import Completion, Finish, Request, Scored
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.sampling import Sampling, key_digest
 from dino_pipeline.errors import ModelError, OptionError, first_line
 
 RETRIES = 8
@@ -300,8 +299,7 @@ class _RefusedError(Exception):
 
 def seed_of(key: tuple[str | int, ...]) -> int:
     """Return the seed that a sample's key stands for; 31 bits, as every server takes them."""
-    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return int.from_bytes(key_digest(key, 4), "little") >> 1
 
 
 def _body(
