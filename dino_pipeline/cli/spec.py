@@ -81,7 +81,9 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         counters = ", ".join(rule.counter_labels) or "none"
         click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
         prompt = found.prompt(label, text, values)
-        click.echo(render(tokenizer, prompt, found.opening(label)) if tokenizer else prompt)
+        if tokenizer:
+            prompt = render(tokenizer, prompt, found.opening(label), otherwise="leave --model out")
+        click.echo(prompt)
 
 
 KINDS = {
