@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line
+from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, need
 from dino_pipeline.processes import Make, in_order
 from dino_pipeline.weights import ALLOW
 
@@ -42,11 +42,10 @@ def connect(address: str | None) -> None:
     Raises:
         OptionError: Ray is not installed, or there is no such cluster.
     """
-    try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-    except ImportError as error:
-        raise OptionError('--ray needs Ray: pip install "dino-pipeline[ray]"') from error
+    need("ray", "--ray", "ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
     if ray.is_initialized():
         return
     try:

@@ -12,6 +12,7 @@ DinoError                 shown as one message, exit code 2
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -51,6 +52,12 @@ class HubError(DinoError):
 
 class OutputError(DinoError):
     """A result could not be written."""
+
+
+def need(package: str, option: str, extra: str) -> None:
+    """Raise `OptionError` where the package that an option needs is not installed, an extra of ours."""
+    if importlib.util.find_spec(package) is None:
+        raise OptionError(f'{option} needs {package}, which is not installed: pip install "dino-pipeline[{extra}]"')
 
 
 def short(value: Any) -> str:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, dynamic_module_utils
 
-from dino_pipeline.cli import main
 from dino_pipeline.decoding.chat import render
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
@@ -21,7 +19,7 @@ from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
 from dino_pipeline.spec import TaskSpec
-from tests.commands import invoke
+from tests.commands import answer, invoke
 from tests.conftest import TOY_SPEC
 from tests.test_decoder import COUNTERS, TEXTS, naive_greedy
 from tests.toys import char_tokenizer, chat_tokenizer, save_generator, tiny_model
@@ -79,26 +77,25 @@ def test_a_template_that_closes_the_answer_is_refused() -> None:
 def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps({**TOY_SPEC, "inputs": None}))
     (tmp_path / "inputs.txt").write_text("A dog.\nTwo <sep>u: men.\nThe bird.\n")
-    call = [
-        "generate",
-        f"{tmp_path / 'spec.json'}",
-        "--model",
-        f"{chat_model}",
-        "--inputs",
-        f"{tmp_path / 'inputs.txt'}",
-    ]
+    spec = tmp_path / "spec.json"
+    call: list[str | Path] = ["generate", spec, "--model", chat_model, "--inputs", tmp_path / "inputs.txt"]
     call += ["--keep-unfinished", "--keep-newlines", "--max-new-tokens", "8"]
-    done = CliRunner().invoke(main, [*call, "--run", f"{tmp_path / 'chat'}"])
+    done = answer(*call, "--run", tmp_path / "chat")
     assert done.exit_code == 0, done.output
     assert "prompts go into the model's chat template (--chat off: as they are)" in done.stderr
     assert "1 inputs left out: the input holds <sep> of the model's chat template" in done.stderr
-    shown = invoke("spec", "show", call[1], "--input", "A dog.", "--model", chat_model)
+    shown = invoke("spec", "show", spec, "--input", "A dog.", "--model", chat_model)
     assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown
     options = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]
     assert (options["chat"], "adapter" in options) == ("on", False)
     assert "up to date" in invoke(*call, "--run", tmp_path / "chat")
-    refused = CliRunner().invoke(main, [*call, "--run", f"{tmp_path / 'chat'}", "--chat", "off"])
+    refused = answer(*call, "--run", tmp_path / "chat", "--chat", "off")
     assert (refused.exit_code, "chat" in refused.stderr) == (2, True)
+    refused = answer("spec", "show", spec, "--input", "A dog.", "--model", "pocket")
+    assert (refused.exit_code, "no chat template; give a chat model, or leave --model out" in refused.stderr) == (
+        2,
+        True,
+    )
     invoke(*call, "--run", tmp_path / "plain", "--chat", "off")
     texts = [
         [each.text_b for each in read_examples(tmp_path / run / "shards" / "00000.jsonl")] for run in ("chat", "plain")
@@ -128,15 +125,15 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
         load_decoder(Generator(f"{tmp_path / 'other'}", adapter=f"{tmp_path / 'adapter'}"), device="cpu")
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({"task_name": "t", "labels": {"a": {"instruction": 'Say: "'}}}))
-    call = [
+    call: list[str | Path] = [
         "generate",
-        f"{spec}",
+        spec,
         "--model",
-        f"{folder}",
+        folder,
         "--samples",
         "2",
         "--run",
-        f"{tmp_path / 'run'}",
+        tmp_path / "run",
         "--keep-unfinished",
     ]
     invoke(*call, "--adapter", tmp_path / "adapter", "--keep-newlines")
@@ -148,7 +145,7 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_generator(tmp_path / "model", "llama")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionError, match="--quantize needs bitsandbytes, which is not installed: pip install bits"):
+    with pytest.raises(OptionError, match=r"--quantize needs bitsandbytes, which is not installed: .*\[quantize\]"):
         load_decoder(Generator(f"{folder}", quantize="4bit"), device="cpu")
     with pytest.raises(OptionError, match="--adapter needs peft"):
         load_decoder(Generator(f"{folder}", adapter="a/b"), device="cpu")

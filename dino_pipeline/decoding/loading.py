@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from dino_pipeline.decoding.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.selfcheck import sees_ahead
 from dino_pipeline.decoding.tuning import faster_dtype, tune
-from dino_pipeline.errors import ModelError, OptionError, first_line
+from dino_pipeline.errors import ModelError, first_line, need
 from dino_pipeline.weights import allowed, cause, check, safe
 
 NARROW = 512
@@ -159,7 +158,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
 
 
 def _quantization(generator: Generator) -> BitsAndBytesConfig:
-    _need("bitsandbytes", "--quantize")
+    need("bitsandbytes", "--quantize", "quantize")
     if generator.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=DTYPES[generator.dtype])
@@ -167,7 +166,7 @@ def _quantization(generator: Generator) -> BitsAndBytesConfig:
 
 def _adapted(model: Any, generator: Generator, adapter: str) -> Any:
     """Return a model with a LoRA adapter, merged into its weights unless they are quantised."""
-    _need("peft", "--adapter")
+    need("peft", "--adapter", "lora")
     from peft import PeftModel
 
     check(adapter)
@@ -181,11 +180,6 @@ def _adapted(model: Any, generator: Generator, adapter: str) -> Any:
             f"{adapter}: is no adapter for {generator.path} ({first_line(error)}); give one that was trained "
             "on this model and is stored as safetensors"
         ) from error
-
-
-def _need(package: str, option: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise OptionError(f"{option} needs {package}, which is not installed: pip install {package}")
 
 
 def rows_that_fit(model: PreTrainedModel) -> int:
