@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import pick_device
-from dino_pipeline.cli.engines import ChosenEngine, check_devices, tell_of_template
+from dino_pipeline.cli.engines import SPEED, ChosenEngine, check_devices, tell_of_template
 from dino_pipeline.cli.models import chosen_generator, generator_of, recorded
 from dino_pipeline.errors import OptionError
 
@@ -83,11 +83,10 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
     check_devices(options)
     staff = staff_of(options)
     device = options["device"] or ("cuda" if staff.gpus else "cpu")
-    asked = {name: options[name] for name in (*GENERATOR, "model")}
     crew = Crew(staff, watch)
-    record = crew.ask(_found, asked, dict(begun), device, Surroundings.here())
+    record = crew.ask(_found, dict(options), dict(begun), device, Surroundings.here())
     tell_of_template(record, options, watch)
-    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
+    speed = {name: options[name] for name in SPEED}
     settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
 
     def hands(row_tokens: int) -> Crew:
@@ -104,9 +103,6 @@ def spread_of(options: Mapping[str, Any], folder: Path) -> Spread:
     from dino_pipeline.cluster import Doers
 
     return Doers(staff_of({**options, "worker_cpus": None, "worker_gpus": 0.0}), folder).spread
-
-
-GENERATOR = ("revision", "adapter", "quantize", "trust_remote_code", "dtype", "chat")
 
 
 def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str, there: Surroundings) -> dict[str, Any]:

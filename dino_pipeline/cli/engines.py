@@ -11,9 +11,8 @@ import click
 from click.core import ParameterSource
 
 from dino_pipeline.cli.base import options_of, pick_device, under
-from dino_pipeline.cli.models import OPTIONS as MODEL
-from dino_pipeline.cli.models import chosen_generator, recorded
-from dino_pipeline.errors import OptionError
+from dino_pipeline.cli.models import GENERATOR, MODEL, chosen_generator, recorded
+from dino_pipeline.errors import OptionError, need
 
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
@@ -84,7 +83,9 @@ SERVED = (
         help="Who tells the margins of a server's texts: a model that runs here, or the server, if it echoes.",
     ),
 )
-OF_HERE = ("revision", "chat", "adapter", "quantize", "trust_remote_code", "dtype", "rows", "device_map", "compiled")
+SPEED = ("device_map", "rows", "compiled")
+"""What only makes a model faster, as `load_decoder` names it."""
+OF_HERE = (*GENERATOR, *SPEED)
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
 
 
@@ -165,7 +166,7 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
     generator = chosen_generator(options, begun, device)
     record = recorded(options["model"], generator)
     tell_of_template(record, options, console)
-    speed = {name: options[name] for name in ("device_map", "rows", "compiled")}
+    speed = {name: options[name] for name in SPEED}
 
     loaded: list[OneEngine] = []  # rounds of --until-target share it
 
@@ -192,10 +193,7 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
 
     @functools.cache
     def server() -> Server:
-        import importlib.util
-
-        if importlib.util.find_spec("openai") is None:
-            raise OptionError("--engine openai needs the openai client: pip install openai")
+        need("openai", "--engine openai", "openai")
         from dino_pipeline.decoding.server import Prices, Server, Usage
 
         console.note(

@@ -14,7 +14,7 @@ from dino_pipeline.errors import ModelError
 if TYPE_CHECKING:
     from dino_pipeline.decoding.loading import Generator
 
-OPTIONS = (
+MODEL = (
     click.option("--model", default="pocket", show_default=True, help="Folder or Hub id of a causal language model."),
     click.option("--revision", help="The model's revision on the Hub."),
     click.option(
@@ -35,6 +35,9 @@ OPTIONS = (
         help="auto: bfloat16 where it is faster, by a measurement; a run keeps what it began with.",
     ),
 )
+SOURCE = ("revision", "adapter", "quantize", "trust_remote_code")
+GENERATOR = (*SOURCE, "dtype", "chat")
+"""The options that name a generator, beside --model; as `Generator` names what they say."""
 
 
 def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> Generator:
@@ -43,8 +46,7 @@ def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], devic
 
     from dino_pipeline.decoding.loading import Generator, has_chat_template, pick_dtype
 
-    given = {name: options[name] for name in ("revision", "adapter", "quantize", "trust_remote_code")}
-    found = Generator(model_path(options["model"], "GENERATOR"), **given)
+    found = Generator(model_path(options["model"], "GENERATOR"), **{name: options[name] for name in SOURCE})
     if begun.get("fingerprint") and begun["model"] == options["model"] and not Path(found.path).is_dir():
         raise ModelError(f"{found.path}: was a folder when the run began, and is not there; bring it back")
     if (dtype := options["dtype"]) == "auto":
@@ -79,12 +81,5 @@ def generator_of(begun: Mapping[str, Any]) -> Generator:
     """Return the generator that run.json holds."""
     from dino_pipeline.decoding.loading import Generator
 
-    return Generator(
-        model_path(begun["model"], "GENERATOR"),
-        begun["revision"],
-        begun["dtype"],
-        begun.get("adapter"),
-        begun.get("quantize"),
-        begun.get("trust_remote_code", False),
-        begun.get("chat") == "on",
-    )
+    held = {name: begun[name] for name in (*SOURCE, "dtype") if name in begun}
+    return Generator(model_path(begun["model"], "GENERATOR"), chat=begun.get("chat") == "on", **held)
