@@ -28,7 +28,8 @@ from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.generation.generate import generate
-from dino_pipeline.generation.writer import GenerateOptions, OneEngine
+from dino_pipeline.generation.plan import GenerateOptions
+from dino_pipeline.generation.writer import OneEngine
 from dino_pipeline.inputs import InputFile, distinct
 from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run

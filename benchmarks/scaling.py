@@ -35,9 +35,9 @@ from dino_pipeline.console import table
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generation.crew import STORING, store
-from dino_pipeline.generation.plan import plan
+from dino_pipeline.generation.plan import SHARD_SIZE, GenerateOptions, Job, Plan, Shard
 from dino_pipeline.generation.worker import Written
-from dino_pipeline.generation.writer import SHARD_SIZE, GenerateOptions, Job, OneEngine, Shard
+from dino_pipeline.generation.writer import OneEngine
 from dino_pipeline.progress import Progress, Unseen, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
@@ -208,7 +208,7 @@ def measure(shards: int) -> Times:
         texts = [example.text_a for example in iter_examples(pocket.GOLD_TEST)]
         write_examples(run.inputs, (Example(text) for text in texts))
         options = GenerateOptions(samples=2, num_inputs=len(texts))
-        for shard in itertools.islice(plan(run, spec, options, ()), shards):
+        for shard in itertools.islice(Plan(run, spec, options).shards(), shards):
             progress = Progress("", 0, labels=no_counts(spec.labels))
             begun = time.perf_counter()
             job = Job(spec, options, options.sampling)

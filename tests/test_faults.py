@@ -25,7 +25,7 @@ from dino_pipeline.digests import Checksums, model_fingerprint
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.suites.sts import hub_folder
 from dino_pipeline.filtering import ingest
-from dino_pipeline.generation import writer
+from dino_pipeline.generation import plan, writer
 from dino_pipeline.generation.writer import OneEngine, Writer
 from dino_pipeline.run import FORMAT, Run
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
@@ -328,7 +328,7 @@ def test_one_signal_finishes_the_shard_and_two_stop_at_once(
 ) -> None:
     whole = texts(folder)
     shutil.rmtree(folder / "run" / "shards")
-    count = writer.count_text
+    count = plan.count_text
     taken = 0
 
     def signalled(*arguments: Any) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -15,8 +16,9 @@ from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generation import generate as stage
 from dino_pipeline.generation import writer
 from dino_pipeline.generation.generate import generate
-from dino_pipeline.generation.writer import GenerateOptions, Hands, OneEngine, Task, Writer
-from dino_pipeline.progress import Progress
+from dino_pipeline.generation.plan import GenerateOptions, Task
+from dino_pipeline.generation.prompts import prompts
+from dino_pipeline.generation.writer import Hands, OneEngine
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from tests.conftest import TOY_SPEC
@@ -119,6 +121,15 @@ def test_a_finished_run_is_not_redone_and_loads_no_model(tmp_path: Path, decoder
     state = generate(run, TaskSpec.model_validate(TOY_SPEC), load, OPTIONS, Listener(), model=MODEL)
     assert state == "done"
     assert contents(run) == before
+
+
+def test_run_json_is_read_no_more_often_for_more_shards(tmp_path: Path, decoder: Decoder) -> None:
+    counts = []
+    for size in (9, 90):
+        with patch.object(Run, "records", autospec=True, side_effect=Run.records) as reads:
+            write(Run(tmp_path / f"{size}"), decoder, inputs=TEXTS, options=replace(OPTIONS, shard_size=size))
+        counts.append(reads.call_count)
+    assert counts[0] == counts[1]
 
 
 def test_a_lost_shard_is_written_again(tmp_path: Path, decoder: Decoder) -> None:
@@ -243,9 +254,9 @@ def test_of_single_texts_only_those_whose_prompt_is_too_long_are_left_out(tmp_pa
     assert (counts["a"]["written"], counts["b"]["written"]) == (20, 0)
 
 
-def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path: Path, decoder: Decoder) -> None:
+def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(decoder: Decoder) -> None:
     topics = ["art", "war", "tea"]
-    spec = {
+    fields = {
         "task_name": "t",
         "variables": {"TOPIC": topics},
         "labels": {
@@ -253,12 +264,12 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(tmp_path
             "b": {"instruction": 'Not <TOPIC>: "', "counter_labels": ["a"]},
         },
     }
-    writer = Writer(TaskSpec.model_validate(spec), decoder, OPTIONS, WIDE, Listener(), Progress("t", 1))
-    asked = [writer.prompts(Task(None, None, "b", sample)) for sample in range(60)]
+    spec = TaskSpec.model_validate(fields)
+    asked = [prompts(spec, 42, Task(None, None, "b", sample), decoder.render) for sample in range(60)]
     for own, counter in asked:
         assert own.removeprefix("Not ") == counter.removeprefix("On ")
     assert {own for own, _ in asked} == {f'Not {topic}: "' for topic in topics}
-    assert asked == [writer.prompts(Task(None, None, "b", sample)) for sample in range(60)]
+    assert asked == [prompts(spec, 42, Task(None, None, "b", sample), decoder.render) for sample in range(60)]
 
 
 def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:

@@ -6,28 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from dino_pipeline import pocket
-from dino_pipeline.cli import main
-from dino_pipeline.cli.preview import clock
+from dino_pipeline.cli.preview import _marked
+from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.generation.expected import Expected
-from dino_pipeline.generation.preview import draw
-from dino_pipeline.generation.writer import GenerateOptions
+from dino_pipeline.decoding.stops import StopRule
+from dino_pipeline.generation.estimate import Expected
+from dino_pipeline.generation.plan import GenerateOptions
+from dino_pipeline.generation.preview import Drawn, draw, pieces
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from tests.commands import invoke
+from tests.commands import answer, invoke
 from tests.test_spec import SPECS
-from tests.toys import Listener, Quiet
+from tests.test_stops import byte_tokenizer
+from tests.toys import Listener
 
 
 def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
     decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu", rows=64)
     spec, inputs = load_spec(SPECS / "sts-x2.json"), ["A man plays a guitar.", "A dog runs."]
-    drawn = draw(decoder, spec, inputs, GenerateOptions(), Quiet(), 4)
+    drawn = draw(decoder, spec, inputs, GenerateOptions(), 4)
     assert [each.label for each in drawn] == ["1"] * 4 + ["0.5"] * 4 + ["0"] * 4
     changed = 0
     for each in drawn:
@@ -43,8 +44,21 @@ def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
         if each.label == "1":
             assert not any(flags)
     assert changed > 4
-    plain = draw(decoder, spec, inputs, GenerateOptions(sampling=Sampling(decay=0)), Quiet(), 2)
+    plain = draw(decoder, spec, inputs, GenerateOptions(sampling=Sampling(decay=0)), 2)
     assert not any(flag for each in plain for _, flag in each.pieces)
+
+
+def test_a_character_of_several_tokens_is_shown_whole_and_marked_by_each() -> None:
+    tokenizer = byte_tokenizer()
+    rule = StopRule(tokenizer, len(tokenizer), '"', stop_at_newline=True)
+    text = "Öl “x”"
+    tokens = tokenizer(text)["input_ids"]
+    found = pieces(rule.decode, tokens)
+    assert found == ["", "Ö", "l", " ", "", "", "“", "x", "", "", "”"]
+    done = Completion(0, text, "stop", tuple(tokens), len(tokens), -1.0, None)
+    for changed, shown in (([0], "[Ö]l “x”"), ([1, 2], "[Ö][l] “x”"), ([5], "Öl [“]x”"), ([3], "Öl “x”")):
+        flags = [(piece, at in changed) for at, piece in enumerate(found)]
+        assert _marked(Drawn("1", None, flags, done, done)) == shown
 
 
 def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
@@ -54,7 +68,7 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     assert shown.count(" debiased    ") == 2 * 2 and re.search(r" debiased    .*\[", shown)
     assert "The whole job: 120 texts of" in shown and "row-tokens" in shown
     estimate = json.loads((run / "estimate.json").read_text())
-    assert estimate["seconds"] > 0 and estimate["asked"]["samples"] == 2
+    assert estimate["seconds"] > 0 and estimate["asked"]["samples"] == 2 and estimate["asked"]["num_inputs"] == 20
     assert list(run.iterdir()) == [run / "estimate.json"]
     invoke("generate", *job)
     short = ("--samples", "3", "--max-new-tokens", "5", "--keep-unfinished", "--keep-newlines")
@@ -65,22 +79,20 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
         "preview", tmp_path / "one.json", "--run", tmp_path / "c", "--samples", "1", *short[2:], "--texts", "1"
     )
     assert "The whole job: 1 texts" in tiny
-    refused = CliRunner().invoke(
-        main, ["preview", f"{SPECS / 'documents.json'}", "--run", f"{tmp_path / 'd'}", *short[:4]]
-    )
+    refused = answer("preview", SPECS / "documents.json", "--run", tmp_path / "d", *short[:4])
     assert (refused.exit_code, "none of the trial's texts was accepted" in refused.stderr) == (2, True), refused.output
     assert "no stop string, such as '" in refused.stderr
 
 
 def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dino_pipeline.generation.estimate.time.monotonic", lambda: now[0])
     run, asked = Run(tmp_path), {"spec": "a"}
     run.estimate.write_text(json.dumps({"asked": asked, "seconds": 100.0, "per_second": 50.0}))
 
     def told(per_second: float, asked: Any) -> list[str]:
         notes = Listener()
-        expected = Expected(notes, run, asked, clock)
+        expected = Expected(notes, run, asked)
         for done in range(0, 3000, 10):
             now[0] += 10 / per_second
             expected.progress(Progress("texts", 5000, done))

@@ -24,8 +24,8 @@ from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.server import Abilities, Prices, Server, Usage
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
-from dino_pipeline.generation.writer import GenerateOptions, Task, Writer
-from dino_pipeline.progress import Progress, Unseen
+from dino_pipeline.generation.plan import Task
+from dino_pipeline.generation.prompts import prompts
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from tests.commands import files, invoke, start
@@ -138,13 +138,12 @@ def test_the_commands_of_a_card_are_those_that_a_server_takes(
     assert Path("../again/train.jsonl").read_bytes() == Path("train.jsonl").read_bytes()
 
 
-def test_a_scorer_reads_prompts_in_its_own_template(inputs: Path, tmp_path: Path) -> None:
+def test_a_scorer_reads_prompts_in_its_own_template() -> None:
     spec = TaskSpec.model_validate(TOY_SPEC)
     plain, chat = (Decoder(tiny_model("llama"), chat_tokenizer(), chat=chat) for chat in (False, True))
-    writer = Writer(spec, plain, GenerateOptions(), PLAIN, Unseen(), Progress("t", 1), scorer=chat)
-    task = Task(0, "A dog.", "0", 0)
-    assert writer.prompts(task) == [spec.prompt(label, "A dog.") for label in ("0", "1", "0.5")]
-    assert writer.prompts(task, chat) == [chat.render(each, 'Then: "') for each in writer.prompts(task)]
+    own, scored = (prompts(spec, 0, Task(0, "A dog.", "0", 0), reader.render) for reader in (plain, chat))
+    assert own == [spec.prompt(label, "A dog.") for label in ("0", "1", "0.5")]
+    assert scored == [chat.render(each, 'Then: "') for each in own]
 
 
 def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: Path) -> None:

@@ -56,15 +56,19 @@ def test_a_stop_string_is_found_however_it_is_split() -> None:
         assert find_at_each_step(rule, tokens) == (len(tokens), Ending("One", "stop"))
 
 
-def test_a_quote_split_over_bytes_is_found() -> None:
-    """In a byte-level vocabulary a typographic quotation mark may take three tokens."""
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes, among which a typographic quotation mark takes three."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({piece: at for at, piece in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    rule = StopRule(fast, len(alphabet), "”", stop_at_newline=True)
-    tokens = fast("Öl ist da.” Und")["input_ids"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_a_quote_split_over_bytes_is_found() -> None:
+    tokenizer = byte_tokenizer()
+    rule = StopRule(tokenizer, len(tokenizer), "”", stop_at_newline=True)
+    tokens = tokenizer("Öl ist da.” Und")["input_ids"]
     count, ending = find_at_each_step(rule, tokens)
     assert ending == Ending("Öl ist da.", "stop")
     assert count == len("Öl ist da.”".encode())

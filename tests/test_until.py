@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dino_pipeline.examples import read_examples
+from dino_pipeline.generation.plan import More
 from dino_pipeline.generation.until import Tally, write_until
-from dino_pipeline.generation.writer import More
 from tests.commands import answer, files, invoke
 from tests.test_spec import SPECS
 

@@ -14,7 +14,6 @@ import click
 from dino_pipeline.cli.base import Grouped, command, options_of, or_dash, under, watching
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
 from dino_pipeline.cli.engines import ChosenEngine, check_engine, chosen_engine, engine_here, engine_options
-from dino_pipeline.cli.preview import clock, job
 from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 from dino_pipeline.errors import OptionError, RunError
@@ -22,9 +21,10 @@ from dino_pipeline.errors import OptionError, RunError
 if TYPE_CHECKING:
     from dino_pipeline.console import Console
     from dino_pipeline.filtering.sieve import Means
+    from dino_pipeline.generation.plan import GenerateOptions, More
     from dino_pipeline.generation.storage import Storage
     from dino_pipeline.generation.until import Tally
-    from dino_pipeline.generation.writer import GenerateOptions, Hands, More
+    from dino_pipeline.generation.writer import Hands
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.run import Run
     from dino_pipeline.spec import TaskSpec
@@ -137,7 +137,7 @@ class _Call:
 
     def write(self, more: Sequence[More], *, fresh: bool) -> str:
         """Write what was asked for and more; return whether that was new."""
-        from dino_pipeline.generation.expected import Expected
+        from dino_pipeline.generation.estimate import Expected, job
         from dino_pipeline.generation.generate import generate as run_generate
 
         return run_generate(
@@ -145,7 +145,7 @@ class _Call:
             self.spec,
             functools.partial(self._hands, fresh),
             self.options,
-            Expected(self.console, self.run, job(self.spec, self.engine.record, self.options), clock),
+            Expected(self.console, self.run, job(self.spec, self.engine.record, self.options)),
             model=self.engine.record,
             inputs=self.inputs,
             settings=self.engine.settings,
@@ -241,7 +241,7 @@ def _further(run: Run, spec: TaskSpec, options: dict[str, Any]) -> list[More]:
         RunError: the run was told something else before.
     """
     from dino_pipeline.generation.generate import recorded_more
-    from dino_pipeline.generation.writer import More
+    from dino_pipeline.generation.plan import More
 
     asked: list[tuple[str, int]] = list(options["further"])
     before = [] if options["fresh"] else [(each.label, each.samples) for each in recorded_more(run)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,23 +17,8 @@ from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import input_texts, text_options, text_settings
 
 if TYPE_CHECKING:
-    from dino_pipeline.generation.preview import Drawn, Estimate
-    from dino_pipeline.spec import TaskSpec
-
-
-def job(spec: TaskSpec, model: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
-    """Return what identifies a job, for its estimate."""
-    from dataclasses import asdict
-
-    how = {"samples": chosen.samples, "best_of": chosen.best_of, "sampling": asdict(chosen.sampling)}
-    return {"spec": spec.digest, "model": dict(model), **how}
-
-
-def clock(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    from dino_pipeline.generation.estimate import Estimate
+    from dino_pipeline.generation.preview import Drawn
 
 
 @click.command(cls=Grouped)
@@ -50,6 +35,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
 
     from dino_pipeline.console import Console
     from dino_pipeline.decoding.decoder import Decoder
+    from dino_pipeline.generation.estimate import job
     from dino_pipeline.generation.preview import draw, measure
     from dino_pipeline.generation.writer import OneEngine
     from dino_pipeline.run import Run
@@ -63,15 +49,14 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
         engine = engine_here(options, {}, console)
         decoder = cast(Decoder, cast(OneEngine, engine.hands(0)).engine)
         loading = time.time() - psutil.Process().create_time()  # a run begins like this, too
-        asked = job(spec, engine.record, chosen)
-        found, inputs = measure(decoder, spec, texts, chosen, console, loading=loading, asked=asked)
-        drawn = draw(decoder, spec, inputs, chosen, console, count)
+        found, inputs = measure(decoder, spec, texts, chosen, console, loading=loading)
+        drawn = draw(decoder, spec, inputs, chosen, count)
     for label, of_label in spec.labels.items():
         against = ", ".join(of_label.counter_labels) or "none"
         click.secho(f"--- label {label} (counter-labels: {against})", bold=True)
         _show([each for each in drawn if each.label == label], contrasted=bool(of_label.counter_labels))
     _say(found, drawn)
-    found.write(run)
+    found.write(run, job(spec, engine.record, chosen))
 
 
 def _show(drawn: Sequence[Drawn], *, contrasted: bool) -> None:
@@ -89,18 +74,21 @@ def _show(drawn: Sequence[Drawn], *, contrasted: bool) -> None:
 def _marked(drawn: Drawn) -> str:
     """Return a debiased text in which tokens that debiasing chose stand out."""
     coloured = sys.stdout.isatty()
-    left, parts = len(drawn.debiased.text), []
+    left, parts, chosen = len(drawn.debiased.text), [], False
     for piece, changed in drawn.pieces:  # what closes a text is not shown
         shown, left = piece[:left], left - len(piece[:left])
-        if not changed or not shown.strip():
-            parts.append(shown)
-        else:
+        chosen |= changed
+        if chosen and shown.strip():
             parts.append(click.style(shown, fg="green", bold=True) if coloured else f"[{shown}]")
+        else:
+            parts.append(shown)
+        chosen &= not piece  # the first of a character's tokens adds nothing yet
     return "".join(parts).strip()
 
 
 def _say(found: Estimate, drawn: Sequence[Drawn]) -> None:
     from dino_pipeline.console import table
+    from dino_pipeline.generation.estimate import clock
 
     rows = [
         [label, f"{share:.0%}", or_dash(found.margins[label], "+.2f"), _changed(label, drawn)]

@@ -13,7 +13,7 @@ from dino_pipeline.inputs import FORMATS
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.sampling import Sampling
-    from dino_pipeline.generation.writer import GenerateOptions
+    from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.inputs import InputFile
     from dino_pipeline.spec import SpecSampling, TaskSpec
 
@@ -77,7 +77,7 @@ def input_texts(file: Path | None, input_format: str) -> InputFile | None:
 def text_settings(found: TaskSpec, options: dict[str, Any], *, written: bool) -> GenerateOptions:
     """Return what decides the texts: the command line before the spec before the paper."""
     from dino_pipeline.decoding.sampling import Sampling
-    from dino_pipeline.generation.writer import GenerateOptions
+    from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.spec import TaskSpec
 
     given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}

@@ -13,7 +13,8 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.examples import write_json, write_rows
 from dino_pipeline.filtering.sets import Table
-from dino_pipeline.generation.writer import drawn_values, sample_key
+from dino_pipeline.generation.plan import Task
+from dino_pipeline.generation.prompts import drawn_values
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run, remove
 from dino_pipeline.spec import TaskSpec
@@ -103,7 +104,7 @@ class LabelScores:
 
     def _asked(self, at: int, text_a: str, text_b: str | None, label: str, sample: int) -> Asked:
         shown, text = (text_a, text_b) if text_b is not None else (None, text_a)
-        values = drawn_values(self.spec, sample_key(self.spec, self.seed, shown, label, sample))
+        values = drawn_values(self.spec, self.seed, Task(None, shown, label, sample))
         prompts = ((self.spec.prompt(name, shown, values), self.spec.opening(name)) for name in self.spec.labels)
         return Asked(at, text, tuple(prompts))
 

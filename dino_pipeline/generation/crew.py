@@ -14,8 +14,9 @@ from dino_pipeline import __version__
 from dino_pipeline.cluster import AHEAD, Staff, own_error, resources
 from dino_pipeline.errors import ModelError, RunError, first_line
 from dino_pipeline.examples import iter_examples, write_bytes
+from dino_pipeline.generation.plan import Job, Shard
 from dino_pipeline.generation.worker import Load, Ready, Worker, Written
-from dino_pipeline.generation.writer import Job, Shard, Stored
+from dino_pipeline.generation.writer import Stored
 from dino_pipeline.progress import Progress, Watch
 
 MOST_LOSSES = 5

@@ -7,17 +7,26 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from dino_pipeline.digests import Checksums
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
 from dino_pipeline.generation.diversity import Diversity, advice
-from dino_pipeline.generation.plan import are_whole, input_shards, is_whole, plan, stored_inputs, unwritten
-from dino_pipeline.generation.writer import SHARD_SIZE, GenerateOptions, Hands, Job, More, Shard, Stored
+from dino_pipeline.generation.plan import (
+    SHARD_SIZE,
+    GenerateOptions,
+    Job,
+    More,
+    Plan,
+    Shard,
+    are_whole,
+    input_shards,
+    unwritten,
+)
+from dino_pipeline.generation.writer import Hands
 from dino_pipeline.inputs import Seen, distinct
-from dino_pipeline.progress import Progress, Unseen, Watch, no_counts
+from dino_pipeline.progress import Progress, Watch, no_counts
 from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
@@ -26,8 +35,6 @@ LEAST_INPUT_SHARD = 64
 """Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
 LEAST_NEW_INPUTS = 0.01
 """Writing inputs stops with an error when less of a shard than this is new."""
-USED = ("usage", "cost")
-"""What an engine took, summed up over all calls."""
 TOKENS = 20
 """About so many tokens make a text."""
 
@@ -77,19 +84,21 @@ def generate(
     told = [*([] if state == "new" else recorded_more(run)), *more]
     if state != "new":
         _drop_spoilt_inputs(run, watch)
-    work = _Work(run, spec, inputs, options, told, watch, run.checksums)
+    plan = Plan(run, spec, options, told)
     if state == "done":
-        if work.is_done():
+        if plan.is_done():
             return state
         run.note("generate", status="running")
-    hands = load(work.row_tokens(anew=state == "new"))  # before anything is deleted
-    _check_commit(run, before, hands.facts())
-    results = {"more": [asdict(each) for each in told], **{name: before[name] for name in USED if name in before}}
-    run.begin("generate", recorded, **files, settings=settings, fresh=fresh, **results)
-    work = replace(work, sums=run.checksums)
+    hands = load(_row_tokens(plan, inputs, anew=state == "new"))  # before anything is deleted
+    facts = hands.facts()
+    _check_commit(run, before, facts)
+    more_told = [asdict(each) for each in told]
+    run.begin("generate", recorded, **files, settings=settings, fresh=fresh, more=more_told, **facts)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    work.store_inputs(hands)
-    progress = work.write_texts(hands)
+    work = _Work(plan, hands, watch, run.checksums, facts)
+    if not plan.has_inputs:
+        work.store_inputs(inputs)
+    progress = work.write_texts()
     if not any(count.accepted for count in progress.labels.values()):
         raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
     counts = {label: {"written": count.written, "accepted": count.accepted} for label, count in progress.labels.items()}
@@ -99,104 +108,92 @@ def generate(
         task=spec.task_name,
         label_type="score" if spec.is_scored else "class",
         **hands.facts(),
-        inputs=work.num_inputs if spec.needs_inputs else None,
+        inputs=plan.num_inputs if spec.needs_inputs else None,
         counts=counts,
         mean_margins=margins,
     )
     return "new" if state == "new" else "resumed"
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What one call has to write, and how far it is."""
+def _row_tokens(plan: Plan, inputs: Iterable[str] | None, *, anew: bool) -> int:
+    """Return about how many tokens all prompts together have still to be stepped by."""
+    prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in plan.spec.labels.items()}
+    if plan.has_inputs and not anew:
+        left = (shard.tasks for shard in plan.shards() if not shard.path.exists())
+        return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
+    asked = num_inputs(inputs, plan.options) if plan.spec.needs_inputs else 1
+    return TOKENS * asked * plan.options.samples * sum(prompts.values())
 
-    run: Run
-    spec: TaskSpec
-    inputs: Iterable[str] | None
-    options: GenerateOptions
-    more: Sequence[More]
+
+@dataclass
+class _Work:
+    """Has written what is planned."""
+
+    plan: Plan
+    hands: Hands
     watch: Watch
     sums: Checksums
+    facts: Mapping[str, Any]
+    """What run.json holds of the hands."""
 
-    @property
-    def has_inputs(self) -> bool:
-        """Whether all inputs that are needed are stored."""
-        return self.run.inputs.exists() or not self.spec.needs_inputs
-
-    @cached_property
-    def num_inputs(self) -> int:
-        """How many inputs are stored, once they are."""
-        return _count(stored_inputs(self.run))
-
-    def shards(self) -> Iterator[Shard]:
-        """Yield all shards of texts about the stored inputs."""
-        return plan(self.run, self.spec, self.options, self.more)
-
-    def is_done(self) -> bool:
-        """Say whether all is there, and as it was written."""
-        return self.has_inputs and all(is_whole(shard, self.sums, Unseen()) for shard in self.shards())
-
-    def row_tokens(self, *, anew: bool) -> int:
-        """Return about how many tokens all prompts together have still to be stepped by."""
-        prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in self.spec.labels.items()}
-        if self.has_inputs and not anew:
-            left = (shard.tasks for shard in self.shards() if not shard.path.exists())
-            return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
-        asked = num_inputs(self.inputs, self.options) if self.spec.needs_inputs else 1
-        return TOKENS * asked * self.options.samples * sum(prompts.values())
-
-    def write_texts(self, hands: Hands) -> Progress:
+    def write_texts(self) -> Progress:
         """Have the shards written that are not there yet, and return what all hold."""
-        spec, sampling = self.spec, self.options.sampling
-        samples = len(spec.labels) * self.options.samples + sum(each.samples for each in self.more)
-        total = samples * (self.num_inputs if spec.needs_inputs else 1)
-        progress = Progress("texts", total, labels=no_counts(spec.labels))
-        found = advice(inputs=spec.needs_inputs, top_k=sampling.top_k, top_p=sampling.top_p)
+        spec, options = self.plan.spec, self.plan.options
+        progress = Progress("texts", self.plan.texts, labels=no_counts(spec.labels))
+        found = advice(inputs=spec.needs_inputs, top_k=options.sampling.top_k, top_p=options.sampling.top_p)
         diversity = Diversity(self.watch.note, found)
 
-        def stored(shard: Shard, accepted: Sequence[Example]) -> None:
-            self.sums.add(shard.rejected, shard.path)
-            _note_changes(self.run, hands)
+        def look(accepted: Sequence[Example]) -> None:
             for label in spec.labels:
                 of_label = (each for each in accepted if each.label == spec.value(label))
                 diversity.add(label, [each.text_b or each.text_a for each in of_label])
             progress.extra = diversity.summary
 
-        self._have_written(Job(spec, self.options, sampling, scored=True), self.shards(), hands, progress, stored)
+        self._have_written(Job(spec, options, options.sampling, scored=True), self.plan.shards(), progress, look)
         self.sums.tidy()
         return progress
 
     def _have_written(
-        self, job: Job, shards: Iterable[Shard], hands: Hands, progress: Progress, stored: Stored
+        self, job: Job, shards: Iterable[Shard], progress: Progress, look: Callable[[Sequence[Example]], None]
     ) -> None:
+        """Have those shards written that are not there yet; ``look`` at what each holds."""
+
+        def stored(shard: Shard, accepted: Sequence[Example]) -> None:
+            self.sums.add(shard.rejected, shard.path)
+            self._note_facts()
+            look(accepted)
+
         missing = unwritten(shards, progress, job.spec, self.sums, self.watch)
-        hands.write(job, missing, self.watch, progress, stored)
+        self.hands.write(job, missing, self.watch, progress, stored)
         self.watch.progress(progress)
         if progress.done < progress.total:
             raise Stopped
 
-    def store_inputs(self, hands: Hands) -> None:
-        """Store the inputs, brought or written, where they are not there yet."""
-        if self.has_inputs:
-            return
-        options, texts = self.options, self._written_inputs(hands) if self.inputs is None else distinct(self.inputs)
-        chosen = enumerate(itertools.islice(texts, options.num_inputs))
-        write_examples(self.run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
-        stored = self.num_inputs
-        if options.num_inputs and stored < options.num_inputs:
-            self.watch.note(f"{stored} distinct inputs are there, {options.num_inputs} were asked for")
-        self.sums.add(self.run.inputs)
-        _note_changes(self.run, hands)
+    def _note_facts(self) -> None:
+        """Record what there is to tell of who writes, where that has changed."""
+        if (facts := self.hands.facts()) != self.facts:
+            self.plan.run.note("generate", **facts)
+            self.facts = facts
 
-    def _written_inputs(self, hands: Hands) -> Iterator[str]:
+    def store_inputs(self, inputs: Iterable[str] | None) -> None:
+        """Store the inputs, brought or written."""
+        run, wanted = self.plan.run, self.plan.options.num_inputs
+        texts = self._written_inputs() if inputs is None else distinct(inputs)
+        chosen = enumerate(itertools.islice(texts, wanted))
+        write_examples(run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
+        if wanted and self.plan.num_inputs < wanted:
+            self.watch.note(f"{self.plan.num_inputs} distinct inputs are there, {wanted} were asked for")
+        self.sums.add(run.inputs)
+
+    def _written_inputs(self) -> Iterator[str]:
         """Let the inputs spec write shard after shard until there are enough distinct texts; yield those."""
-        spec, wanted = self.spec.inputs, self.options.num_inputs
+        spec, options = self.plan.spec.inputs, self.plan.options
         assert isinstance(spec, TaskSpec)
-        if wanted is None:
+        if (wanted := options.num_inputs) is None:
             raise OptionError("how many inputs to write is not said; give --num-inputs")
-        job = Job(spec, replace(self.options, keep_newlines=spec.newlines), self.options.input_sampling)
+        job = Job(spec, replace(options, keep_newlines=spec.newlines), options.input_sampling)
         progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
-        shards = input_shards(self.run, spec, min(max(wanted, LEAST_INPUT_SHARD), self.options.shard_size))
+        shards = input_shards(self.plan.run, spec, min(max(wanted, LEAST_INPUT_SHARD), options.shard_size))
         found = 0
         with closing(Seen()) as seen:
             while found < wanted:
@@ -204,9 +201,7 @@ class _Work:
                 size = len(some[0].tasks)
                 some += itertools.islice(shards, (wanted - found - 1) // size)  # all of these are needed
                 progress.total = progress.done + size * len(some)
-                self._have_written(
-                    job, some, hands, progress, lambda shard, _: self.sums.add(shard.rejected, shard.path)
-                )
+                self._have_written(job, some, progress, lambda accepted: None)
                 for shard in some:
                     new = [each.text_a for each in iter_examples(shard.path) if seen.add(each.text_a)]
                     yield from new
@@ -237,13 +232,6 @@ def _drop_spoilt_inputs(run: Run, watch: Watch) -> None:
     """Remove inputs that are not as they were written, so that they are written anew."""
     if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
         run.inputs.unlink()
-
-
-def _note_changes(run: Run, hands: Hands) -> None:
-    """Record what there is to tell of who writes, where that is not what is recorded."""
-    before, facts = run.stage("generate"), hands.facts()
-    if any(before.get(name) != value for name, value in facts.items()):
-        run.note("generate", **facts)
 
 
 def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
@@ -283,11 +271,7 @@ def num_inputs(inputs: Iterable[str] | None, options: GenerateOptions) -> int:
     """Return how many inputs a job is about: those brought, or to be written."""
     if inputs is None:
         return options.num_inputs or 0
-    return _count(itertools.islice(inputs, options.num_inputs))
-
-
-def _count(things: Iterable[Any]) -> int:
-    return sum(1 for _ in things)
+    return sum(1 for _ in itertools.islice(inputs, options.num_inputs))
 
 
 def recorded_more(run: Run) -> list[More]:

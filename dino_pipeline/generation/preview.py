@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import resource
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Engine, Request
 from dino_pipeline.decoding.sampling import Sampling, choose, uniforms
+from dino_pipeline.decoding.stops import UNFINISHED_BYTES
 from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import ModelError
-from dino_pipeline.examples import iter_examples, write_json
-from dino_pipeline.generation.expected import LONG_ENOUGH
+from dino_pipeline.examples import iter_examples
+from dino_pipeline.generation.estimate import LONG_ENOUGH, Estimate
 from dino_pipeline.generation.generate import generate, num_inputs
-from dino_pipeline.generation.writer import GenerateOptions, OneEngine, Task, Writer
+from dino_pipeline.generation.plan import GenerateOptions, Task
+from dino_pipeline.generation.prompts import prompts, task_key
+from dino_pipeline.generation.writer import OneEngine
 from dino_pipeline.inputs import InputFile
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run
@@ -48,9 +54,7 @@ class Drawn:
     plain: Completion
 
 
-def draw(
-    decoder: Decoder, spec: TaskSpec, inputs: Sequence[str], options: GenerateOptions, watch: Watch, count: int
-) -> list[Drawn]:
+def draw(decoder: Decoder, spec: TaskSpec, inputs: Sequence[str], options: GenerateOptions, count: int) -> list[Drawn]:
     """Write ``count`` texts of each label, with debiasing and without.
 
     Args:
@@ -58,68 +62,47 @@ def draw(
         spec: what to ask.
         inputs: texts for ``<X1>``, taken in turn; empty if the spec needs none.
         options: how.
-        watch: of no use here, but writers have one.
         count: texts of each label.
     """
-    writer = Writer(spec, decoder, options, options.sampling, watch, Progress("", 0))
     tasks = [
         Task(at if inputs else None, inputs[at % len(inputs)] if inputs else None, label, at // max(len(inputs), 1))
         for label in spec.labels
         for at in range(count)
     ]
-    requests = [Request(tuple(decoder.encode(writer.prompts(task))), writer.key(task)) for task in tasks]
+    asked = (decoder.encode(prompts(spec, options.seed, task, decoder.render)) for task in tasks)
+    keys = (task_key(spec, options.seed, task) for task in tasks)
+    requests = [Request(tuple(own_and_counters), key) for own_and_counters, key in zip(asked, keys, strict=True)]
+    stop, stop_at_newline = spec.stop, not options.keep_newlines
     both = []
     for sampling in (options.sampling, replace(options.sampling, decay=0.0)):
-        done = decoder.sample(requests, sampling, stop=spec.stop, stop_at_newline=not options.keep_newlines)
+        done = decoder.sample(requests, sampling, stop=stop, stop_at_newline=stop_at_newline)
         both.append(sorted(done, key=lambda each: each.number))
-    return [
-        Drawn(task.label, task.text, _pieces(decoder, request, debiased, options.sampling), debiased, plain)
-        for task, request, debiased, plain in zip(tasks, requests, *both, strict=True)
-    ]
+    decode = decoder.stop_rule(stop, stop_at_newline).decode
+    found = []
+    for task, request, debiased, plain in zip(tasks, requests, *both, strict=True):
+        changed = _changed(decoder, request, debiased.tokens, options.sampling)
+        parts = list(zip(pieces(decode, debiased.tokens), changed, strict=True))
+        found.append(Drawn(task.label, task.text, parts, debiased, plain))
+    return found
+
+
+def pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
+    """Return what each token adds to a text; a character of several tokens comes with the last of them."""
+    texts = [decode(tokens[:end]) for end in range(1, len(tokens) + 1)]
+    whole = ["", *(text.rstrip(UNFINISHED_BYTES) for text in texts[:-1]), texts[-1]]
+    return [text[len(before) :] for before, text in pairwise(whole)]
 
 
 @torch.inference_mode()
-def _pieces(decoder: Decoder, request: Request, done: Completion, sampling: Sampling) -> list[tuple[str, bool]]:
-    """Ask at each token what the same random number would have chosen under the own prompt alone."""
+def _changed(decoder: Decoder, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[bool]:
+    """Return of each token whether the same random number chose another under the own prompt alone."""
     prompt = request.prompts[0]
-    whole = torch.tensor([[*prompt, *done.tokens]], device=decoder.model.device)
+    whole = torch.tensor([[*prompt, *tokens]], device=decoder.model.device)
     logits = decoder.model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     log_probs = logits.index_fill_(-1, decoder.banned, -torch.inf).log_softmax(-1)
-    draws = torch.tensor(uniforms(request.key, len(done.tokens)), device=logits.device)
+    draws = torch.tensor(uniforms(request.key, len(tokens)), device=logits.device)
     plain = choose(log_probs, draws, sampling.top_k, sampling.top_p).tolist()
-    texts = ["", *(str(decoder.tokenizer.decode(done.tokens[:end])) for end in range(1, len(done.tokens) + 1))]
-    return [
-        (texts[at + 1][len(texts[at]) :], token != other)
-        for at, (token, other) in enumerate(zip(done.tokens, plain, strict=True))
-    ]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a job will take, measured on a small part of it."""
-
-    texts: int
-    """To write in all."""
-    per_second: float
-    seconds: float
-    """Of the whole job, inputs and loading included."""
-    row_tokens: int
-    """Tokens to compute: those of each text, once for every prompt it is written under."""
-    memory: int
-    """Bytes that the process took while it was measured, the device's among them."""
-    accepted: Mapping[str, float]
-    """Share of each label's texts."""
-    margins: Mapping[str, float | None]
-    tokens: float
-    """Of a text, on average."""
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    """What it is an estimate of."""
-
-    def write(self, run: Run) -> None:
-        """Store it in a run's folder, for `Expected`."""
-        write_json(
-            run.estimate, {"asked": self.asked, "seconds": round(self.seconds, 1), "per_second": self.per_second}
-        )
+    return [token != other for token, other in zip(tokens, plain, strict=True)]
 
 
 class _Stopwatch:
@@ -166,7 +149,6 @@ def measure(
     watch: Watch,
     *,
     loading: float,
-    asked: Mapping[str, Any],
 ) -> tuple[Estimate, list[str]]:
     """Do a small part of a job, and reckon what the whole will take.
 
@@ -177,55 +159,63 @@ def measure(
         options: of the whole job.
         watch: is told how far it is.
         loading: seconds that loading the model took.
-        asked: what identifies the job.
 
     Returns:
         The estimate, and some inputs.
     """
     counted = _Counting(decoder)
-    hands, model = OneEngine(cast(Engine, counted)), {"model": "preview"}
-    whole = _Size.of(spec, inputs, options)
-    part = replace(whole, inputs=min(whole.inputs, max(8, FIRST // options.samples)))
-    if not spec.needs_inputs:
-        part = _Size(0, min(options.samples, FIRST))
+    whole = replace(options, num_inputs=num_inputs(inputs, options) if spec.needs_inputs else None)
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        for number in range(MOST_ROUNDS):
-            run, stopwatch = Run(Path(folder) / str(number)), _Stopwatch(watch)
-            counted.reset()
-            chosen = replace(options, samples=part.samples, num_inputs=part.inputs or None)
-            try:
-                generate(run, spec, lambda _: hands, chosen, stopwatch, model=model, inputs=inputs)
-            except ModelError as error:
-                raise ModelError(_rejected(run) or str(error)) from error
-            if stopwatch.seconds("texts") >= LONG_ENOUGH or part == whole:
-                break
-            part = part.grown(whole, 1.2 * LONG_ENOUGH / max(stopwatch.seconds("texts"), 0.1))
+        run, part, stopwatch = _trial(Path(folder), counted, spec, inputs, whole, watch)
         record = run.stage("generate")
         written_for = (example.text_a for path in shard_files(run.shards) for example in iter_examples(path))
         some = list(dict.fromkeys(written_for))[:8] if spec.needs_inputs else []
     counts = record["counts"]
     written = sum(count["written"] for count in counts.values())
-    prompts = {label: 1 + len(of.counter_labels) for label, of in spec.labels.items()}
-    under_way = round(decoder.rows / (sum(prompts.values()) / len(prompts)))
-    rate = stopwatch.per_second("texts", under_way)
-    texts = whole.texts(spec)
-    share = whole.inputs / max(part.inputs, 1)
+    prompts = [1 + len(of_label.counter_labels) for of_label in spec.labels.values()]
+    rate = stopwatch.per_second("texts", round(decoder.rows / (sum(prompts) / len(prompts))))
+    texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
     ends = max(0.0, stopwatch.seconds("texts") - written / rate)  # rows fill at first, and run empty at last
-    seconds = loading + share * stopwatch.seconds("inputs") + texts / rate + ends
-    return (
-        Estimate(
-            texts,
-            rate,
-            seconds,
-            round(counted.row_tokens / max(written, 1) * texts),
-            _memory(),
-            {label: count["accepted"] / max(count["written"], 1) for label, count in counts.items()},
-            record["mean_margins"],
-            counted.tokens / max(counted.texts, 1),
-            asked,
-        ),
-        some,
+    for_inputs = stopwatch.seconds("inputs") * (whole.num_inputs or 0) / (part.num_inputs or 1)
+    found = Estimate(
+        texts,
+        rate,
+        loading + for_inputs + texts / rate + ends,
+        round(counted.row_tokens / max(written, 1) * texts),
+        _memory(),
+        {label: count["accepted"] / max(count["written"], 1) for label, count in counts.items()},
+        record["mean_margins"],
+        counted.tokens / max(counted.texts, 1),
     )
+    return found, some
+
+
+def _trial(
+    folder: Path, counted: _Counting, spec: TaskSpec, inputs: InputFile | None, whole: GenerateOptions, watch: Watch
+) -> tuple[Run, GenerateOptions, _Stopwatch]:
+    """Do a part of a job that takes long enough to be measured, or all of it; return where, how much and how long."""
+    hands = OneEngine(cast(Engine, counted))
+    part = _part(whole, max(8, FIRST // whole.samples) if spec.needs_inputs else FIRST)
+    for number in itertools.count(1):
+        run, stopwatch = Run(folder / str(number)), _Stopwatch(watch)
+        counted.reset()
+        try:
+            generate(run, spec, lambda _: hands, part, stopwatch, model={"model": "preview"}, inputs=inputs)
+        except ModelError as error:
+            raise ModelError(_rejected(run) or str(error)) from error
+        seconds = stopwatch.seconds("texts")
+        if seconds >= LONG_ENOUGH or part == whole or number == MOST_ROUNDS:
+            break
+        factor = 1.2 * LONG_ENOUGH / max(seconds, 0.1)
+        part = _part(whole, math.ceil(factor * (part.num_inputs or part.samples)))
+    return run, part, stopwatch
+
+
+def _part(whole: GenerateOptions, size: int) -> GenerateOptions:
+    """Return a part of a job, of so many inputs or, where there are none, samples."""
+    if whole.num_inputs is None:
+        return replace(whole, samples=min(whole.samples, size))
+    return replace(whole, num_inputs=min(whole.num_inputs, size))
 
 
 def _rejected(run: Run) -> str:
@@ -236,30 +226,6 @@ def _rejected(run: Run) -> str:
     said = "; ".join(f"{count} {reason}, such as {shown[reason]!r}" for reason, count in reasons.most_common(3))
     remedy = "try another wording, another stop string, a larger --max-new-tokens, or another model"
     return f"none of the trial's texts was accepted: {said}; {remedy}" if rows else ""
-
-
-@dataclass(frozen=True)
-class _Size:
-    """How large a job is."""
-
-    inputs: int
-    """0 where there are none."""
-    samples: int
-    """Of each label, for each input."""
-
-    @staticmethod
-    def of(spec: TaskSpec, inputs: InputFile | None, options: GenerateOptions) -> _Size:
-        if not spec.needs_inputs:
-            return _Size(0, options.samples)
-        return _Size(num_inputs(inputs, options), options.samples)
-
-    def texts(self, spec: TaskSpec) -> int:
-        return max(self.inputs, 1) * self.samples * len(spec.labels)
-
-    def grown(self, whole: _Size, factor: float) -> _Size:
-        if self.inputs:
-            return replace(self, inputs=min(whole.inputs, math.ceil(factor * self.inputs)))
-        return replace(self, samples=min(whole.samples, math.ceil(factor * self.samples)))
 
 
 class _Counting:
@@ -291,5 +257,7 @@ class _Counting:
 
 
 def _memory() -> int:
-    host = psutil.Process().memory_info().rss
-    return int(host + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0))
+    """Return the most bytes that this process has held, the device's among them."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return host + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0)

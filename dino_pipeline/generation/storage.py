@@ -14,7 +14,8 @@ import fsspec
 from dino_pipeline.digests import Checksums, file_digest, shard_files
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
 from dino_pipeline.examples import Example, write_bytes, write_json
-from dino_pipeline.generation.writer import Hands, Job, Shard, Stored
+from dino_pipeline.generation.plan import Job, Shard
+from dino_pipeline.generation.writer import Hands, Stored
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.run import Run
 

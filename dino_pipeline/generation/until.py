@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dino_pipeline.generation.writer import More
+from dino_pipeline.generation.plan import More
 
 SPARE = 1.1
 """Further samples tend to be kept a little less often than the first ones."""

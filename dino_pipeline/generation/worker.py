@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 from dino_pipeline import __version__
 from dino_pipeline.decoding.engine import Engine
-from dino_pipeline.examples import Example, as_line, dropped_row
-from dino_pipeline.generation.writer import Job, Shard, Task, Writer
+from dino_pipeline.examples import as_line, dropped_row
+from dino_pipeline.generation.plan import Job, Shard, Task
+from dino_pipeline.generation.writer import Writer
 from dino_pipeline.progress import LabelCount, Progress, Unseen, no_counts
 
 
@@ -46,21 +47,8 @@ class _Notes(Unseen):
         self.notes.append(message)
 
 
-class _Carried(Shard):
-    """A shard that is stored elsewhere."""
-
-    accepted: bytes
-    refused: bytes
-
-    def store(self) -> list[Example]:
-        """Keep what its files are to hold, and return what was accepted."""
-        self.accepted = b"".join(as_line(asdict(example)) for example in self.all_kept)
-        self.refused = b"".join(as_line(dropped_row(dropped)) for dropped in self.all_dropped)
-        return self.all_kept
-
-
 Load = Callable[[], tuple[Engine, str | None]]
-_Call = tuple[Job, _Carried, Future[Written]]
+_Call = tuple[Job, Shard, Future[Written]]
 
 
 class Worker:
@@ -83,7 +71,7 @@ class Worker:
     def write(self, job: Job, tasks: list[Task]) -> Written:
         """Write a shard."""
         written: Future[Written] = Future()
-        self.coming.put((job, _Carried(Path(), Path(), tasks), written))
+        self.coming.put((job, Shard(Path(), Path(), tasks), written))
         return written.result()
 
     def _work(self) -> None:
@@ -115,10 +103,11 @@ class Worker:
                 except queue.Empty:
                     coming = None
 
-        def stored(shard: Shard, _: Sequence[Example]) -> None:
-            assert isinstance(shard, _Carried)
-            found = Written(shard.accepted, shard.refused, progress.labels, watch.notes)
+        def store(shard: Shard) -> None:
+            accepted = b"".join(as_line(asdict(example)) for example in shard.accepted)
+            rejected = b"".join(as_line(dropped_row(dropped)) for dropped in shard.dropped)
+            found = Written(accepted, rejected, progress.labels, watch.notes)
             progress.labels, watch.notes = no_counts(job.spec.labels), []
             under_way.pop(id(shard)).set_result(found)
 
-        Writer(job.spec, self.engine, job.options, job.sampling, watch, progress, None, stored).write(shards())
+        Writer(job, self.engine, watch, progress, store).write(shards())
