@@ -188,8 +188,10 @@ def tell_of_template(record: Mapping[str, Any], options: Mapping[str, Any], watc
 
 
 def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
-    record = {"model": options["model"], "revision": None, "fingerprint": None, "dtype": None, "engine": "openai"}
-    settings = {name: options[name] for name in ("base_url", "concurrency", "timeout")}
+    nowhere = dict.fromkeys(("revision", "fingerprint", "dtype"))
+    record: dict[str, Any] = {"model": options["model"], **nowhere, "engine": "openai"}
+    asked = {name: options[name] for name in ("base_url", "concurrency", "timeout")}
+    settings = dict(asked)
 
     @functools.cache
     def server() -> Server:
@@ -200,35 +202,36 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
             "a server cannot debias: each text is written under its own instruction alone"
             + ("" if options["best_of"] > 1 else "; --best-of 4 --scorer MODEL keeps the most contrasting of four")
         )
-        usage = {} if options["fresh"] else run.stage("generate").get("usage", {})
-        before = {} if options["fresh"] else run.stage("generate").get("cost", {}).get("dollars_a_million_tokens", {})
-        prices = Prices(*options["prices"]) if options["prices"] else Prices(**before)
-        return Server(options["model"], note=console.note, prices=prices, usage=Usage(**usage), **settings)
+        before = {} if options["fresh"] else run.stage("generate")
+        known = before.get("cost", {}).get("dollars_a_million_tokens", {})
+        prices = Prices(*options["prices"]) if options["prices"] else Prices(**known)
+        usage = Usage(**before.get("usage", {}))
+        return Server(options["model"], note=console.note, prices=prices, usage=usage, **asked)
 
-    def hands(scorer: Callable[[], Scorer] | None, _: int) -> Hands:
+    scorer: Callable[[], Scorer] | None = None
+    if options["scorer"] == "server":
+        record["scorer"] = "server"
+
+        def scorer() -> Scorer:
+            server().score([("Sentence 1: ", "A dog runs.")])  # whether it can, before anything is paid for
+            return server()
+
+    elif options["scorer"]:
+        device, before = pick_device(options["device"]), begun.get("scorer")
+        named = {**options, "model": options["scorer"]}
+        generator = chosen_generator(named, before if isinstance(before, dict) else {}, device)
+        record["scorer"] = recorded(options["scorer"], generator)
+        settings["device"] = device
+
+        @functools.cache
+        def scorer() -> Scorer:
+            from dino_pipeline.decoding.loading import load_decoder
+
+            return load_decoder(generator, device=device)
+
+    def hands(_: int) -> Hands:
         from dino_pipeline.generation.writer import OneEngine
 
         return OneEngine(server(), scorer)
 
-    if options["scorer"] is None:
-        return ChosenEngine(record, settings, functools.partial(hands, None), debiases=False)
-    if options["scorer"] == "server":
-
-        def scoring() -> Scorer:
-            server().score([("Sentence 1: ", "A dog runs.")])  # whether it can, before anything is paid for
-            return server()
-
-        return ChosenEngine({**record, "scorer": "server"}, settings, functools.partial(hands, scoring), debiases=False)
-    device = pick_device(options["device"])
-    before = begun.get("scorer")
-    named = {**options, "model": options["scorer"]}
-    generator = chosen_generator(named, before if isinstance(before, dict) else {}, device)
-
-    @functools.cache
-    def scorer() -> Scorer:
-        from dino_pipeline.decoding.loading import load_decoder
-
-        return load_decoder(generator, device=device)
-
-    record["scorer"] = recorded(options["scorer"], generator)
-    return ChosenEngine(record, {**settings, "device": device}, functools.partial(hands, scorer), debiases=False)
+    return ChosenEngine(record, settings, hands, debiases=False)

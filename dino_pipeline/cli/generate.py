@@ -15,7 +15,7 @@ from dino_pipeline.cli.base import Grouped, command, options_of, or_dash, under,
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
 from dino_pipeline.cli.engines import ChosenEngine, check_engine, chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.specs import SpecFile
-from dino_pipeline.cli.texts import input_texts, text_options, text_settings
+from dino_pipeline.cli.texts import text_options, text_settings
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
@@ -85,17 +85,13 @@ class Further(click.ParamType[tuple[str, int]]):
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     """Write texts for every input and label of a task SPEC; goes on where an earlier call was stopped."""
+    from dino_pipeline.generation.storage import Storage
     from dino_pipeline.run import Run
     from dino_pipeline.spec_file import load_spec
 
     spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)
-    texts = input_texts(options["inputs_file"], options["input_format"])
-    chosen = text_settings(spec, options, written=texts is None and spec.needs_inputs)
-
-    from dino_pipeline.generation.storage import Storage
-
-    chosen = replace(chosen, shard_size=options["shard_size"])
+    texts, chosen = text_settings(spec, options)
     if options["budget"]:
         _check_budget(options, spec, texts, chosen)
     _check_further(spec, options)

@@ -14,7 +14,7 @@ import click
 from dino_pipeline.cli.base import Grouped, command, or_dash
 from dino_pipeline.cli.engines import engine_here, here_options
 from dino_pipeline.cli.specs import SpecFile
-from dino_pipeline.cli.texts import input_texts, text_options, text_settings
+from dino_pipeline.cli.texts import text_options, text_settings
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.estimate import Estimate
@@ -43,8 +43,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
 
     spec = load_spec(spec_file)
     run = Run(run_path or Path("outputs") / spec_file.stem)
-    texts = input_texts(options["inputs_file"], options["input_format"])
-    chosen = text_settings(spec, {**options, "best_of": 1}, written=texts is None and spec.needs_inputs)
+    texts, chosen = text_settings(spec, options)
     with closing(Console()) as console:
         engine = engine_here(options, {}, console)
         decoder = cast(Decoder, cast(OneEngine, engine.hands(0)).engine)

@@ -67,36 +67,29 @@ text_options = options_of(OPTIONS)
 """Gives a command the options that say what texts to write."""
 
 
-def input_texts(file: Path | None, input_format: str) -> InputFile | None:
-    """Return the texts that a user brings, if any."""
-    from dino_pipeline.inputs import input_file
+def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | None, GenerateOptions]:
+    """Return the texts that a user brings, if any, and what decides those to write.
 
-    return None if file is None else input_file(file, input_format)
-
-
-def text_settings(found: TaskSpec, options: dict[str, Any], *, written: bool) -> GenerateOptions:
-    """Return what decides the texts: the command line before the spec before the paper."""
+    That is what the command line says before what the spec says, and then the paper.
+    """
     from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.plan import GenerateOptions
+    from dino_pipeline.inputs import input_file
     from dino_pipeline.spec import TaskSpec
 
-    given = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
-    flags = {
-        name: options[name]
-        for name in (
-            *("samples", "num_inputs", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens"),
-            "best_of",
-        )
-    }
-    flags["keep_newlines"] = flags["keep_newlines"] or found.newlines
-    inputs = found.inputs if isinstance(found.inputs, TaskSpec) else None
+    texts = input_file(options["inputs_file"], options["input_format"]) if options["inputs_file"] else None
+    names = ("samples", "seed", "keep_unfinished", "min_words", "min_tokens", "best_of", "shard_size")
+    sampling = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
+    inputs = spec.inputs if isinstance(spec.inputs, TaskSpec) else None
     chosen = GenerateOptions(
-        **flags,
-        sampling=_override(_of_spec(Sampling(), found.sampling), given),
+        **{name: options[name] for name in names if name in options},
+        num_inputs=options["num_inputs"] or (WRITTEN_INPUTS if texts is None and spec.needs_inputs else None),
+        keep_newlines=options["keep_newlines"] or spec.newlines,
+        sampling=_override(_of_spec(Sampling(), spec.sampling), sampling),
         # how inputs are sampled is the inputs spec's own affair: flags speak of the texts
         input_sampling=_of_spec(Sampling(), inputs.sampling) if inputs else Sampling(),
     )
-    return replace(chosen, num_inputs=chosen.num_inputs or WRITTEN_INPUTS) if written else chosen
+    return texts, chosen
 
 
 def _of_spec(base: Sampling, sampling: SpecSampling) -> Sampling:
