@@ -131,14 +131,14 @@ class Server:
         first = list(islice(waiting, 1))
         if not first:
             return
-        if self.abilities is None:
-            self.abilities = self._probe(first[0].prompts[0], stop)
+        abilities = self.abilities = self.abilities or self._probe(first[0].prompts[0], stop)
         if sampling.top_k and not self.keeps_top_k:
-            self._check_top_k(self.abilities, first[0].prompts[0], stop)
+            self._check_top_k(abilities, first[0].prompts[0], stop)
 
         def one(request: Request) -> dict[str, Any] | None:
+            asked = (request.prompts[0], sampling, stop, seed_of(request.key), abilities.dialect, abilities.logprobs)
             try:
-                return self._ask(self._body(request.prompts[0], sampling, stop, seed_of(request.key)), refusals=True)
+                return self._ask(_body(self.model, *asked), refusals=True)
             except _RefusedError as error:
                 self._note_refusal(error)
                 return None
@@ -159,7 +159,7 @@ class Server:
             OptionError: the server echoes none.
         """
         found = side_by_side(lambda pair: self._echoed(pair[0], pair[1] + stop), pairs, self.concurrency)
-        return [scored for _, scored in sorted(found, key=lambda each: each[0])]
+        return [scored for _, scored in sorted(found)]
 
     def _echoed(self, prompt: str, text: str) -> Scored:
         body = {"model": self.model, "prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
@@ -179,10 +179,6 @@ class Server:
             if end > len(prompt) and start < whole and value is not None
         ]
         return Scored(sum(found) / max(len(found), 1), len(found))
-
-    def _body(self, prompt: str, sampling: Sampling, stop: str, seed: int) -> dict[str, Any]:
-        assert self.abilities
-        return _body(self.model, prompt, sampling, stop, seed, self.abilities.dialect, self.abilities.logprobs)
 
     def _probe(self, prompt: str, stop: str) -> Abilities:
         """Find out by a few short texts what the server does, and refuse what it would silently do otherwise."""
@@ -213,8 +209,7 @@ class Server:
 
     def _check_top_k(self, abilities: Abilities, prompt: str, stop: str) -> None:
         greedy = Sampling(top_k=1, top_p=0, max_new_tokens=8)
-        knows = abilities.dialect != "plain"
-        if not knows or len({*self._trial(prompt, greedy, stop, abilities.dialect)}) > 1:
+        if abilities.dialect == "plain" or len({*self._trial(prompt, greedy, stop, abilities.dialect)}) > 1:
             raise OptionError(
                 f"{self.base_url}: the server does not know top-k, or does not keep to it; give --top-k 0 (top-p and "
                 "temperature it knows)"
@@ -273,7 +268,7 @@ class Server:
     @contextmanager
     def _errors(self, refusals: bool) -> Iterator[None]:
         """Turn what the client says into messages with a remedy."""
-        where = f"{self.base_url}"
+        where = self.base_url
         try:
             yield
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:

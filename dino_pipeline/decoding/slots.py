@@ -32,8 +32,9 @@ class SlotLayer(CacheLayerMixin):
     """
 
     is_sliding = False
-    keys: Tensor | None
-    values: Tensor | None
+    keys: Any
+    values: Any
+    """None until there are some."""
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
@@ -50,7 +51,6 @@ class SlotLayer(CacheLayerMixin):
         """Store one new position per row; return views up to the longest row."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         every, at = self.slots.every_row.to(self.keys.device), self.slots.positions.to(self.keys.device)
         end = self.slots.reach
         self.keys[every, :, at] = key_states[:, :, 0]
@@ -61,7 +61,6 @@ class SlotLayer(CacheLayerMixin):
         """Copy some prompts' keys and values, of ``(prompts, heads, length, dim)``, to the start of the given rows."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        assert self.keys is not None and self.values is not None
         rows, prompts = rows.to(keys.device), prompts.to(keys.device)
         self.keys[rows, :, : keys.shape[2]] = keys[prompts]
         self.values[rows, :, : values.shape[2]] = values[prompts]
@@ -69,7 +68,6 @@ class SlotLayer(CacheLayerMixin):
     def lengthen(self, length: int) -> None:
         """Make room for longer rows."""
         if self.is_initialized:
-            assert self.keys is not None and self.values is not None
             more = (0, 0, 0, length - self.keys.shape[2])
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
 
@@ -81,7 +79,6 @@ class SlotLayer(CacheLayerMixin):
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but the given ones."""
         if self.is_initialized:
-            assert self.keys is not None and self.values is not None
             rows = rows.to(self.keys.device)
             self.keys, self.values = self.keys[rows], self.values[rows]
 
