@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from dino_pipeline.cli import main
 from dino_pipeline.examples import write_examples
 from dino_pipeline.filtering import ingest
 from dino_pipeline.run import Run
-from tests.commands import ENVIRONMENT, command, files, invoke
+from tests.commands import ENVIRONMENT, answer, command, files, invoke
 from tests.pairs import Words, outputs
 
 pytest.importorskip("ray", reason="needs ray")
@@ -92,10 +90,7 @@ def test_a_filter_there_keeps_the_same_rows(tmp_path: Path, nodes: Any, monkeypa
     write_examples(tmp_path / "data.jsonl", [*pairs, *copies, *mirrored, *near])
     for name, where in (("here", ["--workers", "1"]), ("there", ["--ray", nodes.address])):
         monkeypatch.setattr(ingest, "PIECE", 2**15)
-        done = CliRunner().invoke(
-            main, ["filter", str(tmp_path / "data.jsonl"), "--run", str(tmp_path / name), "--pii", "drop", *where]
-        )
-        assert done.exit_code == 0, done.output
+        invoke("filter", tmp_path / "data.jsonl", "--run", tmp_path / name, "--pii", "drop", *where)
     here, there = Run(tmp_path / "here"), Run(tmp_path / "there")
     assert outputs(there) == outputs(here)
     assert here.stage("filter")["funnel"] == there.stage("filter")["funnel"]
@@ -121,7 +116,7 @@ def test_what_a_user_can_do_wrong_is_said(tmp_path: Path, monkeypatch: pytest.Mo
         (["--ray", "127.0.0.1:9", "--workers", "1"], "no cluster can be reached"),
         (["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"], "--ray runs models of its own"),
     ):
-        failed = CliRunner().invoke(main, [*map(str, call), *wrong])
+        failed = answer(*call, *wrong)
         assert failed.exit_code == 2, (wrong, failed.output)
         assert said in failed.stderr
     assert not (tmp_path / "run").exists()

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from scipy.stats import chi2_contingency
 
 from dino_pipeline import pocket
-from dino_pipeline.cli import main
 from dino_pipeline.cli.again import SERVER, commands
 from dino_pipeline.decoding import server
 from dino_pipeline.decoding.decoder import Decoder
@@ -28,7 +26,7 @@ from dino_pipeline.generation.plan import Task
 from dino_pipeline.generation.prompts import prompts
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
-from tests.commands import files, invoke, start
+from tests.commands import answer, files, invoke, start
 from tests.conftest import TOY_SPEC
 from tests.serving import FAULTS, Faults, MadeUp, faulty, made_up, transformers_serve
 from tests.test_spec import SPECS
@@ -73,7 +71,7 @@ def test_no_fault_of_a_server_loses_or_doubles_a_sample(served: str, inputs: Pat
     with faulty(served, faults) as address:
         told = call(address, inputs, tmp_path / "run", "--samples", "3", "--timeout", "2", "--concurrency", "6")
         faults.every = 3
-        done = CliRunner().invoke(main, told)
+        done = answer(*told)
     assert done.exit_code == 0, done.output
     assert set(faults.hit) == set(FAULTS)
     assert texts(tmp_path / "run") == whole(3)
@@ -160,7 +158,7 @@ def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: 
     record = json.loads((tmp_path / "four" / "run.json").read_text())["generate"]
     assert (record["options"]["best_of"], record["options"]["scorer"]["model"]) == (4, "pocket")
     invoke("filter", tmp_path / "four", "--verify", "--dev-share", "0", "--near-duplicates", "0", "--no-balance")
-    refused = CliRunner().invoke(main, call(address, inputs, tmp_path / "none", "--best-of", "4"))
+    refused = answer(*call(address, inputs, tmp_path / "none", "--best-of", "4"))
     assert (refused.exit_code, "--best-of needs --scorer" in refused.stderr) == (2, True)
 
 
@@ -215,7 +213,7 @@ def test_a_prompt_that_a_server_refuses_costs_its_own_text_only(inputs: Path, tm
 
     inputs.write_text("A dog runs.\n" + "long " * 400 + "\nA bird sings.\n")
     with made_up(Short(text=lambda seed, body: f"The number {seed} is here.")) as address:
-        done = CliRunner().invoke(main, call(address, inputs, tmp_path / "run"))
+        done = answer(*call(address, inputs, tmp_path / "run"))
     assert done.exit_code == 0, done.output
     assert done.stderr.count("the server refuses a prompt, whose text is left out") == 1
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected" / "00000.jsonl").read_text().splitlines()]
@@ -316,7 +314,7 @@ def test_a_server_tells_margins_of_its_own_texts(inputs: Path, tmp_path: Path) -
     record = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]
     assert record["cost"]["dollars_a_million_tokens"] == {"prompt": 1.0, "completion": 2.0}
     assert record["options"]["scorer"] == "server"
-    refused = CliRunner().invoke(main, ["filter", f"{tmp_path / 'run'}", "--verify"])
+    refused = answer("filter", tmp_path / "run", "--verify")
     assert (refused.exit_code, "which ran on a server; generate with --scorer" in refused.stderr) == (2, True)
 
 
@@ -331,7 +329,7 @@ def test_options_of_the_other_engine_are_refused(inputs: Path, tmp_path: Path) -
         ("--engine", "openai", "--base-url", "http://x/v1", "--device", "cpu"): "--device belongs to a model that runs",
     }
     for options, said in calls.items():
-        refused = CliRunner().invoke(main, ["generate", spec, "--run", f"{tmp_path / 'run'}", *options])
+        refused = answer("generate", spec, "--run", tmp_path / "run", *options)
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
     assert not (tmp_path / "run" / "shards").exists()
 
