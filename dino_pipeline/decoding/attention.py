@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -52,8 +50,3 @@ def attention_windows(model: PreTrainedModel) -> dict[str, int | None]:
     if strange := [kind for kind in dict.fromkeys(kinds) if kind not in known]:
         raise ModelError(f"layers of type {', '.join(strange)}")
     return {kind: known[kind] for kind in dict.fromkeys(kinds)}
-
-
-def accepts_positions(model: PreTrainedModel) -> bool:
-    """Whether the model's forward takes ``position_ids``, without which rows of different lengths go wrong."""
-    return "position_ids" in inspect.signature(model.forward).parameters
