@@ -23,7 +23,7 @@ from dino_pipeline.evaluation.fidelity import LABELS
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.pocket.corpus import relation_holds
 from dino_pipeline.pocket.frames import similarity
-from dino_pipeline.pocket.grammar import parse
+from dino_pipeline.pocket.reader import parse
 from dino_pipeline.run import Run
 
 SPEC = "task_specs/sts-x2.json"

@@ -58,8 +58,7 @@ def test_a_file_says_at_its_head_which_question_it_answers() -> None:
 
 def test_files_stay_readable() -> None:
     for path in PACKAGE.rglob("*.py"):
-        longest = 600 if "pocket" in path.parts else 450
-        assert len(path.read_text().splitlines()) <= longest, path.name
+        assert len(path.read_text().splitlines()) <= 450, path.name
 
 
 def test_only_the_command_line_prints_or_exits() -> None:

@@ -16,7 +16,7 @@ from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.pocket.corpus import RELATIONS, prompt, relation_holds
 from dino_pipeline.pocket.frames import Frame, similarity
-from dino_pipeline.pocket.grammar import parse
+from dino_pipeline.pocket.reader import parse
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.texts import distinct_n, normalise

@@ -1,6 +1,5 @@
 """The text the pocket models are trained on: an endless, seeded stream of rows cut into shards."""
 
-from dataclasses import dataclass
 from random import Random
 
 from dino_pipeline.pocket.frames import STRANGE, Frame, neighbour, random_frame, stranger
@@ -33,15 +32,8 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Noise:
-    """How often each instruction is followed by each relation; readers of instructions are never perfect."""
-
-    same: tuple[float, float, float] = (0.88, 0.10, 0.02)
-    similar: tuple[float, float, float] = (0.22, 0.68, 0.10)
-    different: tuple[float, float, float] = (0.10, 0.24, 0.66)
-
-
+# How often each instruction is followed by each relation; readers of instructions are never perfect.
+NOISE = {SAME: (0.88, 0.10, 0.02), SIMILAR: (0.22, 0.68, 0.10), DIFFERENT: (0.10, 0.24, 0.66)}
 SECOND = '\nSentence 2: "'
 
 
@@ -59,7 +51,7 @@ SECOND_WEIGHT = 4.0
 def related(rng: Random, frame: Frame, relation: str) -> Frame:
     if relation == SAME:
         return frame
-    return neighbour(rng, frame, *ALIKE) if relation == SIMILAR else stranger(rng, frame)
+    return neighbour(rng, frame, ALIKE) if relation == SIMILAR else stranger(rng, frame)
 
 
 def relation_holds(relation: str, similarity: float) -> bool:
@@ -78,11 +70,11 @@ def second_sentence(rng: Random, frame: Frame, first: str, relation: str) -> str
     return text
 
 
-def prompt_row(rng: Random, noise: Noise) -> Row:
+def prompt_row(rng: Random) -> Row:
     """One block of the paper's prompt: instruction, first sentence, second sentence."""
     asked = rng.choice(RELATIONS)
     wording = 0 if rng.random() < 0.85 else rng.choice(range(1, len(INSTRUCTIONS[asked])))
-    relation = rng.choices(RELATIONS, getattr(noise, asked))[0]
+    relation = rng.choices(RELATIONS, NOISE[asked])[0]
     frame = random_frame(rng)
     first = write(frame, rng)
     second = second_sentence(rng, frame, first, relation)
@@ -103,10 +95,10 @@ def clean_row(rng: Random) -> Row:
     return row
 
 
-def shard_rows(seed: int, shard: int, count: int, clean: float, noise: Noise) -> list[Row]:
+def shard_rows(seed: int, shard: int, count: int, clean: float) -> list[Row]:
     """Rows of one shard; `clean` is the share of rows without an instruction. Depends on its arguments alone."""
     rng = Random(f"rows/{seed}/{shard}")
-    return [clean_row(rng) if rng.random() < clean else prompt_row(rng, noise) for _ in range(count)]
+    return [clean_row(rng) if rng.random() < clean else prompt_row(rng) for _ in range(count)]
 
 
 def shard_sentences(seed: int, shard: int, count: int) -> list[str]:

@@ -8,7 +8,6 @@ from random import Random
 from typing import Any
 
 from dino_pipeline.pocket.lexicon import (
-    FEELING_MODES,
     KINDS,
     MODES,
     NOUNS,
@@ -44,7 +43,7 @@ ROLES = ("agent", "theme", "recipient")
 CIRCUMSTANCES = ("manner", "place", "time")
 EVENT_MODES: tuple[str, ...] = ("past",) * 8 + ("now",) * 3 + ("future", "fact", "not") * 2
 EVENT_MODES += ("want", "must", "can", "try", "start", "forget", "refuse", "plan", "never")
-STATE_MODES = ("fact", "past")
+EVENTS = ("transitive", "dative", "intransitive")
 KIND_WEIGHTS = {"event": 70, "feeling": 11, "compare": 7, "state": 7, "exist": 5}
 STRANGE = 0.08  # frames less similar than this have nothing to do with each other
 SPLITS = 20  # one proposition in so many is held out for the gold test set, and one for its dev set
@@ -59,11 +58,9 @@ def roles_of(predicate: Predicate) -> dict[str, tuple[str, ...]]:
 
 
 def modes_of(predicate: Predicate) -> tuple[str, ...]:
-    if predicate.kind == "feeling":
-        return FEELING_MODES
-    if predicate.kind in ("compare", "state"):
-        return STATE_MODES
-    return ("fact", "past") if predicate.kind == "exist" else tuple(dict.fromkeys(EVENT_MODES))
+    if predicate.kind in EVENTS:
+        return tuple(dict.fromkeys(EVENT_MODES))
+    return ("fact", "past", "never", "not") if predicate.kind == "feeling" else ("fact", "past")
 
 
 @cache
@@ -157,8 +154,7 @@ def random_circumstances(rng: Random, predicate: Predicate, mode: str) -> dict[s
 @cache
 def predicates_by(kind: str) -> dict[str, tuple[Predicate, ...]]:
     """Predicates of a kind by topic; every verb that is no feeling counts as an event."""
-    event = ("transitive", "dative", "intransitive")
-    chosen = [p for p in PREDICATES.values() if p.kind == kind or (kind == "event" and p.kind in event)]
+    chosen = [p for p in PREDICATES.values() if p.kind in (EVENTS if kind == "event" else (kind,))]
     return {t: tuple(p for p in chosen if p.topic == t) for t in dict.fromkeys(p.topic for p in chosen)}
 
 
@@ -169,7 +165,7 @@ def random_predicate(rng: Random) -> Predicate:
 
 
 def frame_of(rng: Random, predicate: Predicate) -> Frame:
-    choices = EVENT_MODES if predicate.kind in ("transitive", "dative", "intransitive") else modes_of(predicate)
+    choices = EVENT_MODES if predicate.kind in EVENTS else modes_of(predicate)
     while True:
         mode = rng.choice(choices)
         things, extra = random_things(rng, predicate), random_circumstances(rng, predicate, mode)
@@ -257,9 +253,9 @@ def altered(rng: Random, frame: Frame) -> Frame:
     return other
 
 
-def neighbour(rng: Random, frame: Frame, low: float = 0.3, high: float = 0.75, split: str = "train") -> Frame:
-    """Another frame whose similarity to `frame` lies in [low, high]; the nearest to that found in 400 attempts."""
-    nearest, distance = frame, 2.0
+def neighbour(rng: Random, frame: Frame, band: tuple[float, float], split: str = "train") -> Frame:
+    """Another frame whose similarity to `frame` lies in the band; the nearest to that found in 400 attempts."""
+    (low, high), nearest, distance = band, frame, 2.0
     for _ in range(400):
         other = altered(rng, frame)
         if split_of(other) != split or other == frame:

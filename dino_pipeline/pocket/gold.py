@@ -4,20 +4,15 @@ import re
 from dataclasses import replace
 from itertools import product
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
+from dino_pipeline.examples import Example
 from dino_pipeline.pocket.frames import Frame, neighbour, random_frame, similarity, stranger, valid
 from dino_pipeline.pocket.grammar import paraphrases
 
 SEED = 7
 COUNTS = {"test": 2000, "dev": 400}
 BANDS = ((0.1, 0.3), (0.3, 0.45), (0.45, 0.6), (0.6, 0.75), (0.75, 0.95))
-
-
-class Pair(NamedTuple):
-    text_a: str
-    text_b: str
-    label: float
 
 
 def words(text: str) -> set[str]:
@@ -48,7 +43,7 @@ def partner(rng: Random, frame: Frame, draw: float, band: tuple[float, float], s
     if draw < 0.2:
         return frame
     if draw < 0.8:
-        return neighbour(rng, frame, *band, split=split)
+        return neighbour(rng, frame, band, split)
     return sharing(frame, stranger(rng, frame, split))
 
 
@@ -59,7 +54,7 @@ def told(rng: Random, frame: Frame, other: Frame, target: float) -> tuple[str, s
     return (a, b) if distance < 0.02 else None
 
 
-def pair_of(rng: Random, split: str) -> Pair:
+def pair_of(rng: Random, split: str) -> Example:
     """The kind of pair and its word overlap are drawn apart from each other, and both are kept to."""
     target, draw = rng.uniform(0.06, 0.2), rng.random()
     band = rng.choice(BANDS)
@@ -68,9 +63,9 @@ def pair_of(rng: Random, split: str) -> Pair:
         other = partner(rng, frame, draw, band, split)
         texts = told(rng, frame, other, target)
         if texts:
-            return Pair(*texts, similarity(frame, other))
+            return Example(*texts, similarity(frame, other))
 
 
-def gold_pairs(split: str, count: int, seed: int = SEED) -> list[Pair]:
+def gold_pairs(split: str, count: int, seed: int = SEED) -> list[Example]:
     """Pair i depends on (seed, split, i) alone: a shorter list is a prefix of a longer one."""
     return [pair_of(Random(f"{seed}/{split}/{index}"), split) for index in range(count)]

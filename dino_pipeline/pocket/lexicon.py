@@ -1,4 +1,4 @@
-"""The words of the pocket grammar: nouns, predicates and their surfaces, read from lexicon.json."""
+"""The words of the pocket grammar: nouns, predicates, their surfaces and forms, read from lexicon.json."""
 
 import json
 from dataclasses import dataclass
@@ -10,8 +10,6 @@ Surfaces = tuple[str, ...]
 
 DATA: dict[str, Any] = json.loads(Path(__file__).with_name("lexicon.json").read_text(encoding="utf-8"))
 MODES: dict[str, dict[str, Any]] = DATA["modes"]
-MANNERS: dict[str, Surfaces] = {name: tuple(row.split("|")) for name, row in DATA["manners"].items()}
-FEELING_MODES = ("fact", "past", "never", "not")
 
 
 def entries(text: str) -> list[str]:
@@ -47,7 +45,14 @@ GROUPS: dict[str, tuple[str, ...]] = {name: tuple(entries(row)) for name, row in
 TIMES: dict[str, dict[str, Surfaces]] = {
     tense: {e.split("|")[0]: tuple(e.split("|")) for e in entries(row)} for tense, row in DATA["times"].items()
 }
-TIME_SURFACES: dict[str, Surfaces] = {name: row for table in TIMES.values() for name, row in table.items()}
+SURFACES: dict[str, dict[str, Surfaces]] = {
+    "manner": {name: tuple(row.split("|")) for name, row in DATA["manners"].items()},
+    "place": {
+        name: tuple(f"{p} the {s}" for p, s in zip(NOUNS[name].prepositions, NOUNS[name].surfaces, strict=True))
+        for name in KINDS["place"]
+    },
+    "time": {name: row for table in TIMES.values() for name, row in table.items()},
+}
 TOPIC_PEOPLE: dict[str, tuple[str, ...]] = {t: tuple(entries(row["people"])) for t, row in DATA["topics"].items()}
 TOPIC_PLACES: dict[str, tuple[str, ...]] = {t: tuple(entries(row["places"])) for t, row in DATA["topics"].items()}
 
@@ -175,3 +180,21 @@ def verb_forms(head: str) -> dict[str, str]:
     forms = DATA["forms"][verb].split() if verb in DATA["forms"] else regular_forms(verb)
     named = zip(("s", "past", "pp", "ing"), forms, strict=True)
     return {name: f"{form} {rest}".strip() for name, form in [("base", verb), *named]}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One surface of a predicate, its marks taken apart."""
+
+    head: str
+    rest: str
+    two_objects: bool
+    passive: bool
+    copula: bool  # "be afraid of"
+
+
+@cache
+def verb_of(surface: str) -> Verb:
+    head, _, rest = surface.strip("*^").partition(" _ ")
+    copula = head.startswith("be ")
+    return Verb(head.removeprefix("be "), rest, "*" in surface, "^" not in surface and not copula, copula)

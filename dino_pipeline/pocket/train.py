@@ -8,9 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -18,23 +17,18 @@ from typing import Any
 
 import click
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import Tokenizer
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dino_pipeline.examples import write_json, write_rows
 from dino_pipeline.pocket import ENCODER, GENERATOR, GOLD_DEV, GOLD_TEST
-from dino_pipeline.pocket.corpus import Noise, Row, row_text, shard_rows, shard_sentences
+from dino_pipeline.pocket.corpus import NOISE, Row, row_text, shard_rows, shard_sentences
 from dino_pipeline.pocket.gold import COUNTS, gold_pairs
+from dino_pipeline.pocket.vocabulary import END, FIRST_WORD, MASK, bpe_tokenizer, wordpiece_tokenizer
 
 logger = logging.getLogger(__name__)
 
-END = "<|endoftext|>"
-PAD = "<|pad|>"
+CLEAN_SHARE = 0.3  # of the generator's steps, before the prompts begin
 IGNORED = -100
 Encoded = list[tuple[list[int], list[float]]]  # token ids and a loss weight for each
 
@@ -68,67 +62,14 @@ class Schedule:
         return self.learning_rate * min((step + 1) / self.warmup, max(left, 0.0))
 
 
-# Tokenizers.
+# Text to token ids.
 
 
-def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which a quote is always a token of its own, so that a prompt may end at one."""
-    tokenizer = Tokenizer(models.BPE())
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split('"', "isolated"), level])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=256
-    )
-
-
-def wordpiece_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """BERT's tokenizer, of lower-case ASCII."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = bert_like(models.WordPiece(wordpiece_vocabulary(texts, vocabulary, special), unk_token="[UNK]"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.decoder = decoders.WordPiece()
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
-
-
-def wordpiece_vocabulary(texts: Iterable[str], size: int, special: list[str]) -> dict[str, int]:
-    """The trainer numbers the pieces inside words as they come out of a hash map, other in every process, and their
-    numbers break ties between merges; handed over as special tokens, they have theirs already."""
-    tokenizer = bert_like(models.WordPiece(unk_token="[UNK]"))
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    inner = [f"##{letter}" for letter in letters if letter.isalnum()]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=special + inner, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.get_vocab()
-
-
-def bert_like(model: Any) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
-# Text to token ids, in worker processes that each hold the tokenizer once.
-
-WORKER: dict[str, Any] = {}
-
-
-def start_worker(tokenizer_file: str) -> None:
+@cache
+def read_tokenizer(file: Path) -> Tokenizer:
+    """Each process that writes text reads it once."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    WORKER["tokenizer"] = Tokenizer.from_file(tokenizer_file)
+    return Tokenizer.from_file(str(file))
 
 
 def encode_row(tokenizer: Tokenizer, row: Row) -> tuple[list[int], list[float]]:
@@ -139,19 +80,22 @@ def encode_row(tokenizer: Tokenizer, row: Row) -> tuple[list[int], list[float]]:
     return [*ids, end], [*weights, 1.0]
 
 
-def generator_shard(shard: int, schedule: Schedule, clean_shards: int, noise: Noise) -> tuple[Encoded, str]:
+def generator_shard(shard: int, schedule: Schedule, tokenizer_file: Path) -> tuple[Encoded, str]:
     """Encoded rows of a shard, and the hash of their text."""
-    clean = 0.9 if shard < clean_shards else 0.15
-    rows = shard_rows(schedule.seed, shard, schedule.shard_size, clean, noise)
-    digest = hashlib.sha256("\0".join(map(row_text, rows)).encode()).hexdigest()
-    return [encode_row(WORKER["tokenizer"], row) for row in rows], digest
+    clean = 0.9 if shard < round(CLEAN_SHARE * schedule.shards) else 0.15
+    rows = shard_rows(schedule.seed, shard, schedule.shard_size, clean)
+    tokenizer = read_tokenizer(tokenizer_file)
+    return [encode_row(tokenizer, row) for row in rows], digest_of(map(row_text, rows))
 
 
-def encoder_shard(shard: int, schedule: Schedule) -> tuple[Encoded, str]:
+def encoder_shard(shard: int, schedule: Schedule, tokenizer_file: Path) -> tuple[Encoded, str]:
     texts = shard_sentences(schedule.seed, shard, schedule.shard_size)
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    encodings = WORKER["tokenizer"].encode_batch(texts)
-    return [(encoding.ids, [1.0] * len(encoding.ids)) for encoding in encodings], digest
+    encodings = read_tokenizer(tokenizer_file).encode_batch(texts)
+    return [(encoding.ids, [1.0] * len(encoding.ids)) for encoding in encodings], digest_of(texts)
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def batches(rows: Encoded, size: int, rng: Random) -> list[Encoded]:
@@ -181,22 +125,18 @@ def causal_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.T
     return (losses * weight).sum() / weight.sum()
 
 
-def masked_loss(model: Any, ids: torch.Tensor, _: torch.Tensor, mask_id: int, first_word: int) -> torch.Tensor:
+def masked_loss(model: Any, ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """The usual masking, of 20 %: eight in ten by the mask, one by a random token, one left."""
-    chosen = (torch.rand(ids.shape, device=ids.device) < 0.2) & (ids >= first_word)
+    chosen = (torch.rand(ids.shape, device=ids.device) < 0.2) & (ids >= FIRST_WORD)
     draw = torch.rand(ids.shape, device=ids.device)
-    words = torch.randint_like(ids, first_word, model.config.vocab_size)
-    inputs = torch.where(chosen & (draw < 0.8), mask_id, torch.where(chosen & (draw > 0.9), words, ids))
+    words = torch.randint_like(ids, FIRST_WORD, model.config.vocab_size)
+    inputs = torch.where(chosen & (draw < 0.8), MASK, torch.where(chosen & (draw > 0.9), words, ids))
     logits = model(input_ids=inputs, attention_mask=(ids != model.config.pad_token_id).long()).logits.float()
     labels = torch.where(chosen, ids, IGNORED)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 # The loop.
-
-
-def autocast(device: str) -> AbstractContextManager[Any]:
-    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
 
 
 def optimizer_for(model: torch.nn.Module, schedule: Schedule) -> torch.optim.AdamW:
@@ -244,13 +184,11 @@ def load_checkpoint(
     return Progress(**state["progress"])
 
 
-def shard_stream(make_shard: Any, shards: Iterable[int], tokenizer_file: Path, workers: int) -> Iterator[Any]:
+def shard_stream(shards: Iterable[int], make_shard: Any, workers: int) -> Iterator[Any]:
     if workers < 1:
-        start_worker(str(tokenizer_file))
         yield from map(make_shard, shards)
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, start_worker, (str(tokenizer_file),)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(make_shard, shards)
 
 
@@ -263,7 +201,7 @@ def train_shard(model: Any, optimizer: Any, rows: Encoded, loss_of: Any, schedul
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(shard * schedule.shard_steps + index)
         ids, weights = padded(batch, model.config.pad_token_id, device)
-        with autocast(device):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = loss_of(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -323,7 +261,6 @@ def encoder_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
         num_attention_heads=4,
         max_position_embeddings=128,
         pad_token_id=tokenizer.pad_token_id,
-        type_vocab_size=2,
     )
     return BertForMaskedLM(config)
 
@@ -338,17 +275,12 @@ def publish(model: Any, tokenizer: PreTrainedTokenizerFast, progress: Progress, 
         model.to("cpu").half().save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
-        config["dtype"] = "float32"
-        write_json(aside / "config.json", config, sort_keys=True)
+        write_json(aside / "config.json", {**config, "dtype": "float32"})
         record = {**progress.recipe, "tokens": progress.tokens, "data_hash": progress.data_hash}
         write_json(aside / "training.json", record)
         out.mkdir(parents=True, exist_ok=True)
         for file in sorted(aside.iterdir()):
             shutil.move(file, out / file.name)
-
-
-def write_json(path: Path, value: dict[str, Any], sort_keys: bool = False) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 
 def prepared(work: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
@@ -358,16 +290,13 @@ def prepared(work: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return work / "tokenizer.json"
 
 
-def pick_device(name: str) -> str:
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def common_options(command: Any) -> Any:
+def train_options(command: Any) -> Any:
     options = [
+        click.option("--learning-rate", default=2e-3, show_default=True),
         click.option("--seed", default=1, show_default=True),
         click.option("--work", type=click.Path(path_type=Path), required=True, help="Checkpoints, to go on from."),
         click.option("--workers", default=0, show_default=True, help="Processes that write text; 0: this one."),
-        click.option("--device", default="auto", show_default=True),
+        click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True),
     ]
     for option in reversed(options):
         command = option(command)
@@ -384,25 +313,17 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=GENERATOR)
 @click.option("--steps", default=9000, show_default=True)
 @click.option("--batch-size", default=512, show_default=True)
-@click.option("--learning-rate", default=2e-3, show_default=True)
-@click.option("--clean-share", default=0.3, show_default=True, help="Share of steps before the prompts begin.")
-@click.option("--vocabulary", default=2048, show_default=True)
-@common_options
-def generator(
-    out: Path, steps: int, batch_size: int, learning_rate: float, clean_share: float, vocabulary: int, seed: int,
-    work: Path, workers: int, device: str,
-) -> None:  # fmt: skip
+@train_options
+def generator(out: Path, work: Path, workers: int, device: str, **schedule: Any) -> None:
     """Train the causal language model."""
-    torch.manual_seed(seed)
-    schedule = Schedule(steps, batch_size, learning_rate, seed)
-    tokenizer = bpe_tokenizer(map(row_text, shard_rows(seed, -1, 20_000, 0.5, Noise())), vocabulary)
-    file = prepared(work, tokenizer)
+    made = Schedule(**schedule)
+    tokenizer = bpe_tokenizer(map(row_text, shard_rows(made.seed, -1, 20_000, 0.5)))
+    make = partial(generator_shard, schedule=made, tokenizer_file=prepared(work, tokenizer))
+    torch.manual_seed(made.seed)
     model: Any = generator_model(tokenizer)
-    model.to(pick_device(device))
-    make = partial(generator_shard, schedule=schedule, clean_shards=round(clean_share * schedule.shards), noise=Noise())
-    stream = partial(shard_stream, make, tokenizer_file=file, workers=workers)
-    text = {"clean_share": clean_share, "noise": asdict(Noise())}
-    progress = train(model, schedule, text, stream, causal_loss, work / "generator.pt")
+    text = {"clean_share": CLEAN_SHARE, "noise": NOISE}
+    stream = partial(shard_stream, make_shard=make, workers=workers)
+    progress = train(model.to(device), made, text, stream, causal_loss, work / "generator.pt")
     publish(model, tokenizer, progress, work, out)
 
 
@@ -410,23 +331,16 @@ def generator(
 @click.option("--out", type=click.Path(path_type=Path), default=ENCODER)
 @click.option("--steps", default=200, show_default=True)
 @click.option("--batch-size", default=256, show_default=True)
-@click.option("--learning-rate", default=2e-3, show_default=True)
-@click.option("--vocabulary", default=2048, show_default=True)
-@common_options
-def encoder(
-    out: Path, steps: int, batch_size: int, learning_rate: float, vocabulary: int, seed: int, work: Path,
-    workers: int, device: str,
-) -> None:  # fmt: skip
+@train_options
+def encoder(out: Path, work: Path, workers: int, device: str, **schedule: Any) -> None:
     """Train the masked language model that finetuning starts from."""
-    torch.manual_seed(seed)
-    schedule = Schedule(steps, batch_size, learning_rate, seed)
-    tokenizer = wordpiece_tokenizer(shard_sentences(seed, -1, 50_000), vocabulary)
-    file = prepared(work, tokenizer)
+    made = Schedule(**schedule)
+    tokenizer = wordpiece_tokenizer(shard_sentences(made.seed, -1, 50_000))
+    make = partial(encoder_shard, schedule=made, tokenizer_file=prepared(work, tokenizer))
+    torch.manual_seed(made.seed)
     model: Any = encoder_model(tokenizer)
-    model.to(pick_device(device))
-    loss_of = partial(masked_loss, mask_id=tokenizer.mask_token_id, first_word=5)
-    stream = partial(shard_stream, partial(encoder_shard, schedule=schedule), tokenizer_file=file, workers=workers)
-    progress = train(model, schedule, {}, stream, loss_of, work / "encoder.pt")
+    stream = partial(shard_stream, make_shard=make, workers=workers)
+    progress = train(model.to(device), made, {}, stream, masked_loss, work / "encoder.pt")
     publish(model, tokenizer, progress, work, out)
 
 
@@ -434,10 +348,9 @@ def encoder(
 def gold() -> None:
     """Write the graded test and dev pairs."""
     for split, path in (("test", GOLD_TEST), ("dev", GOLD_DEV)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(pair._asdict()) for pair in gold_pairs(split, COUNTS[split])]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        logger.info("%s: %d pairs", path.name, len(lines))
+        pairs = gold_pairs(split, COUNTS[split])
+        write_rows(path, ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in pairs))
+        logger.info("%s: %d pairs", path.name, len(pairs))
 
 
 if __name__ == "__main__":

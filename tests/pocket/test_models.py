@@ -6,10 +6,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from click.testing import CliRunner
 
 from dino_pipeline import pocket
-from dino_pipeline.cli import main
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.slots import Slots
@@ -21,6 +19,7 @@ from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.texts import distinct_n
 from dino_pipeline.training.encoders import load_encoder
+from tests.commands import invoke
 from tests.test_spec import SPECS
 from tests.toys import Listener, char_tokenizer, tiny_model
 
@@ -101,11 +100,21 @@ def test_distinct_n_counts_runs_of_words() -> None:
 
 def test_the_suite_prints_a_table_and_writes_every_seed(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    options = ["--num-inputs", "6", "--samples", "1", "--seed", "1", "--seed", "2", "--output", str(output)]
-    done = CliRunner().invoke(main, ["evaluate", "--suite", "pocket-generation", *options])
-    assert done.exit_code == 0, done.output
-    assert "pocket: 6 inputs, 1 texts per input and label, seeds 1, 2" in done.output
-    assert "label 0.5    100" in done.output
+    options: list[str | Path] = [
+        "--num-inputs",
+        "6",
+        "--samples",
+        "1",
+        "--seed",
+        "1",
+        "--seed",
+        "2",
+        "--output",
+        output,
+    ]
+    said = invoke("evaluate", "--suite", "pocket-generation", *options)
+    assert "pocket: 6 inputs, 1 texts per input and label, seeds 1, 2" in said
+    assert "label 0.5    100" in said
     rows = json.loads(output.read_text())["models"][0]["qualities"]
     assert len(rows) == 2 * (1 + 1 + 4 + 4)
     assert {row["seed"] for row in rows} == {1, 2}

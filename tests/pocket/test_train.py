@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 
 from dino_pipeline.pocket import train as pocket_train
-from dino_pipeline.pocket.corpus import Noise, row_text, shard_rows, shard_sentences
+from dino_pipeline.pocket.corpus import row_text, shard_rows, shard_sentences
 from dino_pipeline.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train
+from dino_pipeline.pocket.vocabulary import bpe_tokenizer, wordpiece_tokenizer
 from dino_pipeline.training.encoders import load_encoder
 
 SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_steps=2)
@@ -22,16 +23,15 @@ SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_ste
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return pocket_train.bpe_tokenizer(map(row_text, shard_rows(3, -1, 200, 0.5, Noise())), 400)
+    return bpe_tokenizer(map(row_text, shard_rows(3, -1, 200, 0.5)), 400)
 
 
 def trained(folder: Path, tokenizer: Any, stop_after: int | None = None, schedule: Schedule = SCHEDULE) -> Any:
     """Weights and progress of a training in `folder`, which may break off after some shards."""
-    file = pocket_train.prepared(folder, tokenizer)
-    make = partial(generator_shard, schedule=schedule, clean_shards=1, noise=Noise())
+    make = partial(generator_shard, schedule=schedule, tokenizer_file=pocket_train.prepared(folder, tokenizer))
 
     def stream(shards: range) -> Any:
-        for number, shard in enumerate(shard_stream(make, shards, file, workers=0)):
+        for number, shard in enumerate(shard_stream(shards, make, workers=0)):
             if number == stop_after:
                 raise KeyboardInterrupt
             yield shard
@@ -59,15 +59,14 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, tokenizer: An
 
 
 def test_text_does_not_depend_on_the_number_of_workers(tmp_path: Path, tokenizer: Any) -> None:
-    file = pocket_train.prepared(tmp_path, tokenizer)
-    make = partial(generator_shard, schedule=SCHEDULE, clean_shards=1, noise=Noise())
-    alone, together = (list(shard_stream(make, range(3), file, workers)) for workers in (0, 2))
+    make = partial(generator_shard, schedule=SCHEDULE, tokenizer_file=pocket_train.prepared(tmp_path, tokenizer))
+    alone, together = (list(shard_stream(range(3), make, workers)) for workers in (0, 2))
     assert alone == together
 
 
 def test_a_vocabulary_is_the_same_each_time() -> None:
     def learn() -> dict[str, int]:
-        return pocket_train.wordpiece_tokenizer(shard_sentences(3, -1, 200), 400).get_vocab()
+        return wordpiece_tokenizer(shard_sentences(3, -1, 200), 400).get_vocab()
 
     assert learn() == learn()
 
