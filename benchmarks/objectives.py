@@ -64,7 +64,7 @@ def stepper(name: str, batch_size: int) -> Callable[[], Any]:
     model = load_encoder(str(pocket.ENCODER))
     model.max_seq_length = objective.defaults.max_length
     training = replace(objective.defaults, batch_size=batch_size)
-    loss = objective.loss(model, None, Recipe(training, model.tokenizer, 1, steps=1000))
+    loss = objective.loss(model, Recipe(training, model.tokenizer, 1, steps=1000))
     for memory in (each for each in loss.modules() if isinstance(each, Memory)):
         memory.push(torch.nn.functional.normalize(torch.randn(len(memory.entries), memory.entries.shape[1])))
     optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-5)
@@ -104,7 +104,7 @@ def memory() -> None:
     model = load_encoder(str(pocket.ENCODER), pooling="lasttoken")
     training = replace(objective.defaults, batch_size=4096)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    loss = objective.loss(model, None, Recipe(training, model.tokenizer, 1, steps=2))
+    loss = objective.loss(model, Recipe(training, model.tokenizer, 1, steps=2))
     optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-5)
     texts = distinct_sentences(8192)
     model.train()

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples, write_json
-from dino_pipeline.progress import Progress, Unseen
+from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.corpus import Corpus, Source
@@ -22,7 +22,7 @@ from dino_pipeline.training.finetune import Finetuned, Texts, finetune
 from dino_pipeline.training.objectives import NAMES, Objective, Recipe, Training, get_objective
 from dino_pipeline.training.selection import selection
 from dino_pipeline.training.trainer import arguments
-from tests.toys import save_encoder, static_encoder
+from tests.toys import Listener, Quiet, save_encoder, static_encoder, without_dropout
 
 TRAINING = Training(epochs=2, learning_rate=1e-3, batch_size=8)
 
@@ -43,17 +43,6 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
 
 
-class Listener(Unseen):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.said.append(f"{progress.done}/{progress.total} {progress.extra}")
-
-    def note(self, message: str) -> None:
-        raise AssertionError(message)
-
-
 Train = Callable[..., Finetuned]
 
 
@@ -69,7 +58,7 @@ def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
             "encoder": {"encoder": "toy"},
             "load": lambda: load_encoder(str(toy_encoder)),
             "texts": Texts(Source(str(data[0])), Source(str(data[1]))),
-            "watch": Listener(),
+            "watch": Quiet(),
         }
         objective = get_objective(kwargs.pop("objective", "dino"))
         return finetune(run, objective, settled(objective, training), **{**defaults, **kwargs})
@@ -82,7 +71,7 @@ def embedded(run: Run) -> Any:
 
 
 def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, train: Train) -> None:
-    run, watch = Run(tmp_path / "run"), Listener()
+    run, watch = Run(tmp_path / "run"), Quiet()
     found = train(run, watch=watch)
     assert found.state == "new"
     assert found.best is not None
@@ -94,7 +83,8 @@ def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, t
     assert f"| best Spearman x 100, on dev.jsonl | {found.best} |" in card
     assert "one 3" not in card, "no training text in the card"
     assert not run.checkpoints.exists()
-    assert watch.said[-1].startswith("24/24 dev Spearman")
+    assert watch.seen[-1] == ("dino, seed 42", 24, 24)
+    assert watch.last and watch.last.extra.startswith("dev Spearman")
 
 
 def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> None:
@@ -127,9 +117,9 @@ def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
         train(run, watch=Stopper())
     checkpoints = sorted(path.name for path in run.checkpoints.iterdir())
     assert checkpoints
-    watch = Listener()
+    watch = Quiet()
     assert train(run, watch=watch).state == "resumed"
-    assert int(watch.said[0].partition("/")[0]) > 5, "it did not start at the first step"
+    assert watch.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
 
@@ -208,7 +198,7 @@ class Asker(Listener):
     """Asks a training to stop after some steps."""
 
     def stopping(self) -> bool:
-        return bool(self.said) and int(self.said[-1].partition("/")[0]) >= 12
+        return bool(self.seen) and self.seen[-1][1] >= 12
 
 
 def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Path, train: Train) -> None:
@@ -217,9 +207,9 @@ def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Pat
     with pytest.raises(Stopped):
         train(run, watch=Asker())
     assert "checkpoint-13" in {path.name for path in run.checkpoints.iterdir()}
-    watch = Listener()
+    watch = Quiet()
     assert train(run, watch=watch).state == "resumed"
-    assert watch.said[0].startswith("14/"), "no step is done twice"
+    assert watch.seen[0][1] == 14, "no step is done twice"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
 
@@ -239,7 +229,7 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     tmp_path: Path, train: Train, name: str
 ) -> None:
     """Heads, temperatures, memories and drawn views are what they would have been."""
-    listener = Quiet()
+    listener = Listener()
     training = Training(steps=20, learning_rate=1e-3, batch_size=8)
     if name == "is-cse":
         training = replace(training, options={"buffer": 16, "neighbours": 4})
@@ -253,12 +243,13 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     found = train(whole, **arguments)
     assert found.best is not None
-    assert listener.said[-1].startswith("20/20 dev ")
+    assert listener.seen[-1][1:] == (20, 20)
+    assert listener.last and listener.last.extra.startswith("dev ")
     with pytest.raises(KeyboardInterrupt):
-        train(run, **{**arguments, "watch": QuietStopper()})
-    again = Quiet()
+        train(run, **{**arguments, "watch": Stopper()})
+    again = Listener()
     assert train(run, **{**arguments, "watch": again}).state == "resumed"
-    assert int(again.said[0].partition("/")[0]) > 5, "it did not start at the first step"
+    assert again.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
     stage = run.stage("finetune")
     assert stage["steps"] == 20
@@ -266,21 +257,6 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     assert stage["rows_seen"] == whole.stage("finetune")["rows_seen"]
     assert stage["selection"]["measure"] == found.measure
     assert not stage["selection"]["human_labels"]
-
-
-class Quiet(Listener):
-    """Lets notes pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
-class QuietStopper(Quiet, Stopper):
-    pass
 
 
 @pytest.mark.parametrize("loss", ["cosent", "angle"])
@@ -301,18 +277,18 @@ def test_leading_dimensions_are_trained_to_work_alone(
         training = replace(training, mini_batch_size=4)
     write_examples(data[0], TRIPLETS)
     run = Run(tmp_path / "run")
-    train(run, training, objective=name, watch=Quiet())
+    train(run, training, objective=name, watch=Listener())
     short = SentenceTransformer(str(run.model), truncate_dim=8)
     assert short.encode("a").shape == (8,)
     assert "The first 16, 8 of them work alone" in (run.model / "README.md").read_text()
     with pytest.raises(OptionError, match="--matryoshka 32: must be smaller than the encoder's 32"):
-        train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, watch=Quiet())
+        train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, watch=Listener())
 
 
 def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
     training = Training(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
-    train(run, training, objective="mirror-bert", watch=Quiet())
+    train(run, training, objective="mirror-bert", watch=Listener())
     options = run.stage("finetune")["options"]
     assert (options["bf16"], options["mini_batch_size"]) == (True, 3)
     assert np.isfinite(embedded(run)).all()
@@ -321,14 +297,11 @@ def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, tra
 def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_path: Path, train: Train) -> None:
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
 
-    def load() -> SentenceTransformer:
-        model = load_encoder(str(toy))
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        return model
-
     toy = save_encoder(tmp_path / "toy")
+
+    def load() -> SentenceTransformer:
+        return without_dropout(toy)
+
     train(whole, load=load)
     train(parts, replace(TRAINING, mini_batch_size=4), load=load)
     assert np.allclose(embedded(parts), embedded(whole), atol=1e-4)
@@ -358,7 +331,7 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
             norm.bias.fill_(1.0)
         return model
 
-    run, watch = Run(tmp_path / "run"), Quiet()
+    run, watch = Run(tmp_path / "run"), Listener()
     train(run, replace(TRAINING, learning_rate=1e-9), load=collapsed, watch=watch)
     assert [
         note
@@ -374,7 +347,7 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
 
 def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"), objective="cpt", watch=Quiet())
+    train(run, Training(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"), objective="cpt", watch=Listener())
     model = SentenceTransformer(str(run.model))
     bare = model.encode("dog", prompt="")
     assert np.allclose(model.encode("dog"), model.encode("[dog", prompt=""))
@@ -397,23 +370,19 @@ def test_a_tokenizer_without_an_end_learns_to_close_texts(tmp_path: Path, toy_ge
 
 
 def test_word_vectors_learn_what_needs_no_dropout_and_no_masks(tmp_path: Path, train: Train) -> None:
-    def load() -> SentenceTransformer:
-        return static_encoder()
-
     for name, said in (("simcse", "no dropout"), ("is-cse", "no dropout"), ("mirror-bert", "has no mask")):
         with pytest.raises(ModelError, match=said):
-            train(Run(tmp_path / name), objective=name, load=load, watch=Quiet())
+            train(Run(tmp_path / name), objective=name, load=static_encoder, watch=Listener())
     for name in ("dino", "sbert"):
         run = Run(tmp_path / name)
-        train(run, replace(TRAINING, max_length=8), objective=name, load=load, watch=Quiet())
+        train(run, replace(TRAINING, max_length=8), objective=name, load=static_encoder, watch=Listener())
         assert SentenceTransformer(str(run.model)).encode("a").shape == (8,)
 
 
 def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train) -> None:
+    wild = replace(TRAINING, learning_rate=1e30, schedule="constant", warmup=0)
     with pytest.raises(ModelError, match=r"no checkpoint can be told from another .*lower --learning-rate"):
-        train(
-            Run(tmp_path / "run"), replace(TRAINING, learning_rate=1e30, schedule="constant", warmup=0), watch=Quiet()
-        )
+        train(Run(tmp_path / "run"), wild, watch=Listener())
 
 
 def test_a_training_s_length_is_not_the_encoder_s(tmp_path: Path, train: Train) -> None:
@@ -431,7 +400,7 @@ def test_an_encoder_stored_in_half_precision_is_trained_in_single(
         return load_encoder(str(toy_encoder)).half()
 
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8), objective="sbert", load=half, watch=Quiet())
+    train(run, Training(steps=2, batch_size=8), objective="sbert", load=half, watch=Listener())
     assert SentenceTransformer(str(run.model)).dtype == torch.float32
 
 

@@ -7,15 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from dino_pipeline.cli import main
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.training.adapters import adapt, contrasted
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.heads import FILE
-from tests.commands import execute, invoke
+from tests.commands import answer, execute, invoke
 
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("broken", "poor", "awful"), "10": ("red", "green", "blue")}
 
@@ -32,10 +30,10 @@ def texts(count: int) -> list[Example]:
 def test_pairs_and_triplets_of_classes() -> None:
     corpus = Corpus("here", texts(10))
     classes = {example.text_a: example.label for example in corpus.examples}
-    pairs = contrasted(corpus).examples
+    pairs = contrasted(corpus.examples)
     assert all((classes[each.text_a] == classes[each.text_b or ""]) == (each.label == 1.0) for each in pairs)
     assert {each.text_a for each in pairs} == set(classes)
-    assert contrasted(corpus).examples == pairs, "the same each time"
+    assert contrasted(corpus.examples) == pairs, "the same each time"
     triplets = adapt(corpus, "triplets", "simcse-sup").columns
     for anchor, positive, negative in zip(*triplets.values(), strict=True):
         assert classes[anchor] == classes[positive] != classes[negative]
@@ -84,9 +82,6 @@ def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path) -> None
     invoke("finetune", tmp_path / "pairs.jsonl", *of_second, *few)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
     assert record["head"]["classes"] == ["10", "bad", "good"]
-    refused = CliRunner().invoke(
-        main, ["finetune", f"{tmp_path / 'pairs.jsonl'}", "--run", f"{tmp_path / 'x'}", "--label-type", "class"]
-    )
-    assert (refused.exit_code, "holds classified pairs, but dino needs scored pairs" in refused.stderr) == (2, True), (
-        refused.output
-    )
+    refused = answer("finetune", tmp_path / "pairs.jsonl", "--run", tmp_path / "x", "--label-type", "class")
+    assert refused.exit_code == 2
+    assert "holds classified pairs, but dino needs scored pairs" in refused.stderr

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
 from numpy.typing import NDArray
 from scipy.stats import beta, chisquare, kstest
-from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.training.encoders import load_encoder
@@ -28,6 +26,7 @@ from dino_pipeline.training.objectives.mirror_bert import mask_characters, mask_
 from dino_pipeline.training.objectives.sbert import PairClassifier
 from dino_pipeline.training.objectives.simcse import SimCSE
 from dino_pipeline.training.objectives.views import views_of
+from tests.toys import without_dropout
 
 DOCS = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text()
 Matrix = NDArray[np.float64]
@@ -44,7 +43,7 @@ class Stub(torch.nn.Module):
 def recipe(
     name: str, steps: int = 10, tokenizer: Any = None, own: dict[str, str] | None = None, **given: Any
 ) -> Recipe:
-    return Recipe(settle(get_objective(name), given, own or {}), tokenizer, seed=1, steps=steps)
+    return Recipe(settle(get_objective(name), given, own or {}), tokenizer, seed=1, steps=steps, classes=3)
 
 
 def drawn(seed: int, rows: int = 5, columns: int = 2) -> list[Matrix]:
@@ -103,7 +102,7 @@ def test_cpt_is_the_mean_of_the_cross_entropies_over_rows_and_columns(toy_encode
     grown = []
     for mini in (2, 4):
         model.zero_grad()
-        loss = get_objective("cpt").loss(model, None, recipe("cpt", mini_batch_size=mini))
+        loss = get_objective("cpt").loss(model, recipe("cpt", mini_batch_size=mini))
         value = loss([model.preprocess(list(column)) for column in texts], None)
         value.backward()
         grown.append((value.item(), [p.grad.clone() for p in loss.parameters() if p.grad is not None]))
@@ -116,25 +115,16 @@ def test_cpt_is_the_mean_of_the_cross_entropies_over_rows_and_columns(toy_encode
         assert torch.allclose(whole, parts, atol=1e-5)
 
 
-def without_dropout(folder: Path) -> SentenceTransformer:
-    model = load_encoder(str(folder))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
 @pytest.mark.parametrize("name", ["simcse", "mirror-bert", "is-cse", "simcse-sup", "sbert"])
 def test_cached_gradients_are_the_plain_ones(toy_encoder: Path, name: str) -> None:
     model = without_dropout(toy_encoder)
     texts = [["a dog", "two cats run", "rain"], ["dogs", "cats", "it rains"], ["x", "yy", "zzz"]]
     columns = texts if name == "simcse-sup" else texts[:2]
-    classes = Dataset.from_dict({"label": [0, 1]}, Features({"label": ClassLabel(num_classes=2)}))
     grown = []
     for mini in (None, 2):
         torch.manual_seed(0)
         model.zero_grad()
-        loss = get_objective(name).loss(model, classes, recipe(name, mini_batch_size=mini))
+        loss = get_objective(name).loss(model, recipe(name, mini_batch_size=mini))
         value = loss([model.preprocess(column) for column in columns], torch.tensor([0, 1, 1]))
         value.backward()
         grown.append((value.item(), {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}))
@@ -158,7 +148,7 @@ def test_the_temperature_is_learned_and_bounded() -> None:
 def test_sbert_is_a_softmax_over_both_embeddings_and_their_distance() -> None:
     u, v = drawn(4)
     labels = [0, 2, 1, 1, 0]
-    loss = PairClassifier(Stub(), recipe("sbert"), 3).double()  # type: ignore[arg-type]
+    loss = PairClassifier(Stub(), recipe("sbert")).double()  # type: ignore[arg-type]
     layer = loss.classifiers[str(SIZE)]
     weight, bias = (np.asarray(each.detach()) for each in layer.parameters())
     logits = np.concatenate([u, v, np.abs(u - v)], axis=1) @ weight.T + bias
@@ -235,7 +225,7 @@ def test_gradients_of_the_new_losses_are_those_of_finite_differences() -> None:
         return remembered.compare([a, b], None)
 
     assert torch.autograd.gradcheck(value, (first.requires_grad_(), second.requires_grad_()))
-    classifier = PairClassifier(Stub(), recipe("sbert"), 2).double()  # type: ignore[arg-type]
+    classifier = PairClassifier(Stub(), recipe("sbert")).double()  # type: ignore[arg-type]
     labels = torch.tensor([0, 1, 1, 0, 1])
     assert torch.autograd.gradcheck(lambda a, b: classifier.compare([a, b], labels), (first, second))
 
@@ -348,14 +338,14 @@ def test_mirror_masks_characters_as_the_reference_does_and_leaves_short_texts() 
 
 def test_faithful_mirror_bert_takes_means_over_padding(toy_encoder: Path) -> None:
     model = load_encoder(str(toy_encoder)).eval()
-    loss = get_objective("mirror-bert").loss(model, None, recipe("mirror-bert", faithful=True))
+    loss = get_objective("mirror-bert").loss(model, recipe("mirror-bert", faithful=True))
     features = model.preprocess(["abc", "a longer text"])
     states = model({**features})["token_embeddings"]
     assert torch.allclose(loss.embed(features), states.mean(1))
     for given in ({"mini_batch_size": 2}, {"matryoshka": (8,)}):
         with pytest.raises(OptionError, match="--faithful: takes no part in"):
-            get_objective("mirror-bert").loss(model, None, recipe("mirror-bert", faithful=True, **given))
-    plain = get_objective("mirror-bert").loss(model, None, recipe("mirror-bert"))
+            get_objective("mirror-bert").loss(model, recipe("mirror-bert", faithful=True, **given))
+    plain = get_objective("mirror-bert").loss(model, recipe("mirror-bert"))
     assert not torch.allclose(plain.embed(features)[0], states.mean(1)[0], atol=1e-3)
 
 
@@ -393,12 +383,12 @@ def test_an_encoder_that_masks_no_words_is_named(toy_generator: Path) -> None:
     model = load_encoder(str(toy_generator))
     for name in ("declutr", "cmlm"):
         with pytest.raises(ModelError, match="has no masked language model"):
-            get_objective(name).loss(model, None, recipe(name, tokenizer=model.tokenizer))
+            get_objective(name).loss(model, recipe(name, tokenizer=model.tokenizer))
 
 
 def test_cmlm_conditions_on_the_neighbour(toy_encoder: Path) -> None:
     model = without_dropout(toy_encoder)
-    loss = get_objective("cmlm").loss(model, None, recipe("cmlm", tokenizer=model.tokenizer))
+    loss = get_objective("cmlm").loss(model, recipe("cmlm", tokenizer=model.tokenizer))
     values = []
     for first in (["a dog", "rain"], ["rain", "a dog"]):
         torch.manual_seed(1)

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from dino_pipeline.progress import Progress, Unseen
+from dino_pipeline.training.encoders import load_encoder
 
 CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")
 SPECIAL = ["<pad>", "<end>", "<unk>", "<cls>", "<sep>", "<mask>"]
@@ -128,28 +129,33 @@ def static_encoder() -> SentenceTransformer:
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
 
 
+def without_dropout(folder: Path) -> SentenceTransformer:
+    """Load an encoder that computes the same each time."""
+    model = load_encoder(str(folder))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 class Listener(Unseen):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.seen: list[tuple[str, int, int]] = []
         self.last: Progress | None = None
 
     def progress(self, progress: Progress) -> None:
+        self.seen.append((progress.title, progress.done, progress.total))
         self.last = progress
 
     def note(self, message: str) -> None:
         self.notes.append(message)
 
 
-class Quiet(Unseen):
-    """Watches, and remembers how far it was."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, int, int]] = []
-
-    def progress(self, progress: Progress) -> None:
-        self.seen.append((progress.title, progress.done, progress.total))
+class Quiet(Listener):
+    """Is to be told nothing but how far it is."""
 
     def note(self, message: str) -> None:
         raise AssertionError(message)

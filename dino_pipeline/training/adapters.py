@@ -65,11 +65,12 @@ def adapt(corpus: Corpus, needs: Kind, objective: str, language: str = "en", *, 
     make = _ADAPTERS.get((corpus.content, needs))
     if make is None:
         raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}; {HOW[needs]}")
-    if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
-        corpus = Corpus(corpus.name, [Example(s) for each in corpus.examples for s in sentences(each.text_a, language)])
     if corpus.content == "scored pairs":
         _check_scores(corpus)
-    columns, said = make(corpus.examples, language)
+    examples: Sequence[Example] = corpus.examples
+    if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
+        examples = [Example(part) for each in examples for part in sentences(each.text_a, language)]
+    columns, said = make(examples, language)
     if not next(iter(columns.values())):
         raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}; {HOW[needs]}")
     return Rows(columns, tuple(said))
@@ -155,9 +156,8 @@ def _neighbours(examples: Sequence[Example], language: str) -> Made:
 def _documents(examples: Sequence[Example], language: str) -> Made:
     whole = [each.text_a for each in examples if len(sentences(each.text_a, language)) > 1]
     left_out = len(examples) - len(whole)
-    return {"document": whole}, [f"{left_out} of {len(examples)} texts are of one sentence and are left out"] * (
-        left_out > 0
-    )
+    said = [f"{left_out} of {len(examples)} texts are of one sentence and are left out"] if left_out else []
+    return {"document": whole}, said
 
 
 def _documents_of_scores(examples: Sequence[Example], language: str) -> Made:
@@ -170,35 +170,33 @@ def _documents_of_scores(examples: Sequence[Example], language: str) -> Made:
     return {"document": documents}, [said]
 
 
-def contrasted(corpus: Corpus) -> Corpus:
-    """Return pairs of texts with classes: score 1 within a class, 0 between classes (as in SetFit, Tunstall et al.
+def contrasted(examples: Sequence[Example]) -> list[Example]:
+    """Return pairs made of texts with classes: score 1 within a class, 0 between classes (as in SetFit, Tunstall et al.
     2022, section 3)."""
     by_class: dict[str, list[str]] = {}
-    for each in corpus.examples:
+    for each in examples:
         by_class.setdefault(str(each.label), []).append(each.text_a)
     others = {name: [text for other in by_class if other != name for text in by_class[other]] for name in by_class}
     draw = Random(0)
     found = []
-    for each in corpus.examples:
+    for each in examples:
         name = str(each.label)
         for choices, score in ((by_class[name], 1.0), (others[name], 0.0)):
             drawn = [draw.choice(choices) for _ in range(CONTRASTS if len(by_class) > 1 else 0)]
             found += [Example(each.text_a, text, score) for text in dict.fromkeys(drawn) if text != each.text_a]
-    return Corpus(corpus.name, found)
+    return found
 
 
 def _contrasts(examples: Sequence[Example], language: str) -> Made:
-    pairs = contrasted(Corpus("", list(examples))).examples
-    return _scored(pairs, language)[0], [
-        f"{len(pairs)} pairs within and between classes are made of {len(examples)} texts"
-    ]
+    columns, _ = _scored(pairs := contrasted(examples), language)
+    return columns, [f"{len(pairs)} pairs within and between classes are made of {len(examples)} texts"]
 
 
 def _triplets_of_contrasts(examples: Sequence[Example], language: str) -> Made:
-    return _triplets(contrasted(Corpus("", list(examples))).examples, _score)
+    return _triplets(contrasted(examples), language)
 
 
-def _triplets(examples: Sequence[Example], score: Callable[[Example], float | None]) -> Made:
+def _triplets(examples: Sequence[Example], language: str, score: Callable[[Example], float | None] = _score) -> Made:
     of_text: dict[str, tuple[list[str], list[str]]] = {}
     for each in examples:
         value = score(each)
@@ -217,18 +215,14 @@ def _triplets(examples: Sequence[Example], score: Callable[[Example], float | No
     return {name: [row[at] for row in rows] for at, name in enumerate(names)}, [said]
 
 
-def _triplets_of_scores(examples: Sequence[Example], language: str) -> Made:
-    return _triplets(examples, _score)
-
-
 def _triplets_of_classes(examples: Sequence[Example], language: str) -> Made:
-    return _triplets(examples, lambda example: NLI.get(str(example.label)))
+    return _triplets(examples, language, lambda example: NLI.get(str(example.label)))
 
 
 _ADAPTERS: dict[tuple[str, str], Callable[[Sequence[Example], str], Made]] = {
     ("scored pairs", "scored pairs"): _scored,
     ("scored pairs", "classified pairs"): _classes_of_scores,
-    ("scored pairs", "triplets"): _triplets_of_scores,
+    ("scored pairs", "triplets"): _triplets,
     ("scored pairs", "pairs"): _pairs_of_scores,
     ("scored pairs", "sentences"): _sentences,
     ("scored pairs", "documents"): _documents_of_scores,

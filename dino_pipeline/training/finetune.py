@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
@@ -71,12 +72,7 @@ class Texts:
             return {}
         if source.path.resolve() == run.path.resolve():
             return {"own": True}
-        spec = source.spec_fields()
-        return {
-            **{stage: source.stage(stage) for stage in ("generate", "filter")},
-            **{field: spec.get(field) for field in ("language", "license")},
-            "dataset": dict(self.published.dataset) if self.published else None,
-        }
+        return {**_told_of(source), "dataset": dict(self.published.dataset) if self.published else None}
 
     def options(self) -> dict[str, Any]:
         """Return what decides which texts are trained on."""
@@ -173,20 +169,15 @@ def finetune(
     corpus, dev = texts.parts
     rows = texts.rows(objective)
     with_classes = corpus.content == "classified texts" and len({each.label for each in corpus.examples}) > 1
-    by_label = with_classes and dev.content == "classified texts" and objective.needs in ("scored pairs", "triplets")
-    contrasts = contrasted(dev) if by_label else dev
-    tells = len({each.label for each in contrasts.examples}) > 1  # a few texts may all be of one class
-    chosen = selection(contrasts if tells else dev)
+    chosen = _selection(dev, objective, with_classes)
     set_seed(seed)
     model = load()
     length = _prepare(model, objective, training)
     recipe = Recipe(training, model.tokenizer, seed, encoder.get("revision"), processes.num_processes)
     dataset = objective.build(rows.columns, recipe)
-    left_out = [f"{len(rows) - len(dataset)} of {len(rows)} {objective.needs} are too short"] * (
-        len(dataset) < len(rows)
-    )
-    recipe = replace(recipe, training=fitted(objective, training, dataset, recipe.processes))
-    recipe = replace(recipe, steps=steps_of(objective, recipe, len(dataset)))
+    recipe = _settled(recipe, objective, dataset)
+    short = len(rows) - len(dataset)
+    left_out = [f"{short} of {len(rows)} {objective.needs} are too short"] if short else []
     found = notes(model, objective, recipe.training, dataset, training.batch_size)
     if processes.is_main_process:
         for said in (*rows.said, *left_out, *found["notes"]):
@@ -208,6 +199,22 @@ def finetune(
         remove(run.checkpoints)
     processes.wait_for_everyone()
     return Finetuned(state, chosen.measure, results["selection"]["best"])
+
+
+def _selection(dev: Corpus, objective: Objective, with_classes: bool) -> Selection:
+    """Return what chooses; of texts with classes, pairs within and between them, where such are trained on."""
+    if with_classes and dev.content == "classified texts" and objective.needs in ("scored pairs", "triplets"):
+        pairs = contrasted(dev.examples)
+        if len({each.label for each in pairs}) > 1:  # a few texts may all be of one class
+            return selection(Corpus(dev.name, pairs))
+    return selection(dev)
+
+
+def _settled(recipe: Recipe, objective: Objective, dataset: Dataset) -> Recipe:
+    """Return a recipe with what is known once the data is built."""
+    recipe = replace(recipe, training=fitted(objective, recipe.training, dataset, recipe.processes))
+    classes = len(getattr(dataset.features.get("label"), "names", ()))
+    return replace(recipe, steps=steps_of(objective, recipe, len(dataset)), classes=classes)
 
 
 def _prepare(model: SentenceTransformer, objective: Objective, training: Training) -> int | None:
@@ -333,8 +340,13 @@ def lineage(model: SentenceTransformer, run: Run, objective: Objective) -> Linea
 def origin_of_texts(run: Run) -> dict[str, Any]:
     """Return what is known of the texts that a run's encoder learnt from: records, language, licence, dataset."""
     found: dict[str, Any] = run.stage("finetune").get("origin", {})
-    if found.get("own"):
-        spec = run.spec_fields()
-        stages = {stage: run.stage(stage) for stage in ("generate", "filter")}
-        return {**found, **stages, **{field: spec.get(field) for field in ("language", "license")}}
-    return found
+    return {**found, **_told_of(run)} if found.get("own") else found
+
+
+def _told_of(run: Run) -> dict[str, Any]:
+    """Return what a run knows of its texts."""
+    spec = run.spec_fields()
+    return {
+        **{stage: run.stage(stage) for stage in ("generate", "filter")},
+        **{field: spec.get(field) for field in ("language", "license")},
+    }

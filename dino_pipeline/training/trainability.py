@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -145,11 +144,6 @@ def share_cut(model: SentenceTransformer, objective: Objective, dataset: Dataset
 
 def share_repeated(dataset: Dataset) -> float:
     """Return the share of rows whose first text, in normal form, another row has too."""
-    counts = Counter(map(normalise, first_texts(dataset)))
+    raw = dataset.with_format(None)  # as they are before views are drawn from them
+    counts = Counter(map(normalise, raw[raw.column_names[0]]))
     return sum(count for count in counts.values() if count > 1) / max(len(dataset), 1)
-
-
-def first_texts(dataset: Dataset) -> Iterable[str]:
-    """Return the first column's texts, as they are before views are drawn from them."""
-    raw = dataset.with_format(None)
-    return raw[raw.column_names[0]]

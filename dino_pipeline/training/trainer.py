@@ -86,7 +86,7 @@ def train(
         OutputError: a checkpoint cannot be written or read.
         Stopped: somebody wanted it to; a checkpoint holds what was done.
     """
-    loss = objective.loss(model, dataset, recipe)
+    loss = objective.loss(model, recipe)
     if recipe.training.matryoshka:
         loss = MatryoshkaLoss(model, loss, [model.get_embedding_dimension(), *recipe.training.matryoshka])
     trainer = SentenceTransformerTrainer(

@@ -17,10 +17,6 @@ Columns = dict[str, list[Any]]
 """The rows of a kind, by column, in the order in which the trainer hands them to the loss."""
 
 
-SHARES = ("masked", "ramp")
-"""Options that are shares of a whole."""
-
-
 @dataclass(frozen=True)
 class Training:
     """Hyper-parameters of a training; an objective's defaults are its paper's."""
@@ -64,6 +60,8 @@ class Recipe:
     processes: int = 1
     steps: int = 0
     """Steps of the whole training; known once the data is built."""
+    classes: int = 0
+    """Of the rows that have some; known once the data is built."""
 
     def __getitem__(self, name: str) -> Any:
         """Return one of the objective's own options."""
@@ -81,8 +79,8 @@ class Objective:
     """How it learns, in one line."""
     build: Callable[[Columns, Recipe], Any]
     """Turns rows of the kind it needs into the trainer's dataset."""
-    loss: Callable[[Any, Any, Recipe], Any]
-    """Makes the loss module of a model and that dataset."""
+    loss: Callable[[Any, Recipe], Any]
+    """Makes the loss module of a model."""
     defaults: Training
     """With all of its own options."""
     citation: str
@@ -92,6 +90,8 @@ class Objective:
     """The values of options that are words."""
     may_be_zero: tuple[str, ...] = ()
     """Options that are numbers and may be 0."""
+    shares: tuple[str, ...] = ()
+    """Options that are shares of a whole."""
     in_batch: bool = False
     """Other rows of a batch are its negatives."""
     distinct: bool = False
@@ -153,6 +153,6 @@ def _value(objective: Objective, name: str, text: str) -> Value:
         raise OptionError(f"{name}={text}: must be 1 or more")
     if isinstance(value, float) and not (0 < value < math.inf or (value == 0 and name in objective.may_be_zero)):
         raise OptionError(f"{name}={text}: must be more than 0")
-    if name in SHARES and isinstance(value, float) and value > 1:
+    if name in objective.shares and float(value) > 1:
         raise OptionError(f"{name}={text}: is a share and must not be more than 1")
     return value

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from dino_pipeline.training.objectives.views import as_they_are
 
 class ConditionalWords(nn.Module):
     """Masked language modelling of the second text, with the first one's embedding put before it as vectors
-    (Yang et al. 2021, section 3)."""
+    (Yang et al. 2021, section 3). The projection to these vectors is not kept."""
 
     backbone: Any
 
@@ -58,18 +57,14 @@ class ConditionalWords(nn.Module):
         return loss
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> ConditionalWords:
-    """Return the loss with a new projection, which is not kept."""
-    return ConditionalWords(model, recipe)
-
-
 OBJECTIVE = Objective(
     name="cmlm",
     needs="pairs",
     method="tells masked words of the neighbour (experimental)",
     build=as_they_are,
-    loss=loss,
+    loss=ConditionalWords,
     defaults=Training(batch_size=64, learning_rate=5e-5, max_length=64, options={"masked": 0.15, "vectors": 15}),
+    shares=("masked",),
     citation="Yang et al. 2021, Universal Sentence Representation Learning with Conditional Masked Language Model, "
     "arXiv:2012.14388",
 )

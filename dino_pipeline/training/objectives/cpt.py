@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.util import cos_sim
@@ -64,7 +63,7 @@ def _close_texts(tokenizer: Any) -> None:
     )
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> Any:
+def loss(model: SentenceTransformer, recipe: Recipe) -> Any:
     """Return the mean of the cross-entropies over rows and over columns, with cached gradients."""
     return CachedMultipleNegativesRankingLoss(
         model,

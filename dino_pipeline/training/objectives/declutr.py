@@ -58,19 +58,14 @@ class Spans:
         return drawn
 
 
-def spans_of(recipe: Recipe) -> Spans:
-    return Spans(
-        recipe["anchors"], recipe["positives"], recipe["shortest"], recipe["longest"], recipe["spans"] == "scaled"
-    )
-
-
 def build(columns: Columns, recipe: Recipe) -> Dataset:
     """Return spans of each document, other ones in each epoch: all anchors, then the positives of each.
 
     Raises:
         DataError: all documents are too short for spans, or one for those of the paper.
     """
-    spans = spans_of(recipe)
+    sizes = {name: recipe[name] for name in ("anchors", "positives", "shortest", "longest")}
+    spans = Spans(**sizes, scaled=recipe["spans"] == "scaled")
     offsets = [_offsets(text, recipe.tokenizer) for text in columns["document"]]
     least = 2 * spans.anchors if spans.scaled else spans.least
     short = [number for number, found in enumerate(offsets, start=1) if len(found) < least]
@@ -137,17 +132,12 @@ class NearSpans(nn.Module):
         return loss + torch.stack(told).mean()
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> NearSpans:
-    """Return the loss with the encoder's own head of words."""
-    return NearSpans(model, recipe)
-
-
 OBJECTIVE = Objective(
     name="declutr",
     needs="documents",
     method="spans near one another, NT-Xent, and masked words",
     build=build,
-    loss=loss,
+    loss=NearSpans,
     defaults=Training(
         batch_size=16,
         learning_rate=5e-5,
@@ -166,5 +156,6 @@ OBJECTIVE = Objective(
     "arXiv:2006.03659",
     faithful={"spans": "fixed"},
     choices={"spans": ("scaled", "fixed")},
+    shares=("masked",),
     in_batch=True,
 )

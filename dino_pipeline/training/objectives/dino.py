@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import AnglELoss, CoSENTLoss, CosineSimilarityLoss
 
@@ -14,7 +13,7 @@ from dino_pipeline.training.objectives.views import as_they_are
 LOSSES = {"cosine": CosineSimilarityLoss, "cosent": CoSENTLoss, "angle": AnglELoss}
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> Any:
+def loss(model: SentenceTransformer, recipe: Recipe) -> Any:
     """Return the mean of ``(cos(u, v) - y) ** 2`` over a batch, or a loss of the order of the cosines."""
     return LOSSES[recipe["loss"]](model)
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather
 from torch import Tensor, nn
@@ -95,11 +94,6 @@ class InstanceSmoothed(SimCSE):
         return loss
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> InstanceSmoothed:
-    """Return the loss with a new head and an empty memory."""
-    return InstanceSmoothed(model, recipe)
-
-
 OPTIONS = {"buffer": 1024, "neighbours": 16, "alpha": 0.1, "alpha_start": 0.1, "ramp": 0.5}
 """For base models; for large ones alpha went from .005 to .05."""
 
@@ -108,11 +102,12 @@ OBJECTIVE = Objective(
     needs="sentences",
     method="SimCSE, and towards remembered neighbours",
     build=simcse.build,
-    loss=loss,
+    loss=InstanceSmoothed,
     defaults=replace(simcse.PAPER, options={**simcse.PAPER.options, **OPTIONS}),
     citation="He et al. 2023, Instance Smoothed Contrastive Learning for Unsupervised Sentence Embedding, "
     "arXiv:2305.07424",
     may_be_zero=("alpha", "alpha_start", "ramp"),
+    shares=("ramp",),
     in_batch=True,
     needs_dropout=True,
     caches=True,

@@ -81,7 +81,7 @@ class MeanOverPadding(NTXent):
         return torch.mean(states, dim=1)
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> NTXent:
+def loss(model: SentenceTransformer, recipe: Recipe) -> NTXent:
     """Return NT-Xent over the two views."""
     return (MeanOverPadding if recipe["mean"] == "padded" else NTXent)(model, recipe)
 

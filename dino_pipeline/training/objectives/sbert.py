@@ -22,9 +22,9 @@ def build(columns: Columns, recipe: Recipe) -> Dataset:
 class PairClassifier(EmbeddingLoss):
     """Cross-entropy of ``W [u; v; |u - v|]`` (Reimers & Gurevych 2019, section 3)."""
 
-    def __init__(self, model: SentenceTransformer, recipe: Recipe, classes: int) -> None:
+    def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
         super().__init__(model, recipe)
-        self.classifiers = heads(self.dimensions, lambda size: nn.Linear(3 * size, classes))
+        self.classifiers = heads(self.dimensions, lambda size: nn.Linear(3 * size, recipe.classes))
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return the cross-entropy of the classes of two columns of texts."""
@@ -34,17 +34,12 @@ class PairClassifier(EmbeddingLoss):
         return nn.functional.cross_entropy(logits, labels.view(-1))
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> PairClassifier:
-    """Return the classifier on top of the encoder."""
-    return PairClassifier(model, recipe, dataset.features["label"].num_classes)
-
-
 OBJECTIVE = Objective(
     name="sbert",
     needs="classified pairs",
     method="softmax over [u; v; |u - v|]",
     build=build,
-    loss=loss,
+    loss=PairClassifier,
     defaults=Training(batch_size=16),
     caches=True,
     citation="Reimers & Gurevych 2019, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, "

@@ -37,11 +37,6 @@ class SimCSE(InfoNCE):
         return super().compare([first, second], None)
 
 
-def loss(model: SentenceTransformer, dataset: Dataset, recipe: Recipe) -> SimCSE:
-    """Return the loss with a new head."""
-    return SimCSE(model, recipe)
-
-
 PAPER = Training(
     batch_size=64,
     learning_rate=3e-5,
@@ -58,7 +53,7 @@ OBJECTIVE = Objective(
     needs="sentences",
     method="dropout twice, InfoNCE",
     build=build,
-    loss=loss,
+    loss=SimCSE,
     defaults=PAPER,
     citation="Gao et al. 2021, SimCSE: Simple Contrastive Learning of Sentence Embeddings, arXiv:2104.08821",
     in_batch=True,
