@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
@@ -13,7 +12,7 @@ from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.training.encoders import load_encoder
 from dino_pipeline.training.objectives import Recipe, get_objective, settle
 from dino_pipeline.training.trainability import check_model, fitted, has_dropout, notes
-from tests.toys import static_encoder
+from tests.toys import static_encoder, without_dropout
 
 
 def test_simcse_s_family_needs_dropout(toy_encoder: Path) -> None:
@@ -25,9 +24,7 @@ def test_simcse_s_family_needs_dropout(toy_encoder: Path) -> None:
         check_model(model, objective, objective.defaults)
         with pytest.raises(ModelError, match="no dropout, so that both views of a text would be the same"):
             check_model(static_encoder(), objective, objective.defaults)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(toy_encoder)
     model.transformers_model.config.hidden_dropout_prob = 0.0
     model.transformers_model.config.attention_probs_dropout_prob = 0.0
     assert not has_dropout(model)

@@ -138,8 +138,7 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     training = settle(objective, given, own)
     path, encoder = encoder_of(options)
     first_process = os.environ.get("RANK", "0") == "0"
-    saving = "Saving a checkpoint"
-    with watching(saving) as console, run.locked() if first_process else contextlib.nullcontext():
+    with watching("Saving a checkpoint") as console, run.locked() if first_process else contextlib.nullcontext():
         found = run_finetune(
             run,
             objective,

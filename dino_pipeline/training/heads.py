@@ -9,18 +9,16 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import accuracy, macro_f1
-from dino_pipeline.training.selection import BATCH
+from dino_pipeline.training.selection import Vectors, encoded
 
 FILE = "head.safetensors"
 MOST = 20_000
 """Texts that a head is fitted to: more make it no better."""
-Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,12 @@ class Head:
     """A class's score is the product of its row and a text's embedding, plus its bias."""
 
     classes: tuple[str, ...]
-    weight: Matrix
+    weight: Vectors
     """``(classes, dimension)``."""
-    bias: Matrix
+    bias: Vectors
     """``(classes,)``."""
 
-    def predict(self, embeddings: Matrix) -> list[str]:
+    def predict(self, embeddings: Vectors) -> list[str]:
         """Return the class of each of ``(texts, dimension)`` embeddings."""
         return [self.classes[at] for at in (embeddings @ self.weight.T + self.bias).argmax(axis=1)]
 
@@ -73,8 +71,5 @@ def judged(head: Head, model: SentenceTransformer, examples: Sequence[Example]) 
     return {name: round(100 * (sample.value or 0.0), 2) for name, sample in measured.items()}
 
 
-def _embeddings(model: SentenceTransformer, examples: Sequence[Example]) -> Matrix:
-    found: Matrix = model.encode(
-        [example.text_a for example in examples], batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True
-    )
-    return found
+def _embeddings(model: SentenceTransformer, examples: Sequence[Example]) -> Vectors:
+    return encoded(model, [example.text_a for example in examples], normalize=False)

@@ -120,11 +120,10 @@ def probe(examples: Sequence[Example]) -> list[str]:
     return distinct_texts(examples[:PROBED])[:PROBED]
 
 
-def encoded(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
-    """Return embeddings of length 1, ``(texts, dimension)``."""
-    vectors: Vectors = model.encode(
-        list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
-    )
+def encoded(model: SentenceTransformer, texts: Sequence[str], *, normalize: bool = True) -> Vectors:
+    """Return embeddings, ``(texts, dimension)``, of length 1 unless they are to stay as they are."""
+    options = {"normalize_embeddings": normalize, "show_progress_bar": False, "convert_to_numpy": True}
+    vectors: Vectors = model.encode(list(texts), batch_size=BATCH, **options)
     return vectors
 
 

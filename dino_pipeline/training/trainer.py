@@ -26,7 +26,7 @@ from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.objectives import Objective, Recipe
 from dino_pipeline.training.objectives.contrastive import average_gradients, own_tensors
-from dino_pipeline.training.objectives.views import views_of
+from dino_pipeline.training.objectives.views import Views, views_of
 from dino_pipeline.training.selection import COLLAPSED, Selection, mean_cosine
 
 EVALUATIONS = 10
@@ -101,13 +101,13 @@ def train(
         average_gradients(own.values())
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Epochs(dataset))
+    if views := views_of(dataset):
+        trainer.add_callback(_Epochs(views))
     counter = _Counter(trainer.loss, recipe.processes)
     trainer.add_callback(_Keeper(own, counter, checkpoint))
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {recipe.seed}", total=0, resumed=resumed)
-    teller = _Teller(watch, selection, model, probe, progress, recipe.processes == 1)
-    trainer.add_callback(teller)
+    trainer.add_callback(_Teller(watch, selection, model, probe, progress, alone=recipe.processes == 1))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (OSError, SafetensorError) as error:
@@ -224,22 +224,23 @@ class _Counter:
         self.rows += here * self.processes
 
 
+@dataclass(eq=False)
 class _Epochs(TrainerCallback):
     """Tells the dataset's views which epoch it is."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.views = views_of(dataset)
+    views: Views
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.views:
-            self.views.epoch = math.floor((state.epoch or 0) + 1e-6)
+        self.views.epoch = math.floor((state.epoch or 0) + 1e-6)
 
 
+@dataclass(eq=False)
 class _Keeper(TrainerCallback):
     """Puts counts and the loss's own tensors into checkpoints, and takes them from that which training goes on from."""
 
-    def __init__(self, own: dict[str, torch.Tensor], counter: _Counter, checkpoint: str | None) -> None:
-        self.own, self.counter, self.checkpoint = own, counter, checkpoint
+    own: dict[str, torch.Tensor]
+    counter: _Counter
+    checkpoint: str | None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.checkpoint:
@@ -262,23 +263,18 @@ class _Keeper(TrainerCallback):
         (folder / WHOLE).touch()
 
 
+@dataclass(eq=False)
 class _Teller(TrainerCallback):
     """Tells the watch how far training is and when embeddings collapse, and has the last step evaluated and saved."""
 
-    def __init__(
-        self,
-        watch: Watch,
-        selection: Selection,
-        model: SentenceTransformer,
-        probe: Sequence[str],
-        shown: Progress,
-        alone: bool,
-    ) -> None:
-        self.watch, self.selection, self.model, self.probe = watch, selection, model, probe
-        self.shown = shown
-        self.alone = alone
-        """Whether there is only this process: of several, each would have to end at the same step."""
-        self.said = False
+    watch: Watch
+    selection: Selection
+    model: SentenceTransformer
+    probe: Sequence[str]
+    shown: Progress
+    alone: bool
+    """Whether there is only this process: of several, each would have to end at the same step."""
+    said: bool = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.shown.done, self.shown.total = state.global_step, state.max_steps
