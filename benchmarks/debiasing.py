@@ -9,14 +9,12 @@ stopped call goes on, and calls for different seeds may run side by side.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean
 
 import click
 
+from benchmarks.common import SPEC, dino, gold_spearman
 from dino_pipeline.console import table
 from dino_pipeline.digests import shard_files
 from dino_pipeline.evaluation.fidelity import LABELS
@@ -26,24 +24,19 @@ from dino_pipeline.pocket.frames import similarity
 from dino_pipeline.pocket.reader import parse
 from dino_pipeline.run import Run
 
-SPEC = "task_specs/sts-x2.json"
 TRAINING = ["--learning-rate", "2e-3", "--epochs", "3", "--batch-size", "128"]
 GRADED = 4
 """So many shards of each run are graded, of some thousand texts each."""
 Found = dict[str, float]
 
 
-def dino(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "dino_pipeline", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-
-
 def carry_out(folder: Path, seed: int, decay: float, num_inputs: int, samples: int) -> Run:
     """Do what is left to do for one seed and decay."""
     run = Run(folder / f"seed-{seed}-decay-{decay:g}")
-    size = ["--num-inputs", str(num_inputs), "--samples", str(samples)]
-    dino("generate", SPEC, "--run", run.path, "--seed", str(seed), "--decay", str(decay), *size)
+    size = ("--num-inputs", num_inputs, "--samples", samples)
+    dino("generate", SPEC, "--run", run.path, "--seed", seed, "--decay", decay, *size)
     dino("filter", run.path)
-    dino("finetune", run.path, "--seed", str(seed), *TRAINING)
+    dino("finetune", run.path, "--seed", seed, *TRAINING)
     dino("evaluate", run.path)
     return run
 
@@ -58,9 +51,7 @@ def look(run: Run) -> Found:
         found[f"gold {label}"] = fmean(grades)
         found[f"strict {label}"] = sum(relation_holds(relation, grade) for grade in grades) / len(frames)
         found[f"parsed {label}"] = len(grades) / len(frames)
-    scores = {
-        each["model"]: each["measures"]["spearman"]["value"] for each in json.loads(run.scores.read_text())["scores"]
-    }
+    scores = gold_spearman(run)
     return {**found, "before": scores["pocket before"], "after": scores["pocket finetuned"]}
 
 

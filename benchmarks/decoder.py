@@ -1,6 +1,6 @@
 """How much faster the decoder writes than the paper's procedure, and than `transformers` generate().
 
-    python -m benchmarks.decoder [--shape gpt2-124m] [--repeats 5] [--json FILE]
+    python -m benchmarks.decoder [--shape gpt2-124m] [--contender reference] [--repeats 5]
 
 Contenders on models of the same shape with the same random weights, in one process, in turn at each repetition:
 
@@ -8,7 +8,8 @@ Contenders on models of the same shape with the same random weights, in one proc
   steps; debiasing in a loop over samples; texts are cut afterwards. In float32.
 - generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
 - float32, bfloat16: `dino_pipeline.decoding.decoder` as `dino generate` runs it.
-- compiled float32, compiled bfloat16: the same with a compiled step (`--compile on`), compiled before the clock starts.
+- compiled float32, compiled bfloat16 (where asked for): the same with a compiled step (`--compile on`), compiled before
+  the clock starts.
 
 All but the reference stop each text at a length planned beforehand.
 
@@ -19,26 +20,20 @@ debiasing and sampling included.
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import threading
-import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import click
-import psutil
 import torch
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.common import Memory, machine, timed
 from benchmarks.contenders import (
     LABELS,
     SAMPLES,
@@ -179,42 +174,6 @@ class Measured:
     """Median seconds of a step of all rows, one a repetition, where a step can be timed."""
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the wall time of a call in seconds, and its result."""
-    start = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-
-class Memory(threading.Thread):
-    """Watches the process's memory, or the GPU's, while a contender runs."""
-
-    def __init__(self, device: str = "cpu") -> None:
-        super().__init__(daemon=True)
-        self.device = device
-        self.before = self.peak = self._used()
-        self.over = threading.Event()
-        if device != "cpu":
-            torch.cuda.reset_peak_memory_stats(device)
-
-    def _used(self) -> int:
-        if self.device == "cpu":
-            return int(psutil.Process().memory_info().rss)
-        return torch.cuda.max_memory_allocated(self.device)
-
-    def run(self) -> None:
-        while not self.over.wait(0.02):
-            self.peak = max(self.peak, self._used())
-
-    def stop(self) -> int:
-        """Return the most bytes seen above those at the start."""
-        self.over.set()
-        self.join()
-        return self.peak - self.before
-
-
 def measure(
     contenders: dict[str, Callable[[int], float | None]], inputs: int, repeats: int, device: str
 ) -> dict[str, Measured]:
@@ -261,55 +220,34 @@ HEADER = ["contender", "s / input", "vs reference", "vs generate", "row-tokens /
 HEADER += ["ms / step", "of its floor", "peak MB"]
 
 
-def machine(device: str) -> str:
-    """Name what is measured."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 @click.command()
 @click.option(
     "--shape",
     "shapes",
     multiple=True,
     type=click.Choice(list(SHAPES)),
-    default=["gpt2-124m", "gpt2-4x256", "llama-4x256"],
+    default=["gpt2-4x256", "llama-4x256"],
+    show_default=True,
 )
-@click.option("--contender", "chosen", multiple=True, type=click.Choice(CONTENDERS), default=CONTENDERS)
+@click.option(
+    "--contender", "chosen", multiple=True, type=click.Choice(CONTENDERS), default=CONTENDERS[:4], show_default=True
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--rows", default=128, show_default=True)
 @click.option(
     "--inputs", default=48, show_default=True, help="Inputs a repetition; the reference takes 2, generate 24."
 )
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there, too.")
-def main(
-    shapes: Sequence[str], chosen: Sequence[str], device: str, rows: int, inputs: int, repeats: int,
-    json_file: Path | None,
-) -> None:  # fmt: skip
+def main(shapes: Sequence[str], chosen: Sequence[str], device: str, rows: int, inputs: int, repeats: int) -> None:
     """Print how many times faster the decoder is than the reference procedure and generate()."""
     click.echo(f"{machine(device)}, {rows} rows, torch {torch.__version__}; medians of {repeats} interleaved rounds")
     click.echo(f"{LABELS} labels x {SAMPLES} texts an input. Texts end at planned lengths (mean 15, sd 6, within 2 and")
     click.echo("40), the same for all but the reference, which always takes 40 steps. A round is")
     click.echo(f"{inputs} inputs, for the reference {INPUTS['reference']}, for generate() {INPUTS['generate']}.")
-    everything: dict[str, Any] = {"machine": machine(device), "torch": torch.__version__, "rows": rows, "shapes": {}}
     for shape in shapes:
         found = measure({name: build(name, shape, rows, device) for name in chosen}, inputs, repeats, device)
         floors = {name: floor_of(shape, rows, device, dtype_of(name), inputs) for name in chosen if name != "reference"}
         click.echo(f"\n{shape}\n{table(HEADER, rows_of_table(found, floors, inputs))}")
-        everything["shapes"][shape] = {
-            name: {**asdict(measured), "floor": asdict(floors[name]) if name in floors else None}
-            for name, measured in found.items()
-        }
-    if json_file:
-        json_file.write_text(json.dumps(everything, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ correlates, and resamples for the intervals.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from benchmarks.decoder import machine
-from benchmarks.objectives import distinct_sentences
+from benchmarks.common import distinct_sentences, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import table
 from dino_pipeline.evaluation.evaluate import Candidate, evaluate
@@ -60,13 +57,6 @@ def write_sets(folder: Path) -> list[str]:
     return distinct
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long something takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 @click.command()
 @click.option("--rounds", default=5, show_default=True)
 def main(rounds: int) -> None:
@@ -82,9 +72,9 @@ def main(rounds: int) -> None:
 
         work = {"bare": lambda: bare.encode(distinct, batch_size=64, show_progress_bar=False), "suite": suite}
         bare.encode(distinct[:512])
-        times = [{name: seconds(each) for name, each in work.items()} for _ in range(rounds)]
+        times = [{name: timed(each)[0] for name, each in work.items()} for _ in range(rounds)]
     ratios = [each["suite"] / each["bare"] for each in times]
-    click.echo(machine("cpu"))
+    click.echo(machine())
     shown = [f"{statistics.median(each[name] for each in times):.1f}" for name in work]
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
     click.echo(table(["distinct texts", "encode, s", "sts suite, s", "ratio"], [[str(len(distinct)), *shown, spread]]))

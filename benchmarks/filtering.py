@@ -1,6 +1,6 @@
 """How the filter stage's time and memory grow, from 1 to 10 million pairs.
 
-    python -m benchmarks.filtering [--pairs 1000000 --pairs 10000000] [--json FILE]
+    python -m benchmarks.filtering [--pairs 1000000 --pairs 10000000]
 
 Synthetic pairs (two texts an input and label, three labels; 1 % each are copies up to case, swapped pairs under another
 label, and inputs with one letter changed) are written to a temporary folder; then `dino filter` runs on them in a
@@ -11,19 +11,15 @@ that process and its children, together, every 50 ms.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
 import numpy as np
-import psutil
 
-from benchmarks.decoder import machine
+from benchmarks.common import dino_watched, machine
 from dino_pipeline.console import table
 
 WORDS = 20_000
@@ -92,42 +88,20 @@ def write_pairs(folder: Path, pairs: int, workers: int) -> Path:
     return path
 
 
-def measure(*arguments: str | Path) -> tuple[float, float]:
-    """Return seconds, and resident megabytes at most, of one `dino` command."""
-    command = [sys.executable, "-m", "dino_pipeline", *map(str, arguments)]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    top = psutil.Process(process.pid)
-    peak = 0
-    while process.poll() is None:
-        with_children = 0
-        try:
-            for each in (top, *top.children(recursive=True)):
-                with_children += each.memory_info().rss
-        except psutil.NoSuchProcess:
-            pass
-        peak = max(peak, with_children)
-        time.sleep(0.05)
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return time.perf_counter() - started, peak / 1e6
-
-
 @click.command()
 @click.option("--pairs", "sizes", multiple=True, type=int, default=(1_000_000, 10_000_000), show_default=True)
 @click.option("--workers", default=2, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to write.  [default: a temporary folder]")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there, too.")
-def main(sizes: tuple[int, ...], workers: int, folder: Path | None, json_file: Path | None) -> None:
+def main(sizes: tuple[int, ...], workers: int, folder: Path | None) -> None:
     """Measure the filter stage."""
-    click.echo(f"{machine('cpu')}, {workers} workers; s, MB at most, times the smallest size's seconds a pair")
+    click.echo(f"{machine()}, {workers} workers; s, MB at most, times the smallest size's seconds a pair")
     found: dict[str, dict[int, tuple[float, float]]] = {what: {} for what in WAYS}
     with tempfile.TemporaryDirectory(dir=folder, prefix="filtering-") as name:
         for size in sizes:
             data = write_pairs(Path(name), size, workers)
             for what, options in WAYS.items():
                 call = ("filter", data, "--run", Path(name) / "run", "--fresh", "--workers", str(workers))
-                found[what][size] = measure(*call, *options)
+                found[what][size] = dino_watched(*call, *options)
                 click.echo(f"{size:,} {what}: {found[what][size][0]:.1f} s, {found[what][size][1]:.0f} MB", err=True)
             data.unlink()
     rows = []
@@ -136,8 +110,6 @@ def main(sizes: tuple[int, ...], workers: int, folder: Path | None, json_file: P
         for size, (seconds, peak) in of_size.items():
             rows.append([f"{size:,} pairs, {what}", f"{seconds:.1f}", f"{peak:.0f}", f"{seconds / size / first:.2f}"])
     click.echo(table(["", "s", "MB", "per pair"], rows))
-    if json_file:
-        json_file.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -10,19 +10,18 @@ becomes slower or faster meanwhile shows.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import click
 
-from benchmarks.decoder import Memory, machine
+from benchmarks.common import SPEC, Memory, distinct_sentences, machine, peak_bytes, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
@@ -30,26 +29,13 @@ from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.plan import GenerateOptions
 from dino_pipeline.generation.writer import OneEngine
-from dino_pipeline.inputs import InputFile, distinct
-from dino_pipeline.pocket.corpus import shard_sentences
+from dino_pipeline.inputs import InputFile
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 
-SPEC = Path("task_specs/sts-x2.json")
 SAMPLES = 5
 WARM_UP = 20
 """Inputs written before the clock starts."""
-
-
-def sentences(count: int) -> list[str]:
-    """Return so many distinct sentences of the pocket grammar."""
-
-    def all_of_them() -> Iterator[str]:
-        for shard in range(10**6):
-            yield from shard_sentences(7, shard, 1000)
-
-    stream = distinct(all_of_them())
-    return [next(stream) for _ in range(count)]
 
 
 def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int:
@@ -67,15 +53,9 @@ def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
     write(Run(folder / f"warm-up-{num_inputs}"), decoder, inputs, WARM_UP)
     memory = Memory()
     memory.start()
-    start = time.perf_counter()
-    kept = write(Run(folder / f"run-{num_inputs}-{time.time_ns()}"), decoder, inputs, num_inputs)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "kept": kept, "grown": memory.stop(), "peak": _peak_bytes()}
-
-
-def _peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    run = Run(folder / f"run-{num_inputs}-{time.time_ns()}")
+    seconds, kept = timed(lambda: write(run, decoder, inputs, num_inputs))
+    return {"seconds": seconds, "kept": kept, "grown": memory.stop(), "peak": peak_bytes()}
 
 
 def measure(folder: Path, num_inputs: int) -> dict[str, Any]:
@@ -95,13 +75,13 @@ def main(sizes: Sequence[int], inside: Path | None, num_inputs: int) -> None:
     if inside:
         click.echo(json.dumps(measure_here(inside, num_inputs)))
         return
-    click.echo(f"{machine('cpu')}; pocket generator, {SPEC}, {SAMPLES} texts for each input and label")
+    click.echo(f"{machine()}; pocket generator, {SPEC.name}, {SAMPLES} texts for each input and label")
     sizes = sorted(sizes)
     labels = len(load_spec(SPEC).labels)
     found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "inputs.txt").write_text("\n".join(sentences(max(WARM_UP, sizes[-1] // (SAMPLES * labels)))))
+        (folder / "inputs.txt").write_text("\n".join(distinct_sentences(max(WARM_UP, sizes[-1] // (SAMPLES * labels)))))
         for size in [*sizes, *sizes[-2::-1]]:
             found[size].append(measure(folder, size // (SAMPLES * labels)))
     rows = []

@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -27,8 +26,8 @@ from typing import Any
 
 import click
 
-SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+from benchmarks.common import ONE_THREAD, SPEC, command
+
 STAGES: dict[str, tuple[str, ...]] = {
     "generate": ("generate", str(SPEC), "--run", "run", "--num-inputs", "60", "--samples", "2", "--shard-size", "30"),
     "filter": ("filter", "run", "--exclude", "pocket"),
@@ -52,14 +51,9 @@ class Trial:
     said: str
 
 
-def command(stage: str) -> list[str]:
-    """Return the command of a stage."""
-    return [sys.executable, "-m", "dino_pipeline", *STAGES[stage]]
-
-
 def carry_out(stage: str, folder: Path) -> str:
     """Run a stage to its end and return what went wrong, if anything."""
-    done = subprocess.run(command(stage), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command(*STAGES[stage]), cwd=folder, env=ONE_THREAD, capture_output=True, text=True)
     return "" if done.returncode == 0 and "Traceback" not in done.stderr else done.stderr[-2000:]
 
 
@@ -86,7 +80,7 @@ def killed(stage: str, before: Path, after: dict[str, Any], moment: float, place
     shutil.copytree(before, place)
     nowhere = subprocess.DEVNULL
     process = subprocess.Popen(
-        command(stage), cwd=place, env=ENVIRONMENT, process_group=0, stdout=nowhere, stderr=nowhere
+        command(*STAGES[stage]), cwd=place, env=ONE_THREAD, process_group=0, stdout=nowhere, stderr=nowhere
     )
     try:
         process.wait(timeout=moment)

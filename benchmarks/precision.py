@@ -9,7 +9,6 @@ variation is half the sum of absolute differences: the share of tokens that woul
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from statistics import fmean, quantiles
 
@@ -17,6 +16,7 @@ import click
 import torch
 from torch import Tensor
 
+from benchmarks.common import SPEC, distinct_sentences
 from dino_pipeline.cli.base import model_path
 from dino_pipeline.console import table
 from dino_pipeline.decoding.debias import debias
@@ -24,7 +24,6 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 
@@ -78,8 +77,7 @@ def main(model: str, num_inputs: int) -> None:
     """Print mean total variation between float32 and bfloat16."""
     path = model_path(model, "GENERATOR")
     full, half = (load_decoder(Generator(path, dtype=dtype), device="cpu") for dtype in ("float32", "bfloat16"))
-    inputs = random.Random(0).sample(shard_sentences(11, 0, 10 * num_inputs), num_inputs)
-    spec = load_spec("task_specs/sts-x2.json")
+    spec, inputs = load_spec(SPEC), distinct_sentences(num_inputs)
     found: dict[str, list[float]] = {}
     for each in compared(full, half, requests(full, spec, inputs)):
         for stage, values in each.items():

@@ -13,8 +13,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from benchmarks.decoder import machine
-from benchmarks.filtering import measure
+from benchmarks.common import dino_watched, machine
 from benchmarks.report import make_run
 from dino_pipeline.console import table
 from dino_pipeline.run import Run
@@ -28,10 +27,10 @@ def main(pairs: int) -> None:
         run = Run(Path(folder) / "run")
         make_run(run, pairs, "--near-duplicates", "0", "--random-pairs", "0")
         call = ("publish", run.path, "--repo", "me/pairs", "--dry-run", "--license", "cc0-1.0")
-        seconds, memory = measure(*call)
+        seconds, memory = dino_watched(*call)
         files = sorted((run.hub / "dataset").rglob("*.parquet"))
         size = sum(path.stat().st_size for path in files) / 1e6
-    click.echo(machine("cpu"))
+    click.echo(machine())
     row = [f"{pairs}", f"{seconds:.1f}", f"{memory:.0f}", f"{len(files)}", f"{size:.0f}"]
     click.echo(table(["pairs", "seconds", "MB of memory", "Parquet files", "MB of them"], [row]))
 

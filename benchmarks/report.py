@@ -9,8 +9,6 @@ its own, with the pocket encoder to show similarities.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,15 +16,13 @@ from typing import Any
 
 import click
 
-from benchmarks.decoder import machine
-from benchmarks.filtering import LABELS, SAMPLES, measure, write_part
+from benchmarks.common import SPEC, dino, dino_watched, machine
+from benchmarks.filtering import LABELS, SAMPLES, write_part
 from dino_pipeline.console import table
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.examples import write_json
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-
-SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 
 
 def make_run(run: Run, pairs: int, *filtering: str) -> None:
@@ -38,18 +34,12 @@ def make_run(run: Run, pairs: int, *filtering: str) -> None:
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     with run.locked():
         options: dict[str, Any] = {"spec": spec.digest, "model": "none", "revision": None, "fingerprint": None}
-        options |= {
-            "dtype": "float32",
-            "samples": SAMPLES,
-            "num_inputs": inputs,
-            "seed": 0,
-            "sampling": asdict(Sampling()),
-        }
+        options |= {"dtype": "float32", "samples": SAMPLES, "num_inputs": inputs, "seed": 0}
+        options["sampling"] = asdict(Sampling())
         run.begin("generate", options, outputs=[run.spec, run.shards])
         counts = {label: {"written": pairs // len(LABELS), "accepted": pairs // len(LABELS)} for label in spec.labels}
         run.finish("generate", task=spec.task_name, label_type="score", inputs=inputs, counts=counts, mean_margins={})
-    command = [sys.executable, "-m", "dino_pipeline", "filter", str(run.path), *filtering]
-    subprocess.run(command, check=True, capture_output=True)
+    dino("filter", run.path, *filtering)
 
 
 @click.command()
@@ -60,10 +50,10 @@ def main(pairs: int) -> None:
         run = Run(Path(folder) / "run")
         make_run(run, pairs)
         kept = dict(json.loads(run.record_file.read_text())["filter"]["funnel"])["train"]
-        seconds, memory = measure("report", run.path, "--encoder", "pocket")
+        seconds, memory = dino_watched("report", run.path, "--encoder", "pocket")
         size = run.report.stat().st_size / 1e6
     row = [f"{pairs}", f"{sum(count for _, count in kept)}", f"{seconds:.1f}", f"{memory:.0f}", f"{size:.2f}"]
-    click.echo(machine("cpu"))
+    click.echo(machine())
     click.echo(table(["pairs", "in train", "seconds", "MB of memory", "MB of page"], [row]))
 
 

@@ -1,6 +1,6 @@
 """How much of many workers' time is lost: shards are scheduled with times measured here, failures and slow starts.
 
-    python -m benchmarks.scaling [--shards 12] [--rate TEXTS_PER_SECOND] [--json FILE]
+    python -m benchmarks.scaling [--shards 12] [--rate TEXTS_PER_SECOND]
 
 First this machine is measured: how long loading the pocket generator takes, how long each of some shards, how their
 times scatter, and how long the driver needs to store one (two files, synced, checksums, counts). Then a simulation
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
 import random
 import statistics
 import tempfile
@@ -23,12 +22,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-from benchmarks.decoder import machine
+from benchmarks.common import SPEC, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.cluster import AHEAD
 from dino_pipeline.console import table
@@ -42,7 +41,6 @@ from dino_pipeline.progress import Progress, Unseen, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 
-SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 NODE = 8
 """Workers of a node, lost together."""
 WORKERS = (1, 8, 64, 512)
@@ -199,9 +197,7 @@ class Simulation:
 
 def measure(shards: int) -> Times:
     """Return this machine's times with the pocket generator."""
-    begun = time.perf_counter()
-    decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu")
-    loaded = time.perf_counter() - begun
+    loaded, decoder = timed(lambda: load_decoder(Generator(str(pocket.GENERATOR)), device="cpu"))
     spec, took, written = load_spec(SPEC), [], []
     with tempfile.TemporaryDirectory(prefix="dino-scaling-") as folder:
         run = Run(Path(folder))
@@ -241,10 +237,9 @@ def _storing(run: Run, written: Sequence[Written]) -> float:
 @click.option("--rate", type=float, help="Texts a second of one worker, in place of what is measured here.")
 @click.option("--hours-between-failures", default=500.0, show_default=True, help="Of a node of eight workers.")
 @click.option("--start", default=120.0, show_default=True, help="Seconds until a worker writes, at most.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures there.")
-def main(shards: int, rate: float | None, hours_between_failures: float, start: float, json_file: Path | None) -> None:
+def main(shards: int, rate: float | None, hours_between_failures: float, start: float) -> None:
     """Print how much of the workers' time is lost, for 10, 100 and 1,000 shards a worker."""
-    click.echo(machine("cpu"))
+    click.echo(machine())
     measured = measure(shards)
     click.echo(
         f"measured: {measured.shard:.2f} s a shard of {SHARD_SIZE} texts ({SHARD_SIZE / measured.shard:.0f}/s), "
@@ -254,11 +249,10 @@ def main(shards: int, rate: float | None, hours_between_failures: float, start: 
     times = replace(measured, start=start, between_failures=3600 * hours_between_failures)
     if rate:
         times = replace(times, shard=SHARD_SIZE / rate)
-    rows, found = [], []
+    rows = []
     for workers in WORKERS:
         for each in EACH:
             outcome = Simulation(times, workers, each * workers).run()
-            found.append({"workers": workers, "shards": each * workers, **asdict(outcome)})
             rows.append(
                 [
                     f"{workers}",
@@ -272,8 +266,6 @@ def main(shards: int, rate: float | None, hours_between_failures: float, start: 
             )
     header = ["workers", "shards each", "time", "lost", "nodes lost", "shards again", "driver busy"]
     click.echo(table(header, rows))
-    if json_file:
-        json_file.write_text(json.dumps({"times": asdict(times), "outcomes": found}, indent=2))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ in outputs/soft-labels/. What is there already is not done again, so a stopped c
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from statistics import fmean
 
 import click
 
-from benchmarks.debiasing import SPEC, dino
+from benchmarks.common import SPEC, dino, gold_spearman
 from dino_pipeline.console import table
 from dino_pipeline.run import Run
 
@@ -34,31 +33,18 @@ TRAINING = ["--learning-rate", "2e-3", "--batch-size", "128", "--epochs", "5"]
 def score(folder: Path, seed: int, way: str, num_inputs: int, samples: int) -> tuple[float, int]:
     """Return the pocket gold Spearman x 100 of one seed and way, and how many pairs of the generator's were kept."""
     texts = Run(folder / f"seed-{seed}")
-    dino(
-        "generate",
-        SPEC,
-        "--run",
-        texts.path,
-        "--seed",
-        str(seed),
-        "--num-inputs",
-        str(num_inputs),
-        "--samples",
-        str(samples),
-    )
+    size = ("--num-inputs", num_inputs, "--samples", samples)
+    dino("generate", SPEC, "--run", texts.path, "--seed", seed, *size)
     run = Run(folder / f"seed-{seed}-{way.replace(', ', '-').replace(' ', '-')}")
     if not run.path.exists():
         shutil.copytree(texts.path, run.path)
     dino("filter", run.path, *WAYS[way])
     if run.label_scores.exists() and not texts.label_scores.exists():
         shutil.copytree(run.label_scores, texts.label_scores)  # for the other ways
-    dino("finetune", run.path, "--seed", str(seed), *TRAINING)
+    dino("finetune", run.path, "--seed", seed, *TRAINING)
     dino("evaluate", run.path, "--suite", "pocket")
-    found = {
-        each["model"]: each["measures"]["spearman"]["value"] for each in json.loads(run.scores.read_text())["scores"]
-    }
     kept = dict(run.stage("filter")["funnel"])["kept"]
-    return found["pocket finetuned"], sum(count for _, count in kept)
+    return gold_spearman(run)["pocket finetuned"], sum(count for _, count in kept)
 
 
 @click.command()
