@@ -301,6 +301,8 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     (tmp_path / "test.jsonl").unlink()
     with pytest.raises(DataError, match=r"test\.jsonl: is not there; a probe's folder holds"):
         Probe.read("numbers", tmp_path)
+    write_examples(tmp_path / "train.jsonl", [Example(f"t {at}", None, ("v1", "v1.0")[at % 2]) for at in range(8)])
+    assert Probe.read("names", tmp_path / "train.jsonl").classes == ["v1", "v1.0"]
 
 
 @pytest.mark.parametrize(

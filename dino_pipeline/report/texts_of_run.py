@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,7 +12,7 @@ import duckdb
 
 from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import DataError, first_line
-from dino_pipeline.labels import as_number
+from dino_pipeline.labels import as_number, plain
 from dino_pipeline.report.blocks import Histogram
 from dino_pipeline.run import Run
 from dino_pipeline.tables import RECORD, records
@@ -116,8 +115,8 @@ class TextsOfRun:
 
 
 def label_name(label: str | None) -> str:
-    """Return a label as tables show it: 1.0 is 1."""
-    return re.sub(r"(?<=\d)\.0$", "", label or "(empty)")
+    """Return a label as tables show it."""
+    return plain(label) if label else "(empty)"
 
 
 def in_order(labels: Any) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent
 from dino_pipeline.examples import Example
+from dino_pipeline.labels import plain
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
@@ -198,7 +198,7 @@ def _read(path: Path) -> list[Example]:
             raise DataError(f"{path}: example {number} has no class; give it as label")
         if (each.text_b is None) != (examples[0].text_b is None):
             raise DataError(f"{path}: example {number} and the first are not both texts or both pairs")
-    return [replace(each, label=re.sub(r"(?<=\d)\.0+$", "", str(each.label))) for each in examples]  # 1.0 is class 1
+    return [replace(each, label=plain(str(each.label))) for each in examples]
 
 
 def _check_classes(path: Path, examples: Sequence[Example]) -> None:
