@@ -18,11 +18,18 @@ DEPTH = max(NDCG_CUT, MRR_CUT, *RECALL_CUTS)
 """How many results of a query are looked at."""
 RANKING = (f"ndcg@{NDCG_CUT}", f"mrr@{MRR_CUT}", *(f"recall@{cut}" for cut in RECALL_CUTS))
 """Names of what `ranking` returns."""
+TITLES = {"spearman": "Spearman x 100", "pearson": "Pearson x 100"}
+"""Of measures that tables show in hundredths, without saying so in their names."""
 
 Vector = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Counts = NDArray[np.float64]
 """How often each item is in each of some resamples, ``(resamples, items)``."""
+
+
+def measure_title(measure: str) -> str:
+    """Return what a measure is called in tables."""
+    return TITLES.get(measure.lower(), measure)
 
 
 @dataclass(frozen=True)

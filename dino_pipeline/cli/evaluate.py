@@ -157,7 +157,7 @@ def _evaluate_encoders(
 
 def _writable(path: Path) -> Path:
     """Return where to write, unless it is clear before any work that this will fail, or take a stranger's place."""
-    from dino_pipeline.evaluation.evaluate import read_scores
+    from dino_pipeline.evaluation.scores import read_scores
 
     if path.exists() and read_scores(path) is None:
         raise OptionError(f"{path}: is there and holds no scores of this version; move it, or give another --output")

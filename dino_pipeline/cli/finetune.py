@@ -123,6 +123,7 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
 
     Hyper-parameters are those of the objective's paper unless given.
     """
+    from dino_pipeline.measures import measure_title
     from dino_pipeline.training.finetune import finetune as run_finetune
     from dino_pipeline.training.objectives import get_objective, settle
 
@@ -152,8 +153,7 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
         )
     if first_process:
         said = "is up to date" if found.state == "done" else "is trained"
-        shown = "Spearman x 100" if found.measure == "Spearman" else found.measure
-        click.echo(f"{run.model}: {said}; best dev {shown}: {or_dash(found.best, '.2f')}")
+        click.echo(f"{run.model}: {said}; best dev {measure_title(found.measure)}: {or_dash(found.best, '.2f')}")
 
 
 def encoder_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 
 def print_evaluation(found: Mapping[str, Any]) -> None:
     """Print what scores.json holds."""
-    from dino_pipeline.evaluation.evaluate import chosen_on_human_labels
+    from dino_pipeline.console import table
+    from dino_pipeline.evaluation.scores import chosen_on_human_labels, difference_rows
 
     chosen_on = chosen_on_human_labels(found)
     for kind, group in groupby(found["scores"], key=lambda score: _table_of(score["suite"])):
@@ -26,7 +27,8 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             _print_sts(scores, chosen_on)
         else:
             _print_sets(scores, chosen_on)
-    _print_differences(found["differences"])
+    if differences := difference_rows(found):
+        click.echo(table(["data", "difference", "of", "", "95 % interval"], differences))
     for remark in chosen_on.values():
         click.echo(f"* {remark}")
 
@@ -38,7 +40,8 @@ def _table_of(suite: str) -> str:
 def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each set and model; where protocols differ, they have columns of their own."""
     from dino_pipeline.console import table
-    from dino_pipeline.evaluation.evaluate import interval_text, measure_title
+    from dino_pipeline.evaluation.scores import interval_text
+    from dino_pipeline.measures import measure_title
 
     differing = _differing(scores)
     names = list(scores[0]["measures"])
@@ -66,7 +69,8 @@ def _differing(scores: Sequence[Row]) -> list[str]:
 def _print_sts(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each model, once for each correlation, as papers do."""
     from dino_pipeline.console import table
-    from dino_pipeline.evaluation.evaluate import interval_text, measure_title
+    from dino_pipeline.evaluation.scores import interval_text
+    from dino_pipeline.measures import measure_title
 
     sets = list(dict.fromkeys(score["data"] for score in scores))
     models = list(dict.fromkeys(score["model"] for score in scores))
@@ -120,22 +124,3 @@ def print_published(differing: Sequence[str]) -> None:
         return
     rows = [[name, *(or_dash(value, ".2f") for value in values)] for name, values in PUBLISHED.items()]
     click.echo(table(["published, Spearman x 100", *SIZES, MEAN], rows))
-
-
-def _print_differences(differences: Sequence[Row]) -> None:
-    from dino_pipeline.console import table
-    from dino_pipeline.evaluation.evaluate import interval_text, measure_title
-
-    if not differences:
-        return
-    rows = [
-        [
-            each["data"],
-            f"{each['model']} - {each['minus']}",
-            measure_title(each["measure"]),
-            "-" if each["difference"] is None else f"{each['difference']:+.2f}",
-            interval_text(each),
-        ]
-        for each in differences
-    ]
-    click.echo(table(["data", "difference", "of", "", "95 % interval"], rows))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.digests import model_fingerprint
+from dino_pipeline.evaluation.scores import FORMAT, read_scores
 from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.evaluation.suites.sts import with_mean
 from dino_pipeline.examples import write_json
@@ -19,9 +19,6 @@ from dino_pipeline.run import Run, versions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-FORMAT = 1
-"""Of scores.json."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +68,6 @@ class Evaluation:
                 where = {"suite": first.suite, "data": first.data, "measure": measure}
                 found.append({**where, "model": name, "minus": names[0], **with_interval(difference, "difference")})
         return found
-
-
-def read_scores(path: Path) -> dict[str, Any] | None:
-    """Return what a scores.json holds; None if it is not there, damaged, or of another version."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
-
-
-TITLES = {"spearman": "Spearman x 100", "pearson": "Pearson x 100"}
-
-
-def measure_title(measure: str) -> str:
-    """Return what a measure is called in tables."""
-    return TITLES.get(measure, measure)
-
-
-def interval_text(found: Mapping[str, Any]) -> str:
-    """Return the interval of a value in scores.json as tables show it."""
-    return "-" if found["low"] is None else f"{found['low']:.2f} .. {found['high']:.2f}"
-
-
-def chosen_on_human_labels(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return, of what scores.json holds, a remark on each model whose checkpoint was chosen on human labels."""
-    chosen = {each["name"]: each["chosen_on_human_labels"] for each in found["models"]}
-    return {name: f"{name}: its checkpoint was chosen on human labels ({on})" for name, on in chosen.items() if on}
 
 
 def evaluate(

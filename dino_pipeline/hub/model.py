@@ -14,13 +14,14 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.errors import RunError
-from dino_pipeline.evaluation.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
+from dino_pipeline.evaluation.scores import COLUMNS, chosen_on_human_labels, read_scores, score_rows
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.hub.card import Kept, card, split
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
 from dino_pipeline.hub.upload import address
+from dino_pipeline.measures import measure_title
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 from dino_pipeline.training.encoders import load_encoder
@@ -148,13 +149,5 @@ def _data(dataset: Mapping[str, str]) -> str:
 
 
 def _evaluation(scores: Mapping[str, Any]) -> str:
-    rows = []
-    for score in scores["scores"]:
-        measure, value = next(iter(score["measures"].items()))
-        shown = "-" if value["value"] is None else f"{value['value']:.2f}"
-        protocol = ", ".join(f"{key}: {value}" for key, value in score["protocol"].items())
-        named = [score["data"], score["model"], str(score["size"]), measure_title(measure)]
-        rows.append([*named, shown, interval_text(value), protocol])
-    header = ["data", "model", "size", "measure", "value", "95 % interval", "protocol"]
     remarks = "".join(f"\n\n{remark}." for remark in chosen_on_human_labels(scores).values())
-    return f"## Scores\n\n{table(header, rows)}{remarks}"
+    return f"## Scores\n\n{table(COLUMNS, score_rows(scores))}{remarks}"

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from dino_pipeline.evaluation.compare import Row, as_table, remarks
-from dino_pipeline.evaluation.evaluate import chosen_on_human_labels, interval_text, measure_title, read_scores
+from dino_pipeline.evaluation.scores import (
+    COLUMNS,
+    chosen_on_human_labels,
+    difference_rows,
+    read_scores,
+    score_rows,
+)
+from dino_pipeline.measures import measure_title
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
 from dino_pipeline.report.material import Material
@@ -25,12 +32,13 @@ def training(material: Material) -> list[Block]:
     if "selection" not in trained:
         raise Missing("the encoder was trained by an older version; run dino finetune --fresh")
     chosen, options = trained["selection"], trained["options"]
+    measure = measure_title(chosen["measure"])
     items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in SHOWN]
     items += [
         ("rows", f"{number(trained['train'])} to train on, {number(trained['dev'])} held out"),
         ("steps", number(trained["steps"])),
         ("seconds", f"{trained['seconds']:.1f}"),
-        (f"best {chosen['measure']}{_unit(chosen)}, on {chosen['on']}", number(chosen["best"])),
+        (f"best {measure}, on {chosen['on']}", number(chosen["best"])),
     ]
     if chosen["human_labels"]:
         items.append(("chosen on human labels", visible(chosen["on"], 80)))
@@ -40,10 +48,9 @@ def training(material: Material) -> list[Block]:
     history = trained.get("history", [])
     if not history:
         return [*blocks, Paragraph("This run was trained before curves were recorded.")]
-    dev = f"dev {chosen['measure']}{_unit(chosen)}"
     curves = {
         "training loss": [(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
-        dev: [(entry["step"], entry["dev"]) for entry in history if "dev" in entry],
+        f"dev {measure}": [(entry["step"], entry["dev"]) for entry in history if "dev" in entry],
     }
     found = {name: points for name, points in curves.items() if points}
     steps = sorted({step for points in found.values() for step, _ in points})
@@ -57,10 +64,6 @@ def training(material: Material) -> list[Block]:
     return [*blocks, drawn]
 
 
-def _unit(chosen: Mapping[str, Any]) -> str:
-    return " x 100" if chosen["measure"] == "Spearman" else ""
-
-
 def _value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
@@ -72,49 +75,29 @@ def scores(material: Material) -> list[Block]:
     if found is None:
         raise Missing("scores.json is not there, damaged, or of another version; run dino evaluate again")
     human = chosen_on_human_labels(found)
-    blocks: list[Block] = []
-    drawn, rows = [], []
-    for score in found["scores"]:
-        name, first = next(iter(score["measures"].items()))
-        rows.append(
-            [
-                visible(score["data"], 60),
-                visible(score["model"], 60) + "*" * (score["model"] in human),
-                number(score["size"]),
-                measure_title(name),
-                number(first["value"]),
-                interval_text(first),
-                ", ".join(f"{key}: {value}" for key, value in score["protocol"].items()),
-            ]
-        )
-        drawn.append((f"{score['data']}: {score['model']}", name, first))
-    header = ["data", "model", "size", "measure", "value", "95 % interval", "protocol"]
-    numbers = Table("Scores; compare only rows of the same data, measure and protocol", header, rows)
-    of_one_kind = len({name for _, name, _ in drawn}) == 1
-    some = [(said if of_one_kind else f"{said} ({name})", value) for said, name, value in drawn[:MOST_SCORES]]
+    rows = [[data, model + "*" * (model in human), *more] for data, model, *more in score_rows(found)]
+    numbers = _shown("Scores; compare only rows of the same data, measure and protocol", COLUMNS, rows)
+    mains = [next(iter(score["measures"].items())) for score in found["scores"]]
+    of_one_kind = len(dict(mains)) == 1
+    drawn = [
+        (f"{data}: {model}" if of_one_kind else f"{data}: {model} ({name})", value)
+        for (data, model, *_), (name, value) in zip(score_rows(found)[:MOST_SCORES], mains, strict=False)
+    ]
     title = "Scores with their 95 % bootstrap intervals, baselines beside them"
-    height = 0.26 * len(some) + 0.8
-    blocks.append(
-        charts.picture("scores", title, numbers, lambda panels: charts.intervals(panels, some, "x 100"), height=height)
-    )
-    if found["differences"]:
-        blocks.append(_differences(found["differences"]))
+    height = 0.26 * len(drawn) + 0.8
+    blocks: list[Block] = [
+        charts.picture("scores", title, numbers, lambda panels: charts.intervals(panels, drawn, "x 100"), height=height)
+    ]
+    if rows := difference_rows(found):
+        caption = (
+            "Differences, resampled in pairs: an interval without 0 is a difference that other items would show, too"
+        )
+        blocks.append(_shown(caption, ["data", "difference", "measure", "x 100", "95 % interval"], rows))
     return [*blocks, *(Paragraph(f"* {remark}") for remark in human.values())]
 
 
-def _differences(found: list[dict[str, Any]]) -> Table:
-    rows = [
-        [
-            visible(each["data"], 60),
-            visible(f"{each['model']} - {each['minus']}", 120),
-            measure_title(each["measure"]),
-            "-" if each["difference"] is None else f"{each['difference']:+.2f}",
-            interval_text(each),
-        ]
-        for each in found
-    ]
-    caption = "Differences, resampled in pairs: an interval without 0 is a difference that other items would show, too"
-    return Table(caption, ["data", "difference", "measure", "x 100", "95 % interval"], rows)
+def _shown(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table(caption, header, [[visible(cell, 120) for cell in row] for row in rows])
 
 
 def comparison(material: Material) -> list[Block]:

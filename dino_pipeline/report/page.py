@@ -16,6 +16,7 @@ from markupsafe import Markup
 from dino_pipeline import __version__
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.examples import write_bytes
+from dino_pipeline.measures import measure_title
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.report import of_data, of_model
 from dino_pipeline.report.blocks import Block, Missing, Picture, Section, number, visible
@@ -131,5 +132,5 @@ def _headline(material: Material) -> list[tuple[str, str]]:
     if trained.get("status") == "done":
         best = trained.get("selection", {})
         found.append(("encoder", visible(Path(str(trained["options"]["encoder"])).name, 60)))
-        found.append((f"best dev {best.get('measure', '')}", number(best.get("best"))))
+        found.append((f"best dev {measure_title(best.get('measure', ''))}", number(best.get("best"))))
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_pipeline.filtering.funnel import Funnel
+from dino_pipeline.measures import measure_title
 from dino_pipeline.texts import public
 
 HERE = "path/to/this/folder"
@@ -135,8 +136,7 @@ def _how(of: Lineage) -> list[str]:
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in own.items() if value not in (None, False)]
     lines += [
         f"| rows | {found['train']} to train on, {found['dev']} held out |",
-        f"| best {chosen['measure']}{' x 100' if chosen['measure'] == 'Spearman' else ''}, on {chosen['on']} "
-        f"| {chosen['best']} |",
+        f"| best {measure_title(chosen['measure'])}, on {chosen['on']} | {chosen['best']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in found['versions'].items())} |",
         "",
         *([f"Of the texts: {'; '.join(found['made'])}.", ""] if found["made"] else []),
