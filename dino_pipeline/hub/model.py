@@ -16,7 +16,7 @@ from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.scores import COLUMNS, chosen_on_human_labels, read_scores, score_rows
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.hub.card import Kept, card, split
+from dino_pipeline.hub.card import Kept, card
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
@@ -26,7 +26,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 from dino_pipeline.training.encoders import load_encoder
 from dino_pipeline.training.finetune import lineage
-from dino_pipeline.training.model_card import model_card
+from dino_pipeline.training.model_card import body, front_matter
 from dino_pipeline.training.objectives import get_objective
 
 WIDGETS = 3
@@ -67,21 +67,21 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) ->
         raise RunError(f"{run.path}: no encoder is trained there; run dino finetune, or publish --what dataset")
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
     objective = get_objective(trained["options"]["objective"])
-    of = lineage(load_encoder(str(run.model)), run, objective)
     name = wanted.repository.rpartition("/")[2]
-    front, text = split(model_card(replace(of, address=wanted.repository, name=name)))
-    front |= {"license": wanted.license, "base_model": _base_model(trained["options"]["encoder"])}
-    if wanted.widgets:
-        front["widget"] = _widgets(run) or None
+    of = lineage(load_encoder(str(run.model)), run, objective)
+    of = replace(of, address=wanted.repository, name=name, license=wanted.license)
     scores = _scores(run)
-    if wanted.dataset:
-        front["datasets"] = [wanted.dataset["repository"]]
-        text = text.replace("## How it was made", f"{_data(wanted.dataset)}\n\n## How it was made", 1)
+    front = {
+        **front_matter(of),
+        "base_model": _base_model(trained["options"]["encoder"]),
+        "widget": (_widgets(run) or None) if wanted.widgets else None,
+        "datasets": [wanted.dataset["repository"]] if wanted.dataset else None,
+        "model-index": eval_results_to_model_index(name, _results(scores)) if scores else None,
+    }
+    origin = [_data(wanted.dataset)] if wanted.dataset else []
     if wanted.generator:
-        text = text.replace("## How it was made", f"{wanted.generator.said}\n\n## How it was made", 1)
-    if scores:
-        front["model-index"] = eval_results_to_model_index(name, _results(scores))
-        text = text.replace("## What nobody has checked", f"{_evaluation(scores)}\n\n## What nobody has checked", 1)
+        origin.append(wanted.generator.said)
+    text = body(of, origin, [_evaluation(scores)] if scores else [])
     (folder / "README.md").write_text(card(front, text, kept), encoding="utf-8")
     more = {"made_with": trained["versions"], "dataset": wanted.dataset, "repository": wanted.repository}
     seal(run, folder, "model", **more, lacks=_lacks(trained, wanted))
