@@ -215,6 +215,22 @@ def test_many_long_labels_leave_room_for_the_pictures_and_samples(tmp_path: Path
     assert [label_name(label) for label in ("1.0", "v1.0", "007", "")] == ["1", "v1.0", "007", "(empty)"]
 
 
+def test_a_rule_that_gives_each_text_a_reason_of_its_own_does_not_fill_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_rules.py").write_text(
+        "def own(example):\n    return example.text_a if 'bad' in example.text_a else None\n"
+    )
+    rows = [Example(f"{('good', 'bad')[at > 9]} text {at}", None, "one") for at in range(3000)]
+    write_examples(tmp_path / "own.jsonl", rows)
+    invoke("filter", "own.jsonl", "--run", "own", "--near-duplicates", "0", "--rule", "own_rules:own", "--no-balance")
+    invoke("report", "own")
+    page = (tmp_path / "own" / "report.html").read_text()
+    assert page.count('data-fate="dropped"') == 500
+    assert re.search(r"2910 other reasons</th><td[^>]*>2910<", page)
+
+
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt install chromium)")
 
 

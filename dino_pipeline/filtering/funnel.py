@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 Label = float | str
 Counts = dict[Label, int]
 MOST_COLUMNS = 12
+MOST_REASONS = 80
 
 
 @dataclass
@@ -38,6 +40,20 @@ class Funnel:
     def totals(self) -> dict[str, int]:
         """Return how many are left, or dropped, in each step, whatever their labels."""
         return {step: sum(counts.values()) for step, counts in self.steps}
+
+    def brief(self) -> Funnel:
+        """Return it with the rarest reasons as one where there are many: a user's own rule may give any number."""
+        totals = self.totals()
+        dropping = [step for step, count in totals.items() if step.startswith("- ") and count]
+        rare = dict.fromkeys(sorted(dropping, key=lambda step: -totals[step])[MOST_REASONS:])
+        if not rare:
+            return self
+        together: Counter[Label] = Counter()
+        for step, counts in self.steps:
+            together.update(counts if step in rare else {})
+        steps = [each for each in self.steps if each[0] not in rare]
+        steps.insert([step for step, _ in steps].index("kept"), (f"- {len(rare)} other reasons", dict(together)))
+        return Funnel(steps, self.available)
 
     def header(self) -> list[str]:
         """Return the column titles of `rows`."""

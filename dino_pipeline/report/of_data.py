@@ -13,7 +13,6 @@ from dino_pipeline.evaluation.suites.base import Embedder, cosines
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.contamination import WORDS
-from dino_pipeline.filtering.filters import load_funnel
 from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.filtering.sieve import REPEATED
@@ -24,6 +23,7 @@ from dino_pipeline.report.blocks import (
     Facts,
     Missing,
     Paragraph,
+    Picture,
     Prompt,
     Samples,
     Table,
@@ -43,7 +43,8 @@ PAIRS_PER_LABEL = 200
 """That are embedded, to see how labels lie apart."""
 KEPT_SHOWN, DROPPED_SHOWN = 40, 15
 """Samples of each label, and of each reason."""
-MOST_KEPT = 500
+MOST_SAMPLES = 500
+"""Of what was kept, and of what was dropped: a user's own rule may give each text a reason of its own."""
 
 
 def spec(material: Material) -> list[Block]:
@@ -90,37 +91,33 @@ def generation(material: Material) -> list[Block]:
     if reasons := material.texts.rows("SELECT reason, count(*) FROM rejected GROUP BY 1 ORDER BY 2 DESC, 1"):
         found = [[visible(str(reason), 80), number(count)] for reason, count in reasons[:MOST_LABELS]]
         blocks.append(Table("Rejected while writing", ["reason", "texts"], found))
-    margins = material.texts.histogram("written", "margin")
-    if margins:
-        shown = margins.only(material.labels("written"))
-        quantiles = material.texts.quantiles("written", "margin")
-        blocks.append(
-            charts.picture(
-                "margins",
-                "How much likelier texts are under their own instruction than under the best counter-label's",
-                _quantile_table("Margins", quantiles, ".3f"),
-                lambda panels: charts.histograms(panels, shown, "margin (nats per token)"),
-                height=2.3 + charts.legend_height(shown.counts),
-            )
-        )
-    return blocks
+    title = "How much likelier texts are under their own instruction than under the best counter-label's"
+    margins = _spread(material, "written", "margin", "margins", title, "Margins", "margin (nats per token)", ".3f")
+    return [*blocks, margins] if isinstance(margins, Picture) else blocks
 
 
-def _quantile_table(caption: str, found: Mapping[str, Sequence[float]], form: str) -> Table:
+def _spread(
+    material: Material, table: str, value: str, name: str, title: str, caption: str, unit: str, form: str
+) -> Picture | Table:
+    """Draw how values are spread by label; the numbers alone where there is nothing to draw."""
     rows = [
-        [visible(label, 40), number(int(count)), *(format(value, form) for value in values)]
-        for label, (count, *values) in found.items()
+        [visible(label, 40), number(int(count)), *(format(quantile, form) for quantile in quantiles)]
+        for label, (count, *quantiles) in material.texts.quantiles(table, value).items()
     ]
-    return Table(caption, ["label", "texts", "5 %", "median", "95 %"], rows)
+    numbers = Table(caption, ["label", "texts", "5 %", "median", "95 %"], rows)
+    found = material.texts.histogram(table, value)
+    if found is None:
+        return numbers
+    shown = found.only(material.labels(table))
+    height = 2.3 + charts.legend_height(shown.counts)
+    return charts.picture(name, title, numbers, lambda panels: charts.histograms(panels, shown, unit), height=height)
 
 
 def funnel(material: Material) -> list[Block]:
     """What the filter dropped."""
-    material.stage("filter")
-    found = load_funnel(material.run)
-    totals = [(step, sum(counts.values())) for step, counts in found.steps]
+    found = Funnel.of_json(material.stage("filter")["funnel"]).brief()
     steps, left = [], 0
-    for step, count in totals:
+    for step, count in found.totals().items():
         if step == "read":
             left = count
             steps.append((step, left, 0))
@@ -161,23 +158,9 @@ def lengths(material: Material) -> list[Block]:
     """How long texts are."""
     material.kept()
     text = "text_b" if material.texts.paired else "text_a"
-    found = material.texts.histogram("kept", f"length({text})")
-    quantiles = material.texts.quantiles("kept", f"length({text})")
-    numbers = _quantile_table(f"Characters of {text}", quantiles, ".0f")
-    if found is None:
-        return [numbers]
-    shown = found.only(material.labels())
     title = f"How long {text} is: lengths should not give the label away"
     unit = f"characters of {text}"
-    return [
-        charts.picture(
-            "lengths",
-            title,
-            numbers,
-            lambda panels: charts.histograms(panels, shown, unit),
-            height=2.3 + charts.legend_height(shown.counts),
-        )
-    ]
+    return [_spread(material, "kept", f"length({text})", "lengths", title, unit.capitalize(), unit, ".0f")]
 
 
 def similarity(material: Material) -> list[Block]:
@@ -309,9 +292,13 @@ def samples(material: Material) -> list[Block]:
     """Texts to look at."""
     kept_count = sum(material.kept().values())
     fields = "label, text_a, text_b, logprob, margin, reason, evidence"
-    each = max(1, min(KEPT_SHOWN, MOST_KEPT // len(material.kept())))
-    kept = material.texts.drawn("kept", fields, each)[:MOST_KEPT]
-    dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason") if material.shows_dropped else []
+    each = max(1, min(KEPT_SHOWN, MOST_SAMPLES // len(material.kept())))
+    kept = material.texts.drawn("kept", fields, each, most=MOST_SAMPLES)
+    dropped = (
+        material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason", most=MOST_SAMPLES)
+        if material.shows_dropped
+        else []
+    )
     dropped = [row for row in dropped if row[5] not in UNSEEN]
     rows = [*(_sample(row, "kept") for row in kept), *(_sample(row, "dropped") for row in dropped)]
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]

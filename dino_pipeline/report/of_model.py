@@ -123,7 +123,7 @@ def lineage(material: Material) -> list[Block]:
         record = material.records.get(name)
         if not record:
             continue
-        items = [("status", record["status"]), *_origin(name, record)]
+        items = [("status", record["status"]), *_origin(record)]
         if record.get("sources"):
             items.append(("made from (digest)", visible(record["sources"], 300)))
         items += [(key, str(record[key])) for key in ("started", "ended") if key in record]
@@ -137,7 +137,7 @@ def lineage(material: Material) -> list[Block]:
     return blocks
 
 
-def _origin(name: str, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _origin(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     options = record["options"]
     terms: list[tuple[str, Any]] = [
         ("spec (digest)", options.get("spec")),

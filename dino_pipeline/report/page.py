@@ -69,7 +69,7 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch, *, dropped: 
         language = str(run.spec_fields().get("language") or "en")
         material = Material(run, texts, candidates, watch, language, dropped)
         found, missing = _sections(material)
-        html = _html(run, material, found, missing)
+        html = _html(material, found, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
     pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
     return Report(run.report, _write_pictures(run, pictures), {section.id: section for section in found}, missing)
@@ -100,14 +100,14 @@ def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
     return list(paths)
 
 
-def _html(run: Run, material: Material, sections: Sequence[Section], missing: Sequence[tuple[str, str]]) -> str:
+def _html(material: Material, sections: Sequence[Section], missing: Sequence[tuple[str, str]]) -> str:
     source = files("dino_pipeline.report")
     style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["ours"] = Markup  # pictures, their texts escaped by matplotlib
     template = environment.from_string((source / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        name=visible(run.path.resolve().name, 120),
+        name=visible(material.run.path.resolve().name, 120),
         language=visible(material.language, 20),
         headline=_headline(material),
         sections=sections,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,33 +50,27 @@ class TextsOfRun:
     def _load(self, name: str, paths: Sequence[Path]) -> None:
         self.db.execute(f"CREATE TABLE {name} ({', '.join(f'{field} {kind}' for field, kind in RECORD.items())})")
         if paths:
-            with self._errors(paths):
+            try:
                 self.db.execute(f"INSERT INTO {name} FROM {records(paths)}")
-
-    @contextmanager
-    def _errors(self, paths: Sequence[Path]) -> Iterator[None]:
-        try:
-            yield
-        except duckdb.Error as error:
-            raise DataError(
-                f"{', '.join(map(str, paths))}: cannot be read ({first_line(error)}); make it again"
-            ) from error
+            except duckdb.Error as error:
+                raise DataError(
+                    f"{', '.join(map(str, paths))}: cannot be read ({first_line(error)}); make it again"
+                ) from error
 
     def close(self) -> None:
         """Let go of the folder."""
         self.db.close()
 
-    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return what a query gives."""
-        return self.db.execute(sql, values).fetchall()
+        return self.db.execute(sql).fetchall()
 
-    def counts(self, table: str, by: str = "label") -> dict[str, int]:
-        """Count a table's rows by label, or by another field."""
-        found: dict[str, int] = {}
-        for value, count in self.rows(f"SELECT {by}, count(*) FROM {table} GROUP BY 1"):
-            name = label_name(value)
-            found[name] = found.get(name, 0) + count
-        return {name: found[name] for name in in_order(found)}
+    def counts(self, table: str) -> dict[str, int]:
+        """Count a table's rows by label."""
+        found: Counter[str] = Counter()
+        for label, count in self.rows(f"SELECT label, count(*) FROM {table} GROUP BY 1"):
+            found[label_name(label)] += count
+        return {label: found[label] for label in in_order(found)}
 
     @cached_property
     def paired(self) -> bool:
@@ -105,12 +99,14 @@ class TextsOfRun:
         found = {label_name(label): [count, *quantiles] for label, count, quantiles in self.rows(sql) if quantiles}
         return {label: found[label] for label in in_order(found)}
 
-    def drawn(self, table: str, fields: str, count: int, by: str = "label") -> list[tuple[Any, ...]]:
-        """Draw rows of each label, or of each value of another field; always the same ones."""
+    def drawn(
+        self, table: str, fields: str, count: int, by: str = "label", most: int | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Draw so many rows of each label, or of each value of another field, and so many at most; always the same."""
         order = "md5(concat_ws(chr(0), text_a, text_b, label)), input, sample, logprob, margin"
         return self.rows(
             f"SELECT {fields} FROM {table} QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {count} "
-            f"ORDER BY {by}, {order}"
+            f"ORDER BY {by}, {order} LIMIT {'ALL' if most is None else most}"
         )
 
 

@@ -163,7 +163,7 @@ def _texts(generated: dict[str, Any]) -> str:
 
 
 def _filter(filtered: dict[str, Any], *, classes: bool) -> list[str]:
-    found, options = Funnel.of_json(filtered["funnel"]).totals(), public(filtered["options"])
+    found, options = Funnel.of_json(filtered["funnel"]).brief().totals(), public(filtered["options"])
     dropped = [f"{count} {step.removeprefix('- ')}" for step, count in found.items() if step.startswith("- ") and count]
     excluded = ", ".join(f"`{name}`" for name in options["exclude"])
     leaks = found.get("- in evaluation data", 0)
