@@ -15,12 +15,10 @@ from typing import Any
 import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from matplotlib.figure import Figure
 
-from dino_pipeline.cli import main
 from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
@@ -28,12 +26,13 @@ from dino_pipeline.hub import tables
 from dino_pipeline.hub.card import BEGIN, END, Kept, card, split
 from dino_pipeline.hub.check import check
 from dino_pipeline.hub.dataset import size_category
+from dino_pipeline.hub.licenses import license_of
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
-from dino_pipeline.hub.publish import remember, write_folder
+from dino_pipeline.hub.publish import Request, put
 from dino_pipeline.hub.upload import Repository
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
-from tests.commands import command, execute, files, invoke
+from tests.commands import answer, command, execute, files, invoke
 from tests.hub import TOKEN, Hub, Repo, local_hub
 
 SPECS = Path(__file__).parent.parent / "task_specs"
@@ -192,7 +191,7 @@ def test_the_models_card_tells_scores_and_data(published: Path, tmp_path: Path) 
     assert again.data.eval_results[0].metric_value == round(own["measures"]["spearman"]["value"], 2)
     assert len(again.data.eval_results) == 2, "this encoder's scores, not another's"
     invoke("filter", run, "--fresh", "--smoothing", "0.1")
-    refused = CliRunner().invoke(main, ["publish", f"{run}", "--repo", "me/sts", "--dry-run"])
+    refused = answer("publish", run, "--repo", "me/sts", "--dry-run")
     assert "the encoder was trained on what the dataset was before" in refused.stderr
 
 
@@ -210,7 +209,7 @@ def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None
     text = (folder / "README.md").read_text()
     assert DatasetCard(text).data.task_categories == ["text-classification"]
     assert "b\\|ad's" in text and "<b>" not in text
-    refused = CliRunner().invoke(main, ["publish", f"{tmp_path / 'run'}", "--repo", "me/x", "--what", "model"])
+    refused = answer("publish", tmp_path / "run", "--repo", "me/x", "--what", "model")
     assert (refused.exit_code, "no encoder is trained there" in refused.stderr) == (2, True)
 
 
@@ -271,12 +270,14 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
             f"README.md: claims 7 rows of default/train, {count} were published",
         ]
     )
-    assert CliRunner().invoke(main, ["verify", f"{folder}"]).exit_code == 1
+    assert answer("verify", folder).exit_code == 1
     records = json.loads((folder / "run.json").read_text())
     records["generate"]["options"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
     (folder / "run.json").write_text(json.dumps(records))
     expected = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
     assert set(check(folder).other) == expected
+    (folder / "README.md").write_bytes(b"\xff")
+    assert "README.md: is not UTF-8 (byte 0); save it as UTF-8" in check(folder).wrong
     (folder / "README.md").unlink()
     (folder / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     (folder / "spec.json").unlink()
@@ -287,11 +288,11 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in check(folder).other[0]
-    assert "holds no lineage.json" in CliRunner().invoke(main, ["verify", f"{tmp_path}"]).stderr
-    assert "is no folder here, and no user/name" in CliRunner().invoke(main, ["verify", "no/such/folder"]).stderr
+    assert "holds no lineage.json" in answer("verify", tmp_path).stderr
+    assert "is no folder here, and no user/name" in answer("verify", "no/such/folder").stderr
     for damaged in (b"\xff", b"[", json.dumps({**lineage, "rows": [1]}).encode()):
         (folder / "lineage.json").write_bytes(damaged)
-        refused = CliRunner().invoke(main, ["verify", f"{folder}"])
+        refused = answer("verify", folder)
         assert (refused.exit_code, "is none that this version reads" in refused.stderr) == (2, True)
 
 
@@ -323,7 +324,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     assert json.loads((tmp_path / "trained" / "run.json").read_text())["finetune"]["dev"] == len(
         read_examples(published / "dev.jsonl")
     )
-    refused = CliRunner().invoke(main, ["publish", f"{tmp_path / 'trained'}", "--repo", "me/x", "--dry-run"])
+    refused = answer("publish", tmp_path / "trained", "--repo", "me/x", "--dry-run")
     assert "publish --what model" in refused.stderr
     to_model = ("publish", tmp_path / "trained", "--repo", "me/x", "--what", "model", "--dry-run")
     invoke(*to_model)
@@ -332,7 +333,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     assert "[me/sts](https://huggingface.co/datasets/me/sts)" in model.text
     assert "The generator's licence is `apache-2.0`" in model.text
     assert "A rerun may differ" in invoke("verify", tmp_path / "trained" / "hub" / "model")
-    refused = CliRunner().invoke(main, ["filter", f"{folder}", "--run", f"{published}"])
+    refused = answer("filter", folder, "--run", published)
     assert (refused.exit_code, "has texts of its own; name another folder" in refused.stderr) == (2, True)
     said = invoke("evaluate", published / "hub" / "model", "--data", folder, "--output", tmp_path / "scores.json")
     (score, *_) = json.loads((tmp_path / "scores.json").read_text())["scores"]
@@ -344,12 +345,12 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
         assert len(lines) == train
         assert list(lines[0]) == ["text_a", "text_b", "label"]
     for call, said in {
-        ("export", f"{folder}", "--output", f"{published / 'dev.jsonl'}"): "or a file of a run; give another",
-        ("export", f"{tmp_path / 'original.jsonl'}", "--output", f"{tmp_path / 'x.jsonl'}", "--split", "validation"): (
+        ("export", folder, "--output", published / "dev.jsonl"): "or a file of a run; give another",
+        ("export", tmp_path / "original.jsonl", "--output", tmp_path / "x.jsonl", "--split", "validation"): (
             "is a file and has no splits"
         ),
     }.items():
-        refused = CliRunner().invoke(main, call)
+        refused = answer(*call)
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
 
 
@@ -357,17 +358,19 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path,
     run, model = tmp_path / "run", tmp_path / "llama"
     shutil.copytree(published, run)
     model.mkdir()
-    (model / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    (model / "README.md").write_bytes(b"---\nlicense: mit\n---\nGr\xf6\xdfe")
+    assert license_of(str(model)) is None, "it is not UTF-8"
+    (model / "README.md").write_text("\ufeff---\nlicense: llama3.1\n---\n")
     records = json.loads((run / "run.json").read_text())
     records["generate"]["options"]["model"] = str(model)
     (run / "run.json").write_text(json.dumps(records))
-    refused = CliRunner().invoke(main, ["publish", f"{run}", "--repo", "me/sts", "--dry-run", "--what", "dataset"])
+    refused = answer("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
     assert refused.exit_code == 2
     assert "is llama3.1: it may restrict" in refused.stderr
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset", "--license", "llama3.1")
     assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "dataset" / "README.md").read_text()
-    of_model = ("publish", f"{run}", "--repo", "me/sts", "--dry-run", "--what", "model")
-    assert "is llama3.1: it may restrict" in CliRunner().invoke(main, of_model).stderr
+    of_model = ("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model")
+    assert "is llama3.1: it may restrict" in answer(*of_model).stderr
     invoke(*of_model, "--license", "llama3.1")
     assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "model" / "README.md").read_text()
 
@@ -414,17 +417,15 @@ def test_what_people_write_here_and_on_the_hub_is_brought_together() -> None:
 
 
 def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub, tmp_path: Path) -> None:
-    run, repo = Run(tmp_path / "run"), Repository("me/data", "dataset", api(hub))
+    run, repo = Run(tmp_path / "run"), Repository("me/data", "dataset", api=api(hub))
     here = run.hub / "dataset" / "README.md"
 
     def publish() -> str:
-        there = repo.read("README.md")
-
         def write(folder: Path, kept: Kept) -> None:
             (folder / "README.md").write_text(card({"license": "mit"}, "ours", kept))
 
-        folder = write_folder(run, "dataset", "me/data", there, write)
-        remember(run, "dataset", repo.publish(folder, None, private=False))
+        repo.check("mine")
+        put(run, repo, Request("me/data"), write, lambda _: None)
         return hub.repos["datasets/me/data"].files["README.md"].decode()
 
     def edit_there(text: str) -> None:
@@ -444,6 +445,17 @@ def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub,
     assert files(run.path) == before
     here.write_text(here.read_text().replace("Changed here.", "Changed there.\nChanged here."))
     assert publish().endswith("Changed there.\nChanged here.\n")
+    whole = here.read_bytes()
+    here.write_bytes(b"\xef\xbb\xbf" + whole)
+    assert publish().encode() == whole, "a byte order mark is no text"
+    here.write_bytes(whole + b"Gr\xf6\xdfe")
+    with pytest.raises(HubError, match=f"{here}: is not UTF-8"):
+        publish()
+    here.unlink()
+    there = hub.repos["datasets/me/data"]
+    there.commits.append({**there.files, "README.md": whole + b"Gr\xf6\xdfe"})
+    with pytest.raises(HubError, match=r"me/data/README\.md: is not UTF-8"):
+        publish()
 
 
 def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Path, Manifest]:
@@ -458,17 +470,18 @@ def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Pat
 
 def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
-    repo = Repository("me/data", "dataset", api(hub))
-    assert repo.check("mine", force=False) is None
-    first = repo.publish(folder, None, private=True)
+    repo = Repository("me/data", "dataset", private=True, api=api(hub))
+    repo.check("mine")
+    assert repo.before is None
+    first = repo.upload(folder)
     assert (first.changed, first.private, hub.repos["datasets/me/data"].private) == (True, True, True)
-    before = repo.check("mine", force=False)
-    assert before
-    again = repo.publish(folder, before, private=True)
+    repo.check("mine")
+    assert repo.before
+    again = repo.upload(folder)
     assert (again.changed, again.commit, len(hub.repos["datasets/me/data"].commits)) == (False, first.commit, 2)
     (folder / "data" / "train-00000-of-00001.parquet").rename(folder / "data" / "train-00000-of-00002.parquet")
     Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
-    repo.publish(folder, before, private=True)
+    repo.upload(folder)
     files = hub.repos["datasets/me/data"]
     assert len(files.commits) == 3
     assert {name for name in files.files if name.startswith("data/")} == {"data/train-00000-of-00002.parquet"}
@@ -476,13 +489,14 @@ def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, 
 
 def test_what_this_run_did_not_make_is_not_replaced(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
-    Repository("me/data", "dataset", api(hub)).publish(folder, None, private=False)
+    Repository("me/data", "dataset", api=api(hub)).upload(folder)
     files = hub.repos["datasets/me/data"]
     files.commits.append({**files.files, "data/train-stranger.parquet": b"more", "lineage.json": b"{}"})
-    other = Repository("me/data", "dataset", api(hub))
+    other = Repository("me/data", "dataset", api=api(hub))
     with pytest.raises(HubError, match="holds something that this run did not make"):
-        other.check("mine", force=False)
-    other.publish(folder, other.check("mine", force=True), private=False)
+        other.check("mine")
+    other.check("mine", force=True)
+    other.upload(folder)
     assert "data/train-stranger.parquet" not in files.files, "nothing of theirs is among ours"
 
 
@@ -493,15 +507,16 @@ def test_many_files_are_one_commit_and_a_card_alone_is_nobodys(hub: Hub, tmp_pat
         (folder / "data" / f"part-{at}.txt").write_text(f"{at}")
     (folder / "data" / "part [1].txt").write_text("brackets")
     Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
-    repo = Repository("me/data", "dataset", api(hub))
-    there = repo.check("mine", force=False)
-    assert there and there.origin == "mine", "its card is kept"
-    repo.publish(folder, there, private=False)
+    repo = Repository("me/data", "dataset", api=api(hub))
+    repo.check("mine")
+    assert repo.card(), "it is kept"
+    repo.upload(folder)
     files = hub.repos["datasets/me/data"]
     assert (len(files.commits), len(files.files)) == (2, 305)
     (folder / "data" / "part [1].txt").unlink()
     Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
-    repo.publish(folder, repo.check("mine", force=False), private=False)
+    repo.check("mine")
+    repo.upload(folder)
     assert (len(files.commits), len(files.files), "data/part-1.txt" in files.files) == (3, 304, True)
 
 
@@ -510,17 +525,22 @@ def test_a_card_that_cannot_be_read_now_is_not_taken_for_none(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     folder, _ = small(tmp_path)
-    repo = Repository("me/data", "dataset", api(hub))
-    repo.publish(folder, None, private=False)
+    repo = Repository("me/data", "dataset", api=api(hub))
+    repo.upload(folder)
     files = hub.repos["datasets/me/data"]
-    assert repo.read("README.md") == files.files["README.md"].decode()
+
+    def read(name: str) -> bytes | None:
+        found = repo.fetch(name)
+        return found.read_bytes() if found else None
+
+    assert read("README.md") == files.files["README.md"]
     files.commits.append({**files.files, "README.md": files.files["README.md"] + b"By hand."})
     hub.fault("HEAD", "README.md", 500, 99)
     with pytest.raises(HubError):
-        repo.read("README.md")
+        repo.fetch("README.md")
     hub.faults.clear()
-    assert (repo.read("README.md") or "").endswith("By hand."), "no older copy answers"
-    assert repo.read("nothing.md") is None
+    assert (read("README.md") or b"").endswith(b"By hand."), "no older copy answers"
+    assert read("nothing.md") is None
 
 
 def test_what_was_asked_for_tells_runs_apart() -> None:
@@ -560,14 +580,14 @@ def test_faults_leave_nothing_half_published_and_a_rerun_completes(
     monkeypatch.setattr("time.sleep", lambda _: None)
     folder, manifest = small(tmp_path)
     hub.fault(method, part, status, times)
-    repo = Repository("me/data", "dataset", api(hub))
+    repo = Repository("me/data", "dataset", api=api(hub))
     with pytest.raises(HubError, match=said) as error:
-        repo.publish(folder, None, private=False)
+        repo.upload(folder)
     assert TOKEN not in str(error.value)
     assert all(len(each.commits) == 1 for each in hub.repos.values()), "nothing is to be seen"
     hub.faults.clear()
     uploads = hub.count("PUT", "/objects/")
-    repo.publish(folder, None, private=False)
+    repo.upload(folder)
     assert dict(manifest.files) == {
         name: hashlib.sha256(content).hexdigest()
         for name, content in hub.repos["datasets/me/data"].files.items()
@@ -584,7 +604,7 @@ def test_servers_in_trouble_are_asked_again_by_the_library(
     folder, _ = small(tmp_path)
     hub.fault("PUT", "/objects/", 500, 2)
     hub.fault("POST", "/preupload/", 503, 1)
-    assert Repository("me/data", "dataset", api(hub)).publish(folder, None, private=False).changed
+    assert Repository("me/data", "dataset", api=api(hub)).upload(folder).changed
 
 
 def test_without_a_token_or_a_network_the_message_says_so(
@@ -593,10 +613,10 @@ def test_without_a_token_or_a_network_the_message_says_so(
     monkeypatch.setattr("time.sleep", lambda _: None)
     folder, _ = small(tmp_path)
     with pytest.raises(HubError, match="log in with `hf auth login`, or set HF_TOKEN"):
-        Repository("me/data", "dataset", api(hub, token=False)).publish(folder, None, private=False)
+        Repository("me/data", "dataset", api=api(hub, token=False)).upload(folder)
     nobody = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)
     with pytest.raises(HubError, match=r"me/data: .*run again"):
-        Repository("me/data", "dataset", nobody).publish(folder, None, private=False)
+        Repository("me/data", "dataset", api=nobody).upload(folder)
 
 
 def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> None:
@@ -661,7 +681,7 @@ def test_publishing_again_changes_nothing_and_refuses_what_is_not_its_own(
         ("publish", "run", "--repo", "me/other", "--model-repo", "me/strange"): "that this run did not make",
     }
     for call, said in calls.items():
-        refused = CliRunner().invoke(main, call)
+        refused = answer(*call)
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
     assert "datasets/me/other" not in hub.repos and len(dataset.commits) == 3
 
@@ -797,14 +817,14 @@ def test_what_cannot_be_published_is_said(published: Path, tmp_path: Path) -> No
     shutil.rmtree(run / "hub")
     (run / "hub").touch()
     calls = {
-        ("publish", f"{run}", "--repo", "me/sts", "--dry-run"): "cannot be written",
-        ("publish", f"{run}", "--repo", "me/a--b", "--dry-run"): "is no repository",
-        ("publish", f"{run}", "--repo", "sts", "--dry-run"): "give user/name",
-        ("publish", f"{run}", "--repo", "me/sts", "--license", "my own"): "is no licence as the Hub names them",
-        ("publish", f"{published / 'hub' / 'dataset'}", "--repo", "me/sts", "--dry-run"): "is no run",
+        ("publish", run, "--repo", "me/sts", "--dry-run"): "cannot be written",
+        ("publish", run, "--repo", "me/a--b", "--dry-run"): "is no repository",
+        ("publish", run, "--repo", "sts", "--dry-run"): "give user/name",
+        ("publish", run, "--repo", "me/sts", "--license", "my own"): "is no licence as the Hub names them",
+        ("publish", published / "hub" / "dataset", "--repo", "me/sts", "--dry-run"): "is no run",
     }
     before = hashes(published / "hub" / "dataset")
     for call, said in calls.items():
-        found = CliRunner().invoke(main, list(call))
+        found = answer(*call)
         assert (found.exit_code, said in found.stderr) == (2, True), found.output
     assert hashes(published / "hub" / "dataset") == before

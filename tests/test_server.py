@@ -129,7 +129,7 @@ def test_the_commands_of_a_card_are_those_that_a_server_takes(
     with made_up(MadeUp(text=lambda seed, body: f"{INPUTS[seed % 4][:-1]} {seed % 50} times.")) as address:
         invoke(*call(address, inputs, tmp_path / "run", "--samples", "4"))
         invoke("filter", tmp_path / "run", "--near-duplicates", "0", "--dev-share", "0")
-        told, _, _ = commands(Run(tmp_path / "run"))
+        told = commands(Run(tmp_path / "run")).commands
         monkeypatch.chdir(tmp_path / "run")
         for _, *arguments in told:
             invoke(*[address if each == SERVER else each for each in arguments])

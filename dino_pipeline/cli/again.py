@@ -12,6 +12,7 @@ from dino_pipeline.cli.generate import generate
 from dino_pipeline.texts import public
 
 if TYPE_CHECKING:
+    from dino_pipeline.hub.dataset_card import Again
     from dino_pipeline.run import Run
 
 FOLDER = "../again"
@@ -19,35 +20,30 @@ SERVER = "http://127.0.0.1:8000/v1"
 """Where a server of one's own is often found: that of the run is nobody else's business."""
 
 
-def commands(run: Run) -> tuple[list[list[str]], bool, list[str]]:
-    """Return commands for a folder that holds ``spec.json``, whether they read ``inputs.jsonl``, and what they lack.
+def commands(run: Run) -> Again:
+    """Return the commands for a folder that holds ``spec.json``."""
+    from dino_pipeline.hub.dataset_card import Again, scorer_of
 
-    There are none where the texts came from a file.
-    """
     generated, filtered = public(run.stage("generate")), public(run.stage("filter"))
-    if not generated:
-        return [], False, []
+    if not generated or filtered.get("status") != "done":
+        return Again()
     options = generated["options"]
     values = {**options, **options["sampling"], "revision": options["revision"] or generated.get("model_commit")}
     brought = "texts" in options.get("inputs", {})
     if options.get("engine") == "openai":
-        scorer = options.get("scorer")
-        scored_by = scorer["model"] if isinstance(scorer, dict) else scorer
-        values |= {"base_url": SERVER, "scorer": scored_by, "decay": None, "floor": None}  # a server cannot debias
+        values |= {"base_url": SERVER, "scorer": scorer_of(options)}
+        values |= {"decay": None, "floor": None}  # a server cannot debias
     elif options["model"] != "pocket":
         values.setdefault("chat", "off")
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
     values["further"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
     chosen = {**filtered["options"], **filtered["options"]["hygiene"], "label_type": None}
-    return (
-        [
-            ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
-            ["dino", "filter", FOLDER, *flags(filter_command, chosen)],
-        ],
-        brought,
-        _lacks(run),
-    )
+    found = [
+        ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
+        ["dino", "filter", FOLDER, *flags(filter_command, chosen)],
+    ]
+    return Again(found, brought, _lacks(run))
 
 
 def _lacks(run: Run) -> list[str]:

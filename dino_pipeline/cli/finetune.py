@@ -234,7 +234,7 @@ def _published(data: str, options: dict[str, Any]) -> Published | None:
     with contextlib.suppress(HubError, OSError):  # what is wrong with it is said when it is read
         if on_hub:
             folder = download(data, "dataset", options["data_revision"], only=(LINEAGE, "run.json", "spec.json"))
-        manifest = Manifest.read((folder / LINEAGE).read_text(encoding="utf-8"), data)
+        manifest = Manifest.read(folder / LINEAGE, data)
         named = {"repository": data, "commit": folder.name} if on_hub else {"repository": manifest.repository}
         return Published(Run(folder), {key: value for key, value in named.items() if value})
     return None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dino_pipeline.errors import HubError, first_line
 
+README = "README.md"
+"""Where a card stands."""
 BEGIN, END = "<!-- written by dino_pipeline: begin -->", "<!-- written by dino_pipeline: end -->"
 HINT = "<!-- what stands outside of the two marks is kept when this is published again -->"
 OURS = (
@@ -78,6 +81,18 @@ def _tags(here: Any, there: Any, base: Any) -> list[str]:
     mine, theirs, before = ([*map(str, each)] if isinstance(each, list) else [] for each in (here, there, base))
     both = dict.fromkeys([*mine, *theirs])
     return [tag for tag in both if tag not in before or (tag in mine and tag in theirs)]
+
+
+def read_card(path: Path) -> str:
+    """Return a card's text.
+
+    Raises:
+        HubError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HubError(f"README.md: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 def card(front: Mapping[str, Any], body: str, kept: Kept) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from dino_pipeline import pocket
 from dino_pipeline.digests import digest_files, model_fingerprint
 from dino_pipeline.errors import DinoError, HubError, first_line
-from dino_pipeline.hub.card import split
+from dino_pipeline.hub.card import read_card, split
 from dino_pipeline.hub.manifest import Manifest, hashes
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.run import versions
@@ -40,10 +40,9 @@ def check(folder: Path) -> Checked:
         HubError: it is none.
     """
     try:
-        text = (folder / LINEAGE).read_bytes().decode("utf-8", errors="replace")
+        manifest = Manifest.read(folder / LINEAGE, str(folder))
     except OSError as error:
         raise HubError(f"{folder}: holds no {LINEAGE}; give a folder or repository that dino publish made") from error
-    manifest = Manifest.read(text, str(folder))
     return Checked(manifest, [*_files(folder, manifest), *_rows(folder, manifest)], list(_rerun(folder, manifest)))
 
 
@@ -58,8 +57,11 @@ def _files(folder: Path, manifest: Manifest) -> list[str]:
 def _rows(folder: Path, manifest: Manifest) -> list[str]:
     wrong = []
     try:
-        claimed = _claimed(split((folder / "README.md").read_text(encoding="utf-8"))[0])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, HubError) as error:
+        claimed = _claimed(split(read_card(folder / "README.md"))[0])
+    except HubError as error:
+        claimed = {}
+        wrong.append(str(error))
+    except (OSError, TypeError, KeyError, AttributeError) as error:
         claimed = {}
         wrong.append(f"README.md: cannot be read ({first_line(error)})")
     for name, count in manifest.rows.items():

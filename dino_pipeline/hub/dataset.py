@@ -13,8 +13,8 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
 
-from dino_pipeline.hub.card import Kept, card
-from dino_pipeline.hub.dataset_card import CardFacts, Publication, body
+from dino_pipeline.hub.card import README, Kept, card
+from dino_pipeline.hub.dataset_card import Publication, body
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.tables import Shape, Split, shape_of, splits, write
 from dino_pipeline.report.page import Report
@@ -32,21 +32,13 @@ class Written:
     rows: int
 
 
-def write_dataset(
-    run: Run,
-    publication: Publication,
-    report: Report,
-    facts: CardFacts,
-    folder: Path,
-    kept: Kept,
-) -> None:
+def write_dataset(run: Run, publication: Publication, report: Report, folder: Path, kept: Kept) -> None:
     """Write the whole repository into an empty folder.
 
     Args:
         run: whose dataset.
         publication: what is wanted.
         report: the run's.
-        facts: what the card says that the run's files do not hold.
         folder: where to write.
         kept: of the card that stood there before.
 
@@ -61,14 +53,14 @@ def write_dataset(
     shutil.copytree(run.pictures, folder / "pictures")
     if run.spec.exists():
         shutil.copy(run.spec, folder / "spec.json")
-    if facts.needs_inputs:
+    if publication.again.needs_inputs:
         shutil.copy(run.inputs, folder / "inputs.jsonl")
     rows = {f"{each.split.config}/{each.split.name}": each.rows for each in written}
     front = _front(run, publication, shape, written)
-    text = card(front, body(run, publication, report, facts, rows), kept)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    text = card(front, body(run, publication, report, shape, rows), kept)
+    (folder / README).write_text(text, encoding="utf-8")
     made_by = run.stage("generate") or run.stage("filter")
-    more = {"made_with": made_by["versions"], "rows": rows, "lacks": facts.lacks}
+    more = {"made_with": made_by["versions"], "rows": rows, "lacks": publication.again.lacks}
     seal(run, folder, "dataset", **more, repository=publication.repository)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
-from dino_pipeline.hub.tables import shape_of
+from dino_pipeline.hub.tables import Shape
 from dino_pipeline.hub.upload import address
 from dino_pipeline.report.blocks import Samples
 from dino_pipeline.report.page import Report
@@ -29,6 +30,18 @@ CITATION = """@inproceedings{schick-schutze-2021-generating,
 
 
 @dataclass(frozen=True)
+class Again:
+    """How a dataset is made again."""
+
+    commands: Sequence[Sequence[str]] = ()
+    """To be given in the published folder; none where the texts came from a file."""
+    needs_inputs: bool = False
+    """Whether they read ``inputs.jsonl``."""
+    lacks: Sequence[str] = ()
+    """What they need and the published folder does not hold."""
+
+
+@dataclass(frozen=True)
 class Publication:
     """What a user wants of a published dataset."""
 
@@ -36,37 +49,26 @@ class Publication:
     """``user/name``."""
     license: str | None
     raw: bool
-    model_repository: str | None = None
+    model_repository: str | None
     """Where the encoder is published, if it is."""
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What the card says that the run's files do not hold."""
-
-    commands: Sequence[Sequence[str]]
-    """That make the dataset again, in the published folder."""
-    needs_inputs: bool
-    """Whether they read ``inputs.jsonl``."""
     generator: GeneratorLicense | None
     """None where no generator wrote the texts."""
-    lacks: Sequence[str] = ()
-    """What the commands need and the published folder does not hold."""
+    again: Again
 
 
-def body(run: Run, publication: Publication, report: Report, facts: CardFacts, rows: Mapping[str, int]) -> str:
+def body(run: Run, publication: Publication, report: Report, shape: Shape, rows: Mapping[str, int]) -> str:
     """Return the card's text as Markdown."""
     parts = [
         f"# {publication.repository.rpartition('/')[2]}",
         _what(run, publication, rows),
-        *([facts.generator.said] if facts.generator else []),
+        *([publication.generator.said] if publication.generator else []),
         _load(publication, rows),
         *_prompts(report),
-        _labels(run),
+        _labels(run, shape),
         _made(run),
         *_sections(run, report),
         _samples(report),
-        _again(publication, facts),
+        _again(publication),
         _limits(run, publication),
         f"## Citation\n\n{fenced(CITATION, 'bibtex')}",
     ]
@@ -106,12 +108,11 @@ def _prompts(report: Report) -> list[str]:
     return [f"## Prompts\n\n{markdown(section)}"] if section else []
 
 
-def _labels(run: Run) -> str:
+def _labels(run: Run, shape: Shape) -> str:
     """Return what a label says, and what the filter made of the instructions' labels."""
     options = run.stage("filter")["options"]
     said = ["A label says which instruction a text was written for."] if run.stage("generate") else []
-    scored = shape_of(run).classes is None
-    if scored and options["labels"] == "smoothed" and options["smoothing"]:
+    if shape.classes is None and options["labels"] == "smoothed" and options["smoothing"]:
         share = options["smoothing"]
         said.append(
             f"Scores are smoothed: each is pulled by {share:g} towards the middle of the scale (on one from 0 to 1, 1 "
@@ -130,7 +131,7 @@ def _made(run: Run) -> str:
     generated = public(run.stage("generate"))
     if not generated:
         return "## How it was made\n\nThe texts were brought as a file and filtered."
-    options, scorer = generated["options"], generated["options"].get("scorer")
+    options, scorer = generated["options"], scorer_of(generated["options"])
     named = {
         "generator": options["model"],
         "revision": options["revision"],
@@ -143,7 +144,7 @@ def _made(run: Run) -> str:
         "seed": options["seed"],
         **{name: options.get(name) for name in ("dtype", "chat", "adapter", "quantize", "engine", "best_of")},
         **generated.get("server", {}),
-        "scorer": scorer["model"] if isinstance(scorer, dict) else scorer,
+        "scorer": scorer,
     }
     rows = [[str(name).replace("_", " "), str(value)] for name, value in named.items() if value is not None]
     said = "Sampled under each label's own instruction, without contrast."
@@ -160,6 +161,12 @@ def _made(run: Run) -> str:
     if options["model"] == "pocket":
         said += " The generator `pocket` is the small model that comes with dino_pipeline; it knows a toy grammar only."
     return f"## How it was made\n\n{said}\n\n{table(['', ''], rows)}"
+
+
+def scorer_of(options: Mapping[str, Any]) -> str | None:
+    """Return what scored a server's texts, a model or the server itself; None if nothing did."""
+    scorer = options.get("scorer")
+    return scorer["model"] if isinstance(scorer, dict) else scorer
 
 
 def _sections(run: Run, report: Report) -> list[str]:
@@ -195,11 +202,12 @@ def _samples(report: Report) -> str:
     return f"## Samples\n\n{samples(block, SHOWN)}"
 
 
-def _again(publication: Publication, facts: CardFacts) -> str:
-    if not facts.commands:
+def _again(publication: Publication) -> str:
+    again = publication.again
+    if not again.commands:
         return "## Make it again\n\nThe texts came from a file that is not published here."
-    lacks = f"They need what is not here: {plain('; '.join(facts.lacks))}.\n\n" if facts.lacks else ""
-    lines = "\n".join(shlex.join(command) for command in facts.commands)
+    lacks = f"They need what is not here: {plain('; '.join(again.lacks))}.\n\n" if again.lacks else ""
+    lines = "\n".join(shlex.join(command) for command in again.commands)
     name = publication.repository
     return (
         "## Make it again\n\nWith dino_pipeline and the versions of `lineage.json`, in a copy of this repository "

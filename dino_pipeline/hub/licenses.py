@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
+from dino_pipeline import pocket
 from dino_pipeline.errors import HubError
-from dino_pipeline.hub.card import split
+from dino_pipeline.hub.card import README, read_card, split
 from dino_pipeline.hub.markdown import plain
 
 FREE = (
@@ -20,19 +22,15 @@ FREE = (
 
 
 def license_of(model: str) -> str | None:
-    """Return the licence that a model's card names, in its folder or on the Hub; None if that cannot be known."""
-    folder = Path(model)
+    """Return the licence that a generator's card names, in its folder or on the Hub; None if that cannot be known."""
+    folder = pocket.GENERATOR if model == "pocket" else Path(model)
+    found: Any = None
     if folder.is_dir():
-        card, found = folder / "README.md", None
-        if card.exists():
-            with contextlib.suppress(HubError):
-                found = split(card.read_text(encoding="utf-8"))[0].get("license")
+        with contextlib.suppress(HubError, FileNotFoundError):
+            found = split(read_card(folder / README))[0].get("license")
     else:
-        try:
-            data = HfApi().model_info(model, timeout=10).card_data
-        except Exception:  # without the Hub it is not known, and that is said
-            return None
-        found = data.get("license") if data else None
+        with contextlib.suppress(Exception):  # without the Hub it is not known, and that is said
+            found = (HfApi().model_info(model, timeout=10).card_data or {}).get("license")
     return str(found) if found else None
 
 

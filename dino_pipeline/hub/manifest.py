@@ -14,13 +14,14 @@ from pydantic import TypeAdapter
 from dino_pipeline.digests import file_digest
 from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
+from dino_pipeline.hub.card import README
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.run import Run
 from dino_pipeline.texts import public
 
 FORMAT = 1
 OTHERS = {".cache", ".git"}
-FREE = ("README.md", ".gitattributes", LINEAGE)
+FREE = (README, ".gitattributes", LINEAGE)
 """Files that are not hashed: people write in the first, the Hub in the second."""
 
 
@@ -53,14 +54,15 @@ class Manifest:
         write_json(folder / LINEAGE, asdict(self))
 
     @classmethod
-    def read(cls, text: str, where: str) -> Manifest:
+    def read(cls, path: Path, where: str) -> Manifest:
         """Read lineage.json.
 
         Raises:
             HubError: it is none of ours.
+            OSError: it cannot be read.
         """
         try:
-            found = json.loads(text)
+            found = json.loads(path.read_bytes())
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']}")
             return TypeAdapter(cls).validate_python(found)

@@ -13,10 +13,9 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from dino_pipeline.digests import model_fingerprint
-from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.scores import COLUMNS, chosen_on_human_labels, read_scores, score_rows
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.hub.card import Kept, card
+from dino_pipeline.hub.card import README, Kept, card
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
@@ -58,13 +57,8 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) ->
         wanted: what is wanted.
         folder: where to write.
         kept: of the card that stood there before.
-
-    Raises:
-        RunError: no encoder is trained.
     """
     trained = run.stage("finetune")
-    if trained.get("status") != "done" or not run.model.is_dir():
-        raise RunError(f"{run.path}: no encoder is trained there; run dino finetune, or publish --what dataset")
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
     objective = get_objective(trained["options"]["objective"])
     name = wanted.repository.rpartition("/")[2]
@@ -82,7 +76,7 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) ->
     if wanted.generator:
         origin.append(wanted.generator.said)
     text = body(of, origin, [_evaluation(scores)] if scores else [])
-    (folder / "README.md").write_text(card(front, text, kept), encoding="utf-8")
+    (folder / README).write_text(card(front, text, kept), encoding="utf-8")
     more = {"made_with": trained["versions"], "dataset": wanted.dataset, "repository": wanted.repository}
     seal(run, folder, "model", **more, lacks=_lacks(trained, wanted))
 

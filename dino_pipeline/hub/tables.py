@@ -15,7 +15,7 @@ from dino_pipeline.errors import DataError, OutputError, first_line
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.labels import as_number
 from dino_pipeline.run import Run
-from dino_pipeline.tables import LITERAL, RECORD, quoted, records
+from dino_pipeline.tables import RECORD, quoted, records
 
 SHARD = 512 * 2**20
 """About so many bytes of JSONL become one Parquet file."""
@@ -157,11 +157,9 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
         db.execute("SET enable_progress_bar = false")
         try:
             if count == 1:
-                db.execute(f"COPY ({query}) TO {quoted(files[0])} ({options})")
-                (rows,) = db.execute(f"SELECT count(*) FROM read_parquet({quoted(files[0])}, {LITERAL})").fetchall()[0]
+                ((rows,),) = db.execute(f"COPY ({query}) TO {quoted(files[0])} ({options})").fetchall()
                 return files, rows
-            db.execute(f"CREATE TABLE rows AS {query}")
-            (rows,) = db.execute("SELECT count(*) FROM rows").fetchall()[0]
+            ((rows,),) = db.execute(f"CREATE TABLE rows AS {query}").fetchall()
             each = -(-rows // count)
             for at, file in enumerate(files):
                 part = f"SELECT * FROM rows WHERE rowid >= {at * each} AND rowid < {(at + 1) * each} ORDER BY rowid"

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from dino_pipeline.errors import HubError
+from dino_pipeline.hub.card import README
 from dino_pipeline.hub.manifest import Manifest, files_of
 from dino_pipeline.layout import LINEAGE
 
@@ -37,11 +38,11 @@ REMEDIES = {
 
 LONGEST = 600
 """Characters of what the Hub says."""
-CARD_ONLY = {".gitattributes", "README.md"}
+CARD_ONLY = {".gitattributes", README}
 
 
 @dataclass(frozen=True)
-class Published:
+class Uploaded:
     """What became of a repository."""
 
     repository: str
@@ -81,27 +82,41 @@ def _whole(error: BaseException) -> str:
 
 
 class Repository:
-    """A repository on the Hub."""
+    """A repository on the Hub.
 
-    def __init__(self, name: str, kind: Kind, api: HfApi | None = None) -> None:
+    Args:
+        name: ``user/name``.
+        kind: what it holds.
+        private: whether only its owner may see it.
+        api: asks the Hub.
+    """
+
+    def __init__(self, name: str, kind: Kind, *, private: bool = False, api: HfApi | None = None) -> None:
         self.name = name
         self.kind = kind
+        self.private = private
         self.api = api or HfApi()
+        self.before: Manifest | None = None
+        """What stands there and goes where it is not made again."""
         self.seen: str | None = None
         """The commit that was read last: nothing is published over a later one."""
 
-    def read(self, file: str) -> str | None:
-        """Return a text file of the repository as it is now; None if there is none."""
+    def card(self) -> Path | None:
+        """Return a copy of the card that is there, if it is ours: by force, nothing of a stranger's is kept."""
+        return self.fetch(README) if self.before and self.before.origin else None
+
+    def fetch(self, file: str) -> Path | None:
+        """Return a copy of a file of the repository as it is now; None if there is none."""
         with errors(self.name):
             try:
                 now = self.api.repo_info(self.name, repo_type=self.kind).sha
-                path = self.api.hf_hub_download(self.name, file, repo_type=self.kind, revision=now)
+                path = Path(self.api.hf_hub_download(self.name, file, repo_type=self.kind, revision=now))
                 self.seen = now
+                return path
             except LocalEntryNotFoundError:  # the Hub was not reached: that is not "there is none"
                 raise
             except (EntryNotFoundError, RepositoryNotFoundError):
                 return None
-        return Path(path).read_text(encoding="utf-8")
 
     def files(self) -> list[str] | None:
         """Return the names of its files; None if there is no such repository."""
@@ -111,8 +126,8 @@ class Repository:
             except RepositoryNotFoundError:
                 return None
 
-    def check(self, origin: str, *, force: bool, private: bool = False) -> Manifest | None:
-        """Return what stands there and goes where it is not made again: what this run made, or, by force, everything.
+    def check(self, origin: str, *, force: bool = False) -> None:
+        """Find out what stands there ``before``: what this run made, or, by force, everything.
 
         A card alone, as one may begin on the website, is nobody else's.
 
@@ -121,37 +136,38 @@ class Repository:
         """
         files = self.files()
         if files is None:
-            return None
-        if private:
+            return
+        if self.private:
             with errors(self.name):
                 is_private = self.api.repo_info(self.name, repo_type=self.kind).private
             if not is_private:
                 raise HubError(f"{self.name}: is there, and public; make it private on the Hub, or leave --private out")
         if set(files) <= CARD_ONLY:
-            return Manifest(self.kind, origin, None)
-        text = self.read(LINEAGE)
-        manifest = None
+            self.before = Manifest(self.kind, origin, None)
+            return
+        lineage, manifest = self.fetch(LINEAGE), None
         with contextlib.suppress(HubError):
-            manifest = Manifest.read(text, self.name) if text else None
+            manifest = Manifest.read(lineage, self.name) if lineage else None
         if manifest and manifest.origin == origin and manifest.kind == self.kind:
-            return manifest
-        if not force:
+            self.before = manifest
+        elif force:
+            self.before = Manifest(self.kind, "", None, files=dict.fromkeys(set(files) - {".gitattributes"}, ""))
+        else:
             raise HubError(
                 f"{self.name}: holds something that this run did not make; give another name, or --force to replace it"
             )
-        return Manifest(self.kind, "", None, files=dict.fromkeys(set(files) - {".gitattributes"}, ""))
 
-    def publish(self, folder: Path, before: Manifest | None, *, private: bool) -> Published:
-        """Upload a folder in one commit; files that an earlier publication had and this has not are deleted.
+    def upload(self, folder: Path) -> Uploaded:
+        """Upload a folder in one commit; files that stood there before and are not in it are deleted.
 
         Interrupted, nothing of it is to be seen, and what was uploaded is not uploaded again.
         """
-        here = {path.relative_to(folder).as_posix() for path in files_of(folder)}
+        here = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
         with errors(self.name, "nothing of it is to be seen there; run again, and it goes on"):
             names = self.files()
             if names is None:
-                self.api.create_repo(self.name, repo_type=self.kind, private=private, exist_ok=True)
-            gone = sorted((set(before.files) - here) & set(names or ())) if before else []
+                self.api.create_repo(self.name, repo_type=self.kind, private=self.private, exist_ok=True)
+            gone = sorted({*self.before.files} & {*(names or ())} - {*here}) if self.before else []
             there = self.api.repo_info(self.name, repo_type=self.kind)
             earlier = there.sha
             # not upload_folder: it makes several commits of many files
@@ -159,7 +175,7 @@ class Repository:
                 self.name,
                 [
                     *(CommitOperationDelete(name) for name in gone),
-                    *(CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files_of(folder)),
+                    *(CommitOperationAdd(name, path) for name, path in here.items()),
                 ],
                 repo_type=self.kind,
                 commit_message=f"dino_pipeline: the {self.kind} of one run",
@@ -167,7 +183,7 @@ class Repository:
             )
             commit = self.seen = self.api.repo_info(self.name, repo_type=self.kind).sha
         page = address(self.name, self.kind, self.api.endpoint)
-        return Published(self.name, page, commit or "", commit != earlier, bool(there.private))
+        return Uploaded(self.name, page, commit or "", commit != earlier, bool(there.private))
 
 
 def address(repository: str, kind: Kind, endpoint: str = constants.ENDPOINT) -> str:
