@@ -47,6 +47,12 @@ def published(pocket_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
+@pytest.fixture
+def run(published: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return shutil.copytree(published, tmp_path / "run")
+
+
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are most of a report's time, and test_report.py looks at them."""
@@ -154,7 +160,7 @@ def test_the_dataset_trains_in_plain_sentence_transformers(
     trainer.train()
 
 
-def test_the_models_card_tells_scores_and_data(published: Path, tmp_path: Path) -> None:
+def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_path: Path) -> None:
     folder = published / "hub" / "model"
     written = ModelCard.load(folder / "README.md")
     scores = json.loads((published / "scores.json").read_text())["scores"]
@@ -177,8 +183,6 @@ def test_the_models_card_tells_scores_and_data(published: Path, tmp_path: Path) 
     train = read_examples(published / "train.jsonl")
     text = (folder / "README.md").read_text()
     assert not any(row.text_a in text for row in train), "no training sentences"
-    run = tmp_path / "run"
-    shutil.copytree(published, run)
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model", "--widgets")
     (widget,) = ModelCard.load(run / "hub" / "model" / "README.md").data.to_dict()["widget"]
     assert widget["source_sentence"] in {row.text_a for row in read_examples(run / "dev.jsonl")}
@@ -227,12 +231,8 @@ def test_classes_that_are_numbers_stay_classes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["label"] in {"1", "2"}
 
 
-def test_large_splits_are_cut_into_shards_in_order(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_splits_are_cut_into_shards_in_order(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "SHARD", 20_000)
-    run = tmp_path / "run"
-    shutil.copytree(published, run)
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
     shards = sorted((run / "hub" / "dataset" / "data").glob("train-*"))
     assert len(shards) > 1
@@ -354,9 +354,8 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
 
 
-def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path, tmp_path: Path) -> None:
-    run, model = tmp_path / "run", tmp_path / "llama"
-    shutil.copytree(published, run)
+def test_a_generator_whose_licence_may_restrict_needs_a_licence(run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "llama"
     model.mkdir()
     (model / "README.md").write_bytes(b"---\nlicense: mit\n---\nGr\xf6\xdfe")
     assert license_of(str(model)) is None, "it is not UTF-8"
@@ -619,10 +618,8 @@ def test_without_a_token_or_a_network_the_message_says_so(
         Repository("me/data", "dataset", api=nobody).upload(folder)
 
 
-def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> None:
+def test_the_whole_way_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     """The real commands publish a run through the unmodified client; others load it from there."""
-    run = tmp_path / "run"
-    shutil.copytree(published, run)
     shutil.rmtree(run / "hub")
     with local_hub() as hub:
         settings = environment(hub, tmp_path / "home")
@@ -655,15 +652,14 @@ def test_the_whole_way_to_the_hub_and_back(published: Path, tmp_path: Path) -> N
 
 
 def test_publishing_again_changes_nothing_and_refuses_what_is_not_its_own(
-    hub: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
     files = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(published, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "hub")
+    shutil.rmtree(run / "hub")
     publish = ("publish", "run", "--repo", "me/sts", "--model-repo", "me/encoder", "--license", "cc-by-4.0")
     assert invoke(*publish).count("is published") == 2
     dataset, model = hub.repos["datasets/me/sts"], hub.repos["models/me/encoder"]
@@ -750,9 +746,7 @@ def test_the_card_says_what_labels_mean(published: Path) -> None:
     assert "| smoothing | 0.2 |" in text and "| near duplicates | 0.8 |" in text
 
 
-def test_a_replacement_cut_short_by_a_crash_is_mended(published: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(published, run)
+def test_a_replacement_cut_short_by_a_crash_is_mended(run: Path) -> None:
     folder = run / "hub" / "dataset"
     text = (folder / "README.md").read_text()
     (folder / "README.md").write_text(f"{text}By hand.\n")
@@ -811,9 +805,7 @@ def test_whatever_the_run_its_card_makes_it_again(kind: str, tmp_path: Path, mon
         assert Path("../again", name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
-def test_what_cannot_be_published_is_said(published: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(published, run)
+def test_what_cannot_be_published_is_said(published: Path, run: Path) -> None:
     shutil.rmtree(run / "hub")
     (run / "hub").touch()
     calls = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import click
 
 from dino_pipeline.cli.again import commands
 from dino_pipeline.cli.base import command
-from dino_pipeline.cli.candidates import candidates_of
-from dino_pipeline.errors import RunError
+from dino_pipeline.cli.report import existing, write
 
 
 def repository(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
@@ -70,22 +69,10 @@ def publish(path: Path, **options: Any) -> None:
 
     The token is the one that `hf auth login` stored, or HF_TOKEN.
     """
-    from dino_pipeline.console import Console
     from dino_pipeline.hub.publish import Request
     from dino_pipeline.hub.publish import publish as publish_run
-    from dino_pipeline.report.page import Report
-    from dino_pipeline.report.page import report as write_report
-    from dino_pipeline.run import Run
 
-    run = Run(path)
-    if not run.is_run:
-        raise RunError(f"{path}: is no run; name a folder that dino generate or dino filter wrote")
-
-    def report() -> Report:
-        trained = run.stage("finetune").get("status") == "done"
-        candidates = candidates_of(str(path), alone=True) if trained else []
-        with contextlib.closing(Console()) as console:
-            return write_report(run, candidates, console, dropped=not options["no_raw"])
-
+    run = existing(path)
     with run.locked():
+        report = partial(write, run, dropped=not options["no_raw"])
         publish_run(run, Request(**options), commands(run), report, click.echo)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dino_pipeline.cli.base import command
 from dino_pipeline.cli.candidates import candidates_of
+from dino_pipeline.errors import RunError
+
+if TYPE_CHECKING:
+    from dino_pipeline.report.page import Report
+    from dino_pipeline.run import Run
 
 
 @click.command()
@@ -25,20 +32,36 @@ from dino_pipeline.cli.candidates import candidates_of
 def report(path: Path, encoders: tuple[str, ...]) -> None:
     """Write report.html, a page that needs nothing else: prompts, funnel, balance, lengths, similarity, diversity,
     training, scores, samples and lineage of a RUN; and its pictures as PNG."""
-    from dino_pipeline.console import Console
-    from dino_pipeline.errors import RunError
-    from dino_pipeline.report.page import report as write_report
+    run = existing(path)
+    with run.locked():
+        written = write(run, encoders)
+    size = written.page.stat().st_size / 1e6
+    click.echo(f"{written.page}: {size:.1f} MB; {len(written.pictures)} pictures in {run.pictures}")
+    for title, reason in written.missing:
+        click.echo(f"left out: {title}: {reason}")
+
+
+def existing(path: Path) -> Run:
+    """Return the run that a folder is.
+
+    Raises:
+        RunError: it is none.
+    """
     from dino_pipeline.run import Run
 
     run = Run(path)
     if not run.is_run:
         raise RunError(f"{path}: is no run; name a folder that dino generate or dino filter wrote")
+    return run
+
+
+def write(run: Run, encoders: Sequence[str] = (), *, dropped: bool = True) -> Report:
+    """Write a run's report, with the run's own encoder where none are named."""
+    from dino_pipeline.console import Console
+    from dino_pipeline.report.page import report
+
     trained = run.stage("finetune").get("status") == "done"
-    named = encoders or ([str(path)] if trained else [])
+    named = encoders or ([str(run.path)] if trained else [])
     candidates = [each for target in named for each in candidates_of(target, alone=True)]
-    with contextlib.closing(Console()) as console, run.locked():
-        written = write_report(run, candidates, console)
-    size = written.page.stat().st_size / 1e6
-    click.echo(f"{written.page}: {size:.1f} MB; {len(written.pictures)} pictures in {run.pictures}")
-    for title, reason in written.missing:
-        click.echo(f"left out: {title}: {reason}")
+    with contextlib.closing(Console()) as console:
+        return report(run, candidates, console, dropped=dropped)

@@ -18,7 +18,7 @@ from dino_pipeline.hub.folder import write_folder
 from dino_pipeline.hub.licenses import GeneratorLicense, license_of
 from dino_pipeline.hub.manifest import origin_of
 from dino_pipeline.hub.model import ModelPublication, write_model
-from dino_pipeline.hub.upload import Kind, Repository, Uploaded
+from dino_pipeline.hub.upload import Kind, Repository
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
 from dino_pipeline.training.corpus import Source
@@ -63,9 +63,10 @@ def publish(run: Run, request: Request, again: Again, report: Callable[[], Repor
         OutputError: a folder cannot be written.
         RunError: what is to be published is not there, or does not belong together.
     """
-    kinds = _kinds(run, request)
-    own = _learnt_from_it(run, strict="model" in kinds)
-    places = {kind: _place(run, kind, request) for kind in kinds}  # the Hub is asked before anything is written
+    places = {kind: Repository(request.name(kind), kind, private=request.private) for kind in _kinds(run, request)}
+    own = _learnt_from_it(run, strict="model" in places)
+    for place in () if request.dry_run else places.values():  # before anything is written
+        place.check(origin_of(run.records()), force=request.force)
     dataset = None
     if "dataset" in places:
         publication = _publication(run, request, again, with_model="model" in places, own=own)
@@ -108,13 +109,6 @@ def _learnt_from_it(run: Run, *, strict: bool) -> bool:
             "finetune again, or publish --what dataset"
         )
     return same
-
-
-def _place(run: Run, kind: Kind, request: Request) -> Repository:
-    place = Repository(request.name(kind), kind, private=request.private)
-    if not request.dry_run:
-        place.check(origin_of(run.records()), force=request.force)
-    return place
 
 
 def _publication(run: Run, request: Request, again: Again, *, with_model: bool, own: bool) -> Publication:
@@ -179,7 +173,9 @@ def put(
     )
     # where nothing changed, that in which it was published, whatever people wrote into the card since
     commit = uploaded.commit if uploaded.changed else before.get("commit", uploaded.commit)
-    _remember(run, place.kind, uploaded, commit)
+    card = (folder / README).read_text(encoding="utf-8")
+    record = {**asdict(uploaded), "commit": commit, "card": card}
+    write_json(run.hub / "published.json", {**_published(run), place.kind: record})
     return {"repository": place.name, "commit": commit}
 
 
@@ -189,10 +185,3 @@ def _published(run: Run) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((run.hub / "published.json").read_text(encoding="utf-8"))
         return found
     return {}
-
-
-def _remember(run: Run, kind: Kind, uploaded: Uploaded, commit: str) -> None:
-    """Record what was published, with the card as it is on the Hub now."""
-    card = (run.hub / kind / README).read_text(encoding="utf-8")
-    record = {**asdict(uploaded), "commit": commit, "card": card}
-    write_json(run.hub / "published.json", {**_published(run), kind: record})
