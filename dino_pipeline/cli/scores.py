@@ -21,7 +21,7 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
     from dino_pipeline.evaluation.scores import chosen_on_human_labels, difference_rows
 
     chosen_on = chosen_on_human_labels(found)
-    for kind, group in groupby(found["scores"], key=lambda score: _table_of(score["suite"])):
+    for kind, group in groupby(found["scores"], key=lambda score: score["suite"].replace("pocket", "pairs")):
         scores = list(group)
         if kind == "sts":
             _print_sts(scores, chosen_on)
@@ -31,10 +31,6 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
         click.echo(table(["data", "difference", "of", "", "95 % interval"], differences))
     for remark in chosen_on.values():
         click.echo(f"* {remark}")
-
-
-def _table_of(suite: str) -> str:
-    return "pairs" if suite == "pocket" else suite
 
 
 def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
@@ -49,15 +45,11 @@ def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     header += [measure_title(name) for name in names[1:]]
     rows = []
     for score in scores:
-        first, *others = score["measures"].values()
-        shown = [
-            or_dash(first["value"], ".2f"),
-            interval_text(first),
-            *(or_dash(each["value"], ".2f") for each in others),
-        ]
+        first, *others = (or_dash(each["value"], ".2f") for each in score["measures"].values())
+        interval = interval_text(score["measures"][names[0]])
         protocol = [score["protocol"].get(key, "-") for key in differing]
         name = score["model"] + "*" * (score["model"] in chosen_on)
-        rows.append([score["data"], name, str(score["size"]), *protocol, *shown])
+        rows.append([score["data"], name, str(score["size"]), *protocol, first, interval, *others])
     click.echo(table(header, rows))
 
 

@@ -89,11 +89,8 @@ def seal(run: Run, folder: Path, kind: str, **more: Any) -> None:
 
 def hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a folder, but for those that are free."""
-    found = {}
-    for path in files_of(folder):
-        if (name := path.relative_to(folder).as_posix()) not in FREE:
-            found[name] = file_digest(path)
-    return found
+    named = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
+    return {name: file_digest(path) for name, path in named.items() if name not in FREE}
 
 
 def files_of(folder: Path) -> Iterable[Path]:

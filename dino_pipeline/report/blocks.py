@@ -117,15 +117,11 @@ class Missing(Exception):  # noqa: N818
 def visible(text: str, longest: int = LONGEST) -> str:
     """Return a text as it can be shown: cut, and characters that hide or turn others around spelt out."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
-    return "".join(_spelt(character) if _hides(character) else character for character in cut)
+    return "".join(f"[U+{ord(character):04X}]" if _hides(character) else character for character in cut)
 
 
 def _hides(character: str) -> bool:
     return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character not in "\n\t\u200c\u200d"
-
-
-def _spelt(character: str) -> str:
-    return f"[U+{ord(character):04X}]"
 
 
 def number(value: Any) -> str:

@@ -181,11 +181,9 @@ def similarity(material: Material) -> list[Block]:
             found[candidate.name] = _cosines(candidate, pairs, material.watch)
         except ModelError as error:
             said.append(Paragraph(f"Without {candidate.name}: {public(str(error))}"))
+    cuts = [0.05, 0.25, 0.5, 0.75, 0.95]
     quantiles = {
-        measure: {
-            label: [float(value) for value in np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])]
-            for label, values in by_label.items()
-        }
+        measure: {label: np.quantile(values, cuts).tolist() for label, values in by_label.items()}
         for measure, by_label in found.items()
     }
     rows = [
@@ -294,11 +292,8 @@ def samples(material: Material) -> list[Block]:
     fields = "label, text_a, text_b, logprob, margin, reason, evidence"
     each = max(1, min(KEPT_SHOWN, MOST_SAMPLES // len(material.kept())))
     kept = material.texts.drawn("kept", fields, each, most=MOST_SAMPLES)
-    dropped = (
-        material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason", most=MOST_SAMPLES)
-        if material.shows_dropped
-        else []
-    )
+    most = MOST_SAMPLES if material.shows_dropped else 0
+    dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason", most=most)
     dropped = [row for row in dropped if row[5] not in UNSEEN]
     rows = [*(_sample(row, "kept") for row in kept), *(_sample(row, "dropped") for row in dropped)]
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
