@@ -69,10 +69,10 @@ def publish(path: Path, **options: Any) -> None:
 
     The token is the one that `hf auth login` stored, or HF_TOKEN.
     """
-    from dino_pipeline.hub.publish import Request
+    run = existing(path)
+    from dino_pipeline.hub.publish import Request  # takes its time
     from dino_pipeline.hub.publish import publish as publish_run
 
-    run = existing(path)
     with run.locked():
         report = partial(write, run, dropped=not options["no_raw"])
         publish_run(run, Request(**options), commands(run), report, click.echo)
