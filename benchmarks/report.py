@@ -21,7 +21,7 @@ from benchmarks.filtering import LABELS, SAMPLES, write_part
 from dino_pipeline.console import table
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.examples import write_json
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, Stage
 from dino_pipeline.spec_file import load_spec
 
 
@@ -36,7 +36,7 @@ def make_run(run: Run, pairs: int, *filtering: str) -> None:
         options: dict[str, Any] = {"spec": spec.digest, "model": "none", "revision": None, "fingerprint": None}
         options |= {"dtype": "float32", "samples": SAMPLES, "num_inputs": inputs, "seed": 0}
         options["sampling"] = asdict(Sampling())
-        run.begin("generate", options, outputs=[run.spec, run.shards])
+        run.begin(Stage("generate", options, outputs=[run.spec, run.shards]))
         counts = {label: {"written": pairs // len(LABELS), "accepted": pairs // len(LABELS)} for label in spec.labels}
         run.finish("generate", task=spec.task_name, label_type="score", inputs=inputs, counts=counts, mean_margins={})
     dino("filter", run.path, *filtering)

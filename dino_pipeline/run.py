@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.examples import write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.lock import locked
-from dino_pipeline.texts import FINGERPRINTS
+from dino_pipeline.public import FINGERPRINTS
 
 State = Literal["new", "resumed", "done"]
 LIBRARIES = (
@@ -35,6 +36,31 @@ LIBRARIES = (
 RECORD = "record.json"
 FORMAT = 2
 """Of run folders; 1 had no checksums."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is asked to make, and of what."""
+
+    name: str
+    options: dict[str, Any]
+    """All that decides what it makes."""
+    outputs: Sequence[Path]
+    """What it makes; without them it is not done."""
+    partial: Sequence[Path] = ()
+    """Work that a later call goes on with; removed when starting anew."""
+    sources: str = ""
+    """Digest of what it reads; where that has changed since, the stage starts anew."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what run.json is to hold of the stage, its results aside."""
+        return {
+            "status": "done",
+            "options": _as_read(self.options),
+            "sources": self.sources,
+            "versions": versions(),
+            "started": _now(),
+        }
 
 
 class Run(Layout):
@@ -96,27 +122,14 @@ class Run(Layout):
         return found
 
     def begin(
-        self,
-        name: str,
-        options: dict[str, Any],
-        *,
-        outputs: Sequence[Path],
-        partial: Sequence[Path] = (),
-        sources: str = "",
-        settings: dict[str, Any] | None = None,
-        fresh: bool = False,
-        **results: Any,
+        self, stage: Stage, *, fresh: bool = False, settings: dict[str, Any] | None = None, **results: Any
     ) -> State:
         """Decide what a stage has to do, and record that it has begun.
 
         Args:
-            name: the stage.
-            options: all that decides what the stage makes.
-            outputs: what it makes; without them it is not done.
-            partial: work that a later call goes on with; removed when starting anew.
-            sources: digest of what it reads; where that has changed since, the stage starts anew.
-            settings: what only changes speed; recorded, never compared.
+            stage: what it is asked for.
             fresh: start over whatever is there.
+            settings: what only changes speed; recorded, never compared.
             results: recorded at once.
 
         Returns:
@@ -126,50 +139,31 @@ class Run(Layout):
         Raises:
             RunError: the stage was begun with other options, or left work that no record explains.
         """
-        state = self.check(name, options, outputs=outputs, partial=partial, sources=sources, fresh=fresh)
+        state = self.check(stage, fresh=fresh)
         if state == "done":
             return state
         records = {} if fresh and not self._readable() else self.records()
         if state == "new":
             # said first: a removal cut short must not pass for finished work
-            self._write({**records, name: {"status": "clearing", "options": {}, "sources": sources}})
-            for path in partial:
+            self._write({**records, stage.name: {"status": "clearing", "options": {}, "sources": stage.sources}})
+            for path in stage.partial:
                 remove(path)
-        records[name] = {**self.record(options, sources), "status": "running", "settings": settings or {}, **results}
+        records[stage.name] = {**stage.record(), "status": "running", "settings": settings or {}, **results}
         self._write(records)
         return state
 
-    def check(
-        self,
-        name: str,
-        options: dict[str, Any],
-        *,
-        outputs: Sequence[Path],
-        partial: Sequence[Path] = (),
-        sources: str = "",
-        fresh: bool = False,
-    ) -> State:
+    def check(self, stage: Stage, *, fresh: bool = False) -> State:
         """Say what a stage has to do, and change nothing; see `begin`."""
         records = {} if fresh and not self._readable() else self.records()
-        before = records.get(name, {})
-        begun = any(path.exists() for path in (*partial, *outputs)) and before.get("status") != "clearing"
-        if before and begun and not fresh and before["sources"] == sources:
-            self._refuse_other(name, before["options"], _as_read(options))
-            return "done" if before["status"] == "done" and all(path.exists() for path in outputs) else "resumed"
-        if not before and not fresh and (strays := [path for path in partial if path.exists()]):
-            raise RunError(f"{strays[0]}: made by no recorded {name}; move it away, or --fresh to delete it")
+        before = records.get(stage.name, {})
+        there = any(path.exists() for path in (*stage.partial, *stage.outputs))
+        if before and there and before["status"] != "clearing" and not fresh and before["sources"] == stage.sources:
+            self._refuse_other(stage.name, before["options"], _as_read(stage.options))
+            whole = before["status"] == "done" and all(path.exists() for path in stage.outputs)
+            return "done" if whole else "resumed"
+        if not before and not fresh and (strays := [path for path in stage.partial if path.exists()]):
+            raise RunError(f"{strays[0]}: made by no recorded {stage.name}; move it away, or --fresh to delete it")
         return "new"
-
-    def record(self, options: dict[str, Any], sources: str, **results: Any) -> dict[str, Any]:
-        """Return the record of a stage with these options and results."""
-        return {
-            "status": "done",
-            "options": _as_read(options),
-            "sources": sources,
-            "versions": versions(),
-            "started": _now(),
-            **results,
-        }
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

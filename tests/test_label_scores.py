@@ -16,7 +16,7 @@ from dino_pipeline.examples import Example, read_examples, write_examples, write
 from dino_pipeline.filtering.filters import filter_run
 from dino_pipeline.filtering.label_scores import LabelScores
 from dino_pipeline.filtering.sieve import Means
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, Stage
 from dino_pipeline.spec_file import load_spec
 from tests.commands import answer, invoke
 from tests.pairs import Words, dropped, raw
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> Run:
     ]
     write_examples(run.shards / "00000.jsonl", examples)
     about = {"spec": spec.digest, "seed": 1, "model": "m", "revision": None, "fingerprint": "f", "dtype": "float32"}
-    run.begin("generate", about, outputs=[run.shards])
+    run.begin(Stage("generate", about, outputs=[run.shards]))
     run.finish("generate")
     return run
 

@@ -30,8 +30,8 @@ from dino_pipeline.hub.licenses import license_of
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.publish import Request, put
 from dino_pipeline.hub.upload import Repository
+from dino_pipeline.public import public
 from dino_pipeline.run import Run
-from dino_pipeline.texts import public
 from tests.commands import answer, command, execute, files, invoke
 from tests.hub import TOKEN, Hub, Repo, local_hub
 

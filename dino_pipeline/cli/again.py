@@ -9,7 +9,7 @@ import click
 
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.generate import generate
-from dino_pipeline.texts import public
+from dino_pipeline.public import public
 
 if TYPE_CHECKING:
     from dino_pipeline.hub.dataset_card import Again

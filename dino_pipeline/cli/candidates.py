@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dino_pipeline.cli.base import model_path
 from dino_pipeline.errors import OptionError
-from dino_pipeline.texts import public
+from dino_pipeline.public import public
 
 if TYPE_CHECKING:
     from dino_pipeline.evaluation.evaluate import Candidate

@@ -18,7 +18,7 @@ from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, pick_de
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
-from dino_pipeline.texts import public
+from dino_pipeline.public import public
 
 if TYPE_CHECKING:
     from dino_pipeline.filtering.rules import FilterOptions

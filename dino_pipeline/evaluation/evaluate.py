@@ -15,7 +15,7 @@ from dino_pipeline.evaluation.suites.sts import with_mean
 from dino_pipeline.examples import write_json
 from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.progress import Watch
-from dino_pipeline.run import Run, versions
+from dino_pipeline.run import Run, Stage, versions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -103,7 +103,7 @@ def evaluate_run(
         [f"{each.suite}:{each.name}:{each.digest}:{json.dumps(dict(each.protocol))}" for each in sets]
         + [f"{each.name}:{model_fingerprint(each.path) or each.path}:{each.revision}" for each in candidates]
     )
-    done = run.begin("evaluate", {}, outputs=[run.scores], sources=sources) == "done"
+    done = run.begin(Stage("evaluate", {}, outputs=[run.scores], sources=sources)) == "done"
     if done and (found := read_scores(run.scores)):  # and not damaged
         return found, True
     found = evaluate(candidates, sets, watch, batch_size=batch_size).to_json()

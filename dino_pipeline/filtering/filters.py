@@ -17,7 +17,7 @@ from dino_pipeline.filtering.parts import write
 from dino_pipeline.filtering.rules import PERSONAL_DATA, FilterOptions, custom_digest, record_rules
 from dino_pipeline.filtering.sets import Table
 from dino_pipeline.filtering.sieve import Means, Sieve, set_rules
-from dino_pipeline.run import Run, State
+from dino_pipeline.run import Run, Stage, State
 from dino_pipeline.spec_file import load_spec
 
 
@@ -61,10 +61,11 @@ def filter_run(
     digest = combined(digests)
     outputs = [run.train, run.dev, run.dropped, run.flagged]
     _keep_strangers(run, outputs, files, fresh)
-    state = run.check("filter", recorded, outputs=outputs, sources=digest, fresh=fresh)
+    stage = Stage("filter", recorded, outputs=outputs, sources=digest)
+    state = run.check(stage, fresh=fresh)
     if state == "done":
         return state, load_funnel(run)
-    started = run.record(recorded, digest)
+    started = stage.record()
     with _sieve(run, options, means, source, files, numeric_labels) as (sieve, scratch):
         funnel = sieve.carry_out()
         ready = scratch / "ready"

@@ -27,7 +27,7 @@ from dino_pipeline.generation.plan import (
 from dino_pipeline.generation.writer import Hands
 from dino_pipeline.inputs import Seen, distinct
 from dino_pipeline.progress import Progress, Watch, no_counts
-from dino_pipeline.run import Run, State
+from dino_pipeline.run import Run, Stage, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
 
@@ -78,8 +78,9 @@ def generate(
     _check_inputs(spec, inputs)
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
     folders = itertools.chain.from_iterable(run.shard_folders)
-    files: dict[str, Any] = {"outputs": [run.spec, run.shards], "partial": [run.inputs, *folders, run.checksums.file]}
-    state = run.check("generate", recorded, **files, fresh=fresh)
+    partial = [run.inputs, *folders, run.checksums.file]
+    stage = Stage("generate", recorded, outputs=[run.spec, run.shards], partial=partial)
+    state = run.check(stage, fresh=fresh)
     before = {} if state == "new" else run.stage("generate")
     told = [*([] if state == "new" else recorded_more(run)), *more]
     if state != "new":
@@ -93,7 +94,7 @@ def generate(
     facts = hands.facts()
     _check_commit(run, before, facts)
     more_told = [asdict(each) for each in told]
-    run.begin("generate", recorded, **files, settings=settings, fresh=fresh, more=more_told, **facts)
+    run.begin(stage, fresh=fresh, settings=settings, more=more_told, **facts)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     work = _Work(plan, hands, watch, run.checksums, facts)
     if not plan.has_inputs:

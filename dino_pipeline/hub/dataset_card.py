@@ -13,10 +13,10 @@ from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
 from dino_pipeline.hub.tables import Shape
 from dino_pipeline.hub.upload import address
+from dino_pipeline.public import public
 from dino_pipeline.report.blocks import Samples
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
-from dino_pipeline.texts import public
 
 SHOWN = 3
 """Samples of each label."""

@@ -16,8 +16,8 @@ from dino_pipeline.errors import HubError
 from dino_pipeline.examples import write_json
 from dino_pipeline.hub.card import README
 from dino_pipeline.layout import LINEAGE
+from dino_pipeline.public import public
 from dino_pipeline.run import Run
-from dino_pipeline.texts import public
 
 FORMAT = 1
 OTHERS = {".cache", ".git"}

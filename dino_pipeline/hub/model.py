@@ -21,8 +21,8 @@ from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
 from dino_pipeline.hub.upload import address
 from dino_pipeline.measures import measure_title
+from dino_pipeline.public import public
 from dino_pipeline.run import Run
-from dino_pipeline.texts import public
 from dino_pipeline.training.encoders import load_encoder
 from dino_pipeline.training.finetune import lineage
 from dino_pipeline.training.model_card import body, front_matter

@@ -9,10 +9,10 @@ from typing import Any
 
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.progress import Watch
+from dino_pipeline.public import public
 from dino_pipeline.report.blocks import Missing
 from dino_pipeline.report.texts_of_run import TextsOfRun, in_order
 from dino_pipeline.run import Run
-from dino_pipeline.texts import public
 
 MOST_LABELS = 12
 """Labels that pictures and samples show; there are more in few datasets."""

@@ -17,6 +17,7 @@ from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.filtering.sieve import REPEATED
 from dino_pipeline.progress import Watch
+from dino_pipeline.public import public
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import (
     Block,
@@ -33,7 +34,7 @@ from dino_pipeline.report.blocks import (
 )
 from dino_pipeline.report.material import MOST_LABELS, Material
 from dino_pipeline.report.texts_of_run import in_order, label_name
-from dino_pipeline.texts import distinct_n, normalise, public, word_overlap
+from dino_pipeline.texts import distinct_n, normalise, word_overlap
 from dino_pipeline.training.encoders import load_encoder
 
 SLICES = 10

@@ -18,7 +18,7 @@ from transformers import set_seed
 from dino_pipeline.digests import digest_files, shard_files
 from dino_pipeline.errors import DataError, DinoError, OutputError, RunError, first_line
 from dino_pipeline.progress import Watch
-from dino_pipeline.run import Run, State, remove
+from dino_pipeline.run import Run, Stage, State, remove
 from dino_pipeline.training.adapters import Rows, adapt, contrasted
 from dino_pipeline.training.corpus import Corpus, Source, hold_out
 from dino_pipeline.training.encoders import pooling_of
@@ -255,15 +255,8 @@ def _begin(run: Run, options: dict[str, Any], texts: Texts, fresh: bool, process
     if texts.origin:
         _check_filtered(texts.origin)
     _drop_torn_checkpoints(run)
-    return run.begin(
-        "finetune",
-        options,
-        outputs=[run.model],
-        partial=[run.checkpoints],
-        sources=texts.digest(),
-        settings={"processes": processes},
-        fresh=fresh,
-    )
+    stage = Stage("finetune", options, outputs=[run.model], partial=[run.checkpoints], sources=texts.digest())
+    return run.begin(stage, fresh=fresh, settings={"processes": processes})
 
 
 def _check_filtered(run: Run) -> None:

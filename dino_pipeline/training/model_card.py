@@ -9,7 +9,7 @@ from typing import Any
 
 from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.measures import measure_title
-from dino_pipeline.texts import public
+from dino_pipeline.public import public
 
 HERE = "path/to/this/folder"
 SHOWN = (
