@@ -70,6 +70,7 @@ def test_a_text_stands_in_its_prompt_as_it_is_and_nothing_in_it_is_filled(
 
 @settings(max_examples=150)
 @given(text=texts, other=texts)
+@example("a\x85b", "\x85")
 def test_cards_hold_a_text_and_no_more(text: str, other: str) -> None:
     front = {"license": "mit", "pretty_name": text, "tags": [other]}
     said = "\n\n".join([plain(text), fenced(text, "text"), table(["a", "b"], [[text, other]])])

@@ -143,7 +143,7 @@ class Server:
                 self._note_refusal(error)
                 return None
 
-        for number, answer in side_by_side(one, chain(first, waiting), self.concurrency):
+        for number, answer in in_threads(one, chain(first, waiting), self.concurrency):
             yield _completion(number, answer, stop, stop_at_newline)
 
     def _note_refusal(self, error: _RefusedError) -> None:
@@ -158,7 +158,7 @@ class Server:
         Raises:
             OptionError: the server echoes none.
         """
-        found = side_by_side(lambda pair: self._echoed(pair[0], pair[1] + stop), pairs, self.concurrency)
+        found = in_threads(lambda pair: self._echoed(pair[0], pair[1] + stop), pairs, self.concurrency)
         return [scored for _, scored in sorted(found)]
 
     def _echoed(self, prompt: str, text: str) -> Scored:
@@ -204,7 +204,7 @@ class Server:
 
     def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
         bodies = [_body(self.model, prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
-        found = sorted(side_by_side(self._ask, bodies, workers), key=lambda each: each[0])
+        found = sorted(in_threads(self._ask, bodies, workers), key=lambda each: each[0])
         return [answer["choices"][0]["text"] for _, answer in found]
 
     def _check_top_k(self, abilities: Abilities, prompt: str, stop: str) -> None:
@@ -321,7 +321,7 @@ def _is_answer(answer: Mapping[str, Any]) -> bool:
                 and isinstance(choices[0].get("text"), str))  # fmt: skip
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[int, R]]:
+def in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[int, R]]:
     """Work on items, so many at a time; yield each result with its item's number, as it comes.
 
     Whoever stops listening waits for nobody: what is under way does not keep the process from ending.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def card(front: Mapping[str, Any], body: str, kept: Kept) -> str:
     merged = {**ours, **{key: value for key, value in kept.front.items() if key not in ours}}
     if isinstance(tags := kept.front.get("tags"), list):
         merged["tags"] = list(dict.fromkeys([*front.get("tags", []), *map(str, tags)]))
-    text = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
+    dump = partial(yaml.safe_dump, merged, sort_keys=False, width=120)
+    if "\x85" in (text := dump(allow_unicode=True)):  # which PyYAML writes as it is, and reads as a line's end
+        text = dump()
     written = f"{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}"
     return f"---\n{text}---\n{kept.above}{written}{kept.below or chr(10)}"
 
