@@ -13,7 +13,7 @@ from typing import Any
 from dino_pipeline import __version__
 from dino_pipeline.cluster import AHEAD, Staff, own_error, resources
 from dino_pipeline.errors import ModelError, RunError, first_line
-from dino_pipeline.examples import iter_examples, write_bytes
+from dino_pipeline.examples import parse_example, write_bytes
 from dino_pipeline.generation.plan import Job, Shard
 from dino_pipeline.generation.worker import Load, Ready, Worker, Written
 from dino_pipeline.generation.writer import Stored
@@ -264,7 +264,8 @@ class Crew:
         told.progress.done += len(shard.tasks)
         for label, count in found.labels.items():
             told.progress.labels[label].add(count)
-        told.stored(shard, list(iter_examples(shard.path, numeric_labels=told.job.spec.is_scored)))
+        lines, scored = found.accepted.splitlines(), told.job.spec.is_scored
+        told.stored(shard, [parse_example(line, shard.path.as_posix, scored) for line in lines])
 
     def _check(self, ready: Ready) -> None:
         """Refuse a worker that would write other texts."""
