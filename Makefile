@@ -23,7 +23,7 @@ POCKET := $(filter pocket,$(MODEL))
 POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune report publish compare demo pocket test lint docs format bench bench-filter clean
+.PHONY: help install generate finetune report publish compare demo pocket test unit lint docs format bench bench-filter clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -95,8 +95,13 @@ pocket: $(READY) ## train the pocket models again and write their gold set; goes
 	$(VENV)/bin/python -m dino_pipeline.pocket.train encoder --work outputs/pocket --workers 2
 	$(VENV)/bin/python -m dino_pipeline.pocket.train generator --work outputs/pocket --workers 2
 
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --dist worksteal
+
 test: $(READY) ## run all tests, offline, one process a core
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --dist worksteal
+	$(PYTEST)
+
+unit: $(READY) ## run the quick ones, in under a minute
+	$(PYTEST) -m 'not slow'
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .

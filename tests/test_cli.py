@@ -133,6 +133,7 @@ def test_mistakes_are_named_and_exit_with_2(
     assert "Traceback" not in found.output
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_toys(
     tmp_path: Path, toy_spec: Path, toy_generator: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_the_whole_way_on_toys(
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_finetune_runs_in_two_processes(tmp_path: Path, toy_encoder: Path) -> None:
     rows = read_examples(pocket.GOLD_DEV)
     for name, part in (("train", rows[:320]), ("dev", rows[320:])):
@@ -170,6 +172,7 @@ def test_finetune_runs_in_two_processes(tmp_path: Path, toy_encoder: Path) -> No
     assert (record["status"], record["settings"]["processes"], record["steps"]) == ("done", 2, 10)
 
 
+@pytest.mark.slow
 def test_what_processes_share_is_shared(tmp_path: Path, toy_encoder: Path) -> None:
     """Negatives and remembered neighbours of both processes, and heads that stay equal though no wrapper syncs them."""
     (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)))
@@ -209,6 +212,7 @@ Path("said-" + os.environ["RANK"]).write_text(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_finetune_learns_from_plain_text_and_lists_its_objectives(
     tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +235,7 @@ def test_finetune_learns_from_plain_text_and_lists_its_objectives(
     assert (stage["train"], stage["dev"]) == (135, 15)
 
 
+@pytest.mark.slow
 def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_encoder: Path
 ) -> None:
@@ -275,6 +280,7 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     assert "learning_rate was" in other.stderr
 
 
+@pytest.mark.slow
 def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = invoke("filter", "--list", "--max-chars", "77", "--without", "near-copy").splitlines()
@@ -296,6 +302,7 @@ def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path, monkey
     assert "label 0.5: 10 of 50 are missing" in target.stdout
 
 
+@pytest.mark.slow
 def test_starting_over_with_a_model_that_is_not_there_loses_nothing(tmp_path: Path) -> None:
     call: list[str | Path] = ["generate", "sts-x2", "--run", tmp_path / "run", "--num-inputs", "2", "--samples", "1"]
     invoke(*call, "--storage", f"file://{tmp_path}/kept")
@@ -306,6 +313,7 @@ def test_starting_over_with_a_model_that_is_not_there_loses_nothing(tmp_path: Pa
     assert "texts are up to date" in invoke(*call)
 
 
+@pytest.mark.slow
 def test_what_a_run_was_told_is_known_on_another_machine(tmp_path: Path) -> None:
     call = ["generate", "sts-x2", "--num-inputs", "2", "--samples", "1", "--more", "0.5=2"]
     storage = ("--storage", f"file://{tmp_path}/kept")
@@ -353,6 +361,7 @@ def test_a_long_help_is_parted_and_says_every_option_once() -> None:
         assert option.help, option.name
 
 
+@pytest.mark.slow
 def test_a_run_without_dev_pairs_is_trained_and_evaluated(tmp_path: Path, toy_encoder: Path) -> None:
     write_examples(tmp_path / "data.jsonl", Words().pairs(40))
     invoke("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run", "--dev-share", "0")
@@ -362,6 +371,7 @@ def test_a_run_without_dev_pairs_is_trained_and_evaluated(tmp_path: Path, toy_en
     assert (none.exit_code, "nothing to evaluate on" in none.stderr) == (2, True), none.output
 
 
+@pytest.mark.slow
 def test_classes_that_look_like_numbers_stay_classes_in_training(tmp_path: Path, toy_encoder: Path) -> None:
     rows = [Example(f"Text {at} of {name} kind.", None, name) for at in range(6) for name in ("0", "1")]
     write_examples(tmp_path / "data.jsonl", rows)

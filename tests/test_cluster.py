@@ -18,6 +18,8 @@ from dino_pipeline.run import Run
 from tests.commands import ENVIRONMENT, answer, command, files, invoke
 from tests.pairs import Words, outputs
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="needs ray")
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 JOB: list[str | Path] = ["generate", SPEC, "--inputs", "inputs.txt", "--samples", "2", "--shard-size", "60"]

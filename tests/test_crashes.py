@@ -16,6 +16,8 @@ from dino_pipeline.run import Run
 from tests.commands import dino, files, invoke, start
 from tests.pairs import Words, outputs
 
+pytestmark = pytest.mark.slow
+
 KILLED_WITH = (1, 3)
 """How many shards are finished at least when a kill comes."""
 

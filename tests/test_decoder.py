@@ -62,6 +62,7 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
     return written
 
 
+@pytest.mark.slow
 @on_each_device
 @on_each_architecture
 def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
@@ -76,6 +77,7 @@ def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str,
     assert len({tuple(tokens) for tokens in expected}) >= len(TEXTS)
 
 
+@pytest.mark.slow
 @on_each_architecture
 @pytest.mark.parametrize("path", ["float64", "tuned", "fixed"])
 def test_greedy_decoding_is_token_identical_on_every_path(
@@ -109,6 +111,7 @@ def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
     return texts
 
 
+@pytest.mark.slow
 @on_each_device
 @on_each_architecture
 def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) -> None:
@@ -122,6 +125,7 @@ def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) 
     assert len(set(first.values())) > len(asked) // 2
 
 
+@pytest.mark.slow
 @on_each_architecture
 def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> None:
     """What runs on a GPU, with graphs off."""

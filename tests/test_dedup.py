@@ -51,6 +51,7 @@ def brute_force(texts: list[str], threshold: float) -> dict[tuple[int, int], flo
     return found
 
 
+@pytest.mark.slow
 def test_of_20000_texts_nearly_all_similar_pairs_are_found_and_no_other() -> None:
     rng, words = random.Random(3), Words(3)
     texts = [normalise(words.sentence(5, 16)) for _ in range(10_000)]

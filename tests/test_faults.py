@@ -32,6 +32,8 @@ from dino_pipeline.signals import Asked, Stopped, at_once, heard
 from tests.commands import files
 from tests.conftest import TOY_SPEC
 
+pytestmark = pytest.mark.slow
+
 JOB = ("--num-inputs", "12", "--samples", "2", "--shard-size", "12")
 Damage = Callable[[Run], object]
 

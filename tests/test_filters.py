@@ -121,6 +121,7 @@ words = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"])
 labels = st.sampled_from([0.0, 0.5, 1.0])
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(words, words, labels), min_size=1, max_size=60), st.integers(0, 3))
 def test_random_pairs_never_join_what_belongs_together(
@@ -235,6 +236,7 @@ def messy(seed: int) -> list[Example]:
     return pairs
 
 
+@pytest.mark.slow
 def test_the_same_bytes_for_any_order_number_of_processes_and_size_of_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +377,7 @@ def test_looking_at_a_folder_without_texts_says_so(tmp_path: Path) -> None:
         assert "its texts are not all written" in answer("filter", tmp_path, how).stderr
 
 
+@pytest.mark.slow
 def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--memory lots"):
         filtered(tmp_path, FINE, means=Means(memory="lots"))

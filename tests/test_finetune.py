@@ -24,6 +24,8 @@ from dino_pipeline.training.selection import selection
 from dino_pipeline.training.trainer import arguments
 from tests.toys import Listener, Quiet, save_encoder, static_encoder, without_dropout
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Training(epochs=2, learning_rate=1e-3, batch_size=8)
 
 

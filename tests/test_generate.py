@@ -24,6 +24,8 @@ from dino_pipeline.spec import TaskSpec
 from tests.conftest import TOY_SPEC
 from tests.toys import Listener, char_tokenizer, tiny_model
 
+pytestmark = pytest.mark.slow
+
 MODEL = {"model": "toy", "dtype": "float32"}
 WIDE = Sampling(top_k=0, top_p=0.99, max_new_tokens=30)
 OPTIONS = GenerateOptions(shard_size=18, samples=3, num_inputs=8, sampling=WIDE, input_sampling=WIDE)

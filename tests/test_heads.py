@@ -15,6 +15,8 @@ from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.heads import FILE
 from tests.commands import answer, execute, invoke
 
+pytestmark = pytest.mark.slow
+
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("broken", "poor", "awful"), "10": ("red", "green", "blue")}
 
 

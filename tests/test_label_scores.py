@@ -22,6 +22,8 @@ from tests.commands import answer, invoke
 from tests.pairs import Words, dropped, raw
 from tests.test_spec import SPECS
 
+pytestmark = pytest.mark.slow
+
 
 class Oracle:
     """A decoder that finds texts as likely as they say themselves, by the label whose instruction it reads."""

@@ -140,6 +140,7 @@ def test_where_nothing_can_be_compiled_auto_goes_on_and_on_says_so(
         compile_step(tardy)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_a_compiled_step_writes_the_same_texts() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=16)

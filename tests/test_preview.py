@@ -24,6 +24,8 @@ from tests.test_spec import SPECS
 from tests.test_stops import byte_tokenizer
 from tests.toys import Listener
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
     decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu", rows=64)

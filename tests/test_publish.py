@@ -35,6 +35,8 @@ from dino_pipeline.run import Run
 from tests.commands import answer, command, execute, files, invoke
 from tests.hub import TOKEN, Hub, Repo, local_hub
 
+pytestmark = pytest.mark.slow
+
 SPECS = Path(__file__).parent.parent / "task_specs"
 
 

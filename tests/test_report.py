@@ -22,6 +22,8 @@ from dino_pipeline.report.texts_of_run import TextsOfRun, label_name
 from dino_pipeline.run import Run
 from tests.commands import invoke
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = [
     '<script>document.title="broken"</script>',

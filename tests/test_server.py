@@ -32,6 +32,8 @@ from tests.serving import FAULTS, Faults, MadeUp, faulty, made_up, transformers_
 from tests.test_spec import SPECS
 from tests.toys import chat_tokenizer, tiny_model
 
+pytestmark = pytest.mark.slow
+
 INPUTS = ["A man plays a guitar.", "A dog runs in the garden.", "A child eats an apple.", "A nurse reads a letter."]
 PLAIN = Sampling(top_k=5, decay=0)
 

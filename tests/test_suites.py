@@ -120,6 +120,7 @@ def test_one_table_a_subset_is_the_same_data(whole: Path, tmp_path: Path) -> Non
     assert notes == ["SICK-R: 4928 pairs, 9927 are usual; not comparable with published figures"]
 
 
+@pytest.mark.slow
 def test_published_figures_need_the_same_protocol(whole: Path) -> None:
     same, _ = read_sts(whole, Protocol(text="tokenized"))
     assert unlike_papers(same) == []
@@ -227,6 +228,7 @@ def test_the_sts_suite_is_one_table_with_its_marks(tmp_path: Path, toy_encoder: 
     assert len(found["differences"]) == 8
 
 
+@pytest.mark.slow
 def test_published_figures_stand_under_figures_of_their_protocol(whole: Path) -> None:
     call = ("evaluate", "pocket", "--suite", "sts", "--data-dir", whole, "--text", "tokenized", "--published")
     printed = invoke(*call)
@@ -252,6 +254,7 @@ def embedder(path: Path, watch: Quiet | None = None) -> Embedder:
     return Embedder("toy", SentenceTransformer(str(path)), 32, watch or Quiet())
 
 
+@pytest.mark.slow
 def test_a_probe_tells_classes_apart_and_says_how_well(tmp_path: Path, toy_encoder: Path) -> None:
     write_examples(tmp_path / "topics.jsonl", examples_of(KINDS, 40))
     probe = Probe.read("topics", tmp_path / "topics.jsonl")

@@ -56,6 +56,7 @@ def test_it_ends_when_more_samples_help_no_more() -> None:
     assert "label 1: further samples of the same inputs are no longer kept" in notes[-2]
 
 
+@pytest.mark.slow
 def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     call = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "30", "--samples", "1"]
@@ -84,6 +85,7 @@ def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path, m
     assert (refused.exit_code, "--until-target" in refused.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_further_texts_are_written_once_and_only_as_asked(tmp_path: Path) -> None:
     run = tmp_path / "run"
     call = ["generate", f"{SPECS / 'sts-x2.json'}", "--run", f"{run}", "--num-inputs", "4", "--samples", "1"]

@@ -85,6 +85,7 @@ def test_cards_hold_a_text_and_no_more(text: str, other: str) -> None:
     assert all(line.strip() != fence[0] for line in fence[1:-1]), "nor does it close its block"
 
 
+@pytest.mark.slow
 @settings(max_examples=3)
 @given(st.lists(st.tuples(texts, texts), min_size=6, max_size=12))
 @example([*zip(NASTY, reversed(NASTY), strict=True)])

@@ -23,6 +23,8 @@ from tests.commands import invoke
 from tests.test_spec import SPECS
 from tests.toys import Listener, char_tokenizer, tiny_model
 
+pytestmark = pytest.mark.slow
+
 X1 = write(random_frame(Random(0)), Random(0))
 
 

@@ -18,6 +18,8 @@ from dino_pipeline.pocket.train import Schedule, causal_loss, generator_shard, s
 from dino_pipeline.pocket.vocabulary import bpe_tokenizer, wordpiece_tokenizer
 from dino_pipeline.training.encoders import load_encoder
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = Schedule(steps=8, batch_size=4, learning_rate=1e-3, seed=3, shard_steps=2)
 
 
