@@ -21,10 +21,6 @@ from dino_pipeline.processes import Spread, side_by_side
 WORTH_PROCESSES = 50_000
 """So many examples are worth several processes."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
-REPEATED = ("duplicate", "near-duplicate input", "near-duplicate text_b", "input of the same meaning")
-"""Rules that drop what was there before."""
-LEVELLING = ("beyond the target", "balance")
-"""Rules that drop what nothing is wrong with."""
 LOWEST = 0.05
 """What the funnel says of a log-probability threshold that is off: the lowest so much of each label."""
 
@@ -65,6 +61,10 @@ class SetRule:
     help: str
     option: str = ""
     on: bool = True
+    repeats: bool = False
+    """Whether what it drops was there before."""
+    levels: bool = False
+    """Whether nothing is wrong with what it drops."""
 
 
 def set_rules(options: FilterOptions) -> list[SetRule]:
@@ -72,29 +72,35 @@ def set_rules(options: FilterOptions) -> list[SetRule]:
     limit, most = options.near_duplicates, options.max_per_text
     return [
         SetRule(
-            REPEATED[0], lambda _, rows: duplicates(rows), "texts and label stand before; similarities in either order"
+            "duplicate",
+            lambda _, rows: duplicates(rows),
+            "texts and label stand before; similarities in either order",
+            repeats=True,
         ),
         SetRule("conflicting labels", lambda _, rows: conflicts(rows), "the pair stands under another label, too"),
         SetRule(
-            REPEATED[1],
+            "near-duplicate input",
             lambda sieve, rows: near_inputs(sieve.table, rows, limit, sieve.spread),
             f"text_a resembles an earlier one (Jaccard of character 5-grams, {limit:g})",
             "--near-duplicates",
             bool(limit),
+            repeats=True,
         ),
         SetRule(
-            REPEATED[2],
+            "near-duplicate text_b",
             lambda sieve, rows: near_texts(sieve.table, rows, limit, sieve.spread),
             f"text_b resembles an earlier one of the same text_a and label ({limit:g})",
             "--near-duplicates",
             bool(limit),
+            repeats=True,
         ),
         SetRule(
-            REPEATED[3],
+            "input of the same meaning",
             lambda sieve, rows: sieve.same_meaning(rows),
             f"text_a means what an earlier one means (cosine, {options.semantic_threshold:g})",
             "--semantic",
             options.semantic is not None,
+            repeats=True,
         ),
         _limit("margin", options.min_margin, "about as likely under a counter-label's instruction"),
         _limit("logprob", options.min_logprob, "unlikely under its own instruction"),
@@ -113,18 +119,20 @@ def set_rules(options: FilterOptions) -> list[SetRule]:
             bool(most),
         ),
         SetRule(
-            LEVELLING[0],
+            "beyond the target",
             lambda _, rows: surplus(rows, str(options.target_per_label)),
             "more than were asked for of the label",
             "--target-per-label",
             options.target_per_label is not None,
+            levels=True,
         ),
         SetRule(
-            LEVELLING[1],
+            "balance",
             lambda _, rows: surplus(rows, smallest(rows)),
             "more than there are of the rarest label",
             "--no-balance",
             options.balance,
+            levels=True,
         ),
     ]
 
@@ -177,7 +185,7 @@ class Sieve:
     def rules_of_sets(self) -> list[SetRule]:
         """Those that are on, in order; scores of many grades are not balanced."""
         on = [rule for rule in set_rules(self.options) if rule.on]
-        return [rule for rule in on if not (rule.name == LEVELLING[1] and self.table.graded)]
+        return [rule for rule in on if rule.name != "balance" or not self.table.graded]
 
     @property
     def spread(self) -> Spread:
@@ -239,7 +247,7 @@ class Sieve:
             funnel.add(f"- {reason}", counts)
         self._check_left(funnel, strict)
         for rule in self.rules_of_sets:
-            if rule.name in LEVELLING and not funnel.available:
+            if rule.levels and not funnel.available:
                 funnel.available = table.counts("alive")
             funnel.add(f"- {rule.name}", table.drop(rule.name, rule.find(self, "alive")))
             self._check_left(funnel, strict)

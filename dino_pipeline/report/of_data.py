@@ -14,8 +14,8 @@ from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.contamination import WORDS
 from dino_pipeline.filtering.funnel import Funnel
-from dino_pipeline.filtering.rules import UNSEEN
-from dino_pipeline.filtering.sieve import REPEATED
+from dino_pipeline.filtering.rules import UNSEEN, FilterOptions
+from dino_pipeline.filtering.sieve import set_rules
 from dino_pipeline.progress import Watch
 from dino_pipeline.public import public
 from dino_pipeline.report import charts
@@ -258,7 +258,7 @@ def _slices(material: Material, text: str, place: str) -> list[tuple[int, float,
     for at, each in material.texts.drawn("written", f"{part}, {text}", TEXTS_PER_SLICE, by=part):
         drawn.setdefault(at, []).append(each)
     counts = dict(material.texts.rows(f"SELECT {part}, count(*) FROM written GROUP BY 1"))
-    reasons = ", ".join(f"'{reason}'" for reason in REPEATED)
+    reasons = ", ".join(f"'{rule.name}'" for rule in set_rules(FilterOptions()) if rule.repeats)
     repeated = dict(
         material.texts.rows(
             f"SELECT {part}, count(*) FROM dropped WHERE reason IN ({reasons}) AND {place} IS NOT NULL GROUP BY 1"
