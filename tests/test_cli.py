@@ -139,7 +139,7 @@ def test_the_whole_way_on_toys(
 ) -> None:
     """Generate, filter, finetune, evaluate; then again, when nothing is left to do."""
     calls: list[list[str | Path]] = [
-        ["generate", toy_spec, "--model", toy_generator, "--num-inputs", "60", "--run", "run"],
+        ["generate", toy_spec, "--model", toy_generator, "--num-inputs", "30", "--run", "run"],
         ["filter", "run"],
         ["finetune", "run", "--encoder", toy_encoder, "--epochs", "1"],
         ["evaluate", "run"],

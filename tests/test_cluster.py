@@ -101,7 +101,7 @@ def test_a_filter_there_keeps_the_same_rows(tmp_path: Path, nodes: Any, monkeypa
 
 
 def wait_for(reached: Any, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not reached() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[1]

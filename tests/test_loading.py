@@ -14,6 +14,7 @@ from dino_pipeline.decoding import compiling, loading
 from dino_pipeline.decoding.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder, rows_that_fit
+from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.slots import Slots
 from dino_pipeline.errors import ModelError
 from tests.test_decoder import requests, sampled
@@ -144,8 +145,8 @@ def test_where_nothing_can_be_compiled_auto_goes_on_and_on_says_so(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_a_compiled_step_writes_the_same_texts() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=16)
-    asked = requests(decoder)
-    expected = sampled(decoder, asked)
+    asked, short = requests(decoder)[:3], Sampling(top_k=0, top_p=0.95, max_new_tokens=15)
+    expected = {done.number: done.text for done in decoder.sample(asked, short)}
     compile_step(decoder)
     assert decoder.make_rows is not Slots
-    assert sampled(decoder, asked) == expected
+    assert {done.number: done.text for done in decoder.sample(asked, short)} == expected

@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_ends_as_a_whole_one(inputs: Path, tmp_path: Path)
 
 def test_both_engines_draw_from_the_same_distribution(served: str, inputs: Path, tmp_path: Path) -> None:
     inputs.write_text(INPUTS[0])
-    few = ("--samples", "120", "--max-new-tokens", "1", "--keep-unfinished", "--seed", "3")
+    few = ("--samples", "80", "--max-new-tokens", "1", "--keep-unfinished", "--seed", "3")
     invoke(*call(served, inputs, tmp_path / "served", *few, "--concurrency", "4"))
     here = ("generate", SPECS / "sts-x2.json", "--inputs", inputs, "--run", tmp_path / "here", "--decay", "0")
     invoke(*here, *few)

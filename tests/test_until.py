@@ -59,8 +59,8 @@ def test_it_ends_when_more_samples_help_no_more() -> None:
 @pytest.mark.slow
 def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    call = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "30", "--samples", "1"]
-    done = answer(*call, "--until-target", "45")
+    call = ["generate", str(SPECS / "sts-x2.json"), "--run", "run", "--num-inputs", "16", "--samples", "1"]
+    done = answer(*call, "--until-target", "24")
     assert done.exit_code == 0, done.stderr
     assert "writing more" in done.stderr
     rows = [
@@ -68,19 +68,19 @@ def test_a_run_grows_until_the_target_and_says_what_is_missing(tmp_path: Path, m
         for side in ("train", "dev")
         for line in (tmp_path / "run" / f"{side}.jsonl").read_text().splitlines()
     ]
-    assert Counter(row["label"] for row in rows if row["input"] is not None) == {0.9: 45, 0.5: 45, 0.1: 45}
+    assert Counter(row["label"] for row in rows if row["input"] is not None) == {0.9: 24, 0.5: 24, 0.1: 24}
     before = files(tmp_path / "run")
-    again = answer(*call, "--until-target", "45")
+    again = answer(*call, "--until-target", "24")
     assert "texts are up to date" in again.stdout
     assert files(tmp_path / "run") == before
-    upto = answer("filter", "run", "--target-per-label", "45")
+    upto = answer("filter", "run", "--target-per-label", "24")
     assert "up to date" in upto.stdout
-    more = answer(*call, "--until-target", "70")
+    more = answer(*call, "--until-target", "38")
     assert more.exit_code == 0, more.stderr
     assert "further samples of the same inputs are no longer kept" in more.stderr
     assert "missing" in more.stdout
-    small = answer(*call, "--until-target", "70", "--budget", "80")
-    assert (small.exit_code, "the first round alone writes 90 texts" in small.stderr) == (2, True)
+    small = answer(*call, "--until-target", "38", "--budget", "40")
+    assert (small.exit_code, "the first round alone writes 48 texts" in small.stderr) == (2, True)
     refused = answer(*call, "--budget", "5")
     assert (refused.exit_code, "--until-target" in refused.stderr) == (2, True)
 
