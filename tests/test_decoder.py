@@ -276,6 +276,17 @@ def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, mo
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
 
 
+def test_out_of_memory_is_answered_by_scoring_halves_with_the_same_scores() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    pairs = [(INSTRUCTIONS[0].format(text), other) for text in TEXTS for other in TEXTS]
+    expected = [each.logprob for each in decoder.score(pairs)]
+    short_of_memory(decoder.model, 4)
+    assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
+    short_of_memory(decoder.model, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.score(pairs)
+
+
 def test_a_text_written_scores_as_it_did_when_written() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer())
     asked = requests(decoder)

@@ -311,6 +311,10 @@ def test_a_rule_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         filtered(tmp_path, FINE, raw(custom=("my_rules:broken",)))
     with pytest.raises(OptionError, match=r"--rule my_rules:no: cannot be imported \(AttributeError"):
         filtered(tmp_path, FINE, raw(custom=("my_rules:no",)))
+    with pytest.raises(OptionError, match="--rule json:decoder: is no function"):
+        filtered(tmp_path, FINE, raw(custom=("json:decoder",)))
+    with pytest.raises(OptionError, match="--rule: 41 rules, 40 at most"):
+        filtered(tmp_path, FINE, raw(custom=("my_rules:made",) * 41))
     with pytest.raises(OptionError, match="--without 'nonsense': no such rule; choose from 'empty'"):
         filtered(tmp_path, FINE, raw(without=("nonsense",)))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from dino_pipeline.training.encoders import load_encoder, pooling_of
 from dino_pipeline.training.finetune import Finetuned, Texts, finetune
 from dino_pipeline.training.objectives import NAMES, Objective, Recipe, Training, get_objective
 from dino_pipeline.training.selection import selection
-from dino_pipeline.training.trainer import arguments
-from tests.toys import Listener, Quiet, save_encoder, static_encoder, without_dropout
+from dino_pipeline.training.trainer import arguments, steps_of
+from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
 
@@ -186,6 +187,10 @@ def test_batches_are_shared_evenly_or_not_at_all(tmp_path: Path) -> None:
     assert share(2) == 4
     with pytest.raises(OptionError, match="cannot be shared by 3 processes"):
         share(3)
+    recipe = Recipe(TRAINING, None, 0, processes=2, steps=0)
+    assert steps_of(get_objective("dino"), recipe, 8) == 2
+    with pytest.raises(OptionError, match="--batch-size 8: there are only 7 rows for several processes"):
+        steps_of(get_objective("dino"), recipe, 7)
 
 
 class Stopper(Listener):
@@ -424,3 +429,13 @@ def test_causal_encoders_pool_and_pad_as_they_are_told(toy_generator: Path) -> N
         model = load_encoder(str(toy_generator), pooling=pooling)
         assert pooling_of(model) == pooling
         assert np.allclose(model.encode("a dog"), model.encode(["a dog", "a longer text"])[0], atol=1e-5)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(toy_generator: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_generator, tmp_path / "model")
+    tokenizer = char_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = load_encoder(str(tmp_path / "model"))
+    assert model.tokenizer.pad_token == tokenizer.eos_token
+    assert np.allclose(model.encode("a dog"), model.encode(["a dog", "a longer text"])[0], atol=1e-5)

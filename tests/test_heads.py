@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.training import heads
 from dino_pipeline.training.adapters import adapt, contrasted
 from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.encoders import load_encoder
 from dino_pipeline.training.heads import FILE
 from tests.commands import answer, execute, invoke
 
@@ -73,6 +76,20 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
     assert record["selection"]["measure"] == "alignment and uniformity", "which looks at no label"
     assert record["head"]["accuracy"] > 50
+
+
+def test_a_head_is_fitted_to_no_more_texts_than_help(toy_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = load_encoder(str(toy_encoder)), list[str]()
+    encode = model.encode
+
+    def noted(given: list[str], **how: Any) -> Any:
+        seen.extend(given)
+        return encode(given, **how)
+
+    monkeypatch.setattr(heads, "MOST", 12)
+    monkeypatch.setattr(model, "encode", noted)
+    assert heads.fit(model, texts(20)).classes == ("10", "bad", "good")
+    assert len(set(seen)) == len(seen) == 12
 
 
 def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path) -> None:

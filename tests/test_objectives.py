@@ -384,6 +384,9 @@ def test_an_encoder_that_masks_no_words_is_named(toy_generator: Path) -> None:
     for name in ("declutr", "cmlm"):
         with pytest.raises(ModelError, match="has no masked language model"):
             get_objective(name).loss(model, recipe(name, tokenizer=model.tokenizer))
+    model.tokenizer.mask_token = None
+    with pytest.raises(ModelError, match="masks no words; take an encoder that was trained to"):
+        get_objective("cmlm").loss(model, recipe("cmlm", tokenizer=model.tokenizer))
 
 
 def test_cmlm_conditions_on_the_neighbour(toy_encoder: Path) -> None:
