@@ -13,6 +13,7 @@ from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.stops import StopRule
+from dino_pipeline.generation import preview
 from dino_pipeline.generation.estimate import Expected
 from dino_pipeline.generation.plan import GenerateOptions
 from dino_pipeline.generation.preview import Drawn, draw, pieces
@@ -84,6 +85,37 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     refused = answer("preview", SPECS / "documents.json", "--run", tmp_path / "d", *short[:4])
     assert (refused.exit_code, "none of the trial's texts was accepted" in refused.stderr) == (2, True), refused.output
     assert "no stop string, such as '" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "much", "each", "sizes"),
+    [
+        ("sts-x2", {"num_inputs": 10_000}, 0.01, [25, 720]),  # a quarter of a second, then enough
+        ("sts-x2", {"num_inputs": 100}, 0.01, [25, 100]),  # there is no more
+        ("sts-x2", {"num_inputs": 10**6}, 1e-9, [25, 1800, 129_600]),  # so quick that it ends all the same
+        ("topics", {"samples": 10**6}, 0.01, [128, 720]),
+    ],
+)
+def test_a_trial_grows_until_it_has_taken_long_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, much: Any, each: float, sizes: list[int]
+) -> None:
+    now, asked = [0.0], []
+
+    def generate(run: Run, spec: Any, hands: Any, part: GenerateOptions, watch: Any, **_: Any) -> None:
+        asked.append(part.num_inputs or part.samples)
+        watch.progress(Progress("texts", 1, 0))
+        now[0] += asked[-1] * each
+        watch.progress(Progress("texts", 1, 1))
+
+    monkeypatch.setattr(preview, "generate", generate)
+    monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
+    counted: Any = preview._Counting(None)  # type: ignore[arg-type]
+    whole = GenerateOptions(**much)
+    run, part, stopwatch = preview._trial(tmp_path, counted, load_spec(SPECS / f"{spec}.json"), None, whole, Listener())
+    assert asked == sizes
+    assert (part.num_inputs or part.samples) == sizes[-1]
+    assert stopwatch.seconds("texts") == pytest.approx(sizes[-1] * each), "of the last trial alone"
+    assert run.path == tmp_path / str(len(sizes))
 
 
 def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

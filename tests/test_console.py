@@ -1,0 +1,28 @@
+"""What a stage tells, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dino_pipeline.console import Console
+from dino_pipeline.progress import LabelCount, Progress
+
+
+def test_a_terminal_shows_a_bar_for_each_stage_and_notes_above_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    console = Console()
+    counts = {"1": LabelCount(written=4, accepted=3, margin_sum=1.5, margins=3), "0": LabelCount()}
+    console.progress(Progress("texts", 8, 2, resumed=2))
+    console.note("one label is slow")
+    console.progress(Progress("texts", 8, 6, resumed=2, labels=counts, extra="so far"))
+    console.progress(Progress("inputs", 3, 3))
+    console.close()
+    texts, inputs = capsys.readouterr().err.split("inputs:", 1)
+    above, below = texts.split("note: one label is slow\n")
+    assert "texts:" in above and "texts:" in below
+    assert "texts:  75%|" in below and "6/8" in below and "1 75% (+0.50), so far" in below
+    assert "inputs: 100%|" in f"inputs:{inputs}" and "3/3" in inputs
