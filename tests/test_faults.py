@@ -452,6 +452,7 @@ SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "inputs anywhere": ({"inputs": "/etc/passwd"}, "inputs: /etc/passwd lies outside the spec's folder"),
     "values above": ({"variables": {"T": "../../etc/passwd"}}, "variables, T: ../../etc/passwd lies outside"),
     "values by a link": ({"variables": {"T": "link.txt"}}, "variables, T: link.txt lies outside"),
+    "values in another encoding": ({"variables": {"T": "latin-1.txt"}}, "T: latin-1.txt, byte 1 is not UTF-8"),
     "values of zeros": ({"variables": {"T": "a\0b"}}, "variables, T"),
 }
 
@@ -461,6 +462,7 @@ def test_a_strangers_spec_reads_no_files_but_those_beside_it(tmp_path: Path, fau
     change, said = SPECS[fault]
     (tmp_path / "specs").mkdir()
     (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "specs" / "latin-1.txt").write_bytes(b"B\xe4r")
     (tmp_path / "specs" / "link.txt").symlink_to("/etc/hostname")
     spec = {**TOY_SPEC, **change}
     (tmp_path / "specs" / "spec.json").write_text(json.dumps(spec))

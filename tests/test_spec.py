@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
         ),
         ({"labels/1/examples": [{"text": "a"}]}, ['label "1", examples, item 1: nothing fills <X1>; add "input"']),
         ({"labels/1/examples": [{"input": "a"}]}, ['label "1", examples, item 1, text: missing']),
+        (
+            {
+                "stop": "»",
+                "labels/1": {"instruction": "<X1>: «", "examples": [{"input": "a", "text": "b»"}]},
+                "labels/0": {"instruction": "<X1>: «"},
+            },
+            ["label \"1\", examples, item 1: 'b»' holds the stop string »"],
+        ),
+        ({"variables": {"X1": ["a"]}}, ["variables, X1: the name is taken by the input"]),
+        ({"description": "😀"}, []),
         (
             {"labels/1/examples": [{"input": "a", "text": "b", "variables": {"TOPIC": "c"}}]},
             ['label "1", examples, item 1: the instruction lacks <TOPIC>'],
@@ -262,6 +273,21 @@ def test_a_spec_to_begin_with_is_right_and_commented(kind: str, tmp_path: Path) 
     assert (again.exit_code, "is there already" in again.stderr) == (2, True)
     asked = CliRunner().invoke(main, ["spec", "new", "mine", "--output", f"{tmp_path / 'other.json'}"])
     assert (asked.exit_code, "--kind is missing, and there is nobody to ask" in asked.stderr) == (2, True)
+
+
+class Terminal(io.StringIO):
+    """Somebody who answers."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_no_option_says_is_asked_until_it_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("nonsense\nclasses\nreview\n\n"))
+    main(["spec", "new", "mine", "--output", f"{tmp_path / 'new.json'}"], standalone_mode=False)
+    labels = load_spec(tmp_path / "new.json").labels
+    assert labels["good"].instruction == 'Task: Write a review (TODO: what good means).\nReview: "'
+    assert list(labels) == ["good", "bad"], "as nothing else was asked for"
 
 
 def test_what_would_be_wrong_is_not_written(tmp_path: Path) -> None:

@@ -115,9 +115,7 @@ def spec_new(
         raise OptionError(f"{name!r} is no name for a spec; use letters, digits, '-', '_' and '.'")
     if path.exists():
         raise OutputError(f"{path}: is there already; give another name, or --output")
-    kind = kind or _asked("--kind", f"What does it write? ({'; '.join(KINDS)})", "similarity")
-    if kind not in KINDS:
-        raise OptionError(f"--kind {kind}: there is no such kind; choose from {', '.join(KINDS)}")
+    kind = kind or _asked("--kind", "What does it write?", "similarity", click.Choice(list(KINDS)))
     about = about or _asked("--about", "What is one text (sentence, question, review ...)?", "sentence")
     if labels is None:
         labels = "1,0.5,0" if kind == "similarity" else _asked("--labels", "Its labels, with commas?", "good,bad")
@@ -136,11 +134,11 @@ def spec_new(
     click.echo(f"{path}: is written; mend its instructions, then: dino preview {path}")
 
 
-def _asked(option: str, question: str, default: str) -> str:
+def _asked(option: str, question: str, default: str, choices: click.Choice[str] | None = None) -> str:
     """Ask, where there is somebody to answer."""
     if not sys.stdin.isatty():
         raise OptionError(f"{option} is missing, and there is nobody to ask")
-    return str(click.prompt(question, default=default))
+    return str(click.prompt(question, default=default, type=choices))
 
 
 def _begun(name: str, kind: str, labels: Sequence[str], about: str, language: str) -> dict[str, Any]:
