@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -20,13 +21,13 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard
 from matplotlib.figure import Figure
 
 from dino_pipeline.digests import shard_files
-from dino_pipeline.errors import HubError
+from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.hub import tables
 from dino_pipeline.hub.card import BEGIN, END, Kept, card, split
 from dino_pipeline.hub.check import check
 from dino_pipeline.hub.dataset import size_category
-from dino_pipeline.hub.licenses import license_of
+from dino_pipeline.hub.licenses import GeneratorLicense, license_of
 from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
 from dino_pipeline.hub.publish import Request, put
 from dino_pipeline.hub.upload import Repository
@@ -246,6 +247,17 @@ def test_large_splits_are_cut_into_shards_in_order(run: Path, monkeypatch: pytes
     assert hashes(run / "hub" / "dataset") == before
 
 
+def test_what_is_to_be_published_and_cannot_be_read_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.train.write_text('{"text_a": "a"\n')
+    (split,) = tables.splits(run, tables.Shape(True, None), raw=False)
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; filter again"):
+        tables.write(split, tmp_path / "damaged", tmp_path)
+    run.train.unlink()
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; filter again"):
+        tables.write(split, tmp_path / "gone", tmp_path)
+
+
 def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     shutil.copytree(published / "hub" / "dataset", folder)
@@ -278,6 +290,12 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     (folder / "run.json").write_text(json.dumps(records))
     expected = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
     assert set(check(folder).other) == expected
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**spec, "newlines": True}))
+    (folder / "run.json").write_text("{")
+    other = check(folder).other
+    assert any(re.match(r"spec\.json is \w+, the texts were written from \w+", each) for each in other), other
+    assert any(each.startswith("run.json cannot be read (Expecting") for each in other), other
     (folder / "README.md").write_bytes(b"\xff")
     assert "README.md: is not UTF-8 (byte 0); save it as UTF-8" in check(folder).wrong
     (folder / "README.md").unlink()
@@ -374,6 +392,18 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(run: Path, tmp_p
     assert "is llama3.1: it may restrict" in answer(*of_model).stderr
     invoke(*of_model, "--license", "llama3.1")
     assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "model" / "README.md").read_text()
+
+
+def test_a_generator_s_licence_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = {"them/free": {"license": "mit"}, "them/own": {"license": "llama3.1"}, "them/silent": {}, "them/bare": None}
+
+    def model_info(hub: HfApi, name: str, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(card_data=cards[name])  # KeyError: the Hub answers no better
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    found = [license_of(f"them/{name}") for name in ("free", "own", "silent", "bare", "gone")]
+    assert found == ["mit", "llama3.1", None, None, None]
+    assert [GeneratorLicense(each).restricts for each in found] == [False, True, True, True, True]
 
 
 def by_hand(text: str, *, above: str = "", below: str = "") -> str:

@@ -145,7 +145,11 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
         OutputError: a file cannot be written.
     """
     (folder / split.folder).mkdir(parents=True, exist_ok=True)
-    count = max(1, -(-sum(path.stat().st_size for path in split.sources) // SHARD))
+    try:
+        size = sum(path.stat().st_size for path in split.sources)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); filter again") from error
+    count = max(1, -(-size // SHARD))
     selected = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
     counted = f"SELECT *, row_number() OVER () AS place FROM {records(split.sources)}"  # joins lose the order
     query = f"SELECT {selected} FROM ({counted}) WHERE {split.where} ORDER BY place"
