@@ -13,13 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from dino_pipeline.cli import main
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.report.blocks import visible
+from dino_pipeline.progress import Unseen
+from dino_pipeline.report import charts, of_data
+from dino_pipeline.report.blocks import Missing, Table, visible
+from dino_pipeline.report.material import Material
 from dino_pipeline.report.page import SECTIONS
 from dino_pipeline.report.texts_of_run import TextsOfRun, label_name
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, Stage
 from tests.commands import invoke
 
 pytestmark = pytest.mark.slow
@@ -192,6 +196,34 @@ def test_stages_of_older_versions_are_left_out_and_said(tmp_path: Path, whole: P
     assert said == invoke("report", old)
     assert "left out: Training: the encoder was trained by an older version" in said
     assert "left out: Scores: scores.json is not there, damaged, or of another version" in said
+
+
+@pytest.fixture
+def material(tmp_path: Path) -> Material:
+    """Of a run whose shards are gone and whose texts are all of one length."""
+    run = Run(tmp_path / "run")
+    run.begin(Stage("generate", {}, outputs=[run.shards]))
+    run.finish("generate")
+    write_examples(run.train, [Example(f"Input {at}", "A text", 1.0) for at in range(3)])
+    return Material(run, TextsOfRun(run, tmp_path), [], Unseen())
+
+
+def test_a_run_whose_shards_are_gone_says_so(material: Material) -> None:
+    with pytest.raises(Missing, match="the texts of run are not there any more"):
+        of_data.diversity(material)
+
+
+def test_where_there_is_one_value_there_is_a_table_and_no_picture(material: Material) -> None:
+    (numbers,) = of_data.lengths(material)
+    assert isinstance(numbers, Table)
+    assert numbers.rows == [["1", "3", "6", "6", "6"]]
+
+
+def test_an_interval_that_is_not_known_is_not_drawn() -> None:
+    panel = Figure().subplots()
+    known, alone, none = {"low": 1.0, "high": 3.0, "value": 2.0}, {"low": None, "value": 5.0}, {"value": None}
+    charts.intervals([panel], [("a", known), ("b", alone), ("c", none)], "Spearman")
+    assert [[*np.asarray(line.get_xdata())] for line in panel.lines] == [[1.0, 3.0], [2.0], [5.0]]
 
 
 def test_a_folders_name_is_no_column(tmp_path: Path, whole: Path) -> None:

@@ -152,6 +152,7 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     [
         ("STS12.MSRpar.tsv", "1\tone text\n", "line 1: 2 columns, 3 are needed"),
         ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is no score"),
+        ("STS12.MSRpar.tsv", "1\tB\xe4r\tb\n", r"STS12\.MSRpar\.tsv: byte 3 is not UTF-8"),
         ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is no score"),
         ("STS12.MSRpar.tsv", "", "STS12 MSRpar holds no pair with a score"),
         ("STS/STS12-en-test/STS.input.MSRpar.txt", "a\tb\nc\td\n", "STS.gs.MSRpar.txt: 1 scores for the 2 pairs"),
@@ -161,8 +162,9 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
 def test_sts_files_that_are_wrong_are_named(tmp_path: Path, name: str, text: str, said: str) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.with_name(path.name.replace("input", "gs")).write_text("3.5\n" if "input" in name else text)
+    path.write_text(text, encoding="latin-1")
+    if "input" in name:
+        path.with_name(path.name.replace("input", "gs")).write_text("3.5\n")
     with pytest.raises(DataError, match=said):
         read_sts(tmp_path, Protocol())
 
@@ -206,6 +208,9 @@ def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
 
     with pytest.raises(OptionError, match=r"cannot be had from the Hub \(no network\); give the files with --data-dir"):
         hub_folder(refuse, tmp_path)
+    tarfile.open(tmp_path / "other.tar", "w").close()
+    with pytest.raises(OptionError, match="the archive holds no STS files"):
+        hub_folder(lambda *_, **__: str(tmp_path / "other.tar"), tmp_path / "cache")
 
 
 def test_the_sts_suite_is_one_table_with_its_marks(tmp_path: Path, toy_encoder: Path) -> None:
