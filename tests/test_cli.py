@@ -87,10 +87,16 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["generate", "SPEC", "--model", "nowhere"], "error: nowhere: cannot be loaded as a causal language model"),
         (["generate", "SPEC", "--model", "ENCODER"], "cannot be loaded as a causal language model"),
         (["generate", "SPEC", "--device", "gpu7"], "error: --device gpu7: "),
+        (["generate", "SPEC", "--device", "cpu", "--device-map", "auto"], "--device and --device-map exclude each"),
+        (["generate", "SPEC", "--compile", "on", "--device-map", "auto"], "--compile on and --device-map exclude each"),
         (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
         (["filter", "nowhere"], "error: nowhere: is not there"),
         (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; say with --run which folder to write"),
         (["filter", "folder", "--run", "r"], "error: folder: is a run itself, so --run r has no place"),
+        (["filter", "published"], "error: published: is a dataset; say with --run which folder to write"),
+        (["filter", "folder", "--verify"], "error: folder: no texts are written there; run dino generate first"),
+        (["filter", "--list", "--verify-margin", "0.1"], "error: --verify-margin belongs to --verify"),
+        (["filter", "--list", "--temperature", "2"], "error: --temperature belongs to --labels posterior"),
         (["filter", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
         (["filter", "empty.jsonl", "--run", "r"], "error: empty.jsonl: holds no examples"),
         (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
@@ -107,6 +113,12 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "Invalid value for '--set': x: give NAME=VALUE"),
         (["finetune", "bad.jsonl", "--run", "r", "--set", "x=1"], "error: x: dino has no such option; it has loss"),
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "a"], "give whole numbers, as in 256,128,64"),
+        (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "32,0"], "dimensions are 1 and more"),
+        (["finetune", "begun"], "train.jsonl: is not there; make it with dino filter begun, or name a file"),
+        (["evaluate", "begun"], "error: begun: no encoder is trained there; run dino finetune begun first"),
+        (["export", "begun", "--output", "o.jsonl"], "train.jsonl: is not there; run dino filter begun first"),
+        (["spec", "new", "a b"], "error: 'a b' is no name for a spec; use letters"),
+        (["spec", "new", "x", "--kind", "nonsense"], "Invalid value for '--kind'"),
         (["finetune", "gone.jsonl", "--run", "r"], "error: gone.jsonl: is not there"),
         (
             ["compare", "bad.jsonl", "--run", "r", "--objectives", "x"],
@@ -124,7 +136,10 @@ def test_mistakes_are_named_and_exit_with_2(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": 1}\n{"text_a": "z')
     (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "folder").mkdir()
+    for name in ("folder", "begun", "published"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    (tmp_path / "published" / "lineage.json").touch()
     (tmp_path / "nan.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": NaN}')
     names = {"SPEC": str(toy_spec), "ENCODER": str(toy_encoder)}
     found = CliRunner().invoke(main, [names.get(argument, argument) for argument in arguments])
@@ -320,6 +335,29 @@ def test_what_a_run_was_told_is_known_on_another_machine(tmp_path: Path) -> None
     invoke(*call, *storage, "--run", tmp_path / "here")
     assert "texts are up to date" in invoke(*call, *storage, "--run", tmp_path / "there")
     assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_starting_over_replaces_what_is_stored(tmp_path: Path) -> None:
+    call: list[str | Path] = ["generate", "sts-x2", "--samples", "1", "--shard-size", "4"]
+    call += ["--storage", f"file://{tmp_path}/kept"]
+    invoke(*call, "--num-inputs", "4", "--run", tmp_path / "here")
+    assert (tmp_path / "kept" / "shards" / "00002.jsonl").exists()
+    other = [*call, "--num-inputs", "2", "--seed", "7"]
+    invoke(*other, "--run", tmp_path / "here", "--fresh")
+    assert "texts are up to date" in invoke(*other, "--run", tmp_path / "there")
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    assert not (tmp_path / "kept" / "shards" / "00002.jsonl").exists(), "there are fewer now"
+
+
+@pytest.mark.slow
+def test_storage_that_cannot_be_written_to_is_named_and_the_run_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    call = ["generate", "sts-x2", "--num-inputs", "1", "--samples", "1", "--run", f"{tmp_path}/run"]
+    failed = answer(*call, "--storage", f"file://{tmp_path}/file/kept")
+    assert failed.exit_code == 2, failed.output
+    assert f"error: file://{tmp_path}/file/kept: NotADirectoryError: " in failed.stderr
+    invoke(*call)
 
 
 def test_folders_and_names_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
