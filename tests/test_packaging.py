@@ -47,11 +47,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return build("wheel", checkout, folder / "one"), build("wheel", unpacked, folder / "other")
 
 
+@pytest.mark.slow
 def test_an_sdist_builds_the_same_wheel(wheels: tuple[Path, Path]) -> None:
     one, other = map(contents, wheels)
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_all_code_specs_and_models(wheels: tuple[Path, Path]) -> None:
     names = set(contents(wheels[0]))
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "dino_pipeline").rglob("*.py")}
@@ -64,6 +66,7 @@ def test_a_wheel_holds_all_code_specs_and_models(wheels: tuple[Path, Path]) -> N
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_writes_texts(wheels: tuple[Path, Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(wheels[0]) as found:
         found.extractall(tmp_path / "site")

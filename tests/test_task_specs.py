@@ -48,6 +48,7 @@ def test_every_readme_line_is_a_file() -> None:
     assert {name for line in lines for name in re.findall(r"`([^`]+)`", line)} == {file.stem for file in FILES}
 
 
+@pytest.mark.slow
 @named
 def test_every_spec_generates(file: Path, tmp_path: Path) -> None:
     spec = load_spec(file)
