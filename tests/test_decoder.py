@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from dino_pipeline.decoding import scoring, tuning
-from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.decoder import Decoder, _continuation
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.graphs import FixedSlots
 from dino_pipeline.decoding.prefill import Prefill
 from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.scoring import Continuation
 from dino_pipeline.decoding.selfcheck import slots_defect
 from dino_pipeline.decoding.slots import PlainRows, Slots
 from dino_pipeline.errors import ModelError
@@ -218,8 +219,10 @@ def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
 def test_a_model_too_large_for_any_row_is_refused() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=64)
     short_of_memory(decoder.model, 0)
-    with pytest.raises(ModelError, match="memory does not hold even 3 prompts beside the model; use --dtype"):
-        list(decoder.sample(requests(decoder), WIDE))
+    for name, said in (("", "LlamaForCausalLM: cpu"), ("models/mine", "models/mine: cpu")):
+        decoder.model.config.name_or_path = name
+        with pytest.raises(ModelError, match=f"{said} memory does not hold even 3 prompts beside the model; use --d"):
+            list(decoder.sample(requests(decoder), WIDE))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +256,13 @@ def test_what_prompts_share_goes_through_the_model_once() -> None:
             for one, two in zip(layer, other, strict=True):
                 assert torch.allclose(one[0, :, : start - 1], two[0, :, : start - 1], atol=1e-5)
                 assert torch.allclose(one[1], two[1], atol=1e-5)
+
+
+def test_what_follows_a_prompt_leaves_the_model_a_token_to_read_and_one_to_tell() -> None:
+    assert _continuation((1, 2, 3), (1, 2, 3, 4)) == Continuation((1, 2, 3), (4,))
+    assert _continuation((1, 2, 3), (1, 2, 9)) == Continuation((1, 2), (9,)), "the prompt's end is in the text's token"
+    assert _continuation((1, 2, 3), (1, 2, 3)) == Continuation((1, 2), (3,))
+    assert _continuation((5,), (7, 8, 9)) == Continuation((7,), (8, 9))
 
 
 @on_each_device
@@ -327,6 +337,7 @@ def test_texts_end_at_the_quote_a_newline_or_the_longest_length() -> None:
     for done in found:
         assert '"' not in done.text
         assert "\n" not in done.text
+        assert done.length == len(done.tokens)
         assert (len(done.tokens) == 30) or done.finish != "length"
     assert {done.finish for done in found} == {"stop", "newline", "length"}
 
