@@ -258,6 +258,14 @@ def test_what_prompts_share_goes_through_the_model_once() -> None:
                 assert torch.allclose(one[1], two[1], atol=1e-5)
 
 
+def test_a_rule_for_where_texts_end_is_made_once_for_each_way() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    ways = [('"', True), ('"', False), (".", True)]
+    rules = [decoder.stop_rule(*way) for way in ways]
+    assert len({id(rule) for rule in rules}) == len(ways)
+    assert all(decoder.stop_rule(*way) is rule for way, rule in zip(ways, rules, strict=True))
+
+
 def test_what_follows_a_prompt_leaves_the_model_a_token_to_read_and_one_to_tell() -> None:
     assert _continuation((1, 2, 3), (1, 2, 3, 4)) == Continuation((1, 2, 3), (4,))
     assert _continuation((1, 2, 3), (1, 2, 9)) == Continuation((1, 2), (9,)), "the prompt's end is in the text's token"
