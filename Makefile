@@ -16,6 +16,7 @@ PYTHON ?= python3
 VENV   := .venv
 DINO   := $(VENV)/bin/dino
 READY  := $(VENV)/.installed
+DEV    := $(VENV)/.dev
 
 # The paper's hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one. The pocket
 # generator's inputs cost next to nothing, so that many inputs with few texts each are better than few with many.
@@ -27,7 +28,7 @@ POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5
 
 help: ## list targets and variables
 	@echo "Targets:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables (make generate SPEC=...):"
 	@echo "  SPEC        task spec                              $(SPEC)"
 	@echo "  RUN         folder of the run                      $(RUN)"
@@ -44,12 +45,16 @@ help: ## list targets and variables
 	@echo "  PUBLISHING  options of dino publish                $(PUBLISHING)"
 	@echo "  FRESH       1 starts over with other options       $(FRESH)"
 
-install: $(READY) ## make .venv and install everything into it
+install: $(DEV) ## make .venv and install everything into it, tests and Ray included
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV): $(READY)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -97,28 +102,28 @@ pocket: $(READY) ## train the pocket models again and write their gold set; goes
 
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --dist worksteal
 
-test: $(READY) ## run all tests, offline, one process a core
+test: $(DEV) ## run all tests, offline, one process a core
 	$(PYTEST)
 
-unit: $(READY) ## run the quick ones, in under a minute
+unit: $(DEV) ## run the quick ones, in under a minute
 	$(PYTEST) -m 'not slow'
 
-lint: $(READY) ## ruff and mypy
+lint: $(DEV) ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: $(READY) ## write the reference of all modules to build/docs, from their docstrings
+docs: $(DEV) ## write the reference of all modules to build/docs, from their docstrings
 	! $(VENV)/bin/python -m pdoc --docformat google --no-show-source --output-directory build/docs dino_pipeline 2>&1 | grep .
 
-format: $(READY) ## let ruff put the code in order
+format: $(DEV) ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench-filter: $(READY) ## measure the filter stage on 1 and 10 million pairs (8 minutes, 8 GB of disk)
+bench-filter: $(DEV) ## measure the filter stage on 1 and 10 million pairs (8 minutes, 8 GB of disk)
 	$(VENV)/bin/python -m benchmarks.filtering
 
-bench: $(READY) ## measure the decoder against the reference procedure
+bench: $(DEV) ## measure the decoder against the reference procedure
 	$(VENV)/bin/python -m benchmarks.decoder
 
 clean: ## delete .venv and caches; outputs stay

@@ -42,7 +42,7 @@ def connect(address: str | None) -> None:
     Raises:
         OptionError: Ray is not installed, or there is no such cluster.
     """
-    need("ray", "--ray", "ray")
+    need("ray", "--ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

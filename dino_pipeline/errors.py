@@ -54,10 +54,10 @@ class OutputError(DinoError):
     """A result could not be written."""
 
 
-def need(package: str, option: str, extra: str) -> None:
-    """Raise `OptionError` where the package that an option needs is not installed, an extra of ours."""
+def need(package: str, option: str) -> None:
+    """Raise `OptionError` where the package that an option needs is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise OptionError(f'{option} needs {package}, which is not installed: pip install "dino-pipeline[{extra}]"')
+        raise OptionError(f"{option} needs {package}, which is not installed: pip install {package}")
 
 
 def short(value: Any) -> str:

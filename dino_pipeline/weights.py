@@ -31,9 +31,11 @@ def check(name: str) -> None:
     """Look for pickled weights in a model's folder; what is on the Hub is looked at by its loader.
 
     Raises:
-        ModelError: a part of the model has no others.
+        ModelError: a part of the model has no others, or there is no such folder.
     """
     folder = Path(name)
+    if not folder.exists() and (name.startswith((".", "/", "~")) or len(folder.parts) > 2):
+        raise ModelError(f"{name}: there is no such folder")
     if allowed() or not folder.is_dir():
         return
     for pattern in PICKLED:

@@ -21,12 +21,21 @@ from dino_pipeline.cli.verify import verify
 from dino_pipeline.weights import ALLOW
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class InOrder(click.Group):
+    """Lists commands in the order in which they are used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return their names."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dino")
 @click.option(
     "--allow-pickle",
     is_flag=True,
     envvar=ALLOW,
+    show_envvar=True,
     help="Read models that have no safetensors; pickled weights can run code: only from those you trust.",
 )
 def main(allow_pickle: bool) -> None:
@@ -34,5 +43,18 @@ def main(allow_pickle: bool) -> None:
     os.environ[ALLOW] = str(int(allow_pickle))
 
 
-for _command in (preview, generate, filter_command, finetune, evaluate, compare, report, publish, verify, export, spec):
+for _command, _said in (
+    (spec, "List, check, show and write task specs."),
+    (preview, "Write a few texts, and say what a job takes."),
+    (generate, "Write texts for every input and label."),
+    (filter_command, "Decide what is trained on, and say why not."),
+    (finetune, "Train an encoder."),
+    (compare, "Train by several objectives, on one table."),
+    (evaluate, "Score encoders, or what generators write."),
+    (report, "Put a run on one page."),
+    (publish, "Put dataset and encoder on the Hub."),
+    (verify, "Check what is published."),
+    (export, "Write pairs in the original's format."),
+):
+    _command.short_help = _said
     main.add_command(_command)

@@ -86,7 +86,8 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: 
     click.echo(table(header, lines))
     for remark in remarks(rows):
         click.echo(remark)
-    click.echo(f"Spearman x 100, mean and range of {options['seeds']} seeds; written: {', '.join(map(str, files))}")
+    seeds = f"{options['seeds']} seed{'s' * (options['seeds'] > 1)}"
+    click.echo(f"Spearman x 100, mean and range of {seeds}; written: {', '.join(map(str, files))}")
 
 
 def _names(given: str) -> list[str]:

@@ -67,7 +67,11 @@ SERVED = (
     click.option("--base-url", metavar="URL", help="The server's, e.g. http://localhost:8000/v1; key: OPENAI_API_KEY."),
     click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="Requests at once."),
     click.option(
-        "--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, help="Of a request, s."
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=600.0,
+        show_default=True,
+        help="Seconds that a request may take.",
     ),
     click.option("--prices", type=(float, float), metavar="IN OUT", help="Dollars a million tokens, to sum up costs."),
     click.option(
@@ -195,7 +199,7 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
 
     @functools.cache
     def server() -> Server:
-        need("openai", "--engine openai", "openai")
+        need("openai", "--engine openai")
         from dino_pipeline.decoding.server import Prices, Server, Usage
 
         console.note(

@@ -13,7 +13,9 @@ from dino_pipeline.errors import DataError, OptionError
 @click.command()
 @click.argument("source", metavar="RUN|FOLDER|REPO")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The JSONL file to write.")
-@click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["train", "validation"]), default="train", show_default=True, help="Which pairs."
+)
 @command
 def export(source: str, output: Path, split: str) -> None:
     """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""

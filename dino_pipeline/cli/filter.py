@@ -46,7 +46,11 @@ class Finite(click.FloatRange):
 @click.option("--min-chars", type=click.IntRange(0), default=3, show_default=True, help="Shortest text.")
 @click.option("--max-chars", type=click.IntRange(1), default=5000, show_default=True, help="Longest text.")
 @click.option(
-    "--max-symbols", type=Finite(0, 1), default=0.5, show_default=True, help="Share neither letter nor digit."
+    "--max-symbols",
+    type=Finite(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Most of a text that is neither letter nor digit.",
 )
 @click.option("--without", multiple=True, metavar="RULE", help="Switch a built-in rule off; --list names them.")
 @click.option("--rule", "custom", multiple=True, metavar="MODULE:FUNCTION", help="A rule of your own.")
@@ -84,7 +88,7 @@ class Finite(click.FloatRange):
     type=Finite(0),
     default=0.0,
     show_default=True,
-    help="With --verify: by so much, nats a token.",
+    help="With --verify: by how many nats a token another label must be likelier.",
 )
 @under("Labels, and what is added")
 @click.option("--balance/--no-balance", default=True, show_default=True, help="Cap labels at the smallest one's count.")
@@ -98,7 +102,13 @@ class Finite(click.FloatRange):
     show_default=True,
     help="posterior: the expected label by the generator's scores.",
 )
-@click.option("--smoothing", type=Finite(0, 1), default=0.2, show_default=True, help="Label smoothing.")
+@click.option(
+    "--smoothing",
+    type=Finite(0, 1),
+    default=0.2,
+    show_default=True,
+    help="Label smoothing: 0.2 takes 0.1 from 1, and adds 0.1 to 0.",
+)
 @click.option(
     "--temperature",
     type=Finite(0, min_open=True),
@@ -106,7 +116,13 @@ class Finite(click.FloatRange):
     show_default=True,
     help="Of the posterior; larger is softer.",
 )
-@click.option("--random-pairs", type=click.IntRange(0), default=2, show_default=True, help="Added per text_a, label 0.")
+@click.option(
+    "--random-pairs",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Unrelated pairs added for each text_a, with label 0.",
+)
 @click.option("--dev-share", type=Finite(0, 0.9), default=0.1, show_default=True, help="Share of the dev split.")
 @click.option(
     "--label-type",

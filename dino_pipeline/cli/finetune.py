@@ -99,7 +99,9 @@ TRAINING_OPTIONS = [
     click.option(
         "--matryoshka", metavar="DIM,...", callback=_dimensions, help="Leading dimensions that are to work alone."
     ),
-    click.option("--faithful", is_flag=True, default=None, help="The paper's code where it differs from what is sane."),
+    click.option(
+        "--faithful", is_flag=True, default=None, help="Keep the quirks of the papers' code; --list names them."
+    ),
 ]
 
 
@@ -109,8 +111,12 @@ TRAINING_OPTIONS = [
 @click.option(
     "--objective", type=click.Choice(NAMES), default="dino", show_default=True, help="How it learns; --list says more."
 )
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where DATA is no run.")
-@click.option("--loss", type=click.Choice(["cosine", "cosent", "angle"]), help="dino only.  [default: cosine]")
+@click.option(
+    "--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where what is given is no run."
+)
+@click.option(
+    "--loss", type=click.Choice(["cosine", "cosent", "angle"]), help="Of the objective dino.  [default: cosine]"
+)
 @click.option("--set", "own", multiple=True, metavar="NAME=VALUE", callback=assignments, help="The objective's own.")
 @click.option("--seed", default=42, show_default=True, help="Of all random choices.")
 @click.option("--fresh", is_flag=True, help="Train again from the start.")

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 @click.command(cls=Grouped)
 @click.argument("spec_file", metavar="SPEC", type=SpecFile())
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Where it is to run.  [default: outputs/SPEC]")
+@click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path),
+    help="Folder of the run to come; the estimate is kept there.  [default: outputs/SPEC]",
+)
 @click.option("--texts", "count", type=click.IntRange(1), default=3, show_default=True, help="Shown of each label.")
 @here_options
 @text_options

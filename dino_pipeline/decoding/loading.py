@@ -158,7 +158,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
 
 
 def _quantization(generator: Generator) -> BitsAndBytesConfig:
-    need("bitsandbytes", "--quantize", "quantize")
+    need("bitsandbytes", "--quantize")
     if generator.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=DTYPES[generator.dtype])
@@ -166,7 +166,7 @@ def _quantization(generator: Generator) -> BitsAndBytesConfig:
 
 def _adapted(model: Any, generator: Generator, adapter: str) -> Any:
     """Return a model with a LoRA adapter, merged into its weights unless they are quantised."""
-    need("peft", "--adapter", "lora")
+    need("peft", "--adapter")
     from peft import PeftModel
 
     check(adapter)
