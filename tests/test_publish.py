@@ -169,7 +169,7 @@ def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_p
     scores = json.loads((published / "scores.json").read_text())["scores"]
     name = "pocket finetuned"
     expected = {
-        (each["data"], measure): (round(value["value"], 2), [value["low"], value["high"]])
+        (each["data"], measure): (round(value["value"], 2), [round(value["low"], 2), round(value["high"], 2)])
         for each in scores
         if each["model"] == name
         for measure, value in each["measures"].items()

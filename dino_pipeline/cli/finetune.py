@@ -44,7 +44,7 @@ def assignments(context: click.Context, parameter: click.Parameter, values: Sequ
     """Return NAME=VALUE options as a mapping."""
     parted = [value.partition("=") for value in values]
     if wrong := next((value for value, (_, equals, _) in zip(values, parted, strict=True) if not equals), None):
-        raise click.BadParameter(f"{wrong}: give NAME=VALUE")
+        raise click.BadParameter(f"{wrong}: give {parameter.metavar}")
     return {name.strip(): value.strip() for name, _, value in parted}
 
 

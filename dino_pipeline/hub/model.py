@@ -127,7 +127,10 @@ def _results(scores: Mapping[str, Any]) -> list[EvalResult]:
             metric_type=measure,
             metric_name=measure_title(measure),
             metric_value=round(value["value"], 2),
-            metric_args={"interval_95": [value["low"], value["high"]], **score["protocol"]},
+            metric_args={
+                "interval_95": [each and round(each, 2) for each in (value["low"], value["high"])],
+                **score["protocol"],
+            },
         )
         for score in scores["scores"]
         if score["model"] == scores["own"]

@@ -33,7 +33,8 @@ def training(material: Material) -> list[Block]:
         raise Missing("the encoder was trained by an older version; run dino finetune --fresh")
     chosen, options = trained["selection"], trained["options"]
     measure = measure_title(chosen["measure"])
-    items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in SHOWN]
+    shown = ["steps" if name == "epochs" and options.get("steps") else name for name in SHOWN]
+    items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in shown]
     items += [
         ("rows", f"{number(trained['train'])} to train on, {number(trained['dev'])} held out"),
         ("steps", number(trained["steps"])),

@@ -137,7 +137,8 @@ print(predict(["A text to classify.", "And another one."]))
 def _how(of: Lineage) -> str:
     found, options = of.finetuned, of.finetuned["options"]
     chosen = found["selection"]
-    own = {**{name: options[name] for name in SHOWN}, "pooling": found["pooling"], **options["options"]}
+    shown = [name for name in SHOWN if name != "epochs" or not options["steps"]]
+    own = {**{name: options[name] for name in shown}, "pooling": found["pooling"], **options["options"]}
     rows = {name.replace("_", " "): value for name, value in own.items() if value not in (None, False)} | {
         "rows": f"{found['train']} to train on, {found['dev']} held out",
         f"best {measure_title(chosen['measure'])}, on {chosen['on']}": chosen["best"],
