@@ -30,7 +30,6 @@ class Console:
         self.started = self.told = time.monotonic()
 
     def progress(self, progress: Progress) -> None:
-        """Show how far the work is."""
         if progress.title != self.title:
             self.close()
             self.title, self.said = progress.title, ""
@@ -41,7 +40,6 @@ class Console:
             self._say(progress)
 
     def note(self, message: str) -> None:
-        """Say something at once, above the bar."""
         if self.bar is None:
             click.echo(f"note: {message}", err=True)
         else:

@@ -25,7 +25,6 @@ class InOrder(click.Group):
     """Lists commands in the order in which they are used."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """Return their names."""
         return list(self.commands)
 
 

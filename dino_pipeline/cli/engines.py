@@ -29,7 +29,6 @@ class Rows(click.ParamType[int | None]):
     name = "auto|N"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        """Return the number."""
         return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
 
 

@@ -30,7 +30,6 @@ class Finite(click.FloatRange):
     """A number that is one."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the number."""
         found = super().convert(value, param, ctx)
         return found if math.isfinite(found) else self.fail(f"{value} is not a finite number.", param, ctx)
 

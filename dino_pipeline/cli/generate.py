@@ -36,7 +36,6 @@ class Further(click.ParamType[tuple[str, int]]):
     name = "LABEL=N"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
-        """Return both."""
         label, _, number = str(value).rpartition("=")
         if not label or not number.isdecimal() or int(number) < 1:
             self.fail(f"{value!r} is not LABEL=N with N of 1 or more.", param, ctx)

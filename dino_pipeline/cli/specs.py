@@ -23,7 +23,6 @@ class SpecFile(click.ParamType[Path]):
     name = "SPEC"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
-        """Return the file."""
         path = Path(value)
         if path.is_file() or path.suffix or len(path.parts) > 1:
             return path

@@ -51,7 +51,6 @@ class FixedSlots(Slots):
         super().lengthen(round_up(length, ROOM))
 
     def close(self) -> None:
-        """Give the memory back."""
         self.graphs.clear()
         super().close()
 

@@ -102,7 +102,6 @@ class Server:
         return prompt
 
     def encode(self, texts: Sequence[str]) -> Sequence[str]:
-        """Return the prompts."""
         return texts
 
     def fits(self, prompts: Iterable[str], max_new_tokens: int) -> bool:

@@ -72,7 +72,6 @@ class SlotLayer(CacheLayerMixin):
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
 
     def close(self) -> None:
-        """Give the memory back."""
         self.keys = self.values = None
         self.is_initialized = False
 
@@ -91,7 +90,6 @@ class SlotLayer(CacheLayerMixin):
         return self.slots.reach - 1
 
     def get_max_length(self) -> int:
-        """Length allocated."""
         return self.slots.length
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20

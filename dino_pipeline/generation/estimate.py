@@ -78,15 +78,12 @@ class Expected:
         self.begun: tuple[float, int] | None = None
 
     def note(self, message: str) -> None:
-        """Pass it on."""
         self.watch.note(message)
 
     def stopping(self) -> bool:
-        """Pass it on."""
         return self.watch.stopping()
 
     def progress(self, progress: Progress) -> None:
-        """Pass it on, and compare the rate so far."""
         self.watch.progress(progress)
         if progress.title != "texts" or not self.found:
             return

@@ -121,7 +121,6 @@ class _Stopwatch:
         """Say nothing: what is small now need not be small then."""
 
     def stopping(self) -> bool:
-        """Pass it on."""
         return self.watch.stopping()
 
     def seconds(self, title: str) -> float:

@@ -43,7 +43,6 @@ class _Notes(Unseen):
         self.notes: list[str] = []
 
     def note(self, message: str) -> None:
-        """Keep it for the driver."""
         self.notes.append(message)
 
 

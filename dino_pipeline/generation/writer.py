@@ -52,7 +52,6 @@ class OneEngine:
         Writer(job, self.engine, watch, progress, store, scorer).write(shards)
 
     def facts(self) -> Mapping[str, Any]:
-        """Return what the engine has to tell."""
         return self.engine.facts()
 
 

@@ -59,12 +59,10 @@ class ScoredPairs:
 
     @property
     def size(self) -> int:
-        """The number of pairs."""
         return sum(map(len, self.parts))
 
     @property
     def digest(self) -> str:
-        """A hash of texts and scores."""
         digest = hashlib.sha256()
         for part in self.parts:
             for first, second, gold in part:
@@ -72,13 +70,11 @@ class ScoredPairs:
         return digest.hexdigest()[:16]
 
     def texts(self) -> Iterator[str]:
-        """Yield all texts, repeated ones too."""
         for part in self.parts:
             for first, second, _ in part:
                 yield from (first, second)
 
     def measure(self, embedder: Embedder) -> Measured:
-        """Correlate cosines with the gold scores."""
         return self.correlate(lambda part: cosines(embedder, [(first, second) for first, second, _ in part]))
 
     def baseline(self) -> tuple[str, Measured]:

@@ -74,17 +74,14 @@ class Probe:
 
     @property
     def protocol(self) -> dict[str, str]:
-        """What was fitted on what."""
         return {"split": "train and test" if self.test else f"{self.folds} folds"}
 
     @property
     def size(self) -> int:
-        """How many texts or pairs are classified."""
         return len(self.test or self.train)
 
     @property
     def digest(self) -> str:
-        """A hash of texts and classes, in order."""
         digest = hashlib.sha256()
         for each in (*self.train, *(self.test or ())):
             digest.update(f"{each.text_a}\0{each.text_b}\0{each.label}\0".encode())
@@ -96,7 +93,6 @@ class Probe:
         return sorted({str(each.label) for each in self.train})
 
     def texts(self) -> Iterator[str]:
-        """Yield all texts, repeated ones too."""
         for each in (*self.train, *(self.test or ())):
             yield each.text_a
             if each.text_b is not None:

@@ -79,7 +79,6 @@ class Retrieval:
 
     @property
     def size(self) -> int:
-        """How many queries are judged."""
         return len(self.judged)
 
     def texts(self) -> Iterator[str]:

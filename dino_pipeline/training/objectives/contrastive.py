@@ -50,7 +50,6 @@ class EmbeddingLoss(CachedLossMixin, nn.Module):
         return loss
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """Return the loss of a batch."""
         if self.mini_batch_size:
             return CachedLossMixin.forward_cached(self, sentence_features, labels)
         return self.compare([self.embed(features) for features in sentence_features], labels)

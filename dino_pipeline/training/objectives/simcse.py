@@ -28,7 +28,6 @@ class SimCSE(InfoNCE):
         self.heads = heads(self.dimensions, head)
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Return the loss of two views."""
         first, second = (self.heads[str(each.shape[-1])](each) for each in embeddings)
         return self.contrast(first, second)
 
