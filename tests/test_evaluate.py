@@ -125,7 +125,7 @@ def test_pairs_are_read_under_other_datasets_names_too(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_or_gives_no_numbers_is_named(tmp_path: Path, toy_encoder: Path) -> None:
-    with pytest.raises(ModelError, match="nowhere: cannot be loaded as an encoder"):
+    with pytest.raises(ModelError, match="nowhere: there is no such folder"):
         evaluate([Candidate("x", str(tmp_path / "nowhere"))], [pairs_of(PAIRS)], Quiet())
     model = SentenceTransformer(str(toy_encoder))
     next(model.parameters()).data.fill_(float("nan"))
