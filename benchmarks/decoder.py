@@ -7,7 +7,8 @@ Contenders on models of the same shape with the same random weights, in one proc
 - reference: one (input, label) at a time; its samples and their counter-prompts are one left-padded batch; always 40
   steps; debiasing in a loop over samples; texts are cut afterwards. In float32.
 - generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
-- float32, bfloat16 (where asked for: a CPU that does not compute in it takes many minutes): `dino_pipeline.decoding.decoder` as `dino generate` runs it.
+- float32, bfloat16 (where asked for: a CPU that does not compute in it takes many minutes):
+  `dino_pipeline.decoding.decoder` as `dino generate` runs it.
 - compiled float32, compiled bfloat16 (where asked for): the same with a compiled step (`--compile on`), compiled before
   the clock starts.
 
