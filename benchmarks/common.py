@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import threading
@@ -71,11 +70,6 @@ class Memory(threading.Thread):
         self.over.set()
         self.join()
         return self.peak - self.before
-
-
-def peak_bytes() -> int:
-    """Return the most resident memory that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def command(*arguments: object) -> list[str]:

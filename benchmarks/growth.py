@@ -21,13 +21,14 @@ from typing import Any
 
 import click
 
-from benchmarks.common import SPEC, Memory, distinct_sentences, machine, peak_bytes, timed
+from benchmarks.common import SPEC, Memory, distinct_sentences, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.plan import GenerateOptions
+from dino_pipeline.generation.preview import peak_bytes
 from dino_pipeline.generation.writer import OneEngine
 from dino_pipeline.inputs import InputFile
 from dino_pipeline.run import Run

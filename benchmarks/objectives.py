@@ -19,9 +19,10 @@ import click
 import torch
 import transformers
 
-from benchmarks.common import dino, distinct_sentences, peak_bytes, timed
+from benchmarks.common import dino, distinct_sentences, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import table
+from dino_pipeline.generation.preview import peak_bytes
 from dino_pipeline.run import Run
 from dino_pipeline.training.encoders import load_encoder
 from dino_pipeline.training.objectives import Recipe, get_objective

@@ -9,6 +9,11 @@ LINEAGE = "lineage.json"
 """Of a published folder: where it comes from."""
 
 
+def is_published(folder: Path) -> bool:
+    """Whether a folder is one that was published; it has a copy of run.json, and lineage.json."""
+    return (folder / LINEAGE).exists()
+
+
 class At:
     """A place in a run's folder, by its name there."""
 
@@ -68,8 +73,8 @@ class Layout:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder is a run; a published one has a copy of run.json, and lineage.json."""
-        return self.record_file.exists() and not (self.path / LINEAGE).exists()
+        """Whether the folder is a run."""
+        return self.record_file.exists() and not is_published(self.path)
 
     @property
     def held_out(self) -> Path | None:

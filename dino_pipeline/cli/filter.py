@@ -193,9 +193,9 @@ class _ToFilter:
 
 def _is_run(source: Path) -> bool:
     """Say whether a folder is to be filtered where it is; published ones are files like others."""
-    from dino_pipeline.layout import LINEAGE
+    from dino_pipeline.layout import is_published
 
-    return source.is_dir() and not (source / LINEAGE).exists()
+    return source.is_dir() and not is_published(source)
 
 
 def _to_filter(source: Path, run_path: Path | None) -> _ToFilter:

@@ -255,8 +255,11 @@ class _Counting:
             yield done
 
 
+def peak_bytes() -> int:
+    """Return the most resident memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _memory() -> int:
     """Return the most bytes that this process has held, the device's among them."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return host + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0)
+    return peak_bytes() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0)

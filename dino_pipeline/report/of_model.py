@@ -19,6 +19,7 @@ from dino_pipeline.measures import measure_title
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
 from dino_pipeline.report.material import Material
+from dino_pipeline.training.model_card import counting
 
 STAGES = ("generate", "filter", "finetune", "evaluate")
 SHOWN = ("objective", "encoder", "epochs", "batch_size", "learning_rate", "seed")
@@ -33,8 +34,7 @@ def training(material: Material) -> list[Block]:
         raise Missing("the encoder was trained by an older version; run dino finetune --fresh")
     chosen, options = trained["selection"], trained["options"]
     measure = measure_title(chosen["measure"])
-    shown = ["steps" if name == "epochs" and options.get("steps") else name for name in SHOWN]
-    items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in shown]
+    items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in counting(options, SHOWN)]
     items += [
         ("rows", f"{number(trained['train'])} to train on, {number(trained['dev'])} held out"),
         ("steps", number(trained["steps"])),

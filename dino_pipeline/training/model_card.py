@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,11 +134,19 @@ print(predict(["A text to classify.", "And another one."]))
     ]
 
 
+def counting(options: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return which of these hyper-parameters count: epochs do not where steps were given."""
+    return [name for name in names if name != "epochs" or not options.get("steps")]
+
+
 def _how(of: Lineage) -> str:
     found, options = of.finetuned, of.finetuned["options"]
     chosen = found["selection"]
-    shown = [name for name in SHOWN if name != "epochs" or not options["steps"]]
-    own = {**{name: options[name] for name in shown}, "pooling": found["pooling"], **options["options"]}
+    own = {
+        **{name: options[name] for name in counting(options, SHOWN)},
+        "pooling": found["pooling"],
+        **options["options"],
+    }
     rows = {name.replace("_", " "): value for name, value in own.items() if value not in (None, False)} | {
         "rows": f"{found['train']} to train on, {found['dev']} held out",
         f"best {measure_title(chosen['measure'])}, on {chosen['on']}": chosen["best"],
