@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
 from dino_pipeline.errors import DataError, OutputError, RunError
@@ -52,26 +52,18 @@ def combined(digests: dict[Path, str]) -> str:
 
 def model_fingerprint(name: str) -> str | None:
     """Return a hash of a local model's files, None for a name on the Hub."""
-    return _fingerprint(Path(name), OF_MODELS, _sample)
-
-
-def fingerprint_before_format_2(name: str) -> str | None:
-    """Return what `model_fingerprint` was when it knew large files by their size, and neither code nor templates."""
-    return _fingerprint(Path(name), OF_MODELS - {".jinja", ".py"}, lambda *_: None)
-
-
-def _fingerprint(folder: Path, suffixes: Set[str], add_large: Callable[[hashlib._Hash, Path, int], None]) -> str | None:
+    folder = Path(name)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix in suffixes:
+        if file.is_file() and file.suffix in OF_MODELS:
             size = file.stat().st_size
             digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
             if size <= FULLY_HASHED:
                 digest.update(file.read_bytes())
             else:
-                add_large(digest, file, size)
+                _sample(digest, file, size)
     return digest.hexdigest()[:16]
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dino_pipeline import __version__
-from dino_pipeline.digests import Checksums, fingerprint_before_format_2, model_fingerprint, shard_files
+from dino_pipeline.digests import Checksums
 from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.examples import write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.lock import locked
-from dino_pipeline.public import FINGERPRINTS
 
 State = Literal["new", "resumed", "done"]
 LIBRARIES = (
@@ -35,7 +34,7 @@ LIBRARIES = (
 )
 RECORD = "record.json"
 FORMAT = 2
-"""Of run folders; 1 had no checksums."""
+"""Of run folders; 1, which no release wrote, had no checksums."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ class Run(Layout):
         """Hold the folder for this process, and bring it in order: see `lock.locked`."""
         with locked(self.path):
             self._settle()
-            if self._readable() and (records := self.records()) and records.get("format", 1) < FORMAT:
-                self._write(_migrated(self, records))
             yield
 
     def records(self) -> dict[str, Any]:
@@ -92,9 +89,10 @@ class Run(Layout):
             ) from error
         if not isinstance(found, dict):
             raise RunError(f"{self.record_file}: is no object; mend it or start over with --fresh")
-        if not isinstance(made := found.get("format", 1), int) or made > FORMAT:
+        if (made := found.get("format", 1)) != FORMAT:
             raise RunError(
-                f"{self.record_file}: is of format {made!r}, and this dino_pipeline knows {FORMAT} at most; update it"
+                f"{self.record_file}: is of format {made!r}, and this dino_pipeline knows {FORMAT}; "
+                "use the version that wrote it, or start over with --fresh"
             )
         return found
 
@@ -259,27 +257,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _migrated(run: Run, records: dict[str, Any]) -> dict[str, Any]:
-    """Bring a folder of format 1 to this one: checksums of what is there, fingerprints as they are now."""
-    folders = (folder for folders in run.shard_folders for folder in folders)
-    inputs = [run.inputs] if run.inputs.exists() else []
-    sums = run.checksums
-    sums.add(*inputs, *(file for folder in folders for file in shard_files(folder)))
-    sums.tidy()
-    return _with_new_fingerprints(records)
-
-
-def _with_new_fingerprints(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    found = {key: _with_new_fingerprints(each) for key, each in value.items()}
-    for name, fingerprint in FINGERPRINTS:
-        model, before = value.get(name), value.get(fingerprint)
-        if isinstance(model, str) and before and before == fingerprint_before_format_2(model):
-            found[fingerprint] = model_fingerprint(model)
-    return found
 
 
 def versions() -> dict[str, str]:

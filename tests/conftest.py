@@ -32,6 +32,12 @@ TOY_SPEC: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _pickle_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor left so by a test that ran ``dino --allow-pickle`` in this process."""
+    monkeypatch.setenv("DINO_ALLOW_PICKLE", "0")
+
+
 @pytest.fixture(scope="session")
 def toy_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny causal language model and its tokenizer."""

@@ -140,7 +140,7 @@ def test_mistakes_are_named_and_exit_with_2(
     (tmp_path / "empty.jsonl").write_text("")
     for name in ("folder", "begun", "published"):
         (tmp_path / name).mkdir()
-    (tmp_path / "begun" / "run.json").write_text("{}")
+    (tmp_path / "begun" / "run.json").write_text('{"format": 2}')
     (tmp_path / "published" / "lineage.json").touch()
     (tmp_path / "nan.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": NaN}')
     names = {"SPEC": str(toy_spec), "ENCODER": str(toy_encoder)}

@@ -18,6 +18,7 @@ from dino_pipeline.evaluation.suites.base import Embedder
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.measures import RESAMPLES
+from dino_pipeline.run import FORMAT
 from tests.commands import answer, invoke
 from tests.toys import Quiet
 
@@ -44,7 +45,7 @@ def trained(folder: Path, encoder: Path) -> Path:
     """Make a run whose encoder is trained."""
     shutil.copytree(encoder, folder / "model")
     options = {"encoder": str(encoder), "revision": None}
-    write_json(folder / "run.json", {"finetune": {"status": "done", "options": options}})
+    write_json(folder / "run.json", {"format": FORMAT, "finetune": {"status": "done", "options": options}})
     return folder
 
 

@@ -87,16 +87,6 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def to_format_1(run: Run) -> None:
-    run.checksums.file.unlink()
-    edit(run.record_file, lambda record: record.pop("format"))
-
-
-def to_format_1_with_a_gap(run: Run) -> None:
-    to_format_1(run)
-    shard(run).unlink()
-
-
 def damage_inputs(run: Run) -> None:
     run.inputs.unlink()
     cut(run.input_shards / "00000.jsonl")
@@ -137,8 +127,6 @@ MENDED: dict[str, tuple[Damage, str]] = {
         lambda run: edit(run.record_file, lambda record: record["generate"].update(status="running")),
         "",
     ),
-    "the run is of format 1": (to_format_1, ""),
-    "the run is of format 1 and a shard is gone": (to_format_1_with_a_gap, ""),
     "the spec's copy is gone": (lambda run: run.spec.unlink(), ""),
 }
 
@@ -175,6 +163,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "the record is a list": (lambda run: run.record_file.write_text("[]"), "run.json: is no object"),
     "the record is deep": (lambda run: run.record_file.write_text("[" * 99_999), "run.json: cannot be read"),
     "the record is no text": (lambda run: run.record_file.write_bytes(b"\xff\xfe\x00"), "run.json: cannot be read"),
+    "the run is of no format": (
+        lambda run: edit(run.record_file, lambda record: record.pop("format")),
+        "of format 1, and this dino_pipeline knows 2; use the version that wrote it",
+    ),
     "the run is of a later format": (set_format(FORMAT + 1), f"of format {FORMAT + 1}, and this dino_pipeline knows"),
     "the run's format is no number": (set_format("new"), "of format 'new', and this dino_pipeline knows"),
     "no record tells whose shards these are": (lambda run: run.record_file.unlink(), "made by no recorded generate"),
@@ -250,21 +242,6 @@ def test_a_change_in_the_middle_of_large_weights_is_noticed(tmp_path: Path, monk
     before = model_fingerprint(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(bytes(5_000) + b"\1" * 150 + bytes(4_850))
     assert model_fingerprint(str(tmp_path)) != before
-
-
-def test_fingerprints_of_format_1_go_on(folder: Path) -> None:
-    """One that knew large weights by their size is what it would be now."""
-    (folder / "generator" / "chat_template.jinja").write_text("{# unused #}")
-    run = Run(folder / "run")
-    edit(
-        run.record_file,
-        lambda record: record["generate"]["options"].update(
-            fingerprint=digests.fingerprint_before_format_2(str(folder / "generator"))
-        ),
-    )
-    assert "fingerprint was" in generate(folder, "--chat", "off").stderr
-    to_format_1(run)
-    assert generate(folder, "--chat", "off").exit_code == 0
 
 
 def test_a_name_on_the_hub_that_moved_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

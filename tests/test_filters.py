@@ -3,7 +3,9 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -292,9 +294,16 @@ def test_personal_data_is_flagged_dropped_or_kept(tmp_path: Path) -> None:
     assert not run.flagged.read_text() + run.dropped.read_text()
 
 
-def test_a_rule_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def my_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module in the current folder, forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_rules.py").write_text(
+    yield tmp_path / "my_rules.py"
+    sys.modules.pop("my_rules", None)
+
+
+def test_a_rule_of_ones_own(tmp_path: Path, my_rules: Path) -> None:
+    my_rules.write_text(
         "def shouting(example):\n    return 'shouting: ' + example.text_b if example.text_b.isupper() else None\n"
         "def broken(example):\n    return 1 / 0\n"
         "def sound(example):\n    return False\n"
@@ -452,13 +461,12 @@ def test_an_empty_folder_that_a_kill_left_is_swept_away(tmp_path: Path) -> None:
         assert not (tmp_path / "ready").exists()
 
 
-def test_a_changed_rule_of_ones_own_is_a_changed_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "changing_rule.py").write_text("def rule(example):\n    return None\n")
+def test_a_changed_rule_of_ones_own_is_a_changed_option(tmp_path: Path, my_rules: Path) -> None:
+    my_rules.write_text("def rule(example):\n    return None\n")
     write_examples(tmp_path / "data.jsonl", FINE)
-    run, options = Run(tmp_path / "run"), raw(custom=("changing_rule:rule",))
+    run, options = Run(tmp_path / "run"), raw(custom=("my_rules:rule",))
     filter_run(run, options, source=tmp_path / "data.jsonl")
-    (tmp_path / "changing_rule.py").write_text("def rule(example):\n    return 'no'\n")
+    my_rules.write_text("def rule(example):\n    return 'no'\n")
     with pytest.raises(RunError, match="custom_digest was"):
         filter_run(run, options, source=tmp_path / "data.jsonl")
 

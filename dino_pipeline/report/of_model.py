@@ -30,8 +30,6 @@ MOST_SCORES = 40
 def training(material: Material) -> list[Block]:
     """How training went."""
     trained = material.stage("finetune")
-    if "selection" not in trained:
-        raise Missing("the encoder was trained by an older version; run dino finetune --fresh")
     chosen, options = trained["selection"], trained["options"]
     measure = measure_title(chosen["measure"])
     items = [(name.replace("_", " "), visible(str(options[name]), 80)) for name in counting(options, SHOWN)]
@@ -46,9 +44,7 @@ def training(material: Material) -> list[Block]:
     if trained["collapsed"]:
         items.append(("collapsed", f"cosines of different texts average {trained['mean_cosine']}"))
     blocks: list[Block] = [Facts(items)]
-    history = trained.get("history", [])
-    if not history:
-        return [*blocks, Paragraph("This run was trained before curves were recorded.")]
+    history = trained["history"]
     curves = {
         "training loss": [(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
         f"dev {measure}": [(entry["step"], entry["dev"]) for entry in history if "dev" in entry],
