@@ -5,22 +5,26 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
-from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.examples import Example, read_examples, write_examples, write_json
 from dino_pipeline.filtering import ingest, sieve
-from dino_pipeline.filtering.filters import filter_run, load_funnel, look, recorded_options
+from dino_pipeline.filtering.filters import available, filter_run, load_funnel, look, recorded_options
+from dino_pipeline.filtering.hygiene import HygieneOptions
 from dino_pipeline.filtering.rules import FilterOptions
 from dino_pipeline.filtering.sieve import Means
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, Stage
+from dino_pipeline.spec import TaskSpec
 from dino_pipeline.texts import normalise, word_overlap
-from tests.commands import answer
+from tests.commands import answer, files
+from tests.conftest import TOY_SPEC
 from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons
 
 FINE = [Example("fine", "good", 1.0), Example("fine", "bad", 0.0)]
@@ -343,6 +347,74 @@ def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None
     assert filter_run(run, FilterOptions(smoothing=0.1), source=source)[0] == "new"
 
 
+def generated(folder: Path, examples: Sequence[Example], accepted: int = 1) -> Run:
+    """Return a run with texts of its own."""
+    run = Run(folder)
+    run.begin(Stage("generate", {}, outputs=[run.shards]))
+    run.shards.mkdir()
+    write_examples(run.shards / "00000.jsonl", examples)
+    write_json(run.spec, TOY_SPEC)
+    run.finish("generate", counts={"1": {"accepted": 1}, "0": {"accepted": accepted}})
+    return run
+
+
+def test_a_run_of_its_own_texts_is_filtered_and_asked_again(tmp_path: Path) -> None:
+    pairs = Words().pairs(12)
+    run, before = generated(tmp_path / "run", pairs), files(tmp_path / "run")
+    assert recorded_options(run) == FilterOptions()
+    seen, _ = look(run, raw())
+    assert (files(run.path), sum(dict(seen.steps)["train"].values())) == (before, 72)
+    there = available(run, raw(target_per_label=3, balance=True), Means(), numeric_labels=True)
+    assert there == {1.0: 24, 0.5: 24, 0.0: 24}
+    assert "0.5" in available(run, raw(), Means(), numeric_labels=False)
+    assert files(run.path) == before
+    state, made = filter_run(run, raw())
+    assert (state, made.rows(), run.stage("filter")["options"]["source"]) == ("new", seen.rows(), "shards")
+    spec = TaskSpec.model_validate(TOY_SPEC)
+    assert recorded_options(run) == raw(hygiene=HygieneOptions(stop=spec.stop, fields=spec.fields))
+    assert filter_run(run, raw())[0] == "done"
+    write_examples(tmp_path / "data.jsonl", pairs)
+    with pytest.raises(
+        OptionError, match=r"has texts of its own; name another folder with --run for what is in .*data"
+    ):
+        filter_run(run, raw(), source=tmp_path / "data.jsonl")
+    run.checksums.add(run.shards / "00000.jsonl")
+    write_examples(run.shards / "00000.jsonl", pairs[:-1])
+    with pytest.raises(RunError, match=r"00000.jsonl: is not what was written"):
+        filter_run(run, raw())
+
+
+def test_a_label_without_texts_is_refused_unless_there_will_be_more(tmp_path: Path) -> None:
+    run = generated(tmp_path / "run", [each for each in Words().pairs(12) if each.label], accepted=0)
+    with pytest.raises(DataError, match=r"no text of label 0 was accepted; .*rejected says why"):
+        filter_run(run, raw())
+    assert available(run, raw(), Means(), numeric_labels=True) == {1.0: 24, 0.5: 24}
+
+
+@pytest.mark.parametrize("changed", ["numeric_labels", "excluded", "semantic_fingerprint"])
+def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, changed: str) -> None:
+    (tmp_path / "encoder").mkdir()
+    gold, encoder = tmp_path / "gold.jsonl", tmp_path / "encoder" / "config.json"
+    source, numeric = tmp_path / "data.jsonl", True
+    write_examples(source, Words().pairs(8))
+    write_examples(gold, FINE)
+    encoder.write_text("{}")
+    options = raw(semantic=str(encoder.parent), exclude=(str(gold),))
+    means = Means(embed=lambda texts: np.eye(len(texts), dtype=np.float32), excluded=(str(gold),))
+    run = Run(tmp_path / "run")
+    filter_run(run, options, means, source=source)
+    assert filter_run(run, options, means, source=source)[0] == "done"
+    match changed:
+        case "numeric_labels":
+            numeric = False
+        case "excluded":
+            write_examples(gold, FINE[:1])
+        case "semantic_fingerprint":
+            encoder.write_text("{ }")
+    with pytest.raises(RunError, match=f"filter was begun with other options: {changed} was"):
+        filter_run(run, options, means, source=source, numeric_labels=numeric)
+
+
 def test_a_filter_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     source, pairs = tmp_path / "data.jsonl", Words().pairs(30)
     write_examples(source, pairs)
@@ -452,6 +524,8 @@ def test_neither_the_source_nor_a_strangers_files_are_overwritten(tmp_path: Path
     assert (tmp_path / "mine" / "dev.jsonl").read_text() == "precious"
     with pytest.raises(DataError, match="is no file that can be read twice"):
         filter_run(Run(tmp_path / "mine"), FilterOptions(), source=Path("/dev/stdin"))
+    filter_run(Run(tmp_path / "mine"), FilterOptions(), source=tmp_path / "train.jsonl", fresh=True)
+    assert (tmp_path / "mine" / "dev.jsonl").read_text() != "precious"
 
 
 def test_an_empty_folder_that_a_kill_left_is_swept_away(tmp_path: Path) -> None:
