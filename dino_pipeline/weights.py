@@ -44,9 +44,11 @@ def check(name: str) -> None:
                 raise ModelError(f"{file}: {REMEDY}")
 
 
-def cause(error: BaseException) -> str:
+def cause(name: str, error: BaseException) -> str:
     """Return why a model cannot be loaded: what an error says first, or what a user can do about it."""
     if "trust_remote_code" in str(error):
         return "it brings code of its own; if you trust that, let it run with --trust-remote-code"
     pickled = not allowed() and "safetensors" in str(error) and "file named" in str(error)
-    return REMEDY if pickled else first_line(error)
+    if pickled:
+        return REMEDY
+    return first_line(error) if Path(name).exists() else f"there is no such folder; as to the Hub: {first_line(error)}"

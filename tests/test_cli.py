@@ -84,7 +84,10 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
     ("arguments", "said"),
     [
         (["generate", "nowhere.json"], "error: nowhere.json, cannot be read: No such file"),
-        (["generate", "SPEC", "--model", "nowhere"], "error: nowhere: cannot be loaded as a causal language model"),
+        (
+            ["generate", "SPEC", "--model", "nowhere"],
+            "error: nowhere: cannot be loaded as a causal language model (there is no such folder; as to the Hub: ",
+        ),
         (["generate", "SPEC", "--model", "./nowhere"], "error: ./nowhere: there is no such folder"),
         (["evaluate", "./nowhere", "--suite", "pocket"], "error: ./nowhere: there is no such folder"),
         (["generate", "SPEC", "--model", "ENCODER"], "cannot be loaded as a causal language model"),

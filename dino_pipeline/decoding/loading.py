@@ -67,11 +67,12 @@ def load_tokenizer(generator: Generator) -> Any:
     Raises:
         ModelError: it cannot be loaded.
     """
+    name = generator.path
     try:
-        return AutoTokenizer.from_pretrained(generator.path, **generator.source)
+        return AutoTokenizer.from_pretrained(name, **generator.source)
     except Exception as error:  # tokenizers raises no kind of its own
         raise ModelError(
-            f"{generator.path}: its tokenizer cannot be loaded ({cause(error)}); give a folder or a Hub id"
+            f"{name}: its tokenizer cannot be loaded ({cause(name, error)}); give a folder or a Hub id"
         ) from error
 
 
@@ -152,7 +153,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{name}: cannot be loaded as a causal language model ({cause(error)}); "
+            f"{name}: cannot be loaded as a causal language model ({cause(name, error)}); "
             "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
         ) from error
 

@@ -29,7 +29,7 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
             model[at] = Pooling(model[at].embedding_dimension, pooling_mode=pooling)
     except Exception as error:  # files that are not what their names say raise anything: EOFError, IndexError ...
         raise ModelError(
-            f"{name}: cannot be loaded as an encoder ({cause(error)}); "
+            f"{name}: cannot be loaded as an encoder ({cause(name, error)}); "
             "give a folder or a Hub id that SentenceTransformer or AutoModel loads, or `pocket`"
         ) from error
     if model.transformers_model is not None and getattr(model.tokenizer, "pad_token", "") is None:
