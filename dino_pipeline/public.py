@@ -6,10 +6,12 @@ import re
 from typing import Any
 
 _ABSOLUTE = re.compile(r"(?<![\w./:])/(?:[^\s/:+\"',]+/)+([^\s/:+\"',]+)")
-FINGERPRINTS = (
-    *(("model", "fingerprint"), ("encoder", "fingerprint")),
-    *(("semantic", "semantic_fingerprint"), ("adapter", "adapter_fingerprint")),
-)
+_FINGERPRINTS = {
+    "model": "fingerprint",
+    "encoder": "fingerprint",
+    "semantic": "semantic_fingerprint",
+    "adapter": "adapter_fingerprint",
+}
 """Fields that name a model, and those that say that it lay in a folder."""
 
 
@@ -20,7 +22,11 @@ def public(value: Any) -> Any:
     server's address is left out.
     """
     if isinstance(value, dict):
-        paths = {name for name, fingerprint in FINGERPRINTS if value.get(fingerprint) and value.get(name) != "pocket"}
+        paths = {
+            name
+            for name, fingerprint in _FINGERPRINTS.items()
+            if value.get(fingerprint) and value.get(name) != "pocket"
+        }
         return {
             key: _names(each) if key in paths or key == "exclude" else public(each)
             for key, each in value.items()
