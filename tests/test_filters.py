@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples, write_json
 from dino_pipeline.filtering import ingest, sieve
-from dino_pipeline.filtering.filters import available, filter_run, load_funnel, look, recorded_options
+from dino_pipeline.filtering.filters import available, describe, filter_run, load_funnel, look, recorded_options
 from dino_pipeline.filtering.hygiene import HygieneOptions
 from dino_pipeline.filtering.rules import FilterOptions
 from dino_pipeline.filtering.sieve import Means
@@ -389,6 +389,10 @@ def test_a_label_without_texts_is_refused_unless_there_will_be_more(tmp_path: Pa
     with pytest.raises(DataError, match=r"no text of label 0 was accepted; .*rejected says why"):
         filter_run(run, raw())
     assert available(run, raw(), Means(), numeric_labels=True) == {1.0: 24, 0.5: 24}
+    all_gone = generated(tmp_path / "gone", [*Words().pairs(4), Example("a", "a", 2.0)])
+    with pytest.raises(DataError, match=r"no example of label 2.0 is left"):
+        look(all_gone, raw())
+    assert available(all_gone, raw(), Means(), numeric_labels=True) == {1.0: 8, 0.5: 8, 0.0: 8}
 
 
 @pytest.mark.parametrize("changed", ["numeric_labels", "excluded", "semantic_fingerprint"])
@@ -468,6 +472,36 @@ def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:
         filtered(tmp_path, FINE, means=Means(memory="lots"))
     with pytest.raises(OutputError, match="raise --memory"):
         filtered(tmp_path, Words().pairs(20_000), FilterOptions(), means=Means(memory="1MB"))
+
+
+def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
+    source = tmp_path / "data.jsonl"
+    write_examples(source, [*FINE, Example("c", "d", "neutral")])
+    with pytest.raises(DataError, match=r"data\.jsonl: some labels are numbers and some are names"):
+        look(Run(tmp_path / "run"), raw(), source=source)
+    names, _ = look(Run(tmp_path / "run"), raw(), source=source, numeric_labels=False)
+    assert dict(names.steps)["kept"] == {"0.0": 1, "1.0": 1, "neutral": 1}
+
+
+def test_rules_are_described_with_their_options() -> None:
+    options = FilterOptions(exclude=("gold",), pii="drop", without=("near-copy",), custom=("m:f",))
+    on, default = (
+        {name: (help, option) for name, help, option in describe(each)} for each in (options, FilterOptions())
+    )
+    evaluation = "a text of evaluation data: the same, nearly, or 13 words of it"
+    assert on["in evaluation data"] == (evaluation, "--exclude")
+    assert default["in evaluation data"] == (f"(off) {evaluation}", "--exclude")
+    assert on["m:f"] == ("your own", "--rule")
+    for name, option in {
+        "too short": "--min-chars",
+        "too long": "--max-chars",
+        "not text": "--max-symbols",
+        "near-copy": "--without 'near-copy'",
+        "personal data": "--pii drop",
+    }.items():
+        assert on[name][1] == option
+        off = ("near-copy" in name, name == "personal data")
+        assert (on[name][0].startswith("(off) "), default[name][0].startswith("(off) ")) == off
 
 
 def test_normal_forms_and_overlap() -> None:
