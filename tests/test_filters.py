@@ -318,6 +318,7 @@ def test_a_rule_of_ones_own(tmp_path: Path, my_rules: Path) -> None:
     assert funnel(run)["- shouting"] == {1.0: 1}
     run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(custom=("my_rules:made",)))
     assert funnel(run)["- shouting"] == {1.0: 1}
+    assert "- my_rules:made" not in funnel(run)
     with pytest.raises(DataError, match=r"my_rules:sound failed .*returned False; return None, or the reason"):
         filtered(tmp_path, FINE, raw(custom=("my_rules:sound",)))
     with pytest.raises(DataError, match=r"line 1: --rule my_rules:broken failed \(ZeroDivisionError"):
@@ -330,6 +331,20 @@ def test_a_rule_of_ones_own(tmp_path: Path, my_rules: Path) -> None:
         filtered(tmp_path, FINE, raw(custom=("my_rules:made",) * 41))
     with pytest.raises(OptionError, match="--without 'nonsense': no such rule; choose from 'empty'"):
         filtered(tmp_path, FINE, raw(without=("nonsense",)))
+
+
+def test_rules_that_drop_nothing_stand_in_the_funnel_ones_own_too(tmp_path: Path, my_rules: Path) -> None:
+    my_rules.write_text(
+        "def shouting(example):\n    return 'shouting' if example.text_b.isupper() else None\n"
+        "def late(example):\n    return shouting(example)\n"
+        "def never(example):\n    return None\n"
+    )
+    options = raw(custom=("my_rules:never", "my_rules:shouting", "my_rules:late"))
+    steps = funnel(filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], options))
+    assert steps["- too long"] == steps["- my_rules:never"] == {}
+    assert steps["- my_rules:late"] == {}, "another rule was there before"
+    assert steps["- shouting"] == {1.0: 1}
+    assert "- my_rules:shouting" not in steps
 
 
 def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None:

@@ -242,8 +242,7 @@ class Sieve:
             INSERT INTO drops SELECT id, head, nullif(substr(reason, length(head) + 3), ''), NULL, 0
             FROM (SELECT id, reason, split_part(reason, ': ', 1) AS head FROM plain WHERE reason IS NOT NULL)
         """)
-        built_in = [rule.name for rule in self.rules if rule.name not in self.options.custom]
-        for reason, counts in table.drops_by_reason(built_in).items():
+        for reason, counts in table.drops_by_reason(self._shown_by_name()).items():
             funnel.add(f"- {reason}", counts)
         self._check_left(funnel, strict)
         for rule in self.rules_of_sets:
@@ -255,6 +254,16 @@ class Sieve:
         funnel.available = funnel.available or table.counts("alive")
         self._count_more(funnel)
         return funnel
+
+    def _shown_by_name(self) -> list[str]:
+        """Name the rules about single examples that the funnel shows even if they drop nothing.
+
+        A user's own rule gives reasons as it likes: it stands there by its name only if it drops nothing.
+        """
+        dropping = self.table.run("SELECT DISTINCT hits & -hits FROM keys")  # by the first of the rules that are broken
+        own = self.options.custom
+        numbered = enumerate(self.rules)
+        return [rule.name for number, rule in numbered if rule.name not in own or (1 << number,) not in dropping]
 
     def _check_left(self, funnel: Funnel, strict: bool) -> None:
         if self.table.graded or not strict:
