@@ -41,6 +41,11 @@ class Example:
     sample: int | None = None
     """Index of the sample among those of the same input and label."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Both texts, or the one."""
+        return (self.text_a,) if self.text_b is None else (self.text_a, self.text_b)
+
 
 @dataclass(frozen=True, slots=True)
 class Dropped:

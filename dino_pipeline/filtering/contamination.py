@@ -78,7 +78,7 @@ class Gate:
         """Look for near-duplicates of many examples at once, which is faster than one by one."""
         if self.unread:
             self._read()
-        texts = dict.fromkeys(normalise(text) for each in examples for text in (each.text_a, each.text_b) if text)
+        texts = dict.fromkeys(normalise(text) for each in examples for text in each.texts)
         unknown = [text for text in texts if text not in self.exact]
         keys = band_keys(unknown).tolist()
         self.similar = {text: self._nearest(text, of_text) for text, of_text in zip(unknown, keys, strict=True)}
@@ -93,9 +93,7 @@ class Gate:
         """Turn down an example of which a text is evaluation data."""
         if self.unread:
             self._read()
-        for text in (example.text_a, example.text_b):
-            if text is None:
-                continue
+        for text in example.texts:
             normal = normalise(text)
             if (at := self.exact.get(normal)) is not None:
                 return self._say("the same as", at)

@@ -53,7 +53,7 @@ class Funnel:
             together.update(counts if step in rare else {})
         steps = [each for each in self.steps if each[0] not in rare]
         steps.insert([step for step, _ in steps].index("kept"), (f"- {len(rare)} other reasons", dict(together)))
-        return Funnel(steps, self.available)
+        return Funnel(steps)
 
     def header(self) -> list[str]:
         """Return the column titles of `rows`."""

@@ -91,7 +91,7 @@ def hygiene_rules(options: HygieneOptions) -> list[Rule]:
     symbols, least, most = options.max_symbols, options.min_chars, options.max_chars
 
     def of_text(name: str, check: Callable[[str], str | None], help: str) -> Rule:
-        return Rule(name, lambda example: next(filter(None, map(check, _texts(example))), None), help, True)
+        return Rule(name, lambda example: next(filter(None, map(check, example.texts)), None), help, True)
 
     return [
         of_text("empty", empty, "a text holds nothing"),
@@ -137,10 +137,6 @@ def is_sound(text: str, options: HygieneOptions) -> bool:
     )
 
 
-def _texts(example: Example) -> tuple[str, ...]:
-    return (example.text_a,) if example.text_b is None else (example.text_a, example.text_b)
-
-
 def empty(text: str) -> str | None:
     """Turn down texts of nothing but spaces."""
     return None if text.strip() else "empty"
@@ -172,18 +168,18 @@ def not_text(text: str, max_symbols: float) -> str | None:
 
 def copied_instruction(example: Example, fields: tuple[str, ...]) -> str | None:
     """Turn down texts that repeat parts of the prompt."""
-    for text in _texts(example):
+    for text in example.texts:
         if (":" in text or "###" in text) and (found := ECHO.search(text)):
             return f"copied instruction: {found[0].strip()}"
-    written = _texts(example)[-1]
+    written = example.texts[-1]
     return next((f"copied instruction: {field}" for field in fields if field in written), None)
 
 
 def stop_string(example: Example, stop: str | None) -> str | None:
     """Turn down leftovers of what ends a text."""
     if stop is not None:
-        return f"stop string: {stop}" if stop in _texts(example)[-1] else None
-    for text in _texts(example):
+        return f"stop string: {stop}" if stop in example.texts[-1] else None
+    for text in example.texts:
         if '"' in text and (text.count('"') - len(INCHES.findall(text))) % 2:
             return 'stop string: an odd number of "'
     return None
@@ -261,7 +257,7 @@ def unfinished(text: str) -> str | None:
 
 def personal_data(example: Example) -> str | None:
     """Turn down what looks like an e-mail address, a phone number or a card number."""
-    for text in _texts(example):
+    for text in example.texts:
         if "@" in text and (found := EMAIL.search(text)):
             return f"personal data: e-mail address {found[0]}"
         if not DIGIT.search(text):

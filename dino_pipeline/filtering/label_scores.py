@@ -62,9 +62,8 @@ class LabelScores:
         self.number = 0
         begun = run.stage("generate")["options"]
         self.seed = begun["seed"]
-        loaded = ("dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
-        names = ("spec", "model", "revision", "fingerprint", *loaded)
-        about = {name: value for name, value in {**of, "spec": begun["spec"]}.items() if name in names}
+        names = ("model", "revision", "fingerprint", "dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
+        about = {"spec": begun["spec"], **{name: of[name] for name in names if name in of}}
         file = run.label_scores / "about.json"
         if not file.exists() or json.loads(file.read_text()) != about:
             remove(run.label_scores)

@@ -72,10 +72,10 @@ class Table:
         """Whether there is such a table."""
         return bool(self.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = ?", table))
 
-    def stream(self, sql: str, batch: int = BATCH) -> Iterator[dict[str, list[Any]]]:
+    def stream(self, sql: str) -> Iterator[dict[str, list[Any]]]:
         """Yield a query's rows in batches of columns; no other statement may run meanwhile."""
         with self._errors():
-            for found in self.db.sql(sql).to_arrow_reader(batch):
+            for found in self.db.sql(sql).to_arrow_reader(BATCH):
                 yield found.to_pydict()
 
     def columns(self, sql: str) -> dict[str, NDArray[Any]]:

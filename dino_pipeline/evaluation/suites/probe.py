@@ -94,9 +94,7 @@ class Probe:
 
     def texts(self) -> Iterator[str]:
         for each in (*self.train, *(self.test or ())):
-            yield each.text_a
-            if each.text_b is not None:
-                yield each.text_b
+            yield from each.texts
 
     def measure(self, embedder: Embedder) -> Measured:
         """Fit the regression and classify what it has not seen."""
