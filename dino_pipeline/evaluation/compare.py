@@ -67,11 +67,6 @@ class Row:
         found = self.values(name)
         return fmean(found) if found else None
 
-    def spread(self, name: str) -> tuple[float, float] | None:
-        """Return the lowest and the highest of the seeds on a set."""
-        found = self.values(name)
-        return (min(found), max(found)) if found else None
-
 
 def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> list[Row]:
     """Train and evaluate each objective with each seed, but for what is finished already, and return the table.
@@ -161,10 +156,11 @@ def as_table(rows: Sequence[Row], sets: Sequence[str]) -> list[list[str]]:
 
 
 def _with_spread(row: Row, name: str) -> str:
-    mean, spread = row.mean(name), row.spread(name)
-    if mean is None or spread is None:
+    found = row.values(name)
+    if not found:
         return "-"
-    return f"{mean:.1f} ({spread[0]:.1f} .. {spread[1]:.1f})" if spread[0] < spread[1] else f"{mean:.1f}"
+    low, high = min(found), max(found)
+    return f"{fmean(found):.1f}" + (f" ({low:.1f} .. {high:.1f})" if low < high else "")
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -201,7 +197,7 @@ def draw(path: Path, rows: Sequence[Row], sets: Sequence[str]) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    trained = [row for row in rows if row.scores and row.rows][::-1]
+    trained = [row for row in rows if row.rows][::-1]
     with rc_context({"svg.hashsalt": "dino", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(4.5 * len(sets) + 1.5, 0.35 * len(trained) + 1.2), layout="constrained")
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]

@@ -83,7 +83,7 @@ class ScoredPairs:
 
     def correlate(self, predict: Callable[[Sequence[Pair]], Vector]) -> Measured:
         """Correlate what is predicted for pairs, ``(pairs,)``, with their gold scores."""
-        predicted = [np.asarray(predict(part), dtype=float) for part in self.parts]
+        predicted = [predict(part) for part in self.parts]
         gold = [np.array([score for _, _, score in part], dtype=float) for part in self.parts]
         if self.aggregate == "all":
             predicted, gold = [np.concatenate(predicted)], [np.concatenate(gold)]

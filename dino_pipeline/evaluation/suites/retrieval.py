@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_pipeline.digests import file_digest
+from dino_pipeline.digests import digest_files
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent, unit
 from dino_pipeline.inputs import read_lines
@@ -71,11 +70,8 @@ class Retrieval:
         if not (found := named & set(ids)):
             raise DataError(f"{judgements}: none of its documents is in {corpus.name}; are the ids those of that file?")
         notes = [f"{folder.name}: {len(named - found)} judged documents are not in {corpus.name}"] * (found < named)
-        digest = hashlib.sha256()
-        for path in (corpus, queries, judgements):
-            digest.update(bytes.fromhex(file_digest(path)))
         of_judged = {query: texts[query] for query in judged}
-        return cls(name, corpus, of_judged, judged, ids, digest.hexdigest()[:16], notes)
+        return cls(name, corpus, of_judged, judged, ids, digest_files([corpus, queries, judgements]), notes)
 
     @property
     def size(self) -> int:

@@ -87,8 +87,7 @@ def read_sts(folder: Path, protocol: Protocol) -> tuple[list[ScoredPairs], list[
                 "apart; give a file each, or --aggregate all"
             )
         each = _prepared(name, parts, protocol)
-        if each.size != usual_size(name, each.protocol):
-            expected = usual_size(name, each.protocol)
+        if each.size != (expected := usual_size(name, each.protocol)):
             notes.append(f"{name}: {each.size} pairs, {expected} are usual; not comparable with published figures")
         sets.append(each)
     if not sets:
