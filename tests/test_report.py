@@ -153,7 +153,7 @@ def test_figures_are_those_of_the_files(tmp_path: Path, whole: Path) -> None:
     expected = Counter(label_name(str(row.label)) for row in (*train, *dev))
     assert texts.counts("kept") == dict(sorted(expected.items()))
     assert list(texts.counts("kept")) == ["0", "0.1", "0.5", "0.9"]
-    margins = texts.histogram("written", "margin")
+    margins = texts.histogram("written", "margin", list(texts.counts("written")))
     assert margins
     assert {label: sum(counts) for label, counts in margins.counts.items()} == {"0": 120, "0.5": 120}
     quantiles = texts.quantiles("kept", "length(text_b)")

@@ -56,10 +56,6 @@ class Histogram:
     counts: dict[str, list[int]]
     """How many values of each label are in each bin."""
 
-    def only(self, labels: Sequence[str]) -> Histogram:
-        """Return those of some labels."""
-        return Histogram(self.edges, {label: self.counts[label] for label in labels if label in self.counts})
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -94,7 +90,6 @@ class Samples:
     fates: Sequence[str]
     """``kept``, ``dropped`` and the reasons."""
     paired: bool
-    language: str
     kind: ClassVar[str] = "samples"
 
 

@@ -69,7 +69,7 @@ def picture(
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure.subplots(1, panels, squeeze=False)[0])
         svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         figure.set_layout_engine("none")  # laid out once is enough
         figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return Picture(name, title, _themed(svg.getvalue(), title, name), png.getvalue(), numbers)
@@ -77,7 +77,7 @@ def picture(
 
 def _themed(svg: str, title: str, name: str) -> str:
     """Return the drawing as an element of the page: no prologue, the page's colours, a title to be read out."""
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    drawing = svg[svg.index("<svg") :]
     for colour, of_theme in THEME.items():
         drawing = drawing.replace(colour, of_theme)
     drawing = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", drawing)  # one page, one name each

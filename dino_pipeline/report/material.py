@@ -27,7 +27,6 @@ class Material:
     candidates: Sequence[Candidate]
     """Encoders that show how labels lie apart."""
     watch: Watch
-    language: str = "en"
     shows_dropped: bool = True
     """Whether samples show what was dropped."""
 

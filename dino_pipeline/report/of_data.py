@@ -106,12 +106,11 @@ def _spread(
         for label, (count, *quantiles) in material.texts.quantiles(table, value).items()
     ]
     numbers = Table(caption, ["label", "texts", "5 %", "median", "95 %"], rows)
-    found = material.texts.histogram(table, value)
+    found = material.texts.histogram(table, value, material.labels(table))
     if found is None:
         return numbers
-    shown = found.only(material.labels(table))
-    height = 2.3 + charts.legend_height(shown.counts)
-    return charts.picture(name, title, numbers, lambda panels: charts.histograms(panels, shown, unit), height=height)
+    height = 2.3 + charts.legend_height(found.counts)
+    return charts.picture(name, title, numbers, lambda panels: charts.histograms(panels, found, unit), height=height)
 
 
 def funnel(material: Material) -> list[Block]:
@@ -143,9 +142,9 @@ def balance(material: Material) -> list[Block]:
     labels = material.labels()
     series = {"train": {label: kept[label] - dev.get(label, 0) for label in labels}, "dev": dev}
     rows = [[visible(label, 40), *(number(counts.get(label, 0)) for counts in series.values())] for label in labels]
-    numbers = Table("Pairs by label" if material.texts.paired else "Texts by label", ["label", *series], rows)
-    height = 0.4 * len(labels) + 0.8
     unit = "pairs" if material.texts.paired else "texts"
+    numbers = Table(f"{unit.capitalize()} by label", ["label", *series], rows)
+    height = 0.4 * len(labels) + 0.8
     title = f"How many {unit} of each label there are"
     drawn = charts.picture(
         "balance", title, numbers, lambda panels: charts.bars(panels, series, labels, unit), height=height
@@ -289,9 +288,9 @@ def contamination(material: Material) -> list[Block]:
 
 def samples(material: Material) -> list[Block]:
     """Texts to look at."""
-    kept_count = sum(material.kept().values())
+    counts = material.kept()
     fields = "label, text_a, text_b, logprob, margin, reason, evidence"
-    each = max(1, min(KEPT_SHOWN, MOST_SAMPLES // len(material.kept())))
+    each = max(1, min(KEPT_SHOWN, MOST_SAMPLES // len(counts)))
     kept = material.texts.drawn("kept", fields, each, most=MOST_SAMPLES)
     most = MOST_SAMPLES if material.shows_dropped else 0
     dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason", most=most)
@@ -299,8 +298,9 @@ def samples(material: Material) -> list[Block]:
     rows = [*(_sample(row, "kept") for row in kept), *(_sample(row, "dropped") for row in dropped)]
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
     labels = in_order({row["label"] for row in rows})
-    said = f"Drawn from {number(kept_count)} kept and {number(sum(material.texts.counts('dropped').values()))} dropped."
-    return [Paragraph(said), Samples(rows, labels, fates, material.texts.paired, material.language)]
+    dropped_count = sum(material.texts.counts("dropped").values())
+    said = f"Drawn from {number(sum(counts.values()))} kept and {number(dropped_count)} dropped."
+    return [Paragraph(said), Samples(rows, labels, fates, material.texts.paired)]
 
 
 def _sample(row: tuple[Any, ...], fate: str) -> dict[str, str]:

@@ -74,11 +74,11 @@ def scores(material: Material) -> list[Block]:
     human = chosen_on_human_labels(found)
     rows = [[data, model + "*" * (model in human), *more] for data, model, *more in score_rows(found)]
     numbers = _shown("Scores; compare only rows of the same data, measure and protocol", COLUMNS, rows)
-    mains = [next(iter(score["measures"].items())) for score in found["scores"]]
-    of_one_kind = len(dict(mains)) == 1
+    mains = [(score, *next(iter(score["measures"].items()))) for score in found["scores"]]
+    of_one_kind = len({measure for _, measure, _ in mains}) == 1
     drawn = [
-        (f"{data}: {model}" if of_one_kind else f"{data}: {model} ({name})", value)
-        for (data, model, *_), (name, value) in zip(score_rows(found)[:MOST_SCORES], mains, strict=False)
+        (f"{score['data']}: {score['model']}" + ("" if of_one_kind else f" ({measure})"), value)
+        for score, measure, value in mains[:MOST_SCORES]
     ]
     title = "Scores with their 95 % bootstrap intervals, baselines beside them"
     height = 0.26 * len(drawn) + 0.8

@@ -11,7 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from dino_pipeline import __version__
 from dino_pipeline.evaluation.evaluate import Candidate
@@ -66,8 +65,7 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch, *, dropped: 
         DataError: a file of the run cannot be read.
     """
     with run.scratch("report") as folder, closing(TextsOfRun(run, folder)) as texts:
-        language = str(run.spec_fields().get("language") or "en")
-        material = Material(run, texts, candidates, watch, language, dropped)
+        material = Material(run, texts, candidates, watch, dropped)
         found, missing = _sections(material)
         html = _html(material, found, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
@@ -104,17 +102,16 @@ def _html(material: Material, sections: Sequence[Section], missing: Sequence[tup
     source = files("dino_pipeline.report")
     style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["ours"] = Markup  # pictures, their texts escaped by matplotlib
     template = environment.from_string((source / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         name=visible(material.run.path.resolve().name, 120),
-        language=visible(material.language, 20),
+        language=material.run.spec_fields().get("language") or "en",
         headline=_headline(material),
         sections=sections,
         missing=missing,
         version=__version__,
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
@@ -130,7 +127,7 @@ def _headline(material: Material) -> list[tuple[str, str]]:
         found.append(("written by", visible(Path(str(model)).name, 60)))
     trained = records.get("finetune", {})
     if trained.get("status") == "done":
-        best = trained.get("selection", {})
-        found.append(("encoder", visible(Path(str(trained["options"]["encoder"])).name, 60)))
-        found.append((f"best dev {measure_title(best.get('measure', ''))}", number(best.get("best"))))
+        chosen = trained["selection"]
+        found.append(("encoder", visible(Path(trained["options"]["encoder"]).name, 60)))
+        found.append((f"best dev {measure_title(chosen['measure'])}", number(chosen["best"])))
     return found

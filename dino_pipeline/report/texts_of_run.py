@@ -77,8 +77,8 @@ class TextsOfRun:
         """Whether the texts are pairs."""
         return any(self.rows(f"SELECT count(text_b) FROM {table}")[0][0] for table in ("kept", "written"))
 
-    def histogram(self, table: str, value: str) -> Histogram | None:
-        """Count the values of an expression in bins of equal width that hold all but its most extreme hundredth."""
+    def histogram(self, table: str, value: str, labels: Sequence[str]) -> Histogram | None:
+        """Count values of an expression in bins of equal width that hold all but its most extreme hundredth."""
         bounds = f"quantile_cont({value}, 0.005), quantile_cont({value}, 0.995)"
         low, high = self.rows(f"SELECT {bounds} FROM {table} WHERE {value} IS NOT NULL")[0]
         if low is None or high <= low:
@@ -91,7 +91,7 @@ class TextsOfRun:
         ):
             found.setdefault(label_name(label), [0] * BINS)[bin_] += count
         edges = [low + at * width for at in range(BINS + 1)]
-        return Histogram(edges, {label: found[label] for label in in_order(found)})
+        return Histogram(edges, {label: found[label] for label in labels if label in found})
 
     def quantiles(self, table: str, value: str) -> dict[str, list[float]]:
         """Return the count and the 5th, 50th and 95th percentile of an expression, by label."""
