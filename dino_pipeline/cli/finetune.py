@@ -239,7 +239,7 @@ def _published(data: str, options: dict[str, Any]) -> Published | None:
     folder, on_hub = Path(data), not Path(data).exists() and HUB_ID.fullmatch(data)
     with contextlib.suppress(HubError, OSError):  # what is wrong with it is said when it is read
         if on_hub:
-            folder = download(data, "dataset", options["data_revision"], only=(LINEAGE, "run.json", "spec.json"))
+            folder = download(data, "dataset", options["data_revision"], only=[LINEAGE, "run.json", "spec.json"])
         manifest = Manifest.read(folder / LINEAGE, data)
         named = {"repository": data, "commit": folder.name} if on_hub else {"repository": manifest.repository}
         return Published(Run(folder), {key: value for key, value in named.items() if value})

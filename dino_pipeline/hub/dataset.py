@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def write_dataset(run: Run, publication: Publication, report: Report, folder: Pa
 def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[Written]) -> dict[str, Any]:
     spec, generated = run.spec_fields(), bool(run.stage("generate"))
     rows = sum(each.rows for each in written if each.split.config == "default")
+    by_config = {name: list(group) for name, group in groupby(written, key=lambda each: each.split.config)}
     data = DatasetCardData(
         language=spec.get("language"),
         license=publication.license,
@@ -77,18 +79,11 @@ def _front(run: Run, publication: Publication, shape: Shape, written: Sequence[W
         language_creators=["machine-generated"] if generated else None,
         source_datasets=["original"] if generated else None,
         tags=[*(["synthetic", "dino"] if generated else []), "sentence-transformers"],
-        configs=[_config(name, of_config) for name, of_config in _by_config(written).items()],
+        configs=[_config(name, of_config) for name, of_config in by_config.items()],
     )
-    infos = {name: _info(name, of_config) for name, of_config in _by_config(written).items()}
+    infos = {name: _info(name, of_config) for name, of_config in by_config.items()}
     DatasetInfosDict(infos).to_dataset_card_data(data)
     return dict(data.to_dict())
-
-
-def _by_config(written: Sequence[Written]) -> dict[str, list[Written]]:
-    found: dict[str, list[Written]] = {}
-    for each in written:
-        found.setdefault(each.split.config, []).append(each)
-    return found
 
 
 def _config(name: str, written: Sequence[Written]) -> dict[str, Any]:
@@ -101,11 +96,11 @@ def _config(name: str, written: Sequence[Written]) -> dict[str, Any]:
 
 def _info(name: str, written: Sequence[Written]) -> DatasetInfo:
     features = Features.from_dict({column.name: column.feature for column in written[0].split.columns})
-    sizes = {each.split.name: sum(file.stat().st_size for file in each.files) for each in written}
     found = SplitDict()
     for each in written:
-        found.add(SplitInfo(each.split.name, num_bytes=sizes[each.split.name], num_examples=each.rows))
-    total = sum(sizes.values())
+        size = sum(file.stat().st_size for file in each.files)
+        found.add(SplitInfo(each.split.name, num_bytes=size, num_examples=each.rows))
+    total = sum(split.num_bytes for split in found.values())
     return DatasetInfo(features=features, splits=found, download_size=total, dataset_size=total, config_name=name)
 
 

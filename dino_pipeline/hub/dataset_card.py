@@ -20,6 +20,11 @@ from dino_pipeline.run import Run
 
 SHOWN = 3
 """Samples of each label."""
+NO_OPTIONS = (
+    *("hygiene", "numeric_labels", "source", "excluded", "custom_digest", "semantic_fingerprint"),
+    *("stop", "fields"),
+)
+"""What is recorded with the filter's options and was not asked for."""
 CITATION = """@inproceedings{schick-schutze-2021-generating,
   title     = {Generating Datasets with Pretrained Language Models},
   author    = {Schick, Timo and Sch{\\"u}tze, Hinrich},
@@ -186,14 +191,12 @@ def _sections(run: Run, report: Report) -> list[str]:
 
 def _filter_options(run: Run) -> str:
     options = public(run.stage("filter")["options"])
-    technical = {"hygiene", "numeric_labels", "source", "excluded", "custom_digest", "semantic_fingerprint"}
-    named = {**{name: value for name, value in options.items() if name not in technical}, **options["hygiene"]}
-    rows = []
-    for name, value in named.items():
-        if name in {"stop", "fields"} or value is None or value == [] or value == ():
-            continue
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        rows.append([name.replace("_", " "), shown])
+    named = {name: value for name, value in {**options, **options["hygiene"]}.items() if name not in NO_OPTIONS}
+    rows = [
+        [name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+        for name, value in named.items()
+        if value not in (None, [])
+    ]
     return table(["option", "value"], rows)
 
 

@@ -72,7 +72,7 @@ def shape_of(run: Run) -> Shape:
     with duckdb.connect() as db:
         source = records([run.train, *([run.held_out] if run.held_out else [])])
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
-        labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source} ORDER BY 1").fetchall()]
+        labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source}").fetchall()]
     numeric = run.numeric_labels and run.stage("generate").get("label_type") != "class"
     if numeric and all(as_number(label) is not None for label in labels):
         return Shape(pairs > 0, None)

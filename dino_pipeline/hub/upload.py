@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +191,7 @@ def address(repository: str, kind: Kind, endpoint: str = constants.ENDPOINT) -> 
     return f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
-def download(repository: str, kind: Kind, revision: str | None, only: Sequence[str] | None = None) -> Path:
+def download(repository: str, kind: Kind, revision: str | None, only: list[str] | None = None) -> Path:
     """Return a folder, named after the commit, with all files of a repository, or with some.
 
     Raises:
@@ -199,8 +199,6 @@ def download(repository: str, kind: Kind, revision: str | None, only: Sequence[s
     """
     with errors(repository):
         try:
-            allowed = list(only) if only else None
-            found = HfApi().snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=allowed)
-            return Path(found)
+            return Path(HfApi().snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=only))
         except RepositoryNotFoundError as error:
             raise HubError(f"{repository}: no such {kind} is there, or the token may not see it") from error
