@@ -38,10 +38,6 @@ class Plan:
     sets: Sequence[EvaluationSet]
     """Of scored pairs."""
 
-    def cell(self, objective: str, seed: int) -> Run:
-        """Return the run of one training."""
-        return Run(self.folder / objective / f"seed-{seed}")
-
 
 @dataclass(frozen=True)
 class Row:
@@ -102,9 +98,10 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
 
 
 def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fresh: bool) -> Row:
+    human = plan.texts.select_on.label if plan.texts.select_on else None
     records, scores = [], []
     for seed in plan.seeds:
-        cell = plan.cell(objective.name, seed)
+        cell = Run(plan.folder / objective.name / f"seed-{seed}")
         with cell.locked():
             finetune(
                 cell,
@@ -117,11 +114,11 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
                 seed=seed,
                 fresh=fresh,
             )
-            scores.append(_cell_scores(cell, objective.name, plan, watch))
+            scores.append(_cell_scores(cell, Candidate(objective.name, str(cell.model), None, human), plan, watch))
             records.append(cell.stage("finetune"))
     remarks = ["collapsed"] if any(record["collapsed"] for record in records) else []
-    if plan.texts.select_on:
-        remarks.append(f"chosen on human labels ({plan.texts.select_on.label})")
+    if human:
+        remarks.append(f"chosen on human labels ({human})")
     return Row(
         objective.name,
         objective.needs,
@@ -133,11 +130,11 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
     )
 
 
-def _cell_scores(cell: Run, name: str, plan: Plan, watch: Watch) -> dict[str, float | None]:
+def _cell_scores(cell: Run, trained: Candidate, plan: Plan, watch: Watch) -> dict[str, float | None]:
     """Return a trained cell's Spearman x 100 by set."""
-    human = plan.texts.select_on.label if plan.texts.select_on else None
-    found, _ = evaluate_run(cell, [Candidate(name, str(cell.model), None, human)], plan.sets, watch)
-    return {each["data"]: each["measures"]["spearman"]["value"] for each in found["scores"] if each["model"] == name}
+    found, _ = evaluate_run(cell, [trained], plan.sets, watch)
+    own = [each for each in found["scores"] if each["model"] == trained.name]
+    return {each["data"]: each["measures"]["spearman"]["value"] for each in own}
 
 
 def _spearman(scores: Sequence[Score]) -> dict[str, list[float | None]]:

@@ -61,7 +61,6 @@ _Asked = tuple[str, str | None, int]
 class _Written:
     """One text, and the input it was written for."""
 
-    label: str
     input: str | None
     completion: Completion
 
@@ -148,8 +147,8 @@ def _write(
         completions[completion.number] = completion
         progress.done += 1
         watch.progress(progress)
-    for number, (label, text, _) in enumerate(asked):
-        yield _Written(label, text, completions[number])
+    for number, (_, text, _) in enumerate(asked):
+        yield _Written(text, completions[number])
 
 
 def _quality(
