@@ -160,7 +160,7 @@ def _parse(line: bytes, where: str, numeric_labels: bool) -> Example:
 def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -> str | None:
     value = row.get(field)
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        if holds_half_a_character(value):
             raise DataError(f'{where}: "{field}" holds half of a surrogate pair; write the whole character')
         return value
     if value is None and not required:
@@ -168,6 +168,11 @@ def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -
     if field not in row:
         raise DataError(f'{where}: "{field}" is missing (the fields are {", ".join(map(repr, row)) or "none"})')
     raise DataError(f'{where}: "{field}" must be a string (it is {short(value)})')
+
+
+def holds_half_a_character(text: str) -> bool:
+    """Say whether there is a lone surrogate in a text, which no file can hold as UTF-8."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _label(value: Any, where: str, numeric: bool) -> float | str | None:

@@ -69,7 +69,7 @@ class FilterOptions:
         return self.verify or self.labels == "posterior"
 
 
-def record_rules(options: FilterOptions, excluded: Sequence[str] = ()) -> list[Rule]:
+def record_rules(options: FilterOptions, excluded: Sequence[str]) -> list[Rule]:
     """Return the rules about single examples in the order in which they are tried.
 
     Args:

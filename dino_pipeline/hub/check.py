@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from dino_pipeline import pocket
 from dino_pipeline.digests import digest_files, model_fingerprint
 from dino_pipeline.errors import DinoError, HubError, first_line
-from dino_pipeline.hub.card import read_card, split
+from dino_pipeline.hub.card import README, read_card, split
 from dino_pipeline.hub.manifest import Manifest, hashes
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.run import versions
@@ -55,14 +55,13 @@ def _files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _rows(folder: Path, manifest: Manifest) -> list[str]:
-    wrong = []
+    wrong: list[str] = []
+    claimed: dict[str, int] = {}
     try:
-        claimed = _claimed(split(read_card(folder / "README.md"))[0])
+        claimed = _claimed(split(read_card(folder / README))[0])
     except HubError as error:
-        claimed = {}
         wrong.append(str(error))
     except (OSError, TypeError, KeyError, AttributeError) as error:
-        claimed = {}
         wrong.append(f"README.md: cannot be read ({first_line(error)})")
     for name, count in manifest.rows.items():
         found = _counted(folder, name)

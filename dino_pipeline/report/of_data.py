@@ -215,14 +215,14 @@ def diversity(material: Material) -> list[Block]:
     if not parts:
         raise Missing(f"the texts of {material.run.path.name} are not there any more")
     rows = [
-        [str(at + 1), number(count), f"{one:.3f}", f"{two:.3f}", f"{100 * repeated:.1f} %"]
-        for at, (count, one, two, repeated) in enumerate(parts)
+        [str(at), number(count), f"{one:.3f}", f"{two:.3f}", f"{100 * repeated:.1f} %"]
+        for at, (count, one, two, repeated) in enumerate(parts, start=1)
     ]
     caption = f"Parts of the run, in the order of {'inputs' if place == 'input' else 'samples'}"
     numbers = Table(caption, ["part", "texts", "distinct-1", "distinct-2", "repeats dropped"], rows)
     found = {
-        "distinct-2": [(at + 1, two) for at, (_, _, two, _) in enumerate(parts)],
-        "repeats dropped (%)": [(at + 1, 100 * repeated) for at, (*_, repeated) in enumerate(parts)],
+        "distinct-2": [(at, two) for at, (_, _, two, _) in enumerate(parts, start=1)],
+        "repeats dropped (%)": [(at, 100 * repeated) for at, (*_, repeated) in enumerate(parts, start=1)],
     }
     title = (
         "Diversity over the run: fewer distinct pairs of words, or more repeats, towards its end mean that it runs dry"

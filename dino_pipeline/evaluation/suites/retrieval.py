@@ -14,6 +14,7 @@ import torch
 from dino_pipeline.digests import digest_files
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent, unit
+from dino_pipeline.examples import holds_half_a_character
 from dino_pipeline.inputs import read_lines
 from dino_pipeline.labels import as_number
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
@@ -157,7 +158,7 @@ def _row(line: str, where: str) -> dict[str, str]:
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: must be an object with "_id" and "text"')
     text = f"{row.get('title') or ''} {row['text']}".strip()
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if holds_half_a_character(text):
         raise DataError(f"{where}: its text holds half a character (a lone surrogate); take it out")
     return {"_id": str(identity), "text": text}
 
