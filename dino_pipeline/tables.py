@@ -30,9 +30,9 @@ def records(paths: Sequence[Path]) -> str:
     return f"read_json({listed(paths)}, {options})"
 
 
-def listed(paths: Sequence[Path]) -> str:
-    """Return paths as a SQL list."""
-    return f"[{', '.join(map(quoted, paths))}]"
+def listed(texts: Sequence[Path] | Sequence[str]) -> str:
+    """Return paths, or any texts, as a SQL list."""
+    return f"[{', '.join(map(quoted, texts))}]"
 
 
 def quoted(text: Path | str) -> str:

@@ -35,8 +35,8 @@ def report(path: Path, encoders: tuple[str, ...]) -> None:
     run = existing(path)
     with run.locked():
         written = write(run, encoders)
-    size = written.page.stat().st_size / 1e6
-    click.echo(f"{written.page}: {size:.1f} MB; {len(written.pictures)} pictures in {run.pictures}")
+    size = run.report.stat().st_size / 1e6
+    click.echo(f"{run.report}: {size:.1f} MB; {len(written.pictures)} pictures in {run.pictures}")
     for title, reason in written.missing:
         click.echo(f"left out: {title}: {reason}")
 

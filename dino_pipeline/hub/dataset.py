@@ -50,7 +50,7 @@ def write_dataset(run: Run, publication: Publication, report: Report, folder: Pa
     shape = shape_of(run)
     with run.scratch("publish") as scratch:
         written = [Written(split, *write(split, folder, scratch)) for split in splits(run, shape, raw=publication.raw)]
-    shutil.copy(report.page, folder / "report.html")
+    shutil.copy(run.report, folder / "report.html")
     shutil.copytree(run.pictures, folder / "pictures")
     if run.spec.exists():
         shutil.copy(run.spec, folder / "spec.json")

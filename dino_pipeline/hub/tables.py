@@ -15,7 +15,7 @@ from dino_pipeline.errors import DataError, OutputError, first_line
 from dino_pipeline.filtering.rules import UNSEEN
 from dino_pipeline.labels import as_number
 from dino_pipeline.run import Run
-from dino_pipeline.tables import RECORD, quoted, records
+from dino_pipeline.tables import RECORD, listed, quoted, records
 
 SHARD = 512 * 2**20
 """About so many bytes of JSONL become one Parquet file."""
@@ -116,9 +116,8 @@ def _trained(shape: Shape) -> list[Column]:
         texts = [Column("text", "text_a", TEXT)]
     if shape.classes is None:
         return [*texts, Column("score", "label::DOUBLE", NUMBER)]
-    names = ", ".join(quoted(name) for name in shape.classes)
     feature = {"names": list(shape.classes), "_type": "ClassLabel"}
-    return [*texts, Column("label", f"list_position([{names}], label)::BIGINT - 1", feature)]
+    return [*texts, Column("label", f"list_position({listed(shape.classes)}, label)::BIGINT - 1", feature)]
 
 
 def _recorded(shape: Shape, more: Sequence[str]) -> list[Column]:

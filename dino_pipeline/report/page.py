@@ -42,9 +42,8 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Material], list[Block]]]] = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """What was written, beside the page."""
 
-    page: Path
     pictures: list[Path]
     sections: dict[str, Section]
     """By id."""
@@ -70,7 +69,7 @@ def report(run: Run, candidates: Sequence[Candidate], watch: Watch, *, dropped: 
         html = _html(material, found, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
     pictures = [block for section in found for block in section.blocks if isinstance(block, Picture)]
-    return Report(run.report, _write_pictures(run, pictures), {section.id: section for section in found}, missing)
+    return Report(_write_pictures(run, pictures), {section.id: section for section in found}, missing)
 
 
 def _sections(material: Material) -> tuple[list[Section], list[tuple[str, str]]]:
