@@ -32,6 +32,7 @@ def test_the_card_tells_how_the_model_was_made_and_chosen() -> None:
     ):
         assert line in text
     assert "bf16" not in text
+    assert "| seed | 0 |" in card({"options": {**FINETUNED["options"], "seed": 0}})
     assert "chosen on held-out texts (`dev.jsonl`)" in text
     human = {"measure": "Spearman", "best": 70.1, "on": "stsb.tsv", "human_labels": True}
     text = card({"selection": human, "collapsed": True, "mean_cosine": 0.999, "made": ["3 texts are left out"]})

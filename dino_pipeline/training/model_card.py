@@ -147,7 +147,8 @@ def _how(of: Lineage) -> str:
         "pooling": found["pooling"],
         **options["options"],
     }
-    rows = {name.replace("_", " "): value for name, value in own.items() if value not in (None, False)} | {
+    rows = {
+        **{name.replace("_", " "): value for name, value in own.items() if not (value is None or value is False)},
         "rows": f"{found['train']} to train on, {found['dev']} held out",
         f"best {measure_title(chosen['measure'])}, on {chosen['on']}": chosen["best"],
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
