@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import click
 from tqdm import tqdm
 
-from dino_pipeline.progress import LabelCount, Progress
+from dino_pipeline.progress import LabelCount, Progress, clock
 
 PLAIN_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -63,7 +63,7 @@ class Console:
         self.told = time.monotonic()
         rate = max(progress.done - progress.resumed, 0) / max(self.told - self.started, 1e-6)
         left = progress.total - progress.done
-        ending = f", {_clock(left / rate)} left" if rate and left else ""
+        ending = f", {clock(left / rate)} left" if rate and left else ""
         details = _details(progress)
         details = f"; {details}" if details else ""
         done = f"{progress.title}: {progress.done}/{progress.total}"
@@ -81,11 +81,6 @@ def _details(progress: Progress) -> str:
 def _share(count: LabelCount) -> str:
     margin = "" if count.mean_margin is None else f" ({count.mean_margin:+.2f})"
     return f"{count.accepted / max(count.written, 1):.0%}{margin}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

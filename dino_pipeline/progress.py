@@ -51,6 +51,13 @@ class Progress:
     """What else there is to say, in a few words."""
 
 
+def clock(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 class Watch(Protocol):
     """Follows a stage."""
 

@@ -15,6 +15,7 @@ from dino_pipeline.cli.base import Grouped, command, or_dash
 from dino_pipeline.cli.engines import engine_here, here_options
 from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import text_options, text_settings
+from dino_pipeline.progress import clock
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.estimate import Estimate
@@ -92,7 +93,6 @@ def _marked(drawn: Drawn) -> str:
 
 def _say(found: Estimate, drawn: Sequence[Drawn]) -> None:
     from dino_pipeline.console import table
-    from dino_pipeline.generation.estimate import clock
 
     rows = [
         [label, f"{share:.0%}", or_dash(found.margins[label], "+.2f"), _changed(label, drawn)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from dino_pipeline.examples import write_json
 from dino_pipeline.generation.plan import GenerateOptions
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Watch, clock
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 
@@ -26,13 +26,6 @@ def job(spec: TaskSpec, model: Mapping[str, Any], options: GenerateOptions) -> d
     """Return what identifies a job: an estimate holds for the same only."""
     much = {name: getattr(options, name) for name in ("num_inputs", "samples", "best_of")}
     return {"spec": spec.digest, "model": dict(model), **much, "sampling": asdict(options.sampling)}
-
-
-def clock(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 @dataclass(frozen=True)
