@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from dino_pipeline.training.objectives.base import Objective, Recipe, Training
-from dino_pipeline.training.objectives.contrastive import embedding_sizes, heads
+from dino_pipeline.training.objectives.contrastive import embedding_sizes, of_each_size
 from dino_pipeline.training.objectives.masked import MaskedWords
 from dino_pipeline.training.objectives.views import as_they_are
 
@@ -37,7 +37,7 @@ class ConditionalWords(nn.Module):
             layers = (nn.Linear(size, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
             return nn.Sequential(*layers, nn.Linear(width, self.vectors * width))
 
-        self.projections = heads(embedding_sizes(model, recipe), projection)
+        self.projections = of_each_size(embedding_sizes(model, recipe), projection)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """Return the loss of a batch of neighbours."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -127,6 +127,6 @@ def average_gradients(tensors: Iterable[Tensor]) -> None:
             tensor.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
 
 
-def heads(sizes: Sequence[int], make: Any) -> nn.ModuleDict:
-    """Return a head for each size of embedding, made by ``make(size)``."""
+def of_each_size(sizes: Sequence[int], make: Callable[[int], nn.Module]) -> nn.ModuleDict:
+    """Return a module for each size of embedding, by that size."""
     return nn.ModuleDict({str(size): make(size) for size in sizes})

@@ -68,7 +68,7 @@ def loss(model: SentenceTransformer, recipe: Recipe) -> Any:
     return CachedMultipleNegativesRankingLoss(
         model,
         scale=1.0,
-        similarity_fct=LearnedTemperature(float(recipe["temperature"])),
+        similarity_fct=LearnedTemperature(recipe["temperature"]),
         mini_batch_size=recipe.training.mini_batch_size or recipe.training.batch_size,
         gather_across_devices=recipe.processes > 1,
         directions=("query_to_doc", "doc_to_query"),

@@ -33,8 +33,8 @@ class Spans:
 
     @property
     def least(self) -> int:
-        """Tokens that a document must have for spans of the full length."""
-        return 2 * self.anchors * self.longest
+        """Tokens that a document must have."""
+        return 2 * self.anchors * (1 if self.scaled else self.longest)
 
     def of_document(self, tokens: int) -> tuple[int, int]:
         """Return the shortest and the longest span of a document."""
@@ -67,15 +67,15 @@ def build(columns: Columns, recipe: Recipe) -> Dataset:
     sizes = {name: recipe[name] for name in ("anchors", "positives", "shortest", "longest")}
     spans = Spans(**sizes, scaled=recipe["spans"] == "scaled")
     offsets = [_offsets(text, recipe.tokenizer) for text in columns["document"]]
-    least = 2 * spans.anchors if spans.scaled else spans.least
-    short = [number for number, found in enumerate(offsets, start=1) if len(found) < least]
+    short = [number for number, found in enumerate(offsets, start=1) if len(found) < spans.least]
     if short and not (spans.scaled and len(short) < len(offsets)):
         remedy = "give longer documents" if spans.scaled else "give longer documents, or leave out --faithful"
         raise DataError(
             f"document {short[0]}: has {len(offsets[short[0] - 1])} tokens, as {len(short)} of {len(offsets)} "
-            f"have under {least}; {remedy}, or fewer anchors (--set anchors=1)"
+            f"have under {spans.least}; {remedy}, or fewer anchors (--set anchors=1)"
         )
-    long = [(text, found) for text, found in zip(columns["document"], offsets, strict=True) if len(found) >= least]
+    pairs = zip(columns["document"], offsets, strict=True)
+    long = [(text, found) for text, found in pairs if len(found) >= spans.least]
     rows: Columns = {"document": [text for text, _ in long], "offsets": [found for _, found in long]}
     return with_views(rows, partial(view, spans=spans), recipe.seed)
 

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from dino_pipeline.training.objectives import simcse
 from dino_pipeline.training.objectives.base import Objective, Recipe
+from dino_pipeline.training.objectives.contrastive import of_each_size
 from dino_pipeline.training.objectives.simcse import SimCSE
 
 TEMPERATURE = 2.0
@@ -67,7 +68,7 @@ class InstanceSmoothed(SimCSE):
     def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
         super().__init__(model, recipe)
         self.recipe = recipe
-        self.memories = nn.ModuleDict({str(size): Memory(recipe["buffer"], size) for size in self.dimensions})
+        self.memories = of_each_size(self.dimensions, lambda size: Memory(recipe["buffer"], size))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.step: Tensor
 

@@ -51,7 +51,7 @@ class MaskedWords(nn.Module):
         if decoder is not None and language_model.config.tie_word_embeddings:
             decoder.weight = backbone.get_input_embeddings().weight
         self.head = language_model
-        self.masks = DataCollatorForLanguageModeling(recipe.tokenizer, mlm_probability=float(recipe["masked"]))
+        self.masks = DataCollatorForLanguageModeling(recipe.tokenizer, mlm_probability=recipe["masked"])
         self.special = recipe.tokenizer.all_special_ids
 
     def mask(self, features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

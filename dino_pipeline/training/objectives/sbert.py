@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from dino_pipeline.training.objectives.base import Columns, Objective, Recipe, Training
-from dino_pipeline.training.objectives.contrastive import EmbeddingLoss, heads
+from dino_pipeline.training.objectives.contrastive import EmbeddingLoss, of_each_size
 
 
 def build(columns: Columns, recipe: Recipe) -> Dataset:
@@ -24,7 +24,7 @@ class PairClassifier(EmbeddingLoss):
 
     def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
         super().__init__(model, recipe)
-        self.classifiers = heads(self.dimensions, lambda size: nn.Linear(3 * size, recipe.classes))
+        self.classifiers = of_each_size(self.dimensions, lambda size: nn.Linear(3 * size, recipe.classes))
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return the cross-entropy of the classes of two columns of texts."""

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from dino_pipeline.training.objectives.base import Columns, Objective, Recipe, Training
-from dino_pipeline.training.objectives.contrastive import InfoNCE, heads
+from dino_pipeline.training.objectives.contrastive import InfoNCE, of_each_size
 
 
 def build(columns: Columns, recipe: Recipe) -> Dataset:
@@ -25,7 +25,7 @@ class SimCSE(InfoNCE):
 
     def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
         super().__init__(model, recipe)
-        self.heads = heads(self.dimensions, head)
+        self.heads = of_each_size(self.dimensions, head)
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         first, second = (self.heads[str(each.shape[-1])](each) for each in embeddings)
