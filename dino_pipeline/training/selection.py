@@ -91,10 +91,9 @@ class AlignmentUniformity(BaseEvaluator):
         ]
 
     def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return minus the sum of alignment and uniformity, and each of them (lower is better)."""
+        """Return minus the sum of alignment and uniformity, of each of which lower is better."""
         first, second = (encoded(model, texts) for texts in (self.first, self.second))
-        alignment, uniformity = align(first, second), uniform(first)
-        return {self.primary_metric: -alignment - uniformity, "alignment": alignment, "uniformity": uniformity}
+        return {self.primary_metric: -align(first, second) - uniform(first)}
 
 
 def align(first: Vectors, second: Vectors) -> float:
@@ -122,8 +121,9 @@ def probe(examples: Sequence[Example]) -> list[str]:
 
 def encoded(model: SentenceTransformer, texts: Sequence[str], *, normalize: bool = True) -> Vectors:
     """Return embeddings, ``(texts, dimension)``, of length 1 unless they are to stay as they are."""
-    options = {"normalize_embeddings": normalize, "show_progress_bar": False, "convert_to_numpy": True}
-    vectors: Vectors = model.encode(list(texts), batch_size=BATCH, **options)
+    vectors: Vectors = model.encode(
+        list(texts), batch_size=BATCH, normalize_embeddings=normalize, show_progress_bar=False
+    )
     return vectors
 
 
