@@ -38,7 +38,7 @@ def commands(run: Run) -> Again:
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
     values["further"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
-    chosen = {**filtered["options"], **filtered["options"]["hygiene"], "label_type": None}
+    chosen = {**filtered["options"], **filtered["options"]["hygiene"]}
     found = [
         ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
         ["dino", "filter", FOLDER, *flags(filter_command, chosen)],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dino_pipeline.errors import DinoError, OptionError, first_line
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
@@ -135,6 +136,18 @@ class Grouped(click.Command):
         for title, records in found.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def parts_of(given: str) -> list[str]:
+    """Return what a list with commas holds, each part once."""
+    return list(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
+
+
+def given_parameters() -> list[click.Parameter]:
+    """Return those parameters of the command that runs which its user gave."""
+    context = click.get_current_context()
+    sources = {each: context.get_parameter_source(each.name or "") for each in context.command.params}
+    return [each for each, source in sources.items() if source != ParameterSource.DEFAULT]
 
 
 def or_dash(value: float | None, form: str) -> str:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from dino_pipeline.cli.base import options_of, pick_device, under
+from dino_pipeline.cli.base import given_parameters, options_of, pick_device, under
 from dino_pipeline.cli.models import GENERATOR, MODEL, chosen_generator, recorded
 from dino_pipeline.errors import OptionError, need
 
@@ -33,6 +32,9 @@ class Rows(click.ParamType[int | None]):
 
 
 HERE = (
+    under("The model"),
+    *MODEL,
+    under("Speed"),
     click.option(
         "--rows",
         type=Rows(),
@@ -56,6 +58,7 @@ HERE = (
     ),
 )
 SERVED = (
+    under("A server instead, and the best of several"),
     click.option(
         "--engine",
         type=click.Choice(["transformers", "openai"]),
@@ -91,11 +94,9 @@ SPEED = ("device_map", "rows", "compiled")
 OF_HERE = (*GENERATOR, *SPEED)
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
 
-
-_HERE = (under("The model"), *MODEL, under("Speed"), *HERE)
-here_options = options_of(_HERE)
+here_options = options_of(HERE)
 """Gives a command the options that name a model which runs here."""
-engine_options = options_of((*_HERE, under("A server instead, and the best of several"), *SERVED))
+engine_options = options_of((*HERE, *SERVED))
 """Gives a command the options that name an engine."""
 
 
@@ -124,20 +125,18 @@ def chosen_engine(run: Run, options: Mapping[str, Any], console: Console, own: O
         console: is told what a user should know at once.
         own: returns a model that runs here or on a cluster.
     """
-    begun = {} if options["fresh"] else run.stage("generate").get("options", {})
+    before = {} if options["fresh"] else run.stage("generate")
     if options["engine"] == "openai":
-        return _served(run, options, begun, console)
-    return own(options, begun, console)
+        return _served(options, before, console)
+    return own(options, before.get("options", {}), console)
 
 
 def check_engine(options: Mapping[str, Any]) -> None:
     """Raise `OptionError` where an option belongs to another engine, or is missing."""
-    context = click.get_current_context()
     foreign, engine = (OF_SERVER, "openai") if options["engine"] == "transformers" else (OF_HERE, "transformers")
-    for name in foreign:
-        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
-            option = next(each.opts[0] for each in context.command.params if each.name == name)
-            raise OptionError(f"{option} belongs to --engine {engine}; leave it out")
+    for option in given_parameters():
+        if option.name in foreign:
+            raise OptionError(f"{option.opts[0]} belongs to --engine {engine}; leave it out")
     if options["engine"] == "openai":
         if not options["base_url"]:
             raise OptionError("--engine openai needs --base-url, the server's address, e.g. http://localhost:8000/v1")
@@ -190,7 +189,7 @@ def tell_of_template(record: Mapping[str, Any], options: Mapping[str, Any], watc
         watch.note("prompts go into the model's chat template (--chat off: as they are)")
 
 
-def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
+def _served(options: Mapping[str, Any], before: Mapping[str, Any], console: Console) -> ChosenEngine:
     nowhere = dict.fromkeys(("revision", "fingerprint", "dtype"))
     record: dict[str, Any] = {"model": options["model"], **nowhere, "engine": "openai"}
     asked = {name: options[name] for name in ("base_url", "concurrency", "timeout")}
@@ -205,7 +204,6 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
             "a server cannot debias: each text is written under its own instruction alone"
             + ("" if options["best_of"] > 1 else "; --best-of 4 --scorer MODEL keeps the most contrasting of four")
         )
-        before = {} if options["fresh"] else run.stage("generate")
         known = before.get("cost", {}).get("dollars_a_million_tokens", {})
         prices = Prices(*options["prices"]) if options["prices"] else Prices(**known)
         usage = Usage(**before.get("usage", {}))
@@ -220,9 +218,9 @@ def _served(run: Run, options: Mapping[str, Any], begun: Mapping[str, Any], cons
             return server()
 
     elif options["scorer"]:
-        device, before = pick_device(options["device"]), begun.get("scorer")
+        device, begun = pick_device(options["device"]), before.get("options", {}).get("scorer")
         named = {**options, "model": options["scorer"]}
-        generator = chosen_generator(named, before if isinstance(before, dict) else {}, device)
+        generator = chosen_generator(named, begun if isinstance(begun, dict) else {}, device)
         record["scorer"] = recorded(options["scorer"], generator)
         settings["device"] = device
 

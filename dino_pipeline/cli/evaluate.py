@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import Grouped, command, under
+from dino_pipeline.cli.base import Grouped, command, given_parameters, parts_of, under
 from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
@@ -25,7 +25,7 @@ GENERATOR_OPTIONS = ("num_inputs", "samples", "seed")
 
 def suites(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> list[str]:
     """Return the suites that were named, each once."""
-    names = list(dict.fromkeys(name.strip() for each in given for name in each.split(",") if name.strip()))
+    names = parts_of(",".join(given))
     if unknown := [name for name in names if name not in (*NAMES, SUITE)]:
         raise click.BadParameter(f"{unknown[0]}: is none; choose from {', '.join((*NAMES, SUITE))}")
     if SUITE in names and len(names) > 1:
@@ -86,17 +86,14 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
 @click.option("--num-inputs", type=click.IntRange(1), default=200, show_default=True, help="Inputs to write.")
 @click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Texts per input and label.")
 @click.option("--seed", multiple=True, default=(42,), show_default=True, help="Give several for a spread.")
-@click.pass_context
 @command
-def evaluate(
-    context: click.Context, targets: Sequence[str], names: list[str], output: Path | None, **options: Any
-) -> None:
+def evaluate(targets: Sequence[str], names: list[str], output: Path | None, **options: Any) -> None:
     """Say what encoders are worth: MODELs by folder or Hub id (id@revision), or a RUN's encoder before and after
     training. With several, differences from the first are given with their own intervals.
 
     Or grade what generators write.
     """
-    _refuse_idle_options(context, names)
+    _refuse_idle_options(names)
     if names == [SUITE]:
         asked = {name: options[name] for name in ("num_inputs", "samples")}
         evaluate_generators(targets or ["pocket"], output, seeds=options["seed"], **asked)
@@ -106,16 +103,15 @@ def evaluate(
         raise OptionError("nothing to evaluate; give a RUN, or encoders by folder or Hub id")
 
 
-def _refuse_idle_options(context: click.Context, names: Sequence[str]) -> None:
+def _refuse_idle_options(names: Sequence[str]) -> None:
     """Refuse options that the suites would not look at."""
     idle = dict.fromkeys(ENCODER_OPTIONS, f"with --suite {SUITE}")
     if SUITE not in names:
         idle = dict.fromkeys(GENERATOR_OPTIONS, f"without --suite {SUITE}")
         if "sts" not in names:
             idle.update(dict.fromkeys(STS_OPTIONS, "without --suite sts"))
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name in idle and source != click.core.ParameterSource.DEFAULT:
+    for option in given_parameters():
+        if option.name in idle:
             raise OptionError(f"{option.opts[0]}: has no meaning {idle[option.name]}; leave it out")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,18 +32,16 @@ def evaluate_generators(
     if runs := [model for model in models if Run(Path(model)).is_run]:
         raise OptionError(f"{runs[0]}: is a run; suite {SUITE} takes generators, by folder or Hub id")
     results, seeds = [], list(dict.fromkeys(seeds))
-    device, console = pick_device(None), Console()
+    device = pick_device(None)
     for model in models:
         generator = Generator(model_path(model, "GENERATOR"))
         decoder = load_decoder(replace(generator, dtype=pick_dtype(generator, device=device)), device=device)
-        try:
+        with closing(Console()) as console:
             found = [
                 quality
                 for seed in seeds
                 for quality in measure(decoder, console, seed=seed, num_inputs=num_inputs, samples=samples)
             ]
-        finally:
-            console.close()
         results.append({"model": model, "qualities": [asdict(quality) for quality in found]})
         listed = ", ".join(map(str, seeds))
         click.echo(f"{model}: {num_inputs} inputs, {samples} texts per input and label, seeds {listed}")

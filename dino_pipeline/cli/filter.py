@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, pick_device, under
+from dino_pipeline.cli.base import HUB_ID, Grouped, command, given_parameters, model_path, pick_device, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.errors import OptionError, RunError
@@ -240,17 +239,14 @@ def _published(name: str, run: Run) -> _ToFilter:
 
 def _settled(options: dict[str, Any]) -> dict[str, Any]:
     """Return options for what was filtered before: nothing is smoothed, drawn or split a second time unless asked."""
-    context = click.get_current_context()
     found = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
-    asked = {name for name in found if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    asked = {each.name for each in given_parameters()}
     click.echo("This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for.")
     return {**options, **{name: value for name, value in found.items() if name not in asked}}
 
 
 def filter_options(options: dict[str, Any]) -> FilterOptions:
     """Return what decides the result, from the command line's values."""
-    from dataclasses import fields
-
     from dino_pipeline.filtering.hygiene import HygieneOptions
     from dino_pipeline.filtering.rules import FilterOptions
 
@@ -260,7 +256,7 @@ def filter_options(options: dict[str, Any]) -> FilterOptions:
         raise OptionError("--temperature belongs to --labels posterior; give both or neither")
     hygiene = HygieneOptions(**{name: options[name] for name in ("min_chars", "max_chars", "max_symbols")})
     given = {each.name: options[each.name] for each in fields(FilterOptions) if each.name in options}
-    return FilterOptions(**{**given, "hygiene": hygiene})
+    return FilterOptions(**given, hygiene=hygiene)
 
 
 def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, has_spec: bool) -> Means:
@@ -305,13 +301,9 @@ def _scores(run: Run, device: str | None) -> Any:
 
 def _embed(name: str, device: str | None) -> Any:
     from dino_pipeline.training.encoders import load_encoder
+    from dino_pipeline.training.selection import encoded
 
-    encoder = load_encoder(model_path(name, "ENCODER")).to(pick_device(device))
-
-    def embed(texts: Sequence[str]) -> Any:
-        return encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
-
-    return embed
+    return partial(encoded, load_encoder(model_path(name, "ENCODER")).to(pick_device(device)))
 
 
 def _list(chosen: FilterOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,6 @@ GENERATOR = (*SOURCE, "dtype", "chat")
 
 def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> Generator:
     """Return the generator that options name; what they leave open is as a run began, or found out here."""
-    from dataclasses import replace
-
     from dino_pipeline.decoding.loading import Generator, has_chat_template, pick_dtype
 
     found = Generator(model_path(options["model"], "GENERATOR"), **{name: options[name] for name in SOURCE})

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path
+from dino_pipeline.cli.base import command, model_path, parts_of
 from dino_pipeline.cli.specs import SpecFile, shipped
 from dino_pipeline.errors import OptionError
 
@@ -119,7 +119,7 @@ def spec_new(
     about = about or _asked("--about", "What is one text (sentence, question, review ...)?", "sentence")
     if labels is None:
         labels = "1,0.5,0" if kind == "similarity" else _asked("--labels", "Its labels, with commas?", "good,bad")
-    names = list(dict.fromkeys(part.strip() for part in labels.split(",") if part.strip()))
+    names = parts_of(labels)
     if kind == "similarity":  # the most alike first: a label's counter-labels are those before it
         names.sort(key=lambda each: -(as_number(each) or 0.0))
     content = (json.dumps(_begun(name, kind, names, about, language), indent=2, ensure_ascii=False) + "\n").encode()

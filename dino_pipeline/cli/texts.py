@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.inputs import InputFile
-    from dino_pipeline.spec import SpecSampling, TaskSpec
+    from dino_pipeline.spec import TaskSpec
 
 WRITTEN_INPUTS = 500
 """Inputs to write where neither a file nor --num-inputs says how many."""
@@ -62,7 +61,6 @@ OPTIONS = (
     click.option("--min-tokens", type=click.IntRange(0), default=0, help="Reject texts of fewer tokens."),
 )
 
-
 text_options = options_of(OPTIONS)
 """Gives a command the options that say what texts to write."""
 
@@ -72,7 +70,6 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
     That is what the command line says before what the spec says, and then the paper.
     """
-    from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.inputs import input_file
     from dino_pipeline.spec import TaskSpec
@@ -85,16 +82,15 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
         **{name: options[name] for name in names if name in options},
         num_inputs=options["num_inputs"] or (WRITTEN_INPUTS if texts is None and spec.needs_inputs else None),
         keep_newlines=options["keep_newlines"] or spec.newlines,
-        sampling=_override(_of_spec(Sampling(), spec.sampling), sampling),
+        sampling=_sampling(spec.sampling.model_dump(), sampling),
         # how inputs are sampled is the inputs spec's own affair: flags speak of the texts
-        input_sampling=_of_spec(Sampling(), inputs.sampling) if inputs else Sampling(),
+        input_sampling=_sampling(inputs.sampling.model_dump() if inputs else {}),
     )
     return texts, chosen
 
 
-def _of_spec(base: Sampling, sampling: SpecSampling) -> Sampling:
-    return _override(base, sampling.model_dump())
+def _sampling(*said: dict[str, Any]) -> Sampling:
+    """Return how to sample: what is said last counts, and None says nothing."""
+    from dino_pipeline.decoding.sampling import Sampling
 
-
-def _override(base: Sampling, values: dict[str, Any]) -> Sampling:
-    return replace(base, **{name: value for name, value in values.items() if value is not None})
+    return Sampling(**{name: value for each in said for name, value in each.items() if value is not None})
