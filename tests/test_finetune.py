@@ -15,11 +15,11 @@ from sentence_transformers import SentenceTransformer
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.progress import Progress
-from dino_pipeline.run import Run
+from dino_pipeline.run import FORMAT, Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.encoders import load_encoder, pooling_of
-from dino_pipeline.training.finetune import Finetuned, Texts, finetune
+from dino_pipeline.training.finetune import Texts, finetune
 from dino_pipeline.training.objectives import NAMES, Objective, Recipe, Training, get_objective
 from dino_pipeline.training.selection import selection
 from dino_pipeline.training.trainer import arguments, steps_of
@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
 
 
-Train = Callable[..., Finetuned]
+Train = Callable[..., State]
 
 
 def settled(objective: Objective, training: Training) -> Training:
@@ -56,7 +56,7 @@ def settled(objective: Objective, training: Training) -> Training:
 
 @pytest.fixture
 def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
-    def call(run: Run, training: Training = TRAINING, **kwargs: Any) -> Finetuned:
+    def call(run: Run, training: Training = TRAINING, **kwargs: Any) -> State:
         defaults: dict[str, Any] = {
             "encoder": {"encoder": "toy"},
             "load": lambda: load_encoder(str(toy_encoder)),
@@ -75,15 +75,13 @@ def embedded(run: Run) -> Any:
 
 def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, train: Train) -> None:
     run, watch = Run(tmp_path / "run"), Quiet()
-    found = train(run, watch=watch)
-    assert found.state == "new"
-    assert found.best is not None
+    assert train(run, watch=watch) == "new"
     assert embedded(run).shape == (2, 32)
     card = (run.model / "README.md").read_text()
     assert card.startswith('---\nlibrary_name: "sentence-transformers"')
     for fact in ("| epochs | 2 |", "| learning rate | 0.001 |", "| rows | 96 to train on, 24 held out |", "toy"):
         assert fact in card
-    assert f"| best Spearman x 100, on dev.jsonl | {found.best} |" in card
+    assert f"| best Spearman x 100, on dev.jsonl | {run.stage('finetune')['selection']['best']} |" in card
     assert "one 3" not in card, "no training text in the card"
     assert not run.checkpoints.exists()
     assert watch.seen[-1] == ("dino, seed 42", 24, 24)
@@ -92,22 +90,22 @@ def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, t
 
 def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
-    first = train(run)
+    train(run)
 
     def load() -> SentenceTransformer:
         raise AssertionError("the encoder was loaded")
 
-    assert train(run, load=load) == Finetuned("done", "Spearman", first.best)
+    assert train(run, load=load) == "done"
     with pytest.raises(RunError, match=r"learning_rate was 0\.001, now 0\.002"):
         train(run, replace(TRAINING, learning_rate=2e-3))
-    assert train(run, replace(TRAINING, learning_rate=2e-3), fresh=True).state == "new"
+    assert train(run, replace(TRAINING, learning_rate=2e-3), fresh=True) == "new"
 
 
 def test_new_data_means_a_new_training(tmp_path: Path, data: tuple[Path, Path], train: Train) -> None:
     run = Run(tmp_path / "run")
     train(run)
     write_examples(data[0], rows(104))
-    assert train(run).state == "new"
+    assert train(run) == "new"
 
 
 def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
@@ -121,7 +119,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
     checkpoints = sorted(path.name for path in run.checkpoints.iterdir())
     assert checkpoints
     watch = Quiet()
-    assert train(run, watch=watch).state == "resumed"
+    assert train(run, watch=watch) == "resumed"
     assert watch.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
@@ -134,14 +132,14 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path, train: Train) -> 
     torn = run.checkpoints / "checkpoint-23"
     torn.mkdir()
     (torn / "config.json").write_text("{")
-    assert train(run).state == "resumed"
+    assert train(run) == "resumed"
 
 
 def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
     write_examples(run.train, rows(96))
     write_examples(run.dev, rows(24))
-    write_json(run.record_file, {"generate": {"status": "done"}})
+    write_json(run.record_file, {"format": FORMAT, "generate": {"status": "done"}})
     with pytest.raises(RunError, match="run dino filter"):
         train(Run(tmp_path / "other"), texts=Texts(Source(str(run.train)), Source(str(run.dev))))
 
@@ -215,7 +213,7 @@ def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Pat
         train(run, watch=Asker())
     assert "checkpoint-13" in {path.name for path in run.checkpoints.iterdir()}
     watch = Quiet()
-    assert train(run, watch=watch).state == "resumed"
+    assert train(run, watch=watch) == "resumed"
     assert watch.seen[0][1] == 14, "no step is done twice"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
@@ -248,28 +246,27 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
         write_examples(tmp_path / "triplets.jsonl", TRIPLETS)
         arguments["texts"] = Texts(Source(str(tmp_path / "triplets.jsonl")))
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
-    found = train(whole, **arguments)
-    assert found.best is not None
+    train(whole, **arguments)
     assert listener.seen[-1][1:] == (20, 20)
     assert listener.last and listener.last.extra.startswith("dev ")
     with pytest.raises(KeyboardInterrupt):
         train(run, **{**arguments, "watch": Stopper()})
     again = Listener()
-    assert train(run, **{**arguments, "watch": again}).state == "resumed"
+    assert train(run, **{**arguments, "watch": again}) == "resumed"
     assert again.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
     stage = run.stage("finetune")
     assert stage["steps"] == 20
     assert 80 < stage["rows_seen"] <= 160, "batches without a text twice may be smaller"
     assert stage["rows_seen"] == whole.stage("finetune")["rows_seen"]
-    assert stage["selection"]["measure"] == found.measure
+    assert stage["selection"]["measure"] == whole.stage("finetune")["selection"]["measure"]
     assert not stage["selection"]["human_labels"]
 
 
 @pytest.mark.parametrize("loss", ["cosent", "angle"])
 def test_dino_can_learn_the_order_of_the_scores(tmp_path: Path, train: Train, loss: str) -> None:
     run = Run(tmp_path / "run")
-    assert train(run, replace(TRAINING, options={"loss": loss})).best is not None
+    train(run, replace(TRAINING, options={"loss": loss}))
     assert f"| loss | {loss} |" in (run.model / "README.md").read_text()
 
 
@@ -325,7 +322,7 @@ def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path,
     assert run.stage("finetune")["selection"]["human_labels"]
     assert run.stage("finetune")["selection"]["on"] == "people.jsonl"
     assert "chosen on human labels (`people.jsonl`)" in (run.model / "README.md").read_text()
-    assert train(run).state == "new", "the best checkpoint is another one without them"
+    assert train(run) == "new", "the best checkpoint is another one without them"
     assert "held-out texts (`dev.jsonl`)" in (run.model / "README.md").read_text()
 
 

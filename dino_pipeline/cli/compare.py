@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import Grouped, command, options_of, watching
+from dino_pipeline.cli.base import Grouped, command, options_of, parts_of, watching
 from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
     SOURCE_OPTIONS,
     TRAINING_OPTIONS,
     assignments,
-    encoder_of,
-    loader,
+    identity_of_encoder,
+    load_to_train,
     texts_of,
 )
 from dino_pipeline.errors import OptionError
@@ -58,24 +59,19 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: 
     from dino_pipeline.evaluation.compare import Plan, as_table, remarks, write_comparison
     from dino_pipeline.evaluation.compare import compare as run_compare
     from dino_pipeline.run import Run
-    from dino_pipeline.training.objectives import Training
 
     lenient = options["objectives"] == "all"
     names = NAMES if lenient else _names(options["objectives"])
     run, texts = texts_of(data, run_path, options)
-    path, encoder = encoder_of(options)
     suites = [*(["pairs"] if data_files else []), *([suite] if suite else [])]
     of_pocket = options["encoder"] == "pocket"
     sets = evaluation_sets([Run(Path(data))], suites, {"data_files": data_files}, of_pocket=of_pocket)
-    asked = options["pooling"] is not None
     plan = Plan(
         folder=run.path if run_path else run.comparison,
         objectives=[_settled(name, options) for name in names],
         seeds=range(options["seed"], options["seed"] + options["seeds"]),
-        encoder=encoder,
-        load=lambda training: loader(
-            path, options["revision"], training or Training(), asked=asked and training is not None
-        )(),
+        encoder=identity_of_encoder(options),
+        load=partial(load_to_train, options),
         texts=texts,
         sets=sets,
     )
@@ -91,7 +87,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: 
 
 
 def _names(given: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    names = parts_of(given)
     if not names:
         raise OptionError(f"--objectives {given!r}: names none; choose from {', '.join(NAMES)}, or all")
     if unknown := [name for name in names if name not in NAMES]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, options_of, or_dash, under, watching
+from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, options_of, under, watching
 from dino_pipeline.errors import OptionError
 from dino_pipeline.training.objectives import NAMES
 
@@ -143,47 +144,46 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     own = {**options["own"], **({"loss": options["loss"]} if options["loss"] else {})}
     given = {name: options[name] for name in HYPERPARAMETERS if options[name] is not None}
     training = settle(objective, given, own)
-    path, encoder = encoder_of(options)
     first_process = os.environ.get("RANK", "0") == "0"
     with watching("Saving a checkpoint") as console, run.locked() if first_process else contextlib.nullcontext():
-        found = run_finetune(
+        state = run_finetune(
             run,
             objective,
             training,
-            encoder=encoder,
-            load=loader(path, options["revision"], training, asked="pooling" in given),
+            encoder=identity_of_encoder(options),
+            load=partial(load_to_train, options, training),
             texts=texts,
             watch=console,
             seed=options["seed"],
             fresh=options["fresh"],
         )
     if first_process:
-        said = "is up to date" if found.state == "done" else "is trained"
-        click.echo(f"{run.model}: {said}; best dev {measure_title(found.measure)}: {or_dash(found.best, '.2f')}")
+        said = "is up to date" if state == "done" else "is trained"
+        chosen = run.stage("finetune")["selection"]
+        click.echo(f"{run.model}: {said}; best dev {measure_title(chosen['measure'])}: {chosen['best']:.2f}")
 
 
-def encoder_of(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the path or Hub id of the encoder to start from, and what identifies it."""
+def identity_of_encoder(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies the encoder to start from."""
     from dino_pipeline.digests import model_fingerprint
 
-    path = model_path(options["encoder"], "ENCODER")
-    identity = {"encoder": options["encoder"], "revision": options["revision"]}
-    return path, {**identity, "fingerprint": model_fingerprint(path)}
+    fingerprint = model_fingerprint(model_path(options["encoder"], "ENCODER"))
+    return {"encoder": options["encoder"], "revision": options["revision"], "fingerprint": fingerprint}
 
 
-def loader(path: str, revision: str | None, training: Training, *, asked: bool) -> Callable[[], SentenceTransformer]:
-    """Return what loads an encoder; pooling that was asked for must then be the encoder's."""
+def load_to_train(options: dict[str, Any], training: Training | None) -> SentenceTransformer:
+    """Load the encoder to start from; pooling that was asked for must be its own. None: it is not to be trained."""
     from dino_pipeline.training.encoders import load_encoder, pooling_of
 
-    def load() -> SentenceTransformer:
-        model = load_encoder(path, revision, training.pooling)
-        if asked and pooling_of(model) != training.pooling:
-            raise OptionError(
-                f"--pooling {training.pooling}: {path} brings its own pooling ({pooling_of(model)}); leave it out"
-            )
-        return model
-
-    return load
+    path = model_path(options["encoder"], "ENCODER")
+    if training is None:
+        return load_encoder(path, options["revision"])
+    model = load_encoder(path, options["revision"], training.pooling)
+    if options["pooling"] is not None and pooling_of(model) != training.pooling:
+        raise OptionError(
+            f"--pooling {training.pooling}: {path} brings its own pooling ({pooling_of(model)}); leave it out"
+        )
+    return model
 
 
 def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, Texts]:
@@ -199,7 +199,6 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
         raise DataError(f"{given.train}: is not there; make it with dino filter {data}, or name a file")
     if not is_run and run_path is None:
         raise OptionError(f"{data}: is no run; say with --run which folder to write")
-    of_class = is_run and (given.stage("generate").get("label_type") == "class" or not given.numeric_labels)
 
     def source(name: str) -> Source:
         return Source(
@@ -208,7 +207,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
             config=options["config"],
             revision=options["data_revision"],
             columns=options["columns"],
-            classes=of_class if options["label_type"] is None else options["label_type"] == "class",
+            classes=options["label_type"] == "class" if options["label_type"] else is_run and not given.numeric_labels,
         )
 
     published = None if is_run else _published(data, options)

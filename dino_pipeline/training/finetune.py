@@ -27,7 +27,7 @@ from dino_pipeline.training.model_card import Lineage, model_card
 from dino_pipeline.training.objectives import Objective, Recipe, Training
 from dino_pipeline.training.selection import COLLAPSED, Selection, probe, selection
 from dino_pipeline.training.trainability import check_model, fitted, notes
-from dino_pipeline.training.trainer import WHOLE, Trained, steps_of, train
+from dino_pipeline.training.trainer import COUNTS, Trained, steps_of, train
 
 HELD_OUT = 0.1
 """Share of the texts that are kept out of training to choose the best checkpoint, where no others are given."""
@@ -116,17 +116,6 @@ class Texts:
         return self._made[objective.needs]
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """What a training came to."""
-
-    state: State
-    measure: str
-    """What the best checkpoint was chosen by."""
-    best: float | None
-    """The best checkpoint's measure; None if the run was done before and holds none."""
-
-
 def finetune(
     run: Run,
     objective: Objective,
@@ -138,7 +127,7 @@ def finetune(
     watch: Watch,
     seed: int = 42,
     fresh: bool = False,
-) -> Finetuned:
+) -> State:
     """Train an encoder into the run's ``model`` folder, going on from the last checkpoint of an earlier call.
 
     Runs in one process, or in each process of ``accelerate launch``.
@@ -154,6 +143,9 @@ def finetune(
         seed: of head initialisation, dropout, views and data order.
         fresh: start over.
 
+    Returns:
+        Whether the work was new, resumed, or done before.
+
     Raises:
         DataError: the data is not what the objective needs.
         ModelError: the encoder cannot be trained like that.
@@ -164,8 +156,7 @@ def finetune(
     options = {"objective": objective.name, **encoder, **asdict(training), "seed": seed, **texts.options()}
     state = _agree(processes, lambda: _begin(run, options, texts, fresh, processes.num_processes))
     if state == "done":
-        chosen = run.stage("finetune")["selection"]
-        return Finetuned(state, chosen["measure"], chosen["best"])
+        return state
     corpus, dev = texts.parts
     rows = texts.rows(objective)
     with_classes = corpus.content == "classified texts" and len({each.label for each in corpus.examples}) > 1
@@ -198,7 +189,7 @@ def finetune(
         run.finish("finetune")
         remove(run.checkpoints)
     processes.wait_for_everyone()
-    return Finetuned(state, chosen.measure, results["selection"]["best"])
+    return state
 
 
 def _selection(dev: Corpus, objective: Objective, with_classes: bool) -> Selection:
@@ -272,7 +263,7 @@ def _check_filtered(run: Run) -> None:
 def _drop_torn_checkpoints(run: Run) -> None:
     """Delete checkpoints that were cut short, so that training goes on from the last whole one."""
     for folder in run.checkpoints.glob("checkpoint-*"):
-        if not (folder / WHOLE).exists():
+        if not (folder / COUNTS).exists():
             remove(folder)
 
 

@@ -25,7 +25,7 @@ from dino_pipeline.examples import write_json
 from dino_pipeline.progress import Progress, Watch
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.objectives import Objective, Recipe
-from dino_pipeline.training.objectives.contrastive import average_gradients, own_tensors
+from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors
 from dino_pipeline.training.objectives.views import Views, views_of
 from dino_pipeline.training.selection import COLLAPSED, Selection, mean_cosine
 
@@ -33,10 +33,8 @@ EVALUATIONS = 10
 """So often is the model evaluated, and saved, during a training, and at its end."""
 APART = 10
 """But not more often than after so many steps."""
-WHOLE = "whole"
-"""A file that marks a checkpoint as written to its end."""
 COUNTS = "counts.json"
-"""What a checkpoint holds of rows seen and time taken."""
+"""What a checkpoint holds of rows seen and time taken; written last, it marks a checkpoint as whole."""
 OWN = "loss.safetensors"
 """What a checkpoint holds of the loss: heads, temperature, memory."""
 
@@ -88,7 +86,7 @@ def train(
     """
     loss = objective.loss(model, recipe)
     if recipe.training.matryoshka:
-        loss = MatryoshkaLoss(model, loss, [model.get_embedding_dimension(), *recipe.training.matryoshka])
+        loss = MatryoshkaLoss(model, loss, embedding_sizes(model, recipe))
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments(folder, objective, recipe, selection, dataset),
@@ -199,7 +197,6 @@ def arguments(
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
     )
     found._n_gpu = min(found.n_gpu, 1)  # several cards in one process would each take a whole batch
     return found
@@ -260,7 +257,6 @@ class _Keeper(TrainerCallback):
         if self.own:
             save_file({name: tensor.detach().contiguous() for name, tensor in self.own.items()}, folder / OWN)
         write_json(folder / COUNTS, {"rows": self.counter.rows, "seconds": self.counter.seconds})
-        (folder / WHOLE).touch()
 
 
 @dataclass(eq=False)
