@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, options_of, under, watching
-from dino_pipeline.errors import OptionError
-from dino_pipeline.training.objectives import NAMES
+from dino_pipeline.errors import DataError, HubError, OptionError
+from dino_pipeline.training.objectives import NAMES, Training
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
     from dino_pipeline.run import Run
     from dino_pipeline.training.corpus import Source
     from dino_pipeline.training.finetune import Published, Texts
-    from dino_pipeline.training.objectives import Training
 
-HYPERPARAMETERS = (
-    "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "max_length", "pooling",
-    "mini_batch_size", "bf16", "matryoshka", "faithful",
-)  # fmt: skip
+HYPERPARAMETERS = tuple(each.name for each in fields(Training) if each.name != "options")
 
 
 def _dimensions(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -188,7 +185,6 @@ def load_to_train(options: dict[str, Any], training: Training | None) -> Sentenc
 
 def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, Texts]:
     """Return the run to write, and what to train on."""
-    from dino_pipeline.errors import DataError
     from dino_pipeline.run import Run
     from dino_pipeline.training.corpus import Source, validation
     from dino_pipeline.training.finetune import Texts
@@ -228,7 +224,6 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
 
 def _published(data: str, options: dict[str, Any]) -> Published | None:
     """Return what is known of data that dino publish made, in a folder or on the Hub; None if it is none."""
-    from dino_pipeline.errors import HubError
     from dino_pipeline.hub.manifest import Manifest
     from dino_pipeline.hub.upload import download
     from dino_pipeline.layout import LINEAGE

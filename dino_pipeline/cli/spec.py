@@ -14,7 +14,7 @@ import click
 
 from dino_pipeline.cli.base import command, model_path, parts_of
 from dino_pipeline.cli.specs import SpecFile, shipped
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import OptionError, OutputError, SpecError
 
 
 @click.group()
@@ -39,7 +39,6 @@ def spec_list() -> None:
 @command
 def spec_check(files: Sequence[Path]) -> None:
     """Say everything that is wrong with task SPECs; exit code 2 if anything is."""
-    from dino_pipeline.errors import SpecError
     from dino_pipeline.spec_file import load_spec
 
     wrong = 0
@@ -105,7 +104,6 @@ def spec_new(
     name: str, kind: str | None, labels: str | None, about: str | None, language: str, output: Path | None
 ) -> None:
     """Write a task spec to begin with, with a comment at each place; what no option says is asked."""
-    from dino_pipeline.errors import OutputError, SpecError
     from dino_pipeline.examples import write_bytes
     from dino_pipeline.labels import as_number
     from dino_pipeline.spec_file import load_spec

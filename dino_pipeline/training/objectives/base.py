@@ -120,9 +120,8 @@ def settle(objective: Objective, given: Mapping[str, Any], own: Mapping[str, str
     defaults, faithful = objective.defaults, bool(given.get("faithful"))
     if faithful and not objective.faithful:
         raise OptionError(f"--faithful: {objective.name} has nothing to choose; its defaults are the paper's")
-    options = {**defaults.options, **(objective.faithful if faithful else {})}
-    for name, text in own.items():
-        options[name] = _value(objective, name, text)
+    chosen = {name: _value(objective, name, text) for name, text in own.items()}
+    options = {**defaults.options, **(objective.faithful if faithful else {}), **chosen}
     training = replace(defaults, **{**given, "options": options})
     if training.mini_batch_size and not (objective.caches or rows_are_apart(objective, training)):
         raise OptionError(
