@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from dino_pipeline.progress import LabelCount, Progress, clock
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PLAIN_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -53,6 +56,8 @@ class Console:
 
     def _draw(self, progress: Progress) -> None:
         if self.bar is None:
+            from tqdm import tqdm
+
             self.bar = tqdm(initial=progress.resumed, desc=progress.title, dynamic_ncols=True)
         self.bar.total = progress.total
         self.bar.set_postfix_str(_details(progress), refresh=False)

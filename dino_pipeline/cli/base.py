@@ -10,16 +10,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from dino_pipeline.console import Console
 from dino_pipeline.errors import DinoError, OptionError, first_line
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
-
-if TYPE_CHECKING:
-    from dino_pipeline.console import Console
 
 Command = Callable[..., Any]
 
@@ -69,8 +67,6 @@ def watching(finishing: str) -> Iterator[Console]:
     Raises:
         Stopped: with the signal that asked for it.
     """
-    from dino_pipeline.console import Console
-
     said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
     asked = Asked(lambda: os.write(2, said))  # print() might be interrupted printing
     with contextlib.closing(Console(asked)) as console, heard(asked.hear):

@@ -20,6 +20,7 @@ from dino_pipeline.cli.finetune import (
     load_to_train,
     texts_of,
 )
+from dino_pipeline.console import table
 from dino_pipeline.errors import OptionError
 from dino_pipeline.training.objectives import NAMES
 
@@ -55,7 +56,6 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: 
 
     Hyper-parameters given here are for all objectives, those that are not given each objective's own.
     """
-    from dino_pipeline.console import table
     from dino_pipeline.evaluation.compare import Plan, as_table, remarks, write_comparison
     from dino_pipeline.evaluation.compare import compare as run_compare
     from dino_pipeline.run import Run

@@ -11,10 +11,10 @@ import click
 
 from dino_pipeline.cli.base import given_parameters, options_of, pick_device, under
 from dino_pipeline.cli.models import GENERATOR, MODEL, chosen_generator, recorded
+from dino_pipeline.console import Console
 from dino_pipeline.errors import OptionError, need
 
 if TYPE_CHECKING:
-    from dino_pipeline.console import Console
     from dino_pipeline.decoding.engine import Scorer
     from dino_pipeline.decoding.server import Server
     from dino_pipeline.generation.writer import Hands, OneEngine
@@ -113,7 +113,7 @@ class ChosenEngine:
     debiases: bool = True
 
 
-OwnEngine = Callable[[Mapping[str, Any], Mapping[str, Any], "Console"], ChosenEngine]
+OwnEngine = Callable[[Mapping[str, Any], Mapping[str, Any], Console], ChosenEngine]
 
 
 def chosen_engine(run: Run, options: Mapping[str, Any], console: Console, own: OwnEngine) -> ChosenEngine:

@@ -15,6 +15,7 @@ from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published
+from dino_pipeline.console import Console
 from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites import NAMES
 
@@ -118,7 +119,6 @@ def _refuse_idle_options(names: Sequence[str]) -> None:
 def _evaluate_encoders(
     targets: Sequence[str], names: Sequence[str], output: Path | None, options: dict[str, Any]
 ) -> None:
-    from dino_pipeline.console import Console
     from dino_pipeline.evaluation.evaluate import evaluate as run_evaluate
     from dino_pipeline.evaluation.evaluate import evaluate_run
     from dino_pipeline.evaluation.suites.sts import unlike_papers

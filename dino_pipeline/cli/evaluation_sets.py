@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.cli.base import HUB_ID
+from dino_pipeline.console import Console
 from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites import OF_DATA
 
@@ -71,8 +72,6 @@ def _sts_sets(options: Mapping[str, Any]) -> Sequence[EvaluationSet]:
 
 
 def _say(notes: Sequence[str]) -> None:
-    from dino_pipeline.console import Console
-
     for note in notes:
         Console().note(note)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dino_pipeline.cli.base import model_path, pick_device
+from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ def evaluate_generators(
     models: Sequence[str], output: Path | None, *, seeds: Sequence[int], num_inputs: int, samples: int
 ) -> None:
     """Measure each generator, print a table a generator, and write all rows, seed by seed, if told where."""
-    from dino_pipeline.console import Console
     from dino_pipeline.decoding.loading import Generator, load_decoder, pick_dtype
     from dino_pipeline.evaluation.fidelity import measure, summarise
     from dino_pipeline.examples import write_json
@@ -51,7 +51,6 @@ def evaluate_generators(
 
 
 def _table(summaries: Sequence[Summary]) -> str:
-    from dino_pipeline.console import table
     from dino_pipeline.evaluation.fidelity import MEASURES
 
     rows = [

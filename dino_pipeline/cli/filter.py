@@ -16,6 +16,7 @@ import click
 from dino_pipeline.cli.base import HUB_ID, Grouped, command, given_parameters, model_path, pick_device, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
+from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.public import public
 
@@ -138,7 +139,6 @@ class Finite(click.FloatRange):
 @command
 def filter_command(source: Path | None, run_path: Path | None, **options: Any) -> None:
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""
-    from dino_pipeline.console import table
     from dino_pipeline.filtering.filters import filter_run, look
 
     if options["listed"]:
@@ -277,7 +277,6 @@ def filter_means(run: Run, chosen: FilterOptions, options: dict[str, Any], *, ha
 
 
 def _scores(run: Run, device: str | None) -> Any:
-    from dino_pipeline.console import Console
     from dino_pipeline.filtering.label_scores import LabelScores
 
     begun = run.stage("generate").get("options")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, options_of, under, watching
+from dino_pipeline.console import table
 from dino_pipeline.errors import DataError, HubError, OptionError
 from dino_pipeline.training.objectives import NAMES, Training
 
@@ -247,7 +248,6 @@ def _language(run: Run) -> str | None:
 
 
 def _list() -> None:
-    from dino_pipeline.console import table
     from dino_pipeline.training.objectives import get_objective
 
     records = [get_objective(name) for name in NAMES]

@@ -16,10 +16,10 @@ from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
 from dino_pipeline.cli.engines import ChosenEngine, check_engine, chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import text_options, text_settings
+from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
-    from dino_pipeline.console import Console
     from dino_pipeline.filtering.sieve import Means
     from dino_pipeline.generation.plan import GenerateOptions, More
     from dino_pipeline.generation.storage import Storage
@@ -159,7 +159,6 @@ class _Call:
     def write_until(self, target: int, budget: int | None, *, fresh: bool) -> str:
         """Write and filter until there is enough of each label; return whether anything was to do."""
         from dino_pipeline.cli.filter import filter_means
-        from dino_pipeline.console import table
         from dino_pipeline.filtering.filters import available, filter_run, recorded_options
         from dino_pipeline.generation.generate import recorded_more
         from dino_pipeline.generation.until import Tally, write_until
@@ -253,8 +252,6 @@ def _further(run: Run, spec: TaskSpec, options: dict[str, Any]) -> list[More]:
 
 
 def _report_generated(run: Run, state: str) -> None:
-    from dino_pipeline.console import table
-
     record = run.stage("generate")
     if state == "done":
         click.echo(f"{run.path}: texts are up to date")

@@ -15,6 +15,7 @@ from dino_pipeline.cli.base import Grouped, command, or_dash
 from dino_pipeline.cli.engines import engine_here, here_options
 from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import text_options, text_settings
+from dino_pipeline.console import Console, table
 from dino_pipeline.progress import clock
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     job would take, by a small part of it done now. dino generate says if it comes otherwise."""
     import psutil
 
-    from dino_pipeline.console import Console
     from dino_pipeline.decoding.decoder import Decoder
     from dino_pipeline.generation.estimate import job
     from dino_pipeline.generation.preview import draw, measure
@@ -92,8 +92,6 @@ def _marked(drawn: Drawn) -> str:
 
 
 def _say(found: Estimate, drawn: Sequence[Drawn]) -> None:
-    from dino_pipeline.console import table
-
     rows = [
         [label, f"{share:.0%}", or_dash(found.margins[label], "+.2f"), _changed(label, drawn)]
         for label, share in found.accepted.items()

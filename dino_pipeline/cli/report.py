@@ -11,6 +11,7 @@ import click
 
 from dino_pipeline.cli.base import command
 from dino_pipeline.cli.candidates import candidates_of
+from dino_pipeline.console import Console
 from dino_pipeline.errors import RunError
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def existing(path: Path) -> Run:
 
 def write(run: Run, encoders: Sequence[str] = (), *, dropped: bool = True) -> Report:
     """Write a run's report, with the run's own encoder where none are named."""
-    from dino_pipeline.console import Console
     from dino_pipeline.report.page import report
 
     trained = run.stage("finetune").get("status") == "done"

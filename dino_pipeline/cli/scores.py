@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dino_pipeline.cli.base import or_dash
+from dino_pipeline.console import table
 
 MARK = "†"
 
@@ -17,7 +18,6 @@ Row = Mapping[str, Any]
 
 def print_evaluation(found: Mapping[str, Any]) -> None:
     """Print what scores.json holds."""
-    from dino_pipeline.console import table
     from dino_pipeline.evaluation.scores import chosen_on_human_labels, difference_rows
 
     chosen_on = chosen_on_human_labels(found)
@@ -35,7 +35,6 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
 
 def _print_sets(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each set and model; where protocols differ, they have columns of their own."""
-    from dino_pipeline.console import table
     from dino_pipeline.evaluation.scores import interval_text
     from dino_pipeline.measures import measure_title
 
@@ -60,7 +59,6 @@ def _differing(scores: Sequence[Row]) -> list[str]:
 
 def _print_sts(scores: Sequence[Row], chosen_on: Mapping[str, str]) -> None:
     """Print a line for each model, once for each correlation, as papers do."""
-    from dino_pipeline.console import table
     from dino_pipeline.evaluation.scores import interval_text
     from dino_pipeline.measures import measure_title
 
@@ -108,7 +106,6 @@ def _remarks(scores: Sequence[Row]) -> dict[str, str]:
 
 def print_published(differing: Sequence[str]) -> None:
     """Print the papers' figures, or why they may not stand beside these."""
-    from dino_pipeline.console import table
     from dino_pipeline.evaluation.suites.sts import MEAN, PUBLISHED, SIZES
 
     if differing:
