@@ -119,6 +119,10 @@ class Run(Layout):
         found: dict[str, Any] = self.records().get(name, {})
         return found
 
+    def forget(self, name: str) -> None:
+        """Drop what is recorded of a stage."""
+        self._write({other: record for other, record in self.records().items() if other != name})
+
     def begin(
         self, stage: Stage, *, fresh: bool = False, settings: dict[str, Any] | None = None, **results: Any
     ) -> State:

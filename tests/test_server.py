@@ -110,6 +110,24 @@ def test_a_run_that_was_killed_ends_as_a_whole_one(inputs: Path, tmp_path: Path)
     assert used[1]["requests"] >= used[0]["requests"], "what a killed process used is counted, too"
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_failed_before_any_text_binds_nobody(inputs: Path, tmp_path: Path, stored: bool) -> None:
+    run, more = tmp_path / "run", ["--more", "0=1"]
+    more += ["--storage", (tmp_path / "away").as_uri()] if stored else []
+    with made_up(MadeUp(status=404)) as address:
+        failed = answer(*call(address, inputs, run, *more, "--model", "wrong", "--samples", "2"))
+    assert failed.exit_code == 2
+    assert "knows no model wrong" in failed.output
+    with made_up(MadeUp(top_k=False)) as address:
+        failed = answer(*call(address, inputs, run, *more))
+        assert failed.exit_code == 2
+        assert "give --top-k 0" in failed.output
+        invoke(*call(address, inputs, run, *more, "--top-k", "0"))
+        assert texts(run) == sorted([*whole(1), *((at, 0.0, 1) for at in range(4))])
+        refused = answer(*call(address, inputs, run, *more))
+    assert "begun with other options: sampling was" in refused.output, "once there are texts"
+
+
 def test_both_engines_draw_from_the_same_distribution(served: str, inputs: Path, tmp_path: Path) -> None:
     inputs.write_text(INPUTS[0])
     few = ("--samples", "80", "--max-new-tokens", "1", "--keep-unfinished", "--seed", "3")

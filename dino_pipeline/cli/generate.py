@@ -84,6 +84,7 @@ class Further(click.ParamType[tuple[str, int]]):
 @command
 def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     """Write texts for every input and label of a task SPEC; goes on where an earlier call was stopped."""
+    from dino_pipeline.generation.generate import forget_unwritten
     from dino_pipeline.generation.storage import Storage
     from dino_pipeline.run import Run
     from dino_pipeline.spec_file import load_spec
@@ -104,6 +105,8 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     ):
         if storage and not fresh:
             storage.meet(run, console)  # what the run began with may be there alone
+        if not fresh:
+            forget_unwritten(run)
         further = _further(run, spec, options)
         engine = chosen_engine(run, options, console, engine_there if on_cluster else engine_here)
         if not engine.debiases:

@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from dino_pipeline.digests import Checksums
+from dino_pipeline.digests import Checksums, shard_files
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
 from dino_pipeline.generation.diversity import Diversity, advice
@@ -27,7 +28,7 @@ from dino_pipeline.generation.plan import (
 from dino_pipeline.generation.writer import Hands
 from dino_pipeline.inputs import Seen, distinct
 from dino_pipeline.progress import Progress, Watch, no_counts
-from dino_pipeline.run import Run, Stage, State
+from dino_pipeline.run import Run, Stage, State, remove
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
 
@@ -77,9 +78,7 @@ def generate(
     """
     _check_inputs(spec, inputs)
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
-    folders = itertools.chain.from_iterable(run.shard_folders)
-    partial = [run.inputs, *folders, run.checksums.file]
-    stage = Stage("generate", recorded, outputs=[run.spec, run.shards], partial=partial)
+    stage = Stage("generate", recorded, outputs=[run.spec, run.shards], partial=_partial(run))
     state = run.check(stage, fresh=fresh)
     before = {} if state == "new" else run.stage("generate")
     told = [*([] if state == "new" else recorded_more(run)), *more]
@@ -233,6 +232,19 @@ def _drop_spoilt_inputs(run: Run, watch: Watch) -> None:
     """Remove inputs that are not as they were written, so that they are written anew."""
     if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
         run.inputs.unlink()
+
+
+def forget_unwritten(run: Run) -> None:
+    """Forget what a call was asked for that failed before any text was there: the next may be asked for other."""
+    folders = itertools.chain.from_iterable(run.shard_folders)
+    if run.stage("generate").get("status") == "running" and not any(map(shard_files, folders)):
+        for path in _partial(run):
+            remove(path)
+        run.forget("generate")
+
+
+def _partial(run: Run) -> list[Path]:
+    return [run.inputs, *itertools.chain.from_iterable(run.shard_folders), run.checksums.file]
 
 
 def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
