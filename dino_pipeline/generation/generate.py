@@ -80,9 +80,10 @@ def generate(
     recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
     stage = Stage("generate", recorded, outputs=[run.spec, run.shards], partial=_partial(run))
     state = run.check(stage, fresh=fresh)
-    before = {} if state == "new" else run.stage("generate")
-    told = [*([] if state == "new" else recorded_more(run)), *more]
+    before: dict[str, Any] = {}
+    told = list(more)
     if state != "new":
+        before, told = run.stage("generate"), [*recorded_more(run), *more]
         _drop_spoilt_inputs(run, watch)
     plan = Plan(run, spec, options, told)
     if state == "done":
@@ -92,8 +93,7 @@ def generate(
     hands = load(_row_tokens(plan, inputs, anew=state == "new"))  # before anything is deleted
     facts = hands.facts()
     _check_commit(run, before, facts)
-    more_told = [asdict(each) for each in told]
-    run.begin(stage, fresh=fresh, settings=settings, more=more_told, **facts)
+    state = run.begin(stage, fresh=fresh, settings=settings, more=[asdict(each) for each in told], **facts)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     work = _Work(plan, hands, watch, run.checksums, facts)
     if not plan.has_inputs:
@@ -112,7 +112,7 @@ def generate(
         counts=counts,
         mean_margins=margins,
     )
-    return "new" if state == "new" else "resumed"
+    return state
 
 
 def _row_tokens(plan: Plan, inputs: Iterable[str] | None, *, anew: bool) -> int:
@@ -159,7 +159,7 @@ class _Work:
         """Have those shards written that are not there yet; ``look`` at what each holds."""
 
         def stored(shard: Shard, accepted: Sequence[Example]) -> None:
-            self.sums.add(shard.rejected, shard.path)
+            self.sums.add(*shard.files)
             self._note_facts()
             look(accepted)
 

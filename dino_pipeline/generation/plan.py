@@ -88,6 +88,11 @@ class Shard:
     """The texts of tasks, by number, and why they are turned down, if they are."""
 
     @property
+    def files(self) -> list[Path]:
+        """Both files, in the order in which they are written."""
+        return [self.rejected, self.path]
+
+    @property
     def accepted(self) -> list[Example]:
         """What is accepted, in the order of the tasks."""
         return [example for _, (example, reason) in sorted(self.ended.items()) if reason is None]
@@ -141,7 +146,7 @@ class Plan:
     def is_done(self) -> bool:
         """Say whether all is there, and as it was written."""
         sums = self.run.checksums
-        return self.has_inputs and all(is_whole(shard, sums, Unseen()) for shard in self.shards())
+        return self.has_inputs and all(are_whole(shard.files, sums, Unseen()) for shard in self.shards())
 
 
 def _without_inputs(asked: Sequence[tuple[str, range]], texts: int) -> Iterator[list[Task]]:
@@ -169,11 +174,6 @@ def input_shards(run: Run, spec: TaskSpec, size: int) -> Iterator[Shard]:
         yield Shard(run.input_shards / name, run.input_rejected / name, tasks)
 
 
-def is_whole(shard: Shard, sums: Checksums, watch: Watch) -> bool:
-    """Whether a shard was finished and is as it was; one that is not is said."""
-    return are_whole([shard.rejected, shard.path], sums, watch)
-
-
 def are_whole(paths: Sequence[Path], sums: Checksums, watch: Watch) -> bool:
     """Whether files were finished and are as they were; one that is not is said."""
     if not sums.has(*paths):
@@ -188,7 +188,7 @@ def unwritten(
 ) -> Iterator[Shard]:
     """Yield the shards that are not there yet, until somebody wants to stop, and count the others."""
     for shard in shards:
-        if is_whole(shard, sums, watch):
+        if are_whole(shard.files, sums, watch):
             _count_stored(progress, spec, shard)
         elif watch.stopping():
             return

@@ -126,8 +126,7 @@ class Storage:
         with self._errors():
             self.files.makedirs(self.root, exist_ok=True)
             for path in (run.spec, run.record_file):
-                if path.exists():
-                    self.files.pipe_file(self._at(path.name), path.read_bytes())
+                self.files.pipe_file(self._at(path.name), path.read_bytes())
         if run.checksums.has(run.inputs):
             self.put(run, [run.inputs])
 
@@ -165,7 +164,7 @@ class StoredHands:
 
         def both(shard: Shard, accepted: Sequence[Example]) -> None:
             stored(shard, accepted)
-            self.storage.put(self.run, [shard.rejected, shard.path])
+            self.storage.put(self.run, shard.files)
 
         self.hands.write(job, shards, watch, progress, both)
 
