@@ -144,7 +144,7 @@ class Run(Layout):
         state = self.check(stage, fresh=fresh)
         if state == "done":
             return state
-        records = {} if fresh and not self._readable() else self.records()
+        records = self._known(fresh=fresh)
         if state == "new":
             # said first: a removal cut short must not pass for finished work
             self._write({**records, stage.name: {"status": "clearing", "options": {}, "sources": stage.sources}})
@@ -156,7 +156,7 @@ class Run(Layout):
 
     def check(self, stage: Stage, *, fresh: bool = False) -> State:
         """Say what a stage has to do, and change nothing; see `begin`."""
-        records = {} if fresh and not self._readable() else self.records()
+        records = self._known(fresh=fresh)
         before = records.get(stage.name, {})
         there = any(path.exists() for path in (*stage.partial, *stage.outputs))
         if before and there and before["status"] != "clearing" and not fresh and before["sources"] == stage.sources:
@@ -214,8 +214,7 @@ class Run(Layout):
         for path in sorted(self._ready.iterdir()):
             if path.name != RECORD:
                 path.replace(self.path / path.name)
-        records = self.records() if self._readable() else {}
-        self._write({**records, found["stage"]: found["record"]})
+        self._write({**self._known(fresh=True), found["stage"]: found["record"]})
         remove(self._ready)
 
     def note(self, name: str, **results: Any) -> None:
@@ -228,12 +227,14 @@ class Run(Layout):
         """Record that a stage has ended, with its results."""
         self.note(name, status="done", ended=_now(), **results)
 
-    def _readable(self) -> bool:
+    def _known(self, *, fresh: bool) -> dict[str, Any]:
+        """Return run.json's content; where all starts over, an unreadable one counts for nothing."""
         try:
-            self.records()
+            return self.records()
         except RunError:
-            return False
-        return True
+            if fresh:
+                return {}
+            raise
 
     def _refuse_other(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]

@@ -63,18 +63,12 @@ class Expected:
             run: whose folder.
             asked: what identifies the job.
         """
-        self.watch = watch
+        self.watch, self.note, self.stopping = watch, watch.note, watch.stopping
         self.found: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or damaged: nothing to compare with
             found = json.loads(run.estimate.read_text(encoding="utf-8"))
             self.found = found if found.get("asked") == json.loads(json.dumps(asked)) else {}
         self.begun: tuple[float, int] | None = None
-
-    def note(self, message: str) -> None:
-        self.watch.note(message)
-
-    def stopping(self) -> bool:
-        return self.watch.stopping()
 
     def progress(self, progress: Progress) -> None:
         self.watch.progress(progress)

@@ -109,7 +109,7 @@ class _Stopwatch:
     """Notes when how much was done."""
 
     def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+        self.watch, self.stopping = watch, watch.stopping
         self.begun = time.monotonic()
         self.seen: dict[str, list[tuple[float, int]]] = {}
 
@@ -119,9 +119,6 @@ class _Stopwatch:
 
     def note(self, message: str) -> None:
         """Say nothing: what is small now need not be small then."""
-
-    def stopping(self) -> bool:
-        return self.watch.stopping()
 
     def seconds(self, title: str) -> float:
         """Return the time from the first to the last thing done."""

@@ -30,17 +30,18 @@ class Tally:
         return max(self.kept, 1) / max(self.written, 1)
 
 
-Round = Callable[[list[More]], Mapping[str, Tally]]
-"""Writes more, filters, and says where each label stands."""
-
-
-def write_until(target: int, budget: int, carry_out: Round, note: Callable[[str], None]) -> Mapping[str, Tally]:
+def write_until(
+    target: int,
+    budget: int,
+    carry_out: Callable[[list[More]], Mapping[str, Tally]],
+    note: Callable[[str], None],
+) -> Mapping[str, Tally]:
     """Write and filter, round after round, until every label has enough or the budget is spent.
 
     Args:
         target: texts to keep of each label.
         budget: texts to write in all.
-        carry_out: does a round.
+        carry_out: does a round: writes more, filters, and says where each label stands.
         note: is told of each round, and why the last one was the last.
 
     Returns:
