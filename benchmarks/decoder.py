@@ -48,7 +48,6 @@ from benchmarks.contenders import (
 )
 from dino_pipeline.console import table
 from dino_pipeline.decoding.compiling import compile_step
-from dino_pipeline.decoding.loading import DTYPES
 from dino_pipeline.decoding.tuning import tune
 
 SHAPES = {
@@ -83,7 +82,7 @@ def build_model(shape: str, device: str, dtype: str) -> PreTrainedModel:
     """Return a model of the shape with random weights."""
     torch.manual_seed(0)
     with torch.device(device):  # a CPU takes minutes to draw the weights of gpt2-xl
-        return AutoModelForCausalLM.from_config(deepcopy(SHAPES[shape]), dtype=DTYPES[dtype]).eval()
+        return AutoModelForCausalLM.from_config(deepcopy(SHAPES[shape]), dtype=dtype).eval()
 
 
 def build_decoder(shape: str, rows: int, device: str, dtype: str, *, compiled: bool = False) -> PlannedDecoder:

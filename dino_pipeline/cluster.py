@@ -27,9 +27,9 @@ class Staff:
 
     workers: int
     """At most: those that it has no room for start when nodes are added."""
-    cpus: float = 1
+    cpus: float
     """Of each worker: as many threads compute."""
-    gpus: float = 0
+    gpus: float
     """Likewise; less than 1 shares one."""
 
 

@@ -25,7 +25,7 @@ Spread = Callable[[Make], AbstractContextManager[Callable[[Iterator[Any]], Itera
 _work: Callable[[Any], Any]
 
 
-def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
+def _start(make: Make) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the process that waits for this one
     _work = make()

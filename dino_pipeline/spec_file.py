@@ -23,15 +23,16 @@ def load_spec(path: str | Path, _parents: tuple[Path, ...] = ()) -> TaskSpec:
     Raises:
         SpecError: the file is unreadable or wrong; the error lists everything that is wrong with it.
     """
-    raw, problems = _read(Path(path))
-    problems += list(_inline_variables(raw, Path(path)))
-    parents = (*_parents, Path(path).resolve())
-    problems += list(_find_problems(raw, Path(path), parents))
+    path = Path(path)
+    raw, problems = _read(path)
+    problems += _inline_variables(raw, path)
+    parents = (*_parents, path.resolve())
+    problems += _find_problems(raw, path, parents)
     if problems:
         raise SpecError(str(path), list(dict.fromkeys(problems)))
     spec = TaskSpec.model_validate(raw)
     if isinstance(spec.inputs, str):
-        return spec.model_copy(update={"inputs": load_spec(Path(path).parent / spec.inputs, parents)})
+        return spec.model_copy(update={"inputs": load_spec(path.parent / spec.inputs, parents)})
     return spec
 
 
@@ -75,7 +76,7 @@ def _read(path: Path) -> tuple[Any, list[str]]:
         raise SpecError(str(path), [f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}"]) from error
     except ValueError as error:
         raise SpecError(str(path), [f"top level: cannot be read: {first_line(error)}"]) from error
-    if "\\ud" in json.dumps(raw).lower() and not _encodable(raw):
+    if not _encodable(raw):
         raise SpecError(str(path), ["top level: holds half of a surrogate pair; write the whole character"])
     return raw, [f'{_place(place)}: key "{key}" stands twice; keep one' for place, key in _doubled(raw, ())]
 

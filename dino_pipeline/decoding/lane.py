@@ -58,22 +58,18 @@ class Lane:
         self.make_rows, self.most_rows, self.max_new_tokens = make_rows, most_rows, max_new_tokens
         self.prefilled: deque[dict[Prompt, tuple[Prefilled, int]]] = deque(maxlen=2)
         self._look_ahead()
-        self.slots = self._new_slots()
-        self._empty()
+        self._begin()
 
-    def _new_slots(self) -> Slots | PlainRows:
-        """Return rows for what waits: no more than needed, enough for the first."""
+    def _begin(self) -> None:
+        """Make rows for what waits: no more than needed, enough for the first."""
         widths = [len(request.prompts) for _, request in self.waiting] or [1]
-        return self.make_rows(max(min(self.most_rows, sum(widths)), widths[0]), self.length)
-
-    def _empty(self) -> None:
+        self.slots = self.make_rows(max(min(self.most_rows, sum(widths)), widths[0]), self.length)
         self.free = list(range(self.slots.rows))
         self.texts: list[Text] = []
 
     def _begin_anew(self) -> None:
         self.close()
-        self.slots = self._new_slots()
-        self._empty()
+        self._begin()
 
     def close(self) -> None:
         """Give the memory back."""

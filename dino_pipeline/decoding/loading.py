@@ -25,7 +25,6 @@ MOST_ROWS = {"cpu": 128, "gpu": 1024}
 """More rows than these are hardly faster."""
 LENGTH = 256
 """Tokens a row is reckoned with, prompt and text together."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,9 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
                 "give a decoder-only model"
             )
         tokenizer = load_tokenizer(generator)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name, **source, **safe(), dtype=DTYPES[generator.dtype], **placed
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(name, **source, **safe(), dtype=generator.dtype, **placed)
         model = model if placed else model.to(device)
-        return tokenizer, (_adapted(model, generator, generator.adapter) if generator.adapter else model).eval()
+        return tokenizer, _adapted(model, generator).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{name}: does not fit on {device_map or device} in {generator.dtype}; use --device-map auto, "
@@ -162,11 +159,13 @@ def _quantization(generator: Generator) -> BitsAndBytesConfig:
     need("bitsandbytes", "--quantize")
     if generator.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=DTYPES[generator.dtype])
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=generator.dtype)
 
 
-def _adapted(model: Any, generator: Generator, adapter: str) -> Any:
-    """Return a model with a LoRA adapter, merged into its weights unless they are quantised."""
+def _adapted(model: Any, generator: Generator) -> Any:
+    """Return a model with its LoRA adapter, if it has one, merged into its weights unless they are quantised."""
+    if not (adapter := generator.adapter):
+        return model
     need("peft", "--adapter")
     from peft import PeftModel
 

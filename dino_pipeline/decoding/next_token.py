@@ -56,7 +56,7 @@ def log_totals(logits: Tensor) -> tuple[Tensor, Tensor]:
     A maximum is that of every `columns`-th token; those after the last full round are in none.
     """
     vocab = logits.shape[1]
-    step = _rows_in_cache(vocab)
+    step = max(1, CACHED // vocab)
     columns = min(COLUMNS, vocab)
     whole = vocab - vocab % columns
     scratch = torch.empty(step, vocab, device=logits.device)
@@ -88,10 +88,6 @@ def likeliest(logits: Tensor, maxima: Tensor, rows: Tensor, size: int) -> Tensor
     rest = torch.arange(whole, vocab).expand(len(rows), -1)
     tokens = torch.cat([rounds.flatten(1), rest], dim=1)
     return tokens.gather(1, logits[rows[:, None], tokens].topk(size).indices)
-
-
-def _rows_in_cache(vocab: int) -> int:
-    return max(1, CACHED // vocab)
 
 
 def _from_shortlist(

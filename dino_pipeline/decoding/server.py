@@ -135,9 +135,10 @@ class Server:
             self._check_top_k(abilities, first[0].prompts[0], stop)
 
         def one(request: Request) -> dict[str, Any] | None:
-            asked = (request.prompts[0], sampling, stop, seed_of(request.key), abilities.dialect, abilities.logprobs)
+            seed = seed_of(request.key)
+            body = _body(request.prompts[0], sampling, stop, seed, abilities.dialect, abilities.logprobs)
             try:
-                return self._ask(_body(self.model, *asked), refusals=True)
+                return self._ask(body, refusals=True)
             except _RefusedError as error:
                 self._note_refusal(error)
                 return None
@@ -161,7 +162,7 @@ class Server:
         return [scored for _, scored in sorted(found)]
 
     def _echoed(self, prompt: str, text: str) -> Scored:
-        body = {"model": self.model, "prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
+        body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
         logprobs = self._ask(body)["choices"][0].get("logprobs") or {}
         offsets, values = logprobs.get("text_offset"), logprobs.get("token_logprobs")
         whole = len(prompt + text)
@@ -202,7 +203,7 @@ class Server:
         return Abilities(dialect, seeds, logprobs, tells_ends)
 
     def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
-        bodies = [_body(self.model, prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
+        bodies = [_body(prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
         found = sorted(in_threads(self._ask, bodies, workers), key=lambda each: each[0])
         return [answer["choices"][0]["text"] for _, answer in found]
 
@@ -220,7 +221,7 @@ class Server:
         dialects: tuple[Dialect, ...] = ("fields", "generation_config", "plain")
         for dialect in dialects:
             for logprobs in (True, False):
-                body = _body(self.model, prompt, sampling, stop, 0, dialect, logprobs)
+                body = _body(prompt, sampling, stop, 0, dialect, logprobs)
                 try:
                     answer = self._ask(body, refusals=dialect != "plain" or logprobs)
                 except _RefusedError:
@@ -255,11 +256,9 @@ class Server:
 
     def _sent(self, body: Mapping[str, Any], refusals: bool) -> dict[str, Any]:
         """Return an answer, empty where it is no JSON."""
-        named = {"model": body["model"], "prompt": body["prompt"]}
-        more = {name: value for name, value in body.items() if name not in named}
         with self._errors(refusals):
             try:
-                found = self.client.completions.create(**named, extra_body=more)
+                found = self.client.completions.create(model=self.model, prompt=body["prompt"], extra_body=body)
                 return found.model_dump() if isinstance(found, openai.BaseModel) else {}
             except (openai.APIResponseValidationError, ValueError):
                 return {}
@@ -296,9 +295,7 @@ def seed_of(key: tuple[str | int, ...]) -> int:
     return int.from_bytes(key_digest(key, 4), "little") >> 1
 
 
-def _body(
-    model: str, prompt: str, sampling: Sampling, stop: str, seed: int, dialect: Dialect, logprobs: bool
-) -> dict[str, Any]:
+def _body(prompt: str, sampling: Sampling, stop: str, seed: int, dialect: Dialect, logprobs: bool) -> dict[str, Any]:
     """Return a request. A newline is no stop string there: what stopped a text could not be told apart."""
     top_p = sampling.top_p if 0 < sampling.top_p < 1 else 1.0
     drawn: dict[str, Any] = {"temperature": 1.0, "top_p": top_p}
@@ -310,7 +307,7 @@ def _body(
         more = {"generation_config": json.dumps(config)}
     if logprobs:
         more["logprobs"] = 1
-    asked = {"model": model, "prompt": prompt, "max_tokens": sampling.max_new_tokens, "stop": [stop], "seed": seed}
+    asked = {"prompt": prompt, "max_tokens": sampling.max_new_tokens, "stop": [stop], "seed": seed}
     return {**asked, **drawn, **more}
 
 

@@ -102,17 +102,14 @@ class Slots:
         model: the causal language model.
         rows: how many prompts run side by side.
         length: tokens a row can hold, prompt and text together.
-        forward: the model's forward as it is to be called in steps; None: the model.
     """
 
     shrinks = True
     """Whether steps over fewer rows are worth a change of shapes."""
 
-    def __init__(
-        self, model: PreTrainedModel, rows: int, length: int, forward: Callable[..., Any] | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
         self.model = model
-        self.forward = forward or model
+        self.forward: Callable[..., Any] = model
         self.rows, self.length = rows, length
         self.device = model.device
         self.every_row = torch.arange(rows, device=self.device)

@@ -74,7 +74,6 @@ class Predicate:
     manners: Surfaces = ()
     passive: bool = True
     scale: str = ""
-    side: str = ""
 
 
 def members(classes: str) -> tuple[str, ...]:
@@ -119,7 +118,7 @@ def scale_predicates(scale: str, row: dict[str, str]) -> list[Predicate]:
     things, topic = members(row["of"]), f"scale {scale}"
 
     def state(name: str, side: str, other: str) -> Predicate:
-        return Predicate(name, "state", topic, plain[side], plain[other], themes=things, scale=scale, side=side)
+        return Predicate(name, "state", topic, plain[side], plain[other], themes=things, scale=scale)
 
     compare = Predicate(
         f"{scale}>", "compare", topic, more["high"], more["low"], agents=things, themes=things, scale=scale
