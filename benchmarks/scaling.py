@@ -207,7 +207,7 @@ def measure(shards: int) -> Times:
         for shard in itertools.islice(Plan(run, spec, options).shards(), shards):
             progress = Progress("", 0, labels=no_counts(spec.labels))
             begun = time.perf_counter()
-            job = Job(spec, options, options.sampling)
+            job = Job(spec, options)
             OneEngine(decoder).write(job, [shard], Unseen(), progress, lambda shard, _: None)
             took.append(time.perf_counter() - begun)
             written.append(Written(shard.path.read_bytes(), shard.rejected.read_bytes(), {}, []))

@@ -149,7 +149,7 @@ class _Work:
                 diversity.add(label, [each.text_b or each.text_a for each in of_label])
             progress.extra = diversity.summary
 
-        self._have_written(Job(spec, options, options.sampling, scored=True), self.plan.shards(), progress, look)
+        self._have_written(Job(spec, options, scored=True), self.plan.shards(), progress, look)
         self.sums.tidy()
         return progress
 
@@ -191,7 +191,7 @@ class _Work:
         assert isinstance(spec, TaskSpec)
         if (wanted := options.num_inputs) is None:
             raise OptionError("how many inputs to write is not said; give --num-inputs")
-        job = Job(spec, replace(options, keep_newlines=spec.newlines), options.input_sampling)
+        job = Job(spec, replace(options, keep_newlines=spec.newlines, sampling=options.input_sampling))
         progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
         shards = input_shards(self.plan.run, spec, min(max(wanted, LEAST_INPUT_SHARD), options.shard_size))
         found = 0

@@ -68,7 +68,6 @@ class Job:
 
     spec: TaskSpec
     options: GenerateOptions
-    sampling: Sampling
     scored: bool = False
     """Whether a scorer, if there is one, tells margins."""
 

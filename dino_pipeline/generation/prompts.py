@@ -65,7 +65,7 @@ def _about(task: Task) -> int | Task | None:
 
 def _defect(job: Job, engine: Engine, task: Task, request: Request) -> str | None:
     """Return why a task's input cannot be asked about, None if it can."""
-    text, longest = task.text or "", job.sampling.max_new_tokens
+    text, longest = task.text or "", job.options.sampling.max_new_tokens
     if task.text is not None and not job.spec.can_show(task.text):
         return f"the input holds the stop string {job.spec.stop}"
     if mark := next((mark for mark in engine.marks if mark in text), None):

@@ -93,9 +93,9 @@ class Writer:
     def _write(self, shards: Iterable[Shard]) -> None:
         waiting: dict[int, _Text] = {}
         ready: list[_Text] = []
-        stop, stop_at_newline = self.job.spec.stop, not self.job.options.keep_newlines
+        options, stop = self.job.options, self.job.spec.stop
         asked = self._requests(shards, waiting)
-        for done in self.engine.sample(asked, self.job.sampling, stop=stop, stop_at_newline=stop_at_newline):
+        for done in self.engine.sample(asked, options.sampling, stop=stop, stop_at_newline=not options.keep_newlines):
             text = waiting.pop(done.number)
             text.candidates[done.number] = done
             if len(text.candidates) == text.wanted:
