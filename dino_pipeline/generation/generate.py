@@ -84,7 +84,8 @@ def generate(
     told = list(more)
     if state != "new":
         before, told = run.stage("generate"), [*recorded_more(run), *more]
-        _drop_spoilt_inputs(run, watch)
+        if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
+            run.inputs.unlink()
     plan = Plan(run, spec, options, told)
     if state == "done":
         if plan.is_done():
@@ -226,12 +227,6 @@ def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) ->
             f"{run.path}: was begun with commit {commit} of {before['options']['model']}, which now is at {now}; "
             f"start over with --fresh, or for the texts as begun with --fresh --revision {commit}"
         )
-
-
-def _drop_spoilt_inputs(run: Run, watch: Watch) -> None:
-    """Remove inputs that are not as they were written, so that they are written anew."""
-    if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
-        run.inputs.unlink()
 
 
 def forget_unwritten(run: Run) -> None:
