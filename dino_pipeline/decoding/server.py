@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, product
 from queue import SimpleQueue
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import openai
 
@@ -31,6 +31,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Dialect = Literal["fields", "generation_config", "plain"]
 """How a server is told top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), never."""
+Seeds = Literal["hold", "hold one at a time", "do not hold"]
+"""Whether a seed gives the same text again; with some servers only where one request is under way."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Abilities:
     """What a server was found to do."""
 
     dialect: Dialect
-    seeds: Literal["hold", "hold one at a time", "do not hold"]
-    """Whether a seed gives the same text again; with some servers only where one request is under way."""
+    seeds: Seeds
     logprobs: bool
     """Whether it tells the log-probabilities of tokens."""
     tells_ends: bool
@@ -190,7 +191,7 @@ class Server:
                 f"{self.base_url}: {PROBES} texts with different seeds are all the same, so the server does not "
                 "sample; start it so that it does"
             )
-        seeds: Literal["hold", "hold one at a time", "do not hold"] = "do not hold"
+        seeds: Seeds = "do not hold"
         if self._trial(prompt, wide, stop, dialect) == first:
             # some servers seed one generator for all that is under way
             alone = self.concurrency == 1 or self._trial(prompt, wide, stop, dialect, PROBES) == first
@@ -218,17 +219,15 @@ class Server:
 
     def _dialect(self, prompt: str, stop: str) -> tuple[Dialect, bool, bool]:
         sampling = Sampling(top_k=1, top_p=0, max_new_tokens=4)
-        dialects: tuple[Dialect, ...] = ("fields", "generation_config", "plain")
-        for dialect in dialects:
-            for logprobs in (True, False):
-                body = _body(prompt, sampling, stop, 0, dialect, logprobs)
-                try:
-                    answer = self._ask(body, refusals=dialect != "plain" or logprobs)
-                except _RefusedError:
-                    continue
-                choice = answer["choices"][0]
-                told = bool((choice.get("logprobs") or {}).get("token_logprobs"))
-                return dialect, told, any(name in choice for name in ENDS)
+        for dialect, logprobs in product(get_args(Dialect), (True, False)):
+            body = _body(prompt, sampling, stop, 0, dialect, logprobs)
+            try:
+                answer = self._ask(body, refusals=dialect != "plain" or logprobs)
+            except _RefusedError:
+                continue
+            choice = answer["choices"][0]
+            told = bool((choice.get("logprobs") or {}).get("token_logprobs"))
+            return dialect, told, any(name in choice for name in ENDS)
         raise AssertionError("the plainest request is refused with an error")
 
     def _ask(self, body: Mapping[str, Any], *, refusals: bool = False) -> dict[str, Any]:
