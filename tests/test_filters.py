@@ -352,8 +352,10 @@ def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None
     write_examples(source, pairs)
     run = Run(tmp_path / "run")
     _, first = filter_run(run, FilterOptions(), source=source)
+    written = run.train.stat().st_ino
     state, stored = filter_run(run, FilterOptions(), source=source)
-    assert (state, stored.rows()) == ("done", first.rows())
+    assert (state, stored.rows(), run.train.stat().st_ino) == ("done", first.rows(), written)
+    assert run.stage("filter")["options"]["source"] == "data.jsonl"
     assert recorded_options(run) == FilterOptions()
     with pytest.raises(RunError, match=r"smoothing was 0\.2, now 0\.1.*--fresh"):
         filter_run(run, FilterOptions(smoothing=0.1), source=source)
