@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -120,6 +121,17 @@ def under(title: str) -> Command:
     return add
 
 
+class Place(click.Path):
+    """A path, by what help calls it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(path_type=Path)
+        self.name = name
+
+
+FILE, FOLDER = Place("file"), Place("folder")
+
+
 class Grouped(click.Command):
     """A command whose help shows its options under their titles."""
 
@@ -128,7 +140,9 @@ class Grouped(click.Command):
         found: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(context):
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
-                found.setdefault(getattr(parameter, "title", "Options"), []).append(record)
+                names, said = record
+                named = names.replace(" RANGE", "")  # which the default's brackets tell
+                found.setdefault(getattr(parameter, "title", "Options"), []).append((named, said))
         for title, records in found.items():
             with formatter.section(title):
                 formatter.write_dl(records)

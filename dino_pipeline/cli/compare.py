@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import Grouped, command, options_of, parts_of, watching
+from dino_pipeline.cli.base import FOLDER, Grouped, command, options_of, parts_of, watching
 from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 @click.option("--objectives", default="all", show_default=True, metavar="NAME,...", help=f"Of {', '.join(NAMES)}.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each objective.")
 @click.option("--seed", default=42, show_default=True, help="The first seed; the others follow it.")
-@click.option(
-    "--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: compare in the RUN]"
-)
-@click.option("--data", "data_files", multiple=True, metavar="PATH", help="JSONL of scored pairs.")
+@click.option("--run", "run_path", type=FOLDER, help="Folder to write.  [default: compare in the RUN]")
+@click.option("--data", "data_files", multiple=True, metavar="FILE", help="JSONL of scored pairs.")
 @click.option("--suite", type=click.Choice(["pocket"]), help="Evaluate on held-out pairs of the pocket grammar.")
 @click.option(
     "--set",

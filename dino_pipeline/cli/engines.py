@@ -42,7 +42,7 @@ HERE = (
         show_default=True,
         help="Prompts side by side; auto: what free memory holds, 128 at most, on a GPU 1024.",
     ),
-    click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
+    click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
     click.option(
         "--device-map",
         type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import Grouped, command, given_parameters, parts_of, under
+from dino_pipeline.cli.base import FILE, FOLDER, Grouped, command, given_parameters, parts_of, under
 from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.cli.evaluation_sets import evaluation_sets
 from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
@@ -55,14 +55,12 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
     help="Scored pairs or classified texts (JSONL, CSV, Parquet), a folder with train.jsonl and test.jsonl, or one in "
     "BEIR's layout. The suite, probe, retrieval or pairs, is told by what it holds, or by SUITE=.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Where to write.  [default: scores.json in the RUN, or here]"
-)
+@click.option("--output", type=FILE, help="Where to write.  [default: scores.json in the RUN, or here]")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Speed only.")
 @under("With --suite sts")
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Folder in SentEval's layout (STS/, SICK/), or with files such as STS12.MSRpar.tsv.  [default: the Hub]",
 )
 @click.option(

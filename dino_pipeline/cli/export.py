@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from dino_pipeline.cli.base import command
+from dino_pipeline.cli.base import FILE, command
 from dino_pipeline.errors import DataError, OptionError
 
 
 @click.command()
 @click.argument("source", metavar="RUN|FOLDER|REPO")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The JSONL file to write.")
+@click.option("--output", type=FILE, required=True, help="The JSONL file to write.")
 @click.option(
     "--split", type=click.Choice(["train", "validation"]), default="train", show_default=True, help="Which pairs."
 )

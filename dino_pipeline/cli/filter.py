@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import HUB_ID, Grouped, command, given_parameters, model_path, pick_device, under
+from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, given_parameters, model_path, pick_device, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.console import Console, table
@@ -35,8 +35,8 @@ class Finite(click.FloatRange):
 
 
 @click.command("filter", cls=Grouped)
-@click.argument("source", metavar="RUN|FILE", required=False, type=click.Path(path_type=Path))
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where the source is a file.")
+@click.argument("source", metavar="RUN|FILE", required=False, type=FOLDER)
+@click.option("--run", "run_path", type=FOLDER, help="Folder to write, where the source is a file.")
 @click.option("--list", "listed", is_flag=True, help="Show the rules and leave.")
 @click.option("--dry-run", is_flag=True, help="Show the funnel, write nothing.")
 @click.option("--ablate", is_flag=True, help="Show what each rule alone would drop, write nothing.")
@@ -133,9 +133,11 @@ class Finite(click.FloatRange):
 @click.option("--workers", type=click.IntRange(1), help="Processes and threads.  [default: the CPUs]")
 @RAY
 @click.option(
-    "--memory", default="1400MB", show_default=True, help="What set operations take before they spill to disk."
+    "--memory", metavar="SIZE", default="1400MB", show_default=True, help="What set operations take before spilling."
 )
-@click.option("--device", help="For --verify, --labels posterior and --semantic.  [default: a GPU if there is one]")
+@click.option(
+    "--device", metavar="DEVICE", help="For --verify, --labels posterior, --semantic.  [default: a GPU if any]"
+)
 @command
 def filter_command(source: Path | None, run_path: Path | None, **options: Any) -> None:
     """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import HUB_ID, Grouped, command, model_path, options_of, under, watching
+from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, model_path, options_of, under, watching
 from dino_pipeline.console import table
 from dino_pipeline.errors import DataError, HubError, OptionError
 from dino_pipeline.training.objectives import NAMES, Training
@@ -49,9 +49,9 @@ def assignments(context: click.Context, parameter: click.Parameter, values: Sequ
 
 SOURCE_OPTIONS = [
     under("The texts"),
-    click.option("--split", default="train", show_default=True, help="Of a dataset from the Hub or a folder."),
-    click.option("--config", help="Of a dataset from the Hub."),
-    click.option("--data-revision", help="Of a dataset from the Hub."),
+    click.option("--split", metavar="NAME", default="train", show_default=True, help="Of a dataset (Hub or folder)."),
+    click.option("--config", metavar="NAME", help="Of a dataset from the Hub."),
+    click.option("--data-revision", metavar="REVISION", help="Of a dataset from the Hub."),
     click.option(
         "--column",
         "columns",
@@ -63,7 +63,7 @@ SOURCE_OPTIONS = [
     click.option(
         "--label-type", type=click.Choice(["score", "class"]), help="class: labels are names, whatever they spell."
     ),
-    click.option("--language", help="Whose sentences documents are parted into.  [default: the spec's, or en]"),
+    click.option("--language", metavar="CODE", help="Of documents, to find sentences.  [default: the spec's, or en]"),
     click.option("--split-sentences", is_flag=True, help="Texts hold several sentences: train on each."),
     click.option("--dev", "dev_file", metavar="FILE", help="Held-out texts.  [default: the RUN's, or a tenth of DATA]"),
     click.option(
@@ -75,9 +75,9 @@ SOURCE_OPTIONS = [
 TRAINING_OPTIONS = [
     under("Training"),
     click.option(
-        "--encoder", default="pocket", show_default=True, help="Folder or Hub id of the encoder to start from."
+        "--encoder", metavar="MODEL", default="pocket", show_default=True, help="Folder or Hub id to start from."
     ),
-    click.option("--revision", help="The encoder's revision on the Hub."),
+    click.option("--revision", metavar="REVISION", help="The encoder's revision on the Hub."),
     click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the texts."),
     click.option("--steps", type=click.IntRange(1), help="In place of epochs."),
     click.option("--batch-size", type=click.IntRange(1), help="Over all processes."),
@@ -110,9 +110,7 @@ TRAINING_OPTIONS = [
 @click.option(
     "--objective", type=click.Choice(NAMES), default="dino", show_default=True, help="How it learns; --list says more."
 )
-@click.option(
-    "--run", "run_path", type=click.Path(path_type=Path), help="Folder to write, where what is given is no run."
-)
+@click.option("--run", "run_path", type=FOLDER, help="Folder to write, where what is given is no run.")
 @click.option(
     "--loss", type=click.Choice(["cosine", "cosent", "angle"]), help="Of the objective dino.  [default: cosine]"
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import Grouped, command, options_of, or_dash, under, watching
+from dino_pipeline.cli.base import FOLDER, Grouped, command, options_of, or_dash, under, watching
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
 from dino_pipeline.cli.engines import ChosenEngine, check_engine, chosen_engine, engine_here, engine_options
 from dino_pipeline.cli.specs import SpecFile
@@ -44,7 +44,7 @@ class Further(click.ParamType[tuple[str, int]]):
 
 @click.command(cls=Grouped)
 @click.argument("spec_file", metavar="SPEC", type=SpecFile())
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Folder to write.  [default: outputs/SPEC]")
+@click.option("--run", "run_path", type=FOLDER, help="Folder to write.  [default: outputs/SPEC]")
 @click.option("--fresh", is_flag=True, help="Delete what the run has generated and start over.")
 @text_options
 @under("Until there is enough")

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from dino_pipeline.decoding.loading import Generator
 
 MODEL = (
-    click.option("--model", default="pocket", show_default=True, help="Folder or Hub id of a causal language model."),
-    click.option("--revision", help="The model's revision on the Hub."),
+    click.option(
+        "--model", metavar="MODEL", default="pocket", show_default=True, help="Folder or Hub id of a language model."
+    ),
+    click.option("--revision", metavar="REVISION", help="The model's revision on the Hub."),
     click.option(
         "--chat",
         type=click.Choice(["auto", "on", "off"]),

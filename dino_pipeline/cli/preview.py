@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from dino_pipeline.cli.base import Grouped, command, or_dash
+from dino_pipeline.cli.base import FOLDER, Grouped, command, or_dash
 from dino_pipeline.cli.engines import engine_here, here_options
 from dino_pipeline.cli.specs import SpecFile
 from dino_pipeline.cli.texts import text_options, text_settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--run",
     "run_path",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Folder of the run to come; the estimate is kept there.  [default: outputs/SPEC]",
 )
 @click.option("--texts", "count", type=click.IntRange(1), default=3, show_default=True, help="Shown of each label.")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dino_pipeline.cli.again import commands
-from dino_pipeline.cli.base import command
+from dino_pipeline.cli.base import FOLDER, command
 from dino_pipeline.cli.report import existing, write
 
 
@@ -38,7 +38,7 @@ def license_id(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 @click.command()
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=FOLDER)
 @click.option("--repo", callback=repository, required=True, metavar="USER/NAME", help="The dataset's repository.")
 @click.option(
     "--model-repo",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dino_pipeline.cli.base import command
+from dino_pipeline.cli.base import FOLDER, command
 from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.console import Console
 from dino_pipeline.errors import RunError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=FOLDER)
 @click.option(
     "--encoder",
     "encoders",

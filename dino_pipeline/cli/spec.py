@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import command, model_path, parts_of
+from dino_pipeline.cli.base import FILE, command, model_path, parts_of
 from dino_pipeline.cli.specs import SpecFile, shipped
 from dino_pipeline.errors import OptionError, OutputError, SpecError
 
@@ -58,7 +58,7 @@ def spec_check(files: Sequence[Path]) -> None:
 @spec.command("show")
 @click.argument("file", metavar="SPEC", type=SpecFile())
 @click.option("--input", "text", help="The text that fills <X1>.")
-@click.option("--model", help="Show them in this model's chat template.")
+@click.option("--model", metavar="MODEL", help="Show them in this model's chat template.")
 @command
 def spec_show(file: Path, text: str | None, model: str | None) -> None:
     """Print the exact prompts of a task SPEC, label by label."""
@@ -96,9 +96,9 @@ KINDS = {
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="; ".join(f"{key}: {KINDS[key]}" for key in KINDS) + ".")
 @click.option("--labels", metavar="NAME,...", help="Its labels.  [default: 1,0.5,0 of a similarity]")
-@click.option("--about", help="What one text is, e.g. 'question' or 'review'.")
-@click.option("--language", default="en", show_default=True, help="Two letters.")
-@click.option("--output", type=click.Path(path_type=Path), help="The file to write.  [default: task_specs/NAME.json]")
+@click.option("--about", metavar="WORD", help="What one text is, e.g. 'question' or 'review'.")
+@click.option("--language", metavar="CODE", default="en", show_default=True, help="Two letters.")
+@click.option("--output", type=FILE, help="The file to write.  [default: task_specs/NAME.json]")
 @command
 def spec_new(
     name: str, kind: str | None, labels: str | None, about: str | None, language: str, output: Path | None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import options_of, under
+from dino_pipeline.cli.base import FILE, options_of, under
 from dino_pipeline.inputs import FORMATS
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ WRITTEN_INPUTS = 500
 
 OPTIONS = (
     under("Inputs and texts"),
-    click.option(
-        "--inputs", "inputs_file", type=click.Path(path_type=Path), help="Texts for <X1>, instead of writing them."
-    ),
+    click.option("--inputs", "inputs_file", type=FILE, help="Texts for <X1>, instead of writing them."),
     click.option(
         "--input-format",
         type=click.Choice(FORMATS),

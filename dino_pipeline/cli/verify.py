@@ -14,7 +14,7 @@ from dino_pipeline.errors import OptionError
 @click.command()
 @click.argument("target", metavar="REPO|FOLDER")
 @click.option("--model", "is_model", is_flag=True, help="REPO is a model's, not a dataset's.")
-@click.option("--revision", help="Of the REPO.")
+@click.option("--revision", metavar="REVISION", help="Of the REPO.")
 @command
 def verify(target: str, is_model: bool, revision: str | None) -> None:
     """Check hashes and counts of a dataset or model that dino publish made, and say whether the same commands would
