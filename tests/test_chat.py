@@ -50,6 +50,13 @@ def test_prompts_are_those_of_the_models_own_template() -> None:
             assert found[0] == decoder.tokenizer.cls_token_id
 
 
+def test_a_models_commit_is_told_where_it_has_one() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    assert decoder.facts() == {"model_commit": None}
+    decoder.model.config._commit_hash = "a" * 40
+    assert decoder.facts() == {"model_commit": "a" * 40}
+
+
 def test_debiasing_under_chat_equals_the_naive_loop() -> None:
     decoder = Decoder(tiny_model("llama"), chat_tokenizer(), rows=7, chat=True)
     asked = []

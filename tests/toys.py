@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -87,9 +87,12 @@ CHAT = "<cls>{% for message in messages %}{{ message.role[0] }}: {{ message.cont
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the same with a chat template."""
+    """Return the same with a chat template; it puts ``<cls>`` in front of other texts by itself, as Llama's does."""
     tokenizer = char_tokenizer()
     tokenizer.chat_template = CHAT
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A", special_tokens=[("<cls>", VOCAB["<cls>"])]
+    )
     return tokenizer
 
 
