@@ -50,6 +50,12 @@ def test_prompts_are_those_of_the_models_own_template() -> None:
             assert found[0] == decoder.tokenizer.cls_token_id
 
 
+def test_a_templates_own_marks_are_no_text_of_a_chat_and_any_text_otherwise() -> None:
+    chat, plain = (Decoder(tiny_model("llama"), chat_tokenizer(), chat=chat) for chat in (True, False))
+    assert {"<cls>", "<sep>"} <= {*chat.marks}
+    assert not plain.marks
+
+
 def test_a_models_commit_is_told_where_it_has_one() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer())
     assert decoder.facts() == {"model_commit": None}

@@ -357,8 +357,12 @@ def test_newlines_can_be_part_of_texts() -> None:
 
 
 def test_the_end_of_text_token_is_never_written() -> None:
-    decoder = Decoder(tiny_model("llama"), char_tokenizer())
-    special = {*char_tokenizer().all_special_ids, *range(len(char_tokenizer()), decoder.vocab)}
+    model = tiny_model("llama")
+    own = next(token for done in finished(Decoder(model, char_tokenizer())) for token in done.tokens)
+    model.generation_config.eos_token_id = own  # not the tokenizer's
+    decoder = Decoder(model, char_tokenizer())
+    special = {own, *char_tokenizer().all_special_ids, *range(len(char_tokenizer()), decoder.vocab)}
+    assert special == {*decoder.banned.tolist()}
     assert not special & {token for done in finished(decoder) for token in done.tokens}
 
 
