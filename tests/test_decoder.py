@@ -3,11 +3,13 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from dino_pipeline.decoding import decoder as decoder_module
 from dino_pipeline.decoding import scoring, tuning
 from dino_pipeline.decoding.decoder import Decoder, _continuation
 from dino_pipeline.decoding.engine import Completion, Request
@@ -398,12 +400,37 @@ def test_a_model_that_slots_cannot_serve_runs_plainly_and_says_so(caplog: pytest
     with caplog.at_level(logging.WARNING):
         decoder = Decoder(recurrent_model(), char_tokenizer(), rows=4)
     assert decoder.make_rows is PlainRows
-    assert "cannot run in slots" in caplog.text
+    slower = "(its forward takes no position_ids): rows are computed one by one, slower"
+    assert caplog.messages == [f"MambaForCausalLM cannot run in slots {slower}"]
     asked = requests(decoder)[:6]
     greedy = Sampling(top_k=1, max_new_tokens=6)
     found = {done.number: list(done.tokens) for done in decoder.sample(asked, greedy)}
     with torch.inference_mode():
         assert [found[number] for number in range(6)] == [naive_greedy(decoder, request, 6) for request in asked]
+
+
+@pytest.mark.parametrize(
+    ("device", "defects", "rows", "said"),
+    [
+        ("cuda", {}, FixedSlots, []),
+        ("cuda", {FixedSlots: "odd"}, Slots, ["m cannot step in fixed shapes (odd): tried without, slower"]),
+        ("cpu", {FixedSlots: "odd"}, Slots, []),
+    ],
+)
+def test_fixed_shapes_are_for_gpus_and_models_that_allow_them(
+    device: str,
+    defects: dict[type, str],
+    rows: type,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model: Any = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(name_or_path="m"))
+    monkeypatch.setattr(
+        decoder_module, "slots_defect", lambda of, kind=Slots: defects.get(kind) if of is model else "?"
+    )
+    assert decoder_module._rows_for(model) is rows
+    assert caplog.messages == said
 
 
 def test_the_self_check_finds_a_model_that_ignores_positions(monkeypatch: pytest.MonkeyPatch) -> None:
