@@ -409,6 +409,12 @@ def test_a_model_that_slots_cannot_serve_runs_plainly_and_says_so(caplog: pytest
         assert [found[number] for number in range(6)] == [naive_greedy(decoder, request, 6) for request in asked]
 
 
+@on_each_device
+def test_only_a_gpu_is_kept_busy_across_shards_and_while_tokens_are_read(device: str) -> None:
+    decoder = Decoder(tiny_model("llama").to(device), char_tokenizer())
+    assert (decoder.streams, decoder.delay) == ((True, 1) if device == "cuda" else (False, 0))
+
+
 @pytest.mark.parametrize(
     ("device", "defects", "rows", "said"),
     [
