@@ -92,7 +92,7 @@ class Run(Layout):
         if (made := found.get("format", 1)) != FORMAT:
             raise RunError(
                 f"{self.record_file}: is of format {made!r}, and this dino_pipeline knows {FORMAT}; "
-                "use the version that wrote it, or start over with --fresh"
+                "use the version that wrote it, or another folder"
             )
         return found
 

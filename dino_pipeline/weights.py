@@ -51,4 +51,5 @@ def cause(name: str, error: BaseException) -> str:
     pickled = not allowed() and "safetensors" in str(error) and "file named" in str(error)
     if pickled:
         return REMEDY
-    return first_line(error) if Path(name).exists() else f"there is no such folder; as to the Hub: {first_line(error)}"
+    found = Path(name).exists() or not isinstance(error, OSError)
+    return first_line(error) if found else f"there is no such folder; as to the Hub: {first_line(error)}"

@@ -128,6 +128,17 @@ def test_what_failed_before_any_text_binds_nobody(inputs: Path, tmp_path: Path, 
     assert "begun with other options: sampling was" in refused.output, "once there are texts"
 
 
+def test_what_a_failed_call_stored_is_nobodys(inputs: Path, tmp_path: Path) -> None:
+    away, run = tmp_path / "away", tmp_path / "run"
+    stored = ("--storage", away.as_uri())
+    with made_up(MadeUp(status=404)) as address:
+        assert answer(*call(address, inputs, run, *stored)).exit_code == 2
+        assert (away / "inputs.jsonl").exists()
+        assert answer(*call(address, inputs, run, "--samples", "2")).exit_code == 2
+    invoke("generate", SPECS / "sts-x1.json", "--run", run, "--samples", "1", *stored)
+    assert not (away / "inputs.jsonl").exists(), "this spec has no inputs"
+
+
 def test_both_engines_draw_from_the_same_distribution(served: str, inputs: Path, tmp_path: Path) -> None:
     inputs.write_text(INPUTS[0])
     few = ("--samples", "80", "--max-new-tokens", "1", "--keep-unfinished", "--seed", "3")

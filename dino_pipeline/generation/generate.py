@@ -229,13 +229,19 @@ def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) ->
         )
 
 
-def forget_unwritten(run: Run) -> None:
-    """Forget what a call was asked for that failed before any text was there: the next may be asked for other."""
+def forget_unwritten(run: Run) -> bool:
+    """Forget what a call was asked for that failed before any text was there: the next may be asked for other.
+
+    Returns:
+        Whether there was such a call.
+    """
     folders = itertools.chain.from_iterable(run.shard_folders)
-    if run.stage("generate").get("status") == "running" and not any(map(shard_files, folders)):
-        for path in _partial(run):
-            remove(path)
-        run.forget("generate")
+    if run.stage("generate").get("status") != "running" or any(map(shard_files, folders)):
+        return False
+    for path in _partial(run):
+        remove(path)
+    run.forget("generate")
+    return True
 
 
 def _partial(run: Run) -> list[Path]:

@@ -73,8 +73,7 @@ def shape_of(run: Run) -> Shape:
         source = records([run.train, *([run.held_out] if run.held_out else [])])
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source}").fetchall()]
-    numeric = run.numeric_labels and run.stage("generate").get("label_type") != "class"
-    if numeric and all(as_number(label) is not None for label in labels):
+    if run.numeric_labels and all(as_number(label) is not None for label in labels):
         return Shape(pairs > 0, None)
     order = {label: at for at, label in enumerate(run.spec_fields().get("labels", {}))}
     return Shape(pairs > 0, tuple(sorted(labels, key=lambda label: (order.get(label, len(order)), label))))
