@@ -179,33 +179,26 @@ def test_the_whole_way_on_toys(
 
 
 @pytest.mark.slow
-def test_finetune_runs_in_two_processes(tmp_path: Path, toy_encoder: Path) -> None:
+def test_finetune_runs_in_two_processes_that_share_what_is_shared(tmp_path: Path, toy_encoder: Path) -> None:
+    """Negatives and remembered neighbours of both processes, and heads that stay equal though no wrapper syncs them."""
     rows = read_examples(pocket.GOLD_DEV)
+    (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in rows))
     for name, part in (("train", rows[:320]), ("dev", rows[320:])):
         lines = (json.dumps({"text_a": row.text_a, "text_b": row.text_b, "label": str(row.label)}) for row in part)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    call: list[str | Path] = ["finetune", "train.jsonl", "--dev", "dev.jsonl", "--run", "run", "--encoder", toy_encoder]
-    done = accelerate(2, *call, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is trained") == 1
-    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
-    assert (record["status"], record["settings"]["processes"], record["steps"]) == ("done", 2, 10)
-
-
-@pytest.mark.slow
-def test_what_processes_share_is_shared(tmp_path: Path, toy_encoder: Path) -> None:
-    """Negatives and remembered neighbours of both processes, and heads that stay equal though no wrapper syncs them."""
-    (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)))
     call: list[str | Path] = ["finetune", "texts.txt", "--objective", "is-cse", "--run", "run", "--steps", "6"]
     done = accelerate(
         2, *call, "--batch-size", "16", "--set", "buffer=40", "--encoder", toy_encoder, cwd=tmp_path, program=WATCHED
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is trained") == 2, "for each of the two runs once"
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in "01"]
     assert said[0]["seen"] == 96, "six steps of sixteen, from both processes"
     assert said[0] == said[1]
     assert said[0]["refused"] == 2, "every process refuses, and none waits for another"
     assert "seed was 42" in done.stderr
+    record = json.loads((tmp_path / "pairs" / "run.json").read_text())["finetune"]
+    assert (record["status"], record["settings"]["processes"], record["steps"]) == ("done", 2, 10)
 
 
 WATCHED = """
@@ -227,6 +220,10 @@ try:
     main([*sys.argv[1:], "--seed", "7"], standalone_mode=False)
 except SystemExit as error:
     refused = error.code
+main(
+    ["finetune", "train.jsonl", "--dev", "dev.jsonl", "--run", "pairs", *sys.argv[sys.argv.index("--encoder") :]],
+    standalone_mode=False,
+)
 found = {"seen": int(memory.seen), "sums": sums, "refused": refused}
 Path("said-" + os.environ["RANK"]).write_text(json.dumps(found))
 """

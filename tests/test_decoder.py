@@ -134,7 +134,7 @@ def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> N
     """What runs on a GPU, with graphs off."""
     model, tokenizer = tiny_model(architecture), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=16)
-    asked = requests(decoder, samples=2)
+    asked = requests(decoder)
     expected = sampled(decoder, asked)
     assert slots_defect(model, FixedSlots) is None
     for rows, delay in ((8, 0), (8, 1), (64, 1), (16, 3)):

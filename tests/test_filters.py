@@ -488,7 +488,7 @@ def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--memory lots"):
         filtered(tmp_path, FINE, means=Means(memory="lots"))
     with pytest.raises(OutputError, match="raise --memory"):
-        filtered(tmp_path, Words().pairs(20_000), FilterOptions(), means=Means(memory="1MB"))
+        filtered(tmp_path, Words().pairs(2_000), FilterOptions(), means=Means(memory="1MB"))
 
 
 def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
