@@ -412,7 +412,9 @@ def test_a_label_without_texts_is_refused_unless_there_will_be_more(tmp_path: Pa
     assert available(all_gone, raw(), Means(), numeric_labels=True) == {1.0: 8, 0.5: 8, 0.0: 8}
 
 
-@pytest.mark.parametrize("changed", ["numeric_labels", "excluded", "semantic_fingerprint"])
+@pytest.mark.parametrize(
+    "changed", ["numeric_labels", "excluded", pytest.param("semantic_fingerprint", marks=pytest.mark.slow)]
+)
 def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, changed: str) -> None:
     (tmp_path / "encoder").mkdir()
     gold, encoder = tmp_path / "gold.jsonl", tmp_path / "encoder" / "config.json"
@@ -420,7 +422,8 @@ def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, cha
     write_examples(source, Words().pairs(8))
     write_examples(gold, FINE)
     encoder.write_text("{}")
-    options = raw(semantic=str(encoder.parent), exclude=(str(gold),))
+    semantic = str(encoder.parent) if changed == "semantic_fingerprint" else None
+    options = raw(semantic=semantic, exclude=(str(gold),))
     means = Means(embed=lambda texts: np.eye(len(texts), dtype=np.float32), excluded=(str(gold),))
     run = Run(tmp_path / "run")
     filter_run(run, options, means, source=source)
