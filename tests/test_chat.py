@@ -63,6 +63,7 @@ def test_a_models_commit_is_told_where_it_has_one() -> None:
     assert decoder.facts() == {"model_commit": "a" * 40}
 
 
+@pytest.mark.slow
 def test_debiasing_under_chat_equals_the_naive_loop() -> None:
     decoder = Decoder(tiny_model("llama"), chat_tokenizer(), rows=7, chat=True)
     asked = []

@@ -52,6 +52,7 @@ def test_short_and_unparted_texts(tmp_path: Path) -> None:
     assert gate(Example("Yes!", "Fine.", 1.0)) is None
 
 
+@pytest.mark.slow
 def test_other_texts_pass(gate: Gate) -> None:
     examples = [Example(text, text[::-1], 1.0) for text in (Words().sentence() for _ in range(100))]
     gate.prepare(examples)
@@ -134,6 +135,7 @@ def planted(words: Words, gold: list[str]) -> dict[str, list[Example]]:
     }
 
 
+@pytest.mark.slow
 def test_every_planted_fault_goes_by_its_reason_and_hardly_anything_else(tmp_path: Path) -> None:
     words = Words(8)
     gold = [words.sentence() for _ in range(200)]

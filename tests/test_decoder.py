@@ -157,6 +157,7 @@ def short_of_memory(model: Any, most_rows: int) -> None:
     model.forward = greedy_for_memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0, 1])
 def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
     delay: int, caplog: pytest.LogCaptureFixture
@@ -318,6 +319,7 @@ def test_a_text_written_scores_as_it_did_when_written() -> None:
         assert scored.logprob == pytest.approx(done.logprob, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_every_request_is_answered_once() -> None:
     decoder = Decoder(tiny_model("gpt2"), char_tokenizer(), rows=16)
     asked = requests(decoder, samples=7)
@@ -325,6 +327,7 @@ def test_every_request_is_answered_once() -> None:
     assert list(decoder.sample([], WIDE)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
     """Longer prompts and wider groups than those seen first: rows are made longer, and more."""
@@ -358,6 +361,7 @@ def test_newlines_can_be_part_of_texts() -> None:
     assert {done.finish for done in found} == {"stop", "length"}
 
 
+@pytest.mark.slow
 def test_the_end_of_text_token_is_never_written() -> None:
     model = tiny_model("llama")
     own = next(token for done in finished(Decoder(model, char_tokenizer())) for token in done.tokens)
@@ -385,6 +389,7 @@ def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
             assert done.margin == pytest.approx(means[0] - max(means[1:]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_debiasing_raises_the_margin() -> None:
     decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
     asked = [request for request in requests(decoder, samples=20) if len(request.prompts) == 3]

@@ -211,6 +211,7 @@ def test_scores_are_written_here_unless_something_else_is_there(tmp_path: Path, 
     assert "nowhere is no folder that can be written to" in done.stderr
 
 
+@pytest.mark.slow
 def test_scores_that_are_up_to_date_are_shown_without_loading_libraries(tmp_path: Path, toy_encoder: Path) -> None:
     stored(trained(tmp_path / "run", toy_encoder) / "dev.jsonl", PAIRS)
     invoke("evaluate", "run")

@@ -138,6 +138,7 @@ def test_the_specs_own_sentences_are_no_text() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_long_texts_are_judged_in_time_that_grows_with_them() -> None:
     """Hours for these, if it were the square."""
     words = " ".join(f"w{n}" for n in range(200_000))

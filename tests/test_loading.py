@@ -38,6 +38,7 @@ def test_rows_are_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch, archit
     assert all(rows % 8 == 0 for rows in found)
 
 
+@pytest.mark.slow
 def test_a_model_spread_over_devices_writes_the_same(tmp_path: Path) -> None:
     """Spread over memory and disk, as accelerate does where one card is too small; hooks bring weights in."""
     folder = save_generator(tmp_path / "model", "llama")

@@ -47,6 +47,7 @@ def test_every_resample_is_correlated_as_if_it_were_drawn() -> None:
         assert found[1][at] == pytest.approx(pearsonr(predicted[chosen], gold[chosen])[0], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_scipys_bootstrap() -> None:
     draw = np.random.default_rng(3)
     gold = draw.normal(size=400)

@@ -235,6 +235,7 @@ def span_draws(spans: Spans, tokens: int, count: int) -> Iterator[list[list[tupl
         yield spans.draw(tokens, Random(number))
 
 
+@pytest.mark.slow
 def test_declutr_draws_lengths_and_places_as_the_paper_does() -> None:
     spans = Spans(anchors=2, positives=2, shortest=32, longest=512, scaled=False)
     tokens = spans.least

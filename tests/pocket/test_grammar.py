@@ -21,6 +21,7 @@ from dino_pipeline.texts import word_overlap
 seeds = st.integers(0, 2**32)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(seeds)
 def test_what_the_grammar_writes_the_recogniser_reads_back(seed: int) -> None:
@@ -86,6 +87,7 @@ def test_the_gold_set_is_what_the_code_makes(split: str, path: str) -> None:
     assert read_examples(path)[:25] == gold_pairs(split, 25)
 
 
+@pytest.mark.slow
 def test_gold_propositions_are_held_out_and_apart() -> None:
     rng = Random(0)
     trained = {split_of(random_frame(rng)) for _ in range(500)}
