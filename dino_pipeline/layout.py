@@ -9,9 +9,9 @@ LINEAGE = "lineage.json"
 """Of a published folder: where it comes from."""
 
 
-def is_published(folder: Path) -> bool:
-    """Whether a folder is one that was published; it has a copy of run.json, and lineage.json."""
-    return (folder / LINEAGE).exists()
+def is_unpublished(path: Path) -> bool:
+    """Whether a path is a folder, and none that was published: that has a copy of run.json, and lineage.json."""
+    return path.is_dir() and not (path / LINEAGE).exists()
 
 
 class At:
@@ -74,7 +74,7 @@ class Layout:
     @property
     def is_run(self) -> bool:
         """Whether the folder is a run."""
-        return self.record_file.exists() and not is_published(self.path)
+        return self.record_file.exists() and is_unpublished(self.path)
 
     @property
     def held_out(self) -> Path | None:
@@ -85,3 +85,8 @@ class Layout:
     def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
         """Where shards of texts and of inputs lie, each with the rejected ones beside them."""
         return (self.shards, self.rejected), (self.input_shards, self.input_rejected)
+
+    @property
+    def text_folders(self) -> list[Path]:
+        """All of these, in that order."""
+        return [folder for folders in self.shard_folders for folder in folders]

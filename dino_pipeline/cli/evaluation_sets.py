@@ -90,10 +90,10 @@ def _read(suite: str | None, name: str, path: Path) -> EvaluationSet:
     """Read data for a suite, or for the one that it is for by what it holds."""
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
     from dino_pipeline.evaluation.suites.probe import Probe
-    from dino_pipeline.layout import is_published
+    from dino_pipeline.layout import is_unpublished
     from dino_pipeline.training.corpus import to_evaluate_on
 
-    if suite is None and path.is_dir() and not is_published(path):
+    if suite is None and is_unpublished(path):
         beir = any((path / part).exists() for part in ("corpus.jsonl", "queries.jsonl", "qrels"))
         suite = "retrieval" if beir else "probe"
     if suite in ("pairs", None):

@@ -18,6 +18,7 @@ from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError
+from dino_pipeline.layout import is_unpublished
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def filter_command(source: Path | None, run_path: Path | None, **options: Any) -
         raise OptionError("nothing to filter; give a run's folder or a JSONL file")
     with ExitStack() as stack:
         looking = options["dry_run"] or options["ablate"]
-        if looking and not _is_run(source):
+        if looking and not is_unpublished(source):
             run_path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
         given = _to_filter(source, run_path)
         run, file = given.run, given.file
@@ -192,18 +193,11 @@ class _ToFilter:
     """Whether it was filtered before: its labels are what they are to be."""
 
 
-def _is_run(source: Path) -> bool:
-    """Say whether a folder is to be filtered where it is; published ones are files like others."""
-    from dino_pipeline.layout import is_published
-
-    return source.is_dir() and not is_published(source)
-
-
 def _to_filter(source: Path, run_path: Path | None) -> _ToFilter:
     """Return what a filter is to read and write; a published dataset is put into a file."""
     from dino_pipeline.run import Run
 
-    if _is_run(source):
+    if is_unpublished(source):  # filtered where it is; published ones are files like others
         if run_path is not None and run_path.resolve() != source.resolve():
             raise OptionError(f"{source}: is a run itself, so --run {run_path} has no place; leave one out")
         return _ToFilter(Run(source), label_type=Run(source).stage("generate").get("label_type", "score"))

@@ -105,10 +105,10 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
     ):
         if not fresh:
             forget_unwritten(run)
-        if storage and not fresh:
-            storage.meet(run, console)  # what the run began with may be there alone
-            if forget_unwritten(run):
-                storage.clear(run)
+            if storage:
+                storage.meet(run, console)  # what the run began with may be there alone
+                if forget_unwritten(run):
+                    storage.clear(run)
         further = _further(run, spec, options)
         engine = chosen_engine(run, options, console, engine_there if on_cluster else engine_here)
         if not engine.debiases:

@@ -235,8 +235,7 @@ def forget_unwritten(run: Run) -> bool:
     Returns:
         Whether there was such a call.
     """
-    folders = itertools.chain.from_iterable(run.shard_folders)
-    if run.stage("generate").get("status") != "running" or any(map(shard_files, folders)):
+    if run.stage("generate").get("status") != "running" or any(map(shard_files, run.text_folders)):
         return False
     for path in _partial(run):
         remove(path)
@@ -245,7 +244,7 @@ def forget_unwritten(run: Run) -> bool:
 
 
 def _partial(run: Run) -> list[Path]:
-    return [run.inputs, *itertools.chain.from_iterable(run.shard_folders), run.checksums.file]
+    return [run.inputs, *run.text_folders, run.checksums.file]
 
 
 def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:

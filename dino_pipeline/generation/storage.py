@@ -147,7 +147,7 @@ class Storage:
 
 def _texts(run: Run) -> list[str]:
     """Return the names of a run's inputs and of the folders of its shards."""
-    return [run.inputs.name, *(folder.name for folders in run.shard_folders for folder in folders)]
+    return [run.inputs.name, *(folder.name for folder in run.text_folders)]
 
 
 @dataclass(frozen=True)

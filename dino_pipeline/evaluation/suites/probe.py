@@ -18,7 +18,7 @@ from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent
 from dino_pipeline.examples import Example
 from dino_pipeline.labels import plain
-from dino_pipeline.layout import is_published
+from dino_pipeline.layout import is_unpublished
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
 from dino_pipeline.training.corpus import to_evaluate_on
@@ -51,7 +51,7 @@ class Probe:
         Raises:
             DataError: a row has no class, there is one class only, or test has classes that train has not.
         """
-        if path.is_dir() and not is_published(path):
+        if is_unpublished(path):
             files = [path / f"{part}.jsonl" for part in ("train", "test")]
             if missing := [file for file in files if not file.exists()]:
                 raise DataError(f"{missing[0]}: is not there; a probe's folder holds train.jsonl and test.jsonl")
