@@ -24,7 +24,7 @@ from dino_pipeline import pocket
 from dino_pipeline.console import table
 from dino_pipeline.evaluation.evaluate import Candidate, evaluate
 from dino_pipeline.evaluation.suites.sts import SIZES, Protocol, read_sts
-from dino_pipeline.progress import Unseen
+from dino_pipeline.progress import SilentReporter
 
 DISTINCT = 0.75
 
@@ -68,7 +68,7 @@ def main(rounds: int) -> None:
 
         def suite() -> None:
             sets, _ = read_sts(folder, Protocol())
-            evaluate([Candidate("encoder", encoder)], sets, Unseen()).to_json()
+            evaluate([Candidate("encoder", encoder)], sets, SilentReporter()).to_json()
 
         work = {"bare": lambda: bare.encode(distinct, batch_size=64, show_progress_bar=False), "suite": suite}
         bare.encode(distinct[:512])

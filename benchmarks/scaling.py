@@ -37,7 +37,7 @@ from dino_pipeline.generation.crew import STORING, store
 from dino_pipeline.generation.plan import SHARD_SIZE, GenerateOptions, Job, Plan, Shard
 from dino_pipeline.generation.worker import Written
 from dino_pipeline.generation.writer import OneEngine
-from dino_pipeline.progress import Progress, Unseen, no_counts
+from dino_pipeline.progress import Progress, SilentReporter, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 
@@ -208,7 +208,7 @@ def measure(shards: int) -> Times:
             progress = Progress("", 0, labels=no_counts(spec.labels))
             begun = time.perf_counter()
             job = Job(spec, options)
-            OneEngine(decoder).write(job, [shard], Unseen(), progress, lambda shard, _: None)
+            OneEngine(decoder).write(job, [shard], SilentReporter(), progress, lambda shard, _: None)
             took.append(time.perf_counter() - begun)
             written.append(Written(shard.path.read_bytes(), shard.rejected.read_bytes(), {}, []))
         stored = _storing(run, written)

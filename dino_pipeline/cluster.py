@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, need
+from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, require_package
 from dino_pipeline.processes import Make, in_order
 from dino_pipeline.weights import ALLOW
 
@@ -42,7 +42,7 @@ def connect(address: str | None) -> None:
     Raises:
         OptionError: Ray is not installed, or there is no such cluster.
     """
-    need("ray", "--ray")
+    require_package("ray", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

@@ -1,4 +1,4 @@
-"""How stages are shown: a progress bar on a terminal, plain lines elsewhere, and tables."""
+"""Show stages to people: a progress bar on a terminal or in a notebook, plain lines elsewhere; tables."""
 
 from __future__ import annotations
 
@@ -9,47 +9,53 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dino_pipeline.progress import LabelCount, Progress, clock
+from dino_pipeline.errors import PYTHON, Wording
+from dino_pipeline.progress import LabelCount, Progress, clock, full_note
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 PLAIN_EVERY = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two progress lines if there is no terminal."""
 
 
 class Console:
-    """Shows progress on standard error.
+    """A `Reporter` that shows progress and notes on standard error.
 
     Args:
-        stopping: whether somebody wants the work to be ended where it well can.
+        should_stop: returns whether the user asked to stop.
+        wording: how notes write options.
     """
 
-    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        self.stopping = stopping
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False, wording: Wording = PYTHON) -> None:
+        self.should_stop = should_stop
+        self.wording = wording
         self.bar: tqdm | None = None
         self.title = ""
-        self.said = ""
-        self.started = self.told = time.monotonic()
+        self.last_line = ""
+        self.started = self.last_time = time.monotonic()
 
-    def progress(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
+        """Draw the bar, or print a line if the last one is some seconds old."""
         if progress.title != self.title:
             self.close()
-            self.title, self.said = progress.title, ""
-            self.started = self.told = time.monotonic()
+            self.title, self.last_line = progress.title, ""
+            self.started = self.last_time = time.monotonic()
         if sys.stderr.isatty():
             self._draw(progress)
-        elif progress.done >= progress.total or time.monotonic() - self.told >= PLAIN_EVERY:
-            self._say(progress)
+        elif progress.done >= progress.total or time.monotonic() - self.last_time >= PLAIN_EVERY:
+            self._print_line(progress)
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, remedy: str = "") -> None:
+        """Print a note above the bar."""
+        line = f"note: {full_note(message, remedy, self.wording)}"
         if self.bar is None:
-            click.echo(f"note: {message}", err=True)
+            click.echo(line, err=True)
         else:
-            self.bar.write(f"note: {message}", file=sys.stderr)
+            self.bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop updating the bar and leave it on the screen."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -63,22 +69,22 @@ class Console:
         self.bar.set_postfix_str(_details(progress), refresh=False)
         self.bar.update(progress.done - self.bar.n)
 
-    def _say(self, progress: Progress) -> None:
-        """Print a line, unless nothing has changed since the last."""
-        self.told = time.monotonic()
-        rate = max(progress.done - progress.resumed, 0) / max(self.told - self.started, 1e-6)
+    def _print_line(self, progress: Progress) -> None:
+        """Print a line unless nothing has changed since the last one."""
+        self.last_time = time.monotonic()
+        rate = max(progress.done - progress.resumed, 0) / max(self.last_time - self.started, 1e-6)
         left = progress.total - progress.done
         ending = f", {clock(left / rate)} left" if rate and left else ""
         details = _details(progress)
         details = f"; {details}" if details else ""
         done = f"{progress.title}: {progress.done}/{progress.total}"
-        if done + details != self.said:
-            self.said = done + details
+        if done + details != self.last_line:
+            self.last_line = done + details
             click.echo(f"{done}, {rate:.1f}/s{ending}{details}", err=True)
 
 
 def _details(progress: Progress) -> str:
-    """Return each label's accepted share and mean margin, or what else there is to say: ``1 99%, 0.5 97% (+0.31)``."""
+    """Return each label's accepted share and mean margin, and the extra: ``1 99%, 0.5 97% (+0.31)``."""
     labels = [f"{label} {_share(count)}" for label, count in progress.labels.items() if count.written]
     return ", ".join([*labels, *([progress.extra] if progress.extra else [])])
 
@@ -89,7 +95,7 @@ def _share(count: LabelCount) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows under a header: the first column to the left, the others to the right."""
+    """Return rows under a header, the first column aligned left, the others right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

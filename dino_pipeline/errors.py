@@ -1,4 +1,4 @@
-"""Every error a user can cause.
+"""Every error a user can cause, and how a remedy names options.
 
 DinoError                 shown as one message, exit code 2
 ├── SpecError             a task spec file is wrong
@@ -8,26 +8,102 @@ DinoError                 shown as one message, exit code 2
 ├── RunError              a run folder does not allow what is asked (other options, missing stage, in use)
 ├── HubError              the Hub, or what is there, does not allow what is asked
 └── OutputError           something could not be written (disk full, no permission)
+
+The library does not know who calls it, so a remedy names options and stages as data: ``"give {inputs=FILE}, or run
+{filter()} first"``. Python reads "give inputs=FILE, or run dino.filter() first", the command line "give --inputs FILE,
+or run dino filter first". See `worded`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from typing import Any
+import re
+from typing import Any, Protocol
+
+_REFERENCE = re.compile(r"\{([a-z_]+)(?:=([^{}]*)|\(([^{}]*)\))?\}")
+
+
+class Wording(Protocol):
+    """How one kind of caller writes options and stages."""
+
+    def option(self, name: str, value: str | None) -> str:
+        """Return an option, with the value to give it if there is one."""
+
+    def stage(self, name: str, target: str) -> str:
+        """Return a call of a stage, ``target`` being what it works on (may be empty)."""
+
+
+class PythonWording:
+    """Options as keyword arguments, stages as functions of `dino_pipeline`."""
+
+    def option(self, name: str, value: str | None) -> str:
+        return name if value is None else f"{name}={value}"
+
+    def stage(self, name: str, target: str) -> str:
+        return f"dino.{name}({json.dumps(target, ensure_ascii=False) if target else ''})"
+
+
+PYTHON = PythonWording()
+
+
+def worded(template: str, wording: Wording) -> str:
+    """Return a text with its references to options and stages written out.
+
+    Args:
+        template: holds ``{option}``, ``{option=value}``, ``{stage()}`` and ``{stage(target)}``; other braces stay.
+        wording: writes the references.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        name, value, target = found.groups()
+        return wording.option(name, value) if target is None else wording.stage(name, target)
+
+    return _REFERENCE.sub(written, template)
 
 
 class DinoError(Exception):
-    """Base of all errors that a user can mend; the message names file, place, value and remedy."""
+    """Base of all errors that a user can fix.
+
+    Args:
+        message: what is wrong: file, place and value. It is shown as it is.
+        remedy: what to do about it; a template of `worded`.
+        option: the option that is wrong, if it is one. It is written before the message.
+        value: what was given for that option.
+    """
+
+    def __init__(self, message: str, remedy: str = "", *, option: str | None = None, value: object = None) -> None:
+        super().__init__(message, remedy)
+        self.message, self.remedy, self.option, self.value = message, remedy, option, value
+
+    def worded(self, wording: Wording) -> str:
+        """Return the whole message for one kind of caller."""
+        remedy = f"; {worded(self.remedy, wording)}" if self.remedy else ""
+        if self.option is None:
+            return f"{self.message}{remedy}"
+        value = None if self.value is None else str(self.value)
+        return f"{wording.option(self.option, value)}: {self.message}{remedy}"
+
+    def __str__(self) -> str:
+        return self.worded(PYTHON)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel from worker processes
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[DinoError], args: tuple[Any, ...], state: dict[str, Any]) -> DinoError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class SpecError(DinoError):
     """A task spec is wrong; ``problems`` lists every finding, place by place."""
 
     def __init__(self, path: str, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{path}, {problem}" for problem in problems))
         self.path = path
         self.problems = problems
-        super().__init__("\n".join(f"{path}, {problem}" for problem in problems))
 
 
 class DataError(DinoError):
@@ -54,10 +130,10 @@ class OutputError(DinoError):
     """A result could not be written."""
 
 
-def need(package: str, option: str) -> None:
-    """Raise `OptionError` where the package that an option needs is not installed."""
+def require_package(package: str, option: str, value: object = None) -> None:
+    """Raise `OptionError` if the package that an option needs is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise OptionError(f"{option} needs {package}, which is not installed: pip install {package}")
+        raise OptionError(f"needs {package}, which is not installed: pip install {package}", option=option, value=value)
 
 
 def short(value: Any) -> str:
@@ -67,5 +143,5 @@ def short(value: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says first; its kind, if it says nothing."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

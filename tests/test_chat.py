@@ -159,9 +159,9 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_generator(tmp_path / "model", "llama")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionError, match="--quantize needs bitsandbytes, which is not installed: pip install b"):
+    with pytest.raises(OptionError, match="quantize: needs bitsandbytes, which is not installed: pip install b"):
         load_decoder(Generator(f"{folder}", quantize="4bit"), device="cpu")
-    with pytest.raises(OptionError, match="--adapter needs peft"):
+    with pytest.raises(OptionError, match="adapter: needs peft"):
         load_decoder(Generator(f"{folder}", adapter="a/b"), device="cpu")
 
 

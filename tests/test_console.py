@@ -16,10 +16,10 @@ def test_a_terminal_shows_a_bar_for_each_stage_and_notes_above_it(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     console = Console()
     counts = {"1": LabelCount(written=4, accepted=3, margin_sum=1.5, margins=3), "0": LabelCount()}
-    console.progress(Progress("texts", 8, 2, resumed=2))
+    console.update(Progress("texts", 8, 2, resumed=2))
     console.note("one label is slow")
-    console.progress(Progress("texts", 8, 6, resumed=2, labels=counts, extra="so far"))
-    console.progress(Progress("inputs", 3, 3))
+    console.update(Progress("texts", 8, 6, resumed=2, labels=counts, extra="so far"))
+    console.update(Progress("inputs", 3, 3))
     console.close()
     texts, inputs = capsys.readouterr().err.split("inputs:", 1)
     above, below = texts.split("note: one label is slow\n")

@@ -55,16 +55,16 @@ def pairs_of(rows: Sequence[Example]) -> ScoredPairs:
 
 def test_models_are_scored_side_by_side_with_word_overlap(tmp_path: Path, toy_encoder: Path) -> None:
     pairs = ScoredPairs.read("gold", stored(tmp_path / "gold.jsonl", PAIRS))
-    watch = Quiet()
+    reporter = Quiet()
     candidates = [Candidate("toy", str(toy_encoder)), Candidate("same", str(toy_encoder), None, "people")]
-    found = evaluate(candidates, [pairs], watch)
+    found = evaluate(candidates, [pairs], reporter)
     assert [(each.data, each.model, each.size) for each in found.scores] == [
         ("gold", name, 4) for name in (WORD_OVERLAP, "toy", "same")
     ]
     expected = 100 * spearmanr([1, 0.5, 0, 0], [1, 0.6, 0.2, 0])[0]
     assert found.scores[0].measures["spearman"].value == pytest.approx(expected, abs=1e-9)
     seen = [(f"{name}: texts", done, 4) for name in ("toy", "same") for done in (0, 4)]
-    assert watch.seen == seen, "four distinct texts, each embedded once"
+    assert reporter.seen == seen, "four distinct texts, each embedded once"
     written = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert written["models"][1]["chosen_on_human_labels"] == "people"
     assert {"name", "path", "revision", "commit", "fingerprint", "dimension"} <= set(written["models"][0])

@@ -61,7 +61,7 @@ def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
             "encoder": {"encoder": "toy"},
             "load": lambda: load_encoder(str(toy_encoder)),
             "texts": Texts(Source(str(data[0])), Source(str(data[1]))),
-            "watch": Quiet(),
+            "reporter": Quiet(),
         }
         objective = get_objective(kwargs.pop("objective", "dino"))
         return finetune(run, objective, settled(objective, training), **{**defaults, **kwargs})
@@ -74,8 +74,8 @@ def embedded(run: Run) -> Any:
 
 
 def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, train: Train) -> None:
-    run, watch = Run(tmp_path / "run"), Quiet()
-    assert train(run, watch=watch) == "new"
+    run, reporter = Run(tmp_path / "run"), Quiet()
+    assert train(run, reporter=reporter) == "new"
     assert embedded(run).shape == (2, 32)
     card = (run.model / "README.md").read_text()
     assert card.startswith('---\nlibrary_name: "sentence-transformers"')
@@ -84,8 +84,8 @@ def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, t
     assert f"| best Spearman x 100, on dev.jsonl | {run.stage('finetune')['selection']['best']} |" in card
     assert "one 3" not in card, "no training text in the card"
     assert not run.checkpoints.exists()
-    assert watch.seen[-1] == ("dino, seed 42", 24, 24)
-    assert watch.last and watch.last.extra.startswith("dev Spearman")
+    assert reporter.seen[-1] == ("dino, seed 42", 24, 24)
+    assert reporter.last and reporter.last.extra.startswith("dev Spearman")
 
 
 def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> None:
@@ -115,12 +115,12 @@ def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
     train(whole)
 
     with pytest.raises(KeyboardInterrupt):
-        train(run, watch=Stopper())
+        train(run, reporter=Stopper())
     checkpoints = sorted(path.name for path in run.checkpoints.iterdir())
     assert checkpoints
-    watch = Quiet()
-    assert train(run, watch=watch) == "resumed"
-    assert watch.seen[0][1] > 5, "it did not start at the first step"
+    reporter = Quiet()
+    assert train(run, reporter=reporter) == "resumed"
+    assert reporter.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path, train: Train) -> 
     run = Run(tmp_path / "run")
 
     with pytest.raises(KeyboardInterrupt):
-        train(run, watch=Stopper())
+        train(run, reporter=Stopper())
     torn = run.checkpoints / "checkpoint-23"
     torn.mkdir()
     (torn / "config.json").write_text("{")
@@ -194,7 +194,7 @@ def test_batches_are_shared_evenly_or_not_at_all(tmp_path: Path) -> None:
 class Stopper(Listener):
     """Interrupts a training after some steps."""
 
-    def progress(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         if progress.done == 14:
             raise KeyboardInterrupt
 
@@ -202,7 +202,7 @@ class Stopper(Listener):
 class Asker(Listener):
     """Asks a training to stop after some steps."""
 
-    def stopping(self) -> bool:
+    def should_stop(self) -> bool:
         return bool(self.seen) and self.seen[-1][1] >= 12
 
 
@@ -210,11 +210,11 @@ def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Pat
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     train(whole)
     with pytest.raises(Stopped):
-        train(run, watch=Asker())
+        train(run, reporter=Asker())
     assert "checkpoint-13" in {path.name for path in run.checkpoints.iterdir()}
-    watch = Quiet()
-    assert train(run, watch=watch) == "resumed"
-    assert watch.seen[0][1] == 14, "no step is done twice"
+    reporter = Quiet()
+    assert train(run, reporter=reporter) == "resumed"
+    assert reporter.seen[0][1] == 14, "no step is done twice"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
 
 
@@ -238,7 +238,7 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     training = Training(steps=20, learning_rate=1e-3, batch_size=8)
     if name == "is-cse":
         training = replace(training, options={"buffer": 16, "neighbours": 4})
-    arguments: dict[str, Any] = {"objective": name, "training": training, "watch": listener}
+    arguments: dict[str, Any] = {"objective": name, "training": training, "reporter": listener}
     if name in ("declutr", "cmlm", "simcse", "mirror-bert"):
         write_examples(tmp_path / "documents.jsonl", DOCUMENTS)
         arguments["texts"] = Texts(Source(str(tmp_path / "documents.jsonl")))
@@ -250,9 +250,9 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     assert listener.seen[-1][1:] == (20, 20)
     assert listener.last and listener.last.extra.startswith("dev ")
     with pytest.raises(KeyboardInterrupt):
-        train(run, **{**arguments, "watch": Stopper()})
+        train(run, **{**arguments, "reporter": Stopper()})
     again = Listener()
-    assert train(run, **{**arguments, "watch": again}) == "resumed"
+    assert train(run, **{**arguments, "reporter": again}) == "resumed"
     assert again.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
     stage = run.stage("finetune")
@@ -281,18 +281,18 @@ def test_leading_dimensions_are_trained_to_work_alone(
         training = replace(training, mini_batch_size=4)
     write_examples(data[0], TRIPLETS)
     run = Run(tmp_path / "run")
-    train(run, training, objective=name, watch=Listener())
+    train(run, training, objective=name, reporter=Listener())
     short = SentenceTransformer(str(run.model), truncate_dim=8)
     assert short.encode("a").shape == (8,)
     assert "The first 16, 8 of them work alone" in (run.model / "README.md").read_text()
     with pytest.raises(OptionError, match="--matryoshka 32: must be smaller than the encoder's 32"):
-        train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, watch=Listener())
+        train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, reporter=Listener())
 
 
 def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
     training = Training(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
-    train(run, training, objective="mirror-bert", watch=Listener())
+    train(run, training, objective="mirror-bert", reporter=Listener())
     options = run.stage("finetune")["options"]
     assert (options["bf16"], options["mini_batch_size"]) == (True, 3)
     assert np.isfinite(embedded(run)).all()
@@ -335,11 +335,11 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
             norm.bias.fill_(1.0)
         return model
 
-    run, watch = Run(tmp_path / "run"), Listener()
-    train(run, replace(TRAINING, learning_rate=1e-9), load=collapsed, watch=watch)
+    run, reporter = Run(tmp_path / "run"), Listener()
+    train(run, replace(TRAINING, learning_rate=1e-9), load=collapsed, reporter=reporter)
     assert [
         note
-        for note in watch.notes
+        for note in reporter.notes
         if "the embeddings have collapsed: cosines of different texts average 1.000" in note
     ]
     assert run.stage("finetune")["collapsed"]
@@ -351,7 +351,7 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
 
 def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"), objective="cpt", watch=Listener())
+    train(run, Training(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"), objective="cpt", reporter=Listener())
     model = SentenceTransformer(str(run.model))
     bare = model.encode("dog", prompt="")
     assert np.allclose(model.encode("dog"), model.encode("[dog", prompt=""))
@@ -376,17 +376,17 @@ def test_a_tokenizer_without_an_end_learns_to_close_texts(tmp_path: Path, toy_ge
 def test_word_vectors_learn_what_needs_no_dropout_and_no_masks(tmp_path: Path, train: Train) -> None:
     for name, said in (("simcse", "no dropout"), ("is-cse", "no dropout"), ("mirror-bert", "has no mask")):
         with pytest.raises(ModelError, match=said):
-            train(Run(tmp_path / name), objective=name, load=static_encoder, watch=Listener())
+            train(Run(tmp_path / name), objective=name, load=static_encoder, reporter=Listener())
     for name in ("dino", "sbert"):
         run = Run(tmp_path / name)
-        train(run, replace(TRAINING, max_length=8), objective=name, load=static_encoder, watch=Listener())
+        train(run, replace(TRAINING, max_length=8), objective=name, load=static_encoder, reporter=Listener())
         assert SentenceTransformer(str(run.model)).encode("a").shape == (8,)
 
 
 def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train) -> None:
     wild = replace(TRAINING, learning_rate=1e30, schedule="constant", warmup=0)
     with pytest.raises(ModelError, match=r"no checkpoint can be told from another .*lower --learning-rate"):
-        train(Run(tmp_path / "run"), wild, watch=Listener())
+        train(Run(tmp_path / "run"), wild, reporter=Listener())
 
 
 def test_a_training_s_length_is_not_the_encoder_s(tmp_path: Path, train: Train) -> None:
@@ -404,7 +404,7 @@ def test_an_encoder_stored_in_half_precision_is_trained_in_single(
         return load_encoder(str(toy_encoder)).half()
 
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8), objective="sbert", load=half, watch=Listener())
+    train(run, Training(steps=2, batch_size=8), objective="sbert", load=half, reporter=Listener())
     assert SentenceTransformer(str(run.model)).dtype == torch.float32
 
 

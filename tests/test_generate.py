@@ -39,11 +39,17 @@ def decoder() -> Decoder:
 
 def write(run: Run, decoder: Decoder, spec: dict[str, Any] = TOY_SPEC, **kwargs: Any) -> tuple[str, Listener]:
     options = kwargs.pop("options", OPTIONS)
-    watch = kwargs.pop("watch", None) or Listener()
+    reporter = kwargs.pop("reporter", None) or Listener()
     state = generate(
-        run, TaskSpec.model_validate(spec), lambda row_tokens: OneEngine(decoder), options, watch, model=MODEL, **kwargs
+        run,
+        TaskSpec.model_validate(spec),
+        lambda row_tokens: OneEngine(decoder),
+        options,
+        reporter,
+        model=MODEL,
+        **kwargs,
     )
-    return state, watch
+    return state, reporter
 
 
 def examples(folder: Path) -> list[Example]:
@@ -58,7 +64,7 @@ def contents(run: Run) -> dict[str, bytes]:
 
 def test_every_input_label_and_sample_is_accepted_or_rejected(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
-    state, watch = write(run, decoder, inputs=TEXTS, options=replace(OPTIONS, num_inputs=None))
+    state, reporter = write(run, decoder, inputs=TEXTS, options=replace(OPTIONS, num_inputs=None))
     assert state == "new"
     accepted, rejected = examples(run.shards), examples(run.rejected)
     places = Counter((row.text_a, row.label, row.sample) for row in (*accepted, *rejected))
@@ -69,8 +75,8 @@ def test_every_input_label_and_sample_is_accepted_or_rejected(tmp_path: Path, de
     assert all(row.text_b and row.logprob is not None and row.logprob < 0 for row in accepted)
     assert {row.label for row in accepted if row.margin is None} == {1.0}
     assert [row.text_a for row in iter_examples(run.inputs)] == TEXTS
-    assert watch.last is not None
-    assert (watch.last.done, watch.last.total) == (45, 45)
+    assert reporter.last is not None
+    assert (reporter.last.done, reporter.last.total) == (45, 45)
     record = run.stage("generate")
     assert record["status"] == "done"
     assert record["counts"]["1"]["written"] == 15
@@ -233,8 +239,8 @@ def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, dec
     run = Run(tmp_path / "run")
     spec = {**TOY_SPEC, "stop": "»", "labels": {"1": {"instruction": "Same: «<X1>»\nThen: «"}}}
     options = replace(OPTIONS, num_inputs=None, samples=60, shard_size=1024)
-    _, watch = write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], options=options)
-    assert any("inputs left out: the input holds the stop string »" in note for note in watch.notes)
+    _, reporter = write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], options=options)
+    assert any("inputs left out: the input holds the stop string »" in note for note in reporter.notes)
     lines = [json.loads(line) for line in (run.rejected / "00000.jsonl").read_text().splitlines()]
     dropped = {row["text_a"][:5]: row["reason"] for row in lines if row["text_b"] is None}
     assert dropped == {
@@ -250,8 +256,8 @@ def test_of_single_texts_only_those_whose_prompt_is_too_long_are_left_out(tmp_pa
         "labels": {"a": {"instruction": 'Write: "'}, "b": {"instruction": f'Write {"very " * 50}much: "'}},
     }
     options = replace(OPTIONS, num_inputs=None, samples=20)
-    _, watch = write(Run(tmp_path / "run"), decoder, spec, options=options)
-    assert watch.notes.count("9 prompts left out: the prompt leaves less than 30 tokens of the model's context") == 2
+    _, reporter = write(Run(tmp_path / "run"), decoder, spec, options=options)
+    assert reporter.notes.count("9 prompts left out: the prompt leaves less than 30 tokens of the model's context") == 2
     counts = Run(tmp_path / "run").stage("generate")["counts"]
     assert (counts["a"]["written"], counts["b"]["written"]) == (20, 0)
 
@@ -277,10 +283,10 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(decoder:
 def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
     options = replace(OPTIONS, num_inputs=None, samples=80, sampling=replace(WIDE, max_new_tokens=1))
-    watch = Listener()
+    reporter = Listener()
     with pytest.raises(ModelError, match="no text was accepted"):
-        write(run, decoder, inputs=["x"], options=options, watch=watch)
-    said = [note for note in watch.notes if 'label "0.5"' in note]
+        write(run, decoder, inputs=["x"], options=options, reporter=reporter)
+    said = [note for note in reporter.notes if 'label "0.5"' in note]
     assert "the last 30 texts were all rejected" in said[0]
     assert "the last 60 texts" in said[1]
 

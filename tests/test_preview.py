@@ -101,11 +101,11 @@ def test_a_trial_grows_until_it_has_taken_long_enough(
 ) -> None:
     now, asked = [0.0], []
 
-    def generate(run: Run, spec: Any, hands: Any, part: GenerateOptions, watch: Any, **_: Any) -> None:
+    def generate(run: Run, spec: Any, hands: Any, part: GenerateOptions, reporter: Any, **_: Any) -> None:
         asked.append(part.num_inputs or part.samples)
-        watch.progress(Progress("texts", 1, 0))
+        reporter.update(Progress("texts", 1, 0))
         now[0] += asked[-1] * each
-        watch.progress(Progress("texts", 1, 1))
+        reporter.update(Progress("texts", 1, 1))
 
     monkeypatch.setattr(preview, "generate", generate)
     monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
@@ -129,7 +129,7 @@ def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, mo
         expected = Expected(notes, run, asked)
         for done in range(0, 3000, 10):
             now[0] += 10 / per_second
-            expected.progress(Progress("texts", 5000, done))
+            expected.update(Progress("texts", 5000, done))
         return notes.notes
 
     assert told(45.0, asked) == told(10.0, {"spec": "b"}) == []

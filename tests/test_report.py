@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from dino_pipeline.cli import main
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.progress import Unseen
+from dino_pipeline.progress import SilentReporter
 from dino_pipeline.report import charts, of_data
 from dino_pipeline.report.blocks import Missing, Table, visible
 from dino_pipeline.report.material import Material
@@ -200,7 +200,7 @@ def material(tmp_path: Path) -> Material:
     run.begin(Stage("generate", {}, outputs=[run.shards]))
     run.finish("generate")
     write_examples(run.train, [Example(f"Input {at}", "A text", 1.0) for at in range(3)])
-    return Material(run, TextsOfRun(run, tmp_path), [], Unseen())
+    return Material(run, TextsOfRun(run, tmp_path), [], SilentReporter())
 
 
 def test_a_run_whose_shards_are_gone_says_so(material: Material) -> None:

@@ -255,8 +255,8 @@ def examples_of(classes: Mapping[str, Sequence[str]], count: int) -> list[Exampl
 KINDS = {"animal": ["dog", "cat", "bird"], "weather": ["rain", "sun", "snow"], "stone": ["rock", "pebble", "sand"]}
 
 
-def embedder(path: Path, watch: Quiet | None = None) -> Embedder:
-    return Embedder("toy", SentenceTransformer(str(path)), 32, watch or Quiet())
+def embedder(path: Path, reporter: Quiet | None = None) -> Embedder:
+    return Embedder("toy", SentenceTransformer(str(path)), 32, reporter or Quiet())
 
 
 @pytest.mark.slow
@@ -363,10 +363,10 @@ def test_retrieval_is_trec_evals_of_an_exact_search_block_by_block(
     queries["nobody judged"] = "dog"
     data = Retrieval.read("toy", beir(tmp_path / "toy", documents, queries, judged))
     assert (data.size, len(data.ids)) == (40, 400)
-    watch = Quiet()
-    ticks = Ticks("toy", SentenceTransformer(str(toy_encoder)), 32, watch)
+    reporter = Quiet()
+    ticks = Ticks("toy", SentenceTransformer(str(toy_encoder)), 32, reporter)
     whole, found = data.search(ticks), data.measure(ticks)
-    assert watch.seen[-1] == ("toy: documents of toy", 400, 400)
+    assert reporter.seen[-1] == ("toy: documents of toy", 400, 400)
     monkeypatch.setattr(retrieval, "DOCUMENTS", 64)
     monkeypatch.setattr(retrieval, "QUERIES", 7)
     assert data.search(ticks) == whole, "the size of blocks changes nothing"

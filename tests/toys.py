@@ -27,7 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from dino_pipeline.progress import Progress, Unseen
+from dino_pipeline.errors import PYTHON
+from dino_pipeline.progress import Progress, SilentReporter, full_note
 from dino_pipeline.training.encoders import load_encoder
 
 CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")
@@ -141,7 +142,7 @@ def without_dropout(folder: Path) -> SentenceTransformer:
     return model
 
 
-class Listener(Unseen):
+class Listener(SilentReporter):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
@@ -149,18 +150,18 @@ class Listener(Unseen):
         self.seen: list[tuple[str, int, int]] = []
         self.last: Progress | None = None
 
-    def progress(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         self.seen.append((progress.title, progress.done, progress.total))
         self.last = progress
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def note(self, message: str, remedy: str = "") -> None:
+        self.notes.append(full_note(message, remedy, PYTHON))
 
 
 class Quiet(Listener):
     """Is to be told nothing but how far it is."""
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, remedy: str = "") -> None:
         raise AssertionError(message)
 
 

@@ -23,13 +23,29 @@ from dino_pipeline.signals import Asked, Stopped, at_once, heard
 Command = Callable[..., Any]
 
 
+class CommandLineWording:
+    """Options as flags, stages as commands."""
+
+    def option(self, name: str, value: str | None) -> str:
+        flag = name.replace("_", "-")
+        if value == "False":
+            return f"--no-{flag}"
+        return f"--{flag}" if value in (None, "True") else f"--{flag} {value}"
+
+    def stage(self, name: str, target: str) -> str:
+        return f"dino {name.replace('_', ' ')} {target}".rstrip()
+
+
+COMMAND_LINE = CommandLineWording()
+
+
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     """Turn errors into messages and exit codes: 2 for what a user can mend, 130 for Ctrl-C."""
     try:
         yield
     except DinoError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {error.worded(COMMAND_LINE)}", err=True)
         sys.exit(2)
     except MemoryError:
         click.echo("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
@@ -70,7 +86,7 @@ def watching(finishing: str) -> Iterator[Console]:
     """
     said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
     asked = Asked(lambda: os.write(2, said))  # print() might be interrupted printing
-    with contextlib.closing(Console(asked)) as console, heard(asked.hear):
+    with contextlib.closing(Console(asked, COMMAND_LINE)) as console, heard(asked.hear):
         try:
             yield console
         except Stopped:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dino_pipeline.decoding.decoder import Decoder
     from dino_pipeline.generation.crew import Crew
     from dino_pipeline.processes import Spread
-    from dino_pipeline.progress import Watch
+    from dino_pipeline.progress import Reporter
 
 RAY = click.option(
     "--ray",
@@ -68,7 +68,7 @@ def staff_of(options: Mapping[str, Any]) -> Staff:
     return Staff(options["workers"] or max(1, int(room)), each_cpus, each_gpus)
 
 
-def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Watch) -> ChosenEngine:
+def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], reporter: Reporter) -> ChosenEngine:
     """Return the model that runs on the cluster, as options name it and, where they leave it open, as a run began.
 
     In what dtype, and what is in its folder, is found out where it is to run: this machine may have neither GPU nor
@@ -83,9 +83,9 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], watch: Wa
     check_devices(options)
     staff = staff_of(options)
     device = options["device"] or ("cuda" if staff.gpus else "cpu")
-    crew = Crew(staff, watch)
+    crew = Crew(staff, reporter)
     record = crew.ask(_found, dict(options), dict(begun), device, Surroundings.here())
-    tell_of_template(record, options, watch)
+    tell_of_template(record, options, reporter)
     speed = {name: options[name] for name in SPEED}
     settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
 

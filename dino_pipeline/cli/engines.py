@@ -12,13 +12,13 @@ import click
 from dino_pipeline.cli.base import given_parameters, options_of, pick_device, under
 from dino_pipeline.cli.models import GENERATOR, MODEL, chosen_generator, recorded
 from dino_pipeline.console import Console
-from dino_pipeline.errors import OptionError, need
+from dino_pipeline.errors import OptionError, require_package
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.engine import Scorer
     from dino_pipeline.decoding.server import Server
     from dino_pipeline.generation.writer import Hands, OneEngine
-    from dino_pipeline.progress import Watch
+    from dino_pipeline.progress import Reporter
     from dino_pipeline.run import Run
 
 
@@ -183,10 +183,10 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
     return ChosenEngine(record, {"device": device, **speed}, hands)
 
 
-def tell_of_template(record: Mapping[str, Any], options: Mapping[str, Any], watch: Watch) -> None:
+def tell_of_template(record: Mapping[str, Any], options: Mapping[str, Any], reporter: Reporter) -> None:
     """Say that prompts go into a template, where nobody asked for that."""
     if record.get("chat") == "on" and options["chat"] == "auto":
-        watch.note("prompts go into the model's chat template (--chat off: as they are)")
+        reporter.note("prompts go into the model's chat template (--chat off: as they are)")
 
 
 def _served(options: Mapping[str, Any], before: Mapping[str, Any], console: Console) -> ChosenEngine:
@@ -197,7 +197,7 @@ def _served(options: Mapping[str, Any], before: Mapping[str, Any], console: Cons
 
     @functools.cache
     def server() -> Server:
-        need("openai", "--engine openai")
+        require_package("openai", "engine", "openai")
         from dino_pipeline.decoding.server import Prices, Server, Usage
 
         console.note(

@@ -132,7 +132,7 @@ def _evaluate_encoders(
     with contextlib.closing(Console()) as console:
         sets = evaluation_sets(runs, names, options, of_pocket=of_pocket)
         differing = unlike_papers(sets) if options["published"] else []
-        asked = {"candidates": candidates, "sets": sets, "watch": console, "batch_size": options["batch_size"]}
+        asked = {"candidates": candidates, "sets": sets, "reporter": console, "batch_size": options["batch_size"]}
         if run := runs[0] if len(runs) == 1 and output is None else None:
             with run.locked():
                 shown, done = evaluate_run(run, **asked)

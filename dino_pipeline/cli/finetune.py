@@ -149,7 +149,7 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
             encoder=identity_of_encoder(options),
             load=partial(load_to_train, options, training),
             texts=texts,
-            watch=console,
+            reporter=console,
             seed=options["seed"],
             fresh=options["fresh"],
         )

@@ -16,7 +16,7 @@ from dino_pipeline.decoding.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.selfcheck import sees_ahead
 from dino_pipeline.decoding.tuning import faster_dtype, tune
-from dino_pipeline.errors import ModelError, first_line, need
+from dino_pipeline.errors import ModelError, first_line, require_package
 from dino_pipeline.weights import allowed, cause, check, safe
 
 NARROW = 512
@@ -156,7 +156,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
 
 
 def _quantization(generator: Generator) -> BitsAndBytesConfig:
-    need("bitsandbytes", "--quantize")
+    require_package("bitsandbytes", "quantize")
     if generator.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=generator.dtype)
@@ -166,7 +166,7 @@ def _adapted(model: Any, generator: Generator) -> Any:
     """Return a model with its LoRA adapter, if it has one, merged into its weights unless they are quantised."""
     if not (adapter := generator.adapter):
         return model
-    need("peft", "--adapter")
+    require_package("peft", "adapter")
     from peft import PeftModel
 
     check(adapter)

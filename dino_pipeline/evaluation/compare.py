@@ -15,7 +15,7 @@ from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run
 from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.examples import write_atomic, write_bytes, write_json
-from dino_pipeline.progress import Watch
+from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run
 from dino_pipeline.training.finetune import Texts, finetune
 from dino_pipeline.training.objectives import Objective, Training
@@ -64,12 +64,12 @@ class Row:
         return fmean(found) if found else None
 
 
-def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> list[Row]:
+def compare(plan: Plan, reporter: Reporter, *, lenient: bool, fresh: bool = False) -> list[Row]:
     """Train and evaluate each objective with each seed, but for what is finished already, and return the table.
 
     Args:
         plan: what is compared.
-        watch: is told how far it is.
+        reporter: is told how far it is.
         lenient: an objective that the texts or the encoder do not suit is said and left out.
         fresh: start over.
 
@@ -81,15 +81,15 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
     untrained = plan.load(None)
     rows = [
         Row(WORD_OVERLAP, "-", scores=_spearman(baselines(plan.sets))),
-        Row(UNTRAINED, "-", scores=_spearman(scores_of(UNTRAINED, untrained, plan.sets, watch))),
+        Row(UNTRAINED, "-", scores=_spearman(scores_of(UNTRAINED, untrained, plan.sets, reporter))),
     ]
     for objective, training in plan.objectives:
         try:
-            rows.append(_row(plan, objective, training, watch, fresh))
+            rows.append(_row(plan, objective, training, reporter, fresh))
         except (DataError, ModelError) as error:
             if not lenient:
                 raise
-            watch.note(f"{objective.name}: left out: {error}")
+            reporter.note(f"{objective.name}: left out: {error}")
             rows.append(Row(objective.name, objective.needs, remarks=(first_line(error),)))
             refused = error
     if not any(row.rows for row in rows):
@@ -97,7 +97,7 @@ def compare(plan: Plan, watch: Watch, *, lenient: bool, fresh: bool = False) -> 
     return rows
 
 
-def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fresh: bool) -> Row:
+def _row(plan: Plan, objective: Objective, training: Training, reporter: Reporter, fresh: bool) -> Row:
     human = plan.texts.select_on.label if plan.texts.select_on else None
     records, scores = [], []
     for seed in plan.seeds:
@@ -110,11 +110,11 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
                 encoder=dict(plan.encoder),
                 load=lambda: plan.load(training),
                 texts=plan.texts,
-                watch=watch,
+                reporter=reporter,
                 seed=seed,
                 fresh=fresh,
             )
-            scores.append(_cell_scores(cell, Candidate(objective.name, str(cell.model), None, human), plan, watch))
+            scores.append(_cell_scores(cell, Candidate(objective.name, str(cell.model), None, human), plan, reporter))
             records.append(cell.stage("finetune"))
     remarks = ["collapsed"] if any(record["collapsed"] for record in records) else []
     if human:
@@ -130,9 +130,9 @@ def _row(plan: Plan, objective: Objective, training: Training, watch: Watch, fre
     )
 
 
-def _cell_scores(cell: Run, trained: Candidate, plan: Plan, watch: Watch) -> dict[str, float | None]:
+def _cell_scores(cell: Run, trained: Candidate, plan: Plan, reporter: Reporter) -> dict[str, float | None]:
     """Return a trained cell's Spearman x 100 by set."""
-    found, _ = evaluate_run(cell, [trained], plan.sets, watch)
+    found, _ = evaluate_run(cell, [trained], plan.sets, reporter)
     own = [each for each in found["scores"] if each["model"] == trained.name]
     return {each["data"]: each["measures"]["spearman"]["value"] for each in own}
 

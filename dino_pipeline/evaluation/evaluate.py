@@ -14,7 +14,7 @@ from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score,
 from dino_pipeline.evaluation.suites.sts import with_mean
 from dino_pipeline.examples import write_json
 from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.progress import Watch
+from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, Stage, versions
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ class Evaluation:
 
 
 def evaluate(
-    candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], watch: Watch, *, batch_size: int = 64
+    candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], reporter: Reporter, *, batch_size: int = 64
 ) -> Evaluation:
     """Measure encoders, and what no encoder is needed for beside them, on sets of data.
 
     Args:
         candidates: the encoders; no two have the same name.
         sets: what to evaluate on; no two of a suite have the same name.
-        watch: is told how far it is.
+        reporter: is told how far it is.
         batch_size: texts a batch; changes speed only.
 
     Raises:
@@ -90,13 +90,18 @@ def evaluate(
     for candidate in candidates:
         model = load_encoder(candidate.path, candidate.revision)
         models.append(_identity(candidate, model))
-        columns.append(scores_of(candidate.name, model, sets, watch, batch_size))
+        columns.append(scores_of(candidate.name, model, sets, reporter, batch_size))
     place = {(score.suite, score.data): at for at, score in enumerate(columns[-1])}
     return Evaluation(models, sorted(chain(*columns), key=lambda score: place[score.suite, score.data]))
 
 
 def evaluate_run(
-    run: Run, candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], watch: Watch, *, batch_size: int = 64
+    run: Run,
+    candidates: Sequence[Candidate],
+    sets: Sequence[EvaluationSet],
+    reporter: Reporter,
+    *,
+    batch_size: int = 64,
 ) -> tuple[dict[str, Any], bool]:
     """Return what a run's scores.json holds, and whether it was there, of these encoders and sets; else it is made."""
     sources = "+".join(
@@ -106,17 +111,17 @@ def evaluate_run(
     done = run.begin(Stage("evaluate", {}, outputs=[run.scores], sources=sources)) == "done"
     if done and (found := read_scores(run.scores)):  # and not damaged
         return found, True
-    found = evaluate(candidates, sets, watch, batch_size=batch_size).to_json()
+    found = evaluate(candidates, sets, reporter, batch_size=batch_size).to_json()
     write_json(run.scores, found)
     run.finish("evaluate")
     return found, False
 
 
 def scores_of(
-    name: str, model: SentenceTransformer, sets: Sequence[EvaluationSet], watch: Watch, batch_size: int = 64
+    name: str, model: SentenceTransformer, sets: Sequence[EvaluationSet], reporter: Reporter, batch_size: int = 64
 ) -> list[Score]:
     """Measure a loaded encoder on each set, texts that sets have in common embedded once."""
-    embedder = Embedder(name, model, batch_size, watch)
+    embedder = Embedder(name, model, batch_size, reporter)
     embedder.learn(text for each in sets for text in each.texts())
     return with_mean([Score.on(each, name, each.measure(embedder)) for each in sets])
 

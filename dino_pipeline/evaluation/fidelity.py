@@ -17,7 +17,7 @@ from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.pocket.corpus import RELATIONS, prompt, relation_holds
 from dino_pipeline.pocket.frames import Frame, similarity
 from dino_pipeline.pocket.reader import parse
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.texts import distinct_n, normalise
 
@@ -84,7 +84,7 @@ def sts_spec() -> TaskSpec:
 
 def measure(
     decoder: Decoder,
-    watch: Watch,
+    reporter: Reporter,
     *,
     seed: int = 42,
     num_inputs: int = 200,
@@ -94,7 +94,7 @@ def measure(
 
     Args:
         decoder: the generator.
-        watch: is told how far it is.
+        reporter: is told how far it is.
         seed: of all random choices.
         num_inputs: inputs to write; those that repeat or cannot be read get no texts.
         samples: texts per input, label and decay.
@@ -106,11 +106,11 @@ def measure(
     assert isinstance(spec.inputs, TaskSpec)
     progress = Progress(f"seed {seed}", total=num_inputs)
     asked: list[_Asked] = [(list(LABELS)[at % len(LABELS)], None, at // len(LABELS)) for at in range(num_inputs)]
-    written = list(_write(decoder, spec.inputs, asked, INPUT_SAMPLING, seed, progress, watch))
+    written = list(_write(decoder, spec.inputs, asked, INPUT_SAMPLING, seed, progress, reporter))
     found = [_quality(written, "inputs", None, seed, {})]
     frames = {each.text: frame for each in written if (frame := parse(each.text))}
     if not frames:
-        watch.note("none of the inputs is a sentence of the grammar: no texts are written for them")
+        reporter.note("none of the inputs is a sentence of the grammar: no texts are written for them")
         return found
     plan = [
         (label, decay)
@@ -121,9 +121,9 @@ def measure(
     for label, decay in plan:
         asked = [(label, text, sample) for text in frames for sample in range(samples)]
         drawn = Sampling(decay=decay or 0.0)
-        written = list(_write(decoder, spec, asked, drawn, seed, progress, watch))
+        written = list(_write(decoder, spec, asked, drawn, seed, progress, reporter))
         found.append(_quality(written, label, decay, seed, frames))
-    watch.progress(progress)
+    reporter.update(progress)
     return found
 
 
@@ -134,7 +134,7 @@ def _write(
     sampling: Sampling,
     seed: int,
     progress: Progress,
-    watch: Watch,
+    reporter: Reporter,
 ) -> Iterator[_Written]:
     """Yield a text for each (label, input, sample), in the order asked."""
     requests = []
@@ -146,7 +146,7 @@ def _write(
     for completion in decoder.sample(requests, sampling, stop=spec.stop):
         completions[completion.number] = completion
         progress.done += 1
-        watch.progress(progress)
+        reporter.update(progress)
     for number, (_, text, _) in enumerate(asked):
         yield _Written(text, completions[number])
 

@@ -15,7 +15,7 @@ from dino_pipeline.examples import write_json, write_rows
 from dino_pipeline.filtering.sets import Table
 from dino_pipeline.generation.plan import Task
 from dino_pipeline.generation.prompts import drawn_values
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run, remove
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -47,16 +47,16 @@ class LabelScores:
     Answers are kept in the run's ``label-scores`` folder, for this spec and this model only.
     """
 
-    def __init__(self, run: Run, of: Mapping[str, Any], load: Callable[[], Decoder], watch: Watch) -> None:
+    def __init__(self, run: Run, of: Mapping[str, Any], load: Callable[[], Decoder], reporter: Reporter) -> None:
         """Prepare to score.
 
         Args:
             run: whose texts.
             of: what run.json holds of the model that scores.
             load: loads it; called only if something is to be scored.
-            watch: is told how far it is.
+            reporter: is told how far it is.
         """
-        self.run, self.load, self.watch = run, load, watch
+        self.run, self.load, self.reporter = run, load, reporter
         self.spec: TaskSpec = load_spec(run.spec)
         self.decoder: Decoder | None = None
         self.number = 0
@@ -75,11 +75,11 @@ class LabelScores:
         self._open_cache(table)
         progress = Progress("scored", table.value(f"SELECT count(*) FROM {rows} ANTI JOIN scores USING (id)"))
         if progress.total:
-            self.watch.progress(progress)
+            self.reporter.update(progress)
         for batch in self._batches(table, rows):
             self._score(table, batch)
             progress.done += len(batch)
-            self.watch.progress(progress)
+            self.reporter.update(progress)
 
     def _open_cache(self, table: Table) -> None:
         if table.has("cache"):

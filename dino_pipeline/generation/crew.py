@@ -17,7 +17,7 @@ from dino_pipeline.examples import parse_example, write_bytes
 from dino_pipeline.generation.plan import Job, Shard
 from dino_pipeline.generation.worker import Load, Ready, Worker, Written
 from dino_pipeline.generation.writer import Stored
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 
 MOST_LOSSES = 5
 """A shard on which so many workers died is the reason, rather than its victim."""
@@ -123,18 +123,18 @@ class Crew:
 
     Args:
         staff: how many workers, of what size.
-        watch: is told of workers that are lost, or do not come.
+        reporter: is told of workers that are lost, or do not come.
     """
 
-    def __init__(self, staff: Staff, watch: Watch) -> None:
-        self.staff, self.watch = staff, watch
+    def __init__(self, staff: Staff, reporter: Reporter) -> None:
+        self.staff, self.reporter = staff, reporter
         self.load: Load | None = None
         self.fingerprint: str | None = None
         self.members: list[_Member] = []
         self.told: Mapping[str, Any] = {}
         self.losses: Counter[Path | None] = Counter()
         """Workers that died with a shard; None: while they loaded the model."""
-        self.said: set[str] = set()
+        self.said: set[tuple[str, str]] = set()
         self.waited = 0
         self.pool = ThreadPoolExecutor(STORING)
         self.storing: deque[tuple[Future[None], Shard, Written]] = deque()
@@ -153,7 +153,7 @@ class Crew:
         try:
             ready, _ = ray.wait(calls, timeout=LONG * PATIENCE)
             if not ready:
-                self.watch.note(self._missing())
+                self.reporter.note(self._missing())
                 ready, _ = ray.wait(calls)
             return ray.get(ready[0])
         except ray.exceptions.RayTaskError as error:
@@ -183,7 +183,7 @@ class Crew:
         """Return what the workers' engines have to tell, all the same; nothing before the first is ready."""
         return self.told
 
-    def write(self, job: Job, shards: Iterable[Shard], watch: Watch, progress: Progress, stored: Stored) -> None:
+    def write(self, job: Job, shards: Iterable[Shard], reporter: Reporter, progress: Progress, stored: Stored) -> None:
         """Write the texts of the shards into their files.
 
         Raises:
@@ -196,7 +196,7 @@ class Crew:
         told = _Round(job, todo, progress, stored)
         while True:
             self._hire()
-            if watch.stopping():
+            if reporter.should_stop():
                 todo.again.clear()
             for member, shard in todo.hand_out(self.members):
                 member.flying[member.actor.write.remote(asked, shard.tasks)] = shard
@@ -204,7 +204,7 @@ class Crew:
                 break
             self._wait(told)
             self._tell(told, all_of_them=False)
-            watch.progress(progress)
+            reporter.update(progress)
         self._tell(told, all_of_them=True)
 
     def _wait(self, told: _Round | None) -> None:
@@ -216,7 +216,7 @@ class Crew:
         idle = not ready and all(member.begun is not None for member in self.members)
         self.waited = self.waited + 1 if idle else 0
         if self.waited == LONG:
-            self.watch.note(self._missing())
+            self.reporter.note(self._missing())
         for call in ready:
             self._take(call, calls[call], told)
 
@@ -260,7 +260,7 @@ class Crew:
         for note in dict.fromkeys(found.notes):
             if note not in self.said:
                 self.said.add(note)
-                self.watch.note(note)
+                self.reporter.note(*note)
         told.progress.done += len(shard.tasks)
         for label, count in found.labels.items():
             told.progress.labels[label].add(count)
@@ -297,7 +297,7 @@ class Crew:
             )
         if told:
             told.todo.put_back(lost, self.members)
-        self.watch.note(f"a worker was lost ({type(error).__name__}); {len(lost)} shards are written again")
+        self.reporter.note(f"a worker was lost ({type(error).__name__}); {len(lost)} shards are written again")
 
     def _missing(self) -> str:
         cpus, gpus = resources()

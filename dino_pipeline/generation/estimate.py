@@ -11,7 +11,7 @@ from typing import Any
 
 from dino_pipeline.examples import write_json
 from dino_pipeline.generation.plan import GenerateOptions
-from dino_pipeline.progress import Progress, Watch, clock
+from dino_pipeline.progress import Progress, Reporter, clock
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 
@@ -55,23 +55,23 @@ class Estimate:
 class Expected:
     """Tells once if a run is much slower than what a preview measured."""
 
-    def __init__(self, watch: Watch, run: Run, asked: Mapping[str, Any]) -> None:
+    def __init__(self, reporter: Reporter, run: Run, asked: Mapping[str, Any]) -> None:
         """Look for an estimate of the same job in the run's folder.
 
         Args:
-            watch: is told what it would be told without this.
+            reporter: is told what it would be told without this.
             run: whose folder.
             asked: what identifies the job.
         """
-        self.watch, self.note, self.stopping = watch, watch.note, watch.stopping
+        self.reporter, self.note, self.should_stop = reporter, reporter.note, reporter.should_stop
         self.found: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or damaged: nothing to compare with
             found = json.loads(run.estimate.read_text(encoding="utf-8"))
             self.found = found if found.get("asked") == json.loads(json.dumps(asked)) else {}
         self.begun: tuple[float, int] | None = None
 
-    def progress(self, progress: Progress) -> None:
-        self.watch.progress(progress)
+    def update(self, progress: Progress) -> None:
+        self.reporter.update(progress)
         if progress.title != "texts" or not self.found:
             return
         now = time.monotonic()

@@ -27,7 +27,7 @@ from dino_pipeline.generation.plan import (
 )
 from dino_pipeline.generation.writer import Hands
 from dino_pipeline.inputs import Seen, distinct
-from dino_pipeline.progress import Progress, Watch, no_counts
+from dino_pipeline.progress import Progress, Reporter, no_counts
 from dino_pipeline.run import Run, Stage, State, remove
 from dino_pipeline.signals import Stopped
 from dino_pipeline.spec import TaskSpec
@@ -45,7 +45,7 @@ def generate(
     spec: TaskSpec,
     load: Callable[[int], Hands],
     options: GenerateOptions,
-    watch: Watch,
+    reporter: Reporter,
     *,
     model: dict[str, Any],
     inputs: Iterable[str] | None = None,
@@ -61,7 +61,7 @@ def generate(
         load: makes ready who writes, being told about how many tokens, each counted once for every prompt that it is
             written under; called only if something is left to do.
         options: how much and how.
-        watch: is told what happens.
+        reporter: is told what happens.
         model: what identifies the model (name, revision, dtype ...); another model is another dataset.
         inputs: texts for ``<X1>``, read more than once; None lets the spec's own inputs spec write them.
         settings: what only changes speed, for the record.
@@ -84,7 +84,7 @@ def generate(
     told = list(more)
     if state != "new":
         before, told = run.stage("generate"), [*recorded_more(run), *more]
-        if run.inputs.exists() and not are_whole([run.inputs], run.checksums, watch):
+        if run.inputs.exists() and not are_whole([run.inputs], run.checksums, reporter):
             run.inputs.unlink()
     plan = Plan(run, spec, options, told)
     if state == "done":
@@ -96,7 +96,7 @@ def generate(
     _check_commit(run, before, facts)
     state = run.begin(stage, fresh=fresh, settings=settings, more=[asdict(each) for each in told], **facts)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    work = _Work(plan, hands, watch, run.checksums, facts)
+    work = _Work(plan, hands, reporter, run.checksums, facts)
     if not plan.has_inputs:
         work.store_inputs(inputs)
     progress = work.write_texts()
@@ -132,7 +132,7 @@ class _Work:
 
     plan: Plan
     hands: Hands
-    watch: Watch
+    reporter: Reporter
     sums: Checksums
     facts: Mapping[str, Any]
     """What run.json holds of the hands."""
@@ -142,7 +142,7 @@ class _Work:
         spec, options = self.plan.spec, self.plan.options
         progress = Progress("texts", self.plan.texts, labels=no_counts(spec.labels))
         found = advice(inputs=spec.needs_inputs, top_k=options.sampling.top_k, top_p=options.sampling.top_p)
-        diversity = Diversity(self.watch.note, found)
+        diversity = Diversity(self.reporter.note, found)
 
         def look(accepted: Sequence[Example]) -> None:
             for label in spec.labels:
@@ -164,9 +164,9 @@ class _Work:
             self._note_facts()
             look(accepted)
 
-        missing = unwritten(shards, progress, job.spec, self.sums, self.watch)
-        self.hands.write(job, missing, self.watch, progress, stored)
-        self.watch.progress(progress)
+        missing = unwritten(shards, progress, job.spec, self.sums, self.reporter)
+        self.hands.write(job, missing, self.reporter, progress, stored)
+        self.reporter.update(progress)
         if progress.done < progress.total:
             raise Stopped
 
@@ -183,7 +183,7 @@ class _Work:
         chosen = enumerate(itertools.islice(texts, wanted))
         write_examples(run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
         if wanted and self.plan.num_inputs < wanted:
-            self.watch.note(f"{self.plan.num_inputs} distinct inputs are there, {wanted} were asked for")
+            self.reporter.note(f"{self.plan.num_inputs} distinct inputs are there, {wanted} were asked for")
         self.sums.add(run.inputs)
 
     def _written_inputs(self) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.digests import Checksums
 from dino_pipeline.examples import Dropped, Example, iter_examples
-from dino_pipeline.progress import Progress, Unseen, Watch
+from dino_pipeline.progress import Progress, Reporter, SilentReporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 
@@ -145,7 +145,7 @@ class Plan:
     def is_done(self) -> bool:
         """Say whether all is there, and as it was written."""
         sums = self.run.checksums
-        return self.has_inputs and all(are_whole(shard.files, sums, Unseen()) for shard in self.shards())
+        return self.has_inputs and all(are_whole(shard.files, sums, SilentReporter()) for shard in self.shards())
 
 
 def _without_inputs(asked: Sequence[tuple[str, range]], texts: int) -> Iterator[list[Task]]:
@@ -173,23 +173,23 @@ def input_shards(run: Run, spec: TaskSpec, size: int) -> Iterator[Shard]:
         yield Shard(run.input_shards / name, run.input_rejected / name, tasks)
 
 
-def are_whole(paths: Sequence[Path], sums: Checksums, watch: Watch) -> bool:
+def are_whole(paths: Sequence[Path], sums: Checksums, reporter: Reporter) -> bool:
     """Whether files were finished and are as they were; one that is not is said."""
     if not sums.has(*paths):
         return False
     if spoilt := sums.spoilt(*paths):
-        watch.note(f"{spoilt}: is not what was written (another checksum): written anew")
+        reporter.note(f"{spoilt}: is not what was written (another checksum): written anew")
     return spoilt is None
 
 
 def unwritten(
-    shards: Iterable[Shard], progress: Progress, spec: TaskSpec, sums: Checksums, watch: Watch
+    shards: Iterable[Shard], progress: Progress, spec: TaskSpec, sums: Checksums, reporter: Reporter
 ) -> Iterator[Shard]:
     """Yield the shards that are not there yet, until somebody wants to stop, and count the others."""
     for shard in shards:
-        if are_whole(shard.files, sums, watch):
+        if are_whole(shard.files, sums, reporter):
             _count_stored(progress, spec, shard)
-        elif watch.stopping():
+        elif reporter.should_stop():
             return
         else:
             yield shard

@@ -31,7 +31,7 @@ from dino_pipeline.generation.plan import GenerateOptions, Task
 from dino_pipeline.generation.prompts import prompts, task_key
 from dino_pipeline.generation.writer import OneEngine
 from dino_pipeline.inputs import InputFile
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 
@@ -108,16 +108,16 @@ def _changed(decoder: Decoder, request: Request, tokens: Sequence[int], sampling
 class _Stopwatch:
     """Notes when how much was done."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch, self.stopping = watch, watch.stopping
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter, self.should_stop = reporter, reporter.should_stop
         self.begun = time.monotonic()
         self.seen: dict[str, list[tuple[float, int]]] = {}
 
-    def progress(self, progress: Progress) -> None:
+    def update(self, progress: Progress) -> None:
         self.seen.setdefault(progress.title, []).append((time.monotonic(), progress.done))
-        self.watch.progress(replace(progress, title=f"measuring: {progress.title}"))
+        self.reporter.update(replace(progress, title=f"measuring: {progress.title}"))
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, remedy: str = "") -> None:
         """Say nothing: what is small now need not be small then."""
 
     def seconds(self, title: str) -> float:
@@ -142,7 +142,7 @@ def measure(
     spec: TaskSpec,
     inputs: InputFile | None,
     options: GenerateOptions,
-    watch: Watch,
+    reporter: Reporter,
     *,
     loading: float,
 ) -> tuple[Estimate, list[str]]:
@@ -153,7 +153,7 @@ def measure(
         spec: what to ask.
         inputs: texts for ``<X1>``, or None.
         options: of the whole job.
-        watch: is told how far it is.
+        reporter: is told how far it is.
         loading: seconds that loading the model took.
 
     Returns:
@@ -162,7 +162,7 @@ def measure(
     counted = _Counting(decoder)
     whole = replace(options, num_inputs=num_inputs(inputs, options) if spec.needs_inputs else None)
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        run, part, stopwatch = _trial(Path(folder), counted, spec, inputs, whole, watch)
+        run, part, stopwatch = _trial(Path(folder), counted, spec, inputs, whole, reporter)
         record = run.stage("generate")
         written_for = (example.text_a for path in shard_files(run.shards) for example in iter_examples(path))
         some = list(dict.fromkeys(written_for))[:8] if spec.needs_inputs else []
@@ -187,13 +187,18 @@ def measure(
 
 
 def _trial(
-    folder: Path, counted: _Counting, spec: TaskSpec, inputs: InputFile | None, whole: GenerateOptions, watch: Watch
+    folder: Path,
+    counted: _Counting,
+    spec: TaskSpec,
+    inputs: InputFile | None,
+    whole: GenerateOptions,
+    reporter: Reporter,
 ) -> tuple[Run, GenerateOptions, _Stopwatch]:
     """Do a part of a job that takes long enough to be measured, or all of it; return where, how much and how long."""
     hands = OneEngine(cast(Engine, counted))
     part = _part(whole, max(8, FIRST // whole.samples) if spec.needs_inputs else FIRST)
     for number in itertools.count(1):
-        run, stopwatch = Run(folder / str(number)), _Stopwatch(watch)
+        run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
         counted.reset()
         try:
             generate(run, spec, lambda _: hands, part, stopwatch, model={"model": "preview"}, inputs=inputs)

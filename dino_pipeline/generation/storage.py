@@ -16,7 +16,7 @@ from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
 from dino_pipeline.examples import Example, write_bytes, write_json
 from dino_pipeline.generation.plan import Job, Shard
 from dino_pipeline.generation.writer import Hands, Stored
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run
 
 MARKS = "done"
@@ -63,7 +63,7 @@ class Storage:
                 if self.files.exists(self._at(name)):
                     self.files.rm(self._at(name), recursive=True)
 
-    def meet(self, run: Run, watch: Watch) -> None:
+    def meet(self, run: Run, reporter: Reporter) -> None:
         """Bring into a run's folder what is there and not here, and put there what is here and not there.
 
         Raises:
@@ -76,10 +76,10 @@ class Storage:
             sums = run.checksums
             missing = [mark for mark in marks if not sums.has(*(run.path / name for name in mark))]
             for mark in missing:
-                self._fetch(run, mark, sums, watch)
+                self._fetch(run, mark, sums, reporter)
         if missing:
             sums.tidy()
-            watch.note(f"{len(missing)} finished shards or inputs taken from {self.url}")
+            reporter.note(f"{len(missing)} finished shards or inputs taken from {self.url}")
         there = {name for mark in marks for name in mark}
         for shards, rejected in run.shard_folders:
             for path in shard_files(shards):
@@ -106,7 +106,7 @@ class Storage:
         lines = [contents[path].decode().splitlines() for path in paths]
         return [{name: digest for digest, _, name in (line.partition("  ") for line in of)} for of in lines]
 
-    def _fetch(self, run: Run, mark: Mapping[str, str], sums: Checksums, watch: Watch) -> None:
+    def _fetch(self, run: Run, mark: Mapping[str, str], sums: Checksums, reporter: Reporter) -> None:
         for name, digest in mark.items():
             if ".." in Path(name).parts or Path(name).parts[0] not in _texts(run):
                 raise RunError(f"{self.url}: its mark names {name}, which no run holds; name another place")
@@ -114,7 +114,7 @@ class Storage:
             if file_digest(run.path / name) != digest:
                 (run.path / name).unlink()
                 self.files.rm_file(self._mark(mark))
-                watch.note(f"{self.url}/{name}: is not what was written (another checksum): written anew")
+                reporter.note(f"{self.url}/{name}: is not what was written (another checksum): written anew")
                 return
         sums.add(*(run.path / name for name in mark))
 
@@ -158,7 +158,7 @@ class StoredHands:
     storage: Storage
     run: Run
 
-    def write(self, job: Job, shards: Iterable[Shard], watch: Watch, progress: Progress, stored: Stored) -> None:
+    def write(self, job: Job, shards: Iterable[Shard], reporter: Reporter, progress: Progress, stored: Stored) -> None:
         """Write the texts of the shards into their files, and store each."""
         self.storage.put_state(self.run)
 
@@ -166,7 +166,7 @@ class StoredHands:
             stored(shard, accepted)
             self.storage.put(self.run, shard.files)
 
-        self.hands.write(job, shards, watch, progress, both)
+        self.hands.write(job, shards, reporter, progress, both)
 
     def facts(self) -> Mapping[str, Any]:
         """Return what the hands have to tell."""

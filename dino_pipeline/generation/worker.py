@@ -16,7 +16,7 @@ from dino_pipeline.decoding.engine import Engine
 from dino_pipeline.examples import as_line, dropped_row
 from dino_pipeline.generation.plan import Job, Shard, Task
 from dino_pipeline.generation.writer import Writer
-from dino_pipeline.progress import LabelCount, Progress, Unseen, no_counts
+from dino_pipeline.progress import LabelCount, Progress, SilentReporter, no_counts
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Written:
     accepted: bytes
     rejected: bytes
     labels: dict[str, LabelCount]
-    notes: list[str]
+    notes: list[tuple[str, str]]
 
 
-class _Notes(Unseen):
+class _Notes(SilentReporter):
     def __init__(self) -> None:
-        self.notes: list[str] = []
+        self.notes: list[tuple[str, str]] = []
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def note(self, message: str, remedy: str = "") -> None:
+        self.notes.append((message, remedy))
 
 
 Load = Callable[[], tuple[Engine, str | None]]
@@ -86,7 +86,7 @@ class Worker:
     def _write_on(self, first: _Call, under_way: dict[int, Future[Written]]) -> None:
         """Write a shard, and those of the same job that come meanwhile."""
         job = first[0]
-        progress, watch = Progress("", 0, labels=no_counts(job.spec.labels)), _Notes()
+        progress, reporter = Progress("", 0, labels=no_counts(job.spec.labels)), _Notes()
 
         def shards() -> Iterator[Shard]:
             coming: _Call | None = first
@@ -105,8 +105,8 @@ class Worker:
         def store(shard: Shard) -> None:
             accepted = b"".join(as_line(asdict(example)) for example in shard.accepted)
             rejected = b"".join(as_line(dropped_row(dropped)) for dropped in shard.dropped)
-            found = Written(accepted, rejected, progress.labels, watch.notes)
-            progress.labels, watch.notes = no_counts(job.spec.labels), []
+            found = Written(accepted, rejected, progress.labels, reporter.notes)
+            progress.labels, reporter.notes = no_counts(job.spec.labels), []
             under_way.pop(id(shard)).set_result(found)
 
-        Writer(job, self.engine, watch, progress, store).write(shards())
+        Writer(job, self.engine, reporter, progress, store).write(shards())

@@ -13,7 +13,7 @@ from dino_pipeline.decoding.engine import Completion, Engine, Request, Scorer
 from dino_pipeline.examples import Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import Job, Shard, Task, count_text
 from dino_pipeline.generation.prompts import prompts, requests
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 
 SCORED = 128
 """So many texts are scored at once, where a scorer tells margins."""
@@ -25,7 +25,7 @@ Stored = Callable[[Shard, Sequence[Example]], None]
 class Hands(Protocol):
     """Who writes shards: an engine here, or many on a cluster."""
 
-    def write(self, job: Job, shards: Iterable[Shard], watch: Watch, progress: Progress, stored: Stored) -> None:
+    def write(self, job: Job, shards: Iterable[Shard], reporter: Reporter, progress: Progress, stored: Stored) -> None:
         """Write the texts of the shards into their files; count them, and tell of each shard that is there."""
 
     def facts(self) -> Mapping[str, Any]:
@@ -40,7 +40,7 @@ class OneEngine:
     scorer: Callable[[], Scorer] | None = None
     """Loads what tells margins, where the engine does not."""
 
-    def write(self, job: Job, shards: Iterable[Shard], watch: Watch, progress: Progress, stored: Stored) -> None:
+    def write(self, job: Job, shards: Iterable[Shard], reporter: Reporter, progress: Progress, stored: Stored) -> None:
         """Write the texts of the shards into their files."""
 
         def store(shard: Shard) -> None:
@@ -49,7 +49,7 @@ class OneEngine:
             stored(shard, shard.accepted)
 
         scorer = self.scorer() if self.scorer and job.scored else None
-        Writer(job, self.engine, watch, progress, store, scorer).write(shards)
+        Writer(job, self.engine, reporter, progress, store, scorer).write(shards)
 
     def facts(self) -> Mapping[str, Any]:
         return self.engine.facts()
@@ -78,7 +78,7 @@ class Writer:
 
     job: Job
     engine: Engine
-    watch: Watch
+    reporter: Reporter
     progress: Progress
     store: Callable[[Shard], None]
     """Called when all texts of a shard have ended."""
@@ -153,7 +153,7 @@ class Writer:
     def _count_left_out(self, shard: Shard) -> None:
         self.progress.done += len(shard.tasks) - shard.open
         for reason, count in Counter(drop.reason for drop in shard.left_out).items():
-            self.watch.note(f"{count} {'inputs' if self.job.spec.needs_inputs else 'prompts'} left out: {reason}")
+            self.reporter.note(f"{count} {'inputs' if self.job.spec.needs_inputs else 'prompts'} left out: {reason}")
 
     def _example(self, task: Task, completion: Completion) -> Example:
         text = completion.text.strip()
@@ -189,12 +189,12 @@ class Writer:
         count = self.progress.labels[label]
         if count.rejected_in_a_row >= count.next_warning:
             count.next_warning *= 2
-            self.watch.note(
+            self.reporter.note(
                 f'label "{label}": the last {count.rejected_in_a_row} texts were all rejected (the latest: {reason}). '
                 "The model may not follow this instruction; try another wording, a larger --max-new-tokens, "
                 "or another model"
             )
-        self.watch.progress(self.progress)
+        self.reporter.update(self.progress)
 
 
 def _margin(completion: Completion) -> float:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dino_pipeline.evaluation.evaluate import Candidate
-from dino_pipeline.progress import Watch
+from dino_pipeline.progress import Reporter
 from dino_pipeline.public import public
 from dino_pipeline.report.blocks import Missing
 from dino_pipeline.report.texts_of_run import TextsOfRun, in_order
@@ -26,7 +26,7 @@ class Material:
     texts: TextsOfRun
     candidates: Sequence[Candidate]
     """Encoders that show how labels lie apart."""
-    watch: Watch
+    reporter: Reporter
     shows_dropped: bool = True
     """Whether samples show what was dropped."""
 

@@ -16,7 +16,7 @@ from dino_pipeline.filtering.contamination import WORDS
 from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.filtering.rules import UNSEEN, FilterOptions
 from dino_pipeline.filtering.sieve import set_rules
-from dino_pipeline.progress import Watch
+from dino_pipeline.progress import Reporter
 from dino_pipeline.public import public
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import (
@@ -178,7 +178,7 @@ def similarity(material: Material) -> list[Block]:
     found, said = {WORD_OVERLAP: overlap}, []
     for candidate in material.candidates:
         try:
-            found[candidate.name] = _cosines(candidate, pairs, material.watch)
+            found[candidate.name] = _cosines(candidate, pairs, material.reporter)
         except ModelError as error:
             said.append(Paragraph(f"Without {candidate.name}: {public(str(error))}"))
     cuts = [0.05, 0.25, 0.5, 0.75, 0.95]
@@ -201,8 +201,10 @@ def similarity(material: Material) -> list[Block]:
     return [drawn, *said]
 
 
-def _cosines(candidate: Candidate, pairs: Mapping[str, Sequence[tuple[str, str]]], watch: Watch) -> dict[str, Any]:
-    embedder = Embedder(candidate.name, load_encoder(candidate.path, candidate.revision), 64, watch)
+def _cosines(
+    candidate: Candidate, pairs: Mapping[str, Sequence[tuple[str, str]]], reporter: Reporter
+) -> dict[str, Any]:
+    embedder = Embedder(candidate.name, load_encoder(candidate.path, candidate.revision), 64, reporter)
     embedder.learn(text for of_label in pairs.values() for pair in of_label for text in pair)
     return {label: cosines(embedder, of_label) for label, of_label in pairs.items()}
 

@@ -16,7 +16,7 @@ from dino_pipeline import __version__
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.examples import write_bytes
 from dino_pipeline.measures import measure_title
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.report import of_data, of_model
 from dino_pipeline.report.blocks import Block, Missing, Picture, Section, number, visible
 from dino_pipeline.report.material import Material
@@ -51,20 +51,20 @@ class Report:
     """Titles of the sections that are left out, each with the reason."""
 
 
-def report(run: Run, candidates: Sequence[Candidate], watch: Watch, *, dropped: bool = True) -> Report:
+def report(run: Run, candidates: Sequence[Candidate], reporter: Reporter, *, dropped: bool = True) -> Report:
     """Write a run's report and its pictures.
 
     Args:
         run: what to report on.
         candidates: encoders that show how labels lie apart.
-        watch: is told how far it is.
+        reporter: is told how far it is.
         dropped: whether its samples show what was dropped, too.
 
     Raises:
         DataError: a file of the run cannot be read.
     """
     with run.scratch("report") as folder, closing(TextsOfRun(run, folder)) as texts:
-        material = Material(run, texts, candidates, watch, dropped)
+        material = Material(run, texts, candidates, reporter, dropped)
         found, missing = _sections(material)
         html = _html(material, found, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
@@ -82,7 +82,7 @@ def _sections(material: Material) -> tuple[list[Section], list[tuple[str, str]]]
         except Missing as error:
             missing.append((title, str(error)))
         progress.done += 1
-        material.watch.progress(progress)
+        material.reporter.update(progress)
     return found, missing
 
 

@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from dino_pipeline.digests import digest_files, shard_files
 from dino_pipeline.errors import DataError, DinoError, OutputError, RunError, first_line
-from dino_pipeline.progress import Watch
+from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, Stage, State, remove
 from dino_pipeline.training.adapters import Rows, adapt, contrasted
 from dino_pipeline.training.corpus import Corpus, Source, hold_out
@@ -124,7 +124,7 @@ def finetune(
     encoder: dict[str, Any],
     load: Callable[[], SentenceTransformer],
     texts: Texts,
-    watch: Watch,
+    reporter: Reporter,
     seed: int = 42,
     fresh: bool = False,
 ) -> State:
@@ -139,7 +139,7 @@ def finetune(
         encoder: what identifies the encoder to start from (name, revision ...).
         load: loads it; called only if something is left to do.
         texts: to learn from, and to choose the best checkpoint on.
-        watch: is told how far it is.
+        reporter: is told how far it is.
         seed: of head initialisation, dropout, views and data order.
         fresh: start over.
 
@@ -172,9 +172,9 @@ def finetune(
     found = notes(model, objective, recipe.training, dataset, training.batch_size)
     if processes.is_main_process:
         for said in (*rows.said, *left_out, *found["notes"]):
-            watch.note(said)
+            reporter.note(said)
     looked_at = probe(corpus.examples)
-    trained = train(run.checkpoints, model, dataset, objective, recipe, chosen, probe=looked_at, watch=watch)
+    trained = train(run.checkpoints, model, dataset, objective, recipe, chosen, probe=looked_at, reporter=reporter)
     processes.wait_for_everyone()  # each process has read the best checkpoint; now it may go
     results = _results(trained, chosen, texts, rows, model)
     if processes.is_main_process:

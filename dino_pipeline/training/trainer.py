@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.errors import ModelError, OptionError, OutputError, first_line
 from dino_pipeline.examples import write_json
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.objectives import Objective, Recipe
 from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors
@@ -65,7 +65,7 @@ def train(
     selection: Selection,
     *,
     probe: Sequence[str],
-    watch: Watch,
+    reporter: Reporter,
 ) -> Trained:
     """Train a model in place, and end with the best checkpoint; goes on from the last one in the folder.
 
@@ -77,7 +77,7 @@ def train(
         recipe: hyper-parameters, with the number of steps.
         selection: chooses the best checkpoint.
         probe: texts in which collapse is looked for.
-        watch: is told how far it is.
+        reporter: is told how far it is.
 
     Raises:
         ModelError: training came to embeddings that are no numbers.
@@ -105,7 +105,7 @@ def train(
     trainer.add_callback(_Keeper(own, counter, checkpoint))
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {recipe.seed}", total=0, resumed=resumed)
-    trainer.add_callback(_Teller(watch, selection, model, probe, progress, alone=recipe.processes == 1))
+    trainer.add_callback(_Teller(reporter, selection, model, probe, progress, alone=recipe.processes == 1))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (OSError, SafetensorError) as error:
@@ -261,9 +261,9 @@ class _Keeper(TrainerCallback):
 
 @dataclass(eq=False)
 class _Teller(TrainerCallback):
-    """Tells the watch how far training is and when embeddings collapse, and has the last step evaluated and saved."""
+    """Reports how far training is and when embeddings collapse, and has the last step evaluated and saved."""
 
-    watch: Watch
+    reporter: Reporter
     selection: Selection
     model: SentenceTransformer
     probe: Sequence[str]
@@ -276,13 +276,13 @@ class _Teller(TrainerCallback):
         self.shown.done, self.shown.total = state.global_step, state.max_steps
         if state.global_step == state.max_steps:
             control.should_evaluate = control.should_save = True
-        elif self.alone and self.watch.stopping():
+        elif self.alone and self.reporter.should_stop():
             control.should_save = True
         elif state.is_world_process_zero:
-            self.watch.progress(self.shown)
+            self.reporter.update(self.shown)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.alone and self.watch.stopping() and state.global_step < state.max_steps:
+        if self.alone and self.reporter.should_stop() and state.global_step < state.max_steps:
             raise Stopped  # here, for an ended training deletes all checkpoints but the best
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
@@ -290,10 +290,10 @@ class _Teller(TrainerCallback):
             return
         value = self.selection.factor * metrics[self.selection.metric]
         self.shown.extra = f"dev {self.selection.measure} {value:.2f}"
-        self.watch.progress(self.shown)
+        self.reporter.update(self.shown)
         if not self.said and (cosine := mean_cosine(self.model, self.probe)) >= COLLAPSED:
             self.said = True
-            self.watch.note(
+            self.reporter.note(
                 f"step {state.global_step}: the embeddings have collapsed: cosines of different texts average "
                 f"{cosine:.3f}; try a lower --learning-rate, larger batches, or mean pooling"
             )

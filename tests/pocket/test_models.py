@@ -14,7 +14,7 @@ from dino_pipeline.decoding.slots import Slots
 from dino_pipeline.evaluation.fidelity import Quality, measure, sts_spec, summarise
 from dino_pipeline.pocket.frames import random_frame
 from dino_pipeline.pocket.grammar import write
-from dino_pipeline.progress import Unseen
+from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.texts import distinct_n
@@ -35,7 +35,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def found(decoder: Decoder) -> dict[tuple[str, float | None], Quality]:
-    qualities = measure(decoder, Unseen(), num_inputs=60, samples=2)
+    qualities = measure(decoder, SilentReporter(), num_inputs=60, samples=2)
     return {(quality.label, quality.decay): quality for quality in qualities}
 
 
@@ -129,7 +129,7 @@ def test_the_encoder_loads_with_mean_pooling() -> None:
 
 
 def test_a_generator_that_writes_no_sentence_of_the_grammar_is_graded_all_the_same() -> None:
-    watch = Listener()
-    (inputs,) = measure(Decoder(tiny_model("gpt2"), char_tokenizer()), watch, num_inputs=4, samples=1)
+    reporter = Listener()
+    (inputs,) = measure(Decoder(tiny_model("gpt2"), char_tokenizer()), reporter, num_inputs=4, samples=1)
     assert (inputs.label, inputs.parsed) == ("inputs", 0)
-    assert watch.notes == ["none of the inputs is a sentence of the grammar: no texts are written for them"]
+    assert reporter.notes == ["none of the inputs is a sentence of the grammar: no texts are written for them"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.errors import ModelError
 from dino_pipeline.measures import Sample, Vector
-from dino_pipeline.progress import Progress, Watch
+from dino_pipeline.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -93,19 +93,19 @@ def with_interval(sample: Sample, name: str) -> dict[str, float | None]:
 class Embedder:
     """One encoder's embeddings: each text embedded once however often it comes, texts of like length together."""
 
-    def __init__(self, name: str, model: SentenceTransformer, batch_size: int, watch: Watch) -> None:
+    def __init__(self, name: str, model: SentenceTransformer, batch_size: int, reporter: Reporter) -> None:
         """Embed nothing yet.
 
         Args:
             name: the model's, for messages.
             model: the encoder.
             batch_size: texts a batch; changes speed only.
-            watch: is told how far it is.
+            reporter: is told how far it is.
         """
         self.name = name
         self.model = model
         self.batch_size = batch_size
-        self.watch = watch
+        self.reporter = reporter
         self._rows: dict[str, int] = {}
         self._known: Embeddings = np.empty((0, 0), dtype=np.float32)
 
@@ -120,13 +120,13 @@ class Embedder:
             return
         new.sort(key=len, reverse=True)
         progress = Progress(f"{self.name}: texts", total=len(new))
-        self.watch.progress(progress)
+        self.reporter.update(progress)
         parts = [self._known] if len(self._known) else []
         for first in range(0, len(new), AT_ONCE):
             some = new[first : first + AT_ONCE]
             parts.append(self.embed(some))
             progress.done += len(some)
-            self.watch.progress(progress)
+            self.reporter.update(progress)
         self._rows.update(zip(new, range(len(self._rows), len(self._rows) + len(new)), strict=True))
         self._known = np.concatenate(parts)
 

@@ -138,11 +138,11 @@ class Probe:
         )
         given = np.empty_like(gold)
         progress = Progress(f"{embedder.name}: folds of {self.name}", total=self.folds)
-        embedder.watch.progress(progress)
+        embedder.reporter.update(progress)
         for (_, test), of_fold in zip(splits, found, strict=True):
             given[test] = of_fold
             progress.done += 1
-            embedder.watch.progress(progress)
+            embedder.reporter.update(progress)
         return given
 
 

@@ -120,14 +120,14 @@ class Retrieval:
     def _documents(self, embedder: Embedder) -> Iterator[Embeddings]:
         """Yield the documents' embeddings in blocks, ``(documents, dimensions)``."""
         progress = Progress(f"{embedder.name}: documents of {self.name}", total=len(self.ids))
-        embedder.watch.progress(progress)
+        embedder.reporter.update(progress)
         rows = _rows(self.corpus)
         while block := [row["text"] for row in islice(rows, DOCUMENTS)]:
             texts = list(dict.fromkeys(block))
             at = {text: number for number, text in enumerate(texts)}
             yield unit(embedder.embed(texts, role="document"))[[at[text] for text in block]]
             progress.done += len(block)
-            embedder.watch.progress(progress)
+            embedder.reporter.update(progress)
 
 
 def _keys(similarities: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
