@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, require_package
+from dino_pipeline.models import ALLOW_PICKLE
 from dino_pipeline.processes import Make, in_order
-from dino_pipeline.weights import ALLOW
 
 AHEAD = 2
 """Jobs, or shards, that a worker has at once: while one ends, it goes on with the next."""
@@ -90,11 +90,11 @@ class Surroundings:
     @classmethod
     def here(cls) -> Surroundings:
         """Return this process's."""
-        return cls(str(Path.cwd()), os.environ.get(ALLOW, "0"))
+        return cls(str(Path.cwd()), os.environ.get(ALLOW_PICKLE, "0"))
 
     def enter(self) -> None:
         """Work in the same, as far as they are there."""
-        os.environ[ALLOW] = self.pickles
+        os.environ[ALLOW_PICKLE] = self.pickles
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
 

@@ -1,4 +1,4 @@
-"""Digests: of files, of a model's weights, and of all that a run's folder is to hold unchanged."""
+"""Digests: of files, and of all that a run's folder is to hold unchanged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from pathlib import Path
 
 from dino_pipeline.errors import DataError, OutputError, RunError
 from dino_pipeline.examples import write_bytes
-
-FULLY_HASHED = 64 * 2**20
-"""Model files up to this size take part in a model's fingerprint as a whole, larger ones by samples."""
-SAMPLE, APART = 2**20, 8 * 2**20
-"""Of those, so many bytes after each so many: no tensor of 8 MiB passes between."""
-OF_MODELS = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"}
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -48,30 +42,6 @@ def combined(digests: dict[Path, str]) -> str:
         digest.update(f"{file.name}\0".encode())
         digest.update(bytes.fromhex(found))
     return digest.hexdigest()[:16]
-
-
-def model_fingerprint(name: str) -> str | None:
-    """Return a hash of a local model's files, None for a name on the Hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix in OF_MODELS:
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
-            if size <= FULLY_HASHED:
-                digest.update(file.read_bytes())
-            else:
-                _sample(digest, file, size)
-    return digest.hexdigest()[:16]
-
-
-def _sample(digest: hashlib._Hash, file: Path, size: int) -> None:
-    with open(file, "rb") as content:
-        for start in range(0, size, APART):
-            content.seek(start)
-            digest.update(content.read(SAMPLE))
 
 
 class Checksums:

@@ -21,14 +21,15 @@ import json
 import re
 from typing import Any, Protocol
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _REFERENCE = re.compile(r"\{([a-z_]+)(?:=([^{}]*)|\(([^{}]*)\))?\}")
 
 
 class Wording(Protocol):
     """How one kind of caller writes options and stages."""
 
-    def option(self, name: str, value: str | None) -> str:
-        """Return an option, with the value to give it if there is one."""
+    def option(self, name: str, value: object = None) -> str:
+        """Return an option, with the value to give it unless that is None."""
 
     def stage(self, name: str, target: str) -> str:
         """Return a call of a stage, ``target`` being what it works on (may be empty)."""
@@ -37,11 +38,11 @@ class Wording(Protocol):
 class PythonWording:
     """Options as keyword arguments, stages as functions of `dino_pipeline`."""
 
-    def option(self, name: str, value: str | None) -> str:
-        return name if value is None else f"{name}={value}"
+    def option(self, name: str, value: object = None) -> str:
+        return name if value is None else f"{name}={value!r}"
 
     def stage(self, name: str, target: str) -> str:
-        return f"dino.{name}({json.dumps(target, ensure_ascii=False) if target else ''})"
+        return f"dino.{name}({target!r})" if target else f"dino.{name}()"
 
 
 PYTHON = PythonWording()
@@ -51,15 +52,26 @@ def worded(template: str, wording: Wording) -> str:
     """Return a text with its references to options and stages written out.
 
     Args:
-        template: holds ``{option}``, ``{option=value}``, ``{stage()}`` and ``{stage(target)}``; other braces stay.
+        template: holds ``{option}``, ``{option=value}``, ``{stage()}`` and ``{stage(target)}``; other braces stay. A
+            value in capitals, such as FILE, is a placeholder.
         wording: writes the references.
     """
 
-    def written(found: re.Match[str]) -> str:
-        name, value, target = found.groups()
-        return wording.option(name, value) if target is None else wording.stage(name, target)
+    def written(match: re.Match[str]) -> str:
+        name, value, target = match.groups()
+        if target is not None:
+            return wording.stage(name, target)
+        return wording.option(name, None if value is None else _Literal(value))
 
     return _REFERENCE.sub(written, template)
+
+
+class _Literal(str):
+    """A value in a template. Its ``repr`` is what a Python user would write: ``True``, ``3``, ``FILE``, ``'hard'``."""
+
+    def __repr__(self) -> str:
+        bare = self in ("True", "False", "None") or self.isupper() or _NUMBER.fullmatch(self)
+        return str(self) if bare else repr(str(self))
 
 
 class DinoError(Exception):
@@ -81,8 +93,7 @@ class DinoError(Exception):
         remedy = f"; {worded(self.remedy, wording)}" if self.remedy else ""
         if self.option is None:
             return f"{self.message}{remedy}"
-        value = None if self.value is None else str(self.value)
-        return f"{wording.option(self.option, value)}: {self.message}{remedy}"
+        return f"{wording.option(self.option, self.value)}: {self.message}{remedy}"
 
     def __str__(self) -> str:
         return self.worded(PYTHON)

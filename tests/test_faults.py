@@ -21,12 +21,13 @@ from click.testing import CliRunner, Result
 
 from dino_pipeline import digests, examples, lock
 from dino_pipeline.cli import main
-from dino_pipeline.digests import Checksums, model_fingerprint
+from dino_pipeline.digests import Checksums
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.suites.sts import hub_folder
 from dino_pipeline.filtering import ingest
 from dino_pipeline.generation import plan, writer
 from dino_pipeline.generation.writer import OneEngine, Writer
+from dino_pipeline.models import model_fingerprint
 from dino_pipeline.run import FORMAT, Run
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
 from tests.commands import files

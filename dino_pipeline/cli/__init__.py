@@ -18,7 +18,7 @@ from dino_pipeline.cli.publish import publish
 from dino_pipeline.cli.report import report
 from dino_pipeline.cli.spec import spec
 from dino_pipeline.cli.verify import verify
-from dino_pipeline.weights import ALLOW
+from dino_pipeline.models import ALLOW_PICKLE
 
 
 class InOrder(click.Group):
@@ -33,13 +33,13 @@ class InOrder(click.Group):
 @click.option(
     "--allow-pickle",
     is_flag=True,
-    envvar=ALLOW,
+    envvar=ALLOW_PICKLE,
     show_envvar=True,
     help="Read models that have no safetensors; pickled weights can run code: only from those you trust.",
 )
 def main(allow_pickle: bool) -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
-    os.environ[ALLOW] = str(int(allow_pickle))
+    os.environ[ALLOW_PICKLE] = str(int(allow_pickle))
 
 
 for _command, _said in (

@@ -26,11 +26,11 @@ Command = Callable[..., Any]
 class CommandLineWording:
     """Options as flags, stages as commands."""
 
-    def option(self, name: str, value: str | None) -> str:
+    def option(self, name: str, value: object = None) -> str:
         flag = name.replace("_", "-")
-        if value == "False":
+        if str(value) == "False":
             return f"--no-{flag}"
-        return f"--{flag}" if value in (None, "True") else f"--{flag} {value}"
+        return f"--{flag}" if str(value) in ("None", "True") else f"--{flag} {value}"
 
     def stage(self, name: str, target: str) -> str:
         return f"dino {name.replace('_', ' ')} {target}".rstrip()
@@ -92,13 +92,6 @@ def watching(finishing: str) -> Iterator[Console]:
         except Stopped:
             asked.obey()
             raise
-
-
-def model_path(name: str, pocket_name: str) -> str:
-    """Return the folder of an embedded model, any other name as it is."""
-    from dino_pipeline import pocket
-
-    return str(getattr(pocket, pocket_name)) if name == "pocket" else name
 
 
 def pick_device(name: str | None) -> str:

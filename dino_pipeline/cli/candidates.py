@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dino_pipeline.cli.base import model_path
 from dino_pipeline.errors import OptionError
+from dino_pipeline.models import model_path
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
         name, at, revision = target.rpartition("@")
         if not at or Path(target).exists():
             name, revision = target, ""
-        path = model_path(name, "ENCODER")
+        path = model_path(name, "encoder")
         return [Candidate(target, path, revision or None, _human_labels(Path(path)))]
     trained = run.stage("finetune")
     if trained.get("status") != "done":
@@ -35,7 +35,7 @@ def candidates_of(target: str, *, alone: bool) -> list[Candidate]:
     shown = public(trained["options"])["encoder"] if alone else encoder
     finetuned = f"{shown} finetuned" if alone else f"{shown} finetuned on {target.rstrip('/')}"
     return [
-        Candidate(f"{shown} before", model_path(encoder, "ENCODER"), trained["options"]["revision"]),
+        Candidate(f"{shown} before", model_path(encoder, "encoder"), trained["options"]["revision"]),
         Candidate(finetuned, str(run.model), None, _human_labels(run.model)),
     ]
 

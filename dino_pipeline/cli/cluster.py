@@ -14,6 +14,7 @@ from dino_pipeline.cli.base import pick_device
 from dino_pipeline.cli.engines import SPEED, ChosenEngine, check_devices, tell_of_template
 from dino_pipeline.cli.models import chosen_generator, generator_of, recorded
 from dino_pipeline.errors import OptionError
+from dino_pipeline.models import model_fingerprint
 
 if TYPE_CHECKING:
     from dino_pipeline.cluster import Staff, Surroundings
@@ -114,7 +115,6 @@ def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str, th
 def _load(record: Mapping[str, Any], how: Mapping[str, Any], there: Surroundings) -> tuple[Decoder, str | None]:
     """Load a generator on a worker, and return it with its fingerprint there."""
     from dino_pipeline.decoding.loading import load_decoder
-    from dino_pipeline.digests import model_fingerprint
 
     there.enter()
     generator = generator_of(record)

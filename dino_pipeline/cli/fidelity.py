@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dino_pipeline.cli.base import model_path, pick_device
+from dino_pipeline.cli.base import pick_device
 from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError
+from dino_pipeline.models import model_path
 
 if TYPE_CHECKING:
     from dino_pipeline.evaluation.fidelity import Summary
@@ -34,7 +35,7 @@ def evaluate_generators(
     results, seeds = [], list(dict.fromkeys(seeds))
     device = pick_device(None)
     for model in models:
-        generator = Generator(model_path(model, "GENERATOR"))
+        generator = Generator(model_path(model, "generator"))
         decoder = load_decoder(replace(generator, dtype=pick_dtype(generator, device=device)), device=device)
         with closing(Console()) as console:
             found = [

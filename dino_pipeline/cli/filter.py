@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, given_parameters, model_path, pick_device, under
+from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, given_parameters, pick_device, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.layout import is_unpublished
+from dino_pipeline.models import model_path
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _embed(name: str, device: str | None) -> Any:
     from dino_pipeline.training.encoders import load_encoder
     from dino_pipeline.training.selection import encoded
 
-    return partial(encoded, load_encoder(model_path(name, "ENCODER")).to(pick_device(device)))
+    return partial(encoded, load_encoder(model_path(name, "encoder")).to(pick_device(device)))
 
 
 def _list(chosen: FilterOptions) -> None:

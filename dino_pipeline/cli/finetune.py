@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, model_path, options_of, under, watching
+from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, options_of, under, watching
 from dino_pipeline.console import table
 from dino_pipeline.errors import DataError, HubError, OptionError
+from dino_pipeline.models import model_fingerprint, model_path
 from dino_pipeline.training.objectives import NAMES, Training
 
 if TYPE_CHECKING:
@@ -161,9 +162,8 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
 
 def identity_of_encoder(options: dict[str, Any]) -> dict[str, Any]:
     """Return what identifies the encoder to start from."""
-    from dino_pipeline.digests import model_fingerprint
 
-    fingerprint = model_fingerprint(model_path(options["encoder"], "ENCODER"))
+    fingerprint = model_fingerprint(model_path(options["encoder"], "encoder"))
     return {"encoder": options["encoder"], "revision": options["revision"], "fingerprint": fingerprint}
 
 
@@ -171,7 +171,7 @@ def load_to_train(options: dict[str, Any], training: Training | None) -> Sentenc
     """Load the encoder to start from; pooling that was asked for must be its own. None: it is not to be trained."""
     from dino_pipeline.training.encoders import load_encoder, pooling_of
 
-    path = model_path(options["encoder"], "ENCODER")
+    path = model_path(options["encoder"], "encoder")
     if training is None:
         return load_encoder(path, options["revision"])
     model = load_encoder(path, options["revision"], training.pooling)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import model_path
 from dino_pipeline.errors import ModelError
+from dino_pipeline.models import model_fingerprint, model_path
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.loading import Generator
@@ -47,7 +47,7 @@ def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], devic
     """Return the generator that options name; what they leave open is as a run began, or found out here."""
     from dino_pipeline.decoding.loading import Generator, has_chat_template, pick_dtype
 
-    found = Generator(model_path(options["model"], "GENERATOR"), **{name: options[name] for name in SOURCE})
+    found = Generator(model_path(options["model"], "generator"), **{name: options[name] for name in SOURCE})
     if begun.get("fingerprint") and begun["model"] == options["model"] and not Path(found.path).is_dir():
         raise ModelError(f"{found.path}: was a folder when the run began, and is not there; bring it back")
     if (dtype := options["dtype"]) == "auto":
@@ -59,7 +59,6 @@ def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], devic
 
 def recorded(name: str, generator: Generator) -> dict[str, Any]:
     """Return what run.json holds of a generator: what is at its default is left out, but for the first four."""
-    from dino_pipeline.digests import model_fingerprint
 
     adapter = generator.adapter
     more = {
@@ -83,4 +82,4 @@ def generator_of(begun: Mapping[str, Any]) -> Generator:
     from dino_pipeline.decoding.loading import Generator
 
     held = {name: begun[name] for name in (*SOURCE, "dtype") if name in begun}
-    return Generator(model_path(begun["model"], "GENERATOR"), chat=begun.get("chat") == "on", **held)
+    return Generator(model_path(begun["model"], "generator"), chat=begun.get("chat") == "on", **held)

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import FILE, command, model_path, parts_of
+from dino_pipeline.cli.base import FILE, command, parts_of
 from dino_pipeline.cli.specs import SpecFile, shipped
 from dino_pipeline.errors import OptionError, OutputError, SpecError
+from dino_pipeline.models import model_path
 
 
 @click.group()
@@ -74,7 +75,7 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         from dino_pipeline.decoding.chat import render
         from dino_pipeline.decoding.loading import Generator, load_tokenizer
 
-        tokenizer = load_tokenizer(Generator(model_path(model, "GENERATOR")))
+        tokenizer = load_tokenizer(Generator(model_path(model, "generator")))
     values = {name: choices[0] for name, choices in found.variables.items()}
     for label, rule in found.labels.items():
         counters = ", ".join(rule.counter_labels) or "none"

@@ -17,7 +17,7 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.selfcheck import sees_ahead
 from dino_pipeline.decoding.tuning import faster_dtype, tune
 from dino_pipeline.errors import ModelError, first_line, require_package
-from dino_pipeline.weights import allowed, cause, check, safe
+from dino_pipeline.models import check_weights, load_error, pickle_allowed, safe_loading
 
 NARROW = 512
 """Models narrower than this have little to win by half precision, and keep the same texts on all machines."""
@@ -70,9 +70,7 @@ def load_tokenizer(generator: Generator) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, **generator.source)
     except Exception as error:  # tokenizers raises no kind of its own
-        raise ModelError(
-            f"{name}: its tokenizer cannot be loaded ({cause(name, error)}); give a folder or a Hub id"
-        ) from error
+        raise load_error(name, error, "its tokenizer cannot be loaded", "give a folder or a Hub id") from error
 
 
 def pick_dtype(generator: Generator, *, device: str) -> str:
@@ -131,7 +129,7 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if generator.quantize:
         placed = {"device_map": device_map or {"": device}, "quantization_config": _quantization(generator)}
-    check(name)
+    check_weights(name)
     try:
         config: Any = AutoConfig.from_pretrained(name, **source)
         if config.is_encoder_decoder:
@@ -140,7 +138,9 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
                 "give a decoder-only model"
             )
         tokenizer = load_tokenizer(generator)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, **source, **safe(), dtype=generator.dtype, **placed)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, **source, **safe_loading(), dtype=generator.dtype, **placed
+        )
         model = model if placed else model.to(device)
         return tokenizer, _adapted(model, generator).eval()
     except torch.OutOfMemoryError as error:
@@ -149,10 +149,8 @@ def _load(generator: Generator, device: str, device_map: str | None) -> tuple[An
             "--dtype bfloat16, --quantize 4bit, or a smaller model"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{name}: cannot be loaded as a causal language model ({cause(name, error)}); "
-            "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
-        ) from error
+        remedy = "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
+        raise load_error(name, error, "cannot be loaded as a causal language model", remedy) from error
 
 
 def _quantization(generator: Generator) -> BitsAndBytesConfig:
@@ -169,9 +167,9 @@ def _adapted(model: Any, generator: Generator) -> Any:
     require_package("peft", "adapter")
     from peft import PeftModel
 
-    check(adapter)
+    check_weights(adapter)
     try:
-        if not (Path(adapter).is_dir() or allowed()):
+        if not (Path(adapter).is_dir() or pickle_allowed()):
             hf_hub_download(adapter, "adapter_model.safetensors")  # peft would take a pickled one instead
         adapted = PeftModel.from_pretrained(model, adapter)
         return adapted.get_base_model() if generator.quantize else adapted.merge_and_unload()

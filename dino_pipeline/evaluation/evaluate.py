@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
-from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.evaluation.scores import FORMAT, read_scores
 from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.evaluation.suites.sts import with_mean
 from dino_pipeline.examples import write_json
 from dino_pipeline.measures import RESAMPLES
+from dino_pipeline.models import model_fingerprint
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, Stage, versions
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.digests import combined, digest_files, file_digest, model_fingerprint, shard_files
+from dino_pipeline.digests import combined, digest_files, file_digest, shard_files
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.funnel import Counts, Funnel
@@ -17,6 +17,7 @@ from dino_pipeline.filtering.parts import write
 from dino_pipeline.filtering.rules import PERSONAL_DATA, FilterOptions, custom_digest, record_rules
 from dino_pipeline.filtering.sets import Table
 from dino_pipeline.filtering.sieve import Means, Sieve, set_rules
+from dino_pipeline.models import model_fingerprint
 from dino_pipeline.run import Run, Stage, State
 from dino_pipeline.spec_file import load_spec
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dino_pipeline import pocket
-from dino_pipeline.digests import digest_files, model_fingerprint
+from dino_pipeline.digests import digest_files
 from dino_pipeline.errors import DinoError, HubError, first_line
 from dino_pipeline.hub.card import README, read_card, split
 from dino_pipeline.hub.manifest import Manifest, hashes
 from dino_pipeline.layout import LINEAGE
+from dino_pipeline.models import model_fingerprint
 from dino_pipeline.run import versions
 from dino_pipeline.spec_file import load_spec
 

@@ -12,7 +12,6 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from dino_pipeline.digests import model_fingerprint
 from dino_pipeline.evaluation.scores import COLUMNS, chosen_on_human_labels, read_scores, score_rows
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.hub.card import README, Kept, card
@@ -21,6 +20,7 @@ from dino_pipeline.hub.manifest import seal
 from dino_pipeline.hub.markdown import table
 from dino_pipeline.hub.upload import address
 from dino_pipeline.measures import measure_title
+from dino_pipeline.models import model_fingerprint
 from dino_pipeline.public import public
 from dino_pipeline.run import Run
 from dino_pipeline.training.encoders import load_encoder

@@ -6,8 +6,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import is_sentence_transformer_model
 
-from dino_pipeline.errors import ModelError
-from dino_pipeline.weights import cause, check, safe
+from dino_pipeline.models import check_weights, load_error, safe_loading
 
 
 def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") -> SentenceTransformer:
@@ -21,17 +20,15 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     Raises:
         ModelError: it cannot be loaded.
     """
-    check(name)
+    check_weights(name)
     try:
-        model = SentenceTransformer(name, revision=revision, model_kwargs=safe())
+        model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
         if not is_sentence_transformer_model(name, revision=revision) and pooling_of(model) != pooling:
             at = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
             model[at] = Pooling(model[at].embedding_dimension, pooling_mode=pooling)
     except Exception as error:  # files that are not what their names say raise anything: EOFError, IndexError ...
-        raise ModelError(
-            f"{name}: cannot be loaded as an encoder ({cause(name, error)}); "
-            "give a folder or a Hub id that SentenceTransformer or AutoModel loads, or `pocket`"
-        ) from error
+        remedy = "give a folder or a Hub id that SentenceTransformer or AutoModel loads, or `pocket`"
+        raise load_error(name, error, "cannot be loaded as an encoder", remedy) from error
     if model.transformers_model is not None and getattr(model.tokenizer, "pad_token", "") is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     return model

@@ -11,8 +11,8 @@ from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from transformers.modeling_outputs import BaseModelOutput
 
 from dino_pipeline.errors import ModelError, first_line
+from dino_pipeline.models import safe_loading
 from dino_pipeline.training.objectives.base import Recipe
-from dino_pipeline.weights import safe
 
 
 class _Given(nn.Module):
@@ -39,7 +39,7 @@ class MaskedWords(nn.Module):
             raise ModelError(f"{name}: masks no words; take an encoder that was trained to, such as bert-base-uncased")
         try:
             language_model = AutoModelForMaskedLM.from_pretrained(
-                backbone.name_or_path, revision=recipe.revision, **safe()
+                backbone.name_or_path, revision=recipe.revision, **safe_loading()
             )
         except (ValueError, OSError, KeyError) as error:
             said = first_line(error)

@@ -1,0 +1,137 @@
+"""Which model: one type for it, the fingerprint of local weights, and what may be loaded safely."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from dino_pipeline.errors import ModelError, first_line
+
+POCKET = "pocket"
+"""Name of the embedded models."""
+POCKET_FOLDER = Path(__file__).parent / "pocket"
+ALLOW_PICKLE = "DINO_ALLOW_PICKLE"
+"""Environment variable that allows pickled weights; it reaches processes that this one starts, too."""
+PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pkl", "*.ckpt")
+FULLY_HASHED = 64 * 2**20
+"""Model files up to this many bytes are hashed whole, larger ones by samples."""
+SAMPLE_SIZE, SAMPLE_STRIDE = 2**20, 8 * 2**20
+"""Of a large file, this many bytes are hashed out of each stride: no tensor of 8 MiB escapes."""
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"}
+
+Role = Literal["generator", "encoder"]
+
+
+class ModelRef(BaseModel):
+    """A generator or an encoder: its name, and all that decides what it computes.
+
+    Two equal references give the same texts or embeddings on the same kind of machine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """As the user wrote it: ``pocket``, a folder, or a Hub id."""
+    revision: str | None = None
+    """Revision on the Hub."""
+    fingerprint: str | None = None
+    """`model_fingerprint` of a local folder; None for a model on the Hub."""
+    dtype: str | None = None
+    """``float32``, ``bfloat16`` or ``float16``; None where the model runs elsewhere or is an encoder."""
+    chat: bool = False
+    """Whether prompts are put into the model's chat template."""
+    adapter: str | None = None
+    """Folder or Hub id of a LoRA adapter."""
+    adapter_fingerprint: str | None = None
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Bits of the weights, by bitsandbytes."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+
+    def path(self, role: Role) -> str:
+        """Return what loaders take: the folder of an embedded model, any other name as it is."""
+        return model_path(self.name, role)
+
+
+def model_path(name: str, role: Role) -> str:
+    """Return the folder of an embedded model, any other name as it is."""
+    return str(POCKET_FOLDER / role) if name == POCKET else name
+
+
+def model_fingerprint(path: str) -> str | None:
+    """Return a hash of a local model's files, None for a name on the Hub."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in MODEL_SUFFIXES:
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
+            if size <= FULLY_HASHED:
+                digest.update(file.read_bytes())
+            else:
+                _hash_samples(digest, file, size)
+    return digest.hexdigest()[:16]
+
+
+def _hash_samples(digest: hashlib._Hash, file: Path, size: int) -> None:
+    with open(file, "rb") as content:
+        for start in range(0, size, SAMPLE_STRIDE):
+            content.seek(start)
+            digest.update(content.read(SAMPLE_SIZE))
+
+
+def pickle_allowed() -> bool:
+    """Return whether the user allowed pickled weights, which can run code when they are read."""
+    return os.environ.get(ALLOW_PICKLE, "0") not in {"", "0"}
+
+
+def safe_loading() -> dict[str, Any]:
+    """Return the arguments that make `transformers`' loaders read safetensors only."""
+    return {} if pickle_allowed() else {"use_safetensors": True}
+
+
+def check_weights(path: str) -> None:
+    """Refuse a model's folder that holds pickled weights only. Models on the Hub are checked by their loader.
+
+    Raises:
+        ModelError: a part of the model has pickled weights only, or there is no such folder.
+    """
+    folder = Path(path)
+    if not folder.exists() and (path.startswith((".", "/", "~")) or len(folder.parts) > 2):
+        raise ModelError(f"{path}: there is no such folder")
+    if pickle_allowed() or not folder.is_dir():
+        return
+    for pattern in PICKLED:
+        for file in sorted(folder.rglob(pattern)):
+            if not any(file.parent.glob("*.safetensors")):
+                raise ModelError(f"{file}: {_ONLY_PICKLED}", _PICKLE_REMEDY)
+
+
+_ONLY_PICKLED = "holds pickled weights only, which can run code when they are read"
+_PICKLE_REMEDY = "convert them to safetensors or, if you trust them, set {allow_pickle=True}"
+
+
+def load_error(path: str, error: BaseException, what: str, remedy: str) -> ModelError:
+    """Return the error for a model that cannot be loaded.
+
+    Args:
+        path: folder or Hub id.
+        error: raised by the loader.
+        what: what cannot be done, such as "cannot be loaded as a causal language model".
+        remedy: what to do if nothing better is known; a template of `errors.worded`.
+    """
+    if "trust_remote_code" in str(error):
+        reason, remedy = "it brings code of its own", "if you trust that, give {trust_remote_code=True}"
+    elif not pickle_allowed() and "safetensors" in str(error) and "file named" in str(error):
+        reason, remedy = _ONLY_PICKLED, _PICKLE_REMEDY
+    elif Path(path).exists() or not isinstance(error, OSError):
+        reason = first_line(error)
+    else:
+        reason = f"there is no such folder, and the Hub says: {first_line(error)}"
+    return ModelError(f"{path}: {what} ({reason})", remedy)

@@ -1,0 +1,179 @@
+"""The definition of an option, from which its flag, Python argument, validation and docs are made.
+
+An options model lists what a stage takes. Each field is one option:
+
+    class FilterOptions(Options):
+        near_duplicates: Annotated[float, Flag(WHAT_IS_DROPPED)] = Field(
+            0.8, ge=0, le=1, description="Least Jaccard similarity; 0: off."
+        )
+
+`Options.of` validates values from anywhere and names what is wrong. `accepts` gives a Python function the options as
+keyword arguments; ``cli.flags`` gives a command the same options as flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from dino_pipeline.errors import OptionError, short
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What the command line and the record have to know of an option beside its type, default and help."""
+
+    group: str = "Options"
+    """Title in the command's help under which it is listed."""
+    metavar: str | None = None
+    """Name of its value in the help; by default made from the type."""
+    data: bool = True
+    """Whether it changes the result. Options that do are recorded and compared; the others only change speed."""
+    default: str | None = None
+    """Words for the default in the help, if it is not simply the field's."""
+    aliases: tuple[str, ...] = ()
+    """Further flags, such as ``--lr``."""
+    optional_value: str | None = None
+    """Value of the flag if it is given without one."""
+    hidden: bool = False
+    """Whether it is a Python argument only."""
+
+
+class Options(BaseModel):
+    """Base of the options of a stage: immutable, validated, without unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Self:
+        """Return the options with some given by name, the others at their defaults.
+
+        Raises:
+            OptionError: a name or a value is wrong; it names option, value and what is right.
+        """
+        for name, value in given.items():
+            if isinstance(value, bool) and name in cls.model_fields and not _takes_bool(cls.model_fields[name]):
+                raise OptionError("must not be true or false", option=name, value=value)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise _option_error(cls, error.errors()[0]) from error
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that were given, by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+    def data(self) -> dict[str, Any]:
+        """Return the options that change the result, by name, as JSON values."""
+        names = {name for name, flag, _ in flags_of(type(self)) if flag.data}
+        return self.model_dump(mode="json", include=names)
+
+
+class Sampling(Options):
+    """How tokens are drawn. The defaults are those of the DINO paper (Schick & Schuetze 2021, section 4)."""
+
+    top_k: int = Field(5, ge=0, description="Sample from the K likeliest tokens; 0 keeps all.")
+    top_p: float = Field(
+        0.9, ge=0, le=1, description="Sample from the likeliest tokens of this total probability; 0 or 1 keeps all."
+    )
+    decay: float = Field(100.0, ge=0, description="Sharpness of debiasing (lambda in the paper); 0: off.")
+    floor: float = Field(0.01, ge=0, le=1, description="Least factor by which debiasing scales a probability.")
+    max_new_tokens: int = Field(40, ge=1, description="Longest text, in tokens.")
+
+
+def flags_of(model: type[Options]) -> Iterator[tuple[str, Flag, FieldInfo]]:
+    """Yield name, flag and field of each option, in order."""
+    for name, field in model.model_fields.items():
+        flag = next((note for note in field.metadata if isinstance(note, Flag)), Flag())
+        yield name, flag, field
+
+
+def accepts(model: type[Options]) -> Callable[[Function], Function]:
+    """Return a decorator for a function that takes ``**options`` of a model.
+
+    It lists the options in the function's signature and docstring, and keeps the model as ``function.options``.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        named = {each.name for each in own}
+        further = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default_of(field), annotation=field.annotation
+            )
+            for name, _, field in flags_of(model)
+            if name not in named
+        ]
+        lines = [f"    {name}: {field.description}" for name, _, field in flags_of(model) if name not in named]
+        function.__signature__ = signature.replace(parameters=[*own, *further])  # type: ignore[attr-defined]
+        function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Options:", *lines])
+        function.options = model  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return the default of an option."""
+    return field.get_default(call_default_factory=True)
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """Return the values of an option that is one of some words, nothing for other options."""
+    inner = without_none(annotation)
+    return tuple(map(str, typing.get_args(inner))) if typing.get_origin(inner) is Literal else ()
+
+
+def without_none(annotation: Any) -> Any:
+    """Return the type of an option without ``None`` and without its notes."""
+    if typing.get_origin(annotation) is Annotated:
+        return without_none(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        return without_none(kinds[0]) if len(kinds) == 1 else annotation
+    return annotation
+
+
+def _takes_bool(field: FieldInfo) -> bool:
+    kind = without_none(field.annotation)
+    return kind in (bool, Any, object) or bool in typing.get_args(kind)
+
+
+def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
+    """Return the error for one finding of pydantic."""
+    name, kind, context = str(problem["loc"][0]), problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(name, model.model_fields, n=1)
+        remedy = f"did you mean {{{near[0]}}}?" if near else f"choose from {', '.join(model.model_fields)}"
+        return OptionError("there is no such option", remedy, option=name)
+    bounds = {
+        "greater_than_equal": ("must be at least", "ge"),
+        "greater_than": ("must be more than", "gt"),
+        "less_than_equal": ("must be at most", "le"),
+        "less_than": ("must be less than", "lt"),
+    }
+    if kind in bounds:
+        words, bound = bounds[kind]
+        message = f"{words} {context[bound]:g}"
+    elif kind == "literal_error":
+        message = f"must be one of {context['expected'].replace(' or ', ', ')}".replace("'", "")
+    elif kind == "missing":
+        return OptionError("is missing", option=name)
+    elif kind == "value_error":  # raised by a validator of ours
+        message = str(context["error"])
+    else:
+        message = problem["msg"].replace("Input should be", "must be")
+    value = problem["input"]
+    return OptionError(message, option=name, value=value if isinstance(value, str | int | float) else short(value))
