@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+CHECKSUMS = "SHA256SUMS"
 LINEAGE = "lineage.json"
 """Of a published folder: where it comes from."""
 
@@ -70,6 +71,22 @@ class Layout:
     """What a preview found the texts to take."""
     hub = At("hub")
     """The dataset and the model as they are published."""
+
+    def outputs(self, stage: str) -> list[Path]:
+        """Return the files and folders that a stage makes; without them it is not done."""
+        return {
+            "generate": [self.spec, self.shards],
+            "filter": [self.train, self.dev, self.dropped, self.flagged],
+            "finetune": [self.model],
+            "evaluate": [self.scores],
+        }[stage]
+
+    def partial(self, stage: str) -> list[Path]:
+        """Return the unfinished work of a stage, which a later call goes on with."""
+        return {
+            "generate": [self.inputs, *self.text_folders, self.path / CHECKSUMS],
+            "finetune": [self.checkpoints],
+        }.get(stage, [])
 
     @property
     def is_run(self) -> bool:

@@ -1,175 +1,132 @@
-"""A run: its run.json, what each stage was made with, and whether it is up to date."""
+"""A run's folder: its files, its record, and what a stage has to do there."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dino_pipeline import __version__
 from dino_pipeline.digests import Checksums
 from dino_pipeline.errors import OutputError, RunError, short
-from dino_pipeline.examples import write_json
+from dino_pipeline.examples import write_bytes, write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.lock import locked
+from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
+from dino_pipeline.record_shim import as_format_2, typed
+from dino_pipeline.stage_records import StageRecord
 
 State = Literal["new", "resumed", "done"]
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "scikit-learn",
-    "duckdb",
-    "rensa",
-)
-RECORD = "record.json"
-FORMAT = 2
-"""Of run folders; 1, which no release wrote, had no checksums."""
+READY_RECORD = "record.json"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What a stage is asked to make, and of what."""
-
-    name: str
-    options: dict[str, Any]
-    """All that decides what it makes."""
-    outputs: Sequence[Path]
-    """What it makes; without them it is not done."""
-    partial: Sequence[Path] = ()
-    """Work that a later call goes on with; removed when starting anew."""
-    sources: str = ""
-    """Digest of what it reads; where that has changed since, the stage starts anew."""
-
-    def record(self) -> dict[str, Any]:
-        """Return what run.json is to hold of the stage, its results aside."""
-        return {
-            "status": "done",
-            "options": _as_read(self.options),
-            "sources": self.sources,
-            "versions": versions(),
-            "started": _now(),
-        }
-
-
-class Run(Layout):
-    """A folder that holds one dataset and what was made of it."""
+class TypedRun(Layout):
+    """A folder that holds one dataset and everything made from it."""
 
     @property
     def checksums(self) -> Checksums:
-        """The SHA-256 of what generation wrote, read anew."""
+        """Return the SHA-256 of the files that generation wrote, as SHA256SUMS holds them now."""
         return Checksums(self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process, and bring it in order: see `lock.locked`."""
+        """Hold the folder for this process, and finish a `replace` that was cut short.
+
+        Raises:
+            RunError: another process holds it.
+        """
         with locked(self.path):
             self._settle()
             yield
 
-    def records(self) -> dict[str, Any]:
-        """Return run.json's content, empty if there is none yet."""
-        try:
-            found: dict[str, Any] = json.loads(self.record_file.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(
-                f"{self.record_file}: cannot be read ({error}); mend it or start over with --fresh"
-            ) from error
-        if not isinstance(found, dict):
-            raise RunError(f"{self.record_file}: is no object; mend it or start over with --fresh")
-        if (made := found.get("format", 1)) != FORMAT:
-            raise RunError(
-                f"{self.record_file}: is of format {made!r}, and this dino_pipeline knows {FORMAT}; "
-                "use the version that wrote it, or another folder"
-            )
-        return found
-
-    def _write(self, records: dict[str, Any]) -> None:
-        write_json(self.record_file, {**records, "format": FORMAT})
-
-    def spec_fields(self) -> dict[str, Any]:
-        """Return the task spec's fields, empty where the run has no spec."""
-        if not self.spec.exists():
-            return {}
-        try:
-            found: dict[str, Any] = json.loads(self.spec.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.spec}: cannot be read ({error}); mend it, or generate with --fresh") from error
-        return found
-
-    @property
-    def numeric_labels(self) -> bool:
-        """Whether labels that spell a number are numbers, as the filter was told; else all are classes."""
-        return bool(self.stage("filter").get("options", {}).get("numeric_labels", True))
-
-    def stage(self, name: str) -> dict[str, Any]:
-        """Return what is recorded of a stage, empty if it never ran."""
-        found: dict[str, Any] = self.records().get(name, {})
-        return found
-
-    def forget(self, name: str) -> None:
-        """Drop what is recorded of a stage."""
-        self._write({other: record for other, record in self.records().items() if other != name})
-
-    def begin(
-        self, stage: Stage, *, fresh: bool = False, settings: dict[str, Any] | None = None, **results: Any
-    ) -> State:
-        """Decide what a stage has to do, and record that it has begun.
-
-        Args:
-            stage: what it is asked for.
-            fresh: start over whatever is there.
-            settings: what only changes speed; recorded, never compared.
-            results: recorded at once.
-
-        Returns:
-            "done" if the outputs are there and were made with these options from these sources, "resumed" if that was
-            begun and not finished, else "new".
+    def record(self) -> RunRecord:
+        """Return what run.json holds, an empty record if there is none yet.
 
         Raises:
-            RunError: the stage was begun with other options, or left work that no record explains.
+            RunError: it cannot be read, is damaged, or is of another version.
         """
-        state = self.check(stage, fresh=fresh)
+        try:
+            content = self.record_file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return RunRecord()
+        except OSError as error:
+            raise RunError(f"{self.record_file}: cannot be read: {error.strerror}") from error
+        try:
+            return parse_record(content)
+        except RecordError as error:
+            raise RunError(
+                f"{self.record_file}: is not a record that this version reads ({error})",
+                "restore it, use the version that wrote it, or start over with {fresh=True}",
+            ) from error
+
+    def save(self, record: StageRecord) -> None:
+        """Put the record of a stage into run.json."""
+        self._write(self.record().with_stage(record))
+
+    def finish(self, record: StageRecord) -> StageRecord:
+        """Record that a stage has ended, and return its record."""
+        done = record.updated(status="done", ended=now())
+        self.save(done)
+        return done
+
+    def forget(self, stage: str) -> None:
+        """Remove the record of a stage from run.json."""
+        self._write(self.record().without(stage))
+
+    def state_of(self, record: StageRecord, *, fresh: bool = False) -> State:
+        """Return what a stage has to do, and change nothing.
+
+        Args:
+            record: what the stage is asked for: options and sources.
+            fresh: start over whatever is there.
+
+        Returns:
+            "done" if its outputs were made with these options from these sources, "resumed" if that was begun, else
+            "new".
+
+        Raises:
+            RunError: the stage was begun with other options, or left files that no record explains.
+        """
+        before = self._known(fresh=fresh).of(record.stage)
+        outputs, partial = self.outputs(record.stage), self.partial(record.stage)
+        if before is None:
+            if not fresh and (strays := [path for path in partial if path.exists()]):
+                raise RunError(
+                    f"{strays[0]}: was not made by a recorded {record.stage}",
+                    "move it away, or delete it with {fresh=True}",
+                )
+            return "new"
+        some = any(path.exists() for path in (*partial, *outputs))
+        if fresh or not some or before.status == "clearing" or before.sources != record.sources:
+            return "new"
+        self._refuse_differences(before, record)
+        return "done" if before.is_done and all(path.exists() for path in outputs) else "resumed"
+
+    def begin(self, record: StageRecord, *, fresh: bool = False) -> State:
+        """Return what a stage has to do, as `state_of`, and record that it has begun unless it is done.
+
+        What an earlier call left is deleted if the stage starts over.
+        """
+        state = self.state_of(record, fresh=fresh)
         if state == "done":
             return state
-        records = self._known(fresh=fresh)
+        run_record = self._known(fresh=fresh)
+        started = record.updated(status="running", versions=versions(), started=now())
         if state == "new":
-            # said first: a removal cut short must not pass for finished work
-            self._write({**records, stage.name: {"status": "clearing", "options": {}, "sources": stage.sources}})
-            for path in stage.partial:
+            # recorded before anything is deleted: a deletion cut short must not pass for finished work
+            self._write(run_record.with_stage(started.updated(status="clearing")))
+            for path in self.partial(record.stage):
                 remove(path)
-        records[stage.name] = {**stage.record(), "status": "running", "settings": settings or {}, **results}
-        self._write(records)
+        self._write(run_record.with_stage(started))
         return state
-
-    def check(self, stage: Stage, *, fresh: bool = False) -> State:
-        """Say what a stage has to do, and change nothing; see `begin`."""
-        records = self._known(fresh=fresh)
-        before = records.get(stage.name, {})
-        there = any(path.exists() for path in (*stage.partial, *stage.outputs))
-        if before and there and before["status"] != "clearing" and not fresh and before["sources"] == stage.sources:
-            self._refuse_other(stage.name, before["options"], _as_read(stage.options))
-            whole = before["status"] == "done" and all(path.exists() for path in stage.outputs)
-            return "done" if whole else "resumed"
-        if not before and not fresh and (strays := [path for path in stage.partial if path.exists()]):
-            raise RunError(f"{strays[0]}: made by no recorded {stage.name}; move it away, or --fresh to delete it")
-        return "new"
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """Give an empty folder inside the run's that is gone afterwards.
+        """Give an empty folder inside the run's that is deleted afterwards.
 
         Raises:
             OutputError: it cannot be made, or written to.
@@ -179,81 +136,76 @@ class Run(Layout):
             remove(folder)
             folder.mkdir(parents=True)
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}", "choose another folder") from error
         try:
             yield folder
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be written: {error.strerror}; make room and run again") from error
+            raise OutputError(f"{folder}: cannot be written: {error.strerror}", "make room and run again") from error
         finally:
             remove(folder)
 
-    def replace(self, name: str, folder: Path, record: dict[str, Any]) -> None:
-        """Put all files of a folder, and a stage's record, in the place of those before, all or none.
+    def replace(self, record: StageRecord, folder: Path) -> StageRecord:
+        """Put all files of a folder, and the record of the stage that made them, in the place of those before.
 
-        What is cut short after the first rename is brought to its end when the run is next `locked`.
+        All or nothing: if this is cut short after the first rename, `locked` finishes it when the run is next used.
+
+        Returns:
+            The record, marked as done.
         """
-        write_json(folder / RECORD, {"stage": name, "record": {**record, "ended": _now()}})
+        done = record.updated(status="done", ended=now())
+        write_json(folder / READY_RECORD, {"stage": record.stage, "record": done.model_dump(mode="json")})
         for path in folder.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         folder.replace(self._ready)
         self._settle()
+        return done
 
     @property
     def _ready(self) -> Path:
         return self.path / "ready"
 
     def _settle(self) -> None:
-        """Bring a `replace` to its end."""
+        """Finish a `replace`."""
         if not self._ready.exists():
             return
-        if not (self._ready / RECORD).exists():  # all is in place, and only the folder is left
+        record_file = self._ready / READY_RECORD
+        if not record_file.exists():  # everything is in place, only the folder is left
             remove(self._ready)
             return
-        found = json.loads((self._ready / RECORD).read_text())
+        try:
+            ready = json.loads(record_file.read_text(encoding="utf-8"))
+            content = {"format": RunRecord().format, ready["stage"]: ready["record"]}
+            record = parse_record(json.dumps(content)).of(ready["stage"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{record_file}: is damaged ({error})", f"delete {self._ready} and run again") from error
+        assert record is not None
         for path in sorted(self._ready.iterdir()):
-            if path.name != RECORD:
+            if path.name != READY_RECORD:
                 path.replace(self.path / path.name)
-        self._write({**self._known(fresh=True), found["stage"]: found["record"]})
+        self._write(self._known(fresh=True).with_stage(record))
         remove(self._ready)
 
-    def note(self, name: str, **results: Any) -> None:
-        """Record results of a stage."""
-        records = self.records()
-        records[name] = {**records[name], **results}
-        self._write(records)
+    def _write(self, record: RunRecord) -> None:
+        content = record.model_dump_json(indent=2, exclude_none=False)
+        write_bytes(self.record_file, f"{content}\n".encode())
 
-    def finish(self, name: str, **results: Any) -> None:
-        """Record that a stage has ended, with its results."""
-        self.note(name, status="done", ended=_now(), **results)
-
-    def _known(self, *, fresh: bool) -> dict[str, Any]:
-        """Return run.json's content; where all starts over, an unreadable one counts for nothing."""
+    def _known(self, *, fresh: bool) -> RunRecord:
+        """Return what run.json holds; if the stage starts over, a damaged one counts as empty."""
         try:
-            return self.records()
+            return self.record()
         except RunError:
             if fresh:
-                return {}
+                return RunRecord()
             raise
 
-    def _refuse_other(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-        differing = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
-        if differing:
-            said = "; ".join(f"{key} was {short(before.get(key))}, now {short(now.get(key))}" for key in differing)
+    def _refuse_differences(self, before: StageRecord, asked: StageRecord) -> None:
+        if different := before.differences(asked):
+            changes = "; ".join(f"{name} was {short(old)}, now {short(new)}" for name, (old, new) in different.items())
             raise RunError(
-                f"{self.path}: {name} was begun with other options: {said}. "
-                "Give the same options to go on, another folder, or --fresh to start over"
+                f"{self.path}: {asked.stage} was begun with other options: {changes}",
+                "give the same options to go on, choose another folder, or start over with {fresh=True}",
             )
-
-
-def _as_read(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with the types that JSON gives back, so that they compare."""
-    found: dict[str, Any] = json.loads(json.dumps(options))
-    return found
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def remove(path: Path) -> None:
@@ -264,10 +216,77 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of this package and of the libraries that decide results."""
-    found = {"dino_pipeline": __version__}
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[library] = importlib.metadata.version(library)
-    return found
+# Shim for code that still reads and writes the record as a dict. It goes when the last stage has converted.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is asked to make, in the old form."""
+
+    name: str
+    options: dict[str, Any]
+    outputs: Sequence[Path]
+    partial: Sequence[Path] = ()
+    sources: str = ""
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "status": "done",
+            "options": json.loads(json.dumps(self.options)),
+            "sources": self.sources,
+            "versions": versions(),
+            "started": now(),
+        }
+
+    def typed(self, **more: Any) -> StageRecord:
+        return typed(self.name, {**self.record(), **more})
+
+
+class Run(TypedRun):
+    """A folder that holds one dataset and everything made from it."""
+
+    def records(self) -> dict[str, Any]:
+        found = {name: as_format_2(name, value) for name, value in self.record() if isinstance(value, StageRecord)}
+        return {**found, "format": RunRecord().format} if found else {}
+
+    def stage(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.records().get(name, {})
+        return found
+
+    def spec_fields(self) -> dict[str, Any]:
+        """Return the task spec's fields, empty where the run has no spec."""
+        if not self.spec.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(self.spec.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(
+                f"{self.spec}: cannot be read ({error})", "restore it, or generate with {fresh=True}"
+            ) from error
+        return found
+
+    @property
+    def numeric_labels(self) -> bool:
+        """Return whether labels that spell a number are numbers, as the filter was told; else all are classes."""
+        filtered = self.record().filter
+        return filtered is None or filtered.options.numeric_labels
+
+    def begin(  # type: ignore[override]
+        self, stage: Stage | StageRecord, *, fresh: bool = False, settings: dict[str, Any] | None = None, **results: Any
+    ) -> State:
+        record = stage if isinstance(stage, StageRecord) else stage.typed(settings=settings or {}, **results)
+        return super().begin(record, fresh=fresh)
+
+    def check(self, stage: Stage, *, fresh: bool = False) -> State:
+        return self.state_of(stage.typed(), fresh=fresh)
+
+    def note(self, name: str, **results: Any) -> None:
+        self.save(typed(name, {**self.stage(name), **results}))
+
+    def finish(self, name: str | StageRecord, **results: Any) -> StageRecord:  # type: ignore[override]
+        if isinstance(name, StageRecord):
+            return super().finish(name)
+        return super().finish(typed(name, {**self.stage(name), **results}))
+
+    def replace(self, name: Any, folder: Path, record: Any = None) -> StageRecord:  # type: ignore[override]
+        return super().replace(name if isinstance(name, StageRecord) else typed(name, record), folder)

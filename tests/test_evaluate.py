@@ -18,7 +18,7 @@ from dino_pipeline.evaluation.suites.base import Embedder
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.run import FORMAT
+from dino_pipeline.record import FORMAT
 from tests.commands import answer, invoke
 from tests.toys import Quiet
 

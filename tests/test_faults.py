@@ -28,7 +28,8 @@ from dino_pipeline.filtering import ingest
 from dino_pipeline.generation import plan, writer
 from dino_pipeline.generation.writer import OneEngine, Writer
 from dino_pipeline.models import model_fingerprint
-from dino_pipeline.run import FORMAT, Run
+from dino_pipeline.record import FORMAT
+from dino_pipeline.run import Run
 from dino_pipeline.signals import Asked, Stopped, at_once, heard
 from tests.commands import files
 from tests.conftest import TOY_SPEC

@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples, write_json
 from dino_pipeline.progress import Progress
-from dino_pipeline.run import FORMAT, Run, State
+from dino_pipeline.record import FORMAT
+from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.encoders import load_encoder, pooling_of

@@ -15,7 +15,8 @@ from dino_pipeline.examples import write_json
 from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.models import model_fingerprint
 from dino_pipeline.progress import Reporter
-from dino_pipeline.run import Run, Stage, versions
+from dino_pipeline.record import versions
+from dino_pipeline.run import Run, Stage
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

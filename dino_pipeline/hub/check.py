@@ -19,7 +19,7 @@ from dino_pipeline.hub.card import README, read_card, split
 from dino_pipeline.hub.manifest import Manifest, hashes
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.models import model_fingerprint
-from dino_pipeline.run import versions
+from dino_pipeline.record import versions
 from dino_pipeline.spec_file import load_spec
 
 

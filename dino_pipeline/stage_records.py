@@ -1,0 +1,365 @@
+"""The record of each stage as types: what it was made with, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
+
+Status = Literal["running", "clearing", "done"]
+Label = float | str
+
+
+class Record(BaseModel):
+    """Base of everything in run.json: immutable, without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def updated(self, **fields: Any) -> Self:
+        """Return a copy with some fields replaced, validated again."""
+        return type(self).model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **fields})
+
+
+class StageRecord(Record):
+    """What one stage was made with. Subclasses add its options and results."""
+
+    stage: ClassVar[str]
+
+    status: Status = "running"
+    options: Record
+    """Everything that decides what the stage makes."""
+    sources: str = ""
+    """Digest of what the stage reads; if that changes, the stage starts over."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """Options that only change speed. They are never compared."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str = ""
+    ended: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the stage has ended."""
+        return self.status == "done"
+
+    def differences(self, other: Self) -> dict[str, tuple[JsonValue, JsonValue]]:
+        """Return the options that differ, by dotted name, with their values here and in the other record."""
+        here = dict(_flat(self.options.model_dump(mode="json")))
+        there = dict(_flat(other.options.model_dump(mode="json")))
+        names = dict.fromkeys((*here, *there))
+        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
+
+def _flat(value: JsonValue, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Yield the leaves of nested objects by dotted name; lists are leaves."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, value
+
+
+# generate
+
+
+class InputsRef(Record):
+    """Which inputs a run has: texts that a user brought, or texts written from another spec."""
+
+    spec: str | None = None
+    """Digest of the inputs spec."""
+    texts: str | None = None
+    """Digest of the texts."""
+
+
+class GenerateSettings(Record):
+    """What decides the texts of a run."""
+
+    spec: str
+    """Digest of the task spec."""
+    labels: tuple[str, ...]
+    engine: Literal["transformers", "openai"] = "transformers"
+    model: ModelRef
+    scorer: ModelRef | Literal["server"] | None = None
+    """Model that measures the margins of a server's texts."""
+    samples: int
+    num_inputs: int | None = None
+    seed: int
+    keep_unfinished: bool = False
+    keep_newlines: bool = False
+    min_words: int = 0
+    min_tokens: int = 0
+    best_of: int = 1
+    shard_size: int = 1024
+    sampling: Sampling
+    input_sampling: Sampling | None = None
+    """None where the inputs are brought or the spec has none."""
+    inputs: InputsRef | None = None
+
+
+class ExtraSamples(Record):
+    """Samples of one label beyond those of the options."""
+
+    label: str
+    first: int
+    """Number of the first one."""
+    samples: int
+    """Per input, or in all where there are no inputs."""
+
+
+class LabelTotals(Record):
+    """Texts of one label."""
+
+    written: int
+    accepted: int
+
+
+class ServerUsage(Record):
+    """Requests and tokens that a server was asked for."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ServerPrices(Record):
+    """Dollars per million tokens."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+
+class ServerCost(Record):
+    """What a server's texts cost."""
+
+    dollars: float
+    dollars_a_million_tokens: ServerPrices
+
+
+class ServerAbilities(Record):
+    """What a server was found to support."""
+
+    dialect: Literal["fields", "generation_config", "plain"]
+    seeds: Literal["hold", "hold one at a time", "do not hold"]
+    logprobs: bool
+    tells_ends: bool
+
+
+class GenerateRecord(StageRecord):
+    """The generate stage."""
+
+    stage: ClassVar[str] = "generate"
+
+    options: GenerateSettings
+    more: tuple[ExtraSamples, ...] = ()
+    model_commit: str | None = None
+    """Commit of a model from the Hub."""
+    usage: ServerUsage | None = None
+    server: ServerAbilities | None = None
+    cost: ServerCost | None = None
+    task: str | None = None
+    label_type: Literal["score", "class"] | None = None
+    inputs: int | None = None
+    """Number of inputs; None for a task without."""
+    counts: dict[str, LabelTotals] = Field(default_factory=dict)
+    mean_margins: dict[str, float | None] = Field(default_factory=dict)
+
+
+# filter
+
+
+class FilterSettings(Record):
+    """What decides what the filter keeps."""
+
+    min_chars: int
+    max_chars: int
+    max_symbols: float
+    stop: str | None = None
+    """The spec's stop string."""
+    fields: tuple[str, ...] = ()
+    """First words of the lines of the spec's instructions."""
+    without: tuple[str, ...] = ()
+    custom: tuple[str, ...] = ()
+    pii: Literal["flag", "drop", "keep"]
+    exclude: tuple[str, ...] = ()
+    near_duplicates: float
+    semantic: str | None = None
+    semantic_threshold: float
+    max_per_text: int
+    min_margin: tuple[str, ...] = ()
+    min_logprob: tuple[str, ...] = ()
+    verify: bool
+    verify_margin: float
+    balance: bool
+    target_per_label: int | None = None
+    labels: Literal["hard", "smoothed", "posterior"]
+    smoothing: float
+    temperature: float
+    random_pairs: int
+    dev_share: float
+    seed: int
+    numeric_labels: bool
+    source: str
+    """``shards``, or the name of the file that was filtered."""
+    excluded: str
+    """Digest of the evaluation data to keep out."""
+    custom_digest: str
+    """Digest of the files that hold the user's own rules."""
+    semantic_fingerprint: str | None = None
+
+
+LabelCounts = tuple[tuple[Label, int], ...]
+"""A count for each label; pairs, because JSON objects have no numbers as keys."""
+StepKind = Literal["read", "dropped", "kept", "would_drop", "flagged", "added", "train", "dev"]
+
+
+class FunnelStep(Record):
+    """Examples of each label that one step of the filter read, dropped, kept or added."""
+
+    kind: StepKind
+    rule: str = ""
+    """Name of the rule, or of the option that would drop; empty where the kind says it all."""
+    counts: LabelCounts = ()
+
+    @property
+    def total(self) -> int:
+        """Return the count over all labels."""
+        return sum(count for _, count in self.counts)
+
+
+class FilterRecord(StageRecord):
+    """The filter stage."""
+
+    stage: ClassVar[str] = "filter"
+
+    options: FilterSettings
+    funnel: tuple[FunnelStep, ...] = ()
+    available: LabelCounts = ()
+    """What would be kept before labels are brought to a target or to the same number."""
+    missing: LabelCounts = ()
+    """What is missing to the target."""
+    margin_quantiles: tuple[tuple[Label, dict[str, float]], ...] = ()
+    logprob_quantiles: tuple[tuple[Label, dict[str, float]], ...] = ()
+
+
+# finetune
+
+
+class TrainingSettings(Record):
+    """What decides an encoder."""
+
+    objective: str
+    encoder: ModelRef
+    epochs: float
+    steps: int | None = None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+    schedule: str
+    max_length: int | None = None
+    pooling: str
+    mini_batch_size: int | None = None
+    bf16: bool
+    matryoshka: tuple[int, ...] = ()
+    faithful: bool
+    options: dict[str, float | int | str] = Field(default_factory=dict)
+    """The objective's own options."""
+    seed: int
+    data: str
+    columns: dict[str, str] = Field(default_factory=dict)
+    class_labels: bool
+    select_on: str | None = None
+    language: str
+    split_sentences: bool
+
+
+class SelectionRecord(Record):
+    """How the best checkpoint was chosen."""
+
+    measure: str
+    best: float | None
+    on: str
+    """Name of the data that it was chosen on."""
+    human_labels: bool = False
+
+
+class HistoryPoint(Record):
+    """Loss or dev score after a step."""
+
+    step: int
+    loss: float | None = None
+    dev: float | None = None
+
+
+class HeadRecord(Record):
+    """The linear classifier that was fitted on the encoder."""
+
+    classes: tuple[str, ...]
+    accuracy: float | None = None
+    macro_f1: float | None = None
+
+
+class PublishedDataset(Record):
+    """A dataset on the Hub."""
+
+    repository: str | None = None
+    commit: str | None = None
+
+
+class TextsOrigin(Record):
+    """Where the texts that an encoder learnt from come from."""
+
+    own: bool = False
+    """Whether they are the filtered texts of the same run."""
+    generate: GenerateRecord | None = None
+    filter: FilterRecord | None = None
+    language: str | None = None
+    license: str | None = None
+    dataset: PublishedDataset | None = None
+
+
+class FinetuneRecord(StageRecord):
+    """The finetune stage."""
+
+    stage: ClassVar[str] = "finetune"
+
+    options: TrainingSettings
+    batch: int | None = None
+    """Rows a step, after the batch was fitted to the data."""
+    cut: float | None = None
+    """Share of texts longer than the encoder's limit."""
+    repeated: float | None = None
+    """Share of rows whose first text another row has, too."""
+    notes: tuple[str, ...] = ()
+    selection: SelectionRecord | None = None
+    train: int | None = None
+    dev: int | None = None
+    made: tuple[str, ...] = ()
+    """How the rows were made of the texts."""
+    pooling: str | None = None
+    steps: int | None = None
+    history: tuple[HistoryPoint, ...] = ()
+    rows_seen: int | None = None
+    seconds: float | None = None
+    mean_cosine: float | None = None
+    collapsed: bool | None = None
+    head: HeadRecord | None = None
+    origin: TextsOrigin = TextsOrigin()
+
+
+# evaluate
+
+
+class EvaluateSettings(Record):
+    """The evaluate stage compares its sources only."""
+
+
+class EvaluateRecord(StageRecord):
+    """The evaluate stage. What it found is in scores.json."""
+
+    stage: ClassVar[str] = "evaluate"
+
+    options: EvaluateSettings = EvaluateSettings()
