@@ -90,15 +90,15 @@ DEMO := SPEC=task_specs/sts-x2.json MODEL=pocket ENCODER=pocket INPUTS= NUM_INPU
   TRAINING='--learning-rate 2e-3 --batch-size 128 --epochs 3'
 
 demo: $(READY) ## the pocket models in full: with and without debiasing, and what the generator writes (17 minutes)
-	$(DINO) evaluate --suite pocket-generation
+	$(VENV)/bin/python -m tools.pocket.fidelity
 	$(MAKE) finetune RUN=outputs/demo DECAY= $(DEMO)
 	$(MAKE) finetune RUN=outputs/demo-undebiased DECAY=0 $(DEMO)
 	$(DINO) evaluate outputs/demo outputs/demo-undebiased --suite pocket
 
 pocket: $(READY) ## train the pocket models again and write their gold set; goes on in outputs/pocket (a GPU helps)
-	$(VENV)/bin/python -m dino_pipeline.pocket.train gold
-	$(VENV)/bin/python -m dino_pipeline.pocket.train encoder --work outputs/pocket --workers 2
-	$(VENV)/bin/python -m dino_pipeline.pocket.train generator --work outputs/pocket --workers 2
+	$(VENV)/bin/python -m tools.pocket.train gold
+	$(VENV)/bin/python -m tools.pocket.train encoder --work outputs/pocket --workers 2
+	$(VENV)/bin/python -m tools.pocket.train generator --work outputs/pocket --workers 2
 
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --dist worksteal
 

@@ -19,8 +19,8 @@ import psutil
 import torch
 
 from dino_pipeline.inputs import distinct
-from dino_pipeline.pocket.corpus import shard_sentences
 from dino_pipeline.run import Run
+from tools.pocket.corpus import shard_sentences
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -17,12 +17,12 @@ import click
 from benchmarks.common import SPEC, dino, gold_spearman
 from dino_pipeline.console import table
 from dino_pipeline.digests import shard_files
-from dino_pipeline.evaluation.fidelity import LABELS
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.pocket.corpus import relation_holds
-from dino_pipeline.pocket.frames import similarity
-from dino_pipeline.pocket.reader import parse
 from dino_pipeline.run import Run
+from tools.pocket.corpus import relation_holds
+from tools.pocket.fidelity import LABELS
+from tools.pocket.frames import similarity
+from tools.pocket.reader import parse
 
 TRAINING = ["--learning-rate", "2e-3", "--epochs", "3", "--batch-size", "128"]
 GRADED = 4

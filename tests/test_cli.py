@@ -107,12 +107,6 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
         (["finetune", "bad.jsonl", "--dev", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
         (["evaluate"], "error: nothing to evaluate; give a RUN, or encoders by folder or Hub id"),
-        (["evaluate", "ENCODER", "--seed", "1"], "error: --seed: has no meaning without --suite pocket-generation"),
-        (
-            ["evaluate", "--suite", "pocket-generation", "--data", "bad.jsonl"],
-            "error: --data: has no meaning with --suite pocket-generation",
-        ),
-        (["evaluate", "ENCODER", "--suite", "pocket-generation"], "cannot be loaded as a causal language model"),
         (["finetune", "bad.jsonl"], "error: bad.jsonl: is no run; say with --run which folder to write"),
         (["finetune"], "error: nothing to train on; give a RUN, a FILE or a DATASET, or --list"),
         (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "Invalid value for '--set': x: give NAME=VALUE"),

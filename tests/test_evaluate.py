@@ -171,7 +171,6 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
         (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate: has no meaning without --suite sts"),
         (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is no folder"),
         (["--suite", "sts", "--data-dir", "."], "holds none of the STS sets"),
-        (["--suite", "pocket,pocket-generation"], "evaluate them one by one"),
         (["--data", "gold.jsonl", "--data", "pairs=gold.jsonl"], "is there twice"),
         ([], "nothing to evaluate on"),
     ],

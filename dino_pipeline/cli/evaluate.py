@@ -1,4 +1,4 @@
-"""dino evaluate: encoders on suites of data, generators against the pocket grammar."""
+"""dino evaluate: encoders on suites of data."""
 
 from __future__ import annotations
 
@@ -13,24 +13,19 @@ import click
 from dino_pipeline.cli.base import FILE, FOLDER, Grouped, command, given_parameters, parts_of, under
 from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.cli.evaluation_sets import evaluation_sets
-from dino_pipeline.cli.fidelity import SUITE, evaluate_generators
 from dino_pipeline.cli.scores import print_evaluation, print_published
 from dino_pipeline.console import Console
 from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites import NAMES
 
 STS_OPTIONS = ("data_dir", "aggregate", "text", "sick", "published")
-ENCODER_OPTIONS = ("data_files", "batch_size", *STS_OPTIONS)
-GENERATOR_OPTIONS = ("num_inputs", "samples", "seed")
 
 
 def suites(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> list[str]:
     """Return the suites that were named, each once."""
     names = parts_of(",".join(given))
-    if unknown := [name for name in names if name not in (*NAMES, SUITE)]:
-        raise click.BadParameter(f"{unknown[0]}: is none; choose from {', '.join((*NAMES, SUITE))}")
-    if SUITE in names and len(names) > 1:
-        raise click.BadParameter(f"{SUITE} is about generators, the others about encoders; evaluate them one by one")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise click.BadParameter(f"{unknown[0]}: is none; choose from {', '.join(NAMES)}")
     return names
 
 
@@ -44,8 +39,7 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
     metavar="NAME",
     help="What to evaluate on; several times, or with commas. sts: the seven sets of the papers. probe: logistic "
     "regression on --data texts with classes. retrieval: --data in BEIR's layout. pairs: --data of scored pairs. "
-    f"pocket: held-out pairs of the grammar. {SUITE}: what generators (MODELs; pocket if none is named) write, graded "
-    "by the grammar, at several strengths of debiasing.  [default: a run's dev pairs; what --data holds]",
+    "pocket: held-out pairs of the pocket grammar.  [default: a run's dev pairs; what --data holds]",
 )
 @click.option(
     "--data",
@@ -81,37 +75,24 @@ def suites(context: click.Context, parameter: click.Parameter, given: Sequence[s
     "--sick", type=click.Choice(["test", "full"]), default="test", show_default=True, help="Which part of SICK-R."
 )
 @click.option("--published", is_flag=True, help="Print the papers' figures too, if they are of the same protocol.")
-@under(f"With --suite {SUITE}")
-@click.option("--num-inputs", type=click.IntRange(1), default=200, show_default=True, help="Inputs to write.")
-@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Texts per input and label.")
-@click.option("--seed", multiple=True, default=(42,), show_default=True, help="Give several for a spread.")
 @command
 def evaluate(targets: Sequence[str], names: list[str], output: Path | None, **options: Any) -> None:
     """Say what encoders are worth: MODELs by folder or Hub id (id@revision), or a RUN's encoder before and after
     training. With several, differences from the first are given with their own intervals.
-
-    Or grade what generators write.
     """
     _refuse_idle_options(names)
-    if names == [SUITE]:
-        asked = {name: options[name] for name in ("num_inputs", "samples")}
-        evaluate_generators(targets or ["pocket"], output, seeds=options["seed"], **asked)
-    elif targets:
-        _evaluate_encoders(targets, names, output, options)
-    else:
+    if not targets:
         raise OptionError("nothing to evaluate; give a RUN, or encoders by folder or Hub id")
+    _evaluate_encoders(targets, names, output, options)
 
 
 def _refuse_idle_options(names: Sequence[str]) -> None:
-    """Refuse options that the suites would not look at."""
-    idle = dict.fromkeys(ENCODER_OPTIONS, f"with --suite {SUITE}")
-    if SUITE not in names:
-        idle = dict.fromkeys(GENERATOR_OPTIONS, f"without --suite {SUITE}")
-        if "sts" not in names:
-            idle.update(dict.fromkeys(STS_OPTIONS, "without --suite sts"))
+    """Raise `OptionError` if an option was given that only suite sts reads, and sts is not evaluated."""
+    if "sts" in names:
+        return
     for option in given_parameters():
-        if option.name in idle:
-            raise OptionError(f"{option.opts[0]}: has no meaning {idle[option.name]}; leave it out")
+        if option.name in STS_OPTIONS:
+            raise OptionError(f"{option.opts[0]}: has no meaning without --suite sts; leave it out")
 
 
 def _evaluate_encoders(

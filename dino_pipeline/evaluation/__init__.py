@@ -1,1 +1,1 @@
-"""The evaluate stage: what encoders, and generators, are worth."""
+"""The evaluate stage: score encoders on suites of data."""

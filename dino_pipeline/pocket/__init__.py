@@ -1,4 +1,4 @@
-"""The embedded default models, their gold set, and the grammar and scripts that made them."""
+"""Paths of the embedded models and of their gold set: graded pairs for testing and for choosing hyper-parameters."""
 
 from pathlib import Path
 

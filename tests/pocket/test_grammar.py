@@ -10,13 +10,13 @@ from scipy.stats import spearmanr
 
 from dino_pipeline import pocket
 from dino_pipeline.examples import read_examples
-from dino_pipeline.pocket.corpus import row_text, shard_rows
-from dino_pipeline.pocket.frames import Thing, proposition, random_frame, similarity, split_of, valid, well_formed
-from dino_pipeline.pocket.gold import gold_pairs
-from dino_pipeline.pocket.grammar import paraphrases, write
-from dino_pipeline.pocket.lexicon import NOUNS, PREDICATES, verb_forms
-from dino_pipeline.pocket.reader import parse
 from dino_pipeline.texts import word_overlap
+from tools.pocket.corpus import row_text, shard_rows
+from tools.pocket.frames import Thing, proposition, random_frame, similarity, split_of, valid, well_formed
+from tools.pocket.gold import gold_pairs
+from tools.pocket.grammar import paraphrases, write
+from tools.pocket.lexicon import NOUNS, PREDICATES, verb_forms
+from tools.pocket.reader import parse
 
 seeds = st.integers(0, 2**32)
 

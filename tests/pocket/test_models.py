@@ -6,22 +6,22 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from click.testing import CliRunner
 
 from dino_pipeline import pocket
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.slots import Slots
-from dino_pipeline.evaluation.fidelity import Quality, measure, sts_spec, summarise
-from dino_pipeline.pocket.frames import random_frame
-from dino_pipeline.pocket.grammar import write
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.texts import distinct_n
 from dino_pipeline.training.encoders import load_encoder
-from tests.commands import invoke
 from tests.test_spec import SPECS
 from tests.toys import Listener, char_tokenizer, tiny_model
+from tools.pocket.fidelity import Quality, main, measure, sts_spec, summarise
+from tools.pocket.frames import random_frame
+from tools.pocket.grammar import write
 
 pytestmark = pytest.mark.slow
 
@@ -100,23 +100,13 @@ def test_distinct_n_counts_runs_of_words() -> None:
     assert distinct_n(["Alone"], 2) == 0
 
 
-def test_the_suite_prints_a_table_and_writes_every_seed(tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_writes_every_seed(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    options: list[str | Path] = [
-        "--num-inputs",
-        "6",
-        "--samples",
-        "1",
-        "--seed",
-        "1",
-        "--seed",
-        "2",
-        "--output",
-        output,
-    ]
-    said = invoke("evaluate", "--suite", "pocket-generation", *options)
-    assert "pocket: 6 inputs, 1 texts per input and label, seeds 1, 2" in said
-    assert "label 0.5    100" in said
+    call = ["--num-inputs", "6", "--samples", "1", "--seed", "1", "--seed", "2", "--output", str(output)]
+    done = CliRunner().invoke(main, call, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "pocket: 6 inputs, 1 texts per input and label, seeds 1, 2" in done.stdout
+    assert "label 0.5    100" in done.stdout
     rows = json.loads(output.read_text())["models"][0]["qualities"]
     assert len(rows) == 2 * (1 + 1 + 4 + 4)
     assert {row["seed"] for row in rows} == {1, 2}
@@ -133,3 +123,9 @@ def test_a_generator_that_writes_no_sentence_of_the_grammar_is_graded_all_the_sa
     (inputs,) = measure(Decoder(tiny_model("gpt2"), char_tokenizer()), reporter, num_inputs=4, samples=1)
     assert (inputs.label, inputs.parsed) == ("inputs", 0)
     assert reporter.notes == ["none of the inputs is a sentence of the grammar: no texts are written for them"]
+
+
+def test_a_model_that_is_no_generator_is_named() -> None:
+    done = CliRunner().invoke(main, [str(pocket.ENCODER)])
+    assert done.exit_code == 2
+    assert "cannot be loaded as a causal language model" in done.stderr

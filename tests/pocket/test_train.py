@@ -12,11 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dino_pipeline.pocket import train as pocket_train
-from dino_pipeline.pocket.corpus import row_text, shard_rows, shard_sentences
-from dino_pipeline.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train
-from dino_pipeline.pocket.vocabulary import bpe_tokenizer, wordpiece_tokenizer
 from dino_pipeline.training.encoders import load_encoder
+from tools.pocket import train as pocket_train
+from tools.pocket.corpus import row_text, shard_rows, shard_sentences
+from tools.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train
+from tools.pocket.vocabulary import bpe_tokenizer, wordpiece_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@
 
 from random import Random
 
-from dino_pipeline.pocket.frames import STRANGE, Frame, neighbour, random_frame, stranger
-from dino_pipeline.pocket.grammar import paraphrases, write
+from tools.pocket.frames import STRANGE, Frame, neighbour, random_frame, stranger
+from tools.pocket.grammar import paraphrases, write
 
 SAME, SIMILAR, DIFFERENT = "same", "similar", "different"
 RELATIONS = (SAME, SIMILAR, DIFFERENT)

@@ -4,9 +4,9 @@ from functools import cache
 from itertools import accumulate
 from random import Random
 
-from dino_pipeline.pocket.frames import CIRCUMSTANCES, Frame
-from dino_pipeline.pocket.lexicon import PREDICATES, Predicate, Surfaces
-from dino_pipeline.pocket.phrases import VERB_SLOTS, slot_options
+from tools.pocket.frames import CIRCUMSTANCES, Frame
+from tools.pocket.lexicon import PREDICATES, Predicate, Surfaces
+from tools.pocket.phrases import VERB_SLOTS, slot_options
 
 Pattern = tuple[str, ...]
 

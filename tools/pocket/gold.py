@@ -7,8 +7,8 @@ from random import Random
 from typing import Any
 
 from dino_pipeline.examples import Example
-from dino_pipeline.pocket.frames import Frame, neighbour, random_frame, similarity, stranger, valid
-from dino_pipeline.pocket.grammar import paraphrases
+from tools.pocket.frames import Frame, neighbour, random_frame, similarity, stranger, valid
+from tools.pocket.grammar import paraphrases
 
 SEED = 7
 COUNTS = {"test": 2000, "dev": 400}

@@ -7,10 +7,10 @@ from functools import cache
 from itertools import compress, product
 from typing import Any
 
-from dino_pipeline.pocket.frames import CIRCUMSTANCES, Frame, Thing, modes_of, roles_of, well_formed
-from dino_pipeline.pocket.grammar import PATTERNS, Pattern, full_patterns, is_slot, surfaces_for
-from dino_pipeline.pocket.lexicon import NOUNS, PREDICATES, SURFACES, Predicate, qualities_of, verb_of
-from dino_pipeline.pocket.phrases import ADJECTIVE_SLOTS, THING_SLOTS, VERB_SLOTS, slot_options, thing_phrases
+from tools.pocket.frames import CIRCUMSTANCES, Frame, Thing, modes_of, roles_of, well_formed
+from tools.pocket.grammar import PATTERNS, Pattern, full_patterns, is_slot, surfaces_for
+from tools.pocket.lexicon import NOUNS, PREDICATES, SURFACES, Predicate, qualities_of, verb_of
+from tools.pocket.phrases import ADJECTIVE_SLOTS, THING_SLOTS, VERB_SLOTS, slot_options, thing_phrases
 
 Values = dict[Any, None]  # in the order found
 Table = dict[str, Values]

@@ -3,8 +3,8 @@ that the two cannot disagree."""
 
 from functools import cache, lru_cache
 
-from dino_pipeline.pocket.frames import CIRCUMSTANCES, ROLES, Frame, Thing
-from dino_pipeline.pocket.lexicon import (
+from tools.pocket.frames import CIRCUMSTANCES, ROLES, Frame, Thing
+from tools.pocket.lexicon import (
     DATA,
     MODES,
     NOUNS,

@@ -1,25 +1,38 @@
-"""How well a generator does what its instructions say, measured where each text can be graded: on the pocket grammar.
+"""Measure how well generators follow their instructions, on the pocket grammar, where each text can be graded.
 
-Inputs are written first, then texts for them under the three instructions of the STS spec, at several strengths of
-debiasing. The grammar's own reader grades each text: what it cannot read is no sentence of the grammar, and what it
-reads has an exact similarity to the input.
+    python -m tools.pocket.fidelity [MODEL...] [--num-inputs 200] [--samples 3] [--seed 42 --seed 43] [--output FILE]
+
+A generator writes inputs, then texts for them under the three instructions of the STS spec, at several strengths of
+debiasing. The grammar's reader grades each text: a text that it cannot read is not a sentence of the grammar, and one
+that it can read has an exact similarity to the input.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean, stdev
 
+import click
+import torch
+
+from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
+from dino_pipeline.decoding.loading import Generator, load_decoder, pick_dtype
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.pocket.corpus import RELATIONS, prompt, relation_holds
-from dino_pipeline.pocket.frames import Frame, similarity
-from dino_pipeline.pocket.reader import parse
+from dino_pipeline.errors import DinoError
+from dino_pipeline.examples import write_json
+from dino_pipeline.models import model_path
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.texts import distinct_n, normalise
+from tools.pocket.corpus import RELATIONS, prompt, relation_holds
+from tools.pocket.frames import Frame, similarity
+from tools.pocket.reader import parse
 
 DECAYS = (0.0, 10.0, 30.0, 100.0)
 """Strengths of debiasing: off, two weaker ones, and the paper's."""
@@ -208,3 +221,61 @@ def summarise(found: Sequence[Quality]) -> list[Summary]:
 def _mean(values: Sequence[float | None]) -> tuple[float, float | None] | None:
     there = [value for value in values if value is not None]
     return (fmean(there), stdev(there) if len(there) > 1 else None) if there else None
+
+
+def fidelity_table(summaries: Sequence[Summary]) -> str:
+    """Return one line for the inputs and one for each label and strength of debiasing."""
+    header = ["texts", "decay", "stopped", "parsed", "novel", "distinct-2", "strict fidelity", "mean gold"]
+    rows = []
+    for summary in summaries:
+        texts = summary.label if summary.label == "inputs" else f"label {summary.label}"
+        decay = "-" if summary.decay is None else "off" if summary.decay == 0 else f"{summary.decay:g}"
+        rows.append([texts, decay, *(_mean_and_spread(summary.values[name]) for name in MEASURES)])
+    return table(header, rows)
+
+
+def _mean_and_spread(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return "-"
+    mean, spread = value
+    return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
+
+
+def _load(model: str) -> Decoder:
+    """Return the generator of a folder, a Hub id, or ``pocket``, on a GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = Generator(model_path(model, "generator"))
+    return load_decoder(replace(generator, dtype=pick_dtype(generator, device=device)), device=device)
+
+
+@click.command()
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.option("--num-inputs", type=click.IntRange(1), default=200, show_default=True, help="Inputs to write.")
+@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Texts per input and label.")
+@click.option("--seed", "seeds", type=int, multiple=True, default=(42,), show_default=True, help="Repeat for a spread.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write all values, seed by seed, as JSON.")
+def main(models: Sequence[str], num_inputs: int, samples: int, seeds: Sequence[int], output: Path | None) -> None:
+    """Grade what generators (MODELs by folder or Hub id; pocket if none is named) write, by the pocket grammar."""
+    results = []
+    seeds = list(dict.fromkeys(seeds))
+    try:
+        for model in models or ["pocket"]:
+            decoder = _load(model)
+            qualities: list[Quality] = []
+            with closing(Console()) as console:
+                for seed in seeds:
+                    qualities += measure(decoder, console, seed=seed, num_inputs=num_inputs, samples=samples)
+            results.append({"model": model, "qualities": [asdict(quality) for quality in qualities]})
+            listed = ", ".join(map(str, seeds))
+            click.echo(f"{model}: {num_inputs} inputs, {samples} texts per input and label, seeds {listed}")
+            click.echo(fidelity_table(summarise(qualities)))
+    except DinoError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    if output:
+        settings = {"suite": "pocket-generation", "num_inputs": num_inputs, "samples": samples}
+        write_json(output, {**settings, "models": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Makes the pocket models and the gold set: `python -m dino_pipeline.pocket.train generator|encoder|gold`."""
+"""Makes the pocket models and the gold set: `python -m tools.pocket.train generator|encoder|gold`."""
 
 import hashlib
 import json
@@ -22,9 +22,9 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from dino_pipeline.examples import write_json, write_rows
 from dino_pipeline.pocket import ENCODER, GENERATOR, GOLD_DEV, GOLD_TEST
-from dino_pipeline.pocket.corpus import NOISE, Row, row_text, shard_rows, shard_sentences
-from dino_pipeline.pocket.gold import COUNTS, gold_pairs
-from dino_pipeline.pocket.vocabulary import END, FIRST_WORD, MASK, bpe_tokenizer, wordpiece_tokenizer
+from tools.pocket.corpus import NOISE, Row, row_text, shard_rows, shard_sentences
+from tools.pocket.gold import COUNTS, gold_pairs
+from tools.pocket.vocabulary import END, FIRST_WORD, MASK, bpe_tokenizer, wordpiece_tokenizer
 
 logger = logging.getLogger(__name__)
 

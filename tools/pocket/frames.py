@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from dino_pipeline.pocket.lexicon import (
+from tools.pocket.lexicon import (
     KINDS,
     MODES,
     NOUNS,
