@@ -9,8 +9,6 @@ Contenders on models of the same shape with the same random weights, in one proc
 - generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
 - float32, bfloat16 (where asked for: a CPU that does not compute in it takes many minutes):
   `dino_pipeline.decoding.decoder` as `dino generate` runs it.
-- compiled float32, compiled bfloat16 (where asked for): the same with a compiled step (`--compile on`), compiled before
-  the clock starts.
 
 All but the reference stop each text at a length planned beforehand.
 
@@ -47,7 +45,6 @@ from benchmarks.contenders import (
     run_reference,
 )
 from dino_pipeline.console import table
-from dino_pipeline.decoding.compiling import compile_step
 from dino_pipeline.decoding.tuning import tune
 
 SHAPES = {
@@ -73,7 +70,7 @@ SHAPES = {
         tie_word_embeddings=True,
     ),
 }
-CONTENDERS = ["reference", "generate", "float32", "bfloat16", "compiled float32", "compiled bfloat16"]
+CONTENDERS = ["reference", "generate", "float32", "bfloat16"]
 INPUTS = {"reference": 2, "generate": 24}
 """Inputs a repetition where they are not ``--inputs``."""
 
@@ -85,15 +82,12 @@ def build_model(shape: str, device: str, dtype: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(deepcopy(SHAPES[shape]), dtype=dtype).eval()
 
 
-def build_decoder(shape: str, rows: int, device: str, dtype: str, *, compiled: bool = False) -> PlannedDecoder:
+def build_decoder(shape: str, rows: int, device: str, dtype: str) -> PlannedDecoder:
     """Return a decoder over such a model."""
     tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
     model = build_model(shape, device, dtype)
     tune(model, rows)
-    decoder = PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
-    if compiled:
-        compile_step(decoder)
-    return decoder
+    return PlannedDecoder(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), rows=rows)
 
 
 def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int], float | None]:
@@ -103,7 +97,7 @@ def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int],
         if contender == "reference":
             return lambda inputs: run_reference(model, random_work(inputs))
         return lambda inputs: run_generate(model, random_work(inputs), rows)
-    decoder = build_decoder(shape, rows, device, dtype_of(contender), compiled=contender.startswith("compiled"))
+    decoder = build_decoder(shape, rows, device, dtype_of(contender))
     return lambda inputs: run_decoder(decoder, random_work(inputs))
 
 
@@ -179,8 +173,8 @@ def measure(
 ) -> dict[str, Measured]:
     """Time the contenders in turn, after one warm-up of each."""
     found = {name: Measured() for name in contenders}
-    for name, write in contenders.items():
-        write(inputs if name.startswith("compiled") else 2)  # the compiler wants to see all lengths
+    for write in contenders.values():
+        write(2)
     for number in range(1, repeats + 1):
         for name, write in contenders.items():
             click.echo(f"round {number} of {repeats}: {name}", err=True)

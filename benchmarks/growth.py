@@ -43,7 +43,7 @@ def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int
     """Write the texts of so many inputs; return how many were kept."""
     options = GenerateOptions(samples=SAMPLES, num_inputs=num_inputs)
     hands, model = OneEngine(decoder), {"model": "pocket"}
-    generate(run, load_spec(SPEC), lambda _: hands, options, Console(), model=model, inputs=inputs)
+    generate(run, load_spec(SPEC), lambda: hands, options, Console(), model=model, inputs=inputs)
     return sum(count["accepted"] for count in run.stage("generate")["counts"].values())
 
 

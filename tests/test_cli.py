@@ -93,7 +93,6 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["generate", "SPEC", "--model", "ENCODER"], "cannot be loaded as a causal language model"),
         (["generate", "SPEC", "--device", "gpu7"], "error: --device gpu7: "),
         (["generate", "SPEC", "--device", "cpu", "--device-map", "auto"], "--device and --device-map exclude each"),
-        (["generate", "SPEC", "--compile", "on", "--device-map", "auto"], "--compile on and --device-map exclude each"),
         (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
         (["filter", "nowhere"], "error: nowhere: is not there"),
         (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; say with --run which folder to write"),

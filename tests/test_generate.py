@@ -43,7 +43,7 @@ def write(run: Run, decoder: Decoder, spec: dict[str, Any] = TOY_SPEC, **kwargs:
     state = generate(
         run,
         TaskSpec.model_validate(spec),
-        lambda row_tokens: OneEngine(decoder),
+        lambda: OneEngine(decoder),
         options,
         reporter,
         model=MODEL,
@@ -123,7 +123,7 @@ def test_a_finished_run_is_not_redone_and_loads_no_model(tmp_path: Path, decoder
     write(run, decoder)
     before = contents(run)
 
-    def load(row_tokens: int) -> Hands:
+    def load() -> Hands:
         raise AssertionError("the model was loaded")
 
     state = generate(run, TaskSpec.model_validate(TOY_SPEC), load, OPTIONS, Listener(), model=MODEL)
@@ -194,7 +194,7 @@ def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(tmp_path: Pat
 
 
 def test_a_mistake_that_left_nothing_behind_can_be_corrected(tmp_path: Path, decoder: Decoder) -> None:
-    def load(row_tokens: int) -> Hands:
+    def load() -> Hands:
         raise ModelError("no such model")
 
     run, spec = Run(tmp_path / "run"), TaskSpec.model_validate(TOY_SPEC)

@@ -90,9 +90,9 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], reporter:
     speed = {name: options[name] for name in SPEED}
     settings = {"device": device, **speed, "ray": True, "workers": staff.workers}
 
-    def hands(row_tokens: int) -> Crew:
+    def hands() -> Crew:
         if not crew.load:  # rounds of --until-target share it
-            each = {"device": device, "row_tokens": row_tokens // staff.workers, **speed}
+            each = {"device": device, **speed}
             crew.begin(functools.partial(_load, record, each, Surroundings.here()), record["fingerprint"])
         return crew
 

@@ -48,14 +48,6 @@ HERE = (
         type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
         help="Spread a model that one card does not hold over all, instead of --device.",
     ),
-    click.option(
-        "--compile",
-        "compiled",
-        type=click.Choice(["auto", "on", "off"]),
-        default="auto",
-        show_default=True,
-        help="torch.compile; auto: for jobs of 20 minutes and more, if a trial is faster.",
-    ),
 )
 SERVED = (
     under("A server instead, and the best of several"),
@@ -89,7 +81,7 @@ SERVED = (
         help="Who tells the margins of a server's texts: a model that runs here, or the server, if it echoes.",
     ),
 )
-SPEED = ("device_map", "rows", "compiled")
+SPEED = ("device_map", "rows")
 """What only makes a model faster, as `load_decoder` names it."""
 OF_HERE = (*GENERATOR, *SPEED)
 OF_SERVER = ("base_url", "concurrency", "timeout", "prices", "scorer")
@@ -108,8 +100,8 @@ class ChosenEngine:
     """What decides the texts, for run.json."""
     settings: dict[str, Any]
     """What does not."""
-    hands: Callable[[int], Hands]
-    """Makes ready who writes with it, being told about how many tokens."""
+    hands: Callable[[], Hands]
+    """Makes ready who writes with it."""
     debiases: bool = True
 
 
@@ -153,8 +145,6 @@ def check_devices(options: Mapping[str, Any]) -> None:
     """Raise `OptionError` where options for a model that runs on our own machines exclude each other."""
     if options["device"] and options["device_map"]:
         raise OptionError("--device and --device-map exclude each other; leave one out")
-    if options["compiled"] == "on" and options["device_map"]:
-        raise OptionError("--compile on and --device-map exclude each other; leave one out")
 
 
 def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: Console) -> ChosenEngine:
@@ -172,12 +162,12 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
 
     loaded: list[OneEngine] = []  # rounds of --until-target share it
 
-    def hands(row_tokens: int) -> OneEngine:
+    def hands() -> OneEngine:
         from dino_pipeline.decoding.loading import load_decoder
         from dino_pipeline.generation.writer import OneEngine
 
         if not loaded:
-            loaded.append(OneEngine(load_decoder(generator, device=device, row_tokens=row_tokens, **speed)))
+            loaded.append(OneEngine(load_decoder(generator, device=device, **speed)))
         return loaded[0]
 
     return ChosenEngine(record, {"device": device, **speed}, hands)
@@ -230,7 +220,7 @@ def _served(options: Mapping[str, Any], before: Mapping[str, Any], console: Cons
 
             return load_decoder(generator, device=device)
 
-    def hands(_: int) -> Hands:
+    def hands() -> Hands:
         from dino_pipeline.generation.writer import OneEngine
 
         return OneEngine(server(), scorer)

@@ -153,10 +153,10 @@ class _Call:
             more=more,
         )
 
-    def _hands(self, fresh: bool, row_tokens: int) -> Hands:
+    def _hands(self, fresh: bool) -> Hands:
         from dino_pipeline.generation.storage import StoredHands
 
-        made = self.engine.hands(row_tokens)
+        made = self.engine.hands()
         if self.storage and fresh:  # and not before there is who writes anew
             self.storage.clear(self.run)
         return StoredHands(made, self.storage, self.run) if self.storage else made

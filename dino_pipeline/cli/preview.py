@@ -52,7 +52,7 @@ def preview(spec_file: Path, run_path: Path | None, count: int, **options: Any) 
     texts, chosen = text_settings(spec, options)
     with closing(Console()) as console:
         engine = engine_here(options, {}, console)
-        decoder = cast(Decoder, cast(OneEngine, engine.hands(0)).engine)
+        decoder = cast(Decoder, cast(OneEngine, engine.hands()).engine)
         loading = time.time() - psutil.Process().create_time()  # a run begins like this, too
         found, inputs = measure(decoder, spec, texts, chosen, console, loading=loading)
         drawn = draw(decoder, spec, inputs, chosen, count)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,17 +18,13 @@ class FixedSlots(Slots):
     """Slots that always step over all rows and over a whole number of buckets; on a GPU each shape is a CUDA graph.
 
     A step of a language model is a few hundred small kernels, which a CPU hands out more slowly than a GPU does them.
-    What a shorter reach would not have looked at is hidden by the mask, so that results are those of `Slots`. Steps may
-    call another ``forward`` than the model's own.
+    What a shorter reach would not have looked at is hidden by the mask, so that results are those of `Slots`.
     """
 
     shrinks = False
 
-    def __init__(
-        self, model: PreTrainedModel, rows: int, length: int, forward: Callable[..., Any] | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
         super().__init__(model, rows, round_up(length, ROOM))
-        self.forward = forward or model
         self.records = model.device.type == "cuda" and len(set(getattr(model, "hf_device_map", {0: 0}).values())) == 1
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 

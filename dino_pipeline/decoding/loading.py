@@ -12,7 +12,6 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from dino_pipeline.decoding.compiling import compile_if_it_pays, compile_step
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.selfcheck import sees_ahead
 from dino_pipeline.decoding.tuning import faster_dtype, tune
@@ -89,8 +88,6 @@ def load_decoder(
     device: str,
     device_map: str | None = None,
     rows: int | None = None,
-    compiled: str = "off",
-    row_tokens: int = 0,
 ) -> Decoder:
     """Load a model and its tokenizer from a folder or the Hub.
 
@@ -100,8 +97,6 @@ def load_decoder(
         device_map: how accelerate spreads a model that one card does not hold ("auto", "balanced", ...), instead of
             ``device``.
         rows: prompts side by side; None takes as many as the free memory holds, see `rows_that_fit`.
-        compiled: "on", "off", or "auto": if that pays for a job of ``row_tokens``.
-        row_tokens: about how many tokens will be written, each counted once for every prompt.
 
     Raises:
         ModelError: it cannot be loaded, or is no decoder-only causal language model.
@@ -113,15 +108,9 @@ def load_decoder(
             "as an encoder's do); give a decoder-only model"
         )
     rows = rows or rows_that_fit(model)
-    whole = device_map is None and generator.quantize is None
-    if whole:
+    if device_map is None and generator.quantize is None:
         tune(model, rows)
-    decoder = Decoder(model, tokenizer, rows=rows, chat=generator.chat)
-    if compiled == "on":
-        compile_step(decoder)
-    elif compiled == "auto" and whole:
-        compile_if_it_pays(decoder, row_tokens)
-    return decoder
+    return Decoder(model, tokenizer, rows=rows, chat=generator.chat)
 
 
 def _load(generator: Generator, device: str, device_map: str | None) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ every row its newest token at its own position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -109,7 +109,6 @@ class Slots:
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int) -> None:
         self.model = model
-        self.forward: Callable[..., Any] = model
         self.rows, self.length = rows, length
         self.device = model.device
         self.every_row = torch.arange(rows, device=self.device)
@@ -135,7 +134,7 @@ class Slots:
         """Return ``(rows, vocab)`` logits after each row's newest token; ``longest`` is the longest row."""
         self.reach = longest
         keys = torch.arange(longest, device=self.device)
-        output = self.forward(
+        output = self.model(
             input_ids=self.tokens[:, None],
             position_ids=self.positions[:, None],
             attention_mask=attention_masks(self.windows, self.positions[:, None], keys[None], self.model.dtype),

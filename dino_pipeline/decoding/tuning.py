@@ -100,13 +100,6 @@ def pack_weights(model: PreTrainedModel, rows: int) -> None:
         layer.forward = PACKED[model.dtype](weight, layer.bias, rows)  # type: ignore[method-assign]
 
 
-def unpack_weights(model: PreTrainedModel) -> None:
-    """Let the linear layers use their weights as they were loaded."""
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), tuple(PACKED.values())):
-            del module.forward
-
-
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this machine's PyTorch has the kernels."""
     if dtype not in PACKED:

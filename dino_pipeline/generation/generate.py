@@ -36,14 +36,12 @@ LEAST_INPUT_SHARD = 64
 """Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
 LEAST_NEW_INPUTS = 0.01
 """Writing inputs stops with an error when less of a shard than this is new."""
-TOKENS = 20
-"""About so many tokens make a text."""
 
 
 def generate(
     run: Run,
     spec: TaskSpec,
-    load: Callable[[int], Hands],
+    load: Callable[[], Hands],
     options: GenerateOptions,
     reporter: Reporter,
     *,
@@ -58,8 +56,7 @@ def generate(
     Args:
         run: where to write.
         spec: what to ask.
-        load: makes ready who writes, being told about how many tokens, each counted once for every prompt that it is
-            written under; called only if something is left to do.
+        load: makes ready who writes; called only if something is left to do.
         options: how much and how.
         reporter: is told what happens.
         model: what identifies the model (name, revision, dtype ...); another model is another dataset.
@@ -91,7 +88,7 @@ def generate(
         if plan.is_done():
             return state
         run.note("generate", status="running")
-    hands = load(_row_tokens(plan, inputs, anew=state == "new"))  # before anything is deleted
+    hands = load()  # before anything is deleted
     facts = hands.facts()
     _check_commit(run, before, facts)
     state = run.begin(stage, fresh=fresh, settings=settings, more=[asdict(each) for each in told], **facts)
@@ -114,16 +111,6 @@ def generate(
         mean_margins=margins,
     )
     return state
-
-
-def _row_tokens(plan: Plan, inputs: Iterable[str] | None, *, anew: bool) -> int:
-    """Return about how many tokens all prompts together have still to be stepped by."""
-    prompts = {label: 1 + len(of_label.counter_labels) for label, of_label in plan.spec.labels.items()}
-    if plan.has_inputs and not anew:
-        left = (shard.tasks for shard in plan.shards() if not shard.path.exists())
-        return TOKENS * sum(prompts[task.label] for tasks in left for task in tasks)
-    asked = num_inputs(inputs, plan.options) if plan.spec.needs_inputs else 1
-    return TOKENS * asked * plan.options.samples * sum(prompts.values())
 
 
 @dataclass

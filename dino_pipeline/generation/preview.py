@@ -201,7 +201,7 @@ def _trial(
         run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
         counted.reset()
         try:
-            generate(run, spec, lambda _: hands, part, stopwatch, model={"model": "preview"}, inputs=inputs)
+            generate(run, spec, lambda: hands, part, stopwatch, model={"model": "preview"}, inputs=inputs)
         except ModelError as error:
             raise ModelError(_rejected(run) or str(error)) from error
         seconds = stopwatch.seconds("texts")
