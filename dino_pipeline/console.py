@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from dino_pipeline.errors import PYTHON, Wording
-from dino_pipeline.progress import LabelCount, Progress, clock, full_note
+from dino_pipeline.progress import CallbackReporter, LabelCount, Progress, Reporter, SilentReporter, clock, full_note
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -105,3 +106,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
+
+
+@contextmanager
+def reporter_for(progress: bool | Callable[[Progress | str], object] | Reporter) -> Iterator[Reporter]:
+    """Give the reporter that a caller asked for.
+
+    Args:
+        progress: True shows progress on standard error, False shows nothing; a function is called with each `Progress`
+            and each note (a string), and may return False to stop; a `Reporter` is used as it is.
+    """
+    if progress is True:
+        with closing(Console()) as console:
+            yield console
+    elif progress is False:
+        yield SilentReporter()
+    elif callable(progress):
+        yield CallbackReporter(progress)
+    else:
+        yield progress

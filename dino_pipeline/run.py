@@ -1,3 +1,4 @@
+# REBUILD: read /tmp/brief/foundation.md before converting your slice (this line goes)
 """A run's folder: its files, its record, and what a stage has to do there."""
 
 from __future__ import annotations
