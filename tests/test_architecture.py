@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -59,6 +60,51 @@ def test_a_file_says_at_its_head_which_question_it_answers() -> None:
 def test_files_stay_readable() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path.name
+
+
+def test_functions_tell_their_story_in_a_screen() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_few_files_are_small() -> None:
+    small = [path.name for path in PACKAGE.rglob("*.py") if len(path.read_text().splitlines()) < 50]
+    assert len([name for name in small if name != "__init__.py"]) <= 8, small
+
+
+def test_every_module_and_class_has_a_name_of_its_own() -> None:
+    modules = [path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    classes = [
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    for names in (modules, classes):
+        assert not {name for name, count in Counter(names).items() if count > 1}
+
+
+def test_only_the_command_line_names_flags_and_commands() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = re.search(r"(?<![\w-])--[a-z]|\bdino [a-z]", node.value)
+                assert not named, f"{path.name}:{node.lineno}: {node.value}"
+
+
+def test_public_signatures_have_types_of_their_own() -> None:
+    """A dict of anything tells a reader nothing."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                for annotation in (*(each.annotation for each in arguments), node.returns):
+                    shown = ast.unparse(annotation) if annotation else ""
+                    assert not re.search(r"(dict|Mapping)\[str, Any\]", shown), f"{path.name}: {node.name}"
 
 
 def test_only_the_command_line_prints_or_exits() -> None:
