@@ -22,11 +22,11 @@ import transformers
 from benchmarks.common import dino, distinct_sentences, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import table
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.generation.preview import peak_bytes
 from dino_pipeline.run import Run
-from dino_pipeline.training.encoders import load_encoder
-from dino_pipeline.training.objectives import Recipe, get_objective
-from dino_pipeline.training.objectives.is_cse import Memory
+from dino_pipeline.training.objective import TrainingContext, get_objective
+from dino_pipeline.training.objectives.simcse import MemoryBuffer
 
 PARTS = ("mirror", "steps", "memory")
 ROUNDS = 40
@@ -49,8 +49,8 @@ def stepper(name: str, *columns: list[str], pooling: str = "mean") -> Callable[[
     model = load_encoder(str(pocket.ENCODER), pooling=pooling)
     model.max_seq_length = objective.defaults.max_length or model.max_seq_length
     training = replace(objective.defaults, batch_size=len(columns[0]))
-    loss = objective.loss(model, Recipe(training, model.tokenizer, 1, steps=1000))
-    for memory in (each for each in loss.modules() if isinstance(each, Memory)):
+    loss = objective.loss(model, TrainingContext(training, model.tokenizer, 1, steps=1000))
+    for memory in (each for each in loss.modules() if isinstance(each, MemoryBuffer)):
         memory.push(torch.nn.functional.normalize(torch.randn(len(memory.entries), memory.entries.shape[1])))
     optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-5)
     model.train()

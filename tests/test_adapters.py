@@ -6,9 +6,9 @@ import pytest
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.training.adapters import adapt, sentences
+from dino_pipeline.training.adapters import adapt, split_sentences
 from dino_pipeline.training.corpus import Corpus
-from dino_pipeline.training.objectives import Columns, Kind
+from dino_pipeline.training.objective import Columns, RowKind
 
 SCORED = [
     Example("a", "a same", 0.9),
@@ -22,9 +22,9 @@ SCORED = [
 DOCUMENTS = [Example("Mr. Smith has a dog. It barks. Cats run."), Example("Alone."), Example("It rains. It pours!")]
 
 
-def made(examples: list[Example], needs: Kind, **kwargs: Any) -> tuple[Columns, str]:
+def made(examples: list[Example], needs: RowKind, **kwargs: Any) -> tuple[Columns, str]:
     rows = adapt(Corpus("data.jsonl", examples), needs, "it", **kwargs)
-    return rows.columns, "; ".join(rows.said)
+    return rows.columns, "; ".join(rows.remarks)
 
 
 def test_scored_pairs_stay_what_they_are() -> None:
@@ -92,25 +92,25 @@ def test_documents_have_several_sentences_or_are_what_was_written_for_one_text()
         (
             Example("a"),
             "scored pairs",
-            "data.jsonl: holds texts, but it needs scored pairs; write them with dino generate",
+            "data.jsonl: holds texts, but it needs scored pairs; write them with dino.generate()",
         ),
         (Example("a", "b"), "documents", "holds pairs, but it needs documents; give a file with one document"),
         (Example("a", "b", "x"), "pairs", "holds classified pairs, but it needs pairs; give documents"),
         (
             Example("a", "b", 1.5),
             "scored pairs",
-            "data.jsonl, example 1: its score is 1.5; scores are between 0 and 1 .*--label-type class",
+            "data.jsonl, example 1: its score is 1.5; scores are between 0 and 1; .*label_type=class",
         ),
         (Example("a", "b", 2.0), "triplets", "example 1: its score is 2.0"),
         (Example("One."), "documents", "no documents can be made of its texts; give a file with one document"),
     ],
 )
-def test_data_that_does_not_fit_is_refused_with_the_way_to_get_it(example: Example, needs: Kind, said: str) -> None:
+def test_data_that_does_not_fit_is_refused_with_the_way_to_get_it(example: Example, needs: RowKind, said: str) -> None:
     with pytest.raises(DataError, match=said):
         made([example], needs)
 
 
 def test_sentences_end_as_their_language_has_it() -> None:
-    assert sentences("今天天气很好。我们去公园吧!", "zh") == ["今天天气很好。", "我们去公园吧!"]
-    with pytest.raises(OptionError, match="--language xx: sentences of this language cannot be told apart"):
-        sentences("One. Two.", "xx")
+    assert split_sentences("今天天气很好。我们去公园吧!", "zh") == ["今天天气很好。", "我们去公园吧!"]
+    with pytest.raises(OptionError, match="language=xx: sentences of this language cannot be told apart"):
+        split_sentences("One. Two.", "xx")

@@ -198,13 +198,13 @@ WATCHED = """
 import json, os, sys
 from pathlib import Path
 from dino_pipeline.cli import main
-from dino_pipeline.training.objectives import is_cse
+from dino_pipeline.training.objectives import simcse
 made = []
-plain = is_cse.InstanceSmoothed.__init__
+plain = simcse.InstanceSmoothedLoss.__init__
 def watched(self, *args):
     plain(self, *args)
     made.append(self)
-is_cse.InstanceSmoothed.__init__ = watched
+simcse.InstanceSmoothedLoss.__init__ = watched
 main(standalone_mode=False)
 memory = made[0].memories["32"]
 kept = (memory.entries, *made[0].heads.parameters())

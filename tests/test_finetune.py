@@ -12,23 +12,26 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples, write_json
+from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.progress import Progress
 from dino_pipeline.record import FORMAT
 from dino_pipeline.run import Run, State
 from dino_pipeline.signals import Stopped
 from dino_pipeline.training.corpus import Corpus, Source
-from dino_pipeline.training.encoders import load_encoder, pooling_of
-from dino_pipeline.training.finetune import Texts, finetune
-from dino_pipeline.training.objectives import NAMES, Objective, Recipe, Training, get_objective
-from dino_pipeline.training.selection import selection
-from dino_pipeline.training.trainer import arguments, steps_of
+from dino_pipeline.training.finetune import finetune_run
+from dino_pipeline.training.objective import Objective, TrainingContext, get_objective
+from dino_pipeline.training.objectives import NAMES
+from dino_pipeline.training.selection import selection_criterion
+from dino_pipeline.training.trainer import count_steps, trainer_arguments
+from dino_pipeline.training.training_texts import TrainingTexts
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
 
-TRAINING = Training(epochs=2, learning_rate=1e-3, batch_size=8)
+TRAINING = Hyperparameters(epochs=2, learning_rate=1e-3, batch_size=8)
 
 
 def rows(count: int) -> list[Example]:
@@ -50,22 +53,22 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
 Train = Callable[..., State]
 
 
-def settled(objective: Objective, training: Training) -> Training:
+def settled(objective: Objective, training: Hyperparameters) -> Hyperparameters:
     """The objective's own options beside these hyper-parameters."""
     return replace(training, options={**objective.defaults.options, **training.options})
 
 
 @pytest.fixture
 def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
-    def call(run: Run, training: Training = TRAINING, **kwargs: Any) -> State:
+    def call(run: Run, training: Hyperparameters = TRAINING, **kwargs: Any) -> State:
         defaults: dict[str, Any] = {
             "encoder": {"encoder": "toy"},
             "load": lambda: load_encoder(str(toy_encoder)),
-            "texts": Texts(Source(str(data[0])), Source(str(data[1]))),
+            "texts": TrainingTexts(Source(str(data[0])), Source(str(data[1]))),
             "reporter": Quiet(),
         }
         objective = get_objective(kwargs.pop("objective", "dino"))
-        return finetune(run, objective, settled(objective, training), **{**defaults, **kwargs})
+        return finetune_run(run, objective, settled(objective, training), **{**defaults, **kwargs})
 
     return call
 
@@ -141,8 +144,8 @@ def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, tra
     write_examples(run.train, rows(96))
     write_examples(run.dev, rows(24))
     write_json(run.record_file, {"format": FORMAT, "generate": {"status": "done"}})
-    with pytest.raises(RunError, match="run dino filter"):
-        train(Run(tmp_path / "other"), texts=Texts(Source(str(run.train)), Source(str(run.dev))))
+    with pytest.raises(RunError, match=r"run dino\.filter\(\".*\"\) first"):
+        train(Run(tmp_path / "other"), texts=TrainingTexts(Source(str(run.train)), Source(str(run.dev))))
 
 
 @pytest.mark.parametrize(
@@ -172,24 +175,26 @@ def test_a_dev_set_without_different_scores_is_refused(tmp_path: Path, data: tup
 
 def test_missing_data_is_named(tmp_path: Path, train: Train) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: is not there; make it with dino filter"):
-        train(Run(tmp_path / "run"), texts=Texts(Source(str(tmp_path / "gone.jsonl"))))
+        train(Run(tmp_path / "run"), texts=TrainingTexts(Source(str(tmp_path / "gone.jsonl"))))
 
 
 def test_batches_are_shared_evenly_or_not_at_all(tmp_path: Path) -> None:
-    chosen = selection(Corpus("dev", rows(9)))
+    criterion = selection_criterion(Corpus("dev", rows(9)))
     dataset = Dataset.from_dict({"anchor": list("abc")})
 
     def share(processes: int) -> int:
-        recipe = Recipe(TRAINING, None, 0, processes=processes, steps=10)
-        return arguments(tmp_path, get_objective("dino"), recipe, chosen, dataset).per_device_train_batch_size
+        context = TrainingContext(TRAINING, None, 0, processes=processes, steps=10)
+        return trainer_arguments(
+            tmp_path, get_objective("dino"), context, criterion, dataset
+        ).per_device_train_batch_size
 
     assert share(2) == 4
     with pytest.raises(OptionError, match="cannot be shared by 3 processes"):
         share(3)
-    recipe = Recipe(TRAINING, None, 0, processes=2, steps=0)
-    assert steps_of(get_objective("dino"), recipe, 8) == 2
-    with pytest.raises(OptionError, match="--batch-size 8: there are only 7 rows for several processes"):
-        steps_of(get_objective("dino"), recipe, 7)
+    context = TrainingContext(TRAINING, None, 0, processes=2, steps=0)
+    assert count_steps(get_objective("dino"), context, 8) == 2
+    with pytest.raises(OptionError, match="batch_size=8: there are only 7 rows for several processes"):
+        count_steps(get_objective("dino"), context, 7)
 
 
 class Stopper(Listener):
@@ -236,16 +241,16 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
 ) -> None:
     """Heads, temperatures, memories and drawn views are what they would have been."""
     listener = Listener()
-    training = Training(steps=20, learning_rate=1e-3, batch_size=8)
+    training = Hyperparameters(steps=20, learning_rate=1e-3, batch_size=8)
     if name == "is-cse":
         training = replace(training, options={"buffer": 16, "neighbours": 4})
     arguments: dict[str, Any] = {"objective": name, "training": training, "reporter": listener}
     if name in ("declutr", "cmlm", "simcse", "mirror-bert"):
         write_examples(tmp_path / "documents.jsonl", DOCUMENTS)
-        arguments["texts"] = Texts(Source(str(tmp_path / "documents.jsonl")))
+        arguments["texts"] = TrainingTexts(Source(str(tmp_path / "documents.jsonl")))
     if name == "simcse-sup":
         write_examples(tmp_path / "triplets.jsonl", TRIPLETS)
-        arguments["texts"] = Texts(Source(str(tmp_path / "triplets.jsonl")))
+        arguments["texts"] = TrainingTexts(Source(str(tmp_path / "triplets.jsonl")))
     whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
     train(whole, **arguments)
     assert listener.seen[-1][1:] == (20, 20)
@@ -275,7 +280,7 @@ def test_dino_can_learn_the_order_of_the_scores(tmp_path: Path, train: Train, lo
 def test_leading_dimensions_are_trained_to_work_alone(
     tmp_path: Path, train: Train, data: tuple[Path, Path], name: str
 ) -> None:
-    training = Training(steps=4, batch_size=8, matryoshka=(16, 8))
+    training = Hyperparameters(steps=4, batch_size=8, matryoshka=(16, 8))
     if name == "is-cse":
         training = replace(training, options={"buffer": 8, "neighbours": 4})
     if name == "cpt":
@@ -286,13 +291,13 @@ def test_leading_dimensions_are_trained_to_work_alone(
     short = SentenceTransformer(str(run.model), truncate_dim=8)
     assert short.encode("a").shape == (8,)
     assert "The first 16, 8 of them work alone" in (run.model / "README.md").read_text()
-    with pytest.raises(OptionError, match="--matryoshka 32: must be smaller than the encoder's 32"):
+    with pytest.raises(OptionError, match="matryoshka=32: must be smaller than the encoder's 32"):
         train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, reporter=Listener())
 
 
 def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
-    training = Training(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
+    training = Hyperparameters(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
     train(run, training, objective="mirror-bert", reporter=Listener())
     options = run.stage("finetune")["options"]
     assert (options["bf16"], options["mini_batch_size"]) == (True, 3)
@@ -311,14 +316,14 @@ def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_pa
     train(parts, replace(TRAINING, mini_batch_size=4), load=load)
     assert np.allclose(embedded(parts), embedded(whole), atol=1e-4)
     assert parts.stage("finetune")["steps"] == whole.stage("finetune")["steps"] == 24
-    with pytest.raises(OptionError, match="--mini-batch-size 3: must divide the 8 rows of a batch"):
+    with pytest.raises(OptionError, match="mini_batch_size=3: must divide the 8 rows of a batch"):
         train(Run(tmp_path / "uneven"), replace(TRAINING, mini_batch_size=3), load=load)
 
 
 def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path, train: Train, data: Any) -> None:
     run = Run(tmp_path / "run")
     write_examples(tmp_path / "people.jsonl", rows(30))
-    texts = Texts(Source(str(data[0])), Source(str(data[1])), select_on=Source(str(tmp_path / "people.jsonl")))
+    texts = TrainingTexts(Source(str(data[0])), Source(str(data[1])), select_on=Source(str(tmp_path / "people.jsonl")))
     train(run, texts=texts)
     assert run.stage("finetune")["selection"]["human_labels"]
     assert run.stage("finetune")["selection"]["on"] == "people.jsonl"
@@ -352,7 +357,12 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
 
 def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"), objective="cpt", reporter=Listener())
+    train(
+        run,
+        Hyperparameters(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"),
+        objective="cpt",
+        reporter=Listener(),
+    )
     model = SentenceTransformer(str(run.model))
     bare = model.encode("dog", prompt="")
     assert np.allclose(model.encode("dog"), model.encode("[dog", prompt=""))
@@ -386,16 +396,16 @@ def test_word_vectors_learn_what_needs_no_dropout_and_no_masks(tmp_path: Path, t
 
 def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train) -> None:
     wild = replace(TRAINING, learning_rate=1e30, schedule="constant", warmup=0)
-    with pytest.raises(ModelError, match=r"no checkpoint can be told from another .*lower --learning-rate"):
+    with pytest.raises(ModelError, match=r"no checkpoint can be told from another .*lower learning_rate"):
         train(Run(tmp_path / "run"), wild, reporter=Listener())
 
 
 def test_a_training_s_length_is_not_the_encoder_s(tmp_path: Path, train: Train) -> None:
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8, max_length=8))
+    train(run, Hyperparameters(steps=2, batch_size=8, max_length=8))
     assert SentenceTransformer(str(run.model)).max_seq_length == 128
-    with pytest.raises(OptionError, match="--max-length 500: the encoder takes at most 128 tokens"):
-        train(Run(tmp_path / "other"), Training(max_length=500))
+    with pytest.raises(OptionError, match="max_length=500: the encoder takes at most 128 tokens"):
+        train(Run(tmp_path / "other"), Hyperparameters(max_length=500))
 
 
 def test_an_encoder_stored_in_half_precision_is_trained_in_single(
@@ -405,19 +415,19 @@ def test_an_encoder_stored_in_half_precision_is_trained_in_single(
         return load_encoder(str(toy_encoder)).half()
 
     run = Run(tmp_path / "run")
-    train(run, Training(steps=2, batch_size=8), objective="sbert", load=half, reporter=Listener())
+    train(run, Hyperparameters(steps=2, batch_size=8), objective="sbert", load=half, reporter=Listener())
     assert SentenceTransformer(str(run.model)).dtype == torch.float32
 
 
 def test_the_only_step_of_a_training_is_not_lost_to_warm_up(tmp_path: Path, train: Train, toy_encoder: Path) -> None:
     run = Run(tmp_path / "run")
-    train(run, Training(steps=1, batch_size=8, learning_rate=1e-2), objective="dino")
+    train(run, Hyperparameters(steps=1, batch_size=8, learning_rate=1e-2), objective="dino")
     assert not np.allclose(embedded(run), load_encoder(str(toy_encoder)).encode(["a one 1", "b two 2"]), atol=1e-3)
 
 
 def test_only_scored_pairs_can_stand_for_human_labels(tmp_path: Path, train: Train, data: tuple[Path, Path]) -> None:
     (tmp_path / "texts.txt").write_text("One.\nTwo.\n")
-    texts = Texts(Source(str(data[0])), select_on=Source(str(tmp_path / "texts.txt")))
+    texts = TrainingTexts(Source(str(data[0])), select_on=Source(str(tmp_path / "texts.txt")))
     with pytest.raises(DataError, match=r"texts\.txt: holds texts, not pairs with scores"):
         train(Run(tmp_path / "run"), texts=texts)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.training import heads
-from dino_pipeline.training.adapters import adapt, contrasted
+from dino_pipeline.training.adapters import adapt, contrast_classes
 from dino_pipeline.training.corpus import Corpus
-from dino_pipeline.training.encoders import load_encoder
-from dino_pipeline.training.heads import FILE
+from dino_pipeline.training.heads import HEAD_FILE
 from tests.commands import answer, execute, invoke
 
 pytestmark = pytest.mark.slow
@@ -35,10 +35,10 @@ def texts(count: int) -> list[Example]:
 def test_pairs_and_triplets_of_classes() -> None:
     corpus = Corpus("here", texts(10))
     classes = {example.text_a: example.label for example in corpus.examples}
-    pairs = contrasted(corpus.examples)
+    pairs = contrast_classes(corpus.examples)
     assert all((classes[each.text_a] == classes[each.text_b or ""]) == (each.label == 1.0) for each in pairs)
     assert {each.text_a for each in pairs} == set(classes)
-    assert contrasted(corpus.examples) == pairs, "the same each time"
+    assert contrast_classes(corpus.examples) == pairs, "the same each time"
     triplets = adapt(corpus, "triplets", "simcse-sup").columns
     for anchor, positive, negative in zip(*triplets.values(), strict=True):
         assert classes[anchor] == classes[positive] != classes[negative]
@@ -60,7 +60,7 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     assert record["head"]["accuracy"] > 90 and record["head"]["macro_f1"] > 90
     assert record["selection"]["measure"] == "Spearman"
     folder = tmp_path / "run" / "model"
-    assert (folder / FILE).exists()
+    assert (folder / HEAD_FILE).exists()
     card = (folder / "README.md").read_text()
     assert f"right in {record['head']['accuracy']:.1f} of 100" in card
     program = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)[1]
@@ -71,7 +71,7 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     invoke("publish", tmp_path / "run", "--repo", "me/reviews", "--dry-run")
     published = (tmp_path / "run" / "hub" / "model" / "README.md").read_text()
     assert 'hf_hub_download("me/reviews", "head.safetensors")' in published
-    assert (tmp_path / "run" / "hub" / "model" / FILE).read_bytes() == (folder / FILE).read_bytes()
+    assert (tmp_path / "run" / "hub" / "model" / HEAD_FILE).read_bytes() == (folder / HEAD_FILE).read_bytes()
     invoke("finetune", tmp_path / "run", *few, "--objective", "simcse", "--fresh", "--steps", "2")
     record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
     assert record["selection"]["measure"] == "alignment and uniformity", "which looks at no label"
@@ -86,9 +86,9 @@ def test_a_head_is_fitted_to_no_more_texts_than_help(toy_encoder: Path, monkeypa
         seen.extend(given)
         return encode(given, **how)
 
-    monkeypatch.setattr(heads, "MOST", 12)
+    monkeypatch.setattr(heads, "MAX_FITTED", 12)
     monkeypatch.setattr(model, "encode", noted)
-    assert heads.fit(model, texts(20)).classes == ("10", "bad", "good")
+    assert heads.fit_head(model, texts(20)).classes == ("10", "bad", "good")
     assert len(set(seen)) == len(seen) == 12
 
 

@@ -15,17 +15,16 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import beta, chisquare, kstest
 
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.training.encoders import load_encoder
-from dino_pipeline.training.objectives import NAMES, Recipe, Training, get_objective, settle
-from dino_pipeline.training.objectives.contrastive import InfoNCE, NTXent, own_tensors
-from dino_pipeline.training.objectives.cpt import LearnedTemperature
-from dino_pipeline.training.objectives.declutr import Spans
-from dino_pipeline.training.objectives.is_cse import InstanceSmoothed, Memory, smoothed
-from dino_pipeline.training.objectives.mirror_bert import mask_characters, mask_words, view
-from dino_pipeline.training.objectives.sbert import PairClassifier
-from dino_pipeline.training.objectives.simcse import SimCSE
-from dino_pipeline.training.objectives.views import views_of
+from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.training.objective import TrainingContext, get_objective, resolve_hyperparameters, row_views
+from dino_pipeline.training.objectives import NAMES
+from dino_pipeline.training.objectives.contrastive import InfoNCELoss, NTXentLoss, own_tensors
+from dino_pipeline.training.objectives.declutr import SpanSampler
+from dino_pipeline.training.objectives.mirror_bert import draw_view, mask_characters, mask_words
+from dino_pipeline.training.objectives.pair_objectives import LearnedTemperature, PairClassificationLoss
+from dino_pipeline.training.objectives.simcse import InstanceSmoothedLoss, MemoryBuffer, SimCSELoss, smooth_views
 from tests.toys import without_dropout
 
 DOCS = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text()
@@ -42,8 +41,10 @@ class Stub(torch.nn.Module):
 
 def recipe(
     name: str, steps: int = 10, tokenizer: Any = None, own: dict[str, str] | None = None, **given: Any
-) -> Recipe:
-    return Recipe(settle(get_objective(name), given, own or {}), tokenizer, seed=1, steps=steps, classes=3)
+) -> TrainingContext:
+    return TrainingContext(
+        resolve_hyperparameters(get_objective(name), given, own or {}), tokenizer, seed=1, steps=steps, classes=3
+    )
 
 
 def drawn(seed: int, rows: int = 5, columns: int = 2) -> list[Matrix]:
@@ -75,19 +76,19 @@ def test_nt_xent_has_both_views_of_all_others_as_negatives() -> None:
     np.fill_diagonal(logits, -np.inf)
     n = len(first)
     gold = [*range(n, 2 * n), *range(n)]
-    loss = NTXent(Stub(), recipe("mirror-bert"))  # type: ignore[arg-type]
+    loss = NTXentLoss(Stub(), recipe("mirror-bert"))  # type: ignore[arg-type]
     assert loss.compare(tensors([first, second]), None).item() == pytest.approx(cross_entropy(logits, gold), abs=1e-9)
 
 
 def test_hard_negatives_stand_beside_the_positives_of_the_batch() -> None:
     columns = drawn(1, columns=3)
-    loss = InfoNCE(Stub(), recipe("simcse-sup"))  # type: ignore[arg-type]
+    loss = InfoNCELoss(Stub(), recipe("simcse-sup"))  # type: ignore[arg-type]
     assert loss.compare(tensors(columns), None).item() == pytest.approx(info_nce(*columns, temperature=0.05), abs=1e-9)
 
 
 def test_simcse_compares_behind_its_head() -> None:
     first, second = drawn(2)
-    loss = SimCSE(Stub(), recipe("simcse")).double()  # type: ignore[arg-type]
+    loss = SimCSELoss(Stub(), recipe("simcse")).double()  # type: ignore[arg-type]
     layer = loss.heads[str(SIZE)][0]  # type: ignore[index]
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     heads = [np.tanh(each @ weight.T + bias) for each in (first, second)]
@@ -148,7 +149,7 @@ def test_the_temperature_is_learned_and_bounded() -> None:
 def test_sbert_is_a_softmax_over_both_embeddings_and_their_distance() -> None:
     u, v = drawn(4)
     labels = [0, 2, 1, 1, 0]
-    loss = PairClassifier(Stub(), recipe("sbert")).double()  # type: ignore[arg-type]
+    loss = PairClassificationLoss(Stub(), recipe("sbert")).double()  # type: ignore[arg-type]
     layer = loss.classifiers[str(SIZE)]
     weight, bias = (np.asarray(each.detach()) for each in layer.parameters())
     logits = np.concatenate([u, v, np.abs(u - v)], axis=1) @ weight.T + bias
@@ -169,23 +170,23 @@ def smoothed_by_hand(views: Matrix, memory: Matrix, neighbours: int) -> Matrix:
 def test_is_cse_aggregates_a_view_and_its_nearest_remembered_ones() -> None:
     views, memory = unit(drawn(5)[0]), unit(drawn(6, rows=40)[0])
     for neighbours in (1, 16, 40, 64):
-        found = smoothed(torch.tensor(views), torch.tensor(memory), neighbours)
+        found = smooth_views(torch.tensor(views), torch.tensor(memory), neighbours)
         assert np.allclose(found, smoothed_by_hand(views, memory, neighbours), atol=1e-12)
     given = torch.tensor(views, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: smoothed(z, torch.tensor(memory), 7), (given,))
+    assert torch.autograd.gradcheck(lambda z: smooth_views(z, torch.tensor(memory), 7), (given,))
 
 
 def test_is_cse_remembers_first_in_first_out_and_takes_no_part_before_it_is_full() -> None:
-    memory, expected = Memory(7, SIZE), deque[list[float]](maxlen=7)
+    memory, expected = MemoryBuffer(7, SIZE), deque[list[float]](maxlen=7)
     for seed, rows in enumerate((3, 3, 1, 5, 9, 2)):
-        assert memory.full == (len(expected) == 7)
+        assert memory.is_full == (len(expected) == 7)
         given = drawn(seed, rows)[0].astype(np.float32)
         memory.push(torch.tensor(given))
         expected.extend(given.tolist())
         held = sorted(map(tuple, memory.entries[: len(expected)].tolist()))
         assert held == sorted(map(tuple, expected))
 
-    loss = InstanceSmoothed(Stub(), recipe("is-cse", own={"buffer": "10", "neighbours": "4"})).double()  # type: ignore[arg-type]
+    loss = InstanceSmoothedLoss(Stub(), recipe("is-cse", own={"buffer": "10", "neighbours": "4"})).double()  # type: ignore[arg-type]
     layer = loss.heads[str(SIZE)][0]  # type: ignore[index]
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     remembered: list[Matrix] = []
@@ -202,21 +203,21 @@ def test_is_cse_remembers_first_in_first_out_and_takes_no_part_before_it_is_full
 
 def test_is_cse_raises_alpha_along_half_a_cosine() -> None:
     own = {"alpha": "0.05", "alpha_start": "0.005", "buffer": "5"}
-    loss = InstanceSmoothed(Stub(), recipe("is-cse", steps=8, own=own)).double()  # type: ignore[arg-type]
+    loss = InstanceSmoothedLoss(Stub(), recipe("is-cse", steps=8, own=own)).double()  # type: ignore[arg-type]
     alphas = []
     for _ in range(6):
         alphas.append(loss.alpha)
         loss.compare(tensors(drawn(0)), None)
     expected = [0.005 + 0.045 * (1 - np.cos(np.pi * min(step / 4, 1))) / 2 for step in range(6)]
     assert alphas == pytest.approx(expected)
-    assert InstanceSmoothed(Stub(), recipe("is-cse")).alpha == 0.1  # type: ignore[arg-type]
+    assert InstanceSmoothedLoss(Stub(), recipe("is-cse")).alpha == 0.1  # type: ignore[arg-type]
 
 
 def test_gradients_of_the_new_losses_are_those_of_finite_differences() -> None:
     first, second = tensors(drawn(7))
-    remembered = InstanceSmoothed(Stub(), recipe("is-cse", own={"buffer": "10", "neighbours": "4"})).double()  # type: ignore[arg-type]
+    remembered = InstanceSmoothedLoss(Stub(), recipe("is-cse", own={"buffer": "10", "neighbours": "4"})).double()  # type: ignore[arg-type]
     memory = remembered.memories[str(SIZE)]
-    assert isinstance(memory, Memory)
+    assert isinstance(memory, MemoryBuffer)
     memory.push(torch.tensor(unit(drawn(8, rows=10)[0])))
     frozen = memory.entries.clone()
 
@@ -225,20 +226,20 @@ def test_gradients_of_the_new_losses_are_those_of_finite_differences() -> None:
         return remembered.compare([a, b], None)
 
     assert torch.autograd.gradcheck(value, (first.requires_grad_(), second.requires_grad_()))
-    classifier = PairClassifier(Stub(), recipe("sbert")).double()  # type: ignore[arg-type]
+    classifier = PairClassificationLoss(Stub(), recipe("sbert")).double()  # type: ignore[arg-type]
     labels = torch.tensor([0, 1, 1, 0, 1])
     assert torch.autograd.gradcheck(lambda a, b: classifier.compare([a, b], labels), (first, second))
 
 
-def span_draws(spans: Spans, tokens: int, count: int) -> Iterator[list[list[tuple[int, int]]]]:
+def span_draws(spans: SpanSampler, tokens: int, count: int) -> Iterator[list[list[tuple[int, int]]]]:
     for number in range(count):
         yield spans.draw(tokens, Random(number))
 
 
 @pytest.mark.slow
 def test_declutr_draws_lengths_and_places_as_the_paper_does() -> None:
-    spans = Spans(anchors=2, positives=2, shortest=32, longest=512, scaled=False)
-    tokens = spans.least
+    spans = SpanSampler(anchors=2, positives=2, shortest=32, longest=512, scaled=False)
+    tokens = spans.min_tokens
     anchors, positives, places, chunks = [], [], [], Counter[int]()
     for drawn_spans in span_draws(spans, tokens, 25_000):
         assert len({start // (tokens // 2) for (start, _), *_ in drawn_spans}) == 2, "one anchor in each half"
@@ -265,10 +266,10 @@ def test_declutr_draws_lengths_and_places_as_the_paper_does() -> None:
 
 
 def test_declutr_scales_spans_to_short_documents_and_the_paper_refuses_them(toy_encoder: Path) -> None:
-    spans = Spans(anchors=2, positives=2, shortest=32, longest=512, scaled=True)
-    assert spans.of_document(5000) == (32, 512)
-    assert spans.of_document(400) == (32, 100)
-    assert spans.of_document(80) == (10, 20)
+    spans = SpanSampler(anchors=2, positives=2, shortest=32, longest=512, scaled=True)
+    assert spans.bounds(5000) == (32, 512)
+    assert spans.bounds(400) == (32, 100)
+    assert spans.bounds(80) == (10, 20)
     for tokens in (4, 5, 9, 80):
         for drawn_spans in span_draws(spans, tokens, 200):
             for span in (each for anchor in drawn_spans for each in anchor):
@@ -278,7 +279,7 @@ def test_declutr_scales_spans_to_short_documents_and_the_paper_refuses_them(toy_
     assert len(get_objective("declutr").build(columns, recipe("declutr", tokenizer=tokenizer))) == 1
     with pytest.raises(DataError, match="document 1: has 3 tokens, as 1 of 1 have under 4"):
         get_objective("declutr").build({"document": ["abc"]}, recipe("declutr", tokenizer=tokenizer))
-    with pytest.raises(DataError, match=r"under 2048; .*leave out --faithful"):
+    with pytest.raises(DataError, match=r"under 2048; .*leave out faithful"):
         get_objective("declutr").build(columns, recipe("declutr", tokenizer=tokenizer, faithful=True))
 
 
@@ -287,7 +288,7 @@ def test_declutr_s_spans_are_whole_words_and_other_ones_in_each_epoch(toy_encode
     dataset = get_objective("declutr").build(
         {"document": [text]}, recipe("declutr", tokenizer=load_encoder(str(toy_encoder)).tokenizer)
     )
-    views = views_of(dataset)
+    views = row_views(dataset)
     assert views is not None
     epochs = []
     for epoch in (0, 1, 0):
@@ -331,10 +332,10 @@ def test_mirror_masks_characters_as_the_reference_does_and_leaves_short_texts() 
     assert chisquare(list(starts.values())).pvalue > 1e-4
     short = {"anchor": "under thirty characters"}
     for kind in ("words", "characters", "none"):
-        found = view(short, Random(0), mask="[MASK]", kind=kind, span=5)
+        found = draw_view(short, Random(0), mask="[MASK]", kind=kind, span=5)
         assert found == {"anchor": short["anchor"], "positive": short["anchor"]}
     unparted = {"anchor": "今天天气很好我们一起去公园里散步然后再去河边看夕阳西下的美丽风景吧"}
-    assert "[MASK]" in view(unparted, Random(0), mask="[MASK]", kind="words", span=5)["positive"]
+    assert "[MASK]" in draw_view(unparted, Random(0), mask="[MASK]", kind="words", span=5)["positive"]
 
 
 def test_faithful_mirror_bert_takes_means_over_padding(toy_encoder: Path) -> None:
@@ -344,7 +345,7 @@ def test_faithful_mirror_bert_takes_means_over_padding(toy_encoder: Path) -> Non
     states = model({**features})["token_embeddings"]
     assert torch.allclose(loss.embed(features), states.mean(1))
     for given in ({"mini_batch_size": 2}, {"matryoshka": (8,)}):
-        with pytest.raises(OptionError, match="--faithful: takes no part in"):
+        with pytest.raises(OptionError, match="faithful: means over padding allow neither"):
             get_objective("mirror-bert").loss(model, recipe("mirror-bert", faithful=True, **given))
     plain = get_objective("mirror-bert").loss(model, recipe("mirror-bert"))
     assert not torch.allclose(plain.embed(features)[0], states.mean(1)[0], atol=1e-3)
@@ -354,7 +355,7 @@ def test_masked_words_are_told_from_states_by_the_encoder_s_own_head(toy_encoder
     """Its own language model gives the same loss, and the head's weights are the encoder's embeddings."""
     from transformers import AutoModelForMaskedLM
 
-    from dino_pipeline.training.objectives.masked import MaskedWords
+    from dino_pipeline.training.objectives.masked_words import MaskedWordLoss
 
     torch.manual_seed(0)
     whole = AutoModelForMaskedLM.from_pretrained(toy_encoder).eval()
@@ -362,7 +363,7 @@ def test_masked_words_are_told_from_states_by_the_encoder_s_own_head(toy_encoder
     model = load_encoder(str(toy_encoder))
     model.tokenizer.save_pretrained(tmp_path)
     model = load_encoder(str(tmp_path)).eval()
-    words = MaskedWords(model, recipe("cmlm", tokenizer=model.tokenizer)).eval()
+    words = MaskedWordLoss(model, recipe("cmlm", tokenizer=model.tokenizer)).eval()
     features = model.preprocess(["a dog runs over the hill", "rain " * 12])
     before = features["input_ids"].clone()
     masked, labels = words.mask(features)
@@ -425,9 +426,11 @@ def test_every_objective_is_told_in_full(name: str) -> None:
 
 def test_the_defaults_are_the_papers() -> None:
     expected = {
-        "dino": Training(1, None, 32, 2e-5, 0.01, 0.1, options={"loss": "cosine"}),
-        "sbert": Training(1, None, 16, 2e-5, 0.01, 0.1),
-        "simcse": Training(1, None, 64, 3e-5, 0.0, 0.0, max_length=32, pooling="cls", options={"temperature": 0.05}),
+        "dino": Hyperparameters(1, None, 32, 2e-5, 0.01, 0.1, options={"loss": "cosine"}),
+        "sbert": Hyperparameters(1, None, 16, 2e-5, 0.01, 0.1),
+        "simcse": Hyperparameters(
+            1, None, 64, 3e-5, 0.0, 0.0, max_length=32, pooling="cls", options={"temperature": 0.05}
+        ),
     }
     for name, training in expected.items():
         assert get_objective(name).defaults == training
@@ -461,7 +464,7 @@ def test_the_defaults_are_the_papers() -> None:
         ("is-cse", {}, {"buffer": "0"}, "buffer=0: must be 1 or more"),
         ("simcse", {}, {"temperature": "0"}, "temperature=0: must be more than 0"),
         ("cmlm", {}, {"masked": "2"}, "masked=2: is a share and must not be more than 1"),
-        ("dino", {"faithful": True}, {}, "--faithful: dino has nothing to choose"),
+        ("dino", {"faithful": True}, {}, "faithful: dino has nothing to choose"),
         ("declutr", {"mini_batch_size": 4}, {}, "declutr cannot cache gradients; leave it out"),
         ("dino", {"mini_batch_size": 4}, {"loss": "angle"}, "the rows of a batch are compared with one another"),
     ],
@@ -470,4 +473,4 @@ def test_options_that_an_objective_does_not_have_are_refused(
     name: str, given: dict[str, Any], own: dict[str, str], said: str
 ) -> None:
     with pytest.raises(OptionError, match=re.escape(said)):
-        settle(get_objective(name), given, own)
+        resolve_hyperparameters(get_objective(name), given, own)

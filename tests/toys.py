@@ -27,9 +27,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import PYTHON
 from dino_pipeline.progress import Progress, SilentReporter, full_note
-from dino_pipeline.training.encoders import load_encoder
 
 CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")
 SPECIAL = ["<pad>", "<end>", "<unk>", "<cls>", "<sep>", "<mask>"]

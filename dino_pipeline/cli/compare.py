@@ -25,7 +25,8 @@ from dino_pipeline.errors import OptionError
 from dino_pipeline.training.objectives import NAMES
 
 if TYPE_CHECKING:
-    from dino_pipeline.training.objectives import Objective, Training
+    from dino_pipeline.finetune_options import Hyperparameters
+    from dino_pipeline.training.objective import Objective
 
 
 @click.command(cls=Grouped)
@@ -93,13 +94,13 @@ def _names(given: str) -> list[str]:
     return names
 
 
-def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training]:
+def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Hyperparameters]:
     """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
-    from dino_pipeline.training.objectives import get_objective, rows_are_apart, settle
+    from dino_pipeline.training.objective import get_objective, resolve_hyperparameters, rows_are_independent
 
     objective = get_objective(name)
     given = {each: options[each] for each in HYPERPARAMETERS if options[each] is not None}
-    if not (objective.caches or rows_are_apart(objective, objective.defaults)):
+    if not (objective.caches_gradients or rows_are_independent(objective, objective.defaults)):
         given.pop("mini_batch_size", None)
     if not objective.faithful:
         given.pop("faithful", None)
@@ -112,7 +113,7 @@ def _settled(name: str, options: Mapping[str, Any]) -> tuple[Objective, Training
             given[option] = _parsed(option, value)
         elif of == name:
             own[option] = value
-    return objective, settle(objective, given, own)
+    return objective, resolve_hyperparameters(objective, given, own)
 
 
 def _parsed(name: str, value: str) -> Any:

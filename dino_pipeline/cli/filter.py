@@ -296,10 +296,9 @@ def _scores(run: Run, device: str | None) -> Any:
 
 
 def _embed(name: str, device: str | None) -> Any:
-    from dino_pipeline.training.encoders import load_encoder
-    from dino_pipeline.training.selection import encoded
+    from dino_pipeline.encoders import embed, load_encoder
 
-    return partial(encoded, load_encoder(model_path(name, "encoder")).to(pick_device(device)))
+    return partial(embed, load_encoder(model_path(name, "encoder")).to(pick_device(device)))
 
 
 def _list(chosen: FilterOptions) -> None:

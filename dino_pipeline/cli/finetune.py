@@ -15,17 +15,18 @@ import click
 from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, options_of, under, watching
 from dino_pipeline.console import table
 from dino_pipeline.errors import DataError, HubError, OptionError
+from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.models import model_fingerprint, model_path
-from dino_pipeline.training.objectives import NAMES, Training
+from dino_pipeline.training.objectives import NAMES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from dino_pipeline.run import Run
     from dino_pipeline.training.corpus import Source
-    from dino_pipeline.training.finetune import Published, Texts
+    from dino_pipeline.training.training_texts import PublishedOrigin, TrainingTexts
 
-HYPERPARAMETERS = tuple(each.name for each in fields(Training) if each.name != "options")
+HYPERPARAMETERS = tuple(each.name for each in fields(Hyperparameters) if each.name != "options")
 
 
 def _dimensions(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -128,8 +129,8 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     Hyper-parameters are those of the objective's paper unless given.
     """
     from dino_pipeline.measures import measure_title
-    from dino_pipeline.training.finetune import finetune as run_finetune
-    from dino_pipeline.training.objectives import get_objective, settle
+    from dino_pipeline.training.finetune import finetune_run
+    from dino_pipeline.training.objective import get_objective, resolve_hyperparameters
 
     if listing:
         _list()
@@ -140,10 +141,10 @@ def finetune(data: str | None, run_path: Path | None, listing: bool, **options: 
     objective = get_objective(options["objective"])
     own = {**options["own"], **({"loss": options["loss"]} if options["loss"] else {})}
     given = {name: options[name] for name in HYPERPARAMETERS if options[name] is not None}
-    training = settle(objective, given, own)
+    training = resolve_hyperparameters(objective, given, own)
     first_process = os.environ.get("RANK", "0") == "0"
     with watching("Saving a checkpoint") as console, run.locked() if first_process else contextlib.nullcontext():
-        state = run_finetune(
+        state = finetune_run(
             run,
             objective,
             training,
@@ -167,9 +168,9 @@ def identity_of_encoder(options: dict[str, Any]) -> dict[str, Any]:
     return {"encoder": options["encoder"], "revision": options["revision"], "fingerprint": fingerprint}
 
 
-def load_to_train(options: dict[str, Any], training: Training | None) -> SentenceTransformer:
+def load_to_train(options: dict[str, Any], training: Hyperparameters | None) -> SentenceTransformer:
     """Load the encoder to start from; pooling that was asked for must be its own. None: it is not to be trained."""
-    from dino_pipeline.training.encoders import load_encoder, pooling_of
+    from dino_pipeline.encoders import load_encoder, pooling_of
 
     path = model_path(options["encoder"], "encoder")
     if training is None:
@@ -182,11 +183,11 @@ def load_to_train(options: dict[str, Any], training: Training | None) -> Sentenc
     return model
 
 
-def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, Texts]:
+def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple[Run, TrainingTexts]:
     """Return the run to write, and what to train on."""
     from dino_pipeline.run import Run
     from dino_pipeline.training.corpus import Source, validation
-    from dino_pipeline.training.finetune import Texts
+    from dino_pipeline.training.training_texts import TrainingTexts
 
     given = Run(Path(data))
     is_run = given.is_run
@@ -210,7 +211,7 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
     held_out = source(dev) if dev else None
     if published and not dev:
         held_out = validation(source(data))
-    texts = Texts(
+    texts = TrainingTexts(
         train=source(str(given.train) if is_run else data),
         dev=held_out,
         select_on=Source(options["select_on"]) if options["select_on"] else None,
@@ -221,13 +222,13 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
     return Run(run_path) if run_path else given, texts
 
 
-def _published(data: str, options: dict[str, Any]) -> Published | None:
+def _published(data: str, options: dict[str, Any]) -> PublishedOrigin | None:
     """Return what is known of data that dino publish made, in a folder or on the Hub; None if it is none."""
     from dino_pipeline.hub.manifest import Manifest
     from dino_pipeline.hub.upload import download
     from dino_pipeline.layout import LINEAGE
     from dino_pipeline.run import Run
-    from dino_pipeline.training.finetune import Published
+    from dino_pipeline.training.training_texts import PublishedOrigin
 
     folder, on_hub = Path(data), not Path(data).exists() and HUB_ID.fullmatch(data)
     with contextlib.suppress(HubError, OSError):  # what is wrong with it is said when it is read
@@ -235,7 +236,7 @@ def _published(data: str, options: dict[str, Any]) -> Published | None:
             folder = download(data, "dataset", options["data_revision"], only=[LINEAGE, "run.json", "spec.json"])
         manifest = Manifest.read(folder / LINEAGE, data)
         named = {"repository": data, "commit": folder.name} if on_hub else {"repository": manifest.repository}
-        return Published(Run(folder), {key: value for key, value in named.items() if value})
+        return PublishedOrigin(Run(folder), {key: value for key, value in named.items() if value})
     return None
 
 
@@ -246,7 +247,7 @@ def _language(run: Run) -> str | None:
 
 
 def _list() -> None:
-    from dino_pipeline.training.objectives import get_objective
+    from dino_pipeline.training.objective import get_objective
 
     records = [get_objective(name) for name in NAMES]
     header = ["objective", "needs", "epochs", "batch", "rate", "pooling"]

@@ -15,10 +15,12 @@ from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run
 from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.examples import write_atomic, write_bytes, write_json
+from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run
-from dino_pipeline.training.finetune import Texts, finetune
-from dino_pipeline.training.objectives import Objective, Training
+from dino_pipeline.training.finetune import finetune_run
+from dino_pipeline.training.objective import Objective
+from dino_pipeline.training.training_texts import TrainingTexts
 
 UNTRAINED = "untrained"
 
@@ -28,13 +30,13 @@ class Plan:
     """What is compared."""
 
     folder: Path
-    objectives: Sequence[tuple[Objective, Training]]
+    objectives: Sequence[tuple[Objective, Hyperparameters]]
     seeds: Sequence[int]
     encoder: Mapping[str, Any]
     """What identifies the encoder that each training starts from."""
-    load: Callable[[Training | None], SentenceTransformer]
+    load: Callable[[Hyperparameters | None], SentenceTransformer]
     """Loads the encoder for a training, or as it is untrained."""
-    texts: Texts
+    texts: TrainingTexts
     sets: Sequence[EvaluationSet]
     """Of scored pairs."""
 
@@ -97,13 +99,13 @@ def compare(plan: Plan, reporter: Reporter, *, lenient: bool, fresh: bool = Fals
     return rows
 
 
-def _row(plan: Plan, objective: Objective, training: Training, reporter: Reporter, fresh: bool) -> Row:
+def _row(plan: Plan, objective: Objective, training: Hyperparameters, reporter: Reporter, fresh: bool) -> Row:
     human = plan.texts.select_on.label if plan.texts.select_on else None
     records, scores = [], []
     for seed in plan.seeds:
         cell = Run(plan.folder / objective.name / f"seed-{seed}")
         with cell.locked():
-            finetune(
+            finetune_run(
                 cell,
                 objective,
                 training,

@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         ModelError: a model cannot be loaded, or gives no numbers.
     """
-    from dino_pipeline.training.encoders import load_encoder
+    from dino_pipeline.encoders import load_encoder
 
     columns, models = [baselines(sets)], []
     for candidate in candidates:

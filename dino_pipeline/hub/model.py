@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.evaluation.scores import COLUMNS, chosen_on_human_labels, read_scores, score_rows
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.hub.card import README, Kept, card
@@ -23,10 +24,9 @@ from dino_pipeline.measures import measure_title
 from dino_pipeline.models import model_fingerprint
 from dino_pipeline.public import public
 from dino_pipeline.run import Run
-from dino_pipeline.training.encoders import load_encoder
 from dino_pipeline.training.finetune import lineage
 from dino_pipeline.training.model_card import body, front_matter
-from dino_pipeline.training.objectives import get_objective
+from dino_pipeline.training.objective import get_objective
 
 WIDGETS = 3
 """Sentences to compare with, on the model's page."""

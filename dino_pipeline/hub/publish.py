@@ -22,7 +22,7 @@ from dino_pipeline.hub.upload import Kind, Repository
 from dino_pipeline.report.page import Report
 from dino_pipeline.run import Run
 from dino_pipeline.training.corpus import Source
-from dino_pipeline.training.finetune import origin_of_texts
+from dino_pipeline.training.training_texts import origin_of_texts
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import ModelError
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.evaluation.suites.base import Embedder, cosines
@@ -35,7 +36,6 @@ from dino_pipeline.report.blocks import (
 from dino_pipeline.report.material import MOST_LABELS, Material
 from dino_pipeline.report.texts_of_run import in_order, label_name
 from dino_pipeline.texts import distinct_n, normalise, word_overlap
-from dino_pipeline.training.encoders import load_encoder
 
 SLICES = 10
 """Parts of a run that are compared with one another."""

@@ -1,4 +1,4 @@
-"""Turns a corpus into the rows that an objective needs, and says what it did."""
+"""How a corpus becomes the rows that an objective needs."""
 
 from __future__ import annotations
 
@@ -14,66 +14,77 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.texts import normalise
 from dino_pipeline.training.corpus import Corpus, distinct_texts
-from dino_pipeline.training.objectives import Columns, Kind
+from dino_pipeline.training.objective import Columns, RowKind
 
 SAME, RELATED = 2 / 3, 1 / 3
-"""Scores above these say that two texts mean the same, or at least have to do with one another."""
-CLASSES = ("different", "related", "same")
-NLI = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0}
+"""Texts with a score above SAME mean the same, with a score above RELATED they are about the same thing."""
+SCORE_CLASSES = ("different", "related", "same")
+"""Classes by thirds of the score."""
+NLI_SCORES = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0}
 """Scores of the classes of natural language inference."""
-CONTRASTS = 4
-"""So many pairs with texts of its own class, and of other classes, for each text with a class."""
-HOW = {
-    "scored pairs": "write them with dino generate and a spec whose labels are numbers, then dino filter; of pairs "
-    "with classes, --objective sbert learns from both texts, and --column text_a=text_b takes the second alone",
+PAIRS_PER_TEXT = 4
+"""Pairs made for each text with a class: as many within its class as with other classes."""
+REMEDIES = {
+    "scored pairs": "write them with {generate()} and a spec whose labels are numbers, then {filter()}; of pairs "
+    "with classes, {objective=sbert} learns from both texts, and {column=text_a=text_b} takes the second alone",
     "classified pairs": "give pairs with class names or scores as labels",
     "pairs": "give documents (several sentences a line), pairs without a label, or scored pairs",
-    "triplets": "write scored pairs with dino generate, then dino filter",
+    "triplets": "write scored pairs with {generate()}, then {filter()}",
     "sentences": "give a file with one sentence a line",
     "documents": "give a file with one document (several sentences) a line, or scored pairs",
 }
+"""What to do if rows of a kind cannot be made."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What an objective trains on."""
+class TrainingRows:
+    """The rows that an objective trains on."""
 
     columns: Columns
-    said: tuple[str, ...]
-    """How it was made from the corpus, for the user."""
+    remarks: tuple[str, ...]
+    """How they were made from the corpus, for the user."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
 
-Made = tuple[Columns, list[str]]
-
-
-def adapt(corpus: Corpus, needs: Kind, objective: str, language: str = "en", *, split: bool = False) -> Rows:
+def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", *, split: bool = False) -> TrainingRows:
     """Return a corpus as rows of a kind.
 
     Args:
         corpus: the texts.
-        needs: the kind.
-        objective: whose name errors tell.
-        language: whose sentences end where; two letters.
-        split: take texts for several sentences each, where sentences are needed.
+        needs: the kind of rows.
+        objective: name of the objective, for errors.
+        language: two-letter code of the language, whose rules say where sentences end.
+        split: split texts into their sentences if the objective needs sentences.
 
     Raises:
-        DataError: the corpus does not hold what is needed, and it cannot be made from it.
+        DataError: the corpus does not hold such rows, and they cannot be made from it.
     """
     make = _ADAPTERS.get((corpus.content, needs))
     if make is None:
-        raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}; {HOW[needs]}")
+        raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}", REMEDIES[needs])
     if corpus.content == "scored pairs":
         _check_scores(corpus)
-    examples: Sequence[Example] = corpus.examples
+    examples = corpus.examples
     if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
-        examples = [Example(part) for each in examples for part in sentences(each.text_a, language)]
-    columns, said = make(examples, language)
+        examples = []
+        for example in corpus.examples:
+            examples += [Example(sentence) for sentence in split_sentences(example.text_a, language)]
+    columns, remarks = make(examples, language)
     if not next(iter(columns.values())):
-        raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}; {HOW[needs]}")
-    return Rows(columns, tuple(said))
+        raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}", REMEDIES[needs])
+    return TrainingRows(columns, tuple(remarks))
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """Return the sentences of a text.
+
+    Raises:
+        OptionError: no rules are known for the language.
+    """
+    stripped = (segment.strip() for segment in _segmenter(language).segment(text))
+    return [sentence for sentence in stripped if sentence]
 
 
 @lru_cache(maxsize=4)
@@ -81,43 +92,18 @@ def _segmenter(language: str) -> pysbd.Segmenter:
     try:
         return pysbd.Segmenter(language=language, clean=False)
     except ValueError as error:
-        raise OptionError(f"--language {language}: sentences of this language cannot be told apart; {error}") from error
-
-
-def sentences(text: str, language: str) -> list[str]:
-    """Return the sentences of a text."""
-    return [stripped for each in _segmenter(language).segment(text) if (stripped := each.strip())]
+        raise OptionError(
+            f"sentences of this language cannot be told apart; {error}", option="language", value=language
+        ) from error
 
 
 def _check_scores(corpus: Corpus) -> None:
-    for number, each in enumerate(corpus.examples, start=1):
-        if not 0 <= _score(each) <= 1:
+    for number, example in enumerate(corpus.examples, start=1):
+        if not 0 <= _score(example) <= 1:
             raise DataError(
-                f"{corpus.name}, example {number}: its score is {each.label}; scores are between 0 and 1 "
-                "(numbers that are classes: --label-type class)"
+                f"{corpus.name}, example {number}: its score is {example.label}; scores are between 0 and 1",
+                "if the numbers are classes, give {label_type=class}",
             )
-
-
-def _scored(examples: Sequence[Example], language: str) -> Made:
-    return _pair_columns(examples, "score", [_score(each) for each in examples]), []
-
-
-def _classified(examples: Sequence[Example], language: str) -> Made:
-    return _pair_columns(examples, "label", [str(each.label) for each in examples]), []
-
-
-def _classes_of_scores(examples: Sequence[Example], language: str) -> Made:
-    columns, _ = _scored(examples, language)
-    found = [CLASSES[(score > RELATED) + (score > SAME)] for score in columns.pop("score")]
-    return {**columns, "label": found}, [f"scores are taken for the classes {', '.join(CLASSES)} (by thirds)"]
-
-
-def _pair_columns(examples: Sequence[Example], name: str, labels: Sequence[object]) -> Columns:
-    return {
-        "sentence1": [each.text_a for each in examples],
-        "sentence2": [each.text_b for each in examples],
-        name: list(labels),
-    }
 
 
 def _score(example: Example) -> float:
@@ -125,118 +111,180 @@ def _score(example: Example) -> float:
     return example.label
 
 
-def _sentences(examples: Sequence[Example], language: str) -> Made:
+# Adapters: functions of examples and their language that return columns, and remarks for the user.
+
+Adapted = tuple[Columns, list[str]]
+Adapter = Callable[[Sequence[Example], str], Adapted]
+
+
+def _scored_pairs(examples: Sequence[Example], language: str) -> Adapted:
+    return _pair_columns(examples, "score", [_score(example) for example in examples]), []
+
+
+def _classified_pairs(examples: Sequence[Example], language: str) -> Adapted:
+    return _pair_columns(examples, "label", [str(example.label) for example in examples]), []
+
+
+def _classified_from_scored(examples: Sequence[Example], language: str) -> Adapted:
+    classes = []
+    for example in examples:
+        score = _score(example)
+        classes.append(SCORE_CLASSES[(score > RELATED) + (score > SAME)])
+    remark = f"scores are taken for the classes {', '.join(SCORE_CLASSES)} (by thirds)"
+    return _pair_columns(examples, "label", classes), [remark]
+
+
+def _pair_columns(examples: Sequence[Example], label_column: str, labels: Sequence[object]) -> Columns:
+    return {
+        "sentence1": [example.text_a for example in examples],
+        "sentence2": [example.text_b for example in examples],
+        label_column: list(labels),
+    }
+
+
+def _sentences(examples: Sequence[Example], language: str) -> Adapted:
     texts = distinct_texts(examples)
-    given = sum(1 + (each.text_b is not None) for each in examples)
+    given = sum(len(example.texts) for example in examples)
     repeated = given - len(texts)
     return {"sentence": texts}, [f"{repeated} of {given} texts repeat others and are left out"] if repeated else []
 
 
-def _pairs(examples: Sequence[Example], language: str) -> Made:
-    distinct = {(normalise(each.text_a), normalise(each.text_b or "")): each for each in reversed(examples)}
-    kept = [each for pair, each in reversed(distinct.items()) if pair[0] != pair[1]]
-    gone = len(examples) - len(kept)
-    said = [f"{gone} of {len(examples)} pairs repeat others, or a text twice, and are left out"] if gone else []
-    return {"anchor": [each.text_a for each in kept], "positive": [each.text_b for each in kept]}, said
+def _pairs(examples: Sequence[Example], language: str) -> Adapted:
+    """Return pairs of different texts, each once; equal in normal form counts as the same."""
+    distinct: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        pair = (normalise(example.text_a), normalise(example.text_b or ""))
+        if pair[0] != pair[1]:
+            first = distinct.pop(pair, example)
+            distinct[pair] = first  # the first spelling, in the place of the last occurrence
+    kept = list(distinct.values())
+    left_out = len(examples) - len(kept)
+    remarks = []
+    if left_out:
+        remarks = [f"{left_out} of {len(examples)} pairs repeat others, or a text twice, and are left out"]
+    return {"anchor": [pair.text_a for pair in kept], "positive": [pair.text_b for pair in kept]}, remarks
 
 
-def _pairs_of_scores(examples: Sequence[Example], language: str) -> Made:
-    same = [each for each in examples if _score(each) > SAME]
-    columns, said = _pairs(same, language)
-    return columns, [f"pairs are those {len(same)} of {len(examples)} with a score over 2/3", *said]
+def _pairs_from_scored(examples: Sequence[Example], language: str) -> Adapted:
+    same = [example for example in examples if _score(example) > SAME]
+    columns, remarks = _pairs(same, language)
+    return columns, [f"pairs are those {len(same)} of {len(examples)} with a score over 2/3", *remarks]
 
 
-def _neighbours(examples: Sequence[Example], language: str) -> Made:
-    parted = [sentences(each.text_a, language) for each in examples]
-    found = [Example(first, second) for each in parted for first, second in pairwise(each)]
-    columns, said = _pairs(found, language)
-    return columns, [f"pairs are {len(found)} neighbouring sentences of {len(examples)} documents", *said]
+def _pairs_from_documents(examples: Sequence[Example], language: str) -> Adapted:
+    neighbours = []
+    for example in examples:
+        for first, second in pairwise(split_sentences(example.text_a, language)):
+            neighbours.append(Example(first, second))
+    columns, remarks = _pairs(neighbours, language)
+    return columns, [f"pairs are {len(neighbours)} neighbouring sentences of {len(examples)} documents", *remarks]
 
 
-def _documents(examples: Sequence[Example], language: str) -> Made:
-    whole = [each.text_a for each in examples if len(sentences(each.text_a, language)) > 1]
-    left_out = len(examples) - len(whole)
-    said = [f"{left_out} of {len(examples)} texts are of one sentence and are left out"] if left_out else []
-    return {"document": whole}, said
+def _documents(examples: Sequence[Example], language: str) -> Adapted:
+    documents = [example.text_a for example in examples if len(split_sentences(example.text_a, language)) > 1]
+    left_out = len(examples) - len(documents)
+    remarks = [f"{left_out} of {len(examples)} texts are of one sentence and are left out"] if left_out else []
+    return {"document": documents}, remarks
 
 
-def _documents_of_scores(examples: Sequence[Example], language: str) -> Made:
-    written: dict[str, dict[str, None]] = {}
-    for each in examples:
-        if _score(each) > RELATED:
-            written.setdefault(each.text_a, {each.text_a: None})[each.text_b or ""] = None
-    documents = [" ".join(texts) for texts in written.values()]
-    said = f"documents are {len(documents)} first texts, each with the second ones that score over 1/3"
-    return {"document": documents}, [said]
+def _documents_from_scored(examples: Sequence[Example], language: str) -> Adapted:
+    """Return, for each first text, a document of it and the second texts that are related to it."""
+    texts_of: dict[str, list[str]] = {}
+    for example in examples:
+        if _score(example) > RELATED:
+            texts_of.setdefault(example.text_a, [example.text_a]).append(example.text_b or "")
+    documents = [" ".join(dict.fromkeys(texts)) for texts in texts_of.values()]
+    remark = f"documents are {len(documents)} first texts, each with the second ones that score over 1/3"
+    return {"document": documents}, [remark]
 
 
-def contrasted(examples: Sequence[Example]) -> list[Example]:
-    """Return pairs made of texts with classes: score 1 within a class, 0 between classes (as in SetFit, Tunstall et al.
-    2022, section 3)."""
-    by_class: dict[str, list[str]] = {}
-    for each in examples:
-        by_class.setdefault(str(each.label), []).append(each.text_a)
-    others = {name: [text for other in by_class if other != name for text in by_class[other]] for name in by_class}
-    draw = Random(0)
-    found = []
-    for each in examples:
-        name = str(each.label)
-        for choices, score in ((by_class[name], 1.0), (others[name], 0.0)):
-            drawn = [draw.choice(choices) for _ in range(CONTRASTS if len(by_class) > 1 else 0)]
-            found += [Example(each.text_a, text, score) for text in dict.fromkeys(drawn) if text != each.text_a]
-    return found
+def contrast_classes(examples: Sequence[Example]) -> list[Example]:
+    """Return scored pairs of texts with classes: 1 within a class, 0 between classes.
+
+    As in SetFit (Tunstall et al. 2022, section 3). With a single class there are none.
+    """
+    texts_of: dict[str, list[str]] = {}
+    for example in examples:
+        texts_of.setdefault(str(example.label), []).append(example.text_a)
+    if len(texts_of) < 2:
+        return []
+    others_of: dict[str, list[str]] = {}
+    for name in texts_of:
+        others_of[name] = [text for other in texts_of if other != name for text in texts_of[other]]
+    random = Random(0)
+    pairs = []
+    for example in examples:
+        name = str(example.label)
+        for choices, score in ((texts_of[name], 1.0), (others_of[name], 0.0)):
+            drawn = [random.choice(choices) for _ in range(PAIRS_PER_TEXT)]
+            pairs += [Example(example.text_a, text, score) for text in dict.fromkeys(drawn) if text != example.text_a]
+    return pairs
 
 
-def _contrasts(examples: Sequence[Example], language: str) -> Made:
-    columns, _ = _scored(pairs := contrasted(examples), language)
+def _scored_from_classes(examples: Sequence[Example], language: str) -> Adapted:
+    pairs = contrast_classes(examples)
+    columns, _ = _scored_pairs(pairs, language)
     return columns, [f"{len(pairs)} pairs within and between classes are made of {len(examples)} texts"]
 
 
-def _triplets_of_contrasts(examples: Sequence[Example], language: str) -> Made:
-    return _triplets(contrasted(examples), language)
+def _triplets(examples: Sequence[Example], language: str) -> Adapted:
+    return _triplets_by(_score, examples)
 
 
-def _triplets(examples: Sequence[Example], language: str, score: Callable[[Example], float | None] = _score) -> Made:
-    of_text: dict[str, tuple[list[str], list[str]]] = {}
-    for each in examples:
-        value = score(each)
-        if value is not None and each.text_b is not None:
-            positives, negatives = of_text.setdefault(each.text_a, ([], []))
-            (positives if value > SAME else negatives).append(each.text_b)
-    rows = [
-        (text_a, positives[at % len(positives)], negatives[at % len(negatives)])
-        for text_a, (positives, negatives) in of_text.items()
-        if positives and negatives
-        for at in range(max(len(positives), len(negatives)))
+def _triplets_from_classes(examples: Sequence[Example], language: str) -> Adapted:
+    return _triplets_by(_score, contrast_classes(examples))
+
+
+def _triplets_from_inference(examples: Sequence[Example], language: str) -> Adapted:
+    return _triplets_by(lambda example: NLI_SCORES.get(str(example.label)), examples)
+
+
+def _triplets_by(score_of: Callable[[Example], float | None], examples: Sequence[Example]) -> Adapted:
+    """Return triplets of the first texts that have both positives and negatives among their second texts.
+
+    With 3 positives and 2 negatives, a first text makes 3 triplets: the shorter list is used in a circle. Examples
+    without a score are passed over.
+    """
+    second_texts: dict[str, tuple[list[str], list[str]]] = {}
+    for example in examples:
+        score = score_of(example)
+        if score is not None and example.text_b is not None:
+            positives, negatives = second_texts.setdefault(example.text_a, ([], []))
+            (positives if score > SAME else negatives).append(example.text_b)
+    columns: Columns = {"anchor": [], "positive": [], "negative": []}
+    complete = 0
+    for anchor, (positives, negatives) in second_texts.items():
+        if positives and negatives:
+            complete += 1
+            for number in range(max(len(positives), len(negatives))):
+                columns["anchor"].append(anchor)
+                columns["positive"].append(positives[number % len(positives)])
+                columns["negative"].append(negatives[number % len(negatives)])
+    return columns, [
+        f"{complete} of {len(second_texts)} first texts have both a positive and a negative; "
+        f"they make {len(columns['anchor'])} triplets"
     ]
-    whole = len(dict.fromkeys(anchor for anchor, _, _ in rows))
-    said = f"{whole} of {len(of_text)} first texts have both a positive and a negative; they make {len(rows)} triplets"
-    names = ("anchor", "positive", "negative")
-    return {name: [row[at] for row in rows] for at, name in enumerate(names)}, [said]
 
 
-def _triplets_of_classes(examples: Sequence[Example], language: str) -> Made:
-    return _triplets(examples, language, lambda example: NLI.get(str(example.label)))
-
-
-_ADAPTERS: dict[tuple[str, str], Callable[[Sequence[Example], str], Made]] = {
-    ("scored pairs", "scored pairs"): _scored,
-    ("scored pairs", "classified pairs"): _classes_of_scores,
+_ADAPTERS: dict[tuple[str, str], Adapter] = {
+    ("scored pairs", "scored pairs"): _scored_pairs,
+    ("scored pairs", "classified pairs"): _classified_from_scored,
     ("scored pairs", "triplets"): _triplets,
-    ("scored pairs", "pairs"): _pairs_of_scores,
+    ("scored pairs", "pairs"): _pairs_from_scored,
     ("scored pairs", "sentences"): _sentences,
-    ("scored pairs", "documents"): _documents_of_scores,
-    ("classified pairs", "classified pairs"): _classified,
-    ("classified pairs", "triplets"): _triplets_of_classes,
+    ("scored pairs", "documents"): _documents_from_scored,
+    ("classified pairs", "classified pairs"): _classified_pairs,
+    ("classified pairs", "triplets"): _triplets_from_inference,
     ("classified pairs", "sentences"): _sentences,
     ("pairs", "pairs"): _pairs,
     ("pairs", "sentences"): _sentences,
-    ("classified texts", "scored pairs"): _contrasts,
-    ("classified texts", "triplets"): _triplets_of_contrasts,
+    ("classified texts", "scored pairs"): _scored_from_classes,
+    ("classified texts", "triplets"): _triplets_from_classes,
     ("classified texts", "sentences"): _sentences,
-    ("classified texts", "pairs"): _neighbours,
+    ("classified texts", "pairs"): _pairs_from_documents,
     ("classified texts", "documents"): _documents,
     ("texts", "sentences"): _sentences,
-    ("texts", "pairs"): _neighbours,
+    ("texts", "pairs"): _pairs_from_documents,
     ("texts", "documents"): _documents,
 }
+"""By the content of a corpus and the kind of rows."""

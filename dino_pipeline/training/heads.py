@@ -1,4 +1,4 @@
-"""A linear head on an encoder: which class a text belongs to."""
+"""A linear head on an encoder that predicts the class of a text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.encoders import Vectors, embed
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import accuracy, macro_f1
-from dino_pipeline.training.selection import Vectors, encoded
 
-FILE = "head.safetensors"
-MOST = 20_000
-"""Texts that a head is fitted to: more make it no better."""
+HEAD_FILE = "head.safetensors"
+MAX_FITTED = 20_000
+"""Texts that a head is fitted to. More do not make it better."""
 
 
 @dataclass(frozen=True)
-class Head:
-    """A class's score is the product of its row and a text's embedding, plus its bias."""
+class ClassHead:
+    """Scores of classes as a linear function of the embedding: ``embedding @ weight.T + bias``."""
 
     classes: tuple[str, ...]
     weight: Vectors
@@ -32,44 +32,49 @@ class Head:
     """``(classes,)``."""
 
     def predict(self, embeddings: Vectors) -> list[str]:
-        """Return the class of each of ``(texts, dimension)`` embeddings."""
-        return [self.classes[at] for at in (embeddings @ self.weight.T + self.bias).argmax(axis=1)]
+        """Return the class of each text from ``(texts, dimension)`` embeddings."""
+        scores = embeddings @ self.weight.T + self.bias  # (texts, classes)
+        return [self.classes[best] for best in scores.argmax(axis=1)]
 
     def save(self, folder: Path) -> None:
-        """Write it beside the encoder; no code is needed to read it."""
+        """Write the head into the encoder's folder, as tensors and metadata that any safetensors reader loads."""
         metadata = {"classes": json.dumps(self.classes, ensure_ascii=False)}
-        tensors = {"weight": self.weight, "bias": self.bias}
-        # what is not contiguous is written in another order, without a word
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / FILE, metadata)
+        # save_file writes the raw memory of an array, so that its rows must lie in order
+        tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
+        save_file(tensors, folder / HEAD_FILE, metadata)
 
 
-def fit(model: SentenceTransformer, examples: Sequence[Example]) -> Head:
-    """Fit a logistic regression to the embeddings of texts with classes, at least two."""
+def fit_head(model: SentenceTransformer, examples: Sequence[Example]) -> ClassHead:
+    """Fit a logistic regression to the embeddings of texts of two or more classes."""
     from sklearn.linear_model import LogisticRegression
 
-    if len(examples) > MOST:
-        examples = Random(0).sample(examples, MOST)
+    if len(examples) > MAX_FITTED:
+        examples = Random(0).sample(examples, MAX_FITTED)
     classes = tuple(sorted({str(example.label) for example in examples}))
-    embeddings = _embeddings(model, examples)
-    mean, spread = embeddings.mean(axis=0), embeddings.std(axis=0) + 1e-6
     gold = [classes.index(str(example.label)) for example in examples]
-    fitted = LogisticRegression(max_iter=1000).fit((embeddings - mean) / spread, gold)
-    rows, bias = fitted.coef_, fitted.intercept_
-    if len(classes) == 2:  # one row says how much likelier the second class is
-        rows, bias = np.concatenate([0 * rows, rows]), np.concatenate([0 * bias, bias])
-    rows = rows / spread
-    return Head(classes, rows.astype(np.float32), (bias - rows @ mean).astype(np.float32))
+    embeddings = _embed_examples(model, examples)
+    mean, spread = embeddings.mean(axis=0), embeddings.std(axis=0) + 1e-6
+    regression = LogisticRegression(max_iter=1000).fit((embeddings - mean) / spread, gold)
+    weight, bias = regression.coef_, regression.intercept_  # (classes, dimension), (classes,)
+    if len(classes) == 2:  # scikit-learn then has one row, the log-odds of the second class
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    # fold the standardisation into the weights: w (x - mean) / spread + b = (w / spread) x + (b - (w / spread) mean)
+    weight = weight / spread
+    return ClassHead(classes, weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
 
 
-def judged(head: Head, model: SentenceTransformer, examples: Sequence[Example]) -> dict[str, float]:
-    """Return how well a head tells the classes of held-out texts, x 100."""
-    gold = np.array([str(example.label) for example in examples])
-    names = {name: at for at, name in enumerate(sorted({*head.classes, *gold.tolist()}))}
-    found = np.array([names[name] for name in head.predict(_embeddings(model, examples))])
-    right = np.array([names[name] for name in gold.tolist()])
-    measured = {"accuracy": accuracy(found, right), "macro_f1": macro_f1(found, right, len(names))}
-    return {name: round(100 * (sample.value or 0.0), 2) for name, sample in measured.items()}
+def score_head(head: ClassHead, model: SentenceTransformer, examples: Sequence[Example]) -> dict[str, float]:
+    """Return accuracy and macro F1, x 100, of a head on held-out texts."""
+    gold = [str(example.label) for example in examples]
+    numbers = {name: number for number, name in enumerate(sorted({*head.classes, *gold}))}
+    predicted_numbers = np.array([numbers[name] for name in head.predict(_embed_examples(model, examples))])
+    gold_numbers = np.array([numbers[name] for name in gold])
+    measures = {
+        "accuracy": accuracy(predicted_numbers, gold_numbers),
+        "macro_f1": macro_f1(predicted_numbers, gold_numbers, len(numbers)),
+    }
+    return {name: round(100 * (sample.value or 0.0), 2) for name, sample in measures.items()}
 
 
-def _embeddings(model: SentenceTransformer, examples: Sequence[Example]) -> Vectors:
-    return encoded(model, [example.text_a for example in examples], normalize=False)
+def _embed_examples(model: SentenceTransformer, examples: Sequence[Example]) -> Vectors:
+    return embed(model, [example.text_a for example in examples], normalize=False)

@@ -1,11 +1,11 @@
-"""Puts an objective on the stock trainer: arguments, checkpoints that hold everything, and what is told meanwhile."""
+"""How an objective runs on the stock trainer: arguments, checkpoints that hold everything, progress."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,29 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from dino_pipeline.encoders import mean_cosine
 from dino_pipeline.errors import ModelError, OptionError, OutputError, first_line
 from dino_pipeline.examples import write_json
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.signals import Stopped
-from dino_pipeline.training.objectives import Objective, Recipe
+from dino_pipeline.training.checks import COLLAPSED
+from dino_pipeline.training.objective import Objective, RowViews, TrainingContext, row_views
 from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors
-from dino_pipeline.training.objectives.views import Views, views_of
-from dino_pipeline.training.selection import COLLAPSED, Selection, mean_cosine
+from dino_pipeline.training.selection import SelectionCriterion
 
 EVALUATIONS = 10
-"""So often is the model evaluated, and saved, during a training, and at its end."""
-APART = 10
-"""But not more often than after so many steps."""
-COUNTS = "counts.json"
-"""What a checkpoint holds of rows seen and time taken; written last, it marks a checkpoint as whole."""
-OWN = "loss.safetensors"
-"""What a checkpoint holds of the loss: heads, temperature, memory."""
+"""Evaluations, and checkpoints, during a training. One more follows at its end."""
+MIN_STEPS_BETWEEN = 10
+"""Steps between two evaluations, at least."""
+COUNTS_FILE = "counts.json"
+"""Holds a checkpoint's rows seen and time taken. It is written last, so that it marks a checkpoint as whole."""
+LOSS_FILE = "loss.safetensors"
+"""Holds a checkpoint's tensors of the loss: heads, temperature, memory."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training came to."""
+class TrainingResult:
+    """What a training achieved."""
 
     best: float
     """The best checkpoint's measure."""
@@ -49,11 +50,11 @@ class Trained:
     rows_seen: int
     """Repetitions counted."""
     seconds: float
-    """Interrupted calls included, up to the checkpoints that training went on from."""
+    """Time of training, interrupted calls included up to the checkpoints from which training went on."""
     mean_cosine: float
-    """Of different texts, by the best checkpoint."""
+    """Mean cosine of different texts under the best checkpoint."""
     history: list[dict[str, float]]
-    """``step`` with the mean ``loss`` since the step before, or with ``dev``, what the checkpoint is chosen by."""
+    """``step`` with the mean ``loss`` since the entry before, or with ``dev``, what chooses a checkpoint."""
 
 
 def train(
@@ -61,239 +62,266 @@ def train(
     model: SentenceTransformer,
     dataset: Dataset,
     objective: Objective,
-    recipe: Recipe,
-    selection: Selection,
+    context: TrainingContext,
+    criterion: SelectionCriterion,
     *,
     probe: Sequence[str],
     reporter: Reporter,
-) -> Trained:
-    """Train a model in place, and end with the best checkpoint; goes on from the last one in the folder.
+) -> TrainingResult:
+    """Train an encoder in place and end with its best checkpoint. Go on from the last checkpoint in the folder.
 
     Args:
         folder: for checkpoints.
         model: the encoder.
         dataset: as the objective built it.
         objective: gives the loss.
-        recipe: hyper-parameters, with the number of steps.
-        selection: chooses the best checkpoint.
-        probe: texts in which collapse is looked for.
-        reporter: is told how far it is.
+        context: hyper-parameters, with the number of steps.
+        criterion: chooses the best checkpoint.
+        probe: texts in which to look for collapse.
+        reporter: follows the training.
 
     Raises:
-        ModelError: training came to embeddings that are no numbers.
+        ModelError: training led to embeddings that are not numbers.
         OutputError: a checkpoint cannot be written or read.
-        Stopped: somebody wanted it to; a checkpoint holds what was done.
+        Stopped: the reporter asked to stop. A checkpoint holds everything until then.
     """
-    loss = objective.loss(model, recipe)
-    if recipe.training.matryoshka:
-        loss = MatryoshkaLoss(model, loss, embedding_sizes(model, recipe))
+    loss = objective.loss(model, context)
+    if context.hyperparameters.matryoshka:
+        loss = MatryoshkaLoss(model, loss, embedding_sizes(model, context))
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=arguments(folder, objective, recipe, selection, dataset),
+        args=trainer_arguments(folder, objective, context, criterion, dataset),
         train_dataset=dataset,
         loss=loss,
-        evaluator=selection.evaluator,
+        evaluator=criterion.evaluator,
     )
-    own = own_tensors(trainer.loss, model)  # now that the trainer has put them where they stay
-    if recipe.processes > 1:
-        average_gradients(own.values())
+    loss_tensors = own_tensors(trainer.loss, model)  # only now: the trainer has moved them to their device
+    if context.processes > 1:
+        average_gradients(loss_tensors.values())
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.remove_callback(PrinterCallback)
-    if views := views_of(dataset):
-        trainer.add_callback(_Epochs(views))
-    counter = _Counter(trainer.loss, recipe.processes)
-    trainer.add_callback(_Keeper(own, counter, checkpoint))
+    counter = RowCounter(trainer.loss, context.processes)
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    progress = Progress(f"{objective.name}, seed {recipe.seed}", total=0, resumed=resumed)
-    trainer.add_callback(_Teller(reporter, selection, model, probe, progress, alone=recipe.processes == 1))
+    progress = Progress(f"{objective.name}, seed {context.seed}", total=0, resumed=resumed)
+    trainer.remove_callback(PrinterCallback)
+    if views := row_views(dataset):
+        trainer.add_callback(_EpochCallback(views))
+    trainer.add_callback(_CheckpointCallback(loss_tensors, counter, checkpoint))
+    trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"{folder}: training could not go on ({first_line(error)}); "
-            "the last whole checkpoint is kept: make room and run again"
+            f"{folder}: training could not go on ({first_line(error)}); the last whole checkpoint is kept",
+            "make room and run again",
         ) from error
     best, steps = trainer.state.best_metric, trainer.state.global_step
     if best is None or not math.isfinite(best):
         raise ModelError(
-            f"{objective.name}: no checkpoint can be told from another after {steps} steps (embeddings that are no "
-            "numbers, or all the same); train with a lower --learning-rate"
+            f"{objective.name}: no checkpoint can be told from another after {steps} steps (embeddings that are not "
+            "numbers, or all the same)",
+            "train with a lower {learning_rate}",
         )
-    history = list(_history(trainer.state.log_history, selection))
-    return Trained(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe), history)
+    history = _history(trainer.state.log_history, criterion)
+    return TrainingResult(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe), history)
 
 
-def _history(logged: Sequence[dict[str, float]], selection: Selection) -> Iterator[dict[str, float]]:
-    for entry in logged:
-        for name, key, factor in (("loss", "loss", 1.0), ("dev", selection.metric, selection.factor)):
-            if math.isfinite(value := factor * entry.get(key, math.nan)):
-                yield {"step": int(entry["step"]), name: round(value, 6)}
+def _history(log: Sequence[Mapping[str, float]], criterion: SelectionCriterion) -> list[dict[str, float]]:
+    """Return the finite losses and measures of the trainer's log."""
+    history = []
+    for entry in log:
+        for name, key, scale in (("loss", "loss", 1.0), ("dev", criterion.metric, criterion.scale)):
+            value = scale * entry.get(key, math.nan)
+            if math.isfinite(value):
+                history.append({"step": int(entry["step"]), name: round(value, 6)})
+    return history
 
 
-def steps_of(objective: Objective, recipe: Recipe, rows: int) -> int:
-    """Return how many steps a training takes.
+def count_steps(objective: Objective, context: TrainingContext, rows: int) -> int:
+    """Return the number of steps of a training.
 
     Raises:
-        OptionError: several processes cannot each have a batch.
+        OptionError: there are too few rows for several processes to have a batch each.
     """
-    training, dropped = recipe.training, _drops_last(objective, recipe, rows)
-    if dropped and rows < training.batch_size:
-        raise OptionError(f"--batch-size {training.batch_size}: there are only {rows} rows for several processes")
-    each = rows // training.batch_size if dropped else -(-rows // training.batch_size)
-    return training.steps or max(1, math.ceil(each * training.epochs))
+    hyperparameters, dropped = context.hyperparameters, _drops_last_batch(objective, context, rows)
+    batch_size = hyperparameters.batch_size
+    if dropped and rows < batch_size:
+        raise OptionError(f"there are only {rows} rows for several processes", option="batch_size", value=batch_size)
+    per_epoch = rows // batch_size if dropped else math.ceil(rows / batch_size)
+    return hyperparameters.steps or max(1, math.ceil(per_epoch * hyperparameters.epochs))
 
 
-def _drops_last(objective: Objective, recipe: Recipe, rows: int) -> bool:
-    """Say whether a last small batch is left out: a text would have too few others beside it, or a process none."""
-    few = objective.in_batch and not objective.distinct and rows > recipe.training.batch_size
-    return recipe.processes > 1 or few
+def _drops_last_batch(objective: Objective, context: TrainingContext, rows: int) -> bool:
+    """Return whether rows that do not fill the last batch are left out.
+
+    They are if a text would have too few others in that batch, or a process none.
+    """
+    too_few = objective.in_batch_negatives and not objective.no_duplicates
+    return context.processes > 1 or (too_few and rows > context.hyperparameters.batch_size)
 
 
-def arguments(
-    folder: Path, objective: Objective, recipe: Recipe, selection: Selection, dataset: Dataset
+def trainer_arguments(
+    folder: Path, objective: Objective, context: TrainingContext, criterion: SelectionCriterion, dataset: Dataset
 ) -> SentenceTransformerTrainingArguments:
-    """Return the stock trainer's arguments.
+    """Return the arguments of the stock trainer.
 
     Raises:
-        OptionError: the batch cannot be shared by the processes.
+        OptionError: the processes cannot share a batch evenly, mini-batches do not divide it, or the GPU cannot
+            compute in bfloat16.
     """
-    training = recipe.training
-    if training.batch_size % recipe.processes:
-        raise OptionError(f"batch size {training.batch_size} cannot be shared by {recipe.processes} processes evenly")
-    rows = training.batch_size // recipe.processes
-    parts = 1
-    if training.mini_batch_size and not objective.caches:
-        parts = -(-rows // training.mini_batch_size)
-        if rows % parts:
-            raise OptionError(f"--mini-batch-size {training.mini_batch_size}: must divide the {rows} rows of a batch")
-    if training.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise OptionError("--bf16: this GPU does not compute in bfloat16; leave it out")
-    every = max(-(-recipe.steps // EVALUATIONS), APART)
-    found = SentenceTransformerTrainingArguments(
+    hyperparameters = context.hyperparameters
+    rows, parts = _rows_per_process(objective, context)
+    if hyperparameters.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise OptionError("this GPU does not compute in bfloat16", "leave it out", option="bf16")
+    interval = max(math.ceil(context.steps / EVALUATIONS), MIN_STEPS_BETWEEN)
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=training.epochs,
-        max_steps=training.steps or -1,
+        num_train_epochs=hyperparameters.epochs,
+        max_steps=hyperparameters.steps or -1,
         per_device_train_batch_size=rows // parts,
         gradient_accumulation_steps=parts,
-        dataloader_drop_last=_drops_last(objective, recipe, len(dataset)),
-        batch_sampler=BatchSamplers.NO_DUPLICATES if objective.distinct else BatchSamplers.BATCH_SAMPLER,
+        dataloader_drop_last=_drops_last_batch(objective, context, len(dataset)),
+        batch_sampler=BatchSamplers.NO_DUPLICATES if objective.no_duplicates else BatchSamplers.BATCH_SAMPLER,
         prompts=dict(objective.prompts),
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup_steps=int(training.warmup * recipe.steps),
-        lr_scheduler_type={"linear": "linear", "constant": "constant_with_warmup"}[training.schedule],
-        bf16=training.bf16,
+        learning_rate=hyperparameters.learning_rate,
+        weight_decay=hyperparameters.weight_decay,
+        warmup_steps=int(hyperparameters.warmup * context.steps),
+        lr_scheduler_type={"linear": "linear", "constant": "constant_with_warmup"}[hyperparameters.schedule],
+        bf16=hyperparameters.bf16,
         eval_strategy="steps",
-        eval_steps=every,
+        eval_steps=interval,
         save_strategy="steps",
-        save_steps=every,
+        save_steps=interval,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=selection.metric,
+        metric_for_best_model=criterion.metric,
         greater_is_better=True,
-        logging_steps=every,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
+        logging_steps=interval,
+        seed=context.seed,
+        data_seed=context.seed,
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    found._n_gpu = min(found.n_gpu, 1)  # several cards in one process would each take a whole batch
-    return found
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards in one process would each take a whole batch
+    return arguments
 
 
-class _Counter:
-    """Counts the rows that a loss is given, and the time."""
+def _rows_per_process(objective: Objective, context: TrainingContext) -> tuple[int, int]:
+    """Return the rows of a batch that each process takes, and into how many parts it accumulates them.
+
+    Objectives that cache gradients part their batches themselves.
+    """
+    batch_size, mini_batch_size = context.hyperparameters.batch_size, context.hyperparameters.mini_batch_size
+    if batch_size % context.processes:
+        raise OptionError(f"batch size {batch_size} cannot be shared by {context.processes} processes evenly")
+    rows = batch_size // context.processes
+    if not mini_batch_size or objective.caches_gradients:
+        return rows, 1
+    parts = math.ceil(rows / mini_batch_size)
+    if rows % parts:
+        raise OptionError(f"must divide the {rows} rows of a batch", option="mini_batch_size", value=mini_batch_size)
+    return rows, parts
+
+
+class RowCounter:
+    """Counts the rows that a loss takes, over all processes, and the time.
+
+    Args:
+        loss: the loss module.
+        processes: how many train together.
+    """
 
     def __init__(self, loss: Any, processes: int) -> None:
         self.processes = processes
-        self.rows, self.before, self.started = 0, 0.0, time.monotonic()
+        self.rows, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         loss.register_forward_pre_hook(self._count)
 
     @property
     def seconds(self) -> float:
-        """Time until now, that of earlier calls included."""
-        return self.before + time.monotonic() - self.started
+        """Return the time until now, earlier calls included."""
+        return self.seconds_before + time.monotonic() - self.started
 
-    def _count(self, loss: Any, given: Any) -> None:
-        first = given[0][0]
-        here = len(first["attention_mask"] if "attention_mask" in first else first["offsets"])
-        self.rows += here * self.processes
+    def _count(self, loss: Any, arguments: Any) -> None:
+        features = arguments[0][0]  # of the first column; word-vector encoders have no attention mask
+        rows = len(features["attention_mask"] if "attention_mask" in features else features["offsets"])
+        self.rows += rows * self.processes
 
 
 @dataclass(eq=False)
-class _Epochs(TrainerCallback):
-    """Tells the dataset's views which epoch it is."""
+class _EpochCallback(TrainerCallback):
+    """Sets the epoch of the dataset's views."""
 
-    views: Views
+    views: RowViews
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.views.epoch = math.floor((state.epoch or 0) + 1e-6)
 
 
 @dataclass(eq=False)
-class _Keeper(TrainerCallback):
-    """Puts counts and the loss's own tensors into checkpoints, and takes them from that which training goes on from."""
+class _CheckpointCallback(TrainerCallback):
+    """Writes counts and the loss's tensors into checkpoints, and restores them when training goes on from one."""
 
-    own: dict[str, torch.Tensor]
-    counter: _Counter
+    loss_tensors: dict[str, torch.Tensor]
+    counter: RowCounter
     checkpoint: str | None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.checkpoint:
             return
-        counts = json.loads((Path(self.checkpoint) / COUNTS).read_text())
-        self.counter.rows, self.counter.before = counts["rows"], counts["seconds"]
-        if self.own:
-            kept = load_file(Path(self.checkpoint) / OWN)
+        counts = json.loads((Path(self.checkpoint) / COUNTS_FILE).read_text())
+        self.counter.rows, self.counter.seconds_before = counts["rows"], counts["seconds"]
+        if self.loss_tensors:
+            saved = load_file(Path(self.checkpoint) / LOSS_FILE)
             with torch.no_grad():
-                for name, tensor in self.own.items():
-                    tensor.copy_(kept[name])
+                for name, tensor in self.loss_tensors.items():
+                    tensor.copy_(saved[name])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.own:
-            save_file({name: tensor.detach().contiguous() for name, tensor in self.own.items()}, folder / OWN)
-        write_json(folder / COUNTS, {"rows": self.counter.rows, "seconds": self.counter.seconds})
+        if self.loss_tensors:
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self.loss_tensors.items()}
+            save_file(tensors, folder / LOSS_FILE)
+        write_json(folder / COUNTS_FILE, {"rows": self.counter.rows, "seconds": self.counter.seconds})
 
 
 @dataclass(eq=False)
-class _Teller(TrainerCallback):
-    """Reports how far training is and when embeddings collapse, and has the last step evaluated and saved."""
+class _ProgressCallback(TrainerCallback):
+    """Reports progress and collapsed embeddings, stops when asked to, and has the last step evaluated and saved."""
 
     reporter: Reporter
-    selection: Selection
+    criterion: SelectionCriterion
     model: SentenceTransformer
     probe: Sequence[str]
-    shown: Progress
-    alone: bool
-    """Whether there is only this process: of several, each would have to end at the same step."""
-    said: bool = False
+    progress: Progress
+    may_stop: bool
+    """Whether this process trains alone. Several would each have to stop at the same step."""
+    collapse_noted: bool = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.shown.done, self.shown.total = state.global_step, state.max_steps
+        self.progress.done, self.progress.total = state.global_step, state.max_steps
         if state.global_step == state.max_steps:
             control.should_evaluate = control.should_save = True
-        elif self.alone and self.reporter.should_stop():
+        elif self.may_stop and self.reporter.should_stop():
             control.should_save = True
         elif state.is_world_process_zero:
-            self.reporter.update(self.shown)
+            self.reporter.update(self.progress)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.alone and self.reporter.should_stop() and state.global_step < state.max_steps:
-            raise Stopped  # here, for an ended training deletes all checkpoints but the best
+        if self.may_stop and self.reporter.should_stop() and state.global_step < state.max_steps:
+            raise Stopped  # an orderly end of training would delete all checkpoints but the best
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        if not state.is_world_process_zero or self.selection.metric not in metrics:
+        if not state.is_world_process_zero or self.criterion.metric not in metrics:
             return
-        value = self.selection.factor * metrics[self.selection.metric]
-        self.shown.extra = f"dev {self.selection.measure} {value:.2f}"
-        self.reporter.update(self.shown)
-        if not self.said and (cosine := mean_cosine(self.model, self.probe)) >= COLLAPSED:
-            self.said = True
+        value = self.criterion.scale * metrics[self.criterion.metric]
+        self.progress.extra = f"dev {self.criterion.measure} {value:.2f}"
+        self.reporter.update(self.progress)
+        if not self.collapse_noted and (cosine := mean_cosine(self.model, self.probe)) >= COLLAPSED:
+            self.collapse_noted = True
             self.reporter.note(
                 f"step {state.global_step}: the embeddings have collapsed: cosines of different texts average "
-                f"{cosine:.3f}; try a lower --learning-rate, larger batches, or mean pooling"
+                f"{cosine:.3f}",
+                "try a lower {learning_rate}, larger batches, or mean pooling",
             )

@@ -12,11 +12,11 @@ from dino_pipeline import pocket
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.slots import Slots
+from dino_pipeline.encoders import load_encoder
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.texts import distinct_n
-from dino_pipeline.training.encoders import load_encoder
 from tests.test_spec import SPECS
 from tests.toys import Listener, char_tokenizer, tiny_model
 from tools.pocket.fidelity import Quality, main, measure, sts_spec, summarise

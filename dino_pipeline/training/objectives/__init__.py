@@ -1,36 +1,17 @@
-"""The training objectives, one file each."""
+"""The training objectives: which module defines each of them."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from dino_pipeline.training.objectives.base import (
-    Columns,
-    Kind,
-    Objective,
-    Recipe,
-    Training,
-    rows_are_apart,
-    settle,
-)
-
-NAMES = ("dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm")
-
-__all__ = [
-    "NAMES",
-    "Columns",
-    "Kind",
-    "Objective",
-    "Recipe",
-    "Training",
-    "get_objective",
-    "rows_are_apart",
-    "settle",
-]
-
-
-def get_objective(name: str) -> Objective:
-    """Return an objective by its name; only its own file is imported."""
-    module = import_module(f"dino_pipeline.training.objectives.{name.replace('-', '_')}")
-    objective: Objective = module.OBJECTIVE
-    return objective
+REGISTRY = {
+    "dino": "pair_objectives:DINO",
+    "sbert": "pair_objectives:SBERT",
+    "simcse": "simcse:SIMCSE",
+    "simcse-sup": "simcse:SUPERVISED_SIMCSE",
+    "mirror-bert": "mirror_bert:MIRROR_BERT",
+    "is-cse": "simcse:IS_CSE",
+    "declutr": "declutr:DECLUTR",
+    "cpt": "pair_objectives:CPT",
+    "cmlm": "masked_words:CMLM",
+}
+"""Objectives by name, in the order in which they are listed: ``module:variable``, imported when needed."""
+NAMES = tuple(REGISTRY)

@@ -1,4 +1,4 @@
-"""DeCLUTR: a span of a document finds the spans near it among those of other places, and its masked words are told."""
+"""DeCLUTR: a span of a document finds the spans near it among those of other places, and predicts its masked words."""
 
 from __future__ import annotations
 
@@ -14,89 +14,110 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.training.objectives.base import Columns, Objective, Recipe, Training
-from dino_pipeline.training.objectives.contrastive import NT_XENT_DIRECTIONS, embedding_sizes, in_batch, nt_xent
-from dino_pipeline.training.objectives.masked import MaskedWords
-from dino_pipeline.training.objectives.views import with_views
+from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.training.objective import Columns, Objective, TrainingContext, drawn_rows
+from dino_pipeline.training.objectives.contrastive import NT_XENT_DIRECTIONS, embedding_sizes, nt_xent, ranking_loss
+from dino_pipeline.training.objectives.masked_words import MaskedWordLoss
+
+Span = tuple[int, int]
+"""Token positions, start and end."""
 
 
 @dataclass(frozen=True)
-class Spans:
-    """How spans are drawn from a document (Giorgi et al. 2021, section 3.1)."""
+class SpanSampler:
+    """Draws spans from a document (Giorgi et al. 2021, section 3.1)."""
 
     anchors: int
     positives: int
+    """Per anchor."""
     shortest: int
     longest: int
+    """In tokens."""
     scaled: bool
-    """Shorter documents give shorter spans; otherwise they are refused."""
+    """Whether shorter documents give shorter spans; otherwise they are refused."""
 
     @property
-    def least(self) -> int:
-        """Tokens that a document must have."""
+    def min_tokens(self) -> int:
+        """Return the number of tokens that a document must have."""
         return 2 * self.anchors * (1 if self.scaled else self.longest)
 
-    def of_document(self, tokens: int) -> tuple[int, int]:
-        """Return the shortest and the longest span of a document."""
+    def bounds(self, tokens: int) -> tuple[int, int]:
+        """Return the lengths of the shortest and the longest span of a document of so many tokens."""
         longest = min(self.longest, tokens // (2 * self.anchors)) if self.scaled else self.longest
         return min(self.shortest, max(longest // 2, 1)), longest
 
-    def draw(self, tokens: int, random: Random) -> list[list[tuple[int, int]]]:
-        """Return, for each anchor, its span and those of its positives, as token positions (start, end)."""
-        shortest, longest = self.of_document(tokens)
-        place, drawn = tokens // self.anchors, []
-        for first in random.sample(range(0, place * self.anchors, place), self.anchors):
+    def draw(self, tokens: int, random: Random) -> list[list[Span]]:
+        """Return, for each anchor, its span and then those of its positives.
+
+        The document is divided into as many equal stretches as there are anchors. An anchor begins in a stretch of
+        its own; its length follows Beta(4, 2), so that anchors are long. A positive overlaps its anchor, lies inside it
+        or touches it; its length follows Beta(2, 4), so that positives are short.
+        """
+        shortest, longest = self.bounds(tokens)
+        stretch = tokens // self.anchors
+        drawn = []
+        for first in random.sample(range(0, stretch * self.anchors, stretch), self.anchors):
             length = int(random.betavariate(4, 2) * (longest - shortest) + shortest)
-            start = random.randint(first, max(min(first + place, tokens) - length, first))
+            start = random.randint(first, max(min(first + stretch, tokens) - length, first))
             spans = [(start, start + length)]
             for _ in range(self.positives):
                 size = int(random.betavariate(2, 4) * (longest - shortest) + shortest)
                 low, high = max(start - size, 0), min(start + length, tokens - size)
-                at = random.randint(low, max(high, low))
-                spans.append((at, at + size))
+                near = random.randint(low, max(high, low))
+                spans.append((near, near + size))
             drawn.append(spans)
         return drawn
 
 
-def build(columns: Columns, recipe: Recipe) -> Dataset:
+def drawn_spans(columns: Columns, context: TrainingContext) -> Dataset:
     """Return spans of each document, other ones in each epoch: all anchors, then the positives of each.
 
+    Documents that are too short are left out.
+
     Raises:
-        DataError: all documents are too short for spans, or one for those of the paper.
+        DataError: all documents are too short, or one is and spans have the paper's lengths.
     """
-    sizes = {name: recipe[name] for name in ("anchors", "positives", "shortest", "longest")}
-    spans = Spans(**sizes, scaled=recipe["spans"] == "scaled")
-    offsets = [_offsets(text, recipe.tokenizer) for text in columns["document"]]
-    short = [number for number, found in enumerate(offsets, start=1) if len(found) < spans.least]
-    if short and not (spans.scaled and len(short) < len(offsets)):
-        remedy = "give longer documents" if spans.scaled else "give longer documents, or leave out --faithful"
+    sizes = {name: context[name] for name in ("anchors", "positives", "shortest", "longest")}
+    sampler = SpanSampler(**sizes, scaled=context["spans"] == "scaled")
+    rows: Columns = {"document": [], "offsets": []}
+    short = []
+    for number, text in enumerate(columns["document"], start=1):
+        offsets = _token_offsets(text, context.tokenizer)
+        if len(offsets) < sampler.min_tokens:
+            short.append((number, len(offsets)))
+        else:
+            rows["document"].append(text)
+            rows["offsets"].append(offsets)
+    if short and not (sampler.scaled and rows["document"]):
+        number, tokens = short[0]
+        remedy = "give longer documents" if sampler.scaled else "give longer documents, or leave out {faithful}"
         raise DataError(
-            f"document {short[0]}: has {len(offsets[short[0] - 1])} tokens, as {len(short)} of {len(offsets)} "
-            f"have under {spans.least}; {remedy}, or fewer anchors (--set anchors=1)"
+            f"document {number}: has {tokens} tokens, as {len(short)} of {len(columns['document'])} have under "
+            f"{sampler.min_tokens}",
+            f"{remedy}, or fewer anchors (the objective's option anchors=1)",
         )
-    pairs = zip(columns["document"], offsets, strict=True)
-    long = [(text, found) for text, found in pairs if len(found) >= spans.least]
-    rows: Columns = {"document": [text for text, _ in long], "offsets": [found for _, found in long]}
-    return with_views(rows, partial(view, spans=spans), recipe.seed)
+    return drawn_rows(rows, partial(span_texts, sampler=sampler), context.seed)
 
 
-def _offsets(text: str, tokenizer: Any) -> list[list[int]]:
-    """Return the (start, end) of each token in the text, whole words in one."""
+def _token_offsets(text: str, tokenizer: Any) -> list[list[int]]:
+    """Return the (start, end) of each token in the text."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
     return [list(pair) for pair in encoded["offset_mapping"]]
 
 
-def view(row: dict[str, Any], random: Random, *, spans: Spans) -> dict[str, Any]:
-    """Return a document's spans as texts."""
+def span_texts(row: dict[str, Any], random: Random, *, sampler: SpanSampler) -> dict[str, Any]:
+    """Return a document's spans as texts: ``anchor0``, ``anchor1``, ... then ``near0x0``, ``near0x1``, ..."""
     text, offsets = row["document"], row["offsets"]
-    drawn = [[_cut(text, offsets, span) for span in anchor] for anchor in spans.draw(len(offsets), random)]
-    anchors = {f"anchor{number}": texts[0] for number, texts in enumerate(drawn)}
-    near = {f"near{number}x{at}": text for number, texts in enumerate(drawn) for at, text in enumerate(texts[1:])}
-    return {**anchors, **near}
+    anchors, positives = {}, {}
+    for number, (anchor, *near) in enumerate(sampler.draw(len(offsets), random)):
+        anchors[f"anchor{number}"] = _cut(text, offsets, anchor)
+        for place, span in enumerate(near):
+            positives[f"near{number}x{place}"] = _cut(text, offsets, span)
+    return {**anchors, **positives}
 
 
-def _cut(text: str, offsets: list[list[int]], span: tuple[int, int]) -> str:
-    """Return the text of a span of tokens, out to the ends of the words that it touches."""
+def _cut(text: str, offsets: list[list[int]], span: Span) -> str:
+    """Return the text of a span, extended to the ends of the words that it touches."""
     start, end = offsets[span[0]][0], offsets[span[1] - 1][1]
     while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
         start -= 1
@@ -105,40 +126,47 @@ def _cut(text: str, offsets: list[list[int]], span: tuple[int, int]) -> str:
     return text[start:end]
 
 
-class NearSpans(nn.Module):
-    """NT-Xent between anchors and the means of their positives, plus masked language modelling on the anchors."""
+class SpanContrastLoss(nn.Module):
+    """NT-Xent between anchors and the means of their positives, plus masked language modelling on the anchors.
 
-    def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
+    See Giorgi et al. 2021, section 3.2.
+    """
+
+    def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
         super().__init__()
         self.model = model
-        self.anchors = recipe["anchors"]
-        self.size = embedding_sizes(model, recipe)[0]
-        self.words = MaskedWords(model, recipe)
-        self.stock = in_batch(model, recipe, directions=NT_XENT_DIRECTIONS)
+        self.anchors = context["anchors"]
+        self.size = embedding_sizes(model, context)[0]
+        self.words = MaskedWordLoss(model, context)
+        self.stock = ranking_loss(model, context, directions=NT_XENT_DIRECTIONS)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """Return the loss of a batch: the columns are all anchors, then the positives of each."""
         columns = list(sentence_features)
         masked = [self.words.mask(features) for features in columns[: self.anchors]]
-        states = [self.model(features) for features, _ in masked]
-        anchors = torch.cat([each["sentence_embedding"] for each in states])
+        encoded = [self.model(features) for features, _ in masked]
+        anchors = torch.cat([output["sentence_embedding"] for output in encoded])  # (anchors * rows, dimension)
         near = [self.model(features)["sentence_embedding"] for features in columns[self.anchors :]]
-        each = len(near) // self.anchors
-        means = [torch.stack(near[at : at + each]).mean(0) for at in range(0, len(near), each)]
+        per_anchor = len(near) // self.anchors
+        means = []
+        for first in range(0, len(near), per_anchor):
+            means.append(torch.stack(near[first : first + per_anchor]).mean(0))  # (rows, dimension)
         loss = nt_xent(self.stock, anchors, torch.cat(means))
-        if anchors.shape[-1] < self.size:  # a shorter embedding of the same states: its words are counted already
+        if anchors.shape[-1] < self.size:  # a shorter embedding of the same states: their words are counted already
             return loss
-        told = [self.words(each["token_embeddings"], words) for each, (_, words) in zip(states, masked, strict=True)]
-        return loss + torch.stack(told).mean()
+        word_losses = []
+        for output, (_, word_labels) in zip(encoded, masked, strict=True):
+            word_losses.append(self.words(output["token_embeddings"], word_labels))
+        return loss + torch.stack(word_losses).mean()
 
 
-OBJECTIVE = Objective(
+DECLUTR = Objective(
     name="declutr",
     needs="documents",
     method="spans near one another, NT-Xent, and masked words",
-    build=build,
-    loss=NearSpans,
-    defaults=Training(
+    build=drawn_spans,
+    loss=SpanContrastLoss,
+    defaults=Hyperparameters(
         batch_size=16,
         learning_rate=5e-5,
         weight_decay=0.1,
@@ -157,5 +185,5 @@ OBJECTIVE = Objective(
     faithful={"spans": "fixed"},
     choices={"spans": ("scaled", "fixed")},
     shares=("masked",),
-    in_batch=True,
+    in_batch_negatives=True,
 )

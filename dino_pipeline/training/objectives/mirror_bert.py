@@ -1,4 +1,4 @@
-"""Mirror-BERT: a sentence finds itself with a span masked, among both views of all others of its batch."""
+"""Mirror-BERT: a sentence finds its view with a masked span among both views of all others of its batch."""
 
 from __future__ import annotations
 
@@ -13,35 +13,46 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.texts import parts_words
-from dino_pipeline.training.objectives.base import Columns, Objective, Recipe, Training
-from dino_pipeline.training.objectives.contrastive import NTXent
-from dino_pipeline.training.objectives.views import with_views
+from dino_pipeline.training.objective import Columns, Objective, TrainingContext, drawn_rows
+from dino_pipeline.training.objectives.contrastive import NTXentLoss
 
-SHORTEST = 30
-"""Texts of fewer characters are not masked."""
+MIN_CHARACTERS = 30
+"""Shorter texts are not masked."""
 
 
-def build(columns: Columns, recipe: Recipe) -> Dataset:
+def masked_sentences(columns: Columns, context: TrainingContext) -> Dataset:
     """Return each sentence as ``anchor``, and with a span masked, another one in each epoch, as ``positive``.
 
     Raises:
-        ModelError: the tokenizer has no mask.
+        ModelError: the tokenizer has no mask token.
     """
-    mask: Any = getattr(recipe.tokenizer, "mask_token", None)
-    if mask is None and recipe["mask"] != "none":
-        raise ModelError("mirror-bert: the encoder's tokenizer has no mask; take another encoder, or --set mask=none")
-    draw = partial(view, mask=mask, kind=recipe["mask"], span=recipe["span"])
-    return with_views({"anchor": columns["sentence"]}, draw, recipe.seed)
+    mask: Any = getattr(context.tokenizer, "mask_token", None)
+    if mask is None and context["mask"] != "none":
+        raise ModelError(
+            "mirror-bert: the encoder's tokenizer has no mask",
+            "take another encoder, or set the objective's option mask=none",
+        )
+    draw = partial(draw_view, mask=mask, kind=context["mask"], span=context["span"])
+    return drawn_rows({"anchor": columns["sentence"]}, draw, context.seed)
 
 
-def view(row: dict[str, Any], random: Random, *, mask: str, kind: str, span: int) -> dict[str, Any]:
-    """Return both views of a row."""
+def draw_view(row: dict[str, Any], random: Random, *, mask: str, kind: str, span: int) -> dict[str, Any]:
+    """Return both views of a row.
+
+    Args:
+        row: holds the sentence as ``anchor``.
+        random: chooses the span.
+        mask: the mask token.
+        kind: ``words``, ``characters`` or ``none``; in scripts without spaces, words are masked as characters.
+        span: characters to mask.
+    """
     text = row["anchor"]
-    if kind == "none" or len(text) < SHORTEST:
+    if kind == "none" or len(text) < MIN_CHARACTERS:
         return {"anchor": text, "positive": text}
-    characters = kind == "characters" or not parts_words(text)
-    return {"anchor": text, "positive": (mask_characters if characters else mask_words)(text, random, mask, span)}
+    mask_span = mask_characters if kind == "characters" or not parts_words(text) else mask_words
+    return {"anchor": text, "positive": mask_span(text, random, mask, span)}
 
 
 def mask_characters(text: str, random: Random, mask: str, span: int) -> str:
@@ -51,8 +62,11 @@ def mask_characters(text: str, random: Random, mask: str, span: int) -> str:
 
 
 def mask_words(text: str, random: Random, mask: str, span: int) -> str:
-    """Return the text with as many whole words as cover ``span`` characters replaced by the mask, never all of them."""
-    words = [found.span() for found in re.finditer(r"\S+", text)]
+    """Return the text with whole words that cover ``span`` characters replaced by the mask, but never all words.
+
+    With ``span`` 5, "the quick brown fox" becomes for example "the [MASK] brown fox".
+    """
+    words = [match.span() for match in re.finditer(r"\S+", text)]  # (start, end) of each
     if len(words) < 2:
         return text
     first = last = random.randrange(len(words))
@@ -63,36 +77,40 @@ def mask_words(text: str, random: Random, mask: str, span: int) -> str:
     return text[: words[first][0]] + mask + text[words[last][1] :]
 
 
-class MeanOverPadding(NTXent):
-    """NT-Xent over means of all token states, padding included, as the reference code takes them.
+class PaddedMeanLoss(NTXentLoss):
+    """NT-Xent over means of all token states, padding included, as in the reference code.
 
     Raises:
-        OptionError: gradients are to be cached, or leading dimensions trained, which go by the encoder's own pooling.
+        OptionError: gradients are to be cached, or leading dimensions trained; both need the encoder's own pooling.
     """
 
-    def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
-        if recipe.training.mini_batch_size or recipe.training.matryoshka:
-            raise OptionError("--faithful: takes no part in --mini-batch-size and --matryoshka; add --set mean=texts")
-        super().__init__(model, recipe)
+    def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
+        if context.hyperparameters.mini_batch_size or context.hyperparameters.matryoshka:
+            raise OptionError(
+                "means over padding allow neither mini-batches nor leading dimensions",
+                "leave out {mini_batch_size} and {matryoshka}, or set the objective's option mean=texts",
+                option="faithful",
+            )
+        super().__init__(model, context)
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Return the embeddings of a column's texts, ``(rows, dimension)``."""
-        states: Tensor = self.model(features)["token_embeddings"]
+        states: Tensor = self.model(features)["token_embeddings"]  # (rows, tokens, dimension)
         return torch.mean(states, dim=1)
 
 
-def loss(model: SentenceTransformer, recipe: Recipe) -> NTXent:
-    """Return NT-Xent over the two views."""
-    return (MeanOverPadding if recipe["mean"] == "padded" else NTXent)(model, recipe)
+def mirror_loss(model: SentenceTransformer, context: TrainingContext) -> NTXentLoss:
+    """Return NT-Xent over the two views (Liu et al. 2021, section 2)."""
+    return (PaddedMeanLoss if context["mean"] == "padded" else NTXentLoss)(model, context)
 
 
-OBJECTIVE = Objective(
+MIRROR_BERT = Objective(
     name="mirror-bert",
     needs="sentences",
     method="a span masked, NT-Xent",
-    build=build,
-    loss=loss,
-    defaults=Training(
+    build=masked_sentences,
+    loss=mirror_loss,
+    defaults=Hyperparameters(
         batch_size=200,
         warmup=0.0,
         schedule="constant",
@@ -103,6 +121,6 @@ OBJECTIVE = Objective(
     "Universal Lexical and Sentence Encoders, arXiv:2104.08027",
     faithful={"mask": "characters", "mean": "padded"},
     choices={"mask": ("words", "characters", "none"), "mean": ("texts", "padded")},
-    in_batch=True,
-    caches=True,
+    in_batch_negatives=True,
+    caches_gradients=True,
 )

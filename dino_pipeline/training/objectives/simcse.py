@@ -1,42 +1,52 @@
-"""SimCSE without labels: a sentence finds itself, seen through another dropout mask, among the others of its batch."""
+"""SimCSE and its relatives: without labels (simcse), with hard negatives (simcse-sup), with smoothed views (is-cse)."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import all_gather
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from dino_pipeline.training.objectives.base import Columns, Objective, Recipe, Training
-from dino_pipeline.training.objectives.contrastive import InfoNCE, of_each_size
+from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.training.objective import Columns, Objective, TrainingContext, fixed_rows
+from dino_pipeline.training.objectives.contrastive import InfoNCELoss, module_per_size
+
+# SimCSE: a sentence finds itself, seen through another dropout mask, among the others of its batch.
 
 
-def build(columns: Columns, recipe: Recipe) -> Dataset:
+def repeated_sentences(columns: Columns, context: TrainingContext) -> Dataset:
     """Return each sentence twice, as ``anchor`` and ``positive``."""
     return Dataset.from_dict({"anchor": columns["sentence"], "positive": columns["sentence"]})
 
 
-def head(size: int) -> nn.Sequential:
-    """Return the layer that stands on top of the encoder while it is trained (Gao et al. 2021, section 6.3)."""
+def projection_head(size: int) -> nn.Sequential:
+    """Return the layer on top of the encoder that is only used in training (Gao et al. 2021, section 6.3)."""
     return nn.Sequential(nn.Linear(size, size), nn.Tanh())
 
 
-class SimCSE(InfoNCE):
-    """InfoNCE behind a head that is not kept."""
+class SimCSELoss(InfoNCELoss):
+    """InfoNCE behind a projection head that is dropped after training (Gao et al. 2021, section 3)."""
 
-    def __init__(self, model: SentenceTransformer, recipe: Recipe) -> None:
-        super().__init__(model, recipe)
-        self.heads = of_each_size(self.dimensions, head)
+    def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
+        super().__init__(model, context)
+        self.heads = module_per_size(self.dimensions, projection_head)
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        first, second = (self.heads[str(each.shape[-1])](each) for each in embeddings)
+        """Return the loss of the two views of each sentence, each column ``(rows, dimension)``."""
+        first, second = (self.heads[str(views.shape[-1])](views) for views in embeddings)
         return self.contrast(first, second)
 
     def contrast(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the loss of views behind the head, each ``(rows, dimension)``."""
+        """Return the loss of projected views, each ``(rows, dimension)``."""
         return super().compare([first, second], None)
 
 
-PAPER = Training(
+PAPER = Hyperparameters(
     batch_size=64,
     learning_rate=3e-5,
     weight_decay=0.0,
@@ -45,17 +55,137 @@ PAPER = Training(
     pooling="cls",
     options={"temperature": 0.05},
 )
-"""For BERT-base; RoBERTa-base had batches of 512 and a learning rate of 1e-5."""
+"""The paper's values for BERT-base. For RoBERTa-base it used batches of 512 and a learning rate of 1e-5."""
 
-OBJECTIVE = Objective(
+SIMCSE = Objective(
     name="simcse",
     needs="sentences",
     method="dropout twice, InfoNCE",
-    build=build,
-    loss=SimCSE,
+    build=repeated_sentences,
+    loss=SimCSELoss,
     defaults=PAPER,
     citation="Gao et al. 2021, SimCSE: Simple Contrastive Learning of Sentence Embeddings, arXiv:2104.08821",
-    in_batch=True,
+    in_batch_negatives=True,
     needs_dropout=True,
-    caches=True,
+    caches_gradients=True,
+)
+
+# Supervised SimCSE: an anchor finds its positive among its batch's positives and hard negatives (section 4).
+# The head that the paper keeps in the encoder is left out, so that the encoder stays a plain one.
+
+SUPERVISED_SIMCSE = Objective(
+    name="simcse-sup",
+    needs="triplets",
+    method="InfoNCE with hard negatives",
+    build=fixed_rows,
+    loss=InfoNCELoss,
+    defaults=replace(PAPER, epochs=3, batch_size=512, learning_rate=5e-5),
+    citation=SIMCSE.citation,
+    in_batch_negatives=True,
+    no_duplicates=True,
+    caches_gradients=True,
+)
+
+# IS-CSE: SimCSE that also pulls a sentence towards a weighted mean of its neighbours among recent sentences.
+
+ATTENTION_TEMPERATURE = 2.0
+"""Temperature of the attention to the neighbours."""
+
+
+def smooth_views(views: Tensor, memory: Tensor, neighbours: int) -> Tensor:
+    """Return an attention-weighted mean of each view and its nearest neighbours (He et al. 2023, section 3).
+
+    Args:
+        views: ``(rows, dimension)``, of length 1.
+        memory: ``(entries, dimension)``, of length 1.
+        neighbours: how many entries of the memory take part.
+
+    Returns:
+        The sums weighted by ``softmax(view . neighbour / 2)``, ``(rows, dimension)``.
+    """
+    similarities = views.detach() @ memory.T  # (rows, entries)
+    nearest = similarities.topk(min(neighbours, len(memory)), dim=-1).indices  # (rows, neighbours)
+    values = torch.cat([views[:, None], memory[nearest]], dim=1)  # (rows, 1 + neighbours, dimension)
+    logits = (values @ views[:, :, None]).squeeze(-1) / ATTENTION_TEMPERATURE  # (rows, 1 + neighbours)
+    weights = torch.softmax(logits, dim=-1)
+    return (weights[:, None] @ values).squeeze(1)
+
+
+class MemoryBuffer(nn.Module):
+    """The latest embeddings, first in, first out. They are buffers of the module, so that checkpoints hold them."""
+
+    def __init__(self, capacity: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("entries", torch.zeros(capacity, size))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.entries: Tensor
+        self.seen: Tensor
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether all entries have been filled."""
+        return bool(self.seen >= len(self.entries))
+
+    def push(self, embeddings: Tensor) -> None:
+        """Put embeddings, ``(rows, dimension)``, in the places of the oldest entries."""
+        capacity = len(self.entries)
+        kept = embeddings[-capacity:]  # of more rows than fit, the last ones
+        start = int(self.seen) + len(embeddings) - len(kept)
+        places = (start + torch.arange(len(kept), device=kept.device)) % capacity  # it is written in a circle
+        self.entries[places] = kept.to(self.entries.dtype)
+        self.seen += len(embeddings)
+
+
+class InstanceSmoothedLoss(SimCSELoss):
+    """``SimCSE(z1, z2) + alpha * SimCSE(z1, smoothed z2)``, the second term once the memory is full."""
+
+    def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
+        super().__init__(model, context)
+        self.context = context
+        self.memories = module_per_size(self.dimensions, lambda size: MemoryBuffer(context["buffer"], size))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.step: Tensor
+
+    @property
+    def alpha(self) -> float:
+        """Return the weight of the second term.
+
+        It goes from ``alpha_start`` to ``alpha`` along half a cosine, during the share ``ramp`` of the steps.
+        """
+        start, end = float(self.context["alpha_start"]), float(self.context["alpha"])
+        done = int(self.step) / max(self.context["ramp"] * self.context.steps, 1)
+        return end - (end - start) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+    def contrast(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the loss of projected views, each ``(rows, dimension)``, and remember the second ones."""
+        loss = super().contrast(first, second)
+        memory = self.memories[str(second.shape[-1])]
+        assert isinstance(memory, MemoryBuffer)
+        views = normalize(second, dim=-1)
+        if memory.is_full:
+            smoothed = smooth_views(views, memory.entries, self.context["neighbours"])
+            loss = loss + self.alpha * super().contrast(first, smoothed)
+        memory.push(all_gather(views.detach()) if self.context.processes > 1 else views.detach())
+        if second.shape[-1] == self.dimensions[0]:  # with several sizes, a step calls this once for each
+            self.step += 1
+        return loss
+
+
+IS_CSE_OPTIONS = {"buffer": 1024, "neighbours": 16, "alpha": 0.1, "alpha_start": 0.1, "ramp": 0.5}
+"""The paper's values for base models. For large ones it raised alpha from .005 to .05."""
+
+IS_CSE = Objective(
+    name="is-cse",
+    needs="sentences",
+    method="SimCSE, and towards remembered neighbours",
+    build=repeated_sentences,
+    loss=InstanceSmoothedLoss,
+    defaults=replace(PAPER, options={**PAPER.options, **IS_CSE_OPTIONS}),
+    citation="He et al. 2023, Instance Smoothed Contrastive Learning for Unsupervised Sentence Embedding, "
+    "arXiv:2305.07424",
+    may_be_zero=("alpha", "alpha_start", "ramp"),
+    shares=("ramp",),
+    in_batch_negatives=True,
+    needs_dropout=True,
+    caches_gradients=True,
 )

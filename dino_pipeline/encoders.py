@@ -1,12 +1,20 @@
-"""Loading sentence encoders."""
+"""Sentence encoders: load one, see how it pools, embed texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import is_sentence_transformer_model
 
 from dino_pipeline.models import check_weights, load_error, safe_loading
+
+BATCH_SIZE = 128
+"""Texts that `embed` encodes at once."""
+Vectors = NDArray[np.float32]
 
 
 def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") -> SentenceTransformer:
@@ -15,7 +23,7 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     Args:
         name: a folder or a Hub id.
         revision: on the Hub.
-        pooling: for encoders that bring none.
+        pooling: for encoders without pooling of their own.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -24,8 +32,8 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     try:
         model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
         if not is_sentence_transformer_model(name, revision=revision) and pooling_of(model) != pooling:
-            at = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
-            model[at] = Pooling(model[at].embedding_dimension, pooling_mode=pooling)
+            place = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
+            model[place] = Pooling(model[place].embedding_dimension, pooling_mode=pooling)
     except Exception as error:  # files that are not what their names say raise anything: EOFError, IndexError ...
         remedy = "give a folder or a Hub id that SentenceTransformer or AutoModel loads, or `pocket`"
         raise load_error(name, error, "cannot be loaded as an encoder", remedy) from error
@@ -35,5 +43,22 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
 
 
 def pooling_of(model: SentenceTransformer) -> str:
-    """Return how a model pools token states."""
+    """Return the name of an encoder's pooling mode."""
     return next((str(module.pooling_mode) for module in model if isinstance(module, Pooling)), "none of its own")
+
+
+def embed(model: SentenceTransformer, texts: Sequence[str], *, normalize: bool = True) -> Vectors:
+    """Return embeddings, ``(texts, dimension)``, scaled to length 1 unless ``normalize`` is False."""
+    vectors: Vectors = model.encode(
+        list(texts), batch_size=BATCH_SIZE, normalize_embeddings=normalize, show_progress_bar=False
+    )
+    return vectors
+
+
+def mean_cosine(model: SentenceTransformer, texts: Sequence[str]) -> float:
+    """Return the mean cosine of all pairs of different texts, 0 if there are fewer than two."""
+    if len(texts) < 2:
+        return 0.0
+    vectors = embed(model, texts)
+    cosines = vectors @ vectors.T  # (texts, texts)
+    return float(cosines[np.triu_indices(len(vectors), 1)].mean())
