@@ -18,7 +18,7 @@ import click
 import psutil
 import torch
 
-from dino_pipeline.inputs import distinct
+from dino_pipeline.readers import distinct
 from dino_pipeline.run import Run
 from tools.pocket.corpus import shard_sentences
 

@@ -28,9 +28,9 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.plan import GenerateOptions
-from dino_pipeline.generation.preview import peak_bytes
 from dino_pipeline.generation.writer import OneEngine
-from dino_pipeline.inputs import InputFile
+from dino_pipeline.processes import peak_memory
+from dino_pipeline.readers import InputFile
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 
@@ -56,7 +56,7 @@ def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
     memory.start()
     run = Run(folder / f"run-{num_inputs}-{time.time_ns()}")
     seconds, kept = timed(lambda: write(run, decoder, inputs, num_inputs))
-    return {"seconds": seconds, "kept": kept, "grown": memory.stop(), "peak": peak_bytes()}
+    return {"seconds": seconds, "kept": kept, "grown": memory.stop(), "peak": peak_memory()}
 
 
 def measure(folder: Path, num_inputs: int) -> dict[str, Any]:

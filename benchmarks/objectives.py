@@ -23,7 +23,7 @@ from benchmarks.common import dino, distinct_sentences, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import table
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.generation.preview import peak_bytes
+from dino_pipeline.processes import peak_memory
 from dino_pipeline.run import Run
 from dino_pipeline.training.objective import TrainingContext, get_objective
 from dino_pipeline.training.objectives.simcse import MemoryBuffer
@@ -86,10 +86,10 @@ def memory() -> None:
     """Take two steps of cpt with a batch of 4,096 pairs, alone in this process, and say what memory it took."""
     texts = distinct_sentences(8192)
     step = stepper("cpt", texts[:4096], texts[4096:], pooling="lasttoken")
-    before = peak_bytes()
+    before = peak_memory()
     seconds = min(timed(step)[0] for _ in range(2))
     mini = get_objective("cpt").defaults.mini_batch_size
-    peaks = (f"{peak / 2**30:.2f}" for peak in (peak_bytes(), before))
+    peaks = (f"{peak / 2**30:.2f}" for peak in (peak_memory(), before))
     rows = [["4096", f"{mini}", *peaks, f"{seconds:.1f}"]]
     click.echo(table(["cpt, pairs a step", "encoded at once", "peak GiB", "GiB before", "seconds a step"], rows))
 

@@ -20,7 +20,7 @@ from benchmarks.common import SPEC, dino, dino_watched, machine
 from benchmarks.filtering import LABELS, SAMPLES, write_part
 from dino_pipeline.console import table
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.run import Run, Stage
 from dino_pipeline.spec_file import load_spec
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, require_package
 from dino_pipeline.models import ALLOW_PICKLE
-from dino_pipeline.processes import Make, in_order
+from dino_pipeline.processes import MakeWork, ordered_results
 
 AHEAD = 2
 """Jobs, or shards, that a worker has at once: while one ends, it goes on with the next."""
@@ -122,7 +122,7 @@ class Doers:
                 raise RunError(f"{folder}: is not there on {host}; put it on a file system that all nodes share")
 
     @contextlib.contextmanager
-    def spread(self, make: Make) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
+    def spread(self, make: MakeWork) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
         """Give a map over jobs, results in order, a few jobs ahead at most.
 
         Raises:
@@ -135,7 +135,7 @@ class Doers:
         def ordered(jobs: Iterator[Any]) -> Iterator[Any]:
             turns = itertools.cycle(self.doers)
             try:
-                yield from in_order(
+                yield from ordered_results(
                     jobs, lambda job: next(turns).do.remote(how, how.hex(), job), ray.get, AHEAD * len(self.doers)
                 )
             except ray.exceptions.RayTaskError as error:
@@ -158,7 +158,7 @@ class _Doer:
         """Return this machine's name, and whether a folder is there."""
         return socket.gethostname(), folder.is_dir()
 
-    def do(self, make: Make, name: str, job: Any) -> Any:
+    def do(self, make: MakeWork, name: str, job: Any) -> Any:
         """Do one; what does it is made for the first of its name."""
         if name != self.known:
             self.known, self.work = name, make()

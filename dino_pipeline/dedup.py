@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from dino_pipeline.texts import normalise
+from dino_pipeline.text import normalise
 
 NGRAM = 5
 """Characters of normal form, spaces between words included."""

@@ -1,74 +1,249 @@
-"""Work spread over processes, its results in order."""
+"""How do processes get along: one in a folder at a time, stopped by signals, and several that share work?"""
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import datetime
+import json
+import os
 import signal
+import socket
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
-from dino_pipeline.errors import DinoError
+from dino_pipeline.errors import DinoError, OutputError, RunError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. The operating system releases it when the process ends, even by a crash.
+
+    Raises:
+        RunError: another process holds the folder; the message names the process and since when it runs.
+        OutputError: the folder cannot be written, or its file system has no locks.
+    """
+    import filelock  # slow to import, and only stages need it
+
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+    lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise RunError(f"{folder}: another dino process works here{_holder(path)}; wait for it to end") from error
+    except (OSError, NotImplementedError) as error:
+        raise OutputError(
+            f"{folder}: its file system keeps no locks ({getattr(error, 'strerror', error)}); mount it with them "
+            "(flock), or choose another folder"
+        ) from error
+    try:
+        _write_holder(path)
+        yield
+    finally:
+        lock.release()
+
+
+def _write_holder(path: Path) -> None:
+    """Write into the lock file which process holds it."""
+    holder = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]),
+        "since": _now().isoformat(timespec="seconds"),
+    }
+    with contextlib.suppress(OSError):  # the lock holds without it: on a full disk, or where locked files are read-only
+        path.write_text(json.dumps(holder), encoding="utf-8")
+
+
+def _holder(path: Path) -> str:
+    """Return in words which process holds a lock file, empty if the file does not tell."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        since = datetime.datetime.fromisoformat(holder["since"])
+        seconds = int((_now() - since).total_seconds())
+        duration = f", for {datetime.timedelta(seconds=seconds)}" if seconds >= 0 else ""  # clocks jump
+        return (
+            f" (process {holder['process']} on {holder['host']}, {holder['command']}, "
+            f"since {since:%Y-%m-%d %H:%M:%S} UTC{duration})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # the other process has only just begun
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SignalHandler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(KeyboardInterrupt):
+    """The user stopped the work by a signal; ``exit_code`` is what shells expect."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """A request to stop, set by the first Ctrl-C or SIGTERM and polled by the work; the second signal stops at once.
+
+    Work that never polls has nothing to finish, so the first signal stops it at once, too.
+
+    Args:
+        on_request: called at the first signal, between any two instructions. It must not print through a stream that
+            the work may be printing to.
+    """
+
+    def __init__(self, on_request: Callable[[], object]) -> None:
+        self.on_request = on_request
+        self.signal: int | None = None
+        self.polled = False
+
+    def __call__(self) -> bool:
+        """Return whether the work should stop."""
+        self.polled = True
+        return self.signal is not None
+
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal."""
+        if self.signal is not None or not self.polled:
+            raise Stopped(number)
+        self.signal = number
+        self.on_request()
+
+    def raise_if_requested(self) -> None:
+        """Raise `Stopped` if a signal came."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+
+@contextmanager
+def signals_handled(handler: SignalHandler) -> Iterator[None]:
+    """Let a function handle Ctrl-C and SIGTERM inside the block.
+
+    A signal that was ignored before, as in a background job, stays ignored. Outside the main thread, where Python does
+    not allow handlers, the block runs without.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number in STOP_SIGNALS:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def stop_at_once(number: int, frame: FrameType | None = None) -> None:
+    """Handle a signal by raising `Stopped`; the blocks that are left close their files."""
+    raise Stopped(number)
+
+
+def peak_memory() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
 
 Job = TypeVar("Job")
 Call = TypeVar("Call")
 Result = TypeVar("Result")
 
-Make = Callable[[], Callable[[Any], Any]]
-"""Makes the function that does a job; called where jobs are done, so that what it needs is loaded there."""
-Spread = Callable[[Make], AbstractContextManager[Callable[[Iterator[Any]], Iterator[Any]]]]
-"""Gives a map over jobs that spreads them, results in order."""
+MakeWork = Callable[[], Callable[[Any], Any]]
+"""Makes the function that does a job. It is called in each worker, which loads there what the function needs."""
+OrderedMap = Callable[[Iterator[Any]], Iterator[Any]]
+"""Maps jobs to results, in order."""
+OpenPool = Callable[[MakeWork], AbstractContextManager[OrderedMap]]
+"""Opens a pool of workers and gives its `OrderedMap`."""
 
 _work: Callable[[Any], Any]
 
 
-def _start(make: Make) -> None:
+def _start_worker(make_work: MakeWork) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the process that waits for this one
-    _work = make()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    _work = make_work()
 
 
-def _do(job: Any) -> Any:
+def _do_job(job: Any) -> Any:
     return _work(job)
 
 
-def in_order(
-    jobs: Iterable[Job], begin: Callable[[Job], Call], end: Callable[[Call], Result], most: int
+def ordered_results(
+    jobs: Iterable[Job], submit: Callable[[Job], Call], wait: Callable[[Call], Result], ahead: int
 ) -> Iterator[Result]:
-    """Begin jobs, so many ahead of the first that has not ended, and yield what they come to in their order."""
-    ahead: deque[Call] = deque()
+    """Yield the results of jobs in order, with up to ``ahead`` jobs submitted beyond the one waited for.
+
+    Args:
+        jobs: taken one by one.
+        submit: starts a job and returns its call.
+        wait: returns the result of a call.
+        ahead: bounds the memory that waiting jobs and results take.
+    """
+    calls: deque[Call] = deque()
     for job in jobs:
-        ahead.append(begin(job))
-        if len(ahead) > most:
-            yield end(ahead.popleft())
-    while ahead:
-        yield end(ahead.popleft())
+        calls.append(submit(job))
+        if len(calls) > ahead:
+            yield wait(calls.popleft())
+    while calls:
+        yield wait(calls.popleft())
 
 
 @contextmanager
-def side_by_side(
-    make: Callable[[], Callable[[Job], Result]], workers: int
+def process_pool(
+    make_work: Callable[[], Callable[[Job], Result]], workers: int
 ) -> Iterator[Callable[[Iterator[Job]], Iterator[Result]]]:
-    """Give a map over jobs that runs in so many processes, results in order, a few jobs ahead at most.
+    """Give a function that maps jobs to results in several processes, in order.
 
     Args:
-        make: makes the function that does a job; called once a process.
-        workers: 1 stays in this process.
+        make_work: makes the function that does a job; called once in each process.
+        workers: number of processes; 1 does the jobs in this process.
+
+    Raises:
+        DinoError: a worker process was killed.
     """
     if workers == 1:
-        work = make()
+        work = make_work()
         yield lambda jobs: map(work, jobs)
         return
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     context = multiprocessing.get_context("spawn")  # threads of DuckDB and Arrow do not survive a fork
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(make,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(make_work,)) as pool:
         try:
-            yield lambda jobs: in_order(jobs, lambda job: pool.submit(_do, job), Future.result, 2 * workers)
+            yield lambda jobs: ordered_results(
+                jobs, lambda job: pool.submit(_do_job, job), Future.result, ahead=2 * workers
+            )
         except BrokenProcessPool as error:
             raise DinoError(
-                "a worker process was killed, most likely because memory was full; run again with fewer --workers"
+                "a worker process was killed, most likely because memory was full",
+                "run again with fewer {workers}",
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -6,17 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dino_pipeline.digests import Checksums
 from dino_pipeline.errors import OutputError, RunError, short
-from dino_pipeline.examples import write_bytes, write_json
+from dino_pipeline.files import Checksums, remove, write_bytes, write_json
 from dino_pipeline.layout import Layout
-from dino_pipeline.lock import locked
+from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
 from dino_pipeline.record_shim import as_format_2, typed
 from dino_pipeline.stage_records import StageRecord
@@ -207,14 +205,6 @@ class TypedRun(Layout):
                 f"{self.path}: {asked.stage} was begun with other options: {changes}",
                 "give the same options to go on, choose another folder, or start over with {fresh=True}",
             )
-
-
-def remove(path: Path) -> None:
-    """Delete a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 # Shim for code that still reads and writes the record as a dict. It goes when the last stage has converted.

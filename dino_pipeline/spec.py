@@ -19,7 +19,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from dino_pipeline.labels import as_number
+from dino_pipeline.text import as_number
 
 X1 = "<X1>"
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]*)>")

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dino_pipeline.errors import SpecError, first_line
-from dino_pipeline.labels import as_number
 from dino_pipeline.spec import COMMENT, OPENING, PLACEHOLDER, X1, TaskSpec
+from dino_pipeline.text import as_number
 
 LARGEST = 16 * 2**20
 """In bytes."""

@@ -82,7 +82,7 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     asked: list[Any] = []
 
-    def load(name: str, split: str) -> list[dict[str, str]]:
+    def load(name: str, config: str | None, split: str, revision: str | None) -> list[dict[str, str]]:
         asked.append((name, split))
         if "sts12" in name:
             raise ConnectionError("no route")

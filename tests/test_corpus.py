@@ -60,7 +60,7 @@ def test_a_folder_as_on_the_hub_is_read_by_its_columns(tmp_path: Path) -> None:
     assert source.corpus.examples[1:] == [Example("b", "y", "neutral"), Example("c", "z", "entailment")]
     assert source.label == "folder, validation"
     assert source.digest() == Source(str(tmp_path / "folder"), split="train").digest()
-    with pytest.raises(DataError, match=r"cannot be read as a dataset .*; see --split"):
+    with pytest.raises(DataError, match=r"cannot be read as a dataset .*; see split"):
         read(tmp_path / "folder", split="nosplit")
 
 

@@ -20,7 +20,7 @@ from dino_pipeline.dedup import (
 )
 from dino_pipeline.examples import Example
 from dino_pipeline.filtering.sieve import Means
-from dino_pipeline.texts import normalise
+from dino_pipeline.text import normalise
 from tests.pairs import Words, dropped, filtered, kept, raw, reasons
 
 

@@ -16,7 +16,8 @@ from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
 from dino_pipeline.evaluation.suites.base import Embedder
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
-from dino_pipeline.examples import Example, write_examples, write_json
+from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.record import FORMAT
 from tests.commands import answer, invoke

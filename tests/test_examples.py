@@ -19,11 +19,11 @@ from dino_pipeline.examples import (
     parse_example,
     parse_examples,
     read_examples,
-    write_atomic,
     write_dropped,
     write_examples,
 )
-from dino_pipeline.inputs import InputFile, input_file
+from dino_pipeline.files import write_atomic
+from dino_pipeline.readers import InputFile, input_file
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
@@ -156,7 +156,7 @@ def test_the_fast_parser_reads_what_the_careful_one_reads(rows: list[dict[str, A
     lines = [json.dumps({"text_a": "x", **row}, ensure_ascii=bool(n % 2)).encode() for n, row in enumerate(rows)]
 
     def careful() -> list[Example]:
-        return [examples._parse(line, "here", numeric) for line in lines]
+        return [examples._parse_carefully(line, "here", numeric) for line in lines]
 
     def fast() -> list[Example]:
         return [parse_example(line, lambda: "here", numeric) for line in lines]

@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,18 +21,19 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner, Result
 
-from dino_pipeline import digests, examples, lock
+from dino_pipeline import files as file_writers
+from dino_pipeline import models, processes
 from dino_pipeline.cli import main
-from dino_pipeline.digests import Checksums
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.suites.sts import hub_folder
+from dino_pipeline.files import Checksums
 from dino_pipeline.filtering import ingest
 from dino_pipeline.generation import plan, writer
 from dino_pipeline.generation.writer import OneEngine, Writer
 from dino_pipeline.models import model_fingerprint
+from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 from dino_pipeline.record import FORMAT
 from dino_pipeline.run import Run
-from dino_pipeline.signals import Asked, Stopped, at_once, heard
 from tests.commands import files
 from tests.conftest import TOY_SPEC
 
@@ -237,9 +240,9 @@ def test_pickled_weights_that_are_asked_for_are_read(folder: Path) -> None:
 
 
 def test_a_change_in_the_middle_of_large_weights_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "FULLY_HASHED", 1000)
-    monkeypatch.setattr(digests, "SAMPLE", 100)
-    monkeypatch.setattr(digests, "APART", 200)
+    monkeypatch.setattr(models, "FULLY_HASHED", 1000)
+    monkeypatch.setattr(models, "SAMPLE_SIZE", 100)
+    monkeypatch.setattr(models, "SAMPLE_STRIDE", 200)
     (tmp_path / "model.safetensors").write_bytes(bytes(10_000))
     before = model_fingerprint(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(bytes(5_000) + b"\1" * 150 + bytes(4_850))
@@ -275,8 +278,7 @@ def test_a_disk_that_takes_no_more_loses_nothing(
         return open(path, mode, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(examples, "open", full, raising=False)
-        patch.setattr(digests, "open", full, raising=False)
+        patch.setattr(file_writers, "open", full, raising=False)
         failed = generate(folder)
     assert failed.exit_code == 2, failed.output
     assert f"cannot be written: {error.strerror}" in failed.stderr
@@ -332,11 +334,11 @@ def test_one_signal_finishes_the_shard_and_two_stop_at_once(
 
 def test_nothing_under_way_is_left_at_once() -> None:
     said: list[str] = []
-    asked = Asked(lambda: said.append("finishing"))
-    with pytest.raises(Stopped), heard(asked.hear):
+    asked = StopRequest(lambda: said.append("finishing"))
+    with pytest.raises(Stopped), signals_handled(asked.receive):
         signal.raise_signal(signal.SIGTERM)
     assert not said
-    with heard(at_once), pytest.raises(KeyboardInterrupt):
+    with signals_handled(stop_at_once), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -345,12 +347,14 @@ def test_a_second_process_is_told_who_works_there_and_for_how_long(
 ) -> None:
     run = Run(folder / "run")
     with run.locked():
-        monkeypatch.setattr(lock, "_now", lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5))
+        monkeypatch.setattr(
+            processes, "_now", lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)
+        )
         refused = generate(folder)
         assert refused.exit_code == 2
         assert f"another dino process works here (process {os.getpid()} on " in refused.stderr
         assert ", for 0:05:0" in refused.stderr
-        monkeypatch.setattr(lock, "_now", lambda: datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=5))
+        monkeypatch.setattr(processes, "_now", lambda: datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=5))
         refused = generate(folder)  # the clock was set back
         assert refused.exit_code == 2
         assert ", for" not in refused.stderr
@@ -364,6 +368,29 @@ def test_a_file_system_without_locks_is_said(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(fcntl, "flock", none)
     assert "keeps no locks" in generate(folder).stderr
+
+
+IMPORT_ALL = """
+import builtins, importlib, pkgutil
+import dino_pipeline
+
+original = builtins.__import__
+
+def refuse(name, globals=None, locals=None, fromlist=(), level=0):
+    if name in {"fcntl", "resource"} and (globals or {}).get("__name__", "").startswith("dino_pipeline"):
+        raise ImportError(name)
+    return original(name, globals, locals, fromlist, level)
+
+builtins.__import__ = refuse
+for module in pkgutil.walk_packages(dino_pipeline.__path__, "dino_pipeline."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+def test_every_module_can_be_imported_without_posix_modules() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("jump", [-(10**9), 10**9])
@@ -578,11 +605,9 @@ def test_storage_that_leads_elsewhere_or_is_not_there_is_refused(folder: Path, s
 
 
 def test_checksums_are_what_sha256sum_reads(folder: Path) -> None:
-    import subprocess
-
     run = Run(folder / "run")
     checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run.path, capture_output=True)
     assert checked.returncode == 0, checked.stdout
     flip(shard(run))
     with pytest.raises(RunError, match="has another checksum"):
-        Checksums(run.path).check({shard(run): digests.file_digest(shard(run))})
+        Checksums(run.path).check({shard(run): file_writers.file_digest(shard(run))})

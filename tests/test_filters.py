@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
-from dino_pipeline.examples import Example, read_examples, write_examples, write_json
+from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.filtering import ingest, sieve
 from dino_pipeline.filtering.filters import available, describe, filter_run, load_funnel, look, recorded_options
 from dino_pipeline.filtering.hygiene import HygieneOptions
@@ -22,7 +23,7 @@ from dino_pipeline.filtering.rules import FilterOptions
 from dino_pipeline.filtering.sieve import Means
 from dino_pipeline.run import Run, Stage
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.texts import normalise, word_overlap
+from dino_pipeline.text import normalise, word_overlap
 from tests.commands import answer, files
 from tests.conftest import TOY_SPEC
 from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons

@@ -14,12 +14,13 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
-from dino_pipeline.examples import Example, write_examples, write_json
+from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress
 from dino_pipeline.record import FORMAT
 from dino_pipeline.run import Run, State
-from dino_pipeline.signals import Stopped
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.finetune import finetune_run
 from dino_pipeline.training.objective import Objective, TrainingContext, get_objective

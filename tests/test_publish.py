@@ -20,9 +20,9 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from matplotlib.figure import Figure
 
-from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.files import shard_files
 from dino_pipeline.hub import tables
 from dino_pipeline.hub.card import BEGIN, END, Kept, card, split
 from dino_pipeline.hub.check import check

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from dino_pipeline.console import Console
 from dino_pipeline.errors import DinoError, OptionError, first_line
-from dino_pipeline.signals import Asked, Stopped, at_once, heard
+from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 
 Command = Callable[..., Any]
 
@@ -68,7 +68,7 @@ def command(function: Command) -> Command:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        with _reported(), heard(at_once):
+        with _reported(), signals_handled(stop_at_once):
             return function(*args, **kwargs)
 
     return wrapped
@@ -85,12 +85,12 @@ def watching(finishing: str) -> Iterator[Console]:
         Stopped: with the signal that asked for it.
     """
     said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
-    asked = Asked(lambda: os.write(2, said))  # print() might be interrupted printing
-    with contextlib.closing(Console(asked, COMMAND_LINE)) as console, heard(asked.hear):
+    request = StopRequest(lambda: os.write(2, said))  # print() might be interrupted printing
+    with contextlib.closing(Console(request, COMMAND_LINE)) as console, signals_handled(request.receive):
         try:
             yield console
         except Stopped:
-            asked.obey()
+            request.raise_if_requested()
             raise
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dino_pipeline.cluster import Staff, Surroundings
     from dino_pipeline.decoding.decoder import Decoder
     from dino_pipeline.generation.crew import Crew
-    from dino_pipeline.processes import Spread
+    from dino_pipeline.processes import OpenPool
     from dino_pipeline.progress import Reporter
 
 RAY = click.option(
@@ -99,7 +99,7 @@ def engine_there(options: Mapping[str, Any], begun: Mapping[str, Any], reporter:
     return ChosenEngine(record, settings, hands)
 
 
-def spread_of(options: Mapping[str, Any], folder: Path) -> Spread:
+def spread_of(options: Mapping[str, Any], folder: Path) -> OpenPool:
     """Return what spreads work on texts in a folder over the cluster."""
     from dino_pipeline.cluster import Doers
 

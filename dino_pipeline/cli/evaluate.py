@@ -101,7 +101,7 @@ def _evaluate_encoders(
     from dino_pipeline.evaluation.evaluate import evaluate as run_evaluate
     from dino_pipeline.evaluation.evaluate import evaluate_run
     from dino_pipeline.evaluation.suites.sts import unlike_papers
-    from dino_pipeline.examples import write_json
+    from dino_pipeline.files import write_json
     from dino_pipeline.run import Run
 
     runs = [Run(Path(target)) for target in targets if Run(Path(target)).is_run]

@@ -19,7 +19,7 @@ from dino_pipeline.errors import DataError, OptionError
 @command
 def export(source: str, output: Path, split: str) -> None:
     """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
-    from dino_pipeline.examples import write_rows
+    from dino_pipeline.files import write_json_lines
     from dino_pipeline.run import Run
     from dino_pipeline.training.corpus import Source
 
@@ -34,5 +34,5 @@ def export(source: str, output: Path, split: str) -> None:
     classes = run.is_run and not run.numeric_labels
     examples = Source(str(path) if run.is_run else source, split=split, classes=classes).corpus.examples
     rows = ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples)
-    write_rows(output, rows)
+    write_json_lines(output, rows)
     click.echo(f"{output}: {len(examples)} examples")

@@ -216,8 +216,7 @@ def _published(name: str, run: Run) -> _ToFilter:
     """Return a file with what was written for a published dataset or, where that is not there, what is to train on."""
     from datasets import load_dataset
 
-    from dino_pipeline.examples import Example, write_examples
-    from dino_pipeline.hub.tables import PROVENANCE
+    from dino_pipeline.examples import PROVENANCE, Example, write_examples
     from dino_pipeline.training.corpus import Source
 
     path = run.path / "source" / f"{public(name).strip('./').replace('/', '--')}.jsonl"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dino_pipeline.generation.storage import Storage
     from dino_pipeline.generation.until import Tally
     from dino_pipeline.generation.writer import Hands
-    from dino_pipeline.inputs import InputFile
+    from dino_pipeline.readers import InputFile
     from dino_pipeline.run import Run
     from dino_pipeline.spec import TaskSpec
 

@@ -105,9 +105,9 @@ def spec_new(
     name: str, kind: str | None, labels: str | None, about: str | None, language: str, output: Path | None
 ) -> None:
     """Write a task spec to begin with, with a comment at each place; what no option says is asked."""
-    from dino_pipeline.examples import write_bytes
-    from dino_pipeline.labels import as_number
+    from dino_pipeline.files import write_bytes
     from dino_pipeline.spec_file import load_spec
+    from dino_pipeline.text import as_number
 
     path = output or Path("task_specs") / f"{name}.json"
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):

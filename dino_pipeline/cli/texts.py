@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import FILE, options_of, under
-from dino_pipeline.inputs import FORMATS
+from dino_pipeline.readers import INPUT_FORMATS
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.plan import GenerateOptions
-    from dino_pipeline.inputs import InputFile
+    from dino_pipeline.readers import InputFile
     from dino_pipeline.spec import TaskSpec
 
 WRITTEN_INPUTS = 500
@@ -23,7 +23,7 @@ OPTIONS = (
     click.option("--inputs", "inputs_file", type=FILE, help="Texts for <X1>, instead of writing them."),
     click.option(
         "--input-format",
-        type=click.Choice(FORMATS),
+        type=click.Choice(INPUT_FORMATS),
         default="auto",
         show_default=True,
         help="A text a line, JSONL with text_a, or the STS benchmark's TSV; auto: by the file's name.",
@@ -68,7 +68,7 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
     That is what the command line says before what the spec says, and then the paper.
     """
     from dino_pipeline.generation.plan import GenerateOptions
-    from dino_pipeline.inputs import input_file
+    from dino_pipeline.readers import input_file
     from dino_pipeline.spec import TaskSpec
 
     texts = input_file(options["inputs_file"], options["input_format"]) if options["inputs_file"] else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dino_pipeline.evaluation.scores import FORMAT, read_scores
 from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.evaluation.suites.sts import with_mean
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.measures import RESAMPLES
 from dino_pipeline.models import model_fingerprint
 from dino_pipeline.progress import Reporter

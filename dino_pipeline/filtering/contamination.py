@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import xxhash
 from dino_pipeline import pocket
 from dino_pipeline.dedup import band_keys, grams, jaccard
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import Example, write_rows
-from dino_pipeline.inputs import read_lines
-from dino_pipeline.texts import normalise, parts_words
+from dino_pipeline.examples import Example
+from dino_pipeline.files import write_json_lines
+from dino_pipeline.readers import load_table, parse_json, read_lines
+from dino_pipeline.text import has_spaced_words, normalise
 
 WORDS = 13
 """So many words in a row that occur in evaluation data are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
@@ -115,7 +115,7 @@ def word_runs(normal: str) -> Iterator[int]:
     """Yield a hash of every `WORDS` words in a row; of `CHARACTERS` in a row, where words are not parted."""
     words = normal.split()
     parts, length, between = words, WORDS, " "
-    if not parts_words(normal):
+    if not has_spaced_words(normal):
         parts, length, between = list(normal.replace(" ", "")), CHARACTERS, ""
     for at in range(len(parts) - length + 1):
         yield xxhash.xxh3_64_intdigest(between.join(parts[at : at + length]).encode())
@@ -146,10 +146,7 @@ def _texts_of_line(line: str, kind: str, where: str) -> Sequence[str]:
         return line.split("\t") if "\t" in line or kind == ".tsv" else next(csv.reader([line]), [])
     if kind not in {".json", ".jsonl"}:
         return [line]
-    try:
-        return list(_strings(json.loads(line))) if line.strip() else []
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
+    return list(_strings(parse_json(line, where))) if line.strip() else []
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -186,14 +183,13 @@ def _fetch(name: str, folder: Path) -> Path:
     path = folder / f"{name}.jsonl"
     if path.exists():
         return path
-    import datasets
-
     try:
-        rows = datasets.load_dataset(HUB_SETS[name], split="test")
+        rows = load_table(HUB_SETS[name], split="test")
     except Exception as error:  # the library raises whatever its transport raises
+        cause = error.__cause__ if isinstance(error, DataError) else error
         raise OptionError(
-            f"--exclude {name}: {HUB_SETS[name]} cannot be fetched from the Hub ({type(error).__name__}); "
+            f"--exclude {name}: {HUB_SETS[name]} cannot be fetched from the Hub ({type(cause).__name__}); "
             "give the set as a file instead"
         ) from error
-    write_rows(path, ({key: row[key] for key in ("sentence1", "sentence2")} for row in rows))
+    write_json_lines(path, ({key: row[key] for key in ("sentence1", "sentence2")} for row in rows))
     return path

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.digests import combined, digest_files, file_digest, shard_files
 from dino_pipeline.errors import DataError, OptionError, RunError
+from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.funnel import Counts, Funnel
 from dino_pipeline.filtering.hygiene import HygieneOptions, hygiene_rules
@@ -59,7 +59,7 @@ def filter_run(
     digests = {file: file_digest(file) for file in files}
     if source is None:
         run.checksums.check(digests)
-    digest = combined(digests)
+    digest = combined_digest(digests)
     outputs = [run.train, run.dev, run.dropped, run.flagged]
     _keep_strangers(run, outputs, files, fresh)
     stage = Stage("filter", recorded, outputs=outputs, sources=digest)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dino_pipeline.examples import Example
-from dino_pipeline.texts import normalise, parts_words
+from dino_pipeline.text import has_spaced_words, normalise
 
 Check = Callable[[Example], str | None]
 
@@ -206,7 +206,7 @@ def near_copy(example: Example) -> str | None:
     text_a, text_b = normalise(example.text_a), normalise(example.text_b)
     if text_a[:1] != text_b[:1] and text_a[-1:] != text_b[-1:]:
         return None  # first and last word differ
-    if parts_words(text_a):
+    if has_spaced_words(text_a):
         first, second, most, fewest = text_a.split(), text_b.split(), 1, FEWEST_WORDS
     else:  # two characters are a word
         first, second, most, fewest = list(text_a), list(text_b), 2, 3 * FEWEST_WORDS

@@ -17,7 +17,7 @@ from dino_pipeline.examples import Example, parse_example, parse_examples
 from dino_pipeline.filtering.contamination import Gate
 from dino_pipeline.filtering.hygiene import is_sound, personal_data
 from dino_pipeline.filtering.rules import FilterOptions, record_rules
-from dino_pipeline.texts import normalise
+from dino_pipeline.text import normalise
 
 PIECE = 8 * 2**20
 """Bytes of a file that one process takes at a time."""

@@ -11,15 +11,15 @@ import xxhash
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
-from dino_pipeline.examples import write_json, write_rows
+from dino_pipeline.files import remove, write_json, write_json_lines
 from dino_pipeline.filtering.sets import Table
 from dino_pipeline.generation.plan import Task
 from dino_pipeline.generation.prompts import drawn_values
 from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.run import Run, remove
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.tables import LITERAL, listed
+from dino_pipeline.sql import json_rows
 
 BATCH = 512
 """Examples scored at a time, and stored in one file: what a killed filter loses at most."""
@@ -88,8 +88,8 @@ class LabelScores:
         files = sorted(self.run.label_scores.glob("*.jsonl"))
         self.number = len(files)
         if files:
-            types = "{key: 'VARCHAR', logprobs: 'DOUBLE[]', tokens: 'INTEGER[]'}"
-            table.run(f"INSERT INTO cache SELECT * FROM read_json({listed(files)}, columns = {types}, {LITERAL})")
+            columns = {"key": "VARCHAR", "logprobs": "DOUBLE[]", "tokens": "INTEGER[]"}
+            table.run(f"INSERT INTO cache SELECT * FROM {json_rows(files, columns)}")
 
     def _batches(self, table: Table, rows: str) -> Iterator[list[Asked]]:
         names = {self.spec.value(name): name for name in self.spec.labels}
@@ -122,7 +122,7 @@ class LabelScores:
                 {"key": key, "logprobs": [one.logprob for one in of], "tokens": [one.tokens for one in of]}
                 for key, of in answers.items()
             ]
-            write_rows(self.run.label_scores / f"{self.number:05d}.jsonl", rows)
+            write_json_lines(self.run.label_scores / f"{self.number:05d}.jsonl", rows)
             self.number += 1
             found.update(answers)
         values = [self.spec.value(name) for name in self.spec.labels]

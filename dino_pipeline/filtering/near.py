@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dino_pipeline.dedup import BANDS, Keys, band_keys, candidates, first_of_kind, grams, jaccard, near_duplicates
 from dino_pipeline.filtering.sets import DROPS, Table
-from dino_pipeline.processes import Spread
-from dino_pipeline.texts import normalise
+from dino_pipeline.processes import OpenPool
+from dino_pipeline.text import normalise
 
 BATCH = 1000
 FEW = 64
@@ -29,7 +29,7 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""
 
 
-def near_inputs(table: Table, rows: str, threshold: float, spread: Spread) -> str:
+def near_inputs(table: Table, rows: str, threshold: float, spread: OpenPool) -> str:
     """Find rows whose text_a nearly repeats an earlier one that stays; return a query of `sets.DROPS`.
 
     Args:
@@ -57,7 +57,7 @@ def _heads(table: Table, rows: str) -> str:
     return "SELECT id, text_a FROM first_rows JOIN plain USING (id) ORDER BY id"
 
 
-def _store_band_keys(table: Table, rows: str, spread: Spread, files: Sequence[Path]) -> NDArray[np.int64]:
+def _store_band_keys(table: Table, rows: str, spread: OpenPool, files: Sequence[Path]) -> NDArray[np.int64]:
     """Write each band's keys of all distinct text_a to a file, and return their rows."""
     ids: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
 
@@ -151,7 +151,7 @@ def semantic_inputs(table: Table, rows: str, threshold: float, embed: Embed) -> 
     return _rows_of_those_that_go(table, rows)
 
 
-def near_texts(table: Table, rows: str, threshold: float, spread: Spread) -> str:
+def near_texts(table: Table, rows: str, threshold: float, spread: OpenPool) -> str:
     """Find rows whose text_b nearly repeats one before of the same text_a and label; return a query of `sets.DROPS`."""
     query = f"""
         WITH several AS (SELECT a, label FROM {rows} WHERE b IS NOT NULL GROUP BY ALL HAVING count(*) > 1),

@@ -14,7 +14,7 @@ from typing import Literal
 from dino_pipeline.errors import OptionError
 from dino_pipeline.filtering.contamination import REASON, Gate
 from dino_pipeline.filtering.hygiene import Check, HygieneOptions, Rule, hygiene_rules, personal_data
-from dino_pipeline.labels import as_number
+from dino_pipeline.text import as_number
 
 PERSONAL_DATA = Rule("personal data", personal_data, "an e-mail address, a phone number or a card number", True)
 UNSEEN = (PERSONAL_DATA.name, REASON)

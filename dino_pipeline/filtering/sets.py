@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.filtering.funnel import MOST_COLUMNS, Counts, Label, by_tenths
-from dino_pipeline.tables import LITERAL, listed, quoted
+from dino_pipeline.sql import connect, parquet_rows, quoted
 
 BATCH = 4096
 DROPS = pa.schema({"id": pa.int64(), "evidence": pa.string(), "duplicate_of": pa.int64()})
@@ -34,17 +34,11 @@ class Table:
         Raises:
             OptionError: the memory is no amount of memory.
         """
-        settings: dict[str, Any] = {
-            "threads": threads,
-            "memory_limit": memory,
-            "temp_directory": str(file.parent / "spilled"),
-        }
         self.file = file
         try:
-            self.db = duckdb.connect(str(file), config=settings)
+            self.db = connect(file, memory=memory, threads=threads, spill=file.parent / "spilled")
         except (duckdb.ParserException, duckdb.InvalidInputException) as error:
             raise OptionError(f"--memory {memory}: {first_line(error)}; write, say, 2GB") from error
-        self.db.execute("SET enable_progress_bar = false")
         self.labels: list[Label] = []
         self.scored = True
         self.size = 0
@@ -102,7 +96,7 @@ class Table:
 
     def load(self, files: Sequence[Path]) -> None:
         """Look at the examples in Parquet files of `ingest.SCHEMA`, in any order, as ``rows``."""
-        self.run(f"CREATE VIEW rows AS SELECT * FROM read_parquet({listed(files)}, {LITERAL})")
+        self.run(f"CREATE VIEW rows AS SELECT * FROM {parquet_rows(files)}")
 
     def index(self) -> None:
         """Make ``keys``, ``plain``, ``drops`` and ``alive``; all labels must be of one kind."""

@@ -16,7 +16,7 @@ from dino_pipeline.filtering.near import Embed, near_inputs, near_texts, semanti
 from dino_pipeline.filtering.parts import label, random_pairs, sides, split
 from dino_pipeline.filtering.rules import FilterOptions, thresholds
 from dino_pipeline.filtering.sets import Table, below, beyond_cap, conflicts, duplicates, smallest, surplus, unconfirmed
-from dino_pipeline.processes import Spread, side_by_side
+from dino_pipeline.processes import OpenPool, process_pool
 
 WORTH_PROCESSES = 50_000
 """So many examples are worth several processes."""
@@ -43,12 +43,12 @@ class Means:
     embed: Embed | None = None
     excluded: tuple[str, ...] = ()
     """Files that stand for ``options.exclude``."""
-    cluster: Spread | None = None
+    cluster: OpenPool | None = None
     """Does what touches texts, in place of processes here."""
 
-    def spread(self, worth: bool) -> Spread:
+    def spread(self, worth: bool) -> OpenPool:
         """Return where to do work that is, or is not, worth several processes."""
-        return self.cluster or partial(side_by_side, workers=self.workers if worth else 1)
+        return self.cluster or partial(process_pool, workers=self.workers if worth else 1)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Sieve:
         return [rule for rule in on if rule.name != "balance" or not self.table.graded]
 
     @property
-    def spread(self) -> Spread:
+    def spread(self) -> OpenPool:
         """Where texts are compared."""
         return self.means.spread(self.table.size >= WORTH_PROCESSES)
 

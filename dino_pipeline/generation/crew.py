@@ -13,7 +13,8 @@ from typing import Any
 from dino_pipeline import __version__
 from dino_pipeline.cluster import AHEAD, Staff, own_error, resources
 from dino_pipeline.errors import ModelError, RunError, first_line
-from dino_pipeline.examples import parse_example, write_bytes
+from dino_pipeline.examples import parse_example
+from dino_pipeline.files import write_bytes
 from dino_pipeline.generation.plan import Job, Shard
 from dino_pipeline.generation.worker import Load, Ready, Worker, Written
 from dino_pipeline.generation.writer import Stored

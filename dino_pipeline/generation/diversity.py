@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from dino_pipeline.dedup import band_keys, grams, jaccard
-from dino_pipeline.texts import distinct_n, normalise, parts_words
+from dino_pipeline.text import distinct_n, has_spaced_words, normalise
 
 WINDOW = 400
 """So many of a label's latest texts are looked at, never fewer: figures of fewer texts are higher."""
@@ -81,7 +81,7 @@ def advice(*, inputs: bool, top_k: int, top_p: float) -> str:
 
 def variety(texts: Sequence[str]) -> Variety:
     """Return how varied some texts are."""
-    worded = [text if parts_words(text) else " ".join(text) for text in texts]
+    worded = [text if has_spaced_words(text) else " ".join(text) for text in texts]
     normal = [normalise(text) for text in texts]
     seen: dict[int, int] = {}
     repeated = 0

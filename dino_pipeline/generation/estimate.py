@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.generation.plan import GenerateOptions
 from dino_pipeline.progress import Progress, Reporter, clock
 from dino_pipeline.run import Run

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.digests import Checksums, shard_files
 from dino_pipeline.errors import ModelError, OptionError, RunError
-from dino_pipeline.examples import Example, iter_examples, write_examples, write_json
+from dino_pipeline.examples import Example, iter_examples, write_examples
+from dino_pipeline.files import Checksums, remove, shard_files, write_json
 from dino_pipeline.generation.diversity import Diversity, advice
 from dino_pipeline.generation.plan import (
     SHARD_SIZE,
@@ -26,10 +26,10 @@ from dino_pipeline.generation.plan import (
     unwritten,
 )
 from dino_pipeline.generation.writer import Hands
-from dino_pipeline.inputs import Seen, distinct
+from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter, no_counts
-from dino_pipeline.run import Run, Stage, State, remove
-from dino_pipeline.signals import Stopped
+from dino_pipeline.readers import DistinctTexts, distinct
+from dino_pipeline.run import Run, Stage, State
 from dino_pipeline.spec import TaskSpec
 
 LEAST_INPUT_SHARD = 64
@@ -183,7 +183,7 @@ class _Work:
         progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
         shards = input_shards(self.plan.run, spec, min(max(wanted, LEAST_INPUT_SHARD), options.shard_size))
         found = 0
-        with closing(Seen()) as seen:
+        with closing(DistinctTexts()) as seen:
             while found < wanted:
                 some = [next(shards)]
                 size = len(some[0].tasks)

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.digests import Checksums
 from dino_pipeline.examples import Dropped, Example, iter_examples
+from dino_pipeline.files import Checksums
 from dino_pipeline.progress import Progress, Reporter, SilentReporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -177,7 +177,7 @@ def are_whole(paths: Sequence[Path], sums: Checksums, reporter: Reporter) -> boo
     """Whether files were finished and are as they were; one that is not is said."""
     if not sums.has(*paths):
         return False
-    if spoilt := sums.spoilt(*paths):
+    if spoilt := sums.first_changed(*paths):
         reporter.note(f"{spoilt}: is not what was written (another checksum): written anew")
     return spoilt is None
 

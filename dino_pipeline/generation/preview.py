@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,16 +19,17 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Engine, Request
 from dino_pipeline.decoding.sampling import Sampling, choose, uniforms
 from dino_pipeline.decoding.stops import UNFINISHED_BYTES
-from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
+from dino_pipeline.files import shard_files
 from dino_pipeline.generation.estimate import LONG_ENOUGH, Estimate
 from dino_pipeline.generation.generate import generate, num_inputs
 from dino_pipeline.generation.plan import GenerateOptions, Task
 from dino_pipeline.generation.prompts import prompts, task_key
 from dino_pipeline.generation.writer import OneEngine
-from dino_pipeline.inputs import InputFile
+from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.readers import InputFile, read_json_lines
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 
@@ -221,7 +219,7 @@ def _part(whole: GenerateOptions, size: int) -> GenerateOptions:
 
 def _rejected(run: Run) -> str:
     """Return why texts were rejected, with one for each reason."""
-    rows = [json.loads(line) for path in shard_files(run.rejected) for line in path.read_text("utf-8").splitlines()]
+    rows = [row for path in shard_files(run.rejected) for _, row in read_json_lines(path)]
     reasons = Counter(row["reason"] for row in rows)
     shown = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
     said = "; ".join(f"{count} {reason}, such as {shown[reason]!r}" for reason, count in reasons.most_common(3))
@@ -257,11 +255,6 @@ class _Counting:
             yield done
 
 
-def peak_bytes() -> int:
-    """Return the most resident memory that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _memory() -> int:
     """Return the most bytes that this process has held, the device's among them."""
-    return peak_bytes() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0)
+    return peak_memory() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0)

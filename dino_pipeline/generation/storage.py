@@ -11,9 +11,9 @@ from typing import Any
 
 import fsspec
 
-from dino_pipeline.digests import Checksums, file_digest, shard_files
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
-from dino_pipeline.examples import Example, write_bytes, write_json
+from dino_pipeline.examples import Example
+from dino_pipeline.files import Checksums, file_digest, shard_files, write_bytes, write_json
 from dino_pipeline.generation.plan import Job, Shard
 from dino_pipeline.generation.writer import Hands, Stored
 from dino_pipeline.progress import Progress, Reporter

@@ -13,7 +13,8 @@ from typing import Any
 
 from dino_pipeline import __version__
 from dino_pipeline.decoding.engine import Engine
-from dino_pipeline.examples import as_line, dropped_row
+from dino_pipeline.examples import dropped_row
+from dino_pipeline.files import json_line
 from dino_pipeline.generation.plan import Job, Shard, Task
 from dino_pipeline.generation.writer import Writer
 from dino_pipeline.progress import LabelCount, Progress, SilentReporter, no_counts
@@ -103,8 +104,8 @@ class Worker:
                     coming = None
 
         def store(shard: Shard) -> None:
-            accepted = b"".join(as_line(asdict(example)) for example in shard.accepted)
-            rejected = b"".join(as_line(dropped_row(dropped)) for dropped in shard.dropped)
+            accepted = b"".join(json_line(asdict(example)) for example in shard.accepted)
+            rejected = b"".join(json_line(dropped_row(dropped)) for dropped in shard.dropped)
             found = Written(accepted, rejected, progress.labels, reporter.notes)
             progress.labels, reporter.notes = no_counts(job.spec.labels), []
             under_way.pop(id(shard)).set_result(found)

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dino_pipeline import pocket
-from dino_pipeline.digests import digest_files
 from dino_pipeline.errors import DinoError, HubError, first_line
+from dino_pipeline.files import digest_files
 from dino_pipeline.hub.card import README, read_card, split
 from dino_pipeline.hub.manifest import Manifest, hashes
 from dino_pipeline.layout import LINEAGE

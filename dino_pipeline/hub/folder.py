@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dino_pipeline.errors import HubError, OutputError
+from dino_pipeline.errors import HubError
+from dino_pipeline.files import folder_replaced
 from dino_pipeline.hub.card import README, Kept, read_card
-from dino_pipeline.run import remove
 
 
 def write_folder(
@@ -28,20 +27,8 @@ def write_folder(
         HubError: people wrote into both, and that cannot be brought together, or one cannot be read.
         OutputError: the folder cannot be written.
     """
-    aside, old = folder.with_suffix(".part"), folder.with_suffix(".old")
-    try:
-        _settle(folder, aside, old)
-        kept = _kept(folder, repository, there, base)
-        aside.mkdir(parents=True)
-        write(aside, kept)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}; make room and run again") from error
-    finally:
-        with contextlib.suppress(OSError):
-            _settle(folder, aside, old)
+    with folder_replaced(folder) as new:
+        write(new, _kept(folder, repository, there, base))
 
 
 def _kept(folder: Path, repository: str, there: Path | None, base: str) -> Kept:
@@ -61,11 +48,3 @@ def _naming(place: Path | str) -> Iterator[None]:
         yield
     except HubError as error:
         raise HubError(f"{place}/{error}") from error
-
-
-def _settle(folder: Path, aside: Path, old: Path) -> None:
-    """Bring a replacement that was cut short back to the folder before, and remove what is left of it."""
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for path in (aside, old):
-        remove(path)

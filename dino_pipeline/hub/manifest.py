@@ -11,9 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from dino_pipeline.digests import file_digest
 from dino_pipeline.errors import HubError
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import file_digest, write_json
 from dino_pipeline.hub.card import README
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.public import public

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dino_pipeline.errors import OptionError, RunError
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.hub.card import README, Kept
 from dino_pipeline.hub.dataset import write_dataset
 from dino_pipeline.hub.dataset_card import Again, Publication

@@ -10,20 +10,19 @@ from typing import Any
 
 import duckdb
 
-from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import DataError, OutputError, first_line
+from dino_pipeline.examples import PROVENANCE, REASONS
+from dino_pipeline.files import shard_files
 from dino_pipeline.filtering.rules import UNSEEN
-from dino_pipeline.labels import as_number
 from dino_pipeline.run import Run
-from dino_pipeline.tables import RECORD, listed, quoted, records
+from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
+from dino_pipeline.text import as_number
 
 SHARD = 512 * 2**20
 """About so many bytes of JSONL become one Parquet file."""
 MEMORY = "1GB"
 THREADS = 2
 """Not those of the machine: the bytes must not depend on it."""
-PROVENANCE = ("logprob", "margin", "input", "sample")
-REASONS = ("reason", "evidence")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ def shape_of(run: Run) -> Shape:
     """
     if not run.train.exists() or not run.train.stat().st_size:
         raise DataError(f"{run.train}: is not there, or empty; run dino filter first")
-    with duckdb.connect() as db:
-        source = records([run.train, *([run.held_out] if run.held_out else [])])
+    with connect() as db:
+        source = json_rows([run.train, *([run.held_out] if run.held_out else [])])
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source}").fetchall()]
     if run.numeric_labels and all(as_number(label) is not None for label in labels):
@@ -100,7 +99,7 @@ def _allowed(dropped: Sequence[Path]) -> str:
     if not dropped:
         return "true"
     texts = "struct_pack(a := text_a, b := coalesce(text_b, ''))"
-    return f"{texts} NOT IN (SELECT {texts} FROM {records(dropped)} WHERE reason IN {UNSEEN})"
+    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped)} WHERE reason IN {UNSEEN})"
 
 
 TEXT = {"dtype": "string", "_type": "Value"}
@@ -116,7 +115,7 @@ def _trained(shape: Shape) -> list[Column]:
     if shape.classes is None:
         return [*texts, Column("score", "label::DOUBLE", NUMBER)]
     feature = {"names": list(shape.classes), "_type": "ClassLabel"}
-    return [*texts, Column("label", f"list_position({listed(shape.classes)}, label)::BIGINT - 1", feature)]
+    return [*texts, Column("label", f"list_position({quoted_list(shape.classes)}, label)::BIGINT - 1", feature)]
 
 
 def _recorded(shape: Shape, more: Sequence[str]) -> list[Column]:
@@ -124,7 +123,7 @@ def _recorded(shape: Shape, more: Sequence[str]) -> list[Column]:
     texts = [Column(name, name, TEXT) for name in (("text_a", "text_b") if shape.paired else ("text_a",))]
     label = Column("label", "label::DOUBLE", NUMBER) if shape.classes is None else Column("label", "label", TEXT)
     kinds = {"VARCHAR": TEXT, "DOUBLE": NUMBER, "BIGINT": WHOLE}
-    return [*texts, label, *(Column(name, name, kinds[RECORD[name]]) for name in more)]
+    return [*texts, label, *(Column(name, name, kinds[COLUMN_TYPES[name]]) for name in more)]
 
 
 def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
@@ -149,14 +148,13 @@ def write(split: Split, folder: Path, scratch: Path) -> tuple[list[Path], int]:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); filter again") from error
     count = max(1, -(-size // SHARD))
     selected = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
-    counted = f"SELECT *, row_number() OVER () AS place FROM {records(split.sources)}"  # joins lose the order
+    counted = f"SELECT *, row_number() OVER () AS place FROM {json_rows(split.sources)}"  # joins lose the order
     query = f"SELECT {selected} FROM ({counted}) WHERE {split.where} ORDER BY place"
     files = [folder / split.folder / f"{split.name}-{at:05d}-of-{count:05d}.parquet" for at in range(count)]
     features = {"info": {"features": {column.name: column.feature for column in split.columns}}}
     options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{huggingface: {quoted(json.dumps(features))}}}"
-    settings: dict[str, Any] = {"memory_limit": MEMORY, "threads": THREADS}
-    with duckdb.connect(str(scratch / f"{split.config}-{split.name}.duckdb"), config=settings) as db:
-        db.execute("SET enable_progress_bar = false")
+    database = scratch / f"{split.config}-{split.name}.duckdb"
+    with connect(database, memory=MEMORY, threads=THREADS) as db:
         try:
             if count == 1:
                 ((rows,),) = db.execute(f"COPY ({query}) TO {quoted(files[0])} ({options})").fetchall()

@@ -35,7 +35,7 @@ from dino_pipeline.report.blocks import (
 )
 from dino_pipeline.report.material import MOST_LABELS, Material
 from dino_pipeline.report.texts_of_run import in_order, label_name
-from dino_pipeline.texts import distinct_n, normalise, word_overlap
+from dino_pipeline.text import distinct_n, normalise, word_overlap
 
 SLICES = 10
 """Parts of a run that are compared with one another."""

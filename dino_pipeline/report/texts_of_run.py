@@ -10,12 +10,12 @@ from typing import Any
 
 import duckdb
 
-from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import DataError, first_line
-from dino_pipeline.labels import as_number, plain
+from dino_pipeline.files import shard_files
 from dino_pipeline.report.blocks import Histogram
 from dino_pipeline.run import Run
-from dino_pipeline.tables import RECORD, records
+from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows
+from dino_pipeline.text import as_number, plain_label
 
 BINS = 24
 MEMORY = "1GB"
@@ -34,8 +34,7 @@ class TextsOfRun:
         Raises:
             DataError: a file cannot be read.
         """
-        self.db = duckdb.connect(str(folder / "report.duckdb"), config={"memory_limit": MEMORY})
-        self.db.execute("SET enable_progress_bar = false")
+        self.db = connect(folder / "report.duckdb", memory=MEMORY)
         files = {
             "written": shard_files(run.shards),
             "rejected": shard_files(run.rejected),
@@ -48,10 +47,10 @@ class TextsOfRun:
             self._load(name, paths if name in self.there else [])
 
     def _load(self, name: str, paths: Sequence[Path]) -> None:
-        self.db.execute(f"CREATE TABLE {name} ({', '.join(f'{field} {kind}' for field, kind in RECORD.items())})")
+        self.db.execute(f"CREATE TABLE {name} ({', '.join(f'{field} {kind}' for field, kind in COLUMN_TYPES.items())})")
         if paths:
             try:
-                self.db.execute(f"INSERT INTO {name} FROM {records(paths)}")
+                self.db.execute(f"INSERT INTO {name} FROM {json_rows(paths)}")
             except duckdb.Error as error:
                 raise DataError(
                     f"{', '.join(map(str, paths))}: cannot be read ({first_line(error)}); make it again"
@@ -112,7 +111,7 @@ class TextsOfRun:
 
 def label_name(label: str | None) -> str:
     """Return a label as tables show it."""
-    return plain(label) if label else "(empty)"
+    return plain_label(label) if label else "(empty)"
 
 
 def in_order(labels: Any) -> list[str]:

@@ -12,7 +12,7 @@ import pysbd
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.texts import normalise
+from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import Corpus, distinct_texts
 from dino_pipeline.training.objective import Columns, RowKind
 

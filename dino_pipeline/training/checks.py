@@ -14,7 +14,7 @@ from torch import nn
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.finetune_options import Hyperparameters
-from dino_pipeline.texts import normalise
+from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.objective import Objective
 

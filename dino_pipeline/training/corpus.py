@@ -12,15 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import ClassLabel, Dataset, get_dataset_split_names, load_dataset
-from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets import ClassLabel, Dataset, get_dataset_split_names
 
-from dino_pipeline.digests import file_digest
-from dino_pipeline.errors import DataError, first_line
+from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, read_examples
-from dino_pipeline.inputs import read_lines
-from dino_pipeline.labels import as_number
-from dino_pipeline.texts import normalise
+from dino_pipeline.files import file_digest
+from dino_pipeline.readers import JSON_ENDINGS, TABLE_FORMATS, load_table, read_json_lines, read_lines
+from dino_pipeline.text import as_number, normalise
 
 Content = Literal["scored pairs", "classified pairs", "pairs", "classified texts", "texts"]
 NAMES = {
@@ -40,7 +38,6 @@ NAMES = {
     "label": ("label", "score", "similarity_score", "class"),
 }
 """Under which names a dataset's columns are found; the first that is there counts."""
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True)
@@ -124,34 +121,15 @@ class Source:
             DataError: it cannot be read, is empty, or has no column of texts.
         """
         suffix = self.path.suffix.lower()
-        if self.path.is_file() and suffix not in FORMATS and not self.columns and not _has_other_names(self.path):
+        if self.path.is_file() and suffix not in TABLE_FORMATS and not self.columns and not _has_other_names(self.path):
             examples = (
                 read_examples(self.path, numeric_labels=not self.classes)
-                if suffix in {".jsonl", ".json"}
+                if suffix in JSON_ENDINGS
                 else _read_texts(self.path)
             )
         else:
-            examples = self._from_dataset(self._load())
+            examples = self._from_dataset(load_table(self.name, self.config, split=self.split, revision=self.revision))
         return Corpus(self.name, examples)
-
-    def _load(self) -> Dataset:
-        suffix = self.path.suffix.lower()
-        if not self.path.exists() and suffix in {".jsonl", ".json", ".txt", *FORMATS}:
-            raise DataError(f"{self.name}: is not there; make it with dino filter, or name another file")
-        try:
-            if self.path.is_file():
-                options = {"delimiter": "\t"} if suffix == ".tsv" else {}
-                return load_dataset(FORMATS.get(suffix, "json"), data_files=str(self.path), split="train", **options)
-            return load_dataset(self.name, self.config, split=self.split, revision=self.revision)
-        except (DatasetNotFoundError, OSError) as error:
-            raise DataError(
-                f"{self.name}: is neither a file or folder here nor a dataset that can be had from the Hub "
-                f"({first_line(error)}); give a run's folder, a file, or a Hub id"
-            ) from error
-        except (DatasetsError, ValueError, KeyError, RuntimeError) as error:
-            raise DataError(
-                f"{self.name}: cannot be read as a dataset ({first_line(error)}); see --split, --config and --revision"
-            ) from error
 
     def _from_dataset(self, dataset: Dataset) -> list[Example]:
         named = {role: self._column(dataset, role) for role in NAMES}
@@ -195,12 +173,11 @@ class Source:
 
 def _has_other_names(path: Path) -> bool:
     """Say whether a JSONL file's fields are some other dataset's, so that texts are found by `NAMES`."""
-    if path.suffix.lower() not in {".jsonl", ".json"}:
+    if path.suffix.lower() not in JSON_ENDINGS:
         return False
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            first = json.loads(next((line for line in file if line.strip()), "{}"))
-    except (OSError, ValueError, RecursionError):
+        _, first = next(read_json_lines(path), (1, {}))
+    except DataError:
         return False  # reading says what is wrong, and where
     return isinstance(first, dict) and "text_a" not in first and any(name in first for name in NAMES["text_a"])
 

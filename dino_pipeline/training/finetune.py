@@ -17,9 +17,10 @@ from transformers import set_seed
 from dino_pipeline.encoders import pooling_of
 from dino_pipeline.errors import DinoError, OutputError, first_line
 from dino_pipeline.examples import Example
+from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.progress import Reporter
-from dino_pipeline.run import Run, Stage, State, remove
+from dino_pipeline.run import Run, Stage, State
 from dino_pipeline.training.adapters import TrainingRows, contrast_classes
 from dino_pipeline.training.checks import (
     COLLAPSED,
@@ -236,25 +237,19 @@ def _finish(
 
 
 def _save(model: SentenceTransformer, run: Run, objective: Objective, head: ClassHead | None) -> None:
-    """Write the model folder aside, then put it in place of an older one.
+    """Write the model folder and put it in the place of an older one.
 
     Raises:
         OutputError: it cannot be written.
     """
-    aside, old = run.path / "model.part", run.path / "model.old"
-    for path in (aside, old):
-        remove(path)
     try:
-        model.save(str(aside), create_model_card=False)
-        if head:
-            head.save(aside)
-        (aside / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
-        if run.model.exists():
-            run.model.rename(old)
-        aside.rename(run.model)
-    except (OSError, SafetensorError) as error:
+        with folder_replaced(run.model) as folder:
+            model.save(str(folder), create_model_card=False)
+            if head:
+                head.save(folder)
+            (folder / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
+    except SafetensorError as error:
         raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", "make room and run again") from error
-    remove(old)
 
 
 def lineage(model: SentenceTransformer, run: Run, objective: Objective) -> Lineage:

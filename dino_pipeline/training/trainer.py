@@ -22,9 +22,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.encoders import mean_cosine
 from dino_pipeline.errors import ModelError, OptionError, OutputError, first_line
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
+from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.signals import Stopped
 from dino_pipeline.training.checks import COLLAPSED
 from dino_pipeline.training.objective import Objective, RowViews, TrainingContext, row_views
 from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors

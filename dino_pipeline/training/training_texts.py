@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dino_pipeline.digests import digest_files, shard_files
 from dino_pipeline.errors import DataError, RunError
+from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.run import Run
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out

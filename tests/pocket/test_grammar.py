@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from dino_pipeline import pocket
 from dino_pipeline.examples import read_examples
-from dino_pipeline.texts import word_overlap
+from dino_pipeline.text import word_overlap
 from tools.pocket.corpus import row_text, shard_rows
 from tools.pocket.frames import Thing, proposition, random_frame, similarity, split_of, valid, well_formed
 from tools.pocket.gold import gold_pairs

@@ -16,7 +16,7 @@ from dino_pipeline.encoders import load_encoder
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.texts import distinct_n
+from dino_pipeline.text import distinct_n
 from tests.test_spec import SPECS
 from tests.toys import Listener, char_tokenizer, tiny_model
 from tools.pocket.fidelity import Quality, main, measure, sts_spec, summarise

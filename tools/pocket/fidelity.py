@@ -25,11 +25,11 @@ from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.loading import Generator, load_decoder, pick_dtype
 from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.errors import DinoError
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.models import model_path
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.texts import distinct_n, normalise
+from dino_pipeline.text import distinct_n, normalise
 from tools.pocket.corpus import RELATIONS, prompt, relation_holds
 from tools.pocket.frames import Frame, similarity
 from tools.pocket.reader import parse

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dino_pipeline.examples import write_json, write_rows
+from dino_pipeline.files import write_json, write_json_lines
 from dino_pipeline.pocket import ENCODER, GENERATOR, GOLD_DEV, GOLD_TEST
 from tools.pocket.corpus import NOISE, Row, row_text, shard_rows, shard_sentences
 from tools.pocket.gold import COUNTS, gold_pairs
@@ -349,7 +349,7 @@ def gold() -> None:
     """Write the graded test and dev pairs."""
     for split, path in (("test", GOLD_TEST), ("dev", GOLD_DEV)):
         pairs = gold_pairs(split, COUNTS[split])
-        write_rows(path, ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in pairs))
+        write_json_lines(path, ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in pairs))
         logger.info("%s: %d pairs", path.name, len(pairs))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Measured, cosines, percent
 from dino_pipeline.measures import Sample, Vector, mean, pearson, spearman
-from dino_pipeline.texts import word_overlap
+from dino_pipeline.text import word_overlap
 from dino_pipeline.training.corpus import Corpus, to_evaluate_on
 
 WORD_OVERLAP = "word overlap (Jaccard)"

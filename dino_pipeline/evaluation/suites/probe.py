@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent
 from dino_pipeline.examples import Example
-from dino_pipeline.labels import plain
 from dino_pipeline.layout import is_unpublished
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
+from dino_pipeline.text import plain_label
 from dino_pipeline.training.corpus import to_evaluate_on
 
 FOLDS = 10
@@ -192,7 +192,7 @@ def _read(path: Path) -> list[Example]:
             raise DataError(f"{path}: example {number} has no class; give it as label")
         if (each.text_b is None) != (examples[0].text_b is None):
             raise DataError(f"{path}: example {number} and the first are not both texts or both pairs")
-    return [replace(each, label=plain(str(each.label))) for each in examples]
+    return [replace(each, label=plain_label(str(each.label))) for each in examples]
 
 
 def _check_classes(path: Path, examples: Sequence[Example]) -> None:

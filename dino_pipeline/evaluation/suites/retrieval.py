@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from dino_pipeline.digests import digest_files
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent, unit
-from dino_pipeline.examples import holds_half_a_character
-from dino_pipeline.inputs import read_lines
-from dino_pipeline.labels import as_number
+from dino_pipeline.files import digest_files
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
+from dino_pipeline.readers import read_json_lines, read_tab_separated
+from dino_pipeline.text import as_number, has_lone_surrogate
 
 LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 DOCUMENTS = 4096
@@ -144,21 +143,16 @@ def _keys(similarities: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     """Yield the ``_id`` and the ``text``, title included, of a JSONL file's objects."""
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            yield _row(line, f"{path}, line {number}")
+    for number, row in read_json_lines(path):
+        yield _row(row, f"{path}, line {number}")
 
 
-def _row(line: str, where: str) -> dict[str, str]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
+def _row(row: Any, where: str) -> dict[str, str]:
     identity = row.get("_id") if isinstance(row, dict) else None
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: must be an object with "_id" and "text"')
     text = f"{row.get('title') or ''} {row['text']}".strip()
-    if holds_half_a_character(text):
+    if has_lone_surrogate(text):
         raise DataError(f"{where}: its text holds half a character (a lone surrogate); take it out")
     return {"_id": str(identity), "text": text}
 
@@ -166,10 +160,9 @@ def _row(line: str, where: str) -> dict[str, str]:
 def _judgements(path: Path) -> dict[str, dict[str, int]]:
     """Read query, document and relevance, tab-separated, below a header; TREC's four columns will do, too."""
     found: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
+    for number, columns in read_tab_separated(path):
+        if not any(map(str.strip, columns)):
             continue
-        columns = line.rstrip("\r\n").split("\t")
         grade = as_number(columns[-1])
         if len(columns) in {3, 4} and grade is not None and grade.is_integer():
             found.setdefault(columns[0], {})[columns[-2]] = int(grade)

@@ -15,8 +15,10 @@ from typing import Literal
 from dino_pipeline.errors import DataError, OptionError, first_line
 from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
 from dino_pipeline.evaluation.suites.pairs import Aggregate, Pair, ScoredPairs
-from dino_pipeline.labels import as_number
+from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
+from dino_pipeline.readers import read_lines, read_tab_separated
+from dino_pipeline.text import as_number
 
 Text = Literal["raw", "tokenized"]
 Sick = Literal["test", "full"]
@@ -172,9 +174,8 @@ def _parallel(path: Path) -> Part:
 def _table(path: Path, *, score: int, first: int, second: int, header: bool = False, tokens: bool = True) -> Part:
     """Read a file of tab-separated columns without quoting, given by number; SentEval takes texts as their tokens."""
     pairs = []
-    for number, line in enumerate(_lines(path), start=1):
-        columns = line.split("\t")
-        if not line or (header and number == 1):
+    for number, columns in read_tab_separated(path, newline="\n"):
+        if columns == [""] or (header and number == 1):
             continue
         if len(columns) <= max(score, first, second):
             raise DataError(
@@ -211,13 +212,7 @@ def _belongs(name: str, part: str, sick: Sick) -> bool:
 
 def _lines(path: Path) -> list[str]:
     """Return a file's lines; only a line feed ends one, whatever else Unicode counts as a line's end."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return [line.removesuffix("\n").removesuffix("\r") for line in read_lines(path, newline="\n")]
 
 
 def _texts(
@@ -267,20 +262,20 @@ def hub_folder(download: Callable[..., str], into: Path) -> Path:
 
 def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
     """Write the files that are read, at the places where they are read, wherever the archive has them."""
-    aside, unpacked = folder.with_name(folder.name + ".part"), 0
-    for member in packed:
-        place = re.search(r"(?:^|/)((?:STS|SICK)/(?:[^/]+/)?[^/]+\.(?:txt|csv))$", member.name)
-        content = packed.extractfile(member) if place and member.isfile() else None
-        unpacked += member.size
-        if unpacked > LARGEST:
-            raise ValueError(f"the archive unpacks to more than {LARGEST >> 20} MiB")
-        if place and content and ".." not in place[1].split("/"):
-            path = aside / place[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.read())
-    if not aside.exists():
-        raise ValueError("the archive holds no STS files")
-    aside.replace(folder)
+    unpacked = 0
+    with folder_replaced(folder) as new:
+        for member in packed:
+            place = re.search(r"(?:^|/)((?:STS|SICK)/(?:[^/]+/)?[^/]+\.(?:txt|csv))$", member.name)
+            content = packed.extractfile(member) if place and member.isfile() else None
+            unpacked += member.size
+            if unpacked > LARGEST:
+                raise ValueError(f"the archive unpacks to more than {LARGEST >> 20} MiB")
+            if place and content and ".." not in place[1].split("/"):
+                path = new / place[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+        if not any(new.iterdir()):
+            raise ValueError("the archive holds no STS files")
 
 
 def with_mean(scores: Sequence[Score]) -> list[Score]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.finetune_options import Hyperparameters
-from dino_pipeline.texts import parts_words
+from dino_pipeline.text import has_spaced_words
 from dino_pipeline.training.objective import Columns, Objective, TrainingContext, drawn_rows
 from dino_pipeline.training.objectives.contrastive import NTXentLoss
 
@@ -51,7 +51,7 @@ def draw_view(row: dict[str, Any], random: Random, *, mask: str, kind: str, span
     text = row["anchor"]
     if kind == "none" or len(text) < MIN_CHARACTERS:
         return {"anchor": text, "positive": text}
-    mask_span = mask_characters if kind == "characters" or not parts_words(text) else mask_words
+    mask_span = mask_characters if kind == "characters" or not has_spaced_words(text) else mask_words
     return {"anchor": text, "positive": mask_span(text, random, mask, span)}
 
 

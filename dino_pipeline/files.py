@@ -1,0 +1,229 @@
+"""How are files written so that a crash leaves the old file or the whole new one, and how are they checked later?"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from dino_pipeline.errors import DataError, OutputError, RunError, first_line
+
+MAX_LINE = 16 * 2**20
+"""Bytes (or characters) of a line of data. A longer line is neither a sentence nor a document."""
+
+
+def line_too_long(size: int) -> str:
+    """Return the error text for a line of ``size`` bytes or characters."""
+    return f"is {size / 2**20:.0f} MiB long, more than {MAX_LINE >> 20}; cut it into documents"
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a temporary file next to ``path``, then rename it to ``path``.
+
+    Raises:
+        OutputError: the disk is full or not writable. The old file is unchanged, the temporary file is deleted.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; what was finished before is kept: make room and run again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write a file atomically and return its SHA-256; see `write_atomic`."""
+    write_atomic(path, lambda file: file.write(content))
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> str:
+    """Write one JSON value, indented, atomically, and return the file's SHA-256."""
+    content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_bytes(path, content.encode())
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write JSON objects, one per line, atomically, and return the file's SHA-256.
+
+    The digest is computed while writing, which saves reading the file again.
+    """
+    digest = hashlib.sha256()
+
+    def write(file: IO[bytes]) -> None:
+        for row in rows:
+            line = json_line(row)
+            digest.update(line)
+            file.write(line)
+
+    write_atomic(path, write)
+    return digest.hexdigest()
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as one line."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_replaced(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that replaces ``folder`` when the block ends without an error.
+
+    The new folder is ``NAME.part``; the old one is ``NAME.old`` between the two renames. If a crash happened there, the
+    next call puts the old folder back first.
+
+    Raises:
+        OutputError: something cannot be written, here or in the block. The old folder is unchanged.
+    """
+    new, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    try:
+        _undo_replacement(folder, new, old)
+        new.mkdir(parents=True)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise OutputError(f"{folder}: cannot be written: {reason}; make room and run again") from error
+    finally:
+        with contextlib.suppress(OSError):
+            _undo_replacement(folder, new, old)
+
+
+def _undo_replacement(folder: Path, new: Path, old: Path) -> None:
+    """Put the old folder back if the new one did not take its place, and delete what else is left."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for path in (new, old):
+        remove(path)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the shards in a folder, in order."""
+    return sorted(folder.glob("*.jsonl"))
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """Return one hash of the names and contents of files, in order."""
+    return combined_digest({path: file_digest(path) for path in paths})
+
+
+def combined_digest(digests: Mapping[Path, str]) -> str:
+    """Return one hash of file names and their SHA-256, in order."""
+    combined = hashlib.sha256()
+    for path, digest in digests.items():
+        combined.update(f"{path.name}\0".encode())
+        combined.update(bytes.fromhex(digest))
+    return combined.hexdigest()[:16]
+
+
+class Checksums:
+    """The SHA-256 of finished files in a folder, kept in ``SHA256SUMS``, which ``sha256sum --check`` can read.
+
+    A line is added after its file is complete. A file without a line was never finished.
+
+    Args:
+        folder: the folder that holds ``SHA256SUMS``. File names are relative to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "SHA256SUMS"
+        self.known: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.file.read_bytes().split(b"\n"):  # the last line may be cut off
+                digest, _, name = line.partition(b"  ")
+                if len(digest) == 64 and name:
+                    self.known[name.decode(errors="replace")] = digest.decode(errors="replace")
+
+    def add(self, *paths: Path) -> None:
+        """Record files as they are now.
+
+        Raises:
+            OutputError: the disk is full or not writable.
+        """
+        self.add_digests({path: file_digest(path) for path in paths})
+
+    def add_digests(self, digests: Mapping[Path, str]) -> None:
+        """Record files whose SHA-256 is known, such as from `write_json_lines`; see `add`."""
+        named = {self._name(path): digest for path, digest in digests.items()}
+        lines = [f"{digest}  {name}\n" for name, digest in named.items() if self.known.get(name) != digest]
+        if not lines:
+            return
+        try:
+            with open(self.file, "ab") as file:
+                start = "\n" if file.tell() and not self._ends_with_newline() else ""
+                # no fsync: if a power cut loses a line, its shard is only written once more
+                file.write((start + "".join(lines)).encode())
+        except OSError as error:
+            raise OutputError(f"{self.file}: cannot be written: {error.strerror}; make room and run again") from error
+        self.known |= named
+
+    def _ends_with_newline(self) -> bool:
+        with open(self.file, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+    def has(self, *paths: Path) -> bool:
+        """Return whether all files were finished and still exist."""
+        return all(path.exists() and self._name(path) in self.known for path in paths)
+
+    def first_changed(self, *paths: Path) -> Path | None:
+        """Return the first file whose content differs from what was recorded, None if there is none."""
+        return next((path for path in paths if self.known.get(self._name(path)) != file_digest(path)), None)
+
+    def check(self, digests: Mapping[Path, str]) -> None:
+        """Compare the SHA-256 of files with what was recorded; files without a record pass.
+
+        Raises:
+            RunError: a file has changed since it was finished.
+        """
+        for path, digest in digests.items():
+            if self.known.get(self._name(path), digest) != digest:
+                raise RunError(
+                    f"{path}: is not what was written ({self.file.name} has another checksum)",
+                    "run the same {generate()} again, which writes the file again",
+                )
+
+    def tidy(self) -> None:
+        """Sort the lines by name, keep one line per file, and drop files that no longer exist."""
+        lines = [f"{digest}  {name}\n" for name, digest in sorted(self.known.items()) if (self.folder / name).exists()]
+        write_bytes(self.file, "".join(lines).encode())
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
