@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, dynamic_module_utils
 
-from dino_pipeline.decoding.chat import render
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.tokenization import render_chat
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
 from dino_pipeline.spec import TaskSpec
@@ -81,11 +81,11 @@ def test_debiasing_under_chat_equals_the_naive_loop() -> None:
 
 def test_a_template_that_closes_the_answer_is_refused() -> None:
     tokenizer = char_tokenizer()
-    with pytest.raises(ModelError, match="has no chat template; give a chat model, or --chat off"):
-        render(tokenizer, 'Task: "', '"')
+    with pytest.raises(ModelError, match="has no chat template; give a chat model, or chat=.off."):
+        render_chat(tokenizer, 'Task: "', '"')
     tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another, or --chat off"):
-        render(tokenizer, 'Task: "', '"')
+    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another template, or chat=.off."):
+        render_chat(tokenizer, 'Task: "', '"')
 
 
 def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ GROUPS = torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 0], [3, 4, 5], [6, 7, 6]])
 
 @pytest.fixture(autouse=True)
 def _every_vocabulary_has_a_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(next_token, "SMALL", 1)
+    monkeypatch.setattr(next_token, "MIN_VOCAB", 1)
 
 
 def peaked(seed: int, spread: float = 3.0) -> torch.Tensor:

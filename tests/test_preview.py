@@ -12,7 +12,7 @@ from dino_pipeline.cli.preview import _marked
 from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import Generator, load_decoder
 from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.decoding.stops import StopRule
+from dino_pipeline.decoding.tokenization import StopRule
 from dino_pipeline.generation import preview
 from dino_pipeline.generation.estimate import Expected
 from dino_pipeline.generation.plan import GenerateOptions

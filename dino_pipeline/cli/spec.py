@@ -72,8 +72,8 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         raise OptionError(f"{file}: its instructions lack <X1>, so --input has no place; leave it out")
     tokenizer = None
     if model is not None:
-        from dino_pipeline.decoding.chat import render
         from dino_pipeline.decoding.loading import Generator, load_tokenizer
+        from dino_pipeline.decoding.tokenization import render_chat
 
         tokenizer = load_tokenizer(Generator(model_path(model, "generator")))
     values = {name: choices[0] for name, choices in found.variables.items()}
@@ -82,7 +82,7 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
         prompt = found.prompt(label, text, values)
         if tokenizer:
-            prompt = render(tokenizer, prompt, found.opening(label), otherwise="leave --model out")
+            prompt = render_chat(tokenizer, prompt, found.opening(label), alternative="leave {model} out")
         click.echo(prompt)
 
 

@@ -21,7 +21,7 @@ import torch
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Engine, Request
 from dino_pipeline.decoding.sampling import Sampling, choose, uniforms
-from dino_pipeline.decoding.stops import UNFINISHED_BYTES
+from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.digests import shard_files
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples

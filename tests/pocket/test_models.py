@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from dino_pipeline import pocket
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import Generator, load_decoder
-from dino_pipeline.decoding.slots import Slots
 from dino_pipeline.encoders import load_encoder
+from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -45,8 +45,8 @@ def test_the_files_are_small() -> None:
     assert all((folder / "README.md").exists() for folder in (pocket.GENERATOR, pocket.ENCODER))
 
 
-def test_the_generator_runs_in_slots(decoder: Decoder) -> None:
-    assert decoder.make_rows is Slots
+def test_the_generator_runs_in_cached_rows(decoder: Decoder) -> None:
+    assert decoder.make_rows is CachedRows
 
 
 def test_a_prompt_is_cut_into_tokens_as_in_training(decoder: Decoder) -> None:
