@@ -24,9 +24,9 @@ from transformers import (
 from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
 from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule
+from dino_pipeline.options import Sampling
 
 VOCAB = 50257
 SAMPLING = Sampling()

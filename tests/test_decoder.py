@@ -15,10 +15,10 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.fixed_cache import FixedShapeRows
 from dino_pipeline.decoding.prefill import Prefiller
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.scoring import Continuation, continuation
 from dino_pipeline.decoding.self_check import row_defect
 from dino_pipeline.errors import ModelError
+from dino_pipeline.options import Sampling
 from tests.toys import CONFIGS, WINDOW, char_tokenizer, recurrent_model, tiny_model
 
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings in the old tree.", "Rain falls, and falls."]
@@ -206,7 +206,6 @@ def test_the_cache_is_given_back_at_once(make_rows: Any) -> None:
 def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
     """Prompts beyond the window that differ in nothing but their last two tokens."""
     model = tiny_model("mistral")
-    hardware.attend_by_rows(model)
     start = tuple(7 + at % 20 for at in range(WINDOW + 10))
     prefiller = Prefiller(model)
     with torch.inference_mode():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from dino_pipeline.decoding import hardware
@@ -50,23 +49,3 @@ def test_the_dtype_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_product_is_timed() -> None:
     assert 0 < hardware._product_seconds("cpu", 64, torch.bfloat16) < 60
-
-
-@pytest.mark.parametrize("architecture", CONFIGS)
-@torch.inference_mode()
-def test_attention_by_rows_is_that_of_the_stock_kernel(architecture: str) -> None:
-    model = tiny_model(architecture)
-    tuning.attend_by_rows(model)
-    assert model.config._attn_implementation == tuning.BY_ROWS
-    half = tiny_model(architecture).bfloat16()
-    tuning.attend_by_rows(half)
-    assert half.config._attn_implementation == "sdpa"
-    module = next(module for module in model.modules() if hasattr(module, "layer_idx"))
-    heads = 4 // getattr(module, "num_key_value_groups", 1)
-    query, key, value = torch.randn(3, 4, 1, 8), torch.randn(3, heads, 9, 8), torch.randn(3, heads, 9, 8)
-    hidden = torch.arange(9) > torch.tensor([2, 8, 5])[:, None]
-    mask = torch.zeros(3, 9).masked_fill(hidden, torch.finfo().min)[:, None, None]
-    for scaling in (None, 0.7):
-        found, _ = tuning.row_attention(module, query, key, value, mask, scaling=scaling)
-        expected, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, scaling=scaling)
-        assert torch.allclose(found, expected, atol=1e-6)

@@ -7,7 +7,7 @@ import torch
 
 from dino_pipeline.decoding import next_token
 from dino_pipeline.decoding.next_token import likeliest, log_totals, next_tokens
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.options import Sampling
 
 VOCAB = 5003
 GROUPS = torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 0], [3, 4, 5], [6, 7, 6]])

@@ -10,9 +10,9 @@ from dino_pipeline.cli.base import FILE, options_of, under
 from dino_pipeline.inputs import FORMATS
 
 if TYPE_CHECKING:
-    from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.inputs import InputFile
+    from dino_pipeline.options import Sampling
     from dino_pipeline.spec import TaskSpec
 
 WRITTEN_INPUTS = 500
@@ -88,6 +88,6 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
 def _sampling(*said: dict[str, Any]) -> Sampling:
     """Return how to sample: what is said last counts, and None says nothing."""
-    from dino_pipeline.decoding.sampling import Sampling
+    from dino_pipeline.options import Sampling
 
     return Sampling(**{name: value for each in said for name, value in each.items() if value is not None})

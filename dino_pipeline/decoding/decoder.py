@@ -17,12 +17,12 @@ from dino_pipeline.decoding.cache import UncachedRows
 from dino_pipeline.decoding.engine import Completion, Request, Scored
 from dino_pipeline.decoding.hardware import PendingCopy, is_out_of_memory, to_device
 from dino_pipeline.decoding.next_token import next_tokens
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
 from dino_pipeline.decoding.scoring import continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.decoding.self_check import fastest_rows, model_name
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptEncoder, StopRule, banned_tokens, template_marks
 from dino_pipeline.errors import ModelError
+from dino_pipeline.options import Sampling
 
 log = logging.getLogger(__name__)
 

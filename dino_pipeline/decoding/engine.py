@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.options import Sampling
 
 Finish = Literal["stop", "newline", "length", "refused"]
 """Why a text ended: the stop string, a newline, the longest length, or a server that refused the prompt."""

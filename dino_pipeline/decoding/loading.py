@@ -1,4 +1,4 @@
-"""Loads a language model for the decoder, and decides its dtype, its chat template and how many rows fit into memory."""
+"""Loads a language model for the decoder, and decides its dtype, its chat template and its number of rows."""
 
 from __future__ import annotations
 
@@ -62,10 +62,9 @@ def resolve_model(options: ModelOptions, device: str, started: ModelRef | None =
     dtype: str | None = options.dtype
     if dtype == "auto":
         dtype = (started.dtype if started else None) or pick_dtype(source, device=device)
+    chat = options.chat == "on"
     if options.chat == "auto":
         chat = started.chat if started else has_chat_template(source)
-    else:
-        chat = options.chat == "on"
     decided = {"dtype": dtype, "chat": chat, "fingerprint": model_fingerprint(path)}
     if options.adapter:
         decided["adapter_fingerprint"] = model_fingerprint(options.adapter)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dino_pipeline.decoding.debias import debias
-from dino_pipeline.decoding.sampling import Sampling, choose, draw
+from dino_pipeline.decoding.sampling import choose, draw
+from dino_pipeline.options import Sampling
 
 SHORTLIST = {True: 32, False: 1024}
 """Length of the shortlist, with top-k and without."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,22 +11,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters. The defaults are the paper's (Schick & Schütze 2021, section 4)."""
-
-    top_k: int = 5
-    """Keep the k most probable tokens. 0 keeps all."""
-    top_p: float = 0.9
-    """Keep the fewest most probable tokens that have more than this probability together. 0 or 1 keeps all."""
-    decay: float = 100.0
-    """Sharpness of debiasing, see `debias`. 0 turns it off."""
-    floor: float = 0.01
-    """Least factor that debiasing leaves a token, see `debias`."""
-    max_new_tokens: int = 40
-    """Tokens of the longest text."""
 
 
 def key_digest(key: Sequence[str | int], size: int) -> bytes:

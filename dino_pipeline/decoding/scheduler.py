@@ -114,6 +114,9 @@ class Scheduler:
         self.length = LENGTH_UNIT
         """Tokens of the longest row that requests read so far need."""
         self.prefilled = PrefillCache()
+        self.texts: list[ActiveText] = []
+        self.free: list[int] = []
+        """Rows without a text."""
         self._fill_queue()
         self._make_rows()
 
@@ -195,7 +198,7 @@ class Scheduler:
         count = max(min(self.max_rows, sum(widths)), widths[0])
         self.rows = self.make_rows(count, self.length)
         self.free = list(range(count))
-        self.texts: list[ActiveText] = []
+        self.texts = []
 
     def _remake_rows(self) -> None:
         self.close()

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from dino_pipeline import pocket
-from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.loading import Generator, load_decoder
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.decoding.cache import CachedRows
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.loading import load_decoder
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -30,7 +31,7 @@ X1 = write(random_frame(Random(0)), Random(0))
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return load_decoder(Generator(str(pocket.GENERATOR), dtype="float32"), device="cpu", rows=64)
+    return load_decoder(ModelRef(name="pocket", dtype="float32"), device="cpu", rows=64)
 
 
 @pytest.fixture(scope="module")
