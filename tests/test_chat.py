@@ -82,10 +82,10 @@ def test_debiasing_under_chat_equals_the_naive_loop() -> None:
 
 def test_a_template_that_closes_the_answer_is_refused() -> None:
     tokenizer = char_tokenizer()
-    with pytest.raises(ModelError, match="has no chat template; give a chat model, or chat=.off."):
+    with pytest.raises(ModelError, match="has no chat template; give a chat model, or chat='off'"):
         render_chat(tokenizer, 'Task: "', '"')
     tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another template, or chat=.off."):
+    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another template, or chat='"):
         render_chat(tokenizer, 'Task: "', '"')
 
 
@@ -101,8 +101,8 @@ def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     assert "1 inputs left out: the input holds <sep> of the model's chat template" in done.stderr
     shown = invoke("spec", "show", spec, "--input", "A dog.", "--model", chat_model)
     assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown
-    options = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]
-    assert (options["chat"], "adapter" in options) == ("on", False)
+    model = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]["model"]
+    assert (model["chat"], model["adapter"]) == (True, None)
     assert "up to date" in invoke(*call, "--run", tmp_path / "chat")
     refused = answer(*call, "--run", tmp_path / "chat", "--chat", "off")
     assert (refused.exit_code, "chat" in refused.stderr) == (2, True)
@@ -152,9 +152,9 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
         "--keep-unfinished",
     ]
     invoke(*call, "--adapter", tmp_path / "adapter", "--keep-newlines")
-    options = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]["options"]
-    assert options["adapter"] == f"{tmp_path / 'adapter'}"
-    assert len(options["adapter_fingerprint"]) == 16
+    model = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]["options"]["model"]
+    assert model["adapter"] == f"{tmp_path / 'adapter'}"
+    assert len(model["adapter_fingerprint"]) == 16
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
