@@ -24,10 +24,9 @@ from transformers import (
 from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.lane import Lane, Text
-from dino_pipeline.decoding.prefill import Prompt
-from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.decoding.stops import Ending, StopRule
+from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
+from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule
+from dino_pipeline.options import Sampling
 
 VOCAB = 50257
 SAMPLING = Sampling()
@@ -190,14 +189,14 @@ class PlannedDecoder(Decoder):
     planned: Sequence[int] = ()
     step_seconds: list[float]
 
-    def _next(self, lane: Lane, texts: list[Text], sampling: Sampling) -> Any:
+    def _begin_step(self, scheduler: Scheduler, texts: list[ActiveText], sampling: Sampling) -> Any:
         start = time.perf_counter()
-        step = super()._next(lane, texts, sampling)
-        if lane.slots.rows == self.rows:
+        step = super()._begin_step(scheduler, texts, sampling)
+        if scheduler.rows.count == self.rows:
             self.step_seconds.append(time.perf_counter() - start)
         return step
 
-    def _ending(self, text: Text, rule: StopRule, max_new_tokens: int) -> Ending | None:
+    def _ending(self, text: ActiveText, rule: StopRule, max_new_tokens: int) -> Ending | None:
         return Ending("", "stop") if len(text.tokens) == self.planned[text.number] else None
 
 
@@ -213,4 +212,4 @@ def run_decoder(decoder: PlannedDecoder, work: Work) -> float | None:
     decoder.step_seconds = []
     written = sum(1 for _ in decoder.sample(requests, SAMPLING))
     assert written == len(requests)
-    return statistics.median(decoder.step_seconds) if decoder.step_seconds and not decoder.delay else None
+    return statistics.median(decoder.step_seconds) if decoder.step_seconds and not decoder.read_delay else None

@@ -45,7 +45,7 @@ from benchmarks.contenders import (
     run_reference,
 )
 from dino_pipeline.console import table
-from dino_pipeline.decoding.tuning import tune
+from dino_pipeline.decoding.hardware import tune
 
 SHAPES = {
     "gpt2-124m": GPT2Config(vocab_size=VOCAB),

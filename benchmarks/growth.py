@@ -22,13 +22,13 @@ from typing import Any
 import click
 
 from benchmarks.common import SPEC, Memory, distinct_sentences, machine, timed
-from dino_pipeline import pocket
 from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.plan import GenerateOptions
 from dino_pipeline.generation.writer import OneEngine
+from dino_pipeline.models import ModelRef
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.readers import InputFile
 from dino_pipeline.run import Run
@@ -49,7 +49,7 @@ def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int
 
 def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
     """Return seconds, kept pairs and bytes of memory of one size."""
-    decoder = load_decoder(Generator(str(pocket.GENERATOR), dtype="float32"), device="cpu")
+    decoder = load_decoder(ModelRef(name="pocket", dtype="float32"), device="cpu")
     inputs = InputFile(folder / "inputs.txt", "text")
     write(Run(folder / f"warm-up-{num_inputs}"), decoder, inputs, WARM_UP)
     memory = Memory()

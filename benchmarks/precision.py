@@ -21,9 +21,9 @@ from dino_pipeline.console import table
 from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.loading import Generator, load_decoder
-from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.models import model_path
+from dino_pipeline.decoding.loading import load_decoder
+from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 
@@ -75,8 +75,7 @@ def compared(full: Decoder, half: Decoder, asked: Sequence[Request]) -> Iterator
 @click.option("--inputs", "num_inputs", default=100, show_default=True)
 def main(model: str, num_inputs: int) -> None:
     """Print mean total variation between float32 and bfloat16."""
-    path = model_path(model, "generator")
-    full, half = (load_decoder(Generator(path, dtype=dtype), device="cpu") for dtype in ("float32", "bfloat16"))
+    full, half = (load_decoder(ModelRef(name=model, dtype=dtype), device="cpu") for dtype in ("float32", "bfloat16"))
     spec, inputs = load_spec(SPEC), distinct_sentences(num_inputs)
     found: dict[str, list[float]] = {}
     for each in compared(full, half, requests(full, spec, inputs)):

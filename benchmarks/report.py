@@ -9,7 +9,6 @@ its own, with the pocket encoder to show similarities.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +18,8 @@ import click
 from benchmarks.common import SPEC, dino, dino_watched, machine
 from benchmarks.filtering import LABELS, SAMPLES, write_part
 from dino_pipeline.console import table
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.files import write_json
+from dino_pipeline.options import Sampling
 from dino_pipeline.run import Run, Stage
 from dino_pipeline.spec_file import load_spec
 
@@ -35,7 +34,7 @@ def make_run(run: Run, pairs: int, *filtering: str) -> None:
     with run.locked():
         options: dict[str, Any] = {"spec": spec.digest, "model": "none", "revision": None, "fingerprint": None}
         options |= {"dtype": "float32", "samples": SAMPLES, "num_inputs": inputs, "seed": 0}
-        options["sampling"] = asdict(Sampling())
+        options["sampling"] = Sampling().model_dump()
         run.begin(Stage("generate", options, outputs=[run.spec, run.shards]))
         counts = {label: {"written": pairs // len(LABELS), "accepted": pairs // len(LABELS)} for label in spec.labels}
         run.finish("generate", task=spec.task_name, label_type="score", inputs=inputs, counts=counts, mean_margins={})

@@ -31,12 +31,13 @@ from benchmarks.common import SPEC, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.cluster import AHEAD
 from dino_pipeline.console import table
-from dino_pipeline.decoding.loading import Generator, load_decoder
+from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generation.crew import STORING, store
 from dino_pipeline.generation.plan import SHARD_SIZE, GenerateOptions, Job, Plan, Shard
 from dino_pipeline.generation.worker import Written
 from dino_pipeline.generation.writer import OneEngine
+from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Progress, SilentReporter, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
@@ -197,7 +198,7 @@ class Simulation:
 
 def measure(shards: int) -> Times:
     """Return this machine's times with the pocket generator."""
-    loaded, decoder = timed(lambda: load_decoder(Generator(str(pocket.GENERATOR)), device="cpu"))
+    loaded, decoder = timed(lambda: load_decoder(ModelRef(name="pocket"), device="cpu"))
     spec, took, written = load_spec(SPEC), [], []
     with tempfile.TemporaryDirectory(prefix="dino-scaling-") as folder:
         run = Run(Path(folder))

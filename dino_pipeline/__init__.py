@@ -30,6 +30,7 @@ _PLACES = {
     "RunError": "errors",
     "SpecError": "errors",
     "Run": "run",
+    "load_generator": "decoding.generator",
 }
 """The module that holds each public name; it is imported when the name is first used."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dino_pipeline.errors import ModelError, first_line
+from dino_pipeline.errors import ModelError, OptionError, first_line
 
 POCKET = "pocket"
 """Name of the embedded models."""
@@ -115,6 +115,25 @@ def check_weights(path: str) -> None:
 
 _ONLY_PICKLED = "holds pickled weights only, which can run code when they are read"
 _PICKLE_REMEDY = "convert them to safetensors or, if you trust them, set {allow_pickle=True}"
+
+
+def pick_device(name: str | None) -> str:
+    """Return the device to run on: the one named, or a GPU if there is one, or the CPU.
+
+    Raises:
+        OptionError: there is no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            first_line(error), "name a device that is there, or leave it out", option="device", value=name
+        ) from error
+    return name
 
 
 def load_error(path: str, error: BaseException, what: str, remedy: str) -> ModelError:

@@ -11,13 +11,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, dynamic_module_utils
 
-from dino_pipeline.decoding.chat import render
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.loading import Generator, load_decoder
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.loading import load_decoder
+from dino_pipeline.decoding.tokenization import render_chat
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
+from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
 from tests.commands import answer, invoke
 from tests.conftest import TOY_SPEC
@@ -81,11 +82,11 @@ def test_debiasing_under_chat_equals_the_naive_loop() -> None:
 
 def test_a_template_that_closes_the_answer_is_refused() -> None:
     tokenizer = char_tokenizer()
-    with pytest.raises(ModelError, match="has no chat template; give a chat model, or --chat off"):
-        render(tokenizer, 'Task: "', '"')
+    with pytest.raises(ModelError, match="has no chat template; give a chat model, or chat='off'"):
+        render_chat(tokenizer, 'Task: "', '"')
     tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another, or --chat off"):
-        render(tokenizer, 'Task: "', '"')
+    with pytest.raises(ModelError, match=r"leaves no answer open .*; give a model with another template, or chat='"):
+        render_chat(tokenizer, 'Task: "', '"')
 
 
 def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     assert "1 inputs left out: the input holds <sep> of the model's chat template" in done.stderr
     shown = invoke("spec", "show", spec, "--input", "A dog.", "--model", chat_model)
     assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown
-    options = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]
-    assert (options["chat"], "adapter" in options) == ("on", False)
+    model = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]["model"]
+    assert (model["chat"], model["adapter"]) == (True, None)
     assert "up to date" in invoke(*call, "--run", tmp_path / "chat")
     refused = answer(*call, "--run", tmp_path / "chat", "--chat", "off")
     assert (refused.exit_code, "chat" in refused.stderr) == (2, True)
@@ -127,7 +128,7 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
         tiny_model("llama"), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
     adapted.save_pretrained(f"{tmp_path / 'adapter'}")
-    decoder = load_decoder(Generator(f"{folder}", adapter=f"{tmp_path / 'adapter'}"), device="cpu", rows=8)
+    decoder = load_decoder(ModelRef(name=f"{folder}", adapter=f"{tmp_path / 'adapter'}"), device="cpu", rows=8)
     tokens = torch.tensor([decoder.encode(["A dog."])[0]])
     with torch.inference_mode():
         expected, plain = adapted(tokens).logits, tiny_model("llama")(tokens).logits
@@ -136,7 +137,7 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
     assert (found - plain).abs().max() > 0.01
     save_generator(tmp_path / "other", "gpt2")
     with pytest.raises(ModelError, match=r"adapter: is no adapter for .*other"):
-        load_decoder(Generator(f"{tmp_path / 'other'}", adapter=f"{tmp_path / 'adapter'}"), device="cpu")
+        load_decoder(ModelRef(name=f"{tmp_path / 'other'}", adapter=f"{tmp_path / 'adapter'}"), device="cpu")
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({"task_name": "t", "labels": {"a": {"instruction": 'Say: "'}}}))
     call: list[str | Path] = [
@@ -151,18 +152,18 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
         "--keep-unfinished",
     ]
     invoke(*call, "--adapter", tmp_path / "adapter", "--keep-newlines")
-    options = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]["options"]
-    assert options["adapter"] == f"{tmp_path / 'adapter'}"
-    assert len(options["adapter_fingerprint"]) == 16
+    model = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]["options"]["model"]
+    assert model["adapter"] == f"{tmp_path / 'adapter'}"
+    assert len(model["adapter_fingerprint"]) == 16
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_generator(tmp_path / "model", "llama")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match="quantize: needs bitsandbytes, which is not installed: pip install b"):
-        load_decoder(Generator(f"{folder}", quantize="4bit"), device="cpu")
+        load_decoder(ModelRef(name=f"{folder}", quantize="4bit"), device="cpu")
     with pytest.raises(OptionError, match="adapter: needs peft"):
-        load_decoder(Generator(f"{folder}", adapter="a/b"), device="cpu")
+        load_decoder(ModelRef(name=f"{folder}", adapter="a/b"), device="cpu")
 
 
 def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     char_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"is an encoder-decoder, .*; give a decoder-only model"):
-        load_decoder(Generator(f"{tmp_path}"), device="cpu")
+        load_decoder(ModelRef(name=f"{tmp_path}"), device="cpu")
 
 
 CODE = """
@@ -190,7 +191,7 @@ def test_code_that_comes_with_a_model_runs_only_when_asked(tmp_path: Path, monke
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
-        load_decoder(Generator(f"{folder}"), device="cpu")
-    decoder = load_decoder(Generator(f"{folder}", trust_remote_code=True), device="cpu", rows=8)
+        load_decoder(ModelRef(name=f"{folder}"), device="cpu")
+    decoder = load_decoder(ModelRef(name=f"{folder}", trust_remote_code=True), device="cpu", rows=8)
     assert type(decoder.model).__name__ == "OwnModel"
     assert not isinstance(decoder.model, type(AutoModelForCausalLM.from_config(tiny_model("gpt2").config)))

@@ -362,7 +362,7 @@ def test_folders_and_names_that_are_not_there_are_named(tmp_path: Path, monkeypa
     for call, said in (
         (["generate", "sts-x2", "--inputs", "sts-x2"], "sts-x2: cannot be read: Is a directory"),
         (["filter", "outputs/mien"], "outputs/mien: is not there; give a run's folder or a JSONL file"),
-        (["generate", "sts-x2", "--engine", "openai", "--base-url", "http://h:80a0/v1"], "80a0/v1: is no address"),
+        (["generate", "sts-x2", "--engine", "openai", "--base-url", "http://h:80a0/v1"], "80a0/v1: is not an address"),
     ):
         failed = answer(*call)
         assert (failed.exit_code, said in failed.stderr) == (2, True), failed.output

@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from dino_pipeline.decoding import decoder as decoder_module
-from dino_pipeline.decoding import scoring, tuning
-from dino_pipeline.decoding.decoder import Decoder, _continuation
+from dino_pipeline.decoding import hardware, scoring, self_check
+from dino_pipeline.decoding.cache import CachedRows, UncachedRows
+from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
-from dino_pipeline.decoding.graphs import FixedSlots
-from dino_pipeline.decoding.prefill import Prefill
-from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.decoding.scoring import Continuation
-from dino_pipeline.decoding.selfcheck import slots_defect
-from dino_pipeline.decoding.slots import PlainRows, Slots
+from dino_pipeline.decoding.fixed_cache import FixedShapeRows
+from dino_pipeline.decoding.prefill import Prefiller
+from dino_pipeline.decoding.scoring import Continuation, continuation
+from dino_pipeline.decoding.self_check import row_defect
 from dino_pipeline.errors import ModelError
+from dino_pipeline.options import Sampling
 from tests.toys import CONFIGS, WINDOW, char_tokenizer, recurrent_model, tiny_model
 
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings in the old tree.", "Rain falls, and falls."]
@@ -70,7 +69,7 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
 @on_each_architecture
 def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
     decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
-    assert decoder.make_rows is (Slots if device == "cpu" else FixedSlots)
+    assert decoder.make_rows is (CachedRows if device == "cpu" else FixedShapeRows)
     asked = requests(decoder)
     greedy = Sampling(top_k=1, max_new_tokens=25)
     with torch.inference_mode():
@@ -94,10 +93,10 @@ def test_greedy_decoding_is_token_identical_on_every_path(
     with torch.inference_mode():
         expected = [naive_greedy(decoder, request, 15) for request in asked]
     if path == "tuned":
-        monkeypatch.setattr(tuning, "SMALLEST", 1)
-        tuning.tune(model, decoder.rows)
+        monkeypatch.setattr(hardware, "SMALLEST_PACKED", 1)
+        hardware.tune(model, decoder.rows)
     if path == "fixed":
-        decoder.make_rows, decoder.delay = FixedSlots, 1
+        decoder.make_rows, decoder.read_delay = FixedShapeRows, 1
     found = {completion.number: list(completion.tokens) for completion in decoder.sample(asked, greedy)}
     assert [found[number] for number in range(len(asked))] == expected
 
@@ -136,12 +135,12 @@ def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> N
     decoder = Decoder(model, tokenizer, rows=16)
     asked = requests(decoder)
     expected = sampled(decoder, asked)
-    assert slots_defect(model, FixedSlots) is None
+    assert row_defect(model, FixedShapeRows) is None
     for rows, delay in ((8, 0), (8, 1), (64, 1), (16, 3)):
         decoder = Decoder(model, tokenizer, rows=rows)
-        decoder.make_rows, decoder.delay = FixedSlots, delay
+        decoder.make_rows, decoder.read_delay = FixedShapeRows, delay
         assert sampled(decoder, asked) == expected, (rows, delay)
-    decoder.make_rows = PlainRows
+    decoder.make_rows = UncachedRows
     assert sampled(decoder, asked[::5]) == {each.key: expected[each.key] for each in asked[::5]}
 
 
@@ -164,7 +163,7 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
 ) -> None:
     model, tokenizer = tiny_model("llama"), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=64)
-    decoder.delay = delay
+    decoder.read_delay = delay
     asked = requests(decoder, samples=3)
     expected = sampled(decoder, asked)
     short_of_memory(model, 20)
@@ -174,23 +173,23 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
     assert sampled(decoder, asked) == expected
 
 
-@pytest.mark.parametrize("make_rows", [Slots, FixedSlots])
+@pytest.mark.parametrize("make_rows", [CachedRows, FixedShapeRows])
 def test_the_cache_is_given_back_at_once(make_rows: Any) -> None:
     """Not when Python happens to look for cycles: until then, half the rows would find no more memory than all."""
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=8)
     caches: list[weakref.ref[torch.Tensor]] = []
 
-    def make(*args: Any) -> Slots:
-        slots: Slots = make_rows(*args)
-        keep = slots.layers[0].lazy_initialization
+    def make(*args: Any) -> CachedRows:
+        rows: CachedRows = make_rows(*args)
+        keep = rows.layers[0].lazy_initialization
 
         def initialize(*states: torch.Tensor) -> None:
             keep(*states)
-            assert slots.layers[0].keys is not None
-            caches.append(weakref.ref(slots.layers[0].keys))
+            assert rows.layers[0].keys is not None
+            caches.append(weakref.ref(rows.layers[0].keys))
 
-        slots.layers[0].lazy_initialization = initialize  # type: ignore[method-assign, assignment]
-        return slots
+        rows.layers[0].lazy_initialization = initialize  # type: ignore[method-assign, assignment]
+        return rows
 
     decoder.make_rows = make
     gc.disable()
@@ -207,13 +206,12 @@ def test_the_cache_is_given_back_at_once(make_rows: Any) -> None:
 def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
     """Prompts beyond the window that differ in nothing but their last two tokens."""
     model = tiny_model("mistral")
-    tuning.attend_by_rows(model)
     start = tuple(7 + at % 20 for at in range(WINDOW + 10))
-    prefill = Prefill(model)
+    prefiller = Prefiller(model)
     with torch.inference_mode():
-        prefill([(*start, 8, 9)])
-        shared = prefill([(*start, 11, 12)])
-        alone = Prefill(model)([(*start, 11, 12)])
+        prefiller.compute([(*start, 8, 9)])
+        shared = prefiller.compute([(*start, 11, 12)])
+        alone = Prefiller(model).compute([(*start, 11, 12)])
     for layer, other in zip(shared.layers, alone.layers, strict=True):
         for one, two in zip(layer, other, strict=True):
             assert torch.allclose(one, two, atol=1e-5)
@@ -224,13 +222,15 @@ def test_a_model_too_large_for_any_row_is_refused() -> None:
     short_of_memory(decoder.model, 0)
     for name, said in (("", "LlamaForCausalLM: cpu"), ("models/mine", "models/mine: cpu")):
         decoder.model.config.name_or_path = name
-        with pytest.raises(ModelError, match=f"{said} memory does not hold even 3 prompts beside the model; use --d"):
+        with pytest.raises(
+            ModelError, match=f"{said} memory does not hold even 3 prompts in addition to the model; use d"
+        ):
             list(decoder.sample(requests(decoder), WIDE))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer())
-    monkeypatch.setattr(Slots, "step", lambda slots, longest: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(CachedRows, "step", lambda rows, longest: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         list(decoder.sample(requests(decoder), WIDE))
 
@@ -244,16 +244,16 @@ def test_what_prompts_share_goes_through_the_model_once() -> None:
     handle = base.register_forward_pre_hook(
         lambda m, a, kwargs: fed.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    prefill = Prefill(decoder.model)
+    prefiller = Prefiller(decoder.model)
     with torch.inference_mode():
-        prefill(groups[0])
-        shared = prefill(groups[1])
-        alone = Prefill(decoder.model)(groups[1])
-        again = prefill(groups[0])
+        prefiller.compute(groups[0])
+        shared = prefiller.compute(groups[1])
+        alone = Prefiller(decoder.model).compute(groups[1])
+        again = prefiller.compute(groups[0])
     handle.remove()
     start = len(instruction)
     assert fed == [(2, start + 3), (2, 4 - 0), (2, start + 4)]
-    for found, expected in ((shared, alone), (again, prefill.known)):
+    for found, expected in ((shared, alone), (again, prefiller.known)):
         assert expected is not None
         for layer, other in zip(found.layers, expected.layers, strict=True):
             for one, two in zip(layer, other, strict=True):
@@ -270,10 +270,10 @@ def test_a_rule_for_where_texts_end_is_made_once_for_each_way() -> None:
 
 
 def test_what_follows_a_prompt_leaves_the_model_a_token_to_read_and_one_to_tell() -> None:
-    assert _continuation((1, 2, 3), (1, 2, 3, 4)) == Continuation((1, 2, 3), (4,))
-    assert _continuation((1, 2, 3), (1, 2, 9)) == Continuation((1, 2), (9,)), "the prompt's end is in the text's token"
-    assert _continuation((1, 2, 3), (1, 2, 3)) == Continuation((1, 2), (3,))
-    assert _continuation((5,), (7, 8, 9)) == Continuation((7,), (8, 9))
+    assert continuation((1, 2, 3), (1, 2, 3, 4)) == Continuation((1, 2, 3), (4,))
+    assert continuation((1, 2, 3), (1, 2, 9)) == Continuation((1, 2), (9,)), "the prompt's end is in the text's token"
+    assert continuation((1, 2, 3), (1, 2, 3)) == Continuation((1, 2), (3,))
+    assert continuation((5,), (7, 8, 9)) == Continuation((7,), (8, 9))
 
 
 @on_each_device
@@ -293,7 +293,7 @@ def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, mo
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr(scoring, "LOGITS", 60 * decoder.vocab)
     assert [each.logprob for each in decoder.score(pairs[::-1])] == pytest.approx(expected[::-1], abs=1e-4)
-    monkeypatch.setattr(decoder, "make_rows", PlainRows)
+    monkeypatch.setattr(decoder, "make_rows", UncachedRows)
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
 
 
@@ -333,7 +333,7 @@ def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
     """Longer prompts and wider groups than those seen first: rows are made longer, and more."""
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=2)
     if plain:
-        decoder.make_rows = PlainRows
+        decoder.make_rows = UncachedRows
     texts = ["x", "y", "z", "The bird sings in the old tree, " * 3]
     prompts = [decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS]) for text in texts]
     asked = [Request(tuple(group[:width]), ("k", n, width)) for n, group in enumerate(prompts) for width in (1, 2)]
@@ -401,12 +401,12 @@ def test_debiasing_raises_the_margin() -> None:
     assert mean_margin(100) > mean_margin(0) + 0.05
 
 
-def test_a_model_that_slots_cannot_serve_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         decoder = Decoder(recurrent_model(), char_tokenizer(), rows=4)
-    assert decoder.make_rows is PlainRows
+    assert decoder.make_rows is UncachedRows
     slower = "(its forward takes no position_ids): rows are computed one by one, slower"
-    assert caplog.messages == [f"MambaForCausalLM cannot run in slots {slower}"]
+    assert caplog.messages == [f"MambaForCausalLM cannot run in cached rows {slower}"]
     asked = requests(decoder)[:6]
     greedy = Sampling(top_k=1, max_new_tokens=6)
     found = {done.number: list(done.tokens) for done in decoder.sample(asked, greedy)}
@@ -417,15 +417,15 @@ def test_a_model_that_slots_cannot_serve_runs_plainly_and_says_so(caplog: pytest
 @on_each_device
 def test_only_a_gpu_is_kept_busy_across_shards_and_while_tokens_are_read(device: str) -> None:
     decoder = Decoder(tiny_model("llama").to(device), char_tokenizer())
-    assert (decoder.streams, decoder.delay) == ((True, 1) if device == "cuda" else (False, 0))
+    assert (decoder.refill_rows, decoder.read_delay) == ((True, 1) if device == "cuda" else (False, 0))
 
 
 @pytest.mark.parametrize(
     ("device", "defects", "rows", "said"),
     [
-        ("cuda", {}, FixedSlots, []),
-        ("cuda", {FixedSlots: "odd"}, Slots, ["m cannot step in fixed shapes (odd): tried without, slower"]),
-        ("cpu", {FixedSlots: "odd"}, Slots, []),
+        ("cuda", {}, FixedShapeRows, []),
+        ("cuda", {FixedShapeRows: "odd"}, CachedRows, ["m cannot step in fixed shapes (odd): tried without, slower"]),
+        ("cpu", {FixedShapeRows: "odd"}, CachedRows, []),
     ],
 )
 def test_fixed_shapes_are_for_gpus_and_models_that_allow_them(
@@ -437,10 +437,8 @@ def test_fixed_shapes_are_for_gpus_and_models_that_allow_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model: Any = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(name_or_path="m"))
-    monkeypatch.setattr(
-        decoder_module, "slots_defect", lambda of, kind=Slots: defects.get(kind) if of is model else "?"
-    )
-    assert decoder_module._rows_for(model) is rows
+    monkeypatch.setattr(self_check, "row_defect", lambda of, kind=CachedRows: defects.get(kind) if of is model else "?")
+    assert self_check.fastest_rows(model) is rows
     assert caplog.messages == said
 
 
@@ -451,15 +449,15 @@ def test_the_self_check_finds_a_model_that_ignores_positions(monkeypatch: pytest
     def careless(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
         return forward(*args, position_ids=None, **kwargs)
 
-    assert slots_defect(model) is None
+    assert row_defect(model) is None
     monkeypatch.setattr(model, "forward", careless)
-    assert "logits differ" in (slots_defect(model) or "")
+    assert "logits differ" in (row_defect(model) or "")
 
 
 def test_the_self_check_finds_logits_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Slots.step
-    monkeypatch.setattr(Slots, "step", lambda slots, longest: step(slots, longest) * torch.nan)
-    assert "logits differ" in (slots_defect(tiny_model("gpt2")) or "")
+    step = CachedRows.step
+    monkeypatch.setattr(CachedRows, "step", lambda rows, longest: step(rows, longest) * torch.nan)
+    assert "logits differ" in (row_defect(tiny_model("gpt2")) or "")
 
 
 def test_an_end_of_text_token_in_an_input_is_only_text() -> None:
@@ -469,7 +467,7 @@ def test_an_end_of_text_token_in_an_input_is_only_text() -> None:
 
 def test_bfloat16_passes_the_self_check_and_keeps_probabilities_in_float32() -> None:
     model = tiny_model("llama").to(torch.bfloat16)
-    assert slots_defect(model) is None
+    assert row_defect(model) is None
     decoder = Decoder(model, char_tokenizer())
     assert all(torch.isfinite(torch.tensor(done.logprob)) for done in decoder.sample(requests(decoder), WIDE))
 

@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generation import generate as stage
@@ -19,6 +18,7 @@ from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.plan import GenerateOptions, Task
 from dino_pipeline.generation.prompts import prompts
 from dino_pipeline.generation.writer import Hands, OneEngine
+from dino_pipeline.options import Sampling
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from tests.conftest import TOY_SPEC
@@ -153,7 +153,7 @@ def test_other_options_are_refused_by_name_and_fresh_starts_over(tmp_path: Path,
     run = Run(tmp_path / "run")
     write(run, decoder)
     before = contents(run)
-    other = replace(OPTIONS, seed=7, sampling=replace(WIDE, decay=10.0))
+    other = replace(OPTIONS, seed=7, sampling=WIDE.model_copy(update={"decay": 10.0}))
     with pytest.raises(
         RunError, match=r"generate was begun with other options: seed was 42, now 7; sampling was .*fresh"
     ):
@@ -282,7 +282,7 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(decoder:
 
 def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:
     run = Run(tmp_path / "run")
-    options = replace(OPTIONS, num_inputs=None, samples=80, sampling=replace(WIDE, max_new_tokens=1))
+    options = replace(OPTIONS, num_inputs=None, samples=80, sampling=WIDE.model_copy(update={"max_new_tokens": 1}))
     reporter = Listener()
     with pytest.raises(ModelError, match="no text was accepted"):
         write(run, decoder, inputs=["x"], options=options, reporter=reporter)

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from dino_pipeline.decoding import loading
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.loading import Generator, load_decoder, rows_that_fit
+from dino_pipeline.decoding.loading import load_decoder, rows_that_fit
 from dino_pipeline.errors import ModelError
+from dino_pipeline.models import ModelRef
 from tests.test_decoder import requests, sampled
 from tests.toys import char_tokenizer, save_generator, tiny_model
 
@@ -34,10 +35,10 @@ def test_rows_are_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch, archit
 def test_a_model_spread_over_devices_writes_the_same(tmp_path: Path) -> None:
     """Spread over memory and disk, as accelerate does where one card is too small; hooks bring weights in."""
     folder = save_generator(tmp_path / "model", "llama")
-    whole = load_decoder(Generator(str(folder), dtype="float32"), device="cpu")
+    whole = load_decoder(ModelRef(name=str(folder), dtype="float32"), device="cpu")
     asked = requests(whole)
     expected = sampled(whole, asked)
-    spread = load_decoder(Generator(str(folder), dtype="float32"), device="cpu", device_map="auto")
+    spread = load_decoder(ModelRef(name=str(folder), dtype="float32"), device="cpu", device_map="auto")
     assert sampled(spread, asked) == expected
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
     places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -53,5 +54,5 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytes
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
-    with pytest.raises(ModelError, match="does not fit on cpu in float32; use --device-map auto"):
-        load_decoder(Generator(str(folder), dtype="float32"), device="cpu")
+    with pytest.raises(ModelError, match="does not fit on cpu in float32; use device_map='auto'"):
+        load_decoder(ModelRef(name=str(folder), dtype="float32"), device="cpu")

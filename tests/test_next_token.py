@@ -7,7 +7,7 @@ import torch
 
 from dino_pipeline.decoding import next_token
 from dino_pipeline.decoding.next_token import likeliest, log_totals, next_tokens
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.options import Sampling
 
 VOCAB = 5003
 GROUPS = torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 0], [3, 4, 5], [6, 7, 6]])
@@ -15,7 +15,7 @@ GROUPS = torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 0], [3, 4, 5], [6, 7, 6]])
 
 @pytest.fixture(autouse=True)
 def _every_vocabulary_has_a_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(next_token, "SMALL", 1)
+    monkeypatch.setattr(next_token, "MIN_VOCAB", 1)
 
 
 def peaked(seed: int, spread: float = 3.0) -> torch.Tensor:

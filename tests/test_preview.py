@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from dino_pipeline import pocket
 from dino_pipeline.cli.preview import _marked
 from dino_pipeline.decoding.engine import Completion
-from dino_pipeline.decoding.loading import Generator, load_decoder
-from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.decoding.stops import StopRule
+from dino_pipeline.decoding.loading import load_decoder
+from dino_pipeline.decoding.tokenization import StopRule
 from dino_pipeline.generation import preview
 from dino_pipeline.generation.estimate import Expected
 from dino_pipeline.generation.plan import GenerateOptions
 from dino_pipeline.generation.preview import Drawn, draw, pieces
+from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
-    decoder = load_decoder(Generator(str(pocket.GENERATOR)), device="cpu", rows=64)
+    decoder = load_decoder(ModelRef(name="pocket"), device="cpu", rows=64)
     spec, inputs = load_spec(SPECS / "sts-x2.json"), ["A man plays a guitar.", "A dog runs."]
     drawn = draw(decoder, spec, inputs, GenerateOptions(), 4)
     assert [each.label for each in drawn] == ["1"] * 4 + ["0.5"] * 4 + ["0"] * 4

@@ -18,14 +18,16 @@ from dino_pipeline.cli.again import SERVER, commands
 from dino_pipeline.decoding import server
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.sampling import Sampling
-from dino_pipeline.decoding.server import Abilities, Prices, Server, Usage
-from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.decoding.server import Server
+from dino_pipeline.errors import PYTHON, ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
 from dino_pipeline.generation.plan import Task
 from dino_pipeline.generation.prompts import prompts
+from dino_pipeline.options import Sampling
+from dino_pipeline.progress import full_note
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import ServerAbilities, ServerPrices, ServerUsage
 from tests.commands import answer, files, invoke, start
 from tests.conftest import TOY_SPEC
 from tests.serving import FAULTS, Faults, MadeUp, faulty, made_up, transformers_serve
@@ -36,6 +38,7 @@ pytestmark = pytest.mark.slow
 
 INPUTS = ["A man plays a guitar.", "A dog runs in the garden.", "A child eats an apple.", "A nurse reads a letter."]
 PLAIN = Sampling(top_k=5, decay=0)
+PRICES, USED = ServerPrices(prompt=1.0, completion=2.0), ServerUsage(requests=100, prompt_tokens=1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -196,15 +199,16 @@ def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: 
 def ask(of: MadeUp, **options: Any) -> tuple[Server, list[Any], list[str]]:
     notes: list[str] = []
     with made_up(of) as address:
-        found = Server("model", address, notes.append, **options)
+        found = Server("model", address, lambda *note: notes.append(full_note(note[0], note[1], PYTHON)), **options)
         requests = [Request((f"prompt {at}",), ("key", at)) for at in range(20)]
         done = sorted(found.sample(requests, PLAIN), key=lambda each: each.number)
     return found, done, notes
 
 
 def test_what_a_server_can_do_is_found_out() -> None:
-    found, done, notes = ask(MadeUp(logprobs=True), prices=Prices(1.0, 2.0), usage=Usage(100, 1_000_000, 0))
-    assert found.abilities == Abilities("fields", "hold", True, False)
+    found, done, notes = ask(MadeUp(logprobs=True), prices=PRICES, usage=USED)
+    supported = {"dialect": "fields", "seeds": "hold", "logprobs": True, "tells_ends": False}
+    assert found.abilities == ServerAbilities.model_validate(supported)
     assert [each.number for each in done] == list(range(20))
     assert {each.finish for each in done} == {"stop"}
     assert notes == ["the server does not tell the stop string from the model's end of text; both count as finished"]
@@ -215,9 +219,9 @@ def test_what_a_server_can_do_is_found_out() -> None:
     dollars = usage["prompt_tokens"] / 1e6 + 2 * usage["completion_tokens"] / 1e6
     assert found.facts()["cost"]["dollars"] == pytest.approx(dollars)
     plain = MadeUp(refuses=("top_k", "generation_config", "logprobs"), keeps_stop=True)
-    with pytest.raises(OptionError, match="does not know top-k, or does not keep to it; give --top-k 0"):
+    with pytest.raises(OptionError, match="does not know top-k, or ignores it; give top_k=0"):
         ask(plain)
-    with pytest.raises(OptionError, match="does not know top-k, or does not keep to it; give --top-k 0"):
+    with pytest.raises(OptionError, match="does not know top-k, or ignores it; give top_k=0"):
         ask(MadeUp(top_k=False))
     with pytest.raises(OptionError, match="with different seeds are all the same"):
         ask(MadeUp(samples=False))
@@ -298,7 +302,7 @@ def test_texts_end_as_they_do_here() -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (401, "does not let you in; set OPENAI_API_KEY"),
+        (401, "does not let you in .*; set the environment variable OPENAI_API_KEY"),
         (404, "knows no model model"),
         (500, r"no answer, after 1 further attempts .*; finished shards are kept"),
     ],

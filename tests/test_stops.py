@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dino_pipeline.decoding.stops import Ending, StopRule
+from dino_pipeline.decoding.tokenization import Ending, StopRule
 from tests.toys import VOCAB, char_tokenizer
 
 

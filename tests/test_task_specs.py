@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dino_pipeline import pocket
-from dino_pipeline.decoding.stops import StopRule
+from dino_pipeline.decoding.tokenization import StopRule
 from dino_pipeline.examples import read_examples
 from dino_pipeline.spec import OPENING, TaskSpec
 from dino_pipeline.spec_file import load_spec

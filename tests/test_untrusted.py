@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.hub.card import Kept, card, split
 from dino_pipeline.hub.markdown import fenced, plain, table
+from dino_pipeline.options import Sampling
 from dino_pipeline.run import Run
 from dino_pipeline.spec import X1, TaskSpec
 from tests.commands import invoke

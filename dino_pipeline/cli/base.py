@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from dino_pipeline.console import Console
-from dino_pipeline.errors import DinoError, OptionError, first_line
+from dino_pipeline.errors import DinoError
 from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 
 Command = Callable[..., Any]
@@ -92,19 +92,6 @@ def watching(finishing: str) -> Iterator[Console]:
         except Stopped:
             request.raise_if_requested()
             raise
-
-
-def pick_device(name: str | None) -> str:
-    """Return the device to run on: the one named, if it is there, else a GPU if there is one."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name}: {first_line(error)}; name one that is there, or leave it out") from error
-    return name
 
 
 def options_of(given: Sequence[Command]) -> Command:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import pick_device
 from dino_pipeline.cli.engines import SPEED, ChosenEngine, check_devices, tell_of_template
 from dino_pipeline.cli.models import chosen_generator, generator_of, recorded
 from dino_pipeline.errors import OptionError
-from dino_pipeline.models import model_fingerprint
+from dino_pipeline.models import model_fingerprint, pick_device
 
 if TYPE_CHECKING:
     from dino_pipeline.cluster import Staff, Surroundings
@@ -109,7 +108,7 @@ def spread_of(options: Mapping[str, Any], folder: Path) -> OpenPool:
 def _found(options: Mapping[str, Any], begun: Mapping[str, Any], device: str, there: Surroundings) -> dict[str, Any]:
     """Return what run.json holds of a generator, as it is on this machine."""
     there.enter()
-    return recorded(options["model"], chosen_generator(options, begun, pick_device(device)))
+    return recorded(chosen_generator(options, begun, pick_device(device)))
 
 
 def _load(record: Mapping[str, Any], how: Mapping[str, Any], there: Surroundings) -> tuple[Decoder, str | None]:
@@ -118,4 +117,4 @@ def _load(record: Mapping[str, Any], how: Mapping[str, Any], there: Surroundings
 
     there.enter()
     generator = generator_of(record)
-    return load_decoder(generator, **how), model_fingerprint(generator.path)
+    return load_decoder(generator, **how), model_fingerprint(generator.path("generator"))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import given_parameters, options_of, pick_device, under
+from dino_pipeline.cli.base import given_parameters, options_of, under
 from dino_pipeline.cli.models import GENERATOR, MODEL, chosen_generator, recorded
 from dino_pipeline.console import Console
 from dino_pipeline.errors import OptionError, require_package
+from dino_pipeline.models import pick_device
 
 if TYPE_CHECKING:
     from dino_pipeline.decoding.engine import Scorer
@@ -156,7 +157,7 @@ def engine_here(options: Mapping[str, Any], begun: Mapping[str, Any], console: C
     check_devices(options)
     device = pick_device(options["device"])
     generator = chosen_generator(options, begun, device)
-    record = recorded(options["model"], generator)
+    record = recorded(generator)
     tell_of_template(record, options, console)
     speed = {name: options[name] for name in SPEED}
 
@@ -188,15 +189,17 @@ def _served(options: Mapping[str, Any], before: Mapping[str, Any], console: Cons
     @functools.cache
     def server() -> Server:
         require_package("openai", "engine", "openai")
-        from dino_pipeline.decoding.server import Prices, Server, Usage
+        from dino_pipeline.decoding.server import Server
+        from dino_pipeline.stage_records import ServerPrices, ServerUsage
 
         console.note(
             "a server cannot debias: each text is written under its own instruction alone"
             + ("" if options["best_of"] > 1 else "; --best-of 4 --scorer MODEL keeps the most contrasting of four")
         )
         known = before.get("cost", {}).get("dollars_a_million_tokens", {})
-        prices = Prices(*options["prices"]) if options["prices"] else Prices(**known)
-        usage = Usage(**before.get("usage", {}))
+        if options["prices"]:
+            known = dict(zip(("prompt", "completion"), options["prices"], strict=True))
+        prices, usage = ServerPrices(**known), ServerUsage(**before.get("usage", {}))
         return Server(options["model"], note=console.note, prices=prices, usage=usage, **asked)
 
     scorer: Callable[[], Scorer] | None = None
@@ -211,7 +214,7 @@ def _served(options: Mapping[str, Any], before: Mapping[str, Any], console: Cons
         device, begun = pick_device(options["device"]), before.get("options", {}).get("scorer")
         named = {**options, "model": options["scorer"]}
         generator = chosen_generator(named, begun if isinstance(begun, dict) else {}, device)
-        record["scorer"] = recorded(options["scorer"], generator)
+        record["scorer"] = recorded(generator)
         settings["device"] = device
 
         @functools.cache

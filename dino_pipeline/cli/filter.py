@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, given_parameters, pick_device, under
+from dino_pipeline.cli.base import FOLDER, HUB_ID, Grouped, command, given_parameters, under
 from dino_pipeline.cli.cluster import RAY, cluster, spread_of
 from dino_pipeline.cli.models import generator_of
 from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.layout import is_unpublished
-from dino_pipeline.models import model_path
+from dino_pipeline.models import model_path, pick_device
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:

@@ -112,7 +112,7 @@ def generate(spec_file: Path, run_path: Path | None, **options: Any) -> None:
         further = _further(run, spec, options)
         engine = chosen_engine(run, options, console, engine_there if on_cluster else engine_here)
         if not engine.debiases:
-            chosen = replace(chosen, sampling=replace(chosen.sampling, decay=0.0))
+            chosen = replace(chosen, sampling=chosen.sampling.model_copy(update={"decay": 0.0}))
         call = _Call(run, spec, texts, chosen, engine, storage, console)
         if options["target"]:
             state = call.write_until(options["target"], options["budget"], fresh=fresh)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from dino_pipeline.errors import ModelError
-from dino_pipeline.models import model_fingerprint, model_path
-
-if TYPE_CHECKING:
-    from dino_pipeline.decoding.loading import Generator
+from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.models import ModelRef
 
 MODEL = (
     click.option(
@@ -40,46 +35,37 @@ MODEL = (
 )
 SOURCE = ("revision", "adapter", "quantize", "trust_remote_code")
 GENERATOR = (*SOURCE, "dtype", "chat")
-"""The options that name a generator, beside --model; as `Generator` names what they say."""
+"""The options that name a generator, beside --model."""
 
 
-def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> Generator:
+def chosen_generator(options: Mapping[str, Any], begun: Mapping[str, Any], device: str) -> ModelRef:
     """Return the generator that options name; what they leave open is as a run began, or found out here."""
-    from dino_pipeline.decoding.loading import Generator, has_chat_template, pick_dtype
+    from dino_pipeline.decoding.loading import resolve_model
 
-    found = Generator(model_path(options["model"], "generator"), **{name: options[name] for name in SOURCE})
-    if begun.get("fingerprint") and begun["model"] == options["model"] and not Path(found.path).is_dir():
-        raise ModelError(f"{found.path}: was a folder when the run began, and is not there; bring it back")
-    if (dtype := options["dtype"]) == "auto":
-        dtype = begun.get("dtype") or pick_dtype(found, device=device)
-    if (chat := options["chat"]) == "auto":
-        chat = begun.get("chat", "off") if begun else ("on" if has_chat_template(found) else "off")
-    return replace(found, dtype=dtype, chat=chat == "on")
+    given = {name: options[name] for name in ("model", *GENERATOR)}
+    return resolve_model(ModelOptions.of(given), device, generator_of(begun) if begun else None)
 
 
-def recorded(name: str, generator: Generator) -> dict[str, Any]:
+def recorded(ref: ModelRef) -> dict[str, Any]:
     """Return what run.json holds of a generator: what is at its default is left out, but for the first four."""
-
-    adapter = generator.adapter
     more = {
-        "chat": "on" if generator.chat else None,
-        "adapter": adapter,
-        "adapter_fingerprint": model_fingerprint(adapter) if adapter else None,
-        "quantize": generator.quantize,
-        "trust_remote_code": generator.trust_remote_code or None,
+        "chat": "on" if ref.chat else None,
+        "adapter": ref.adapter,
+        "adapter_fingerprint": ref.adapter_fingerprint,
+        "quantize": ref.quantize,
+        "trust_remote_code": ref.trust_remote_code or None,
     }
     return {
-        "model": name,
-        "revision": generator.revision,
-        "fingerprint": model_fingerprint(generator.path),
-        "dtype": generator.dtype,
+        "model": ref.name,
+        "revision": ref.revision,
+        "fingerprint": ref.fingerprint,
+        "dtype": ref.dtype,
         **{key: value for key, value in more.items() if value is not None},
     }
 
 
-def generator_of(begun: Mapping[str, Any]) -> Generator:
+def generator_of(begun: Mapping[str, Any]) -> ModelRef:
     """Return the generator that run.json holds."""
-    from dino_pipeline.decoding.loading import Generator
-
-    held = {name: begun[name] for name in (*SOURCE, "dtype") if name in begun}
-    return Generator(model_path(begun["model"], "generator"), chat=begun.get("chat") == "on", **held)
+    names = (*SOURCE, "dtype", "fingerprint", "adapter_fingerprint")
+    held = {name: begun[name] for name in names if name in begun}
+    return ModelRef(name=begun["model"], chat=begun.get("chat") == "on", **held)

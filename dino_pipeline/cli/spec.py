@@ -15,7 +15,6 @@ import click
 from dino_pipeline.cli.base import FILE, command, parts_of
 from dino_pipeline.cli.specs import SpecFile, shipped
 from dino_pipeline.errors import OptionError, OutputError, SpecError
-from dino_pipeline.models import model_path
 
 
 @click.group()
@@ -72,17 +71,18 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
         raise OptionError(f"{file}: its instructions lack <X1>, so --input has no place; leave it out")
     tokenizer = None
     if model is not None:
-        from dino_pipeline.decoding.chat import render
-        from dino_pipeline.decoding.loading import Generator, load_tokenizer
+        from dino_pipeline.decoding.loading import load_tokenizer
+        from dino_pipeline.decoding.tokenization import render_chat
+        from dino_pipeline.models import ModelRef
 
-        tokenizer = load_tokenizer(Generator(model_path(model, "generator")))
+        tokenizer = load_tokenizer(ModelRef(name=model))
     values = {name: choices[0] for name, choices in found.variables.items()}
     for label, rule in found.labels.items():
         counters = ", ".join(rule.counter_labels) or "none"
         click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
         prompt = found.prompt(label, text, values)
         if tokenizer:
-            prompt = render(tokenizer, prompt, found.opening(label), otherwise="leave --model out")
+            prompt = render_chat(tokenizer, prompt, found.opening(label), alternative="leave {model} out")
         click.echo(prompt)
 
 

@@ -10,8 +10,8 @@ from dino_pipeline.cli.base import FILE, options_of, under
 from dino_pipeline.readers import INPUT_FORMATS
 
 if TYPE_CHECKING:
-    from dino_pipeline.decoding.sampling import Sampling
     from dino_pipeline.generation.plan import GenerateOptions
+    from dino_pipeline.options import Sampling
     from dino_pipeline.readers import InputFile
     from dino_pipeline.spec import TaskSpec
 
@@ -67,9 +67,7 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
     That is what the command line says before what the spec says, and then the paper.
     """
-    from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.readers import input_file
-    from dino_pipeline.spec import TaskSpec
 
     texts = input_file(options["inputs_file"], options["input_format"]) if options["inputs_file"] else None
     names = ("samples", "seed", "keep_unfinished", "min_words", "min_tokens", "best_of", "shard_size")
@@ -88,6 +86,5 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
 def _sampling(*said: dict[str, Any]) -> Sampling:
     """Return how to sample: what is said last counts, and None says nothing."""
-    from dino_pipeline.decoding.sampling import Sampling
 
     return Sampling(**{name: value for each in said for name, value in each.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What writes texts: a request, what becomes of it, and what every engine can be asked."""
+"""What every engine offers: requests in, completions out, and scores of given texts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.options import Sampling
 
 Finish = Literal["stop", "newline", "length", "refused"]
-"""How a text ended."""
+"""Why a text ended: the stop string, a newline, the longest length, or a server that refused the prompt."""
 
 
 @dataclass(frozen=True)
@@ -17,74 +17,81 @@ class Request:
     """One text to write."""
 
     prompts: tuple[Any, ...]
-    """The own prompt, then the counter-prompts, as the engine encoded them."""
+    """The own prompt, then the counter-prompts, each as the engine's `encode` returned it."""
     key: tuple[str | int, ...]
-    """What the random numbers depend on; nothing else decides them."""
+    """The random numbers of this text depend on the key and on nothing else."""
 
     @property
     def longest_prompt(self) -> int:
+        """Return the length of the longest prompt, in the engine's units."""
         return max(map(len, self.prompts))
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One text written."""
+    """One text that an engine has written."""
 
     number: int
-    """Index of its request."""
+    """Index of the request that it answers."""
     text: str
     finish: Finish
     tokens: tuple[int, ...]
-    """All tokens written, the one that closed the text included; none where an engine does not tell them."""
+    """All tokens, with the one that closed the text. Empty if the engine does not report them."""
     length: int
-    """How many these are."""
+    """Number of tokens."""
     logprob: float | None
-    """Mean natural-log probability per token under the own prompt, before debiasing, the closing token included; None
-    where an engine does not tell it."""
+    """Mean natural-log probability per token under the own prompt, before debiasing, with the closing token. None if
+    the engine does not report it."""
     margin: float | None
-    """``logprob`` minus the best counter-prompt's; None without counters."""
+    """``logprob`` minus that under the best counter-prompt. None without counter-prompts."""
 
 
 class Scored(NamedTuple):
-    """How likely a text is."""
+    """How likely a given text is after a given prompt."""
 
     logprob: float
     """Mean natural-log probability per token."""
     tokens: int
+    """Number of tokens, the stop string included."""
 
 
 class Engine(Protocol):
-    """Writes texts under prompts."""
+    """Writes texts after prompts."""
 
     marks: tuple[str, ...]
-    """What no text may hold."""
-    streams: bool
-    """Whether it pays to fill room that texts leave with those of the next shard; else each shard is written by itself,
-    so that its bytes depend on nothing else: not on where a run was stopped, nor on who wrote the shards before."""
+    """Strings that neither inputs nor texts may contain, because a chat template gives them a meaning."""
+    refill_rows: bool
+    """Whether one call of `sample` should span several shards, so that requests of the next shard take the place of
+    texts that end. If False, each shard gets a call of its own, and its bytes depend on nothing but the shard."""
 
     def render(self, prompt: str, opening: str) -> str:
-        """Return a prompt as the model reads it, given the part with which an answer begins."""
+        """Return a prompt as the model reads it.
+
+        Args:
+            prompt: the filled instruction.
+            opening: its last part, with which the model's answer begins.
+        """
 
     def encode(self, texts: Sequence[str]) -> Sequence[Any]:
-        """Return rendered prompts as requests hold them."""
+        """Return rendered prompts in the form that `Request.prompts` takes."""
 
     def fits(self, prompts: Iterable[Any], max_new_tokens: int) -> bool:
-        """Whether the prompts leave room for a text in the model's context, as far as that is known."""
+        """Return whether the model's context has room for a text after each prompt, as far as the engine knows."""
 
     def sample(
         self, requests: Iterable[Request], sampling: Sampling, *, stop: str = '"', stop_at_newline: bool = True
     ) -> Iterator[Completion]:
-        """Write a text for each request; yield each as it ends, in no particular order."""
+        """Write a text for each request. Yield each text as it ends, in any order."""
 
     def facts(self) -> Mapping[str, Any]:
-        """Return what run.json is to hold of it, beside the options."""
+        """Return what the run's record holds about the engine, apart from the options."""
 
 
 class Scorer(Protocol):
-    """Says how likely given texts are after given prompts."""
+    """Scores given texts after given prompts."""
 
     def render(self, prompt: str, opening: str) -> str:
-        """Return a prompt as the model reads it, given the part with which an answer begins."""
+        """Return a prompt as the model reads it, see `Engine.render`."""
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
-        """Return how likely each text is after its rendered prompt, ``stop`` included."""
+        """Return how likely each text is after its rendered prompt, with ``stop`` as its last part."""

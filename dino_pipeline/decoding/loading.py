@@ -1,10 +1,9 @@
-"""Loading a language model for the decoder: its dtype, its device and how many rows it gets."""
+"""Loads a language model for the decoder, and decides its dtype, its chat template and its number of rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
@@ -13,179 +12,202 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.selfcheck import sees_ahead
-from dino_pipeline.decoding.tuning import faster_dtype, tune
+from dino_pipeline.decoding.hardware import faster_dtype, tune
+from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.errors import ModelError, first_line, require_package
-from dino_pipeline.models import check_weights, load_error, pickle_allowed, safe_loading
+from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.models import (
+    ModelRef,
+    check_weights,
+    load_error,
+    model_fingerprint,
+    model_path,
+    pickle_allowed,
+    safe_loading,
+)
 
 NARROW = 512
-"""Models narrower than this have little to win by half precision, and keep the same texts on all machines."""
-MOST_ROWS = {"cpu": 128, "gpu": 1024}
-"""More rows than these are hardly faster."""
-LENGTH = 256
-"""Tokens a row is reckoned with, prompt and text together."""
+"""Models of a smaller hidden size gain little by half precision. They stay in float32, and so write the same texts on
+every machine."""
+MAX_ROWS = {"cpu": 128, "gpu": 1024}
+"""More rows are hardly faster."""
+ROW_LENGTH = 256
+"""Tokens per row, prompt and text together, for which memory is estimated."""
 
 
-@dataclass(frozen=True)
-class Generator:
-    """A language model, and all that decides what it computes."""
+def resolve_model(options: ModelOptions, device: str, started: ModelRef | None = None) -> ModelRef:
+    """Return the model that options name, with dtype and chat template decided.
 
-    path: str
-    """Folder or Hub id."""
-    revision: str | None = None
-    """On the Hub."""
-    dtype: str = "float32"
-    """``float32``, ``bfloat16`` or ``float16``."""
-    adapter: str | None = None
-    """Folder or Hub id of a LoRA adapter for it."""
-    quantize: Literal["8bit", "4bit"] | None = None
-    """Load its weights in so many bits, by bitsandbytes."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model."""
-    chat: bool = False
-    """Put prompts into its chat template."""
+    What the options leave open is as in the run that continues. In a new run, a measurement decides the dtype, and
+    prompts go into a chat template if the tokenizer has one.
 
-    @property
-    def source(self) -> dict[str, Any]:
-        """What the library's loaders are told."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+    Args:
+        options: the user's options.
+        device: device that the model will run on.
+        started: the model in the record of the run that continues, None for a new run.
+
+    Raises:
+        ModelError: the run started with a folder that no longer exists.
+    """
+    path = model_path(options.model, "generator")
+    if started and started.fingerprint and started.name == options.model and not Path(path).is_dir():
+        raise ModelError(f"{path}: was a folder when the run started, and is missing", "bring it back")
+    source = ModelRef(
+        name=options.model,
+        revision=options.revision,
+        adapter=options.adapter,
+        quantize=options.quantize,
+        trust_remote_code=options.trust_remote_code,
+    )
+    dtype: str | None = options.dtype
+    if dtype == "auto":
+        dtype = (started.dtype if started else None) or pick_dtype(source, device=device)
+    chat = options.chat == "on"
+    if options.chat == "auto":
+        chat = started.chat if started else has_chat_template(source)
+    decided = {"dtype": dtype, "chat": chat, "fingerprint": model_fingerprint(path)}
+    if options.adapter:
+        decided["adapter_fingerprint"] = model_fingerprint(options.adapter)
+    return source.model_copy(update=decided)
 
 
-def has_chat_template(generator: Generator) -> bool:
-    """Say whether a model's tokenizer brings a chat template."""
-    try:
-        return load_tokenizer(generator).chat_template is not None
-    except ModelError:
-        return False  # what is wrong with the model is said when it is loaded
+def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None, rows: int | None = None) -> Decoder:
+    """Load a model and its tokenizer from a folder or the Hub.
+
+    Args:
+        model: which model, and all that decides what it computes.
+        device: device to load it on.
+        device_map: how accelerate spreads a model that one device does not hold ("auto", "balanced", ...), instead of
+            ``device``.
+        rows: prompts that run at the same time. None takes as many as fit into free memory, see `rows_that_fit`.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not a decoder-only causal language model.
+        OptionError: a package that the model needs is not installed.
+    """
+    tokenizer, loaded = _load(model, device, device_map)
+    if sees_ahead(loaded):
+        raise ModelError(
+            f"{model.path('generator')}: cannot be loaded as a causal language model (its predictions depend on later "
+            "tokens, as an encoder's do)",
+            "give a decoder-only model",
+        )
+    rows = rows or rows_that_fit(loaded)
+    if device_map is None and model.quantize is None:
+        tune(loaded, rows)
+    return Decoder(loaded, tokenizer, rows=rows, chat=model.chat)
 
 
-def load_tokenizer(generator: Generator) -> Any:
+def load_tokenizer(model: ModelRef) -> Any:
     """Load a model's tokenizer alone.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    name = generator.path
+    path = model.path("generator")
     try:
-        return AutoTokenizer.from_pretrained(name, **generator.source)
-    except Exception as error:  # tokenizers raises no kind of its own
-        raise load_error(name, error, "its tokenizer cannot be loaded", "give a folder or a Hub id") from error
+        return AutoTokenizer.from_pretrained(path, **_source(model))
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise load_error(path, error, "its tokenizer cannot be loaded", "give a folder or a Hub id") from error
 
 
-def pick_dtype(generator: Generator, *, device: str) -> str:
-    """Return the dtype that a model is fastest in here, by a measurement; a narrow model stays in float32."""
+def has_chat_template(model: ModelRef) -> bool:
+    """Return whether a model's tokenizer has a chat template."""
     try:
-        config = AutoConfig.from_pretrained(generator.path, **generator.source)
+        return load_tokenizer(model).chat_template is not None
+    except ModelError:
+        return False  # loading the model will report the error
+
+
+def pick_dtype(model: ModelRef, *, device: str) -> str:
+    """Return the dtype that a model is fastest in on this machine, by a measurement. Narrow models stay in float32."""
+    try:
+        config = AutoConfig.from_pretrained(model.path("generator"), **_source(model))
         width = config.get_text_config().hidden_size
     except (OSError, ValueError, KeyError, AttributeError):
-        return "float32"  # what is wrong with the model is said when it is loaded
+        return "float32"  # loading the model will report the error
     return "float32" if width < NARROW else faster_dtype(device, width)
 
 
-def load_decoder(
-    generator: Generator,
-    *,
-    device: str,
-    device_map: str | None = None,
-    rows: int | None = None,
-) -> Decoder:
-    """Load a model and its tokenizer from a folder or the Hub.
-
-    Args:
-        generator: which, and how.
-        device: where the model runs.
-        device_map: how accelerate spreads a model that one card does not hold ("auto", "balanced", ...), instead of
-            ``device``.
-        rows: prompts side by side; None takes as many as the free memory holds, see `rows_that_fit`.
-
-    Raises:
-        ModelError: it cannot be loaded, or is no decoder-only causal language model.
-    """
-    tokenizer, model = _load(generator, device, device_map)
-    if sees_ahead(model):
-        raise ModelError(
-            f"{generator.path}: cannot be loaded as a causal language model (its predictions depend on later tokens, "
-            "as an encoder's do); give a decoder-only model"
-        )
-    rows = rows or rows_that_fit(model)
-    if device_map is None and generator.quantize is None:
-        tune(model, rows)
-    return Decoder(model, tokenizer, rows=rows, chat=generator.chat)
+def _source(model: ModelRef) -> dict[str, Any]:
+    """Return the arguments of `transformers`' loaders that say which files to load."""
+    return {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
 
 
-def _load(generator: Generator, device: str, device_map: str | None) -> tuple[Any, Any]:
-    name, source = generator.path, generator.source
-    placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    if generator.quantize:
-        placed = {"device_map": device_map or {"": device}, "quantization_config": _quantization(generator)}
-    check_weights(name)
+def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, Any]:
+    """Return the tokenizer, and the model with its adapter applied."""
+    path, source, dtype = model.path("generator"), _source(model), model.dtype or "float32"
+    placement: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    if model.quantize:
+        placement = {"device_map": device_map or {"": device}, "quantization_config": _quantization(model)}
+    check_weights(path)
     try:
-        config: Any = AutoConfig.from_pretrained(name, **source)
+        config: Any = AutoConfig.from_pretrained(path, **source)
         if config.is_encoder_decoder:
             raise ModelError(
-                f"{name}: is an encoder-decoder, whose texts follow no prompt that could be contrasted token by token; "
-                "give a decoder-only model"
+                f"{path}: is an encoder-decoder, whose texts follow no prompt that could be contrasted token by token",
+                "give a decoder-only model",
             )
-        tokenizer = load_tokenizer(generator)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name, **source, **safe_loading(), dtype=generator.dtype, **placed
-        )
-        model = model if placed else model.to(device)
-        return tokenizer, _adapted(model, generator).eval()
+        tokenizer = load_tokenizer(model)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **source, **safe_loading(), dtype=dtype, **placement)
+        loaded = loaded if placement else loaded.to(device)
+        return tokenizer, _with_adapter(loaded, model).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{name}: does not fit on {device_map or device} in {generator.dtype}; use --device-map auto, "
-            "--dtype bfloat16, --quantize 4bit, or a smaller model"
+            f"{path}: does not fit on {device_map or device} in {dtype}",
+            "use {device_map=auto}, {dtype=bfloat16}, {quantize=4bit}, or a smaller model",
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         remedy = "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
-        raise load_error(name, error, "cannot be loaded as a causal language model", remedy) from error
+        raise load_error(path, error, "cannot be loaded as a causal language model", remedy) from error
 
 
-def _quantization(generator: Generator) -> BitsAndBytesConfig:
+def _quantization(model: ModelRef) -> BitsAndBytesConfig:
     require_package("bitsandbytes", "quantize")
-    if generator.quantize == "8bit":
+    if model.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=generator.dtype)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=model.dtype or "float32")
 
 
-def _adapted(model: Any, generator: Generator) -> Any:
-    """Return a model with its LoRA adapter, if it has one, merged into its weights unless they are quantised."""
-    if not (adapter := generator.adapter):
-        return model
+def _with_adapter(loaded: Any, model: ModelRef) -> Any:
+    """Return a model with its LoRA adapter, if there is one, merged into the weights unless they are quantised."""
+    if not (adapter := model.adapter):
+        return loaded
     require_package("peft", "adapter")
     from peft import PeftModel
 
     check_weights(adapter)
     try:
         if not (Path(adapter).is_dir() or pickle_allowed()):
-            hf_hub_download(adapter, "adapter_model.safetensors")  # peft would take a pickled one instead
-        adapted = PeftModel.from_pretrained(model, adapter)
-        return adapted.get_base_model() if generator.quantize else adapted.merge_and_unload()
-    except Exception as error:  # peft raises whatever its parts do
+            hf_hub_download(adapter, "adapter_model.safetensors")  # else peft would load a pickled file
+        adapted = PeftModel.from_pretrained(loaded, adapter)
+        return adapted.get_base_model() if model.quantize else adapted.merge_and_unload()
+    except Exception as error:  # peft raises whatever the libraries below it do
         raise ModelError(
-            f"{adapter}: is no adapter for {generator.path} ({first_line(error)}); give one that was trained "
-            "on this model and is stored as safetensors"
+            f"{adapter}: is no adapter for {model.path('generator')} ({first_line(error)})",
+            "give one that was trained on this model and is stored as safetensors",
         ) from error
 
 
 def rows_that_fit(model: PreTrainedModel) -> int:
-    """Return how many prompts fit side by side into half of the free memory, with a step's logits, up to `MOST_ROWS`.
+    """Return how many prompts fit into half of the free memory at the same time, `MAX_ROWS` at most.
 
-    A guess from the model's shape, for rows of `LENGTH` tokens; should it be too high, the decoder goes on with fewer.
+    An estimate from the model's shape: the cache of rows of `ROW_LENGTH` tokens, and the logits of one step. If it is
+    too high, the decoder continues with fewer rows.
     """
     config = model.config.get_text_config()
-    size = model.get_output_embeddings().weight.element_size()
+    head = model.get_output_embeddings().weight  # (vocab, hidden)
+    size = head.element_size()
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
     width = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
-    cache = 2 * config.num_hidden_layers * heads * width * LENGTH * size
-    logits = model.get_output_embeddings().weight.shape[0] * (size + 3 * 4)  # and three passes over them in float32
-    most = MOST_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
+    cache = 2 * config.num_hidden_layers * heads * width * ROW_LENGTH * size  # keys and values
+    logits = head.shape[0] * (size + 3 * 4)  # and three passes over them in float32
+    most = MAX_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
     return max(8, min(most, _free_bytes(model) // 2 // (cache + logits) // 8 * 8))
 
 
 def _free_bytes(model: PreTrainedModel) -> int:
-    """Return the free memory of all devices that hold layers, among which the cache is spread like them."""
+    """Return the free memory of all devices that hold layers. The cache is spread over them like the layers."""
     places = getattr(model, "hf_device_map", {"": model.device}).values()
     cards = {place for place in places if isinstance(place, int) or str(place).startswith("cuda")}
     if cards:

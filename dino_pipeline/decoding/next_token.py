@@ -1,4 +1,4 @@
-"""The next token of many texts at once, each under its own prompt and its counter-prompts."""
+"""The next token of many texts at once, each debiased by its counter-prompts."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import torch
 from torch import Tensor
 
 from dino_pipeline.decoding.debias import debias
-from dino_pipeline.decoding.sampling import Sampling, choose, draw
+from dino_pipeline.decoding.sampling import choose, draw
+from dino_pipeline.options import Sampling
 
 SHORTLIST = {True: 32, False: 1024}
-"""Candidates looked at first, with top-k and without: what lies below them can be ruled out nearly always."""
+"""Length of the shortlist, with top-k and without."""
+MIN_VOCAB = 8192
+"""Smaller vocabularies have no shortlist."""
 COLUMNS = 1024
-"""The vocabulary is looked at as a table of so many columns, whose maxima say where the likeliest tokens are."""
-SMALL = 8192
-"""Smaller vocabularies are looked at whole."""
-SAFE = 60.0
-"""Exponentials of numbers up to this lose nothing in float32, whose range ends at e to the 87th power."""
-CACHED = 2**20
-"""Probabilities looked at in one go on a CPU (4 MB in float32), so that they stay in its cache."""
+"""The vocabulary is treated as a table of this many columns, whose maxima lead to the likeliest tokens."""
+SAFE_LOGIT = 60.0
+"""Sums of exponentials of logits up to this are exact enough in float32, whose range ends at e to the 88th power."""
+CACHE_ELEMENTS = 2**20
+"""Numbers computed in one go on a CPU (4 MB in float32), so that they stay in its cache."""
 
 
 def next_tokens(logits: Tensor, groups: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw each text's next token from the self-debiased distribution, after top-k and top-p.
 
-    On a CPU only each text's likeliest tokens are debiased, as long as that provably changes nothing: debiasing makes
-    no token likelier, so that one below the shortlist under the own prompt stays below it. Texts where that decides
-    nothing are computed over the whole vocabulary.
+    On a CPU each token is first drawn from a shortlist, the likeliest tokens under the own prompt. For most texts,
+    `_from_shortlist` proves that the whole vocabulary gives the same token. The others are drawn from all tokens.
 
     Args:
-        logits: ``(rows, vocab)``, one row a prompt; -inf where a token must not come. Any float type.
-        groups: ``(texts, 1 + counters)`` row numbers: the own prompt's first. Texts with fewer counter-prompts than
+        logits: ``(rows, vocab)``, one row per prompt, -inf for banned tokens. Any float type.
+        groups: ``(texts, 1 + counters)`` row numbers, the own prompt's first. Texts with fewer counter-prompts than
             others repeat their own row.
         uniform: ``(texts,)`` float64 numbers in [0, 1).
         sampling: top-k, top-p, decay and floor.
@@ -38,85 +38,127 @@ def next_tokens(logits: Tensor, groups: Tensor, uniform: Tensor, sampling: Sampl
         ``(texts,)`` tokens, and ``(texts, 1 + counters)`` float64: their natural-log probability under each prompt.
     """
     size = max(SHORTLIST[sampling.top_k > 0], 4 * sampling.top_k)
-    if logits.device.type == "cpu" and max(4 * size, SMALL) <= logits.shape[1]:
+    if logits.device.type == "cpu" and max(4 * size, MIN_VOCAB) <= logits.shape[1]:
         totals, maxima = log_totals(logits)
         shortlist = likeliest(logits, maxima, groups[:, 0], size)
-        tokens, exact = _from_shortlist(logits, totals, groups, shortlist, uniform, sampling)
-        if len(left := (~exact).nonzero().squeeze(1)):
-            tokens[left] = _from_all(logits, totals, groups[left], uniform[left], sampling)
+        tokens, proven = _from_shortlist(logits, totals, groups, shortlist, uniform, sampling)
+        if len(others := (~proven).nonzero().squeeze(1)):
+            tokens[others] = _from_all(logits, totals, groups[others], uniform[others], sampling)
     else:
-        totals = torch.logsumexp(logits.float(), dim=1).double()
+        totals = torch.logsumexp(logits.float(), dim=1).double()  # (rows,)
         tokens = _from_all(logits, totals, groups, uniform, sampling)
     return tokens, logits[groups, tokens[:, None]].double() - totals[groups]
 
 
 def log_totals(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(rows,)`` float64: the logarithm of the sum of each row's exponentials; and ``(rows, columns)`` maxima.
+    """Compute what turns logits into log-probabilities, and maxima that help to find the likeliest tokens.
 
-    A maximum is that of every `columns`-th token; those after the last full round are in none.
+    Args:
+        logits: ``(rows, vocab)``.
+
+    Returns:
+        ``(rows,)`` float64: the logarithm of the sum of each row's exponentials. And ``(rows, columns)``: the maximum
+        of each column, that is, of tokens c, c + columns, c + 2 columns ... The last, incomplete round of the
+        vocabulary belongs to no column.
     """
     vocab = logits.shape[1]
-    step = max(1, CACHED // vocab)
+    rows_at_once = max(1, CACHE_ELEMENTS // vocab)
     columns = min(COLUMNS, vocab)
     whole = vocab - vocab % columns
-    scratch = torch.empty(step, vocab, device=logits.device)
+    scratch = torch.empty(rows_at_once, vocab, device=logits.device)  # reused: fresh memory costs page faults
     totals, maxima = [], []
-    for rows in torch.split(logits, step):
+    for rows in torch.split(logits, rows_at_once):
         values = rows if rows.dtype == torch.float32 else scratch[: len(rows)].copy_(rows)
-        highest = values[:, :whole].reshape(len(rows), -1, columns).amax(dim=1)
-        top = torch.cat([highest, values[:, whole:]], dim=1).amax(dim=1, keepdim=True)
-        if float(top.abs().max()) < SAFE:
-            top = torch.zeros_like(top)
+        column_max = values[:, :whole].reshape(len(rows), -1, columns).amax(dim=1)  # (rows, columns)
+        row_max = torch.cat([column_max, values[:, whole:]], dim=1).amax(dim=1, keepdim=True)  # (rows, 1)
+        if float(row_max.abs().max()) < SAFE_LOGIT:
+            row_max = torch.zeros_like(row_max)  # saves the pass that subtracts it
         else:
-            values = torch.sub(values, top, out=scratch[: len(rows)])
+            values = torch.sub(values, row_max, out=scratch[: len(rows)])
         total = torch.exp(values, out=scratch[: len(rows)]).sum(dim=1)
-        totals.append(top.squeeze(1).double() + total.double().log())
-        maxima.append(highest)
+        totals.append(row_max.squeeze(1).double() + total.double().log())
+        maxima.append(column_max)
     return torch.cat(totals), torch.cat(maxima)
 
 
 def likeliest(logits: Tensor, maxima: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Return ``(rows, size)``: the rows' likeliest tokens, the likeliest first.
+    """Return the likeliest tokens of some rows, the likeliest first.
 
-    They are all in the columns with the highest maxima, so that nine in ten tokens need not be looked at.
+    The ``size`` likeliest tokens are in the ``size`` columns with the highest maxima: if one were in another column,
+    each of those columns would hold a token at least as likely. So only tokens of these columns are compared, in
+    GPT-2's vocabulary 32 x 49 of 50,257, and those of the incomplete last round.
+
+    Args:
+        logits: ``(all rows, vocab)``.
+        maxima: ``(all rows, columns)``, see `log_totals`.
+        rows: ``(n,)`` row numbers.
+        size: tokens per row.
+
+    Returns:
+        ``(n, size)`` tokens.
     """
     vocab = logits.shape[1]
     columns = maxima.shape[1]
     whole = vocab - vocab % columns
-    best = maxima[rows].topk(min(size, columns)).indices
-    rounds = torch.arange(0, whole, columns)[:, None] + best[:, None]
-    rest = torch.arange(whole, vocab).expand(len(rows), -1)
-    tokens = torch.cat([rounds.flatten(1), rest], dim=1)
-    return tokens.gather(1, logits[rows[:, None], tokens].topk(size).indices)
+    best_columns = maxima[rows].topk(min(size, columns)).indices  # (n, size)
+    in_columns = torch.arange(0, whole, columns)[:, None] + best_columns[:, None]  # (n, rounds, size)
+    in_last_round = torch.arange(whole, vocab).expand(len(rows), -1)
+    candidates = torch.cat([in_columns.flatten(1), in_last_round], dim=1)
+    return candidates.gather(1, logits[rows[:, None], candidates].topk(size).indices)
 
 
 def _from_shortlist(
-    logits: Tensor, totals: Tensor, groups: Tensor, tokens: Tensor, uniform: Tensor, sampling: Sampling
+    logits: Tensor, totals: Tensor, groups: Tensor, shortlist: Tensor, uniform: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Return one of the tokens for each text, and whether it is the one that the whole vocabulary would give."""
+    """Draw each text's token from its shortlist, and prove that the whole vocabulary gives the same token.
+
+    Debiasing makes no token likelier. So tokens outside the shortlist stay below its least likely token's probability
+    under the own prompt. With top-k, the proof is that all k tokens are above that bound. A shortlist of 4 tokens::
+
+        own prompt    a -1.0    b -1.2    c -2.0    d -3.0    bound -3.0
+        debiased      a -5.6    b -1.2    c -2.3    d -3.0
+        k = 2         b and c are above -3.0: proven
+        k = 3         d is not above -3.0: a token outside might be the third
+
+    Without top-k, a debiased text is never proven. Others are if the shortlist has more probability than top-p keeps.
+
+    Args:
+        logits: ``(rows, vocab)``.
+        totals: ``(rows,)``, see `log_totals`.
+        groups: ``(texts, 1 + counters)`` row numbers.
+        shortlist: ``(texts, size)`` tokens, the likeliest first.
+        uniform: ``(texts,)``.
+        sampling: top-k, top-p, decay and floor.
+
+    Returns:
+        ``(texts,)`` tokens, and ``(texts,)`` whether each is proven.
+    """
     own = groups[:, 0]
-    log_probs = logits[groups[:, :, None], tokens[:, None]].double() - totals[groups][:, :, None]
-    least = log_probs[:, 0, -1]
-    texts = torch.arange(groups.numel()).view_as(groups)
-    scores = debias(log_probs.flatten(0, 1), texts, sampling.decay, sampling.floor)
+    log_probs = logits[groups[:, :, None], shortlist[:, None]].double() - totals[groups][:, :, None]
+    bound = log_probs[:, 0, -1]  # (texts,); log_probs is (texts, 1 + counters, size)
+    rows_of_texts = torch.arange(groups.numel()).view_as(groups)
+    scores = debias(log_probs.flatten(0, 1), rows_of_texts, sampling.decay, sampling.floor)  # (texts, size)
     if sampling.top_k > 0:
         scores, kept = scores.topk(sampling.top_k)
-        probs, tokens = scores.softmax(dim=-1), tokens.gather(1, kept)
-        exact = scores[:, -1] > least
+        candidates, probs = shortlist.gather(1, kept), scores.softmax(dim=-1)
+        proven = scores[:, -1] > bound
     else:
-        probs = scores.exp()
+        candidates, probs = shortlist, scores.exp()
         undebiased = (groups == own[:, None]).all(dim=1) | (sampling.decay == 0)
-        exact = undebiased & (probs.sum(dim=-1) > sampling.top_p) & (0 < sampling.top_p < 1)
-    return tokens.gather(1, draw(probs, uniform, sampling.top_p)).squeeze(1), exact
+        proven = undebiased & (probs.sum(dim=-1) > sampling.top_p) & (0 < sampling.top_p < 1)
+    return candidates.gather(1, draw(probs, uniform, sampling.top_p)).squeeze(1), proven
 
 
 def _from_all(logits: Tensor, totals: Tensor, groups: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Return a token for each text, after looking at the whole vocabulary."""
-    step = max(1, CACHED // (logits.shape[1] * groups.shape[1])) if logits.device.type == "cpu" else len(groups)
+    """Draw each text's token from the whole vocabulary. Return ``(texts,)`` tokens; arguments as `_from_shortlist`."""
+    texts_at_once = len(groups)
+    if logits.device.type == "cpu":
+        texts_at_once = max(1, CACHE_ELEMENTS // (logits.shape[1] * groups.shape[1]))
     tokens = []
-    for rows, numbers in zip(torch.split(groups, step), torch.split(uniform, step), strict=True):
-        log_probs = logits[rows.flatten()].float() - totals[rows.flatten(), None].float()
-        texts = torch.arange(rows.numel(), device=rows.device).view_as(rows)
-        scores = debias(log_probs, texts, sampling.decay, sampling.floor)
+    for some, numbers in zip(torch.split(groups, texts_at_once), torch.split(uniform, texts_at_once), strict=True):
+        rows = some.flatten()
+        log_probs = logits[rows].float() - totals[rows, None].float()  # (texts * (1 + counters), vocab)
+        rows_of_texts = torch.arange(some.numel(), device=some.device).view_as(some)
+        scores = debias(log_probs, rows_of_texts, sampling.decay, sampling.floor)  # (texts, vocab)
         tokens.append(choose(scores, numbers, sampling.top_k, sampling.top_p))
     return torch.cat(tokens)

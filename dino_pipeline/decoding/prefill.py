@@ -1,80 +1,81 @@
-"""Prompts' keys and values: each distinct prompt goes through the model once, and what prompts share not again."""
+"""Keys and values of prompts: each distinct prompt goes through the model once, and a shared beginning only once."""
 
 from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from dino_pipeline.decoding.devices import put
+from dino_pipeline.decoding.hardware import to_device
+from dino_pipeline.decoding.tokenization import Prompt
 
-Prompt = tuple[int, ...]
 LEAST_SHARED = 0.25
-"""A smaller part of the longest prompt is not worth copying."""
+"""A beginning is copied only if it is a larger part of the longest prompt than this."""
 
 
-def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common from the first."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (first, second) in pairs if first != second), min(len(one), len(other)))
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """Prompts and, for each layer, their keys and values, ``(prompts, heads, length, dim)``."""
+@dataclass(frozen=True, eq=False)
+class PrefilledPrompts:
+    """A batch of prompts whose keys and values are known."""
 
     prompts: tuple[Prompt, ...]
-    layers: list[tuple[Any, Any]]
+    layers: list[tuple[Tensor, Tensor]]
+    """For each layer keys and values, ``(prompts, heads, length, dim)``. Empty if no prompt has two tokens."""
 
 
-class Prefill:
-    """Computes prompts' keys and values.
+class Prefiller:
+    """Computes keys and values of prompts.
 
-    Prompts of one instruction begin alike. What all prompts of a call share with the beginnings of prompts of an
-    earlier call is taken from there.
+    Prompts of one instruction begin alike. If all prompts of a call begin like prompts of an earlier call, the keys and
+    values of that beginning are copied. An example with words as tokens::
+
+        known 0   Same meaning : a bird
+        known 1   Same meaning : the dog runs
+        new       Same meaning : a cat          begins like known 0
+        new       Same meaning : the old dog    begins like known 1
+
+    Both new prompts have 4 tokens in common with a known one. These are copied, and a batch of 2 x 1 tokens goes
+    through the model: padding for the first prompt, "old" for the second. The last tokens, "cat" and "dog", are fed in
+    the first decoding step.
+
+    Args:
+        model: the causal language model.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.known: Prefilled | None = None
+        self.known: PrefilledPrompts | None = None
         """The latest prompts that were computed from their first token."""
 
-    def __call__(self, prompts: Sequence[Prompt]) -> Prefilled:
+    def compute(self, prompts: Sequence[Prompt]) -> PrefilledPrompts:
         """Run all but the last token of each prompt through the model, without logits.
 
-        The last token comes in the first step after it, so that the first new token comes out of the same step as all
-        others. Prompts are padded on the right: causal attention never looks there.
+        The last token is fed in the first decoding step, so that the first new token comes out of the same step as all
+        others. Prompts are padded on the right, where causal attention never looks.
         """
         longest = max(len(prompt) for prompt in prompts) - 1
-        shared, sources = self._shared(prompts)
-        cache = DynamicCache()  # without a config: its sliding layers would throw early positions away
-        if shared and self.known:
-            at = put(sources, self.model.device)
-            for number, (keys, values) in enumerate(self.known.layers):
-                rows = at.to(keys.device)
-                cache.update(keys[rows, :, :shared], values[rows, :, :shared], number)
+        shared, sources = self._shared_with_known(prompts)
+        cache = DynamicCache()  # without a config: its sliding layers would drop early positions
+        if shared:
+            self._copy_known(cache, shared, sources)
         if longest > shared:
-            padded = [(*prompt[:-1], *(prompt[-1:] * (longest + 1 - len(prompt))))[shared:] for prompt in prompts]
+            padded = [_padded(prompt, longest)[shared:] for prompt in prompts]  # (prompts, longest - shared)
             self.model.get_decoder()(
-                input_ids=put(padded, self.model.device),
+                input_ids=to_device(padded, self.model.device),
                 position_ids=torch.arange(shared, longest, device=self.model.device).expand(len(prompts), -1),
                 past_key_values=cache,
                 use_cache=True,
             )
-        found = Prefilled(tuple(prompts), [(layer.keys, layer.values) for layer in cache.layers])
+        prefilled = PrefilledPrompts(tuple(prompts), [(layer.keys, layer.values) for layer in cache.layers])
         if not shared:
-            self.known = found
-        return found
+            self.known = prefilled
+        return prefilled
 
-    def _shared(self, prompts: Sequence[Prompt]) -> tuple[int, list[int]]:
-        """Return how many tokens all prompts share with known ones, and which those are.
-
-        A prompt that is known whole does not limit the others.
-        """
+    def _shared_with_known(self, prompts: Sequence[Prompt]) -> tuple[int, list[int]]:
+        """Return how many first tokens can be copied for all prompts, and each prompt's known prompt to copy from."""
         if self.known is None:
             return 0, []
         order = sorted(range(len(self.known.prompts)), key=self.known.prompts.__getitem__)
@@ -82,10 +83,40 @@ class Prefill:
         shared = longest = max(len(prompt) for prompt in prompts) - 1
         sources = []
         for prompt in prompts:
-            at = bisect(ordered, prompt)
-            near = range(max(0, at - 1), min(len(ordered), at + 1))
-            length, best = max((shared_start(prompt[:-1], ordered[place][:-1]), place) for place in near)
-            sources.append(order[best])
-            if length < len(prompt) - 1:
+            length, place = _closest(prompt, ordered)
+            sources.append(order[place])
+            if length < len(prompt) - 1:  # a prompt that is known to its end sets no limit: masks hide what follows it
                 shared = min(shared, length)
         return (shared, sources) if shared > LEAST_SHARED * longest else (0, [])
+
+    def _copy_known(self, cache: DynamicCache, shared: int, sources: Sequence[int]) -> None:
+        """Put the first ``shared`` positions of known prompts into an empty cache, one source per new prompt."""
+        assert self.known is not None
+        rows = to_device(sources, self.model.device)
+        for number, (keys, values) in enumerate(self.known.layers):
+            at = rows.to(keys.device)  # layers can be spread over devices
+            cache.update(keys[at, :, :shared], values[at, :, :shared], number)
+
+
+def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common from the first."""
+    for at, (first, second) in enumerate(zip(one, other, strict=False)):
+        if first != second:
+            return at
+    return min(len(one), len(other))
+
+
+def _closest(prompt: Prompt, ordered: Sequence[Prompt]) -> tuple[int, int]:
+    """Return the longest beginning that a prompt shares with one of the ordered prompts, and the place of that one.
+
+    Last tokens do not count, because they are never prefilled. In lexical order, the prompt that shares most is next to
+    where the prompt itself belongs.
+    """
+    at = bisect(ordered, prompt)
+    neighbours = range(max(0, at - 1), min(len(ordered), at + 1))
+    return max((shared_start(prompt[:-1], ordered[place][:-1]), place) for place in neighbours)
+
+
+def _padded(prompt: Prompt, length: int) -> Prompt:
+    """Return all but the last token of a prompt, padded with that token to ``length`` tokens."""
+    return prompt[:-1] + prompt[-1:] * (length + 1 - len(prompt))

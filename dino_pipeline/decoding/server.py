@@ -1,4 +1,4 @@
-"""The engine that asks a server: any that speaks OpenAI's completions, with what it is found to be able to do."""
+"""The engine that asks a server: any that offers OpenAI's completions, after probing what it supports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, product
 from queue import SimpleQueue
 from typing import Any, Literal, TypeVar, get_args
@@ -17,359 +16,381 @@ from typing import Any, Literal, TypeVar, get_args
 import openai
 
 from dino_pipeline.decoding.engine import Completion, Finish, Request, Scored
-from dino_pipeline.decoding.sampling import Sampling, key_digest
+from dino_pipeline.decoding.sampling import key_digest
 from dino_pipeline.errors import ModelError, OptionError, first_line
+from dino_pipeline.options import Sampling
+from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerPrices, ServerUsage
 
 RETRIES = 8
-"""Times that a request is sent again, by the client with growing pauses."""
+"""Times that the client sends a request again, with growing pauses."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
+"""Seconds before a request is sent again after a senseless answer. The pause doubles each time."""
 PROBES = 4
-"""Texts that show whether a server samples, and whether seeds hold."""
-LONGEST_PAUSE = 8.0
-ENDS = ("stop_reason", "matched_stop")
-"""Where servers tell what stopped a text (vLLM, SGLang)."""
+"""Texts that show whether a server samples, and whether its seeds hold."""
+STOP_FIELDS = ("stop_reason", "matched_stop")
+"""Where servers report what stopped a text (vLLM, SGLang)."""
 T = TypeVar("T")
 R = TypeVar("R")
 Dialect = Literal["fields", "generation_config", "plain"]
-"""How a server is told top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), never."""
+"""How a server takes top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), or not."""
 Seeds = Literal["hold", "hold one at a time", "do not hold"]
-"""Whether a seed gives the same text again; with some servers only where one request is under way."""
+"""Whether a seed gives the same text again, with some servers only while no other request runs."""
 
 
-@dataclass(frozen=True)
-class Abilities:
-    """What a server was found to do."""
-
-    dialect: Dialect
-    seeds: Seeds
-    logprobs: bool
-    """Whether it tells the log-probabilities of tokens."""
-    tells_ends: bool
-    """Whether it tells the stop string from the model's end of text."""
+class RequestRefusedError(Exception):
+    """A server does not accept a request, for example because it does not know a field."""
 
 
-@dataclass
-class Usage:
-    """What was asked of a server."""
+class CompletionsClient:
+    """Sends requests to a server until it answers, and counts them.
 
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    The key is taken from the environment variable ``OPENAI_API_KEY``, if the server needs one. It is stored nowhere.
 
+    Args:
+        model: name of the model on the server.
+        base_url: the server's address, ending in /v1.
+        timeout: seconds after which a request is given up and sent again.
+        usage: counts so far.
 
-@dataclass(frozen=True)
-class Prices:
-    """Dollars a million tokens."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-    def cost(self, usage: Usage) -> float:
-        """Return what the usage costs, in dollars."""
-        return round((usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1e6, 6)
-
-
-@dataclass
-class Server:
-    """Writes texts with a model that runs elsewhere. It cannot debias: counter-prompts are not looked at.
-
-    The key is that of the environment's ``OPENAI_API_KEY``, if one is needed; it is written nowhere.
+    Raises:
+        OptionError: the address is malformed.
     """
 
-    model: str
-    base_url: str
-    note: Callable[[str], None]
-    concurrency: int = 16
-    """Requests under way at once."""
-    timeout: float = 600.0
-    """Seconds until a request is given up and sent again."""
-    prices: Prices = Prices()
-    usage: Usage = field(default_factory=Usage)
-    abilities: Abilities | None = None
-    marks: tuple[str, ...] = ()
-    streams: bool = True
-    keeps_top_k: bool = False
-    refused: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self, model: str, base_url: str, timeout: float, usage: ServerUsage) -> None:
+        self.model, self.base_url, self.usage = model, base_url, usage
         key = os.environ.get("OPENAI_API_KEY") or "none"
         try:
-            self.client = openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=RETRIES, timeout=self.timeout)
-        except Exception as error:  # the library's for addresses, whichever it rests on
-            raise OptionError(f"--base-url {self.base_url}: is no address ({first_line(error)})") from error
+            self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=RETRIES, timeout=timeout)
+        except Exception as error:  # whatever the HTTP library below raises for addresses
+            raise OptionError(f"is not an address ({first_line(error)})", option="base_url", value=base_url) from error
         self.lock = threading.Lock()
 
+    def ask(self, body: Mapping[str, Any], *, may_refuse: bool = False) -> dict[str, Any]:
+        """Return the answer to a request. Send it again if the answer is cut or malformed.
+
+        Raises:
+            ModelError: the server does not answer.
+            RequestRefusedError: the server does not accept the request, and ``may_refuse``.
+        """
+        pause = FIRST_PAUSE
+        for attempt in range(RETRIES + 1):
+            answer = self._send(body, may_refuse)
+            if _is_completion(answer):
+                break
+            if attempt == RETRIES:
+                raise ModelError(f"{self.base_url}: its answers are no completions", "give the server's /v1 address")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        used = answer.get("usage") or {}
+        with self.lock:
+            self.usage = ServerUsage(
+                requests=self.usage.requests + 1,
+                prompt_tokens=self.usage.prompt_tokens + (used.get("prompt_tokens") or 0),
+                completion_tokens=self.usage.completion_tokens + (used.get("completion_tokens") or 0),
+            )
+        return answer
+
+    def _send(self, body: Mapping[str, Any], may_refuse: bool) -> dict[str, Any]:
+        """Return an answer, or nothing if it is not JSON."""
+        with self._named_errors(may_refuse):
+            try:
+                answer = self.client.completions.create(model=self.model, prompt=body["prompt"], extra_body=body)
+                return answer.model_dump() if isinstance(answer, openai.BaseModel) else {}
+            except (openai.APIResponseValidationError, ValueError):
+                return {}
+
+    @contextmanager
+    def _named_errors(self, may_refuse: bool) -> Iterator[None]:
+        """Turn the client's errors into messages with a remedy."""
+        where = self.base_url
+        try:
+            yield
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if may_refuse:
+                raise RequestRefusedError(first_line(error)) from error
+            raise ModelError(f"{where}: refuses the request ({first_line(error)})") from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise ModelError(
+                f"{where}: does not let you in ({first_line(error)})", "set the environment variable OPENAI_API_KEY"
+            ) from error
+        except openai.NotFoundError as error:
+            raise ModelError(
+                f"{where}: knows no model {self.model}, or no completions ({first_line(error)})", "see its /v1/models"
+            ) from error
+        except openai.OpenAIError as error:
+            raise ModelError(
+                f"{where}: no answer, after {RETRIES} further attempts ({first_line(error)})",
+                "finished shards are kept; run the same again to continue",
+            ) from error
+
+
+class Server:
+    """Writes texts with a model on a server. It cannot debias: counter-prompts are ignored.
+
+    Args:
+        model: name of the model on the server.
+        base_url: the server's address, ending in /v1.
+        note: takes what the user should know, a message and a remedy, as `Reporter.note`.
+        concurrency: requests that run at the same time.
+        timeout: seconds after which a request is given up and sent again.
+        prices: dollars per million tokens.
+        usage: requests and tokens of earlier calls, to which those of this one are added.
+
+    Raises:
+        OptionError: the address is malformed.
+    """
+
+    marks: tuple[str, ...] = ()
+    refill_rows = True
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        note: Callable[[str, str], None],
+        *,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        prices: ServerPrices | None = None,
+        usage: ServerUsage | None = None,
+    ) -> None:
+        self.client = CompletionsClient(model, base_url, timeout, usage or ServerUsage())
+        self.base_url, self.note, self.concurrency = base_url, note, concurrency
+        self.prices = prices or ServerPrices()
+        self.abilities: ServerAbilities | None = None
+        self._keeps_top_k = False
+        self._noted_refusal = False
+
     def render(self, prompt: str, opening: str) -> str:
-        """Return the prompt: a server's completions take it as it is."""
+        """Return the prompt as it is."""
         return prompt
 
     def encode(self, texts: Sequence[str]) -> Sequence[str]:
+        """Return the texts as they are."""
         return texts
 
     def fits(self, prompts: Iterable[str], max_new_tokens: int) -> bool:
-        """Say that they do; a server that finds them too long answers with an error."""
+        """Return True. A server answers with an error if a prompt is too long."""
         return True
 
     def facts(self) -> dict[str, Any]:
-        """Return what the server was found to do, and what was asked of it."""
-        facts: dict[str, Any] = {"usage": asdict(self.usage)}
+        """Return what the server supports, requests and tokens so far, and their cost."""
+        usage = self.client.usage
+        facts: dict[str, Any] = {"usage": usage.model_dump()}
         if self.abilities:
-            facts["server"] = asdict(self.abilities)
-        if self.prices != Prices():
-            facts["cost"] = {"dollars": self.prices.cost(self.usage), "dollars_a_million_tokens": asdict(self.prices)}
+            facts["server"] = self.abilities.model_dump()
+        if self.prices != ServerPrices():
+            spent = usage.prompt_tokens * self.prices.prompt + usage.completion_tokens * self.prices.completion
+            cost = ServerCost(dollars=round(spent / 1e6, 6), dollars_a_million_tokens=self.prices)
+            facts["cost"] = cost.model_dump()
         return facts
 
     def sample(
         self, requests: Iterable[Request], sampling: Sampling, *, stop: str = '"', stop_at_newline: bool = True
     ) -> Iterator[Completion]:
-        """Write a text for each request, some at a time; yield each as it ends.
+        """Write a text for each request, several at the same time. Yield each as it ends.
 
         Raises:
-            ModelError: the server cannot be asked, or does not answer.
-            OptionError: it cannot do what is asked.
+            ModelError: the server does not answer.
+            OptionError: the server does not support what the options ask for.
         """
         waiting = iter(requests)
         first = list(islice(waiting, 1))
         if not first:
             return
         abilities = self.abilities = self.abilities or self._probe(first[0].prompts[0], stop)
-        if sampling.top_k and not self.keeps_top_k:
-            self._check_top_k(abilities, first[0].prompts[0], stop)
+        if sampling.top_k and not self._keeps_top_k:
+            self._check_top_k(abilities.dialect, first[0].prompts[0], stop)
 
-        def one(request: Request) -> dict[str, Any] | None:
+        def write(request: Request) -> dict[str, Any] | None:
             seed = seed_of(request.key)
             body = _body(request.prompts[0], sampling, stop, seed, abilities.dialect, abilities.logprobs)
             try:
-                return self._ask(body, refusals=True)
-            except _RefusedError as error:
+                return self.client.ask(body, may_refuse=True)
+            except RequestRefusedError as error:
                 self._note_refusal(error)
                 return None
 
-        for number, answer in in_threads(one, chain(first, waiting), self.concurrency):
+        for number, answer in in_threads(write, chain(first, waiting), self.concurrency):
             yield _completion(number, answer, stop, stop_at_newline)
-
-    def _note_refusal(self, error: _RefusedError) -> None:
-        with self.lock:
-            refused, self.refused = self.refused, True
-        if not refused:
-            self.note(f"the server refuses a prompt, whose text is left out ({first_line(error)})")
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
         """Return how likely each text is after its prompt, by the log-probabilities of an echo (vLLM, SGLang).
 
         Raises:
-            OptionError: the server echoes none.
+            OptionError: the server returns none.
         """
-        found = in_threads(lambda pair: self._echoed(pair[0], pair[1] + stop), pairs, self.concurrency)
-        return [scored for _, scored in sorted(found)]
+        scores = in_threads(lambda pair: self._score(pair[0], pair[1] + stop), pairs, self.concurrency)
+        return [score for _, score in sorted(scores)]
 
-    def _echoed(self, prompt: str, text: str) -> Scored:
+    def _score(self, prompt: str, text: str) -> Scored:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
-        logprobs = self._ask(body)["choices"][0].get("logprobs") or {}
-        offsets, values = logprobs.get("text_offset"), logprobs.get("token_logprobs")
-        whole = len(prompt + text)
-        if not offsets or not values or len(offsets) != len(values) or offsets[0] != 0:
+        logprobs = self.client.ask(body)["choices"][0].get("logprobs") or {}
+        starts, values = logprobs.get("text_offset"), logprobs.get("token_logprobs")
+        if not starts or not values or len(starts) != len(values) or starts[0] != 0:
             raise OptionError(
-                f"{self.base_url}: echoes no log-probabilities, so it scores no texts; score with a model that runs "
-                "here, --scorer MODEL"
+                f"{self.base_url}: echoes no log-probabilities, so it scores no texts",
+                "give {scorer=MODEL}, a model that runs here",
             )
-        # a token that holds the prompt's end and the text's beginning belongs to the text
-        ends = [*offsets[1:], whole]
-        found = [
-            value
-            for start, end, value in zip(offsets, ends, values, strict=True)
-            if end > len(prompt) and start < whole and value is not None
-        ]
-        return Scored(sum(found) / max(len(found), 1), len(found))
+        length = len(prompt + text)
+        of_text = []
+        for start, end, value in zip(starts, [*starts[1:], length], values, strict=True):
+            # a token that holds the end of the prompt and the beginning of the text counts as text
+            if end > len(prompt) and start < length and value is not None:
+                of_text.append(value)
+        return Scored(sum(of_text) / max(len(of_text), 1), len(of_text))
 
-    def _probe(self, prompt: str, stop: str) -> Abilities:
-        """Find out by a few short texts what the server does, and refuse what it would silently do otherwise."""
-        dialect, logprobs, tells_ends = self._dialect(prompt, stop)
+    def _note_refusal(self, error: RequestRefusedError) -> None:
+        """Note that the server refuses a prompt, once."""
+        with self.client.lock:
+            noted, self._noted_refusal = self._noted_refusal, True
+        if not noted:
+            self.note(f"the server refuses a prompt, whose text is left out ({first_line(error)})", "")
+
+    def _probe(self, prompt: str, stop: str) -> ServerAbilities:
+        """Find out by a few short texts what the server supports.
+
+        Raises:
+            OptionError: it does not sample.
+        """
+        dialect, logprobs, reports_stop = self._dialect(prompt, stop)
         wide = Sampling(top_k=0, top_p=0, max_new_tokens=12)
         first = self._trial(prompt, wide, stop, dialect)
         if len({*first}) == 1:
             raise OptionError(
-                f"{self.base_url}: {PROBES} texts with different seeds are all the same, so the server does not "
-                "sample; start it so that it does"
+                f"{self.base_url}: {PROBES} texts with different seeds are all the same, so the server does not sample",
+                "start it so that it does",
             )
         seeds: Seeds = "do not hold"
         if self._trial(prompt, wide, stop, dialect) == first:
-            # some servers seed one generator for all that is under way
+            # some servers share one generator among all requests that run
             alone = self.concurrency == 1 or self._trial(prompt, wide, stop, dialect, PROBES) == first
             seeds = "hold" if alone else "hold one at a time"
         if seeds != "hold":
-            remedy = "; --concurrency 1 makes them hold" if seeds == "hold one at a time" else ""
-            self.note(f"the server's seeds do not hold, so another run writes other texts{remedy}")
-        if not tells_ends:
-            self.note("the server does not tell the stop string from the model's end of text; both count as finished")
-        return Abilities(dialect, seeds, logprobs, tells_ends)
-
-    def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
-        bodies = [_body(prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
-        found = sorted(in_threads(self._ask, bodies, workers), key=lambda each: each[0])
-        return [answer["choices"][0]["text"] for _, answer in found]
-
-    def _check_top_k(self, abilities: Abilities, prompt: str, stop: str) -> None:
-        greedy = Sampling(top_k=1, top_p=0, max_new_tokens=8)
-        if abilities.dialect == "plain" or len({*self._trial(prompt, greedy, stop, abilities.dialect)}) > 1:
-            raise OptionError(
-                f"{self.base_url}: the server does not know top-k, or does not keep to it; give --top-k 0 (top-p and "
-                "temperature it knows)"
+            remedy = "{concurrency=1} makes them hold" if seeds == "hold one at a time" else ""
+            self.note("the server's seeds do not hold, so another run writes other texts", remedy)
+        if not reports_stop:
+            self.note(
+                "the server does not tell the stop string from the model's end of text; both count as finished", ""
             )
-        self.keeps_top_k = True
+        return ServerAbilities(dialect=dialect, seeds=seeds, logprobs=logprobs, tells_ends=reports_stop)
 
     def _dialect(self, prompt: str, stop: str) -> tuple[Dialect, bool, bool]:
+        """Return the first dialect that the server accepts, and whether it reports log-probabilities and stops."""
         sampling = Sampling(top_k=1, top_p=0, max_new_tokens=4)
         for dialect, logprobs in product(get_args(Dialect), (True, False)):
             body = _body(prompt, sampling, stop, 0, dialect, logprobs)
             try:
-                answer = self._ask(body, refusals=dialect != "plain" or logprobs)
-            except _RefusedError:
+                answer = self.client.ask(body, may_refuse=dialect != "plain" or logprobs)
+            except RequestRefusedError:
                 continue
             choice = answer["choices"][0]
-            told = bool((choice.get("logprobs") or {}).get("token_logprobs"))
-            return dialect, told, any(name in choice for name in ENDS)
-        raise AssertionError("the plainest request is refused with an error")
+            has_logprobs = bool((choice.get("logprobs") or {}).get("token_logprobs"))
+            return dialect, has_logprobs, any(name in choice for name in STOP_FIELDS)
+        raise AssertionError("the plainest request raises an error if it is refused")
 
-    def _ask(self, body: Mapping[str, Any], *, refusals: bool = False) -> dict[str, Any]:
-        """Send a request, again and again where the answer is cut or makes no sense; count what it took.
+    def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
+        """Return the texts that the server writes with seeds 0, 1, ..., `workers` of them at the same time."""
+        bodies = [_body(prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
+        answers = sorted(in_threads(self.client.ask, bodies, workers), key=lambda numbered: numbered[0])
+        return [answer["choices"][0]["text"] for _, answer in answers]
 
-        Raises:
-            ModelError: there is no answer to be had.
-            _RefusedError: the server knows a field not, and ``refusals`` are expected.
-        """
-        pause = 0.25
-        for attempt in range(RETRIES + 1):
-            found = self._sent(body, refusals)
-            if _is_answer(found):
-                break
-            if attempt == RETRIES:
-                raise ModelError(f"{self.base_url}: its answers are no completions; is this the server's /v1 address?")
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        usage = found.get("usage") or {}
-        with self.lock:
-            self.usage.requests += 1
-            self.usage.prompt_tokens += usage.get("prompt_tokens") or 0
-            self.usage.completion_tokens += usage.get("completion_tokens") or 0
-        return found
-
-    def _sent(self, body: Mapping[str, Any], refusals: bool) -> dict[str, Any]:
-        """Return an answer, empty where it is no JSON."""
-        with self._errors(refusals):
-            try:
-                found = self.client.completions.create(model=self.model, prompt=body["prompt"], extra_body=body)
-                return found.model_dump() if isinstance(found, openai.BaseModel) else {}
-            except (openai.APIResponseValidationError, ValueError):
-                return {}
-
-    @contextmanager
-    def _errors(self, refusals: bool) -> Iterator[None]:
-        """Turn what the client says into messages with a remedy."""
-        where = self.base_url
-        try:
-            yield
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if refusals:
-                raise _RefusedError(first_line(error)) from error
-            raise ModelError(f"{where}: refuses the request ({first_line(error)})") from error
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ModelError(f"{where}: does not let you in; set OPENAI_API_KEY ({first_line(error)})") from error
-        except openai.NotFoundError as error:
-            raise ModelError(
-                f"{where}: knows no model {self.model}, or no completions; see its /v1/models ({first_line(error)})"
-            ) from error
-        except openai.OpenAIError as error:
-            raise ModelError(
-                f"{where}: no answer, after {RETRIES} further attempts ({first_line(error)}); finished shards are "
-                "kept, the same command goes on from there"
-            ) from error
-
-
-class _RefusedError(Exception):
-    """A server does not know a field."""
+    def _check_top_k(self, dialect: Dialect, prompt: str, stop: str) -> None:
+        """Raise `OptionError` unless the server writes the same text for all seeds with top-k 1."""
+        greedy = Sampling(top_k=1, top_p=0, max_new_tokens=8)
+        if dialect == "plain" or len({*self._trial(prompt, greedy, stop, dialect)}) > 1:
+            raise OptionError(
+                f"{self.base_url}: the server does not know top-k, or ignores it",
+                "give {top_k=0} (the server knows top-p and temperature)",
+            )
+        self._keeps_top_k = True
 
 
 def seed_of(key: tuple[str | int, ...]) -> int:
-    """Return the seed that a sample's key stands for; 31 bits, as every server takes them."""
+    """Return the seed for a sample's key. It has 31 bits, which every server accepts."""
     return int.from_bytes(key_digest(key, 4), "little") >> 1
 
 
 def _body(prompt: str, sampling: Sampling, stop: str, seed: int, dialect: Dialect, logprobs: bool) -> dict[str, Any]:
-    """Return a request. A newline is no stop string there: what stopped a text could not be told apart."""
-    top_p = sampling.top_p if 0 < sampling.top_p < 1 else 1.0
-    drawn: dict[str, Any] = {"temperature": 1.0, "top_p": top_p}
-    more: dict[str, Any] = {}
-    if dialect == "fields":  # servers have defaults of their own
-        more = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    """Return a request.
+
+    A newline is not sent as a stop string, because most servers do not report which of several stopped a text.
+    """
+    drawn: dict[str, Any] = {"temperature": 1.0, "top_p": sampling.top_p if 0 < sampling.top_p < 1 else 1.0}
+    body = {"prompt": prompt, "max_tokens": sampling.max_new_tokens, "stop": [stop], "seed": seed, **drawn}
+    if dialect == "fields":  # servers have other defaults
+        body |= {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
     elif dialect == "generation_config":
         config = {"do_sample": True, **drawn, "top_k": sampling.top_k, "max_new_tokens": sampling.max_new_tokens}
-        more = {"generation_config": json.dumps(config)}
+        body["generation_config"] = json.dumps(config)
     if logprobs:
-        more["logprobs"] = 1
-    asked = {"prompt": prompt, "max_tokens": sampling.max_new_tokens, "stop": [stop], "seed": seed}
-    return {**asked, **drawn, **more}
+        body["logprobs"] = 1
+    return body
 
 
-def _is_answer(answer: Mapping[str, Any]) -> bool:
+def _is_completion(answer: Mapping[str, Any]) -> bool:
     choices = answer.get("choices")
-    return bool(isinstance(choices, list) and choices and isinstance(choices[0], dict)
-                and isinstance(choices[0].get("text"), str))  # fmt: skip
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return False
+    return isinstance(choices[0].get("text"), str)
+
+
+def _completion(number: int, answer: Mapping[str, Any] | None, stop: str, stop_at_newline: bool) -> Completion:
+    """Return an answer as a result. Some servers leave the stop string in the text."""
+    if answer is None:
+        return Completion(number, "", "refused", (), 0, None, None)
+    choice = answer["choices"][0]
+    text, found_stop, _ = choice["text"].partition(stop)
+    at_stop = all(choice[name] == stop for name in STOP_FIELDS if name in choice)
+    stopped = found_stop or (choice.get("finish_reason") == "stop" and at_stop)
+    finish: Finish = "stop" if stopped else "length"
+    if stop_at_newline and "\n" in text:
+        text, finish = text.partition("\n")[0], "newline"
+    values = (choice.get("logprobs") or {}).get("token_logprobs") or []
+    logprob = sum(values) / len(values) if values and all(map(_is_finite, values)) else None
+    length = (answer.get("usage") or {}).get("completion_tokens") or len(values)
+    return Completion(number, text, finish, (), length, logprob, None)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[int, R]]:
-    """Work on items, so many at a time; yield each result with its item's number, as it comes.
+    """Work on items in threads. Yield the number of each item with its result, as results come.
 
-    Whoever stops listening waits for nobody: what is under way does not keep the process from ending.
+    The threads are daemons, which those of `concurrent.futures` are not: after Ctrl-C, the process does not wait until
+    a server answers.
     """
-    asked: SimpleQueue[tuple[int, T] | None] = SimpleQueue()
-    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    tasks: SimpleQueue[tuple[int, T] | None] = SimpleQueue()
+    results: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
-        while (task := asked.get()) is not None:
+        while (task := tasks.get()) is not None:
+            number, item = task
             try:
-                done.put((task[0], work(task[1]), None))
-            except BaseException as error:  # raised again where it is listened for
-                done.put((task[0], None, error))
+                results.put((number, work(item), None))
+            except BaseException as error:  # raised again by `next_result`
+                results.put((number, None, error))
 
-    def next_done() -> tuple[int, R]:
-        number, result, error = done.get()
+    def next_result() -> tuple[int, R]:
+        number, result, error = results.get()
         if error is not None:
             raise error
         return number, result
 
     for _ in range(workers):
         threading.Thread(target=run, daemon=True).start()
-    under_way = 0
+    running = 0
     try:
         for number, item in enumerate(items):
-            asked.put((number, item))
-            under_way += 1
-            if under_way == workers:
-                yield next_done()
-                under_way -= 1
-        for _ in range(under_way):
-            yield next_done()
+            tasks.put((number, item))
+            running += 1
+            if running == workers:
+                yield next_result()
+                running -= 1
+        for _ in range(running):
+            yield next_result()
     finally:
         for _ in range(workers):
-            asked.put(None)
-
-
-def _completion(number: int, answer: Mapping[str, Any] | None, stop: str, stop_at_newline: bool) -> Completion:
-    """Return an answer as a text; servers differ in whether they leave the stop string in it."""
-    if answer is None:
-        return Completion(number, "", "refused", (), 0, None, None)
-    choice = answer["choices"][0]
-    written: str = choice["text"]
-    text, stopped, _ = written.partition(stop)
-    ended = choice.get("finish_reason") == "stop" and all(choice[name] == stop for name in ENDS if name in choice)
-    finish: Finish = "stop" if stopped or ended else "length"
-    if stop_at_newline and "\n" in text:
-        text, finish = text.partition("\n")[0], "newline"
-    values = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    logprob = sum(values) / len(values) if values and all(map(_finite, values)) else None
-    length = (answer.get("usage") or {}).get("completion_tokens") or len(values)
-    return Completion(number, text, finish, (), length, logprob, None)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+            tasks.put(None)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dino_pipeline.files import write_json
@@ -25,7 +25,7 @@ LEAST_SEEN = 200
 def job(spec: TaskSpec, model: Mapping[str, Any], options: GenerateOptions) -> dict[str, Any]:
     """Return what identifies a job: an estimate holds for the same only."""
     much = {name: getattr(options, name) for name in ("num_inputs", "samples", "best_of")}
-    return {"spec": spec.digest, "model": dict(model), **much, "sampling": asdict(options.sampling)}
+    return {"spec": spec.digest, "model": dict(model), **much, "sampling": options.sampling.model_dump()}
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,8 @@ def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
 
 def _options_record(spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> dict[str, Any]:
     record = asdict(options)
+    for name in ("sampling", "input_sampling"):
+        record[name] = record[name].model_dump()
     for name, default in (("best_of", 1), ("shard_size", SHARD_SIZE)):
         if record[name] == default:
             del record[name]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from dino_pipeline.decoding.sampling import Sampling
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
+from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, Reporter, SilentReporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec

@@ -17,8 +17,8 @@ import torch
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Engine, Request
-from dino_pipeline.decoding.sampling import Sampling, choose, uniforms
-from dino_pipeline.decoding.stops import UNFINISHED_BYTES
+from dino_pipeline.decoding.sampling import choose, uniforms
+from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files
@@ -27,6 +27,7 @@ from dino_pipeline.generation.generate import generate, num_inputs
 from dino_pipeline.generation.plan import GenerateOptions, Task
 from dino_pipeline.generation.prompts import prompts, task_key
 from dino_pipeline.generation.writer import OneEngine
+from dino_pipeline.options import Sampling
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.readers import InputFile, read_json_lines
@@ -72,7 +73,7 @@ def draw(decoder: Decoder, spec: TaskSpec, inputs: Sequence[str], options: Gener
     requests = [Request(tuple(own_and_counters), key) for own_and_counters, key in zip(asked, keys, strict=True)]
     stop, stop_at_newline = spec.stop, not options.keep_newlines
     both = []
-    for sampling in (options.sampling, replace(options.sampling, decay=0.0)):
+    for sampling in (options.sampling, options.sampling.model_copy(update={"decay": 0.0})):
         done = decoder.sample(requests, sampling, stop=stop, stop_at_newline=stop_at_newline)
         both.append(sorted(done, key=lambda each: each.number))
     decode = decoder.stop_rule(stop, stop_at_newline).decode

@@ -87,7 +87,7 @@ class Writer:
 
     def write(self, shards: Iterable[Shard]) -> None:
         """Write the texts of the shards."""
-        for some in [shards] if self.engine.streams else ([shard] for shard in shards):
+        for some in [shards] if self.engine.refill_rows else ([shard] for shard in shards):
             self._write(some)
 
     def _write(self, shards: Iterable[Shard]) -> None:

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from dino_pipeline import pocket
+from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.loading import Generator, load_decoder
-from dino_pipeline.decoding.slots import Slots
+from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.encoders import load_encoder
+from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -30,7 +31,7 @@ X1 = write(random_frame(Random(0)), Random(0))
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return load_decoder(Generator(str(pocket.GENERATOR), dtype="float32"), device="cpu", rows=64)
+    return load_decoder(ModelRef(name="pocket", dtype="float32"), device="cpu", rows=64)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def test_the_files_are_small() -> None:
     assert all((folder / "README.md").exists() for folder in (pocket.GENERATOR, pocket.ENCODER))
 
 
-def test_the_generator_runs_in_slots(decoder: Decoder) -> None:
-    assert decoder.make_rows is Slots
+def test_the_generator_runs_in_cached_rows(decoder: Decoder) -> None:
+    assert decoder.make_rows is CachedRows
 
 
 def test_a_prompt_is_cut_into_tokens_as_in_training(decoder: Decoder) -> None:

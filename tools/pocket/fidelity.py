@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,11 +22,11 @@ import torch
 from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
-from dino_pipeline.decoding.loading import Generator, load_decoder, pick_dtype
-from dino_pipeline.decoding.sampling import Sampling
+from dino_pipeline.decoding.loading import load_decoder, resolve_model
 from dino_pipeline.errors import DinoError
 from dino_pipeline.files import write_json
-from dino_pipeline.models import model_path
+from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.text import distinct_n, normalise
@@ -244,8 +244,7 @@ def _mean_and_spread(value: tuple[float, float | None] | None) -> str:
 def _load(model: str) -> Decoder:
     """Return the generator of a folder, a Hub id, or ``pocket``, on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = Generator(model_path(model, "generator"))
-    return load_decoder(replace(generator, dtype=pick_dtype(generator, device=device)), device=device)
+    return load_decoder(resolve_model(ModelOptions(model=model, chat="off"), device), device=device)
 
 
 @click.command()

@@ -1,0 +1,146 @@
+"""Between text and tokens: prompts as the model reads them, and where a generated text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dino_pipeline.decoding.engine import Finish
+from dino_pipeline.errors import ModelError, first_line
+
+Prompt = tuple[int, ...]
+"""A prompt's token ids."""
+UNFINISHED_BYTES = "\ufffd"
+"""Text that a token decodes to if it holds only part of a character's bytes."""
+
+
+class PromptEncoder:
+    """Turns prompts into token ids, as a completion or in the model's chat template.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        chat: whether prompts go into its chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> None:
+        self.tokenizer = tokenizer
+        self.chat = chat
+
+    def render(self, prompt: str, opening: str) -> str:
+        """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
+        return render_chat(self.tokenizer, prompt, opening) if self.chat else prompt
+
+    def encode(self, texts: Sequence[str]) -> list[Prompt]:
+        """Return the token ids of rendered prompts, with the special tokens that the tokenizer puts in front.
+
+        A special token written out in a text, such as ``</s>``, is encoded as plain text. In a chat template it is the
+        template's own and keeps its meaning.
+        """
+        if self.chat:
+            encoded = self.tokenizer(list(texts), add_special_tokens=False)
+        else:
+            encoded = self.tokenizer(list(texts), split_special_tokens=True)
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, opening: str, *, alternative: str = "{chat=off}"
+) -> str:
+    """Return a prompt in the tokenizer's chat template: the user's message, and the beginning of the answer.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: the text that a model without a template would continue.
+        opening: its last part, with which the answer begins.
+        alternative: what to do without a template, for the error's remedy.
+
+    Raises:
+        ModelError: there is no template, or it closes the answer.
+    """
+    if tokenizer.chat_template is None:
+        raise ModelError("the model has no chat template", f"give a chat model, or {alternative}")
+    messages = [
+        {"role": "user", "content": prompt.removesuffix(opening).rstrip()},
+        {"role": "assistant", "content": opening},
+    ]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
+    except Exception as error:  # a template is a program that can raise anything
+        raise ModelError(
+            f"the chat template leaves no answer open ({first_line(error)})",
+            f"give a model with another template, or {alternative}",
+        ) from error
+
+
+def template_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the strings to which a chat template gives a meaning, such as the end of a turn."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
+
+
+def banned_tokens(tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None, vocab: int) -> Tensor:
+    """Return the ids of tokens that are never written: special tokens, ends of text, and ids without a text.
+
+    Only the stop string ends a text. A model that prefers to end the document must not.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        eos: the end-of-text ids of the model's generation configuration.
+        vocab: logits per position, which can be more than the tokenizer has tokens.
+    """
+    ends = [eos] if isinstance(eos, int) else list(eos or ())
+    special = {token for token in (*tokenizer.all_special_ids, *ends) if token < vocab}
+    return torch.tensor(sorted({*special, *range(len(tokenizer), vocab)}), dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a text."""
+
+    text: str
+    """The text without what ended it."""
+    finish: Finish
+
+
+class StopRule:
+    """Finds the end of a text while it is being written.
+
+    A table over the vocabulary marks the tokens that *may* end a text: those that hold the last character of the stop
+    string, a newline, or part of a character's bytes. The text is decoded and searched only after such a token. So a
+    stop string of several characters is found however it is split into tokens, and other tokens cost nothing.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        vocab: logits per position.
+        stop: the string that ends a text.
+        stop_at_newline: whether a newline ends a text as well.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: int, stop: str, *, stop_at_newline: bool) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.stop_at_newline = stop_at_newline
+        marks = (stop[-1], "\n") if stop_at_newline else (stop[-1],)
+        self.may_end = [False] * vocab
+        pieces = tokenizer.batch_decode([[token] for token in range(min(vocab, len(tokenizer)))])
+        for token, piece in enumerate(pieces):
+            self.may_end[token] = UNFINISHED_BYTES in piece or any(mark in piece for mark in marks)
+
+    def find(self, tokens: Sequence[int]) -> Ending | None:
+        """Return the end of the text if its last token brought it, else None."""
+        if not self.may_end[tokens[-1]]:
+            return None
+        text = self.decode(tokens)
+        stop = text.find(self.stop)
+        newline = text.find("\n") if self.stop_at_newline else -1
+        if stop >= 0 and not 0 <= newline < stop:
+            return Ending(text[:stop], "stop")
+        return Ending(text[:newline], "newline") if newline >= 0 else None
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of the tokens."""
+        return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
