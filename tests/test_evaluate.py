@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
-from dino_pipeline.evaluation.suites.base import Embedder
+from dino_pipeline.evaluation.suites.suite import Embedder
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.files import write_json
@@ -106,10 +106,10 @@ def test_parts_are_averaged_or_taken_as_one(aggregate: str, weights: tuple[int, 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([Example("a", None, 1.0)], "example 1 is no scored pair"),
-        ([Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is no scored pair"),
+        ([Example("a", None, 1.0)], "example 1 is not a scored pair"),
+        ([Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is not a scored pair"),
         ([Example("a", "b", 1.0), Example("a", "c", 1.0)], "all pairs have the same label"),
-        ([Example("a", "b", 1.0), Example("a", "c")], "example 2 is no scored pair"),
+        ([Example("a", "b", 1.0), Example("a", "c")], "example 2 is not a scored pair"),
     ],
 )
 def test_data_without_scores_is_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
@@ -159,7 +159,7 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
     assert scores[2]["measures"]["accuracy"]["value"] == 50
     assert scores[3]["protocol"] == {"split": "6 folds"}
     as_classes = answer("evaluate", toy_encoder, "--suite", "probe", "--data", gold)
-    assert "class 1 has one text only" in as_classes.stderr
+    assert "class 1 has only one text" in as_classes.stderr
 
 
 @pytest.mark.parametrize(

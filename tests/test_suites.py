@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.suites import retrieval
-from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, unit
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, unit
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import (
@@ -307,7 +307,7 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     with pytest.raises(DataError, match="holds texts, the other pairs"):
         Probe.read("numbers", tmp_path)
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"test\.jsonl: is not there; a probe's folder holds"):
+    with pytest.raises(DataError, match=r"test\.jsonl: does not exist; the folder of a probe holds"):
         Probe.read("numbers", tmp_path)
     write_examples(tmp_path / "train.jsonl", [Example(f"t {at}", None, ("v1", "v1.0")[at % 2]) for at in range(8)])
     assert Probe.read("names", tmp_path / "train.jsonl").classes == ["v1", "v1.0"]
@@ -318,7 +318,7 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     [
         ([Example("a", None, "x"), Example("b", None, "x")], "all texts have the same class"),
         ([Example("a", None, "x"), Example("b")], "example 2 has no class"),
-        ([Example("a", None, "x"), Example("b", "c", "y")], "example 2 and the first are not both texts"),
+        ([Example("a", None, "x"), Example("b", "c", "y")], "examples 1 and 2 are a text and a pair"),
     ],
 )
 def test_texts_that_cannot_be_probed_are_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
@@ -368,7 +368,6 @@ def test_retrieval_is_trec_evals_of_an_exact_search_block_by_block(
     whole, found = data.search(ticks), data.measure(ticks)
     assert reporter.seen[-1] == ("toy: documents of toy", 400, 400)
     monkeypatch.setattr(retrieval, "DOCUMENTS", 64)
-    monkeypatch.setattr(retrieval, "QUERIES", 7)
     assert data.search(ticks) == whole, "the size of blocks changes nothing"
     asked = unit(ticks.embed(list(data.queries.values()), role="query"))
     cosines = asked @ unit(ticks.embed(list(documents.values()), role="document")).T
@@ -395,12 +394,11 @@ def test_retrieval_is_a_suite_of_the_command(tmp_path: Path) -> None:
     assert row.split() == ["tiny", "pocket", "1", "100.00", "100.00", "..", "100.00", "100.00", "100.00", "100.00"]
 
 
-def test_equal_similarities_are_ordered_by_id_exactly() -> None:
-    import torch
-
-    similarities = torch.tensor([[0.5, -0.25, 0.0, -0.0, -1e-30, 0.5, -0.25]])
-    keys = retrieval._keys(similarities, torch.arange(7))
-    assert keys.argsort(descending=True).tolist() == [[5, 0, 3, 2, 4, 6, 1]]
+def test_all_documents_as_near_as_the_last_are_returned() -> None:
+    documents = np.array([[1, 0], [0, 1], *[[0.6, 0.8]] * 9, [0.8, 0.6]], dtype=np.float32)
+    (hits,) = retrieval.nearest(np.array([[1, 0]], dtype=np.float32), documents, 3)
+    assert {row for _, row in hits} >= {0, 11, *range(2, 11)}
+    assert [similarity for similarity, _ in hits][:3] == pytest.approx([1, 0.8, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -426,5 +424,5 @@ def test_retrieval_files_that_are_wrong_are_named(tmp_path: Path, name: str, tex
     with pytest.raises(DataError, match=said):
         Retrieval.read("x", folder)
     (folder / name).unlink()
-    with pytest.raises(DataError, match="is not there; a folder in BEIR's layout holds corpus"):
+    with pytest.raises(DataError, match="does not exist; a folder in BEIR's layout holds corpus"):
         Retrieval.read("x", folder)

@@ -12,7 +12,7 @@ from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites import OF_DATA
 
 if TYPE_CHECKING:
-    from dino_pipeline.evaluation.suites.base import EvaluationSet
+    from dino_pipeline.evaluation.suites.suite import EvaluationSet
     from dino_pipeline.evaluation.suites.pairs import ScoredPairs
     from dino_pipeline.run import Run
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
-from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
+from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.files import write_atomic, write_bytes, write_json
 from dino_pipeline.finetune_options import Hyperparameters

@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.evaluation.scores import FORMAT, read_scores
-from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
+from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score, with_interval
 from dino_pipeline.evaluation.suites.sts import with_mean
 from dino_pipeline.files import write_json
 from dino_pipeline.measures import RESAMPLES
@@ -123,7 +123,7 @@ def scores_of(
 ) -> list[Score]:
     """Measure a loaded encoder on each set, texts that sets have in common embedded once."""
     embedder = Embedder(name, model, batch_size, reporter)
-    embedder.learn(text for each in sets for text in each.texts())
+    embedder.cache(text for each in sets for text in each.texts())
     return with_mean([Score.on(each, name, each.measure(embedder)) for each in sets])
 
 

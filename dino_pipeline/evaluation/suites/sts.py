@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dino_pipeline.errors import DataError, OptionError, first_line
-from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
+from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
 from dino_pipeline.evaluation.suites.pairs import Aggregate, Pair, ScoredPairs
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
