@@ -29,7 +29,9 @@ _PLACES = {
     "OutputError": "errors",
     "RunError": "errors",
     "SpecError": "errors",
+    "evaluate": "evaluation.evaluate",
     "Run": "run",
+    "Scores": "evaluation.scores",
 }
 """The module that holds each public name; it is imported when the name is first used."""
 

@@ -13,14 +13,14 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError
-from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
-from dino_pipeline.evaluation.suites.suite import Embedder
+from dino_pipeline.evaluation.candidates import Candidate
+from dino_pipeline.evaluation.evaluate import baselines, score_candidates, scores_of
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
+from dino_pipeline.evaluation.suites.suite import Embedder
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.files import write_json
 from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.record import FORMAT
 from tests.commands import answer, invoke
+from tests.records import finetune_record, write_record
 from tests.toys import Quiet
 
 PAIRS = [
@@ -45,8 +45,7 @@ def stored(path: Path, rows: Sequence[Example]) -> Path:
 def trained(folder: Path, encoder: Path) -> Path:
     """Make a run whose encoder is trained."""
     shutil.copytree(encoder, folder / "model")
-    options = {"encoder": str(encoder), "revision": None}
-    write_json(folder / "run.json", {"format": FORMAT, "finetune": {"status": "done", "options": options}})
+    write_record(folder, finetune_record(str(encoder)))
     return folder
 
 
@@ -58,7 +57,7 @@ def test_models_are_scored_side_by_side_with_word_overlap(tmp_path: Path, toy_en
     pairs = ScoredPairs.read("gold", stored(tmp_path / "gold.jsonl", PAIRS))
     reporter = Quiet()
     candidates = [Candidate("toy", str(toy_encoder)), Candidate("same", str(toy_encoder), None, "people")]
-    found = evaluate(candidates, [pairs], reporter)
+    found = score_candidates(candidates, [pairs], reporter)
     assert [(each.data, each.model, each.size) for each in found.scores] == [
         ("gold", name, 4) for name in (WORD_OVERLAP, "toy", "same")
     ]
@@ -66,7 +65,7 @@ def test_models_are_scored_side_by_side_with_word_overlap(tmp_path: Path, toy_en
     assert found.scores[0].measures["spearman"].value == pytest.approx(expected, abs=1e-9)
     seen = [(f"{name}: texts", done, 4) for name in ("toy", "same") for done in (0, 4)]
     assert reporter.seen == seen, "four distinct texts, each embedded once"
-    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    written = json.loads(json.dumps(found.model_dump(mode="json"), allow_nan=False))
     assert written["models"][1]["chosen_on_human_labels"] == "people"
     assert {"name", "path", "revision", "commit", "fingerprint", "dimension"} <= set(written["models"][0])
     assert written["scores"][1]["protocol"] == {"similarity": "cosine"}
@@ -128,7 +127,7 @@ def test_pairs_are_read_under_other_datasets_names_too(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_there_or_gives_no_numbers_is_named(tmp_path: Path, toy_encoder: Path) -> None:
     with pytest.raises(ModelError, match="nowhere: there is no such folder"):
-        evaluate([Candidate("x", str(tmp_path / "nowhere"))], [pairs_of(PAIRS)], Quiet())
+        score_candidates([Candidate("x", str(tmp_path / "nowhere"))], [pairs_of(PAIRS)], Quiet())
     model = SentenceTransformer(str(toy_encoder))
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(ModelError, match="broken: some of its embeddings are not numbers"):
@@ -165,15 +164,18 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--suite", "sts,nli"], "nli: is none; choose from sts, probe"),
-        (["--suite", "probe"], "--suite probe: says nothing without data; give --data probe=PATH"),
-        (["--suite", "pocket", "--data", "gold.jsonl"], "is for suite pairs, which --suite does not name"),
-        (["--data", "retrieval=nowhere"], "--data 'retrieval=nowhere': is not there"),
-        (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate: has no meaning without --suite sts"),
-        (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is no folder"),
+        (["--suite", "sts,nli"], "--suite nli: must be one of sts, probe"),
+        (["--suite", "probe"], "--suite probe: has no data; give --data probe=PATH"),
+        (
+            ["--suite", "pocket", "--data", "gold.jsonl"],
+            "is for suite pairs, which is not evaluated; add --suite pairs",
+        ),
+        (["--data", "retrieval=nowhere"], "--data retrieval=nowhere: does not exist"),
+        (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate mean: has an effect with suite sts only"),
+        (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is not a folder"),
         (["--suite", "sts", "--data-dir", "."], "holds none of the STS sets"),
-        (["--data", "gold.jsonl", "--data", "pairs=gold.jsonl"], "is there twice"),
-        ([], "nothing to evaluate on"),
+        (["--data", "gold.jsonl", "--data", "pairs=gold.jsonl"], "occurs twice"),
+        ([], "there is no data to evaluate on; give --data FILE"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path, toy_encoder: Path, arguments: list[str], said: str) -> None:
@@ -206,9 +208,9 @@ def test_scores_are_written_here_unless_something_else_is_there(tmp_path: Path, 
     (tmp_path / "scores.json").write_text("mine")
     done = answer(*call)
     assert (done.exit_code, (tmp_path / "scores.json").read_text()) == (2, "mine")
-    assert "scores.json: is there and holds no scores" in done.stderr
+    assert "scores.json: exists and holds no scores" in done.stderr
     done = answer(*call, "--output", "nowhere/scores.json")
-    assert "nowhere is no folder that can be written to" in done.stderr
+    assert "nowhere is not a folder that can be written to" in done.stderr
 
 
 @pytest.mark.slow
@@ -241,7 +243,7 @@ def test_broken_weights_are_named(
     (tmp_path / "broken" / "model.safetensors").unlink()
     (tmp_path / "broken" / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(ModelError, match=r"pytorch_model\.bin: holds pickled weights only"):
-        evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+        score_candidates([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
     monkeypatch.setenv("DINO_ALLOW_PICKLE", "1")
     with pytest.raises(ModelError, match="cannot be loaded as an encoder"):
-        evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+        score_candidates([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())

@@ -15,19 +15,19 @@ import pytrec_eval
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.evaluate_options import StsProtocol
 from dino_pipeline.evaluation.suites import retrieval
-from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, unit
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import (
     SIZES,
-    Protocol,
     hub_folder,
     read_sts,
     tokenized,
     unlike_papers,
     usual_size,
 )
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, unit
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.measures import RANKING
 from tests.commands import answer, invoke
@@ -90,19 +90,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sentevals_layout_is_read_in_the_papers_sizes(whole: Path) -> None:
-    sets, notes = read_sts(whole, Protocol())
+    sets, notes = read_sts(whole, StsProtocol())
     assert {each.name: each.size for each in sets} == SIZES
     assert notes == []
     assert sets[0].parts[0] == [(a, b, float(gold)) for a, b, gold in sentences(750, 0)], "quotes kept, blanks skipped"
-    full, notes = read_sts(whole, Protocol(sick="full"))
+    full, notes = read_sts(whole, StsProtocol(sick="full"))
     assert (full[-1].size, full[-1].protocol["sick"], notes) == (9927, "full", [])
-    again, _ = read_sts(whole, Protocol(aggregate="mean"))
+    again, _ = read_sts(whole, StsProtocol(aggregate="mean"))
     assert [each.digest for each in again] == [each.digest for each in sets]
     assert [each.protocol["aggregate"] for each in again] == ["mean"] * 5 + ["all"] * 2
 
 
 def test_one_table_a_subset_is_the_same_data(whole: Path, tmp_path: Path) -> None:
-    sets, _ = read_sts(whole, Protocol())
+    sets, _ = read_sts(whole, StsProtocol())
     for each in sets:
         names = sorted(SUBSETS.get(each.name, {"test": 0}))
         for name, part in zip(names, each.parts, strict=True):
@@ -113,24 +113,24 @@ def test_one_table_a_subset_is_the_same_data(whole: Path, tmp_path: Path) -> Non
     (tmp_path / "STS-B.dev.tsv").write_text("1\tfor\ttraining\n")
     (tmp_path / "SICK-R.train.tsv").write_text("1\tfor\ttraining\n")
     (tmp_path / "notes.tsv").touch()
-    tables, notes = read_sts(tmp_path, Protocol())
+    tables, notes = read_sts(tmp_path, StsProtocol())
     assert notes == [f"{tmp_path}: not read: SICK-R.train.tsv, STS-B.dev.tsv, notes.tsv"]
     assert [each.digest for each in tables] == [each.digest for each in sets]
-    _, (_, *notes) = read_sts(tmp_path, Protocol(sick="full"))
+    _, (_, *notes) = read_sts(tmp_path, StsProtocol(sick="full"))
     assert notes == ["SICK-R: 4928 pairs, 9927 are usual; not comparable with published figures"]
 
 
 @pytest.mark.slow
 def test_published_figures_need_the_same_protocol(whole: Path) -> None:
-    same, _ = read_sts(whole, Protocol(text="tokenized"))
+    same, _ = read_sts(whole, StsProtocol(text="tokenized"))
     assert unlike_papers(same) == []
     assert same[0].parts[0][0][0] == sentences(1, 0)[0][0].lower().removesuffix(".") + " ."
     assert same[-1].parts[0][0][:2] == sentences(1, 4927)[0][:2], "SICK is left as it is"
-    raw, _ = read_sts(whole, Protocol())
+    raw, _ = read_sts(whole, StsProtocol())
     assert "STS12: text raw in place of tokenized" in unlike_papers(raw)
-    averaged, _ = read_sts(whole, Protocol("mean", "tokenized"))
+    averaged, _ = read_sts(whole, StsProtocol(aggregate="mean", text="tokenized"))
     assert unlike_papers(averaged)[0] == "STS12: aggregate mean in place of all"
-    full, _ = read_sts(whole, Protocol("all", "tokenized", "full"))
+    full, _ = read_sts(whole, StsProtocol(text="tokenized", sick="full"))
     assert unlike_papers(full) == ["SICK-R: sick full in place of test"]
     assert unlike_papers(same[1:]) == ["STS12 is missing"]
     short = [replace(same[0], parts=same[0].parts[1:]), *same[1:]]
@@ -141,7 +141,7 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     rows = [(tokenized(a), tokenized(b), gold) for a, b, gold in [*sentences(3, 0), ("He left the U.S.", "Why?", "2")]]
     assert tokenized("It's 5 o'clock, \"Bob\" & co.") == "it 's 5 o 'clock , \" bob \" & co ."
     (tmp_path / "STS12.MSRpar.tsv").write_text("".join(f"{gold}\t{a}\t{b}\n" for a, b, gold in rows))
-    sets, notes = read_sts(tmp_path, Protocol(text="raw"))
+    sets, notes = read_sts(tmp_path, StsProtocol(text="raw"))
     assert sets[0].protocol["text"] == "tokenized"
     assert [note.split(":")[0] for note in notes] == list(SIZES)
     assert usual_size("SICK-R", {"sick": "full"}) == 9927
@@ -151,12 +151,12 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("STS12.MSRpar.tsv", "1\tone text\n", "line 1: 2 columns, 3 are needed"),
-        ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is no score"),
+        ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is not a score"),
         ("STS12.MSRpar.tsv", "1\tB\xe4r\tb\n", r"STS12\.MSRpar\.tsv: byte 3 is not UTF-8"),
-        ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is no score"),
+        ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is not a score"),
         ("STS12.MSRpar.tsv", "", "STS12 MSRpar holds no pair with a score"),
         ("STS/STS12-en-test/STS.input.MSRpar.txt", "a\tb\nc\td\n", "STS.gs.MSRpar.txt: 1 scores for the 2 pairs"),
-        ("STS/STS12-en-test/STS.input.MSRpar.txt", "a b\n", "line 1: one text, not two with a tab"),
+        ("STS/STS12-en-test/STS.input.MSRpar.txt", "a b\n", "line 1: holds one text; give two with a tab"),
     ],
 )
 def test_sts_files_that_are_wrong_are_named(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -166,20 +166,20 @@ def test_sts_files_that_are_wrong_are_named(tmp_path: Path, name: str, text: str
     if "input" in name:
         path.with_name(path.name.replace("input", "gs")).write_text("3.5\n")
     with pytest.raises(DataError, match=said):
-        read_sts(tmp_path, Protocol())
+        read_sts(tmp_path, StsProtocol())
 
 
 def test_subsets_that_cannot_be_told_apart_are_not_averaged(tmp_path: Path) -> None:
     (tmp_path / "STS12.tsv").write_text("1\ta\tb\n2\tc\td\n")
     with pytest.raises(OptionError, match="the subsets of STS12 are one file"):
-        read_sts(tmp_path, Protocol(aggregate="wmean"))
+        read_sts(tmp_path, StsProtocol(aggregate="wmean"))
     (tmp_path / "sts_12.tsv").write_text("1\ta\tb\n")
     with pytest.raises(DataError, match="another file there holds the same part of STS12"):
-        read_sts(tmp_path, Protocol())
+        read_sts(tmp_path, StsProtocol())
     senteval(tmp_path / "senteval", share=0.01)
     (tmp_path / "senteval" / "SICK" / "SICK_trial.txt").unlink()
-    with pytest.raises(DataError, match=r"SICK_trial\.txt: is not there; --sick full needs it"):
-        read_sts(tmp_path / "senteval", Protocol(sick="full"))
+    with pytest.raises(DataError, match=r"SICK_trial\.txt: does not exist; sick='full' needs it"):
+        read_sts(tmp_path / "senteval", StsProtocol(sick="full"))
 
 
 def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
 
     folder = hub_folder(download, tmp_path / "cache" / "deep")
     assert asked == [("princeton-nlp/datasets-for-simcse", "senteval.tar", "dataset")]
-    assert [each.name for each in read_sts(folder, Protocol())[0]] == list(SIZES)
+    assert [each.name for each in read_sts(folder, StsProtocol())[0]] == list(SIZES)
     (folder / "STS" / "mark").touch()
     assert (hub_folder(download, tmp_path / "cache" / "deep") / "STS" / "mark").exists(), "not unpacked again"
     assert {path.parent for path in tmp_path.rglob("escaped.txt")} <= {folder / "STS"}
@@ -206,7 +206,9 @@ def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
     def refuse(*names: str, repo_type: str) -> str:
         raise OSError("no network")
 
-    with pytest.raises(OptionError, match=r"cannot be had from the Hub \(no network\); give the files with --data-dir"):
+    with pytest.raises(
+        OptionError, match=r"cannot be downloaded from the Hub \(no network\); give the files with data_dir=FOLDER"
+    ):
         hub_folder(refuse, tmp_path)
     tarfile.open(tmp_path / "other.tar", "w").close()
     with pytest.raises(OptionError, match="the archive holds no STS files"):

@@ -6,18 +6,18 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from dino_pipeline.errors import DataError
+from dino_pipeline.evaluate_options import Aggregate
 from dino_pipeline.evaluation.suites.suite import Embedder, Measures, cosines, percent
 from dino_pipeline.measures import Measurement, Vector, mean, pearson, spearman
 from dino_pipeline.texts import word_overlap
 from dino_pipeline.training.corpus import Corpus, to_evaluate_on
 
 WORD_OVERLAP = "word overlap (Jaccard)"
-Aggregate = Literal["all", "mean", "wmean"]
+
 Pair = tuple[str, str, float]
 """Two texts and their gold score."""
 

@@ -1,4 +1,4 @@
-"""A linear probe: a logistic regression on frozen embeddings classifies texts, as SentEval and cpt evaluate encoders."""
+"""A linear probe: a logistic regression classifies texts by their frozen embeddings, as in SentEval and cpt."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Probe:
 def _one_thread_per_fit() -> Iterator[None]:
     """Limit each fit to one thread: folds run in parallel, and more threads on matrices this small only wait.
 
-    scikit-learn's warnings about convergence and about its next versions are silenced: a user can do nothing about them.
+    scikit-learn's warnings about convergence and its next versions are silenced: a user can do nothing about them.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits

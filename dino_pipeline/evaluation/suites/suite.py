@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Embeddings = NDArray[np.float32]
 Measures = dict[str, Measurement]
-"""Measurements by the name of the measure, times 100. The first one is the main measure, which models are compared by."""
+"""Measurements by the name of the measure, times 100. The first is the main measure, by which models are compared."""
 TEXTS_PER_UPDATE = 4096
 """Texts that are embedded between two reports of progress."""
 
