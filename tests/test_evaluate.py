@@ -6,15 +6,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.errors import DataError, ModelError
+import dino_pipeline as dino
+from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.evaluate import baselines, score_candidates, scores_of
+from dino_pipeline.evaluation.scores import ScoresFile
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
 from dino_pipeline.evaluation.suites.suite import Embedder
 from dino_pipeline.examples import Example, write_examples
@@ -232,7 +236,9 @@ def test_damaged_or_older_scores_of_a_run_are_made_again(tmp_path: Path, toy_enc
         said.append("up to date" in invoke("evaluate", "run"))
     assert said == [False, False, False, True]
     (tmp_path / "run" / "run.json").write_text("[]")
-    assert "run.json: is no object" in answer("evaluate", "run").stderr
+    assert (
+        "run.json: is not a record that this version reads (must be a JSON object)" in answer("evaluate", "run").stderr
+    )
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02broken", b""])
@@ -247,3 +253,66 @@ def test_broken_weights_are_named(
     monkeypatch.setenv("DINO_ALLOW_PICKLE", "1")
     with pytest.raises(ModelError, match="cannot be loaded as an encoder"):
         score_candidates([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+
+
+def test_python_takes_encoders_and_examples_in_memory(toy_encoder: Path) -> None:
+    model = SentenceTransformer(str(toy_encoder))
+    tuples = [(row.text_a, row.text_b, row.label) for row in PAIRS]
+    scores = dino.evaluate(model, data=tuples, progress=False)
+    assert [(row.suite, row.data, row.model) for row in scores] == [
+        ("pairs", "data", WORD_OVERLAP),
+        ("pairs", "data", "encoder"),
+    ]
+    assert scores["pearson"] == scores.rows[1].measures["pearson"].value == scores.value("pearson", data="data")
+    assert scores.value("spearman", model=WORD_OVERLAP) == scores.rows[0].measures["spearman"].value
+    assert scores.path is None and not Path("scores.json").exists()
+    assert str(scores).splitlines()[0].split() == ["data", "model", "pairs", *["Spearman", "x", "100"],
+                                                   *["95", "%", "interval"], *["Pearson", "x", "100"]]  # fmt: skip
+    assert list(scores.to_pandas().columns) == ["suite", "data", "model", "size", "measure", "value", "low", "high"]
+    dataset = Dataset.from_list([{"sentence1": a, "sentence2": b, "score": label} for a, b, label in tuples])
+    by_name = dino.evaluate(model, str(toy_encoder), data={"mine": dataset, "yours": PAIRS}, progress=False)
+    assert by_name.value("pearson", data="mine", model="encoder") == scores["pearson"]
+    assert [each.difference for each in by_name.differences] == [0, 0]
+    with pytest.raises(OptionError, match="4 scores fit measure 'pearson'; name data and model"):
+        by_name["pearson"]
+    classes = [{"text_a": f"{kind} {at}", "label": kind} for kind in ("good", "bad") for at in range(6)]
+    assert dino.evaluate(model, data=[PAIRS, classes], progress=False).rows[-1].suite == "probe"
+
+
+def test_python_and_the_command_line_keep_a_runs_scores_in_one_place(tmp_path: Path, toy_encoder: Path) -> None:
+    stored(trained(tmp_path / "run", toy_encoder) / "dev.jsonl", PAIRS)
+    shown = invoke("evaluate", "run")
+    scores = dino.evaluate(dino.Run(Path("run")), progress=False)
+    assert (scores.path, scores.was_kept) == (Path("run/scores.json"), True)
+    assert f"{scores}\n" == shown
+    assert scores.file == ScoresFile.read(tmp_path / "run" / "scores.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"suite": "nli"}, "suite='nli': must be one of sts, probe, retrieval, pairs, pocket"),
+        ({"text": "lower", "suite": "sts"}, "text='lower': must be one of raw, tokenized"),
+        ({"sick": "full"}, r"sick='full': has an effect with suite sts only; leave it out, or add suite='sts'"),
+        ({"data": "nowhere.jsonl"}, "data='nowhere.jsonl': does not exist"),
+        ({"data": []}, "there is no data to evaluate on; give data=FILE, or suite='pocket'"),
+        ({"batchsize": 8}, "batchsize: there is no such option; did you mean batch_size"),
+    ],
+)
+def test_wrong_options_are_named_in_python(toy_encoder: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        dino.evaluate(str(toy_encoder), progress=False, **options)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "not JSON"), ('{"format": 2}', "format: "), ('{"format": 1, "scores": [1]}', "versions: Field required")],
+)
+def test_damaged_scores_are_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(DataError, match=rf"scores\.json: holds no scores of this version \({said}"):
+        ScoresFile.read(tmp_path / "scores.json")
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        ScoresFile.read(tmp_path / "nowhere.json")
