@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.examples import write_bytes
+from dino_pipeline.files import write_bytes
 from dino_pipeline.models import ModelRef
 from dino_pipeline.record import RunRecord
 from dino_pipeline.stage_records import FinetuneRecord, StageRecord, TrainingSettings

@@ -152,7 +152,7 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     [
         ("STS12.MSRpar.tsv", "1\tone text\n", "line 1: 2 columns, 3 are needed"),
         ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is not a score"),
-        ("STS12.MSRpar.tsv", "1\tB\xe4r\tb\n", r"STS12\.MSRpar\.tsv: byte 3 is not UTF-8"),
+        ("STS12.MSRpar.tsv", "1\tB\xe4r\tb\n", r"STS12\.MSRpar\.tsv, line 1: byte 3 is not UTF-8"),
         ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is not a score"),
         ("STS12.MSRpar.tsv", "", "STS12 MSRpar holds no pair with a score"),
         ("STS/STS12-en-test/STS.input.MSRpar.txt", "a\tb\nc\td\n", "STS.gs.MSRpar.txt: 1 scores for the 2 pairs"),

@@ -15,7 +15,7 @@ from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.evaluate import baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
-from dino_pipeline.examples import write_atomic, write_bytes, write_json
+from dino_pipeline.files import write_atomic, write_bytes, write_json
 from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run

@@ -17,7 +17,7 @@ from dino_pipeline.evaluation.evaluation_data import evaluation_sets
 from dino_pipeline.evaluation.scores import Difference, Figure, ScoreRow, Scores, ScoresFile
 from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
-from dino_pipeline.examples import write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
 from dino_pipeline.models import POCKET
 from dino_pipeline.options import accepts

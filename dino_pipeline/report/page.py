@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dino_pipeline import __version__
 from dino_pipeline.evaluation.candidates import Candidate
-from dino_pipeline.examples import write_bytes
+from dino_pipeline.files import write_bytes
 from dino_pipeline.measures import measure_title
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.report import of_data, of_model

@@ -13,7 +13,7 @@ from dino_pipeline.errors import DataError
 from dino_pipeline.evaluate_options import Aggregate
 from dino_pipeline.evaluation.suites.suite import Embedder, Measures, cosines, percent
 from dino_pipeline.measures import Measurement, Vector, mean, pearson, spearman
-from dino_pipeline.texts import word_overlap
+from dino_pipeline.text import word_overlap
 from dino_pipeline.training.corpus import Corpus, to_evaluate_on
 
 WORD_OVERLAP = "word overlap (Jaccard)"

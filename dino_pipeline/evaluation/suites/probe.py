@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent
 from dino_pipeline.examples import Example
-from dino_pipeline.labels import plain
 from dino_pipeline.layout import is_unpublished
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
+from dino_pipeline.text import plain_label
 from dino_pipeline.training.corpus import to_evaluate_on
 
 FOLDS = 10
@@ -218,7 +218,7 @@ def with_classes(examples: Sequence[Example], source: str) -> list[Example]:
             raise DataError(f"{source}: example {number} has no class; give it as label")
         if (example.text_b is None) != (examples[0].text_b is None):
             raise DataError(f"{source}: examples 1 and {number} are a text and a pair; give only texts or only pairs")
-    return [replace(example, label=plain(str(example.label))) for example in examples]
+    return [replace(example, label=plain_label(str(example.label))) for example in examples]
 
 
 def _check_classes(source: str, examples: Sequence[Example]) -> None:

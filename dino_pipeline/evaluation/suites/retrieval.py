@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dino_pipeline.digests import digest_files
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent, unit
-from dino_pipeline.examples import holds_half_a_character
-from dino_pipeline.inputs import read_lines
-from dino_pipeline.labels import as_number
+from dino_pipeline.files import digest_files
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
+from dino_pipeline.readers import read_json_lines, read_tab_separated
+from dino_pipeline.text import as_number, has_lone_surrogate
 
 LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 DOCUMENTS = 4096
@@ -150,21 +149,16 @@ def nearest(queries: Embeddings, documents: Embeddings, count: int) -> list[list
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the ``_id`` and the text, title included, of each object in a JSONL file."""
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            yield _parse_row(line, f"{path}, line {number}")
+    for number, row in read_json_lines(path):
+        yield _checked_row(row, f"{path}, line {number}")
 
 
-def _parse_row(line: str, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
+def _checked_row(row: Any, where: str) -> tuple[str, str]:
     identity = row.get("_id") if isinstance(row, dict) else None
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: must be an object with "_id" and "text"')
     text = f"{row.get('title') or ''} {row['text']}".strip()
-    if holds_half_a_character(text):
+    if has_lone_surrogate(text):
         raise DataError(f"{where}: its text holds half a character (a lone surrogate); remove it")
     return str(identity), text
 
@@ -175,10 +169,9 @@ def _read_judgements(path: Path) -> dict[str, dict[str, int]]:
     TREC's four columns are read, too: query id, iteration, document id, relevance.
     """
     judged: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
+    for number, columns in read_tab_separated(path):
+        if not any(column.strip() for column in columns):
             continue
-        columns = line.rstrip("\r\n").split("\t")
         grade = as_number(columns[-1])
         if len(columns) in {3, 4} and grade is not None and grade.is_integer():
             judged.setdefault(columns[0], {})[columns[-2]] = int(grade)

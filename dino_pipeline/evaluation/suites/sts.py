@@ -15,8 +15,10 @@ from dino_pipeline.errors import DataError, OptionError, first_line
 from dino_pipeline.evaluate_options import StsProtocol
 from dino_pipeline.evaluation.suites.pairs import Pair, ScoredPairs
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
-from dino_pipeline.labels import as_number
+from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
+from dino_pipeline.readers import read_lines, read_tab_separated
+from dino_pipeline.text import as_number
 
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 """Pairs of each set, as papers report them."""
@@ -227,10 +229,9 @@ def _read_table(
     """
     needed = max(score, first, second) + 1
     pairs = []
-    for number, line in enumerate(_read_lines(path), start=1):
-        if not line or (header and number == 1):
+    for number, columns in read_tab_separated(path, newline="\n"):
+        if columns == [""] or (header and number == 1):
             continue
-        columns = line.split("\t")
         if len(columns) < needed:
             raise DataError(f"{path}, line {number}: {len(columns)} columns, {needed} are needed")
         if columns[score].strip():
@@ -271,13 +272,7 @@ def _is_evaluated(name: str, subset: str, sick: str) -> bool:
 
 def _read_lines(path: Path) -> list[str]:
     """Return a file's lines. Only a line feed ends one: texts hold characters that Unicode counts as line ends."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return [line.removesuffix("\n").removesuffix("\r") for line in read_lines(path, newline="\n")]
 
 
 def _parse_score(value: str, path: Path, number: int) -> float:
@@ -321,20 +316,20 @@ def hub_folder(download: Callable[..., str], into: Path) -> Path:
 
 def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
     """Write the files that `_read_senteval` reads to their places there, wherever the archive has them."""
-    aside, unpacked = folder.with_name(folder.name + ".part"), 0
-    for member in packed:
-        place = re.search(r"(?:^|/)((?:STS|SICK)/(?:[^/]+/)?[^/]+\.(?:txt|csv))$", member.name)
-        content = packed.extractfile(member) if place and member.isfile() else None
-        unpacked += member.size
-        if unpacked > MAX_UNPACKED_BYTES:
-            raise ValueError(f"the archive unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
-        if place and content and ".." not in place[1].split("/"):
-            path = aside / place[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.read())
-    if not aside.exists():
-        raise ValueError("the archive holds no STS files")
-    aside.replace(folder)
+    unpacked = 0
+    with folder_replaced(folder) as new:
+        for member in packed:
+            place = re.search(r"(?:^|/)((?:STS|SICK)/(?:[^/]+/)?[^/]+\.(?:txt|csv))$", member.name)
+            content = packed.extractfile(member) if place and member.isfile() else None
+            unpacked += member.size
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise ValueError(f"the archive unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
+            if place and content and ".." not in place[1].split("/"):
+                path = new / place[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+        if not any(new.iterdir()):
+            raise ValueError("the archive holds no STS files")
 
 
 # Means, and the figures that papers report
