@@ -22,8 +22,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks.common import distinct_sentences, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.console import table
-from dino_pipeline.evaluation.evaluate import Candidate, evaluate
-from dino_pipeline.evaluation.suites.sts import SIZES, Protocol, read_sts
+from dino_pipeline.evaluate_options import StsProtocol
+from dino_pipeline.evaluation.candidates import Candidate
+from dino_pipeline.evaluation.evaluate import score_candidates
+from dino_pipeline.evaluation.suites.sts import SIZES, read_sts
 from dino_pipeline.progress import SilentReporter
 
 DISTINCT = 0.75
@@ -67,8 +69,8 @@ def main(rounds: int) -> None:
         bare = SentenceTransformer(encoder)
 
         def suite() -> None:
-            sets, _ = read_sts(folder, Protocol())
-            evaluate([Candidate("encoder", encoder)], sets, SilentReporter()).to_json()
+            sets, _ = read_sts(folder, StsProtocol())
+            score_candidates([Candidate("encoder", encoder)], sets, SilentReporter())
 
         work = {"bare": lambda: bare.encode(distinct, batch_size=64, show_progress_bar=False), "suite": suite}
         bare.encode(distinct[:512])

@@ -29,8 +29,10 @@ _PLACES = {
     "OutputError": "errors",
     "RunError": "errors",
     "SpecError": "errors",
+    "evaluate": "evaluation.evaluate",
     "Run": "run",
     "load_generator": "decoding.generator",
+    "Scores": "evaluation.scores",
 }
 """The module that holds each public name; it is imported when the name is first used."""
 

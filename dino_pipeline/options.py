@@ -75,7 +75,7 @@ class Options(BaseModel):
         """Return the options that were given, by name."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
-    def data(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Return the options that change the result, by name, as JSON values."""
         names = {name for name, flag, _ in flags_of(type(self)) if flag.data}
         return self.model_dump(mode="json", include=names)

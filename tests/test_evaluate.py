@@ -6,21 +6,25 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.errors import DataError, ModelError
-from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate, scores_of
-from dino_pipeline.evaluation.suites.base import Embedder
+import dino_pipeline as dino
+from dino_pipeline.errors import DataError, ModelError, OptionError
+from dino_pipeline.evaluation.candidates import Candidate
+from dino_pipeline.evaluation.evaluate import baselines, score_candidates, scores_of
+from dino_pipeline.evaluation.scores import ScoresFile
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
+from dino_pipeline.evaluation.suites.suite import Embedder
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.files import write_json
 from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.record import FORMAT
 from tests.commands import answer, invoke
+from tests.records import finetune_record, write_record
 from tests.toys import Quiet
 
 PAIRS = [
@@ -45,8 +49,7 @@ def stored(path: Path, rows: Sequence[Example]) -> Path:
 def trained(folder: Path, encoder: Path) -> Path:
     """Make a run whose encoder is trained."""
     shutil.copytree(encoder, folder / "model")
-    options = {"encoder": str(encoder), "revision": None}
-    write_json(folder / "run.json", {"format": FORMAT, "finetune": {"status": "done", "options": options}})
+    write_record(folder, finetune_record(str(encoder)))
     return folder
 
 
@@ -58,7 +61,7 @@ def test_models_are_scored_side_by_side_with_word_overlap(tmp_path: Path, toy_en
     pairs = ScoredPairs.read("gold", stored(tmp_path / "gold.jsonl", PAIRS))
     reporter = Quiet()
     candidates = [Candidate("toy", str(toy_encoder)), Candidate("same", str(toy_encoder), None, "people")]
-    found = evaluate(candidates, [pairs], reporter)
+    found = score_candidates(candidates, [pairs], reporter)
     assert [(each.data, each.model, each.size) for each in found.scores] == [
         ("gold", name, 4) for name in (WORD_OVERLAP, "toy", "same")
     ]
@@ -66,7 +69,7 @@ def test_models_are_scored_side_by_side_with_word_overlap(tmp_path: Path, toy_en
     assert found.scores[0].measures["spearman"].value == pytest.approx(expected, abs=1e-9)
     seen = [(f"{name}: texts", done, 4) for name in ("toy", "same") for done in (0, 4)]
     assert reporter.seen == seen, "four distinct texts, each embedded once"
-    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    written = json.loads(json.dumps(found.model_dump(mode="json"), allow_nan=False))
     assert written["models"][1]["chosen_on_human_labels"] == "people"
     assert {"name", "path", "revision", "commit", "fingerprint", "dimension"} <= set(written["models"][0])
     assert written["scores"][1]["protocol"] == {"similarity": "cosine"}
@@ -106,10 +109,10 @@ def test_parts_are_averaged_or_taken_as_one(aggregate: str, weights: tuple[int, 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([Example("a", None, 1.0)], "example 1 is no scored pair"),
-        ([Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is no scored pair"),
+        ([Example("a", None, 1.0)], "example 1 is not a scored pair"),
+        ([Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is not a scored pair"),
         ([Example("a", "b", 1.0), Example("a", "c", 1.0)], "all pairs have the same label"),
-        ([Example("a", "b", 1.0), Example("a", "c")], "example 2 is no scored pair"),
+        ([Example("a", "b", 1.0), Example("a", "c")], "example 2 is not a scored pair"),
     ],
 )
 def test_data_without_scores_is_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
@@ -128,7 +131,7 @@ def test_pairs_are_read_under_other_datasets_names_too(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_there_or_gives_no_numbers_is_named(tmp_path: Path, toy_encoder: Path) -> None:
     with pytest.raises(ModelError, match="nowhere: there is no such folder"):
-        evaluate([Candidate("x", str(tmp_path / "nowhere"))], [pairs_of(PAIRS)], Quiet())
+        score_candidates([Candidate("x", str(tmp_path / "nowhere"))], [pairs_of(PAIRS)], Quiet())
     model = SentenceTransformer(str(toy_encoder))
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(ModelError, match="broken: some of its embeddings are not numbers"):
@@ -159,21 +162,24 @@ def test_evaluate_tells_suites_by_what_data_holds(tmp_path: Path, toy_encoder: P
     assert scores[2]["measures"]["accuracy"]["value"] == 50
     assert scores[3]["protocol"] == {"split": "6 folds"}
     as_classes = answer("evaluate", toy_encoder, "--suite", "probe", "--data", gold)
-    assert "class 1 has one text only" in as_classes.stderr
+    assert "class 1 has only one text" in as_classes.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--suite", "sts,nli"], "nli: is none; choose from sts, probe"),
-        (["--suite", "probe"], "--suite probe: says nothing without data; give --data probe=PATH"),
-        (["--suite", "pocket", "--data", "gold.jsonl"], "is for suite pairs, which --suite does not name"),
-        (["--data", "retrieval=nowhere"], "--data 'retrieval=nowhere': is not there"),
-        (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate: has no meaning without --suite sts"),
-        (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is no folder"),
+        (["--suite", "sts,nli"], "--suite nli: must be one of sts, probe"),
+        (["--suite", "probe"], "--suite probe: has no data; give --data probe=PATH"),
+        (
+            ["--suite", "pocket", "--data", "gold.jsonl"],
+            "is for suite pairs, which is not evaluated; add --suite pairs",
+        ),
+        (["--data", "retrieval=nowhere"], "--data retrieval=nowhere: does not exist"),
+        (["--data", "gold.jsonl", "--aggregate", "mean"], "--aggregate mean: has an effect with suite sts only"),
+        (["--suite", "sts", "--data-dir", "nowhere"], "--data-dir nowhere: is not a folder"),
         (["--suite", "sts", "--data-dir", "."], "holds none of the STS sets"),
-        (["--data", "gold.jsonl", "--data", "pairs=gold.jsonl"], "is there twice"),
-        ([], "nothing to evaluate on"),
+        (["--data", "gold.jsonl", "--data", "pairs=gold.jsonl"], "occurs twice"),
+        ([], "there is no data to evaluate on; give --data FILE"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(tmp_path: Path, toy_encoder: Path, arguments: list[str], said: str) -> None:
@@ -206,9 +212,9 @@ def test_scores_are_written_here_unless_something_else_is_there(tmp_path: Path, 
     (tmp_path / "scores.json").write_text("mine")
     done = answer(*call)
     assert (done.exit_code, (tmp_path / "scores.json").read_text()) == (2, "mine")
-    assert "scores.json: is there and holds no scores" in done.stderr
+    assert "scores.json: exists and holds no scores" in done.stderr
     done = answer(*call, "--output", "nowhere/scores.json")
-    assert "nowhere is no folder that can be written to" in done.stderr
+    assert "nowhere is not a folder that can be written to" in done.stderr
 
 
 @pytest.mark.slow
@@ -230,7 +236,9 @@ def test_damaged_or_older_scores_of_a_run_are_made_again(tmp_path: Path, toy_enc
         said.append("up to date" in invoke("evaluate", "run"))
     assert said == [False, False, False, True]
     (tmp_path / "run" / "run.json").write_text("[]")
-    assert "run.json: is no object" in answer("evaluate", "run").stderr
+    assert (
+        "run.json: is not a record that this version reads (must be a JSON object)" in answer("evaluate", "run").stderr
+    )
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02broken", b""])
@@ -241,7 +249,70 @@ def test_broken_weights_are_named(
     (tmp_path / "broken" / "model.safetensors").unlink()
     (tmp_path / "broken" / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(ModelError, match=r"pytorch_model\.bin: holds pickled weights only"):
-        evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+        score_candidates([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
     monkeypatch.setenv("DINO_ALLOW_PICKLE", "1")
     with pytest.raises(ModelError, match="cannot be loaded as an encoder"):
-        evaluate([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+        score_candidates([Candidate("x", str(tmp_path / "broken"))], [pairs_of(PAIRS)], Quiet())
+
+
+def test_python_takes_encoders_and_examples_in_memory(toy_encoder: Path) -> None:
+    model = SentenceTransformer(str(toy_encoder))
+    tuples = [(row.text_a, row.text_b, row.label) for row in PAIRS]
+    scores = dino.evaluate(model, data=tuples, progress=False)
+    assert [(row.suite, row.data, row.model) for row in scores] == [
+        ("pairs", "data", WORD_OVERLAP),
+        ("pairs", "data", "encoder"),
+    ]
+    assert scores["pearson"] == scores.rows[1].measures["pearson"].value == scores.value("pearson", data="data")
+    assert scores.value("spearman", model=WORD_OVERLAP) == scores.rows[0].measures["spearman"].value
+    assert scores.path is None and not Path("scores.json").exists()
+    assert str(scores).splitlines()[0].split() == ["data", "model", "pairs", *["Spearman", "x", "100"],
+                                                   *["95", "%", "interval"], *["Pearson", "x", "100"]]  # fmt: skip
+    assert list(scores.to_pandas().columns) == ["suite", "data", "model", "size", "measure", "value", "low", "high"]
+    dataset = Dataset.from_list([{"sentence1": a, "sentence2": b, "score": label} for a, b, label in tuples])
+    by_name = dino.evaluate(model, str(toy_encoder), data={"mine": dataset, "yours": PAIRS}, progress=False)
+    assert by_name.value("pearson", data="mine", model="encoder") == scores["pearson"]
+    assert [each.difference for each in by_name.differences] == [0, 0]
+    with pytest.raises(OptionError, match="4 scores fit measure 'pearson'; name data and model"):
+        by_name["pearson"]
+    classes = [{"text_a": f"{kind} {at}", "label": kind} for kind in ("good", "bad") for at in range(6)]
+    assert dino.evaluate(model, data=[PAIRS, classes], progress=False).rows[-1].suite == "probe"
+
+
+def test_python_and_the_command_line_keep_a_runs_scores_in_one_place(tmp_path: Path, toy_encoder: Path) -> None:
+    stored(trained(tmp_path / "run", toy_encoder) / "dev.jsonl", PAIRS)
+    shown = invoke("evaluate", "run")
+    scores = dino.evaluate(dino.Run(Path("run")), progress=False)
+    assert (scores.path, scores.was_kept) == (Path("run/scores.json"), True)
+    assert f"{scores}\n" == shown
+    assert scores.file == ScoresFile.read(tmp_path / "run" / "scores.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"suite": "nli"}, "suite='nli': must be one of sts, probe, retrieval, pairs, pocket"),
+        ({"text": "lower", "suite": "sts"}, "text='lower': must be one of raw, tokenized"),
+        ({"sick": "full"}, r"sick='full': has an effect with suite sts only; leave it out, or add suite='sts'"),
+        ({"data": "nowhere.jsonl"}, "data='nowhere.jsonl': does not exist"),
+        ({"data": []}, "there is no data to evaluate on; give data=FILE, or suite='pocket'"),
+        ({"batchsize": 8}, "batchsize: there is no such option; did you mean batch_size"),
+    ],
+)
+def test_wrong_options_are_named_in_python(toy_encoder: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        dino.evaluate(str(toy_encoder), progress=False, **options)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "not JSON"), ('{"format": 2}', "format: "), ('{"format": 1, "scores": [1]}', "versions: Field required")],
+)
+def test_damaged_scores_are_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(DataError, match=rf"scores\.json: holds no scores of this version \({said}"):
+        ScoresFile.read(tmp_path / "scores.json")
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        ScoresFile.read(tmp_path / "nowhere.json")

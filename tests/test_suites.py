@@ -15,19 +15,19 @@ import pytrec_eval
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.evaluate_options import StsProtocol
 from dino_pipeline.evaluation.suites import retrieval
-from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, unit
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import (
     SIZES,
-    Protocol,
     hub_folder,
     read_sts,
     tokenized,
     unlike_papers,
     usual_size,
 )
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, unit
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.measures import RANKING
 from tests.commands import answer, invoke
@@ -90,19 +90,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sentevals_layout_is_read_in_the_papers_sizes(whole: Path) -> None:
-    sets, notes = read_sts(whole, Protocol())
+    sets, notes = read_sts(whole, StsProtocol())
     assert {each.name: each.size for each in sets} == SIZES
     assert notes == []
     assert sets[0].parts[0] == [(a, b, float(gold)) for a, b, gold in sentences(750, 0)], "quotes kept, blanks skipped"
-    full, notes = read_sts(whole, Protocol(sick="full"))
+    full, notes = read_sts(whole, StsProtocol(sick="full"))
     assert (full[-1].size, full[-1].protocol["sick"], notes) == (9927, "full", [])
-    again, _ = read_sts(whole, Protocol(aggregate="mean"))
+    again, _ = read_sts(whole, StsProtocol(aggregate="mean"))
     assert [each.digest for each in again] == [each.digest for each in sets]
     assert [each.protocol["aggregate"] for each in again] == ["mean"] * 5 + ["all"] * 2
 
 
 def test_one_table_a_subset_is_the_same_data(whole: Path, tmp_path: Path) -> None:
-    sets, _ = read_sts(whole, Protocol())
+    sets, _ = read_sts(whole, StsProtocol())
     for each in sets:
         names = sorted(SUBSETS.get(each.name, {"test": 0}))
         for name, part in zip(names, each.parts, strict=True):
@@ -113,24 +113,24 @@ def test_one_table_a_subset_is_the_same_data(whole: Path, tmp_path: Path) -> Non
     (tmp_path / "STS-B.dev.tsv").write_text("1\tfor\ttraining\n")
     (tmp_path / "SICK-R.train.tsv").write_text("1\tfor\ttraining\n")
     (tmp_path / "notes.tsv").touch()
-    tables, notes = read_sts(tmp_path, Protocol())
+    tables, notes = read_sts(tmp_path, StsProtocol())
     assert notes == [f"{tmp_path}: not read: SICK-R.train.tsv, STS-B.dev.tsv, notes.tsv"]
     assert [each.digest for each in tables] == [each.digest for each in sets]
-    _, (_, *notes) = read_sts(tmp_path, Protocol(sick="full"))
+    _, (_, *notes) = read_sts(tmp_path, StsProtocol(sick="full"))
     assert notes == ["SICK-R: 4928 pairs, 9927 are usual; not comparable with published figures"]
 
 
 @pytest.mark.slow
 def test_published_figures_need_the_same_protocol(whole: Path) -> None:
-    same, _ = read_sts(whole, Protocol(text="tokenized"))
+    same, _ = read_sts(whole, StsProtocol(text="tokenized"))
     assert unlike_papers(same) == []
     assert same[0].parts[0][0][0] == sentences(1, 0)[0][0].lower().removesuffix(".") + " ."
     assert same[-1].parts[0][0][:2] == sentences(1, 4927)[0][:2], "SICK is left as it is"
-    raw, _ = read_sts(whole, Protocol())
+    raw, _ = read_sts(whole, StsProtocol())
     assert "STS12: text raw in place of tokenized" in unlike_papers(raw)
-    averaged, _ = read_sts(whole, Protocol("mean", "tokenized"))
+    averaged, _ = read_sts(whole, StsProtocol(aggregate="mean", text="tokenized"))
     assert unlike_papers(averaged)[0] == "STS12: aggregate mean in place of all"
-    full, _ = read_sts(whole, Protocol("all", "tokenized", "full"))
+    full, _ = read_sts(whole, StsProtocol(text="tokenized", sick="full"))
     assert unlike_papers(full) == ["SICK-R: sick full in place of test"]
     assert unlike_papers(same[1:]) == ["STS12 is missing"]
     short = [replace(same[0], parts=same[0].parts[1:]), *same[1:]]
@@ -141,7 +141,7 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     rows = [(tokenized(a), tokenized(b), gold) for a, b, gold in [*sentences(3, 0), ("He left the U.S.", "Why?", "2")]]
     assert tokenized("It's 5 o'clock, \"Bob\" & co.") == "it 's 5 o 'clock , \" bob \" & co ."
     (tmp_path / "STS12.MSRpar.tsv").write_text("".join(f"{gold}\t{a}\t{b}\n" for a, b, gold in rows))
-    sets, notes = read_sts(tmp_path, Protocol(text="raw"))
+    sets, notes = read_sts(tmp_path, StsProtocol(text="raw"))
     assert sets[0].protocol["text"] == "tokenized"
     assert [note.split(":")[0] for note in notes] == list(SIZES)
     assert usual_size("SICK-R", {"sick": "full"}) == 9927
@@ -151,12 +151,12 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("STS12.MSRpar.tsv", "1\tone text\n", "line 1: 2 columns, 3 are needed"),
-        ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is no score"),
-        ("STS12.MSRpar.tsv", "1\tB\xe4r\tb\n", r"STS12\.MSRpar\.tsv: byte 3 is not UTF-8"),
-        ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is no score"),
+        ("STS12.MSRpar.tsv", "1\ta\tb\nmuch\ta\tb\n", "line 2: 'much' is not a score"),
+        ("STS12.MSRpar.tsv", "1\tB\xe4r\tb\n", r"STS12\.MSRpar\.tsv, line 1: byte 3 is not UTF-8"),
+        ("STS12.MSRpar.tsv", "1e999\ta\tb\n", "line 1: '1e999' is not a score"),
         ("STS12.MSRpar.tsv", "", "STS12 MSRpar holds no pair with a score"),
         ("STS/STS12-en-test/STS.input.MSRpar.txt", "a\tb\nc\td\n", "STS.gs.MSRpar.txt: 1 scores for the 2 pairs"),
-        ("STS/STS12-en-test/STS.input.MSRpar.txt", "a b\n", "line 1: one text, not two with a tab"),
+        ("STS/STS12-en-test/STS.input.MSRpar.txt", "a b\n", "line 1: holds one text; give two with a tab"),
     ],
 )
 def test_sts_files_that_are_wrong_are_named(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -166,20 +166,20 @@ def test_sts_files_that_are_wrong_are_named(tmp_path: Path, name: str, text: str
     if "input" in name:
         path.with_name(path.name.replace("input", "gs")).write_text("3.5\n")
     with pytest.raises(DataError, match=said):
-        read_sts(tmp_path, Protocol())
+        read_sts(tmp_path, StsProtocol())
 
 
 def test_subsets_that_cannot_be_told_apart_are_not_averaged(tmp_path: Path) -> None:
     (tmp_path / "STS12.tsv").write_text("1\ta\tb\n2\tc\td\n")
     with pytest.raises(OptionError, match="the subsets of STS12 are one file"):
-        read_sts(tmp_path, Protocol(aggregate="wmean"))
+        read_sts(tmp_path, StsProtocol(aggregate="wmean"))
     (tmp_path / "sts_12.tsv").write_text("1\ta\tb\n")
     with pytest.raises(DataError, match="another file there holds the same part of STS12"):
-        read_sts(tmp_path, Protocol())
+        read_sts(tmp_path, StsProtocol())
     senteval(tmp_path / "senteval", share=0.01)
     (tmp_path / "senteval" / "SICK" / "SICK_trial.txt").unlink()
-    with pytest.raises(DataError, match=r"SICK_trial\.txt: is not there; --sick full needs it"):
-        read_sts(tmp_path / "senteval", Protocol(sick="full"))
+    with pytest.raises(DataError, match=r"SICK_trial\.txt: does not exist; sick='full' needs it"):
+        read_sts(tmp_path / "senteval", StsProtocol(sick="full"))
 
 
 def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
 
     folder = hub_folder(download, tmp_path / "cache" / "deep")
     assert asked == [("princeton-nlp/datasets-for-simcse", "senteval.tar", "dataset")]
-    assert [each.name for each in read_sts(folder, Protocol())[0]] == list(SIZES)
+    assert [each.name for each in read_sts(folder, StsProtocol())[0]] == list(SIZES)
     (folder / "STS" / "mark").touch()
     assert (hub_folder(download, tmp_path / "cache" / "deep") / "STS" / "mark").exists(), "not unpacked again"
     assert {path.parent for path in tmp_path.rglob("escaped.txt")} <= {folder / "STS"}
@@ -206,7 +206,9 @@ def test_the_hubs_archive_is_unpacked_once(tmp_path: Path) -> None:
     def refuse(*names: str, repo_type: str) -> str:
         raise OSError("no network")
 
-    with pytest.raises(OptionError, match=r"cannot be had from the Hub \(no network\); give the files with --data-dir"):
+    with pytest.raises(
+        OptionError, match=r"cannot be downloaded from the Hub \(no network\); give the files with data_dir=FOLDER"
+    ):
         hub_folder(refuse, tmp_path)
     tarfile.open(tmp_path / "other.tar", "w").close()
     with pytest.raises(OptionError, match="the archive holds no STS files"):
@@ -307,7 +309,7 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     with pytest.raises(DataError, match="holds texts, the other pairs"):
         Probe.read("numbers", tmp_path)
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"test\.jsonl: is not there; a probe's folder holds"):
+    with pytest.raises(DataError, match=r"test\.jsonl: does not exist; the folder of a probe holds"):
         Probe.read("numbers", tmp_path)
     write_examples(tmp_path / "train.jsonl", [Example(f"t {at}", None, ("v1", "v1.0")[at % 2]) for at in range(8)])
     assert Probe.read("names", tmp_path / "train.jsonl").classes == ["v1", "v1.0"]
@@ -318,7 +320,7 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     [
         ([Example("a", None, "x"), Example("b", None, "x")], "all texts have the same class"),
         ([Example("a", None, "x"), Example("b")], "example 2 has no class"),
-        ([Example("a", None, "x"), Example("b", "c", "y")], "example 2 and the first are not both texts"),
+        ([Example("a", None, "x"), Example("b", "c", "y")], "examples 1 and 2 are a text and a pair"),
     ],
 )
 def test_texts_that_cannot_be_probed_are_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
@@ -368,7 +370,6 @@ def test_retrieval_is_trec_evals_of_an_exact_search_block_by_block(
     whole, found = data.search(ticks), data.measure(ticks)
     assert reporter.seen[-1] == ("toy: documents of toy", 400, 400)
     monkeypatch.setattr(retrieval, "DOCUMENTS", 64)
-    monkeypatch.setattr(retrieval, "QUERIES", 7)
     assert data.search(ticks) == whole, "the size of blocks changes nothing"
     asked = unit(ticks.embed(list(data.queries.values()), role="query"))
     cosines = asked @ unit(ticks.embed(list(documents.values()), role="document")).T
@@ -395,12 +396,11 @@ def test_retrieval_is_a_suite_of_the_command(tmp_path: Path) -> None:
     assert row.split() == ["tiny", "pocket", "1", "100.00", "100.00", "..", "100.00", "100.00", "100.00", "100.00"]
 
 
-def test_equal_similarities_are_ordered_by_id_exactly() -> None:
-    import torch
-
-    similarities = torch.tensor([[0.5, -0.25, 0.0, -0.0, -1e-30, 0.5, -0.25]])
-    keys = retrieval._keys(similarities, torch.arange(7))
-    assert keys.argsort(descending=True).tolist() == [[5, 0, 3, 2, 4, 6, 1]]
+def test_all_documents_as_near_as_the_last_are_returned() -> None:
+    documents = np.array([[1, 0], [0, 1], *[[0.6, 0.8]] * 9, [0.8, 0.6]], dtype=np.float32)
+    (hits,) = retrieval.nearest(np.array([[1, 0]], dtype=np.float32), documents, 3)
+    assert {row for _, row in hits} >= {0, 11, *range(2, 11)}
+    assert [similarity for similarity, _ in hits][:3] == pytest.approx([1, 0.8, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -426,5 +426,5 @@ def test_retrieval_files_that_are_wrong_are_named(tmp_path: Path, name: str, tex
     with pytest.raises(DataError, match=said):
         Retrieval.read("x", folder)
     (folder / name).unlink()
-    with pytest.raises(DataError, match="is not there; a folder in BEIR's layout holds corpus"):
+    with pytest.raises(DataError, match="does not exist; a folder in BEIR's layout holds corpus"):
         Retrieval.read("x", folder)

@@ -8,7 +8,7 @@ import click
 
 from dino_pipeline import __version__
 from dino_pipeline.cli.compare import compare
-from dino_pipeline.cli.evaluate import evaluate
+from dino_pipeline.cli.evaluation_command import evaluate_command
 from dino_pipeline.cli.export import export
 from dino_pipeline.cli.filter import filter_command
 from dino_pipeline.cli.finetune import finetune
@@ -49,7 +49,7 @@ for _command, _said in (
     (filter_command, "Decide what is trained on, and say why not."),
     (finetune, "Train an encoder."),
     (compare, "Train by several objectives, on one table."),
-    (evaluate, "Score encoders, or what generators write."),
+    (evaluate_command, "Score encoders."),
     (report, "Put a run on one page."),
     (publish, "Put dataset and encoder on the Hub."),
     (verify, "Check what is published."),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import FOLDER, Grouped, command, options_of, parts_of, watching
-from dino_pipeline.cli.evaluation_sets import evaluation_sets
+from dino_pipeline.cli.base import COMMAND_LINE, FOLDER, Grouped, command, options_of, parts_of, watching
 from dino_pipeline.cli.finetune import (
     HYPERPARAMETERS,
     SOURCE_OPTIONS,
@@ -20,8 +20,9 @@ from dino_pipeline.cli.finetune import (
     load_to_train,
     texts_of,
 )
-from dino_pipeline.console import table
+from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError
+from dino_pipeline.evaluate_options import EvaluateOptions
 from dino_pipeline.training.objectives import NAMES
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: 
     """
     from dino_pipeline.evaluation.compare import Plan, as_table, remarks, write_comparison
     from dino_pipeline.evaluation.compare import compare as run_compare
+    from dino_pipeline.evaluation.evaluation_data import evaluation_sets
     from dino_pipeline.run import Run
 
     lenient = options["objectives"] == "all"
@@ -64,7 +66,9 @@ def compare(data: str, run_path: Path | None, data_files: Sequence[str], suite: 
     run, texts = texts_of(data, run_path, options)
     suites = [*(["pairs"] if data_files else []), *([suite] if suite else [])]
     of_pocket = options["encoder"] == "pocket"
-    sets = evaluation_sets([Run(Path(data))], suites, {"data_files": data_files}, of_pocket=of_pocket)
+    wanted = EvaluateOptions.of({"suite": suites, "data": data_files})
+    with closing(Console(wording=COMMAND_LINE)) as console:
+        sets = evaluation_sets(wanted, [Run(Path(data))], console, of_pocket=of_pocket)
     plan = Plan(
         folder=run.path if run_path else run.comparison,
         objectives=[_settled(name, options) for name in names],

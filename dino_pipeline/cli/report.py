@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dino_pipeline.cli.base import FOLDER, command
-from dino_pipeline.cli.candidates import candidates_of
 from dino_pipeline.console import Console
 from dino_pipeline.errors import RunError
 
@@ -58,10 +57,11 @@ def existing(path: Path) -> Run:
 
 def write(run: Run, encoders: Sequence[str] = (), *, dropped: bool = True) -> Report:
     """Write a run's report, with the run's own encoder where none are named."""
+    from dino_pipeline.evaluation.candidates import candidates_of
     from dino_pipeline.report.page import report
 
     trained = run.stage("finetune").get("status") == "done"
     named = encoders or ([str(run.path)] if trained else [])
-    candidates = [each for target in named for each in candidates_of(target, alone=True)]
+    candidates = [each for target in named for each in candidates_of(target, only_run=True)]
     with contextlib.closing(Console()) as console:
         return report(run, candidates, console, dropped=dropped)

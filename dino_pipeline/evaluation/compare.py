@@ -11,9 +11,10 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
-from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
+from dino_pipeline.evaluation.candidates import Candidate
+from dino_pipeline.evaluation.evaluate import baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
+from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
 from dino_pipeline.files import write_atomic, write_bytes, write_json
 from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.progress import Reporter
@@ -135,8 +136,8 @@ def _row(plan: Plan, objective: Objective, training: Hyperparameters, reporter: 
 def _cell_scores(cell: Run, trained: Candidate, plan: Plan, reporter: Reporter) -> dict[str, float | None]:
     """Return a trained cell's Spearman x 100 by set."""
     found, _ = evaluate_run(cell, [trained], plan.sets, reporter)
-    own = [each for each in found["scores"] if each["model"] == trained.name]
-    return {each["data"]: each["measures"]["spearman"]["value"] for each in own}
+    own = [score for score in found.scores if score.model == trained.name]
+    return {score.data: score.measures["spearman"].value for score in own}
 
 
 def _spearman(scores: Sequence[Score]) -> dict[str, list[float | None]]:

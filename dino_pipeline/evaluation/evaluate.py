@@ -1,99 +1,112 @@
-"""The evaluate stage: what encoders are worth, on suites of data, beside one another."""
+"""The evaluate stage: score encoders, and baselines, on sets of data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, groupby
+import os
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_pipeline.evaluation.scores import FORMAT, read_scores
-from dino_pipeline.evaluation.suites.base import Embedder, EvaluationSet, Score, with_interval
-from dino_pipeline.evaluation.suites.sts import with_mean
+from dino_pipeline.console import reporter_for
+from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.evaluate_options import STS_OPTIONS, EvaluateOptions
+from dino_pipeline.evaluation.candidates import Candidate, all_candidates, as_run, is_run
+from dino_pipeline.evaluation.evaluation_data import evaluation_sets
+from dino_pipeline.evaluation.scores import Difference, Figure, ScoreRow, Scores, ScoresFile
+from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
+from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
 from dino_pipeline.files import write_json
-from dino_pipeline.measures import RESAMPLES
-from dino_pipeline.models import model_fingerprint
-from dino_pipeline.progress import Reporter
+from dino_pipeline.measures import Measurement
+from dino_pipeline.models import POCKET
+from dino_pipeline.options import accepts
+from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.record import versions
-from dino_pipeline.run import Run, Stage
+from dino_pipeline.run import Run
+from dino_pipeline.stage_records import EvaluateRecord
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """An encoder to evaluate."""
-
-    name: str
-    """What it is called in tables."""
-    path: str
-    """A folder or a Hub id."""
-    revision: str | None = None
-    chosen_on_human_labels: str | None = None
-    """What its checkpoint was chosen on, if people had scored that."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What models came to."""
-
-    models: list[dict[str, Any]]
-    """What identifies each of them."""
-    scores: list[Score]
-    """Set by set, the baseline first."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what scores.json holds."""
-        return {
-            "format": FORMAT,
-            "unit": "x 100",
-            "interval": f"95 % percentile bootstrap over items, {RESAMPLES} resamples",
-            "versions": versions(),
-            "models": self.models,
-            "scores": [score.to_json() for score in self.scores],
-            "differences": self.differences(),
-        }
-
-    def differences(self) -> list[dict[str, Any]]:
-        """Return for each set how far each later model is from the first, resampled in pairs, by the main measure."""
-        names = [model["name"] for model in self.models]
-        found = []
-        for _, group in groupby(self.scores, key=lambda score: (score.suite, score.data)):
-            of_set = {score.model: score for score in group}
-            first = of_set[names[0]]
-            measure = next(iter(first.measures))
-            for name in names[1:]:
-                difference = of_set[name].measures[measure] - first.measures[measure]
-                where = {"suite": first.suite, "data": first.data, "measure": measure}
-                found.append({**where, "model": name, "minus": names[0], **with_interval(difference, "difference")})
-        return found
-
-
+@accepts(EvaluateOptions)
 def evaluate(
-    candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], reporter: Reporter, *, batch_size: int = 64
-) -> Evaluation:
-    """Measure encoders, and what no encoder is needed for beside them, on sets of data.
+    *targets: str | Path | Run | SentenceTransformer,
+    data: object = None,
+    suite: str | Sequence[str] | None = None,
+    output: str | Path | None = None,
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> Scores:
+    """Score encoders on sets of data, with 95 % intervals, and paired differences from the first encoder.
+
+    The scores of a single run are kept in its folder, and are not computed again while nothing has changed.
 
     Args:
-        candidates: the encoders; no two have the same name.
-        sets: what to evaluate on; no two of a suite have the same name.
-        reporter: is told how far it is.
-        batch_size: texts a batch; changes speed only.
+        targets: runs (their encoder before and after training), encoders by folder or Hub id (``id@revision``), or
+            `SentenceTransformer` objects.
+        data: what to evaluate on: a file or folder (``"[SUITE=]PATH"``), a list of examples, a dataset or frame, a list
+            of several of these, or a dict of them by name. By default the dev pairs of a run.
+        suite: suites to evaluate on: ``sts``, ``probe``, ``retrieval``, ``pairs``, ``pocket``.
+        output: file to write the scores to.
+        progress: show progress; or a function that is called with it.
 
     Raises:
-        ModelError: a model cannot be loaded, or gives no numbers.
+        OptionError: an option is wrong, or there is nothing to evaluate.
+        DataError: data is malformed.
+        ModelError: an encoder cannot be loaded, or gives values that are not numbers.
     """
-    from dino_pipeline.encoders import load_encoder
+    named = {"data": data, "suite": suite, "output": output}
+    settings = EvaluateOptions.of({**{name: value for name, value in named.items() if value is not None}, **options})
+    _refuse_sts_options(settings)
+    if not targets:
+        raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
+    if settings.output:
+        _check_output(settings.output)
+    candidates = all_candidates(targets)
+    runs = [as_run(target) for target in targets if is_run(target)]
+    with reporter_for(progress) as reporter:
+        sets = evaluation_sets(settings, runs, reporter, of_pocket=any(map(_starts_from_pocket, runs)))
+        differing = unlike_papers(sets) if settings.published else None
+        if settings.output is None and len(runs) == 1 and all(candidate.path for candidate in candidates):
+            with runs[0].locked():
+                file, was_kept = evaluate_run(runs[0], candidates, sets, reporter, batch_size=settings.batch_size)
+            return Scores(file, path=runs[0].scores, was_kept=was_kept, unlike_papers=differing)
+        file = score_candidates(candidates, sets, reporter, batch_size=settings.batch_size)
+    if settings.output:
+        write_json(settings.output, file.model_dump(mode="json"))
+    return Scores(file, path=settings.output, unlike_papers=differing)
 
-    columns, models = [baselines(sets)], []
-    for candidate in candidates:
-        model = load_encoder(candidate.path, candidate.revision)
-        models.append(_identity(candidate, model))
-        columns.append(scores_of(candidate.name, model, sets, reporter, batch_size))
-    place = {(score.suite, score.data): at for at, score in enumerate(columns[-1])}
-    return Evaluation(models, sorted(chain(*columns), key=lambda score: place[score.suite, score.data]))
+
+def _refuse_sts_options(options: EvaluateOptions) -> None:
+    """Raise `OptionError` if an option of suite sts is given and the suite is not evaluated."""
+    if "sts" in options.suite:
+        return
+    for name, value in options.given().items():
+        if name in STS_OPTIONS:
+            remedy = "leave it out, or add {suite=sts}"
+            raise OptionError("has an effect with suite sts only", remedy, option=name, value=value)
+
+
+def _check_output(path: Path) -> None:
+    """Raise `OptionError` if scores cannot be written to a file, or would replace something else."""
+    if path.exists():
+        try:
+            ScoresFile.read(path)
+        except DataError as error:
+            remedy = "move it, or choose another {output=FILE}"
+            raise OptionError(f"{path}: exists and holds no scores of this version", remedy) from error
+    if not os.access(path.parent, os.W_OK):
+        raise OptionError(
+            f"{path}: {path.parent} is not a folder that can be written to", "choose another {output=FILE}"
+        )
+
+
+def _starts_from_pocket(run: Run) -> bool:
+    """Return whether a run's encoder was trained from the pocket encoder."""
+    trained = run.record().finetune
+    return trained is not None and trained.options.encoder.name == POCKET
 
 
 def evaluate_run(
@@ -103,41 +116,119 @@ def evaluate_run(
     reporter: Reporter,
     *,
     batch_size: int = 64,
-) -> tuple[dict[str, Any], bool]:
-    """Return what a run's scores.json holds, and whether it was there, of these encoders and sets; else it is made."""
-    sources = "+".join(
-        [f"{each.suite}:{each.name}:{each.digest}:{json.dumps(dict(each.protocol))}" for each in sets]
-        + [f"{each.name}:{model_fingerprint(each.path) or each.path}:{each.revision}" for each in candidates]
+) -> tuple[ScoresFile, bool]:
+    """Return the scores in a run's folder, computed first unless they are of these encoders on these sets.
+
+    Returns:
+        The scores, and whether they were there already.
+    """
+    sources = [f"{data.suite}:{data.name}:{data.digest}:{json.dumps(dict(data.protocol))}" for data in sets]
+    sources += [candidate.source for candidate in candidates]
+    record = EvaluateRecord(sources="+".join(sources))
+    if run.begin(record) == "done":
+        try:
+            return ScoresFile.read(run.scores), True
+        except DataError as error:
+            reporter.note(f"{error.message}; it is made again")
+    file = score_candidates(candidates, sets, reporter, batch_size=batch_size)
+    write_json(run.scores, file.model_dump(mode="json"))
+    run.finish(record)
+    return file, False
+
+
+def score_candidates(
+    candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], reporter: Reporter, *, batch_size: int = 64
+) -> ScoresFile:
+    """Score encoders and baselines on sets of data.
+
+    Args:
+        candidates: the encoders; each has its own name.
+        sets: the data; each set of a suite has its own name.
+        reporter: follows the progress.
+        batch_size: texts per batch; changes speed only.
+
+    Raises:
+        ModelError: an encoder cannot be loaded, or gives values that are not numbers.
+    """
+    scores = baselines(sets)
+    models = []
+    for candidate in candidates:
+        model = candidate.load()
+        models.append(candidate.describe(model))
+        last = scores_of(candidate.name, model, sets, reporter, batch_size)
+        scores += last
+    place = {(score.suite, score.data): number for number, score in enumerate(last)}
+    scores.sort(key=lambda score: place[score.suite, score.data])
+    return ScoresFile(
+        versions=versions(),
+        models=tuple(models),
+        scores=tuple(map(_score_row, scores)),
+        differences=tuple(_differences(scores, [candidate.name for candidate in candidates])),
     )
-    done = run.begin(Stage("evaluate", {}, outputs=[run.scores], sources=sources)) == "done"
-    if done and (found := read_scores(run.scores)):  # and not damaged
-        return found, True
-    found = evaluate(candidates, sets, reporter, batch_size=batch_size).to_json()
-    write_json(run.scores, found)
-    run.finish("evaluate")
-    return found, False
 
 
 def scores_of(
     name: str, model: SentenceTransformer, sets: Sequence[EvaluationSet], reporter: Reporter, batch_size: int = 64
 ) -> list[Score]:
-    """Measure a loaded encoder on each set, texts that sets have in common embedded once."""
+    """Return the scores of an encoder on each set. Texts that several sets share are embedded once."""
     embedder = Embedder(name, model, batch_size, reporter)
-    embedder.learn(text for each in sets for text in each.texts())
-    return with_mean([Score.on(each, name, each.measure(embedder)) for each in sets])
+    embedder.cache(text for data in sets for text in data.texts())
+    return with_mean([Score.on(data, name, data.measure(embedder)) for data in sets])
 
 
 def baselines(sets: Sequence[EvaluationSet]) -> list[Score]:
-    """Return what is to be had without an encoder."""
-    return with_mean([Score.on(each, *found) for each in sets if (found := each.baseline())])
+    """Return the scores of the baselines, which need no encoder."""
+    scores = []
+    for data in sets:
+        if baseline := data.baseline():
+            name, measures = baseline
+            scores.append(Score.on(data, name, measures))
+    return with_mean(scores)
 
 
-def _identity(candidate: Candidate, model: SentenceTransformer) -> dict[str, Any]:
-    backbone = model.transformers_model
-    return {
-        **asdict(candidate),
-        "commit": getattr(backbone.config, "_commit_hash", None) if backbone is not None else None,
-        "fingerprint": model_fingerprint(candidate.path),
-        "dimension": model.get_embedding_dimension(),
-        "max_length": model.max_seq_length,
-    }
+def _score_row(score: Score) -> ScoreRow:
+    measures = {name: _figure(measurement) for name, measurement in score.measures.items()}
+    return ScoreRow(
+        suite=score.suite,
+        data=score.data,
+        model=score.model,
+        counted=score.counted,
+        size=score.size,
+        protocol=dict(score.protocol),
+        digest=score.digest,
+        measures=measures,
+    )
+
+
+def _figure(measurement: Measurement) -> Figure:
+    low, high = measurement.interval or (None, None)
+    return Figure(value=measurement.value, low=low, high=high)
+
+
+def _differences(scores: Sequence[Score], names: Sequence[str]) -> list[Difference]:
+    """Return for each set how far each later encoder is from the first, resampled in pairs, by the main measure.
+
+    Args:
+        scores: of baselines and encoders, those of a set one after another.
+        names: the encoders' names, the first one first.
+    """
+    differences = []
+    for _, group in groupby(scores, key=lambda score: (score.suite, score.data)):
+        by_model = {score.model: score for score in group}
+        first = by_model[names[0]]
+        measure = next(iter(first.measures))
+        for name in names[1:]:
+            figure = _figure(by_model[name].measures[measure] - first.measures[measure])
+            differences.append(
+                Difference(
+                    suite=first.suite,
+                    data=first.data,
+                    measure=measure,
+                    model=name,
+                    minus=names[0],
+                    difference=figure.value,
+                    low=figure.low,
+                    high=figure.high,
+                )
+            )
+    return differences

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.evaluation.scores import COLUMNS, chosen_on_human_labels, read_scores, score_rows
+from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.hub.card import README, Kept, card
 from dino_pipeline.hub.licenses import GeneratorLicense
@@ -70,12 +70,12 @@ def write_model(run: Run, wanted: ModelPublication, folder: Path, kept: Kept) ->
         "base_model": _base_model(trained["options"]["encoder"]),
         "widget": (_widgets(run) or None) if wanted.widgets else None,
         "datasets": [wanted.dataset["repository"]] if wanted.dataset else None,
-        "model-index": eval_results_to_model_index(name, _results(scores)) if scores else None,
+        "model-index": eval_results_to_model_index(name, _results(*scores)) if scores else None,
     }
     origin = [_data(wanted.dataset)] if wanted.dataset else []
     if wanted.generator:
         origin.append(wanted.generator.said)
-    text = body(of, origin, [_evaluation(scores)] if scores else [])
+    text = body(of, origin, [_evaluation(scores[1])] if scores else [])
     (folder / README).write_text(card(front, text, kept), encoding="utf-8")
     more = {"made_with": trained["versions"], "dataset": wanted.dataset, "repository": wanted.repository}
     seal(run, folder, "model", **more, lacks=_lacks(trained, wanted))
@@ -105,37 +105,41 @@ def _base_model(encoder: str) -> str | None:
     return encoder if on_hub else None
 
 
-def _scores(run: Run) -> dict[str, Any] | None:
-    """Return the scores of this very encoder, of that which it was before, and of baselines; None if there are none."""
-    found = read_scores(run.scores) if run.stage("evaluate").get("status") == "done" else None
-    now = model_fingerprint(str(run.model))
-    own = next((each["name"] for each in (found or {}).get("models", []) if each["fingerprint"] == now), None)
-    if found is None or own is None:
+def _scores(run: Run) -> tuple[str, ScoresFile] | None:
+    """Return the encoder's name in scores.json, and the scores of it, of it before training and of the baselines."""
+    record = run.record().evaluate
+    if record is None or not record.is_done:
         return None
-    others = {each["name"] for each in found["models"]} - {own, f"{own.removesuffix(' finetuned')} before"}
-    return {**found, "own": own, "scores": [each for each in found["scores"] if each["model"] not in others]}
+    file = ScoresFile.read(run.scores)
+    now = model_fingerprint(str(run.model))
+    own = next((each.name for each in file.models if each.fingerprint == now), None)
+    if own is None:
+        return None
+    others = {each.name for each in file.models} - {own, f"{own.removesuffix(' finetuned')} before"}
+    shown = file.updated(scores=tuple(score for score in file.scores if score.model not in others))
+    return own, shown
 
 
-def _results(scores: Mapping[str, Any]) -> list[EvalResult]:
+def _results(name: str, scores: ScoresFile) -> list[EvalResult]:
     """Return the trained encoder's scores as the Hub takes them, each with its interval and protocol."""
     return [
         EvalResult(
-            task_type=TASKS.get(score["suite"], "sentence-similarity"),
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", score["data"].lower()).strip("-"),
-            dataset_name=score["data"],
-            dataset_revision=score["digest"],
+            task_type=TASKS.get(score.suite, "sentence-similarity"),
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", score.data.lower()).strip("-"),
+            dataset_name=score.data,
+            dataset_revision=score.digest,
             metric_type=measure,
             metric_name=measure_title(measure),
-            metric_value=round(value["value"], 2),
+            metric_value=round(value.value, 2),
             metric_args={
-                "interval_95": [each and round(each, 2) for each in (value["low"], value["high"])],
-                **score["protocol"],
+                "interval_95": [each and round(each, 2) for each in (value.low, value.high)],
+                **score.protocol,
             },
         )
-        for score in scores["scores"]
-        if score["model"] == scores["own"]
-        for measure, value in score["measures"].items()
-        if value["value"] is not None
+        for score in scores.scores
+        if score.model == name
+        for measure, value in score.measures.items()
+        if value.value is not None
     ]
 
 
@@ -145,6 +149,6 @@ def _data(dataset: Mapping[str, str]) -> str:
     return f"## Training data\n\n[{dataset['repository']}]({page}){', ' if at else ''}{at}."
 
 
-def _evaluation(scores: Mapping[str, Any]) -> str:
-    remarks = "".join(f"\n\n{remark}." for remark in chosen_on_human_labels(scores).values())
-    return f"## Scores\n\n{table(COLUMNS, score_rows(scores))}{remarks}"
+def _evaluation(scores: ScoresFile) -> str:
+    remarks = "".join(f"\n\n{remark}." for remark in scores.human_label_remarks().values())
+    return f"## Scores\n\n{table(COLUMNS, scores.score_rows())}{remarks}"

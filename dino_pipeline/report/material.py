@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dino_pipeline.evaluation.evaluate import Candidate
+from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.progress import Reporter
 from dino_pipeline.public import public
 from dino_pipeline.report.blocks import Missing

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import ModelError
-from dino_pipeline.evaluation.evaluate import Candidate
-from dino_pipeline.evaluation.suites.base import Embedder, cosines
+from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
+from dino_pipeline.evaluation.suites.suite import Embedder, cosines
 from dino_pipeline.filtering.contamination import REASON as LEAKED
 from dino_pipeline.filtering.contamination import WORDS
 from dino_pipeline.filtering.funnel import Funnel
@@ -204,8 +203,8 @@ def similarity(material: Material) -> list[Block]:
 def _cosines(
     candidate: Candidate, pairs: Mapping[str, Sequence[tuple[str, str]]], reporter: Reporter
 ) -> dict[str, Any]:
-    embedder = Embedder(candidate.name, load_encoder(candidate.path, candidate.revision), 64, reporter)
-    embedder.learn(text for of_label in pairs.values() for pair in of_label for text in pair)
+    embedder = Embedder(candidate.name, candidate.load(), 64, reporter)
+    embedder.cache(text for of_label in pairs.values() for pair in of_label for text in pair)
     return {label: cosines(embedder, of_label) for label, of_label in pairs.items()}
 
 

@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.compare import Row, as_table, remarks
-from dino_pipeline.evaluation.scores import (
-    COLUMNS,
-    chosen_on_human_labels,
-    difference_rows,
-    read_scores,
-    score_rows,
-)
+from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.measures import measure_title
 from dino_pipeline.report import charts
 from dino_pipeline.report.blocks import Block, Facts, Missing, Paragraph, Table, number, visible
@@ -68,16 +63,17 @@ def _value(value: float | None) -> str:
 def scores(material: Material) -> list[Block]:
     """What the encoder is worth, beside baselines."""
     material.stage("evaluate")
-    found = read_scores(material.run.scores)
-    if found is None:
-        raise Missing("scores.json is not there, damaged, or of another version; run dino evaluate again")
-    human = chosen_on_human_labels(found)
-    rows = [[data, model + "*" * (model in human), *more] for data, model, *more in score_rows(found)]
+    try:
+        found = ScoresFile.read(material.run.scores)
+    except DataError as error:
+        raise Missing("scores.json is not there, damaged, or of another version; run dino evaluate again") from error
+    human = found.human_label_remarks()
+    rows = [[data, model + "*" * (model in human), *more] for data, model, *more in found.score_rows()]
     numbers = _shown("Scores; compare only rows of the same data, measure and protocol", COLUMNS, rows)
-    mains = [(score, *next(iter(score["measures"].items()))) for score in found["scores"]]
+    mains = [(score, *score.main) for score in found.scores]
     of_one_kind = len({measure for _, measure, _ in mains}) == 1
     drawn = [
-        (f"{score['data']}: {score['model']}" + ("" if of_one_kind else f" ({measure})"), value)
+        (f"{score.data}: {score.model}" + ("" if of_one_kind else f" ({measure})"), value.model_dump())
         for score, measure, value in mains[:MOST_SCORES]
     ]
     title = "Scores with their 95 % bootstrap intervals, baselines beside them"
@@ -85,7 +81,7 @@ def scores(material: Material) -> list[Block]:
     blocks: list[Block] = [
         charts.picture("scores", title, numbers, lambda panels: charts.intervals(panels, drawn, "x 100"), height=height)
     ]
-    if rows := difference_rows(found):
+    if rows := found.difference_rows():
         caption = (
             "Differences, resampled in pairs: an interval without 0 is a difference that other items would show, too"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from dino_pipeline import __version__
-from dino_pipeline.evaluation.evaluate import Candidate
+from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.files import write_bytes
 from dino_pipeline.measures import measure_title
 from dino_pipeline.progress import Progress, Reporter

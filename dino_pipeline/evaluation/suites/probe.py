@@ -1,4 +1,4 @@
-"""A linear probe: how well a logistic regression on frozen embeddings tells classes apart, as SentEval and cpt do."""
+"""A linear probe: a logistic regression classifies texts by their frozen embeddings, as in SentEval and cpt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent
 from dino_pipeline.examples import Example
 from dino_pipeline.layout import is_unpublished
 from dino_pipeline.measures import Integers, accuracy, macro_f1
@@ -26,7 +26,7 @@ from dino_pipeline.training.corpus import to_evaluate_on
 FOLDS = 10
 INNER_FOLDS = 3
 STRENGTHS = tuple(10.0**power for power in range(-4, 2))
-"""Inverse strengths of regularisation to choose from, on standardised embeddings."""
+"""Inverse strengths of regularisation that cross-validation chooses from, on standardised embeddings."""
 SEED = 0
 MAJORITY = "most frequent class"
 
@@ -38,9 +38,9 @@ class Probe:
     name: str
     train: Sequence[Example]
     test: Sequence[Example] | None = None
-    """None: folds of ``train`` take turns."""
+    """None: cross-validation on ``train``."""
     folds: int = FOLDS
-    """How many take turns."""
+    """Folds of the cross-validation."""
     suite: str = "probe"
     counted: str = "texts"
 
@@ -49,28 +49,38 @@ class Probe:
         """Read a file of texts with classes, or a folder with ``train.jsonl`` and ``test.jsonl``.
 
         Raises:
-            DataError: a row has no class, there is one class only, or test has classes that train has not.
+            DataError: a row has no class, there is only one class, or test has classes that train lacks.
         """
-        if is_unpublished(path):
-            files = [path / f"{part}.jsonl" for part in ("train", "test")]
-            if missing := [file for file in files if not file.exists()]:
-                raise DataError(f"{missing[0]}: is not there; a probe's folder holds train.jsonl and test.jsonl")
-            train, test = map(_read, files)
-            if (train[0].text_b is None) != (test[0].text_b is None):
-                raise DataError(f"{path}: one of train.jsonl and test.jsonl holds texts, the other pairs")
-            _check_classes(path / "train.jsonl", train)
-            if strange := sorted({str(each.label) for each in test} - {str(each.label) for each in train}):
-                raise DataError(
-                    f"{path / 'test.jsonl'}: class {strange[0]} is not in train.jsonl; nothing is known of it"
-                )
-            return cls(name, train, test)
-        examples = _read(path)
-        _check_classes(path, examples)
-        rarest, number = min(Counter(str(each.label) for each in examples).items(), key=lambda found: found[1])
-        folds = min(FOLDS, number)
+        return cls._read_folder(name, path) if is_unpublished(path) else cls.of(name, _read(path), str(path))
+
+    @classmethod
+    def of(cls, name: str, examples: Sequence[Example], source: str) -> Probe:
+        """Return a probe by cross-validation.
+
+        Args:
+            name: name in tables.
+            examples: texts or pairs; each label is a class.
+            source: where they are from, for errors.
+        """
+        _check_classes(source, examples)
+        rarest, count = min(Counter(str(example.label) for example in examples).items(), key=lambda item: item[1])
+        folds = min(FOLDS, count)
         if folds < 2:
-            raise DataError(f"{path}: class {rarest} has one text only; give at least two of each")
+            raise DataError(f"{source}: class {rarest} has only one text; give at least two of each class")
         return cls(name, examples, folds=folds)
+
+    @classmethod
+    def _read_folder(cls, name: str, folder: Path) -> Probe:
+        files = [folder / "train.jsonl", folder / "test.jsonl"]
+        if missing := [file for file in files if not file.exists()]:
+            raise DataError(f"{missing[0]}: does not exist; the folder of a probe holds train.jsonl and test.jsonl")
+        train, test = map(_read, files)
+        if (train[0].text_b is None) != (test[0].text_b is None):
+            raise DataError(f"{folder}: one of train.jsonl and test.jsonl holds texts, the other pairs")
+        _check_classes(str(files[0]), train)
+        if unknown := sorted({str(example.label) for example in test} - {str(example.label) for example in train}):
+            raise DataError(f"{files[1]}: class {unknown[0]} is not in train.jsonl, so it cannot be learned")
+        return cls(name, train, test)
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -83,74 +93,80 @@ class Probe:
     @property
     def digest(self) -> str:
         digest = hashlib.sha256()
-        for each in (*self.train, *(self.test or ())):
-            digest.update(f"{each.text_a}\0{each.text_b}\0{each.label}\0".encode())
+        for example in (*self.train, *(self.test or ())):
+            digest.update(f"{example.text_a}\0{example.text_b}\0{example.label}\0".encode())
         return digest.hexdigest()[:16]
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the classes."""
-        return sorted({str(each.label) for each in self.train})
+        """Names of the classes, sorted."""
+        return sorted({str(example.label) for example in self.train})
 
     def texts(self) -> Iterator[str]:
-        for each in (*self.train, *(self.test or ())):
-            yield from each.texts
+        for example in (*self.train, *(self.test or ())):
+            yield from example.texts
 
-    def measure(self, embedder: Embedder) -> Measured:
-        """Fit the regression and classify what it has not seen."""
-        gold = self._gold(self.train)
+    def measure(self, embedder: Embedder) -> Measures:
+        """Fit the regression and classify examples that it has not seen."""
+        gold = self._class_numbers(self.train)
         features = self._features(embedder, self.train)
-        others = self._features(embedder, self.test) if self.test else None
-        with _one_thread_a_fit():
-            if others is None:
-                return self._measured(self._in_turn(features, gold, embedder), gold)
-            return self._measured(_fit_and_classify(features, gold, others), self._gold(self.test or ()))
+        with _one_thread_per_fit():
+            if self.test is None:
+                return self._measures(self._cross_validate(features, gold, embedder), gold)
+            test_features = self._features(embedder, self.test)
+            return self._measures(_fit_and_classify(features, gold, test_features), self._class_numbers(self.test))
 
-    def baseline(self) -> tuple[str, Measured]:
-        """Return what it is worth to name the most frequent class always."""
-        gold = self._gold(self.test or self.train)
-        most = int(np.bincount(self._gold(self.train)).argmax())
-        return MAJORITY, self._measured(np.full_like(gold, most), gold)
+    def baseline(self) -> tuple[str, Measures]:
+        """Return the measures of always predicting the most frequent class."""
+        gold = self._class_numbers(self.test or self.train)
+        most_frequent = int(np.bincount(self._class_numbers(self.train)).argmax())
+        return MAJORITY, self._measures(np.full_like(gold, most_frequent), gold)
 
-    def _measured(self, given: Integers, gold: Integers) -> Measured:
-        return percent({"accuracy": accuracy(given, gold), "macro-F1": macro_f1(given, gold, len(self.classes))})
+    def _measures(self, predicted: Integers, gold: Integers) -> Measures:
+        f1 = macro_f1(predicted, gold, len(self.classes))
+        return percent({"accuracy": accuracy(predicted, gold), "macro-F1": f1})
 
-    def _gold(self, examples: Sequence[Example]) -> Integers:
-        at = {name: number for number, name in enumerate(self.classes)}
-        return np.array([at[str(each.label)] for each in examples])
+    def _class_numbers(self, examples: Sequence[Example]) -> Integers:
+        """Return the index in `classes` of each example's class, ``(examples,)``."""
+        number_of = {name: number for number, name in enumerate(self.classes)}
+        return np.array([number_of[str(example.label)] for example in examples])
 
     def _features(self, embedder: Embedder, examples: Sequence[Example]) -> Embeddings:
-        """Return the embeddings, ``(texts, dimensions)``; of pairs [|u - v|; u * v], ``(pairs, 2 * dimensions)``."""
-        first = embedder([each.text_a for each in examples])
+        """Return the features of examples.
+
+        Of texts they are the embeddings, ``(texts, dimensions)``; of pairs [|u - v|; u * v], as in SentEval,
+        ``(pairs, 2 * dimensions)``.
+        """
+        first = embedder([example.text_a for example in examples])
         if examples[0].text_b is None:
             return first
-        second = embedder([each.text_b or "" for each in examples])
+        second = embedder([example.text_b or "" for example in examples])
         return np.concatenate([np.abs(first - second), first * second], axis=1)
 
-    def _in_turn(self, features: Embeddings, gold: Integers, embedder: Embedder) -> Integers:
-        """Classify each fold by what is fitted on the others."""
+    def _cross_validate(self, features: Embeddings, gold: Integers, embedder: Embedder) -> Integers:
+        """Return the predicted class of each example, by a regression fitted on the folds without it."""
         from joblib import Parallel, delayed
         from sklearn.model_selection import StratifiedKFold
 
         splits = list(StratifiedKFold(self.folds, shuffle=True, random_state=SEED).split(features, gold))
-        found = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
+        predictions = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
             delayed(_fit_and_classify)(features[train], gold[train], features[test]) for train, test in splits
         )
-        given = np.empty_like(gold)
+        predicted = np.empty_like(gold)
         progress = Progress(f"{embedder.name}: folds of {self.name}", total=self.folds)
         embedder.reporter.update(progress)
-        for (_, test), of_fold in zip(splits, found, strict=True):
-            given[test] = of_fold
+        for (_, test), of_fold in zip(splits, predictions, strict=True):
+            predicted[test] = of_fold
             progress.done += 1
             embedder.reporter.update(progress)
-        return given
+        return predicted
 
 
 @contextmanager
-def _one_thread_a_fit() -> Iterator[None]:
-    """Give each fit one thread: on matrices this small threads wait for one another, and folds run side by side.
+def _one_thread_per_fit() -> Iterator[None]:
+    """Limit each fit to one thread: folds run in parallel, and more threads on matrices this small only wait.
 
-    What scikit-learn says of steps that were not enough, and of its next versions, is nothing a user can act on.
+    scikit-learn's warnings about convergence and its next versions are silenced: a user can do nothing about them.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -161,40 +177,50 @@ def _one_thread_a_fit() -> Iterator[None]:
         yield
 
 
-def _fit_and_classify(features: Embeddings, gold: Integers, others: Embeddings) -> Integers:
-    """Fit a logistic regression, its strength chosen by cross-validation within, and classify others.
+def _fit_and_classify(features: Embeddings, gold: Integers, test_features: Embeddings) -> Integers:
+    """Fit a logistic regression and return the classes that it predicts, ``(test items,)``.
+
+    Cross-validation within the training items chooses the strength of regularisation, unless a class has only one item.
 
     Args:
-        features: what to fit on, ``(items, features)``.
+        features: of the training items, ``(items, features)``.
         gold: their classes, ``(items,)``.
-        others: what to classify, ``(others, features)``.
+        test_features: of the items to classify, ``(test items, features)``.
     """
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
     from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    inner = min(INNER_FOLDS, int(np.bincount(gold)[np.unique(gold)].min()))
-    if inner < 2:
+    rarest = int(np.bincount(gold)[np.unique(gold)].min())
+    if rarest < 2:
         regression: LogisticRegression | LogisticRegressionCV = LogisticRegression(max_iter=1000)
     else:
-        folds = StratifiedKFold(inner, shuffle=True, random_state=SEED)
+        folds = StratifiedKFold(min(INNER_FOLDS, rarest), shuffle=True, random_state=SEED)
         regression = LogisticRegressionCV(Cs=STRENGTHS, cv=folds, max_iter=1000, scoring="accuracy")
-    fitted = make_pipeline(StandardScaler(), regression).fit(features, gold)
-    given: NDArray[np.int64] = fitted.predict(others)
-    return given
+    classifier = make_pipeline(StandardScaler(), regression).fit(features, gold)
+    predicted: NDArray[np.int64] = classifier.predict(test_features)
+    return predicted
 
 
 def _read(path: Path) -> list[Example]:
-    examples = to_evaluate_on(path, classes=True).corpus.examples
-    for number, each in enumerate(examples, start=1):
-        if each.label is None:
-            raise DataError(f"{path}: example {number} has no class; give it as label")
-        if (each.text_b is None) != (examples[0].text_b is None):
-            raise DataError(f"{path}: example {number} and the first are not both texts or both pairs")
-    return [replace(each, label=plain_label(str(each.label))) for each in examples]
+    return with_classes(to_evaluate_on(path, classes=True).corpus.examples, str(path))
 
 
-def _check_classes(path: Path, examples: Sequence[Example]) -> None:
-    if len({each.label for each in examples}) < 2:
-        raise DataError(f"{path}: all texts have the same class; give at least two")
+def with_classes(examples: Sequence[Example], source: str) -> list[Example]:
+    """Return examples whose labels are class names; ``1`` and ``1.0`` are one class.
+
+    Raises:
+        DataError: an example has no class, or some are texts and some pairs.
+    """
+    for number, example in enumerate(examples, start=1):
+        if example.label is None:
+            raise DataError(f"{source}: example {number} has no class; give it as label")
+        if (example.text_b is None) != (examples[0].text_b is None):
+            raise DataError(f"{source}: examples 1 and {number} are a text and a pair; give only texts or only pairs")
+    return [replace(example, label=plain_label(str(example.label))) for example in examples]
+
+
+def _check_classes(source: str, examples: Sequence[Example]) -> None:
+    if len({example.label for example in examples}) < 2:
+        raise DataError(f"{source}: all texts have the same class; give at least two classes")

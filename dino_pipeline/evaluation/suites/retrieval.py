@@ -1,7 +1,8 @@
-"""Retrieval in BEIR's layout: which documents an encoder finds for a query, by exact search in blocks."""
+"""Retrieval in BEIR's layout: the documents that are nearest to each query, by exact search."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluation.suites.base import Embedder, Embeddings, Measured, percent, unit
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent, unit
 from dino_pipeline.files import digest_files
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
@@ -21,153 +21,162 @@ from dino_pipeline.text import as_number, has_lone_surrogate
 
 LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 DOCUMENTS = 4096
-QUERIES = 512
-"""So many documents and queries are compared at once, which takes some 60 MB."""
-NOTHING = torch.iinfo(torch.int64).min
-PLACES = 2**32 - 1
+"""Documents that are embedded and searched at a time."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Queries, the documents to find, and which are relevant; documents stay in their file."""
+    """Queries, documents, and which documents are relevant. The documents' texts stay in their file."""
 
     name: str
     corpus: Path
+    """File of the documents."""
     queries: Mapping[str, str]
-    """Those with a judgement."""
+    """Texts of the queries that have judgements, by id."""
     judged: Mapping[str, Mapping[str, int]]
-    """Relevance by query and document."""
+    """Relevance by query id and document id."""
     ids: tuple[str, ...]
-    """Of all documents, in the file's order."""
+    """Ids of all documents, in the order of the file."""
     digest: str
     notes: Sequence[str] = ()
-    """What should be known of it."""
+    """Warnings about the data."""
     suite: str = "retrieval"
     counted: str = "queries"
     protocol: Mapping[str, str] = field(default_factory=lambda: {"similarity": "cosine", "split": "test"})
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Retrieval:
-        """Read ``queries.jsonl`` and ``qrels/test.tsv``, and look through ``corpus.jsonl``.
+        """Read ``queries.jsonl`` and ``qrels/test.tsv``, and check ``corpus.jsonl``.
 
         Raises:
-            DataError: a file is missing or not in its format, or names what is not there.
+            DataError: a file is missing or malformed, or refers to an id that does not exist.
         """
-        corpus, queries, judgements = (folder / name for name in LAYOUT)
-        if absent := [path for path in (corpus, queries, judgements) if not path.is_file()]:
-            raise DataError(f"{absent[0]}: is not there; a folder in BEIR's layout holds {', '.join(LAYOUT)}")
-        judged = _judgements(judgements)
-        asked = [(row["_id"], row["text"]) for row in _rows(queries)]
-        texts = dict(asked)
-        if len(texts) < len(asked):
+        corpus, queries, judgements = (folder / file for file in LAYOUT)
+        if missing_files := [path for path in (corpus, queries, judgements) if not path.is_file()]:
+            raise DataError(f"{missing_files[0]}: does not exist; a folder in BEIR's layout holds {', '.join(LAYOUT)}")
+        judged = _read_judgements(judgements)
+        rows = list(_read_rows(queries))
+        texts = dict(rows)
+        if len(texts) < len(rows):
             raise DataError(f"{queries}: two queries have the same _id; each needs its own")
-        if missing := [query for query in judged if query not in texts]:
-            raise DataError(f"{judgements}: query {missing[0]!r} is not in queries.jsonl")
-        ids = tuple(row["_id"] for row in _rows(corpus))
+        if unknown := [query for query in judged if query not in texts]:
+            raise DataError(f"{judgements}: query {unknown[0]!r} is not in queries.jsonl")
+        ids = tuple(document for document, _ in _read_rows(corpus))
         if len(set(ids)) < len(ids):
             raise DataError(f"{corpus}: two documents have the same _id; each needs its own")
-        named = {document for grades in judged.values() for document in grades}
-        if not (found := named & set(ids)):
+        judged_ids = {document for grades in judged.values() for document in grades}
+        known_ids = judged_ids & set(ids)
+        if not known_ids:
             raise DataError(f"{judgements}: none of its documents is in {corpus.name}; are the ids those of that file?")
-        notes = [f"{folder.name}: {len(named - found)} judged documents are not in {corpus.name}"] * (found < named)
-        of_judged = {query: texts[query] for query in judged}
-        return cls(name, corpus, of_judged, judged, ids, digest_files([corpus, queries, judgements]), notes)
+        notes = []
+        if known_ids < judged_ids:
+            notes.append(f"{folder.name}: {len(judged_ids - known_ids)} judged documents are not in {corpus.name}")
+        judged_queries = {query: texts[query] for query in judged}
+        return cls(name, corpus, judged_queries, judged, ids, digest_files([corpus, queries, judgements]), notes)
 
     @property
     def size(self) -> int:
         return len(self.judged)
 
     def texts(self) -> Iterator[str]:
-        """Yield nothing: documents are embedded block by block and forgotten."""
+        """Yield nothing: documents are embedded in blocks, which do not stay in memory."""
         return iter(())
 
-    def measure(self, embedder: Embedder) -> Measured:
-        """Search, and average over queries what their results are worth."""
-        found = self.search(embedder)
-        values = np.array([ranking(found[query], judged) for query, judged in self.judged.items()])
-        return percent({name: average(values[:, at]) for at, name in enumerate(RANKING)})
+    def measure(self, embedder: Embedder) -> Measures:
+        """Search, and return the mean over queries of each ranking measure."""
+        results = self.search(embedder)
+        values = np.array([ranking(results[query], judged) for query, judged in self.judged.items()])
+        return percent({name: average(values[:, column]) for column, name in enumerate(RANKING)})
 
     def baseline(self) -> None:
-        """There is none."""
+        """Return None: retrieval has no baseline."""
 
     def search(self, embedder: Embedder) -> dict[str, list[str]]:
-        """Return for each query the ids of the nearest documents by cosine, the nearest first.
+        """Return the ids of the `DEPTH` nearest documents of each query by cosine, the nearest first.
 
-        Equally near ones stand by falling id, as trec_eval has them, and a query's own id is left out, as BEIR does.
+        Equally near documents are ordered by falling id, as in trec_eval. A document that has the query's own id is
+        left out, as in BEIR.
         """
         names = list(self.queries)
-        queries = torch.from_numpy(unit(embedder.embed(list(self.queries.values()), role="query")))
-        by_place = sorted(self.ids)
-        place = {name: at for at, name in enumerate(by_place)}
-        places = torch.tensor([place[name] for name in self.ids])
-        own = torch.tensor([place.get(name, -1) for name in names])
-        best = torch.full((len(names), DEPTH), NOTHING)
-        done = 0
-        for documents in self._documents(embedder):
-            block = places[done : done + len(documents)]
-            done += len(documents)
-            for first in range(0, len(names), QUERIES):
-                some = slice(first, first + QUERIES)
-                keys = _keys(queries[some] @ torch.from_numpy(documents).T, block)
-                keys[block[None] == own[some, None]] = NOTHING
-                best[some] = torch.cat([best[some], keys], dim=1).topk(DEPTH).values
-        return {
-            name: [by_place[key & PLACES] for key in keys if key != NOTHING]
-            for name, keys in zip(names, best.tolist(), strict=True)
-        }
+        queries = unit(embedder.embed(list(self.queries.values()), role="query"))  # (queries, dimensions)
+        best: list[list[tuple[float, str]]] = [[] for _ in names]  # of each query: (similarity, id), the best first
+        ids = iter(self.ids)
+        for documents in self._embed_documents(embedder):
+            block_ids = list(islice(ids, len(documents)))
+            # One more than is needed, as the query's own document may be among them.
+            for at, hits in enumerate(nearest(queries, documents, DEPTH + 1)):
+                candidates = [(similarity, block_ids[row]) for similarity, row in hits if block_ids[row] != names[at]]
+                best[at] = heapq.nlargest(DEPTH, best[at] + candidates)
+        return {name: [document for _, document in results] for name, results in zip(names, best, strict=True)}
 
-    def _documents(self, embedder: Embedder) -> Iterator[Embeddings]:
-        """Yield the documents' embeddings in blocks, ``(documents, dimensions)``."""
+    def _embed_documents(self, embedder: Embedder) -> Iterator[Embeddings]:
+        """Yield the documents' embeddings of length one in blocks, ``(documents, dimensions)``."""
         progress = Progress(f"{embedder.name}: documents of {self.name}", total=len(self.ids))
         embedder.reporter.update(progress)
-        rows = _rows(self.corpus)
-        while block := [row["text"] for row in islice(rows, DOCUMENTS)]:
+        rows = _read_rows(self.corpus)
+        while block := [text for _, text in islice(rows, DOCUMENTS)]:
+            # Equal texts are embedded once, so that they are equally near to each query.
             texts = list(dict.fromkeys(block))
-            at = {text: number for number, text in enumerate(texts)}
-            yield unit(embedder.embed(texts, role="document"))[[at[text] for text in block]]
+            row_of = {text: row for row, text in enumerate(texts)}
+            yield unit(embedder.embed(texts, role="document"))[[row_of[text] for text in block]]
             progress.done += len(block)
             embedder.reporter.update(progress)
 
 
-def _keys(similarities: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return whole numbers that are ordered as (similarity, place), so that no two are equal.
+def nearest(queries: Embeddings, documents: Embeddings, count: int) -> list[list[tuple[float, int]]]:
+    """Return at least ``count`` nearest documents of each query, and all that are as near as the last of these.
+
+    The search keeps any of several equally near documents. So it fetches more of them, until the last one is farther
+    away than number ``count``.
 
     Args:
-        similarities: float32, ``(queries, documents)``.
-        places: each document's among all ids in rising order, below 2**32, ``(documents,)``.
+        queries: embeddings of length one, ``(queries, dimensions)``.
+        documents: embeddings of length one, ``(documents, dimensions)``.
+        count: documents per query.
+
+    Returns:
+        For each query (similarity, row of the document), the nearest first.
     """
-    bits = (similarities + 0.0).view(torch.int32).long()  # adding zero makes -0.0 equal to 0.0
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF) - 1, bits)
-    return (ordered << 32) | places
+    from sentence_transformers.util import dot_score, semantic_search
+
+    fetched = count
+    while True:
+        fetched = min(2 * fetched, len(documents))
+        results = semantic_search(queries, documents, top_k=fetched, score_function=dot_score)
+        if fetched == len(documents) or all(hits[-1]["score"] < hits[count - 1]["score"] for hits in results):
+            return [[(hit["score"], hit["corpus_id"]) for hit in hits] for hits in results]
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the ``_id`` and the ``text``, title included, of a JSONL file's objects."""
+def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the ``_id`` and the text, title included, of each object in a JSONL file."""
     for number, row in read_json_lines(path):
-        yield _row(row, f"{path}, line {number}")
+        yield _checked_row(row, f"{path}, line {number}")
 
 
-def _row(row: Any, where: str) -> dict[str, str]:
+def _checked_row(row: Any, where: str) -> tuple[str, str]:
     identity = row.get("_id") if isinstance(row, dict) else None
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
         raise DataError(f'{where}: must be an object with "_id" and "text"')
     text = f"{row.get('title') or ''} {row['text']}".strip()
     if has_lone_surrogate(text):
-        raise DataError(f"{where}: its text holds half a character (a lone surrogate); take it out")
-    return {"_id": str(identity), "text": text}
+        raise DataError(f"{where}: its text holds half a character (a lone surrogate); remove it")
+    return str(identity), text
 
 
-def _judgements(path: Path) -> dict[str, dict[str, int]]:
-    """Read query, document and relevance, tab-separated, below a header; TREC's four columns will do, too."""
-    found: dict[str, dict[str, int]] = {}
+def _read_judgements(path: Path) -> dict[str, dict[str, int]]:
+    """Read query id, document id and relevance, tab-separated, with or without a header.
+
+    TREC's four columns are read, too: query id, iteration, document id, relevance.
+    """
+    judged: dict[str, dict[str, int]] = {}
     for number, columns in read_tab_separated(path):
-        if not any(map(str.strip, columns)):
+        if not any(column.strip() for column in columns):
             continue
         grade = as_number(columns[-1])
         if len(columns) in {3, 4} and grade is not None and grade.is_integer():
-            found.setdefault(columns[0], {})[columns[-2]] = int(grade)
+            judged.setdefault(columns[0], {})[columns[-2]] = int(grade)
         elif number > 1 or grade is not None:  # the first line may be a header
             raise DataError(f"{path}, line {number}: give query id, document id and a whole number, with tabs")
-    if not found:
+    if not judged:
         raise DataError(f"{path}: holds no judgements; give query id, document id and relevance, with tabs")
-    return found
+    return judged

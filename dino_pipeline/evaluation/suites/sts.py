@@ -7,122 +7,153 @@ import math
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from dino_pipeline.errors import DataError, OptionError, first_line
-from dino_pipeline.evaluation.suites.base import EvaluationSet, Score
-from dino_pipeline.evaluation.suites.pairs import Aggregate, Pair, ScoredPairs
+from dino_pipeline.evaluate_options import StsProtocol
+from dino_pipeline.evaluation.suites.pairs import Pair, ScoredPairs
+from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
 from dino_pipeline.readers import read_lines, read_tab_separated
 from dino_pipeline.text import as_number
 
-Text = Literal["raw", "tokenized"]
-Sick = Literal["test", "full"]
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 """Pairs of each set, as papers report them."""
 ONE_PART = ("STS-B", "SICK-R")
+"""Sets without subsets."""
 FULL_SICK = 9927
+"""Pairs of SICK-R with its training and trial parts."""
 MEAN = "mean"
-"""Name of the row that takes the seven together."""
-NAMES = {"stsb": "STS-B", "stsbenchmark": "STS-B", "sick": "SICK-R", "sickr": "SICK-R"}
+"""Name of the mean of the seven sets."""
+SET_NAMES = {"stsb": "STS-B", "stsbenchmark": "STS-B", "sick": "SICK-R", "sickr": "SICK-R"}
+"""Names of sets by how files spell them; the others are their own."""
 LEFT_OUT = {("STS13", "SMT"), *((f"STS{year}", "ALL") for year in range(12, 17))}
-"""Not free, so that SentEval and the papers go without; all subsets once more."""
-SICK_PARTS = {"test": "SICK_test_annotated.txt", "train": "SICK_train.txt", "trial": "SICK_trial.txt"}
-HUB = ("princeton-nlp/datasets-for-simcse", "senteval.tar")
-"""SentEval's files as SimCSE's authors published them."""
-LOWER, APART = 0.99, 0.8
-"""Texts are taken to be prepared if such shares of them are in lower case, and have their last mark set apart."""
-ABBREVIATED = re.compile(r"\.\w+\.$")
-"""The tokenizer leaves such ends as they are: u.s."""
-TABLE = re.compile(r"(STS[-_ ]?1[2-6]|STS[-_ ]?B(?:enchmark)?|SICK(?:[-_ ]?R)?)(?:[-_. ](.+))?\.tsv", re.IGNORECASE)
+"""Files that are not subsets: SMT is not free, so SentEval and the papers go without it; ALL repeats the others."""
+SICK_FILES = {"test": "SICK_test_annotated.txt", "train": "SICK_train.txt", "trial": "SICK_trial.txt"}
+HUB_ARCHIVE = ("princeton-nlp/datasets-for-simcse", "senteval.tar")
+"""Repository and name of SentEval's files, as SimCSE's authors published them."""
+LOWER_SHARE, APART_SHARE = 0.99, 0.8
+"""Texts count as tokenized if this share of them is in lower case, and this share has its last mark set apart."""
+ABBREVIATION = re.compile(r"\.\w+\.$")
+"""An ending that the tokenizer leaves as it is: u.s."""
+TABLE_NAME = re.compile(
+    r"(STS[-_ ]?1[2-6]|STS[-_ ]?B(?:enchmark)?|SICK(?:[-_ ]?R)?)(?:[-_. ](.+))?\.tsv", re.IGNORECASE
+)
+MAX_UNPACKED_BYTES = 4 * 2**30
+"""Bytes that an archive from the Hub may unpack to."""
+
+Subsets = dict[str, list[Pair]]
+"""Pairs by the name of the subset."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """Where figures stop being comparable (`Reimers & Gurevych 2019`, `Gao et al. 2021`, appendix B)."""
-
-    aggregate: Aggregate = "all"
-    text: Text = "raw"
-    sick: Sick = "test"
-
-
-Part = list[Pair]
-Parts = dict[str, Part]
-"""By the name of the subset."""
-
-
-def read_sts(folder: Path, protocol: Protocol) -> tuple[list[ScoredPairs], list[str]]:
-    """Read those of the seven sets that are there.
+def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], list[str]]:
+    """Read the STS sets that a folder holds.
 
     Args:
         folder: SentEval's layout (``STS/``, ``SICK/``), or one TSV a subset: ``STS12.MSRpar.tsv``.
-        protocol: what to make of them.
+        protocol: how to prepare them.
 
     Returns:
-        The sets, and what should be known of them: sizes that differ, sets that are missing.
+        The sets, and notes on unusual sizes, missing sets and files that were not read.
 
     Raises:
-        DataError: a file is not in its format.
-        OptionError: none of the sets is there.
+        DataError: a file is malformed.
+        OptionError: the folder holds none of the sets, or subsets that the protocol needs apart are in one file.
     """
     if not folder.is_dir():
-        raise OptionError(f"--data-dir {folder}: is no folder; give the one that holds STS/ and SICK/, or TSV files")
+        raise OptionError(
+            "is not a folder",
+            "give the folder that holds STS/ and SICK/, or TSV files",
+            option="data_dir",
+            value=folder,
+        )
     places = [folder / place for place in ("", "downstream", "data/downstream", "data")]
-    root = next((each for each in places if (each / "STS").is_dir() or (each / "SICK").is_dir()), None)
-    found, ignored = (_senteval(root, protocol.sick), []) if root else _tables(folder, protocol.sick)
-    sets: list[ScoredPairs] = []
-    notes = [f"{folder}: not read: {', '.join(ignored)}"] if ignored else []
+    root = next((place for place in places if (place / "STS").is_dir() or (place / "SICK").is_dir()), None)
+    notes: list[str] = []
+    if root:
+        available = _read_senteval(root, protocol.sick)
+    else:
+        available, ignored = _read_tables(folder, protocol.sick)
+        if ignored:
+            notes.append(f"{folder}: not read: {', '.join(ignored)}")
+    sets = []
     for name in SIZES:
-        parts = {part: pairs for part, pairs in found.get(name, {}).items() if (name, part.upper()) not in LEFT_OUT}
-        if empty := [part for part, pairs in parts.items() if not pairs]:
-            raise DataError(f"{folder}: {name} {empty[0]} holds no pair with a score; mend it, or take it away")
-        if not parts:
+        subsets = {subset: pairs for subset, pairs in available.get(name, {}).items() if _is_subset(name, subset)}
+        if not subsets:
             notes.append(f"{name}: is not in {folder}; there is no mean of seven without it")
             continue
-        if protocol.aggregate != "all" and len(parts) == 1 and name not in ONE_PART:
-            raise OptionError(
-                f"--aggregate {protocol.aggregate}: the subsets of {name} are one file in {folder} and cannot be told "
-                "apart; give a file each, or --aggregate all"
-            )
-        each = _prepared(name, parts, protocol)
-        if each.size != (expected := usual_size(name, each.protocol)):
-            notes.append(f"{name}: {each.size} pairs, {expected} are usual; not comparable with published figures")
-        sets.append(each)
+        _check_subsets(name, subsets, protocol, folder)
+        prepared = _prepare(name, subsets, protocol)
+        expected = usual_size(name, prepared.protocol)
+        if prepared.size != expected:
+            notes.append(f"{name}: {prepared.size} pairs, {expected} are usual; not comparable with published figures")
+        sets.append(prepared)
     if not sets:
-        raise OptionError(f"--data-dir {folder}: holds none of the STS sets, as STS/, SICK/ or STS12.MSRpar.tsv")
+        raise OptionError(
+            "holds none of the STS sets, as STS/, SICK/ or STS12.MSRpar.tsv", option="data_dir", value=folder
+        )
     return sets, notes
 
 
 def usual_size(name: str, protocol: Mapping[str, str]) -> int:
-    """Return how many pairs a set has where it is whole."""
+    """Return the number of pairs in a complete set."""
     return FULL_SICK if protocol.get("sick") == "full" else SIZES[name]
 
 
-def _prepared(name: str, parts: Parts, protocol: Protocol) -> ScoredPairs:
-    if name in ONE_PART:  # however many files
-        parts = {name: [pair for part in parts.values() for pair in part]}
-    stamp = {"similarity": "cosine", "aggregate": protocol.aggregate if len(parts) > 1 else "all", "text": "raw"}
-    if name == "SICK-R":  # SentEval leaves its texts as they are
+def _is_subset(name: str, subset: str) -> bool:
+    return (name, subset.upper()) not in LEFT_OUT
+
+
+def _check_subsets(name: str, subsets: Subsets, protocol: StsProtocol, folder: Path) -> None:
+    """Raise an error if a subset is empty, or if subsets that are to be averaged are in one file."""
+    if empty := [subset for subset, pairs in subsets.items() if not pairs]:
+        raise DataError(f"{folder}: {name} {empty[0]} holds no pair with a score; repair the file or remove it")
+    if protocol.aggregate != "all" and len(subsets) == 1 and name not in ONE_PART:
+        raise OptionError(
+            f"the subsets of {name} are one file in {folder}, so they have no scores of their own",
+            "give a file for each subset, or {aggregate=all}",
+            option="aggregate",
+            value=protocol.aggregate,
+        )
+
+
+def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
+    """Return a set with its texts prepared as the protocol says, and the settings that it was made with."""
+    if name in ONE_PART:  # even if it comes in several files
+        subsets = {name: [pair for pairs in subsets.values() for pair in pairs]}
+    stamp = {
+        "similarity": "cosine",
+        "aggregate": protocol.aggregate if len(subsets) > 1 else "all",
+        "text": "raw",
+    }
+    if name == "SICK-R":  # SentEval does not tokenize it
         stamp["sick"] = protocol.sick
-    elif looks_tokenized(parts.values()):
+    elif looks_tokenized(subsets.values()):
         stamp["text"] = "tokenized"
     elif protocol.text == "tokenized":
         stamp["text"] = "tokenized"
-        parts = {part: [(tokenized(a), tokenized(b), gold) for a, b, gold in each] for part, each in parts.items()}
-    return ScoredPairs(name, list(parts.values()), "sts", aggregate=protocol.aggregate, protocol=stamp)
+        subsets = {subset: list(map(_tokenize_pair, pairs)) for subset, pairs in subsets.items()}
+    return ScoredPairs(name, list(subsets.values()), "sts", aggregate=protocol.aggregate, protocol=stamp)
 
 
-def looks_tokenized(parts: Iterable[Part]) -> bool:
-    """Say whether texts are in lower case with punctuation set apart, as SentEval's preparation leaves them."""
-    texts = [text for part in parts for first, second, _ in part for text in (first, second)]
+def _tokenize_pair(pair: Pair) -> Pair:
+    first, second, gold = pair
+    return tokenized(first), tokenized(second), gold
+
+
+def looks_tokenized(subsets: Iterable[Sequence[Pair]]) -> bool:
+    """Return whether texts are in lower case with punctuation set apart, as SentEval's preparation leaves them."""
+    texts: list[str] = []
+    for pairs in subsets:
+        for first, second, _ in pairs:
+            texts += [first, second]
     lower = sum(text == text.lower() for text in texts)
-    ending = [text for text in texts if text.endswith((".", "?", "!")) and not ABBREVIATED.search(text)]
-    apart = sum(text[-2:-1] == " " for text in ending)
-    return lower >= LOWER * len(texts) and bool(ending) and apart >= APART * len(ending)
+    ended = [text for text in texts if text.endswith((".", "?", "!")) and not ABBREVIATION.search(text)]
+    apart = sum(text[-2:-1] == " " for text in ended)
+    return lower >= LOWER_SHARE * len(texts) and bool(ended) and apart >= APART_SHARE * len(ended)
 
 
 @cache
@@ -138,114 +169,135 @@ def tokenized(text: str) -> str:
     return _tokenizer()(text, escape=False, return_str=True).lower()
 
 
-def _senteval(root: Path, sick: Sick) -> dict[str, Parts]:
-    found: dict[str, Parts] = {}
+# SentEval's files
+
+
+def _joined(text: str) -> str:
+    """Return a text with single spaces between its tokens, as SentEval reads it."""
+    return " ".join(text.split())
+
+
+def _read_senteval(root: Path, sick: Literal["test", "full"]) -> dict[str, Subsets]:
+    """Read the sets of a folder in SentEval's layout, by name."""
+    sets: dict[str, Subsets] = {}
     for year in range(12, 17):
-        folder = root / "STS" / f"STS{year}-en-test"
-        inputs = sorted(folder.glob("STS.input.*.txt"))
-        parts = {path.name.split(".", 2)[2].removesuffix(".txt"): path for path in inputs}
-        found[f"STS{year}"] = {part: _parallel(path) for part, path in parts.items()}
+        sets[f"STS{year}"] = {}
+        for path in sorted((root / "STS" / f"STS{year}-en-test").glob("STS.input.*.txt")):
+            subset = path.name.removeprefix("STS.input.").removesuffix(".txt")
+            sets[f"STS{year}"][subset] = _read_parallel(path)
     benchmark = root / "STS" / "STSBenchmark" / "sts-test.csv"
     if benchmark.exists():
-        found["STS-B"] = {"test": _table(benchmark, score=4, first=5, second=6)}
-    files = [root / "SICK" / SICK_PARTS[part] for part in (SICK_PARTS if sick == "full" else ("test",))]
+        sets["STS-B"] = {"test": _read_table(benchmark, score=4, first=5, second=6)}
+    files = [root / "SICK" / SICK_FILES[part] for part in (SICK_FILES if sick == "full" else ("test",))]
     if files[0].exists():
         if missing := [path for path in files if not path.exists()]:
-            raise DataError(f"{missing[0]}: is not there; --sick full needs it, --sick test does not")
-        found["SICK-R"] = {path.stem: _table(path, score=3, first=1, second=2, header=True) for path in files}
-    return found
+            raise DataError(f"{missing[0]}: does not exist", "{sick=full} needs it, {sick=test} does not")
+        sets["SICK-R"] = {path.stem: _read_table(path, score=3, first=1, second=2, header=True) for path in files}
+    return sets
 
 
-def _parallel(path: Path) -> Part:
-    """Read a file of two texts a line, and the file of scores beside it; a blank score is a pair nobody scored."""
+def _read_parallel(path: Path) -> list[Pair]:
+    """Read a file of two texts a line, and its file of scores. A pair with a blank score is left out."""
     scores = path.with_name(path.name.replace("STS.input.", "STS.gs.", 1))
-    rows, gold = _lines(path), _lines(scores)
+    rows, gold = _read_lines(path), _read_lines(scores)
     while len(gold) > len(rows) and not gold[-1]:
         gold.pop()
     if len(rows) != len(gold):
-        raise DataError(f"{scores}: {len(gold)} scores for the {len(rows)} pairs of {path.name}; line them up")
-    both = enumerate(zip(rows, gold, strict=True), start=1)
-    scored = [(number, row, score) for number, (row, score) in both if score.strip()]
-    return [
-        (*_texts(row.split("\t"), (0, 1), path, number), _score(score, scores, number)) for number, row, score in scored
-    ]
+        raise DataError(f"{scores}: {len(gold)} scores for the {len(rows)} pairs of {path.name}; give one a pair")
+    pairs = []
+    for number, (row, score) in enumerate(zip(rows, gold, strict=True), start=1):
+        if score.strip():
+            columns = row.split("\t")
+            if len(columns) < 2:
+                raise DataError(f"{path}, line {number}: holds one text; give two with a tab between them")
+            pairs.append((_joined(columns[0]), _joined(columns[1]), _parse_score(score, scores, number)))
+    return pairs
 
 
-def _table(path: Path, *, score: int, first: int, second: int, header: bool = False, tokens: bool = True) -> Part:
-    """Read a file of tab-separated columns without quoting, given by number; SentEval takes texts as their tokens."""
+def _read_table(
+    path: Path, *, score: int, first: int, second: int, header: bool = False, clean: Callable[[str], str] = _joined
+) -> list[Pair]:
+    """Read a file of tab-separated columns without quoting. A pair with a blank score is left out.
+
+    Args:
+        path: the file.
+        score: number of the column with the score, from 0.
+        first: number of the column with the first text.
+        second: number of the column with the second text.
+        header: whether the first line is a header.
+        clean: returns a text as it is evaluated.
+    """
+    needed = max(score, first, second) + 1
     pairs = []
     for number, columns in read_tab_separated(path, newline="\n"):
         if columns == [""] or (header and number == 1):
             continue
-        if len(columns) <= max(score, first, second):
-            raise DataError(
-                f"{path}, line {number}: {len(columns)} columns, {max(score, first, second) + 1} are needed"
-            )
+        if len(columns) < needed:
+            raise DataError(f"{path}, line {number}: {len(columns)} columns, {needed} are needed")
         if columns[score].strip():
-            texts = _texts(columns, (first, second), path, number, tokens=tokens)
-            pairs.append((*texts, _score(columns[score], path, number)))
+            pairs.append((clean(columns[first]), clean(columns[second]), _parse_score(columns[score], path, number)))
     return pairs
 
 
-def _tables(folder: Path, sick: Sick) -> tuple[dict[str, Parts], list[str]]:
-    """Read files named set.subset.tsv, of score, first text and second text; return the names of others, too."""
-    found: dict[str, Parts] = {}
+# One TSV a subset
+
+
+def _read_tables(folder: Path, sick: Literal["test", "full"]) -> tuple[dict[str, Subsets], list[str]]:
+    """Read files named set.subset.tsv with the columns score, first text, second text.
+
+    Returns:
+        The sets by name, and the names of the TSV files that were not read.
+    """
+    sets: dict[str, Subsets] = {}
     ignored = []
     for path in sorted(folder.glob("*.[tT][sS][vV]")):
-        named = TABLE.fullmatch(path.name)
-        plain = re.sub(r"[^a-z0-9]", "", named[1].lower()) if named else ""
-        name, part = NAMES.get(plain, plain.upper()), (named[2] or "") if named else ""
-        if not named or not _belongs(name, part, sick):
+        match = TABLE_NAME.fullmatch(path.name)
+        spelled = re.sub(r"[^a-z0-9]", "", match[1].lower()) if match else ""
+        name = SET_NAMES.get(spelled, spelled.upper())
+        subset = (match[2] or "") if match else ""
+        if not match or not _is_evaluated(name, subset, sick):
             ignored.append(path.name)
-        elif part in found.setdefault(name, {}):
-            raise DataError(f"{path}: another file there holds the same part of {name}; take one away")
+        elif subset in sets.setdefault(name, {}):
+            raise DataError(f"{path}: another file there holds the same part of {name}; remove one of them")
         else:
-            found[name][part] = _table(path, score=0, first=1, second=2, tokens=False)
-    return found, ignored
+            sets[name][subset] = _read_table(path, score=0, first=1, second=2, clean=str.strip)
+    return sets, ignored
 
 
-def _belongs(name: str, part: str, sick: Sick) -> bool:
-    """Say whether a part is evaluated on: some sets have parts for training, too."""
-    training = part.lower().partition(".")[0] in {"train", "trial", "dev", "validation"}
-    return not training or (name == "SICK-R" and sick == "full")
+def _is_evaluated(name: str, subset: str, sick: str) -> bool:
+    """Return whether a part is for evaluation; some sets have parts for training."""
+    for_training = subset.lower().partition(".")[0] in {"train", "trial", "dev", "validation"}
+    return not for_training or (name == "SICK-R" and sick == "full")
 
 
-def _lines(path: Path) -> list[str]:
-    """Return a file's lines; only a line feed ends one, whatever else Unicode counts as a line's end."""
+def _read_lines(path: Path) -> list[str]:
+    """Return a file's lines. Only a line feed ends one: texts hold characters that Unicode counts as line ends."""
     return [line.removesuffix("\n").removesuffix("\r") for line in read_lines(path, newline="\n")]
 
 
-def _texts(
-    columns: Sequence[str], at: tuple[int, int], path: Path, number: int, *, tokens: bool = True
-) -> tuple[str, str]:
-    if len(columns) <= max(at):
-        raise DataError(f"{path}, line {number}: one text, not two with a tab between them")
-    first, second = (" ".join(columns[each].split()) if tokens else columns[each].strip() for each in at)
-    return first, second
+def _parse_score(value: str, path: Path, number: int) -> float:
+    score = as_number(value.strip())
+    if score is None or not math.isfinite(score):
+        raise DataError(
+            f"{path}, line {number}: {value.strip()!r:.60} is not a score; give a number, or leave it blank"
+        )
+    return score
 
 
-def _score(value: str, path: Path, number: int) -> float:
-    found = as_number(value.strip())
-    if found is None or not math.isfinite(found):
-        raise DataError(f"{path}, line {number}: {value.strip()!r:.60} is no score; give a number, or leave it blank")
-    return found
-
-
-LARGEST = 4 * 2**30
-"""Bytes that an archive from the Hub may unpack to."""
+# The Hub
 
 
 def hub_folder(download: Callable[..., str], into: Path) -> Path:
-    """Fetch SentEval's STS and SICK files from the Hub and unpack them, once, into a folder.
+    """Download SentEval's STS and SICK files from the Hub, unpack them into a folder once, and return it.
 
     Args:
         download: `huggingface_hub.hf_hub_download`.
-        into: where to unpack.
+        into: folder to unpack into.
 
     Raises:
-        OptionError: they cannot be had.
+        OptionError: they cannot be downloaded or unpacked.
     """
-    repository, name = HUB
+    repository, name = HUB_ARCHIVE
     try:
         archive = Path(download(repository, name, repo_type="dataset"))
         folder = into / archive.resolve().name  # in the Hub's cache, the name is a hash of the content
@@ -254,22 +306,24 @@ def hub_folder(download: Callable[..., str], into: Path) -> Path:
                 _unpack(packed, folder)
     except (OSError, tarfile.TarError, ValueError) as error:
         raise OptionError(
-            f"--suite sts: {repository} cannot be had from the Hub ({first_line(error)}); "
-            "give the files with --data-dir"
+            f"{repository} cannot be downloaded from the Hub ({first_line(error)})",
+            "give the files with {data_dir=FOLDER}",
+            option="suite",
+            value="sts",
         ) from error
     return folder
 
 
 def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
-    """Write the files that are read, at the places where they are read, wherever the archive has them."""
+    """Write the files that `_read_senteval` reads to their places there, wherever the archive has them."""
     unpacked = 0
     with folder_replaced(folder) as new:
         for member in packed:
             place = re.search(r"(?:^|/)((?:STS|SICK)/(?:[^/]+/)?[^/]+\.(?:txt|csv))$", member.name)
             content = packed.extractfile(member) if place and member.isfile() else None
             unpacked += member.size
-            if unpacked > LARGEST:
-                raise ValueError(f"the archive unpacks to more than {LARGEST >> 20} MiB")
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise ValueError(f"the archive unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
             if place and content and ".." not in place[1].split("/"):
                 path = new / place[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,26 +332,30 @@ def _unpack(packed: tarfile.TarFile, folder: Path) -> None:
             raise ValueError("the archive holds no STS files")
 
 
+# Means, and the figures that papers report
+
+
 def with_mean(scores: Sequence[Score]) -> list[Score]:
-    """Add, behind the STS sets of one model, the mean of the seven if all are there."""
+    """Return one model's scores with the mean of the seven STS sets behind them, if all seven are there."""
     sts = [score for score in scores if score.suite == "sts"]
     if {score.data for score in sts} != set(SIZES):
         return list(scores)
     measures = {name: mean([score.measures[name] for score in sts]) for name in sts[0].measures}
     digest = hashlib.sha256("".join(score.digest for score in sts).encode()).hexdigest()[:16]
     size = sum(score.size for score in sts)
-    together = Score(
-        "sts", MEAN, sts[0].model, "pairs", size, _common([score.protocol for score in sts]), digest, measures
-    )
-    at = scores.index(sts[-1]) + 1
-    return [*scores[:at], together, *scores[at:]]
+    protocol = _common([score.protocol for score in sts])
+    mean_score = Score("sts", MEAN, sts[0].model, "pairs", size, protocol, digest, measures)
+    position = scores.index(sts[-1]) + 1
+    return [*scores[:position], mean_score, *scores[position:]]
 
 
 def _common(protocols: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return protocols as one, each value that sets do not share spelt out."""
-    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
-    values = {key: list(dict.fromkeys(each[key] for each in protocols if key in each)) for key in keys}
-    return {key: " and ".join(found) for key, found in values.items()}
+    """Return protocols as one. Settings in which they differ list all values: ``raw and tokenized``."""
+    settings: dict[str, list[str]] = {}
+    for protocol in protocols:
+        for key, value in protocol.items():
+            settings.setdefault(key, []).append(value)
+    return {key: " and ".join(dict.fromkeys(values)) for key, values in settings.items()}
 
 
 PUBLISHED: Mapping[str, Sequence[float | None]] = {
@@ -313,18 +371,18 @@ PUBLISHED: Mapping[str, Sequence[float | None]] = {
     "IS-CSE, RoBERTa-base (He et al. 2023)": (*(None,) * 7, 77.73),
 }
 """Spearman x 100 on STS12-16, STS-B and SICK-R, and the mean of the seven, as papers report them."""
-PAPERS = Protocol(aggregate="all", text="tokenized", sick="test")
-"""How those figures were made."""
+PAPERS = StsProtocol(aggregate="all", text="tokenized", sick="test")
+"""Protocol of those figures."""
 
 
 def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
-    """Return in what STS sets differ from what the published figures are on; empty if they may stand in one table."""
-    sts = [each for each in sets if each.suite == "sts"]
-    found = [f"{name} is missing" for name in SIZES if name not in {each.name for each in sts}]
-    for each in sts:
-        for key, usual in vars(PAPERS).items():
-            if each.protocol.get(key, usual) != usual and (each.name, key) != ("SICK-R", "text"):
-                found.append(f"{each.name}: {key} {each.protocol[key]} in place of {usual}")
-        if each.size != (usual := usual_size(each.name, each.protocol)):
-            found.append(f"{each.name}: {each.size} pairs in place of {usual}")
-    return found
+    """Return in what the STS sets differ from those of the published figures; nothing if they are comparable."""
+    sts = [data for data in sets if data.suite == "sts"]
+    differences = [f"{name} is missing" for name in SIZES if name not in {data.name for data in sts}]
+    for data in sts:
+        for key, usual in PAPERS.model_dump().items():
+            if data.protocol.get(key, usual) != usual and (data.name, key) != ("SICK-R", "text"):
+                differences.append(f"{data.name}: {key} {data.protocol[key]} in place of {usual}")
+        if data.size != (usual := usual_size(data.name, data.protocol)):
+            differences.append(f"{data.name}: {data.size} pairs in place of {usual}")
+    return differences

@@ -1,0 +1,42 @@
+"""Records of stages, for tests that make a run by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dino_pipeline.files import write_bytes
+from dino_pipeline.models import ModelRef
+from dino_pipeline.record import RunRecord
+from dino_pipeline.stage_records import FinetuneRecord, StageRecord, TrainingSettings
+
+
+def write_record(folder: Path, *records: StageRecord) -> None:
+    """Make a folder a run that holds the records of some stages."""
+    record = RunRecord()
+    for each in records:
+        record = record.with_stage(each)
+    write_bytes(folder / "run.json", record.model_dump_json().encode())
+
+
+def finetune_record(encoder: str = "pocket", **changes: Any) -> FinetuneRecord:
+    """Return the record of a finished training."""
+    options = TrainingSettings(
+        objective="dino",
+        encoder=ModelRef(name=encoder),
+        epochs=1,
+        batch_size=32,
+        learning_rate=2e-5,
+        weight_decay=0,
+        warmup=0,
+        schedule="linear",
+        pooling="mean",
+        bf16=False,
+        faithful=False,
+        seed=42,
+        data="run",
+        class_labels=False,
+        language="en",
+        split_sentences=False,
+    )
+    return FinetuneRecord(options=options, status="done").updated(**changes)
