@@ -128,7 +128,7 @@ def test_what_failed_before_any_text_binds_nobody(inputs: Path, tmp_path: Path, 
         invoke(*call(address, inputs, run, *more, "--top-k", "0"))
         assert texts(run) == sorted([*whole(1), *((at, 0.0, 1) for at in range(4))])
         refused = answer(*call(address, inputs, run, *more))
-    assert "begun with other options: sampling was" in refused.output, "once there are texts"
+    assert "begun with other options: sampling.top_k was" in refused.output, "once there are texts"
 
 
 def test_what_a_failed_call_stored_is_nobodys(inputs: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: 
     assert min(better) >= 0, "the first of the four is the one"
     assert sum(each > 0 for each in better) >= 3
     record = json.loads((tmp_path / "four" / "run.json").read_text())["generate"]
-    assert (record["options"]["best_of"], record["options"]["scorer"]["model"]) == (4, "pocket")
+    assert (record["options"]["best_of"], record["options"]["scorer"]["name"]) == (4, "pocket")
     invoke("filter", tmp_path / "four", "--verify", "--dev-share", "0", "--near-duplicates", "0", "--no-balance")
     refused = answer(*call(address, inputs, tmp_path / "none", "--best-of", "4"))
     assert (refused.exit_code, "--best-of needs --scorer" in refused.stderr) == (2, True)
