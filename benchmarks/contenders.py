@@ -1,6 +1,6 @@
-"""What the decoder is measured against: the paper's procedure, and `transformers` generate() with a logits processor.
+"""The decoder's contenders: the paper's procedure, and `transformers` generate() with a logits processor.
 
-All write the same work: for each input three labels with no, one and two counter-prompts, `SAMPLES` texts each.
+All do the same work: for each input, three labels with no, one and two counter-prompts, and `SAMPLES` texts per label.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def group(prompts: Sequence[Prompt], label: int) -> tuple[Prompt, ...]:
 def planned_lengths(inputs: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return ``(inputs, labels, samples)`` text lengths, as texts of a language model have them.
 
-    Random weights write no quotation marks: each text ends at a length drawn beforehand.
+    A model with random weights does not write quotation marks, so each text ends at a length drawn in advance.
     """
     draw = np.random.default_rng(1).normal(15, 6, (inputs, LABELS, SAMPLES))
     return draw.round().clip(2, SAMPLING.max_new_tokens).astype(np.int64)
@@ -71,7 +71,7 @@ def planned_lengths(inputs: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 @torch.inference_mode()
 def run_reference(model: PreTrainedModel, work: Work) -> None:
-    """Write all texts; where they end would be looked for afterwards."""
+    """Write all texts at their longest length, as the paper's code does before it looks for the end."""
     for prompts in work:
         for label in range(LABELS):
             reference_group(model, group(prompts, label))
@@ -116,8 +116,8 @@ def reference_choice(logits: Tensor) -> Tensor:
 def draw(scores: Tensor) -> Tensor:
     """Take the top k, of these the top p, and draw.
 
-    The original's code and generate() do so by two classes of which the second sorts the whole vocabulary, which alone
-    makes them more than twice as slow. Here neither contender pays for that.
+    The paper's code and generate() use two classes for this. One of them sorts the whole vocabulary and makes them more
+    than twice as slow. Here neither contender pays for that.
     """
     top, tokens = scores.topk(SAMPLING.top_k)
     probs = top.softmax(-1)
@@ -129,7 +129,7 @@ def draw(scores: Tensor) -> Tensor:
 
 
 class Debias(LogitsProcessor):
-    """Draws the token of each text and gives it to all of its rows, which generate() would draw apart."""
+    """Draws one token per text and gives it to all rows of the text, for which generate() would draw separately."""
 
     def __init__(self, prompts: int) -> None:
         self.prompts = prompts
@@ -201,7 +201,7 @@ class PlannedDecoder(Decoder):
 
 
 def run_decoder(decoder: PlannedDecoder, work: Work) -> float | None:
-    """Write all texts; return the median seconds of a step of all rows, where it ends before the next begins."""
+    """Write all texts. Return the median seconds of a step of all rows, None if steps overlap."""
     requests = [
         Request(group(prompts, label), (number, label, sample))
         for number, prompts in enumerate(work)

@@ -1,20 +1,20 @@
-"""How much faster the decoder writes than the paper's procedure, and than `transformers` generate().
+"""Measures how much faster the decoder writes than the paper's procedure and than `transformers` generate().
 
     python -m benchmarks.decoder [--shape gpt2-124m] [--contender reference] [--repeats 3]
 
-Contenders on models of the same shape with the same random weights, in one process, in turn at each repetition:
+All contenders run models of the same shape with the same random weights, in one process, in turn at each repetition:
 
-- reference: one (input, label) at a time; its samples and their counter-prompts are one left-padded batch; always 40
-  steps; debiasing in a loop over samples; texts are cut afterwards. In float32.
-- generate: generate() with a logits processor, as many inputs side by side as there are rows. In float32.
-- float32, bfloat16 (where asked for: a CPU that does not compute in it takes many minutes):
-  `dino_pipeline.decoding.decoder` as `dino generate` runs it.
+- reference: one (input, label) at a time. Its samples and their counter-prompts are one left-padded batch of 40 steps,
+  debiased in a loop over samples, and texts are cut afterwards. In float32.
+- generate: generate() with a logits processor, with as many inputs per batch as fit into the rows. In float32.
+- float32, bfloat16: `dino_pipeline.decoding.decoder` as `dino generate` runs it. bfloat16 only runs if it is named:
+  a CPU without it takes many minutes.
 
-All but the reference stop each text at a length planned beforehand.
+All but the reference stop each text at a planned length.
 
-The floor is the time of the matrix products alone, by PyTorch's stock kernels. "Of floor" compares all products that
-the work needs, in full steps, with the whole time; "of its floor" the products of one step of all rows with that step,
-debiasing and sampling included.
+The floor is the time of the matrix products alone, by PyTorch's stock kernels. "Of floor" divides the products of the
+whole work, in full steps, by the whole time. "Of its floor" divides the products of one step of all rows by the time of
+such a step with debiasing and sampling.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ SHAPES = {
 }
 CONTENDERS = ["reference", "generate", "float32", "bfloat16"]
 INPUTS = {"reference": 2, "generate": 24}
-"""Inputs a repetition where they are not ``--inputs``."""
+"""Inputs per repetition of contenders that do not take ``--inputs``."""
 
 
 def build_model(shape: str, device: str, dtype: str) -> PreTrainedModel:
@@ -91,7 +91,7 @@ def build_decoder(shape: str, rows: int, device: str, dtype: str) -> PlannedDeco
 
 
 def build(contender: str, shape: str, rows: int, device: str) -> Callable[[int], float | None]:
-    """Return what writes the texts of so many inputs, and says what a step took, if that is known."""
+    """Return a function that writes the texts of a number of inputs and returns the seconds of a step, if known."""
     if contender in ("reference", "generate"):
         model = build_model(shape, device, "float32")
         if contender == "reference":
@@ -119,7 +119,7 @@ def products(shape: str, device: str, dtype: str) -> tuple[list[torch.Tensor], t
 
 
 def product_seconds(weights: Sequence[torch.Tensor], rows: int) -> float:
-    """Return the time of multiplying so many rows with each weight, by PyTorch's stock kernels."""
+    """Return the time of multiplying ``rows`` rows with each weight, by PyTorch's stock kernels."""
     inputs = [torch.randn(rows, weight.shape[0]).to(weight) for weight in weights]
 
     def multiply() -> None:
@@ -134,9 +134,9 @@ class Floor:
     """Seconds of nothing but matrix products."""
 
     step: float
-    """Those of one step of all rows."""
+    """For one step of all rows."""
     input: float
-    """Those that an input's row-tokens need in full steps, and its prompts' tokens."""
+    """For an input's row-tokens, in full steps, and its prompts' tokens."""
 
 
 def floor_of(shape: str, rows: int, device: str, dtype: str, inputs: int) -> Floor:
@@ -150,7 +150,7 @@ def floor_of(shape: str, rows: int, device: str, dtype: str, inputs: int) -> Flo
 
 
 def row_tokens(inputs: int) -> int:
-    """Return the tokens that all rows are stepped by: a text's length times its prompts."""
+    """Return the tokens that steps compute: the length of each text times its prompts."""
     lengths = planned_lengths(inputs)
     return sum(int(lengths[:, label].sum()) * (1 + label) for label in range(LABELS))
 
@@ -160,12 +160,13 @@ def row_tokens(inputs: int) -> int:
 
 @dataclass
 class Measured:
-    """What one contender came to; seconds per input, one a repetition."""
+    """Results of one contender."""
 
     seconds: list[float] = field(default_factory=list)
+    """Per input, one per repetition."""
     peak_bytes: int = 0
     steps: list[float] = field(default_factory=list)
-    """Median seconds of a step of all rows, one a repetition, where a step can be timed."""
+    """Median seconds of a step of all rows, one per repetition. Empty if steps cannot be timed."""
 
 
 def measure(
@@ -193,7 +194,7 @@ def ratios(found: dict[str, Measured], slower: str, faster: str) -> list[float]:
 
 
 def rows_of_table(found: dict[str, Measured], floors: dict[str, Floor], inputs: int) -> list[list[str]]:
-    """Return a line a contender."""
+    """Return one line per contender."""
     lines = []
     for name, measured in found.items():
         against = [spread(ratios(found, base, name)) if base in found else "" for base in CONTENDERS[:2]]

@@ -1,10 +1,10 @@
-"""How far is a model's distribution in bfloat16 from that in float32?
+"""Compares a model's next-token distributions in bfloat16 and in float32.
 
     python -m benchmarks.precision [--model pocket] [--inputs 100]
 
-The model writes texts in float32. Then, at every position of every text, the next-token distributions of both dtypes
-are compared: under the own prompt, after self-debiasing, and after top-k and top-p, from which tokens are drawn. Total
-variation is half the sum of absolute differences: the share of tokens that would come out differently at best.
+The model writes texts in float32. At every position of every text, the distributions of both dtypes are compared under
+the own prompt, after self-debiasing, and after top-k and top-p. The measure is total variation, half the sum of
+absolute differences: the least share of tokens that two samplers draw differently.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def distributions(decoder: Decoder, request: Request, tokens: tuple[int, ...]) -
     logits = []
     for prompt in request.prompts:
         ids = torch.tensor([[*prompt, *tokens[:-1]]])
-        found = decoder.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
-        logits.append(found.index_fill(1, decoder.banned, -torch.inf).log_softmax(-1))
+        of_prompt = decoder.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+        logits.append(of_prompt.index_fill(1, decoder.banned, -torch.inf).log_softmax(-1))
     rows = torch.arange(len(logits) * len(tokens)).view(len(logits), -1).T
     debiased = debias(torch.cat(logits), rows, SAMPLING.decay, SAMPLING.floor).log_softmax(-1)
     return {"own prompt": logits[0].exp(), "debiased": debiased.exp(), "top-k, top-p": cut(debiased)}
@@ -63,10 +63,10 @@ def cut(log_probs: Tensor) -> Tensor:
     return torch.zeros_like(log_probs).scatter(1, tokens, probs / probs.sum(-1, keepdim=True))
 
 
-def compared(full: Decoder, half: Decoder, asked: Sequence[Request]) -> Iterator[dict[str, list[float]]]:
-    """Yield each text's total variations, one a position."""
-    for done in full.sample(asked, SAMPLING):
-        one, other = (distributions(decoder, asked[done.number], done.tokens) for decoder in (full, half))
+def total_variations(full: Decoder, half: Decoder, wanted: Sequence[Request]) -> Iterator[dict[str, list[float]]]:
+    """Yield the total variations of each text, one per position, by stage."""
+    for text in full.sample(wanted, SAMPLING):
+        one, other = (distributions(decoder, wanted[text.number], text.tokens) for decoder in (full, half))
         yield {stage: ((one[stage] - other[stage]).abs().sum(-1) / 2).tolist() for stage in one}
 
 
@@ -77,13 +77,13 @@ def main(model: str, num_inputs: int) -> None:
     """Print mean total variation between float32 and bfloat16."""
     full, half = (load_decoder(ModelRef(name=model, dtype=dtype), device="cpu") for dtype in ("float32", "bfloat16"))
     spec, inputs = load_spec(SPEC), distinct_sentences(num_inputs)
-    found: dict[str, list[float]] = {}
-    for each in compared(full, half, requests(full, spec, inputs)):
-        for stage, values in each.items():
-            found.setdefault(stage, []).extend(values)
+    by_stage: dict[str, list[float]] = {}
+    for of_text in total_variations(full, half, requests(full, spec, inputs)):
+        for stage, values in of_text.items():
+            by_stage.setdefault(stage, []).extend(values)
     rows = [
         [stage, f"{len(values):,}", f"{fmean(values):.4f}", f"{quantiles(values, n=20)[-1]:.4f}", f"{max(values):.3f}"]
-        for stage, values in found.items()
+        for stage, values in by_stage.items()
     ]
     click.echo(table(["distribution", "positions", "mean", "95 %", "most"], rows))
 

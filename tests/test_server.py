@@ -15,7 +15,7 @@ from scipy.stats import chi2_contingency
 
 from dino_pipeline import pocket
 from dino_pipeline.cli.again import SERVER, commands
-from dino_pipeline.decoding import server
+from dino_pipeline.decoding import completions_client
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.server import Server
@@ -128,7 +128,7 @@ def test_what_failed_before_any_text_binds_nobody(inputs: Path, tmp_path: Path, 
         invoke(*call(address, inputs, run, *more, "--top-k", "0"))
         assert texts(run) == sorted([*whole(1), *((at, 0.0, 1) for at in range(4))])
         refused = answer(*call(address, inputs, run, *more))
-    assert "begun with other options: sampling was" in refused.output, "once there are texts"
+    assert "begun with other options: sampling.top_k was" in refused.output, "once there are texts"
 
 
 def test_what_a_failed_call_stored_is_nobodys(inputs: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: 
     assert min(better) >= 0, "the first of the four is the one"
     assert sum(each > 0 for each in better) >= 3
     record = json.loads((tmp_path / "four" / "run.json").read_text())["generate"]
-    assert (record["options"]["best_of"], record["options"]["scorer"]["model"]) == (4, "pocket")
+    assert (record["options"]["best_of"], record["options"]["scorer"]["name"]) == (4, "pocket")
     invoke("filter", tmp_path / "four", "--verify", "--dev-share", "0", "--near-duplicates", "0", "--no-balance")
     refused = answer(*call(address, inputs, tmp_path / "none", "--best-of", "4"))
     assert (refused.exit_code, "--best-of needs --scorer" in refused.stderr) == (2, True)
@@ -308,7 +308,7 @@ def test_texts_end_as_they_do_here() -> None:
     ],
 )
 def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "RETRIES", 1)
+    monkeypatch.setattr(completions_client, "RETRIES", 1)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     of = MadeUp(status=status)
     with pytest.raises(ModelError, match=said) as error:
@@ -318,7 +318,7 @@ def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.Monke
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "RETRIES", 1)
+    monkeypatch.setattr(completions_client, "RETRIES", 1)
     nobody = Server("model", "http://127.0.0.1:9/v1", print)
     with pytest.raises(ModelError, match=r"127.0.0.1:9/v1: no answer, after 1 further attempts"):
         list(nobody.sample([Request(("prompt",), ("key",))], PLAIN))

@@ -1,1 +1,1 @@
-"""Texts out of language models: many prompts in lock-step, each text less likely under its counter-instructions."""
+"""Decoding: sampling texts from language models, each debiased by counter-prompts."""

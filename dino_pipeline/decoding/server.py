@@ -3,125 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, product
-from queue import SimpleQueue
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-import openai
-
+from dino_pipeline.decoding.completions_client import (
+    CompletionsClient,
+    RequestRefusedError,
+    ServerAnswer,
+    in_threads,
+)
 from dino_pipeline.decoding.engine import Completion, Finish, Request, Scored
 from dino_pipeline.decoding.sampling import key_digest
-from dino_pipeline.errors import ModelError, OptionError, first_line
+from dino_pipeline.errors import OptionError, first_line
 from dino_pipeline.options import Sampling
 from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerPrices, ServerUsage
 
-RETRIES = 8
-"""Times that the client sends a request again, with growing pauses."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Seconds before a request is sent again after a senseless answer. The pause doubles each time."""
 PROBES = 4
 """Texts that show whether a server samples, and whether its seeds hold."""
-STOP_FIELDS = ("stop_reason", "matched_stop")
-"""Where servers report what stopped a text (vLLM, SGLang)."""
-T = TypeVar("T")
-R = TypeVar("R")
 Dialect = Literal["fields", "generation_config", "plain"]
 """How a server takes top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), or not."""
 Seeds = Literal["hold", "hold one at a time", "do not hold"]
 """Whether a seed gives the same text again, with some servers only while no other request runs."""
-
-
-class RequestRefusedError(Exception):
-    """A server does not accept a request, for example because it does not know a field."""
-
-
-class CompletionsClient:
-    """Sends requests to a server until it answers, and counts them.
-
-    The key is taken from the environment variable ``OPENAI_API_KEY``, if the server needs one. It is stored nowhere.
-
-    Args:
-        model: name of the model on the server.
-        base_url: the server's address, ending in /v1.
-        timeout: seconds after which a request is given up and sent again.
-        usage: counts so far.
-
-    Raises:
-        OptionError: the address is malformed.
-    """
-
-    def __init__(self, model: str, base_url: str, timeout: float, usage: ServerUsage) -> None:
-        self.model, self.base_url, self.usage = model, base_url, usage
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        try:
-            self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=RETRIES, timeout=timeout)
-        except Exception as error:  # whatever the HTTP library below raises for addresses
-            raise OptionError(f"is not an address ({first_line(error)})", option="base_url", value=base_url) from error
-        self.lock = threading.Lock()
-
-    def ask(self, body: Mapping[str, Any], *, may_refuse: bool = False) -> dict[str, Any]:
-        """Return the answer to a request. Send it again if the answer is cut or malformed.
-
-        Raises:
-            ModelError: the server does not answer.
-            RequestRefusedError: the server does not accept the request, and ``may_refuse``.
-        """
-        pause = FIRST_PAUSE
-        for attempt in range(RETRIES + 1):
-            answer = self._send(body, may_refuse)
-            if _is_completion(answer):
-                break
-            if attempt == RETRIES:
-                raise ModelError(f"{self.base_url}: its answers are no completions", "give the server's /v1 address")
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        used = answer.get("usage") or {}
-        with self.lock:
-            self.usage = ServerUsage(
-                requests=self.usage.requests + 1,
-                prompt_tokens=self.usage.prompt_tokens + (used.get("prompt_tokens") or 0),
-                completion_tokens=self.usage.completion_tokens + (used.get("completion_tokens") or 0),
-            )
-        return answer
-
-    def _send(self, body: Mapping[str, Any], may_refuse: bool) -> dict[str, Any]:
-        """Return an answer, or nothing if it is not JSON."""
-        with self._named_errors(may_refuse):
-            try:
-                answer = self.client.completions.create(model=self.model, prompt=body["prompt"], extra_body=body)
-                return answer.model_dump() if isinstance(answer, openai.BaseModel) else {}
-            except (openai.APIResponseValidationError, ValueError):
-                return {}
-
-    @contextmanager
-    def _named_errors(self, may_refuse: bool) -> Iterator[None]:
-        """Turn the client's errors into messages with a remedy."""
-        where = self.base_url
-        try:
-            yield
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if may_refuse:
-                raise RequestRefusedError(first_line(error)) from error
-            raise ModelError(f"{where}: refuses the request ({first_line(error)})") from error
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ModelError(
-                f"{where}: does not let you in ({first_line(error)})", "set the environment variable OPENAI_API_KEY"
-            ) from error
-        except openai.NotFoundError as error:
-            raise ModelError(
-                f"{where}: knows no model {self.model}, or no completions ({first_line(error)})", "see its /v1/models"
-            ) from error
-        except openai.OpenAIError as error:
-            raise ModelError(
-                f"{where}: no answer, after {RETRIES} further attempts ({first_line(error)})",
-                "finished shards are kept; run the same again to continue",
-            ) from error
 
 
 class Server:
@@ -202,7 +105,7 @@ class Server:
         if sampling.top_k and not self._keeps_top_k:
             self._check_top_k(abilities.dialect, first[0].prompts[0], stop)
 
-        def write(request: Request) -> dict[str, Any] | None:
+        def write(request: Request) -> ServerAnswer | None:
             seed = seed_of(request.key)
             body = _body(request.prompts[0], sampling, stop, seed, abilities.dialect, abilities.logprobs)
             try:
@@ -225,18 +128,18 @@ class Server:
 
     def _score(self, prompt: str, text: str) -> Scored:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
-        logprobs = self.client.ask(body)["choices"][0].get("logprobs") or {}
-        starts, values = logprobs.get("text_offset"), logprobs.get("token_logprobs")
-        if not starts or not values or len(starts) != len(values) or starts[0] != 0:
+        answer = self.client.ask(body)
+        starts, values = answer.token_starts, answer.token_logprobs
+        if not starts or len(starts) != len(values) or starts[0] != 0:
             raise OptionError(
                 f"{self.base_url}: echoes no log-probabilities, so it scores no texts",
                 "give {scorer=MODEL}, a model that runs here",
             )
         length = len(prompt + text)
-        of_text = []
+        of_text: list[float] = []
         for start, end, value in zip(starts, [*starts[1:], length], values, strict=True):
             # a token that holds the end of the prompt and the beginning of the text counts as text
-            if end > len(prompt) and start < length and value is not None:
+            if end > len(prompt) and start < length and isinstance(value, int | float):
                 of_text.append(value)
         return Scored(sum(of_text) / max(len(of_text), 1), len(of_text))
 
@@ -284,16 +187,14 @@ class Server:
                 answer = self.client.ask(body, may_refuse=dialect != "plain" or logprobs)
             except RequestRefusedError:
                 continue
-            choice = answer["choices"][0]
-            has_logprobs = bool((choice.get("logprobs") or {}).get("token_logprobs"))
-            return dialect, has_logprobs, any(name in choice for name in STOP_FIELDS)
+            return dialect, bool(answer.token_logprobs), bool(answer.stopped_by)
         raise AssertionError("the plainest request raises an error if it is refused")
 
     def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
         """Return the texts that the server writes with seeds 0, 1, ..., `workers` of them at the same time."""
         bodies = [_body(prompt, sampling, stop, seed, dialect, False) for seed in range(PROBES)]
         answers = sorted(in_threads(self.client.ask, bodies, workers), key=lambda numbered: numbered[0])
-        return [answer["choices"][0]["text"] for _, answer in answers]
+        return [answer.text for _, answer in answers]
 
     def _check_top_k(self, dialect: Dialect, prompt: str, stop: str) -> None:
         """Raise `OptionError` unless the server writes the same text for all seeds with top-k 1."""
@@ -328,69 +229,14 @@ def _body(prompt: str, sampling: Sampling, stop: str, seed: int, dialect: Dialec
     return body
 
 
-def _is_completion(answer: Mapping[str, Any]) -> bool:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return False
-    return isinstance(choices[0].get("text"), str)
-
-
-def _completion(number: int, answer: Mapping[str, Any] | None, stop: str, stop_at_newline: bool) -> Completion:
+def _completion(number: int, answer: ServerAnswer | None, stop: str, stop_at_newline: bool) -> Completion:
     """Return an answer as a result. Some servers leave the stop string in the text."""
     if answer is None:
         return Completion(number, "", "refused", (), 0, None, None)
-    choice = answer["choices"][0]
-    text, found_stop, _ = choice["text"].partition(stop)
-    at_stop = all(choice[name] == stop for name in STOP_FIELDS if name in choice)
-    stopped = found_stop or (choice.get("finish_reason") == "stop" and at_stop)
+    text, found_stop, _ = answer.text.partition(stop)
+    stopped = found_stop or (answer.ended and all(reported == stop for reported in answer.stopped_by))
     finish: Finish = "stop" if stopped else "length"
     if stop_at_newline and "\n" in text:
         text, finish = text.partition("\n")[0], "newline"
-    values = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    logprob = sum(values) / len(values) if values and all(map(_is_finite, values)) else None
-    length = (answer.get("usage") or {}).get("completion_tokens") or len(values)
-    return Completion(number, text, finish, (), length, logprob, None)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def in_threads(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[int, R]]:
-    """Work on items in threads. Yield the number of each item with its result, as results come.
-
-    The threads are daemons, which those of `concurrent.futures` are not: after Ctrl-C, the process does not wait until
-    a server answers.
-    """
-    tasks: SimpleQueue[tuple[int, T] | None] = SimpleQueue()
-    results: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
-
-    def run() -> None:
-        while (task := tasks.get()) is not None:
-            number, item = task
-            try:
-                results.put((number, work(item), None))
-            except BaseException as error:  # raised again by `next_result`
-                results.put((number, None, error))
-
-    def next_result() -> tuple[int, R]:
-        number, result, error = results.get()
-        if error is not None:
-            raise error
-        return number, result
-
-    for _ in range(workers):
-        threading.Thread(target=run, daemon=True).start()
-    running = 0
-    try:
-        for number, item in enumerate(items):
-            tasks.put((number, item))
-            running += 1
-            if running == workers:
-                yield next_result()
-                running -= 1
-        for _ in range(running):
-            yield next_result()
-    finally:
-        for _ in range(workers):
-            tasks.put(None)
+    length = answer.completion_tokens or len(answer.token_logprobs)
+    return Completion(number, text, finish, (), length, answer.logprob, None)
