@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.filter_options import FilterOptions, rule_name
@@ -18,7 +17,7 @@ from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts
 from dino_pipeline.funnel import Counts, Funnel, funnel_step, label_counts
 from dino_pipeline.processes import OpenPool, process_pool
-from dino_pipeline.stage_records import FunnelStep, StepKind
+from dino_pipeline.stage_records import FilterRecord, FunnelStep, StepKind
 
 PARALLEL_FROM = 50_000
 """Examples from which on several processes are faster than one."""
@@ -179,18 +178,18 @@ class FilterPass:
         """The steps so far."""
         return Funnel(tuple(self.steps))
 
-    def results(self) -> dict[str, Any]:
-        """Return the results as fields of `FilterRecord`."""
+    def add_results(self, record: FilterRecord) -> FilterRecord:
+        """Return the record with what came of the filter."""
         available = self.available or {}
         target = self.options.target_per_label
         missing = {label: target - count for label, count in available.items() if target and count < target}
-        return {
-            "funnel": tuple(self.steps),
-            "available": label_counts(available),
-            "missing": label_counts(missing),
-            "margin_quantiles": self._quantiles("margin"),
-            "logprob_quantiles": self._quantiles("logprob"),
-        }
+        return record.updated(
+            funnel=tuple(self.steps),
+            available=label_counts(available),
+            missing=label_counts(missing),
+            margin_quantiles=self._quantiles("margin"),
+            logprob_quantiles=self._quantiles("logprob"),
+        )
 
     def _record(self, kind: StepKind, counts: Counts, rule: str = "") -> None:
         self.steps.append(funnel_step(kind, counts, rule))

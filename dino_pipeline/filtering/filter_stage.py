@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class FilterSource:
     """The files that a filter reads, and what is known of their texts."""
 
     files: list[Path]
@@ -101,10 +101,11 @@ def filter_run(
         ready = folder / "ready"
         ready.mkdir()
         write_files(filter_pass.table, ready)
-        record = record.updated(**filter_pass.results())
+        record = filter_pass.add_results(record)
         filter_pass.table.close()
-        run.replace(record, ready)
-    return state, record
+        done = run.replace(record, ready)
+    assert isinstance(done, FilterRecord)
+    return state, done
 
 
 def look(
@@ -129,7 +130,7 @@ def look(
             filter_pass.ablate()
             return record.updated(funnel=tuple(filter_pass.steps))
         filter_pass.run()
-        return record.updated(**filter_pass.results())
+        return filter_pass.add_results(record)
 
 
 def available(run: Run, options: FilterOptions, runtime: FilterRuntime, *, numeric_labels: bool) -> Counts:
@@ -153,7 +154,7 @@ def _open_source(
     prompt: PromptParts | None = None,
     *,
     strict: bool = True,
-) -> Source:
+) -> FilterSource:
     """Return what to read: a file, or the run's shards.
 
     Args:
@@ -163,7 +164,7 @@ def _open_source(
         if not source.is_file():
             raise DataError(f"{source}: is not a file that can be read twice; save it to one first")
         is_numeric = True if numeric_labels is None else numeric_labels
-        return Source([source], str(source), source.name, is_numeric, prompt or PromptParts())
+        return FilterSource([source], str(source), source.name, is_numeric, prompt or PromptParts())
     generated = run.record().generate
     if generated is None or not generated.is_done:
         raise RunError(f"{run.path}: its texts are not all written", "finish with {generate()}, or name a JSONL file")
@@ -173,10 +174,10 @@ def _open_source(
     spec = load_spec(run.spec)
     is_numeric = generated.label_type != "class" if numeric_labels is None else numeric_labels
     prompt = PromptParts(spec.stop, spec.fields)
-    return Source(shard_files(run.shards), str(run.shards), "shards", is_numeric, prompt)
+    return FilterSource(shard_files(run.shards), str(run.shards), "shards", is_numeric, prompt)
 
 
-def _record_inputs(options: FilterOptions, data: Source, runtime: FilterRuntime) -> FilterInputs:
+def _record_inputs(options: FilterOptions, data: FilterSource, runtime: FilterRuntime) -> FilterInputs:
     semantic = options.semantic
     return FilterInputs(
         source=data.name,
@@ -203,7 +204,7 @@ def _refuse_to_overwrite(run: Run, files: Sequence[Path], fresh: bool) -> None:
 
 @contextmanager
 def _filter_pass(
-    run: Run, options: FilterOptions, runtime: FilterRuntime, data: Source
+    run: Run, options: FilterOptions, runtime: FilterRuntime, data: FilterSource
 ) -> Iterator[tuple[FilterPass, Path]]:
     """Give a pass whose examples are read, and the folder that holds its table."""
     with (
@@ -250,9 +251,10 @@ def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
     assert generated is not None  # else it has no model
 
     def load() -> Decoder:
-        from dino_pipeline.decoding.loading import load_decoder
+        from dino_pipeline.decoding.loading import Generator, load_decoder
 
-        return load_decoder(model, device=pick_device(device))
+        given = model.model_dump(exclude={"name", "fingerprint", "adapter_fingerprint"})
+        return load_decoder(Generator(path=model.path("generator"), **given), device=pick_device(device))
 
     return LabelScores(run, generated, model, load, reporter)
 
