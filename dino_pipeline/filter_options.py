@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
 from dino_pipeline.examples import Example
-from dino_pipeline.labels import as_number
 from dino_pipeline.options import Flag, Options
+from dino_pipeline.text import as_number
 
 Check = Callable[[Example], str | None]
 """Returns None to keep an example, or the reason to drop it."""

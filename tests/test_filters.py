@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
-from dino_pipeline.examples import Example, read_examples, write_examples, write_json
+from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering import filter_pass, ingest
 from dino_pipeline.filtering.filter import rules
@@ -24,7 +25,7 @@ from dino_pipeline.funnel import Funnel
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import LabelTotals
-from dino_pipeline.texts import normalise, word_overlap
+from dino_pipeline.text import normalise, word_overlap
 from tests.commands import answer, files
 from tests.conftest import TOY_SPEC
 from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons, record_of

@@ -12,7 +12,8 @@ import pytest
 from dino_pipeline.console import Console
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
-from dino_pipeline.examples import Example, read_examples, write_examples, write_json
+from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.filtering.filter_pass import FilterRuntime
 from dino_pipeline.filtering.filter_stage import filter_run
 from dino_pipeline.filtering.label_scores import LabelScores

@@ -20,7 +20,7 @@ from dino_pipeline.minhash import (
     ngrams,
     similar_pairs,
 )
-from dino_pipeline.texts import normalise
+from dino_pipeline.text import normalise
 from tests.pairs import Words, dropped, filtered, kept, raw, reasons
 
 

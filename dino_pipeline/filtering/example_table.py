@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
+from dino_pipeline.sql import connect, parquet_rows, quoted
 from dino_pipeline.stage_records import Label
-from dino_pipeline.tables import LITERAL, listed, quoted
 
 BATCH = 4096
 """Rows streamed at a time."""
@@ -49,17 +49,11 @@ class ExampleTable:
     """
 
     def __init__(self, file: Path, threads: int, memory: str) -> None:
-        settings: dict[str, Any] = {
-            "threads": threads,
-            "memory_limit": memory,
-            "temp_directory": str(file.parent / "spilled"),
-        }
         self.file = file
         try:
-            self.db = duckdb.connect(str(file), config=settings)
+            self.db = connect(file, memory=memory, threads=threads, spill=file.parent / "spilled")
         except (duckdb.ParserException, duckdb.InvalidInputException) as error:
             raise OptionError(f"{first_line(error)}; write, say, 2GB", option="memory", value=memory) from error
-        self.db.execute("SET enable_progress_bar = false")
         self.labels: list[Label] = []
         """The value of each label number."""
         self.has_scores = True
@@ -118,7 +112,7 @@ class ExampleTable:
 
     def open_rows(self, files: Sequence[Path]) -> None:
         """Make the view ``rows`` of Parquet files of `ingest.SCHEMA`."""
-        self.run(f"CREATE VIEW rows AS SELECT * FROM read_parquet({listed(files)}, {LITERAL})")
+        self.run(f"CREATE VIEW rows AS SELECT * FROM {parquet_rows(files)}")
 
     def index(self) -> None:
         """Make all other tables from ``rows``. All labels must be numbers, or all names."""

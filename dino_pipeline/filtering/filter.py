@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from dino_pipeline.console import reporter_for
 from dino_pipeline.datasets_in import as_examples
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import Example, iter_examples, write_examples
+from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED
 from dino_pipeline.filtering.dataset_rules import dataset_rules
@@ -24,14 +24,13 @@ from dino_pipeline.layout import is_unpublished
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.public import public
+from dino_pipeline.readers import load_table
 from dino_pipeline.results import ExampleList
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, LabelCounts
 
-PROVENANCE = ("logprob", "margin", "input", "sample")
-"""Fields that generation adds; a published dataset with all of them holds the texts as they were written."""
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
 
@@ -254,8 +253,6 @@ def _published_examples(source: str) -> tuple[str, list[Example], bool]:
     Raises:
         DataError: there is no such file or dataset, or it holds no texts.
     """
-    from dino_pipeline.readers import load_table
-
     name = public(source).strip("./").replace("/", "--")
     try:
         raw = load_table(source, "raw")

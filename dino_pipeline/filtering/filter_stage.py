@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dino_pipeline.digests import combined, digest_files, file_digest, shard_files
 from dino_pipeline.errors import DataError, OptionError, RunError
+from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.contamination import exclusion_files
 from dino_pipeline.filtering.example_table import ExampleTable
@@ -23,7 +23,7 @@ from dino_pipeline.filtering.split import write_files
 from dino_pipeline.filtering.text_rules import PromptParts
 from dino_pipeline.funnel import Counts
 from dino_pipeline.models import model_fingerprint, model_path, pick_device
-from dino_pipeline.processes import Spread
+from dino_pipeline.processes import OpenPool
 from dino_pipeline.progress import Reporter, SilentReporter
 from dino_pipeline.record import now, versions
 from dino_pipeline.run import Run, State
@@ -88,7 +88,7 @@ def filter_run(
     record = FilterRecord(
         options=options,
         inputs=_record_inputs(options, data, runtime),
-        sources=combined(digests),
+        sources=combined_digest(digests),
         versions=versions(),
         started=now(),
     )
@@ -251,10 +251,9 @@ def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
     assert generated is not None  # else it has no model
 
     def load() -> Decoder:
-        from dino_pipeline.decoding.loading import Generator, load_decoder
+        from dino_pipeline.decoding.loading import load_decoder
 
-        given = model.model_dump(exclude={"name", "fingerprint", "adapter_fingerprint"})
-        return load_decoder(Generator(path=model.path("generator"), **given), device=pick_device(device))
+        return load_decoder(model, device=pick_device(device))
 
     return LabelScores(run, generated, model, load, reporter)
 
@@ -266,7 +265,7 @@ def _embed(name: str, device: str | None) -> Embed:
 
 
 @contextmanager
-def _ray_cluster(options: FilterOptions, folder: Path) -> Iterator[Spread]:
+def _ray_cluster(options: FilterOptions, folder: Path) -> Iterator[OpenPool]:
     from dino_pipeline.cluster import Doers, Staff, connect, leave, resources
 
     connect(None if options.ray == "auto" else options.ray)

@@ -12,17 +12,17 @@ import xxhash
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
-from dino_pipeline.examples import write_json, write_rows
+from dino_pipeline.files import remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.generation.plan import Task
 from dino_pipeline.generation.prompts import drawn_values
 from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.run import Run, remove
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.sql import json_rows
 from dino_pipeline.stage_records import GenerateRecord
-from dino_pipeline.tables import LITERAL, listed
 
 BATCH = 512
 """Examples scored at a time and stored in one file: at most these are lost if the filter is killed."""
@@ -100,8 +100,8 @@ class LabelScores:
         files = sorted(self.run.label_scores.glob("*.jsonl"))
         self.files = len(files)
         if files:
-            types = "{key: 'VARCHAR', logprobs: 'DOUBLE[]', tokens: 'INTEGER[]'}"
-            table.run(f"INSERT INTO cache SELECT * FROM read_json({listed(files)}, columns = {types}, {LITERAL})")
+            columns = {"key": "VARCHAR", "logprobs": "DOUBLE[]", "tokens": "INTEGER[]"}
+            table.run(f"INSERT INTO cache SELECT * FROM {json_rows(files, columns)}")
 
     def _batches(self, table: ExampleTable, rows: str) -> Iterator[list[ScoreRequest]]:
         """Yield requests for the rows without scores, in the order of their ids."""
@@ -161,7 +161,7 @@ class LabelScores:
         for key, by_label in scores.items():
             logprobs, tokens = [score.logprob for score in by_label], [score.tokens for score in by_label]
             rows.append({"key": key, "logprobs": logprobs, "tokens": tokens})
-        write_rows(self.run.label_scores / f"{self.files:05d}.jsonl", rows)
+        write_json_lines(self.run.label_scores / f"{self.files:05d}.jsonl", rows)
         self.files += 1
         return scores
 
