@@ -155,6 +155,7 @@ def _takes_bool(field: FieldInfo) -> bool:
 def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
     """Return the error for one finding of pydantic."""
     name, kind, context = str(problem["loc"][0]), problem["type"], problem.get("ctx", {})
+    remedy = ""
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(name, model.model_fields, n=1)
         remedy = f"did you mean {{{near[0]}}}?" if near else f"choose from {', '.join(model.model_fields)}"
@@ -172,9 +173,11 @@ def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
         message = f"must be one of {context['expected'].replace(' or ', ', ')}".replace("'", "")
     elif kind == "missing":
         return OptionError("is missing", option=name)
-    elif kind == "value_error":  # raised by a validator of ours
-        message = str(context["error"])
+    elif kind == "value_error":  # raised by a validator of ours: ValueError(message) or ValueError(message, remedy)
+        message, *more = context["error"].args
+        remedy = more[0] if more else ""
     else:
         message = problem["msg"].replace("Input should be", "must be")
     value = problem["input"]
-    return OptionError(message, option=name, value=value if isinstance(value, str | int | float) else short(value))
+    shown = value if isinstance(value, str | int | float) else short(value)
+    return OptionError(message, remedy, option=name, value=shown)

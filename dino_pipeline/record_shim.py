@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from dino_pipeline.funnel import Funnel
 from dino_pipeline.record_upgrade import upgraded
 from dino_pipeline.stage_records import (
     EvaluateRecord,
     FilterRecord,
     FinetuneRecord,
+    FunnelStep,
     GenerateRecord,
     StageRecord,
     TextsOrigin,
@@ -19,12 +21,19 @@ TYPES: dict[str, type[StageRecord]] = {
     each.stage: each for each in (GenerateRecord, FilterRecord, FinetuneRecord, EvaluateRecord)
 }
 OPTIONAL = ("chat", "adapter", "adapter_fingerprint", "quantize", "trust_remote_code")
+INPUTS = ("source", "numeric_labels", "stop", "fields", "excluded", "semantic_fingerprint")
 HYGIENE = ("min_chars", "max_chars", "max_symbols", "stop", "fields")
 
 
 def typed(name: str, record: dict[str, Any]) -> StageRecord:
     plain = json.loads(json.dumps(record))
     return TYPES[name].model_validate(upgraded({name: plain})[name])
+
+
+def old_funnel(steps: Any) -> Funnel:
+    record = {"options": {"hygiene": {}, "custom": [], "custom_digest": "", **dict.fromkeys(INPUTS)}, "funnel": steps}
+    plain = json.loads(json.dumps(record))
+    return Funnel(tuple(FunnelStep.model_validate(step) for step in upgraded({"filter": plain})["filter"]["funnel"]))
 
 
 def _flat_model(options: dict[str, Any], name: str) -> dict[str, Any]:
@@ -57,6 +66,8 @@ def as_format_2(name: str, record: StageRecord) -> dict[str, Any]:
             if found[key] is None and key != "model_commit":
                 del found[key]
     elif name == "filter":
+        options |= found.pop("inputs")
+        options |= {"custom": options.pop("rule"), "custom_digest": options.pop("rule_digest")}
         options["hygiene"] = {key: options.pop(key) for key in HYGIENE}
         found["funnel"] = [[_shown(step), step["counts"]] for step in found["funnel"]]
         for key in ("missing", "margin_quantiles", "logprob_quantiles"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 _MODEL_FIELDS = ("revision", "fingerprint", "dtype", "adapter", "adapter_fingerprint", "quantize", "trust_remote_code")
+_FILTER_INPUTS = ("source", "numeric_labels", "stop", "fields", "excluded", "semantic_fingerprint")
 _WOULD_DROP = re.compile(r"\(--(min-(?:margin|logprob)) (\S+) would drop\)")
 
 
@@ -47,8 +48,11 @@ def _generate(record: dict[str, Any]) -> dict[str, Any]:
 def _filter(record: dict[str, Any]) -> dict[str, Any]:
     options = dict(record["options"])
     options |= options.pop("hygiene")
+    options["rule"] = options.pop("custom")
+    inputs = {name: options.pop(name) for name in _FILTER_INPUTS}
+    inputs["rule_digest"] = options.pop("custom_digest")
     steps = [_step(name, counts) for name, counts in record.get("funnel", [])]
-    return {**record, "options": options, "funnel": steps}
+    return {**record, "options": options, "inputs": inputs, "funnel": steps}
 
 
 def _step(name: str, counts: Any) -> dict[str, Any]:

@@ -260,7 +260,7 @@ class Run(TypedRun):
     def numeric_labels(self) -> bool:
         """Return whether labels that spell a number are numbers, as the filter was told; else all are classes."""
         filtered = self.record().filter
-        return filtered is None or filtered.options.numeric_labels
+        return filtered is None or filtered.inputs.numeric_labels
 
     def begin(  # type: ignore[override]
         self, stage: Stage | StageRecord, *, fresh: bool = False, settings: dict[str, Any] | None = None, **results: Any

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
+from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Sampling
+from dino_pipeline.options import Options, Sampling
 
 Status = Literal["running", "clearing", "done"]
 Label = float | str
@@ -30,8 +31,8 @@ class StageRecord(Record):
     stage: ClassVar[str]
 
     status: Status = "running"
-    options: Record
-    """Everything that decides what the stage makes."""
+    options: BaseModel
+    """Everything that a user can choose and that decides what the stage makes."""
     sources: str = ""
     """Digest of what the stage reads; if that changes, the stage starts over."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
@@ -45,10 +46,17 @@ class StageRecord(Record):
         """Return whether the stage has ended."""
         return self.status == "done"
 
+    def compared(self) -> dict[str, JsonValue]:
+        """Return what decides the result, by name. Subclasses add what they derive from the options."""
+        return self.model_dump(mode="json", include={"options"})["options"]  # type: ignore[no-any-return]
+
+    @field_serializer("options")
+    def _data_options(self, options: BaseModel) -> dict[str, JsonValue]:
+        return options.recorded() if isinstance(options, Options) else options.model_dump(mode="json")
+
     def differences(self, other: Self) -> dict[str, tuple[JsonValue, JsonValue]]:
         """Return the options that differ, by dotted name, with their values here and in the other record."""
-        here = dict(_flat(self.options.model_dump(mode="json")))
-        there = dict(_flat(other.options.model_dump(mode="json")))
+        here, there = dict(_flat(self.compared())), dict(_flat(other.compared()))
         names = dict.fromkeys((*here, *there))
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
@@ -170,44 +178,23 @@ class GenerateRecord(StageRecord):
 # filter
 
 
-class FilterSettings(Record):
-    """What decides what the filter keeps."""
+class FilterInputs(Record):
+    """What decides the result of a filter beside its options; found when it starts."""
 
-    min_chars: int
-    max_chars: int
-    max_symbols: float
+    source: str
+    """``shards``, or the name of the file that was filtered."""
+    numeric_labels: bool
+    """Whether labels that spell a number are numbers. Else all labels are names."""
     stop: str | None = None
     """The spec's stop string."""
     fields: tuple[str, ...] = ()
-    """First words of the lines of the spec's instructions."""
-    without: tuple[str, ...] = ()
-    custom: tuple[str, ...] = ()
-    pii: Literal["flag", "drop", "keep"]
-    exclude: tuple[str, ...] = ()
-    near_duplicates: float
-    semantic: str | None = None
-    semantic_threshold: float
-    max_per_text: int
-    min_margin: tuple[str, ...] = ()
-    min_logprob: tuple[str, ...] = ()
-    verify: bool
-    verify_margin: float
-    balance: bool
-    target_per_label: int | None = None
-    labels: Literal["hard", "smoothed", "posterior"]
-    smoothing: float
-    temperature: float
-    random_pairs: int
-    dev_share: float
-    seed: int
-    numeric_labels: bool
-    source: str
-    """``shards``, or the name of the file that was filtered."""
+    """First words of the lines of the spec's instructions, and their sentences."""
     excluded: str
     """Digest of the evaluation data to keep out."""
-    custom_digest: str
-    """Digest of the files that hold the user's own rules."""
+    rule_digest: str
+    """Digest of the source of the user's own rules."""
     semantic_fingerprint: str | None = None
+    """Fingerprint of the encoder that finds inputs of the same meaning."""
 
 
 LabelCounts = tuple[tuple[Label, int], ...]
@@ -220,7 +207,7 @@ class FunnelStep(Record):
 
     kind: StepKind
     rule: str = ""
-    """Name of the rule, or of the option that would drop; empty where the kind says it all."""
+    """Name of the rule; of a step that would drop, ``option=value``; empty if the kind says it all."""
     counts: LabelCounts = ()
 
     @property
@@ -234,14 +221,19 @@ class FilterRecord(StageRecord):
 
     stage: ClassVar[str] = "filter"
 
-    options: FilterSettings
+    options: FilterOptions
+    inputs: FilterInputs
     funnel: tuple[FunnelStep, ...] = ()
     available: LabelCounts = ()
-    """What would be kept before labels are brought to a target or to the same number."""
+    """Examples left before labels are capped at a target or balanced."""
     missing: LabelCounts = ()
-    """What is missing to the target."""
+    """Examples that the target lacks."""
     margin_quantiles: tuple[tuple[Label, dict[str, float]], ...] = ()
     logprob_quantiles: tuple[tuple[Label, dict[str, float]], ...] = ()
+
+    def compared(self) -> dict[str, JsonValue]:
+        """Return the options, and what was found for them when the stage started."""
+        return {**super().compared(), **self.inputs.model_dump(mode="json")}
 
 
 # finetune

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.filtering.filters import filter_run, load_funnel
-from dino_pipeline.filtering.funnel import Counts
-from dino_pipeline.filtering.rules import FilterOptions
-from dino_pipeline.filtering.sieve import Means
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering.filter_pass import FilterRuntime
+from dino_pipeline.filtering.filter_stage import filter_run
+from dino_pipeline.funnel import Counts, Funnel, step_title
 from dino_pipeline.run import Run
+from dino_pipeline.stage_records import FilterRecord
 
 RAW = FilterOptions(
     max_per_text=0,
@@ -56,8 +56,8 @@ def filtered(folder: Path, examples: Sequence[Example], options: FilterOptions =
     folder.mkdir(parents=True, exist_ok=True)
     write_examples(folder / "data.jsonl", examples)
     run = Run(folder / "run")
-    means = kwargs.pop("means", Means())
-    filter_run(run, options, means, source=folder / "data.jsonl", fresh=True, **kwargs)
+    runtime = kwargs.pop("runtime", FilterRuntime())
+    filter_run(run, options, runtime, source=folder / "data.jsonl", fresh=True, **kwargs)
     return run
 
 
@@ -79,8 +79,15 @@ def reasons(run: Run) -> dict[tuple[str, str | None, Any], str]:
 
 
 def funnel(run: Run) -> Mapping[str, Counts]:
-    """Return the recorded funnel by step."""
-    return dict(load_funnel(run).steps)
+    """Return the recorded funnel by step, as it is shown."""
+    return {step_title(step): dict(step.counts) for step in Funnel.of(record_of(run))}
+
+
+def record_of(run: Run) -> FilterRecord:
+    """Return the record of the run's filter."""
+    record = run.record().filter
+    assert record is not None
+    return record
 
 
 def outputs(run: Run) -> list[bytes]:
@@ -90,4 +97,4 @@ def outputs(run: Run) -> list[bytes]:
 
 def raw(**options: Any) -> FilterOptions:
     """Return `RAW` with other options."""
-    return replace(RAW, **options)
+    return FilterOptions.of({**RAW.given(), **options})

@@ -1,4 +1,4 @@
-"""Records of stages, for tests that make a run by hand."""
+"""Records of stages for tests, every field at a value that a small run would have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from typing import Any
 
 from dino_pipeline.files import write_bytes
 from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.record import RunRecord
-from dino_pipeline.stage_records import FinetuneRecord, StageRecord, TrainingSettings
+from dino_pipeline.stage_records import (
+    FinetuneRecord,
+    GenerateRecord,
+    GenerateSettings,
+    StageRecord,
+    TrainingSettings,
+)
 
 
 def write_record(folder: Path, *records: StageRecord) -> None:
@@ -17,6 +24,25 @@ def write_record(folder: Path, *records: StageRecord) -> None:
     for each in records:
         record = record.with_stage(each)
     write_bytes(folder / "run.json", record.model_dump_json().encode())
+
+
+def generate_record(settings: dict[str, Any] | None = None, **results: Any) -> GenerateRecord:
+    """Return the record of a finished generate stage.
+
+    Args:
+        settings: options that differ.
+        results: fields of the record that differ.
+    """
+    options = {
+        "spec": "0123456789abcdef",
+        "labels": ("1", "0"),
+        "model": ModelRef(name="pocket", fingerprint="0123456789abcdef", dtype="float32"),
+        "samples": 1,
+        "seed": 42,
+        "sampling": Sampling(),
+        **(settings or {}),
+    }
+    return GenerateRecord(**{"options": GenerateSettings(**options), "status": "done", **results})
 
 
 def finetune_record(encoder: str = "pocket", **changes: Any) -> FinetuneRecord:

@@ -10,17 +10,18 @@ import pytest
 from dino_pipeline import pocket
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.filtering.contamination import Gate, exclusion_files, texts_of
-from dino_pipeline.filtering.sieve import Means
-from tests.pairs import RAW, Words, dropped, filtered
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering.contamination import ContaminationFilter, exclusion_files, texts_of
+from dino_pipeline.filtering.filter_pass import FilterRuntime
+from tests.pairs import Words, dropped, filtered
 
 LEAKED = "The quick brown fox jumps over the lazy dog near the river bank today."
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Gate:
+def contamination(tmp_path: Path) -> ContaminationFilter:
     (tmp_path / "gold.tsv").write_text(f"4.5\tOne short gold sentence.\t{LEAKED}\n")
-    return Gate([str(tmp_path / "gold.tsv")], 0.8)
+    return ContaminationFilter([str(tmp_path / "gold.tsv")], 0.8)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +32,9 @@ def gate(tmp_path: Path) -> Gate:
         (f"Yesterday somebody told me at length and in private that {LEAKED} And so on and on.", "13 words of"),
     ],
 )
-def test_evaluation_data_is_found_by_each_way(gate: Gate, text: str, how: str) -> None:
+def test_evaluation_data_is_found_by_each_way(contamination: ContaminationFilter, text: str, how: str) -> None:
     for example in (Example(text, "Fine.", 1.0), Example("Fine.", text, 0.0), Example(text, None, "x")):
-        said = gate(example)
+        said = contamination(example)
         assert said is not None
         assert said.startswith(f"in evaluation data: {how}")
         assert "gold.tsv, line 1: the quick brown fox" in said
@@ -42,22 +43,22 @@ def test_evaluation_data_is_found_by_each_way(gate: Gate, text: str, how: str) -
 def test_short_and_unparted_texts(tmp_path: Path) -> None:
     gold = "昨天下午我们在城里的一家小书店买了三本关于历史和地理的旧书"
     (tmp_path / "gold.txt").write_text(f"A man sat.\n我喜欢狗\n{gold}\nyes\n")
-    gate = Gate([str(tmp_path / "gold.txt")], 0.8)
+    contamination = ContaminationFilter([str(tmp_path / "gold.txt")], 0.8)
     for text in (
         "a man sat",
         "我喜欢狗。",
         f"据我所知，{gold}，然后我们就回家吃饭休息看电视聊天睡觉一直到第二天早上。",
     ):
-        assert (gate(Example(text, "Fine.", 1.0)) or "").startswith("in evaluation data: ")
-    assert gate(Example("Yes!", "Fine.", 1.0)) is None
+        assert (contamination(Example(text, "Fine.", 1.0)) or "").startswith("in evaluation data: ")
+    assert contamination(Example("Yes!", "Fine.", 1.0)) is None
 
 
 @pytest.mark.slow
-def test_other_texts_pass(gate: Gate) -> None:
+def test_other_texts_pass(contamination: ContaminationFilter) -> None:
     examples = [Example(text, text[::-1], 1.0) for text in (Words().sentence() for _ in range(100))]
-    gate.prepare(examples)
-    assert not any(map(gate, examples))
-    assert gate(Example("4.5", "The quick brown fox sleeps.", 1.0)) is None
+    contamination.prepare(examples)
+    assert not any(map(contamination, examples))
+    assert contamination(Example("4.5", "The quick brown fox sleeps.", 1.0)) is None
 
 
 def test_files_of_every_kind(tmp_path: Path) -> None:
@@ -94,9 +95,9 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [text for _, text in texts_of(Path(file))] == ["Gold one.", LEAKED]
     assert exclusion_files(["stsb"], tmp_path) == [file]
     assert asked == [("mteb/stsbenchmark-sts", "test")]
-    with pytest.raises(OptionError, match=r"--exclude sts12: mteb/sts12-sts cannot be fetched .*ConnectionError"):
+    with pytest.raises(OptionError, match=r"exclude='sts12': mteb/sts12-sts cannot be fetched .*ConnectionError"):
         exclusion_files(["sts12"], tmp_path)
-    with pytest.raises(OptionError, match="--exclude sts99: no such file, and no evaluation set of this name"):
+    with pytest.raises(OptionError, match="exclude='sts99': no such file, and no evaluation set of this name"):
         exclusion_files(["sts99"], tmp_path)
 
 
@@ -143,8 +144,10 @@ def test_every_planted_fault_goes_by_its_reason_and_hardly_anything_else(tmp_pat
     clean, faulty = words.pairs(1667)[:10_000], planted(words, gold)
     examples = clean + [each for some in faulty.values() for each in some]
     random.Random(1).shuffle(examples)
-    options = RAW.__class__(pii="drop", exclude=("gold.jsonl",), max_per_text=0, balance=False)
-    run = filtered(tmp_path, examples, options, means=Means(workers=2, excluded=(str(tmp_path / "gold.jsonl"),)))
+    options = FilterOptions(pii="drop", exclude=("gold.jsonl",), max_per_text=0, balance=False)
+    run = filtered(
+        tmp_path, examples, options, runtime=FilterRuntime(workers=2, excluded=(str(tmp_path / "gold.jsonl"),))
+    )
     gone = {(row["text_a"], row["text_b"]): row["reason"] for row in dropped(run)}
     for reason, some in faulty.items():
         assert [gone.get((each.text_a, each.text_b)) for each in some] == [reason] * COUNT

@@ -16,17 +16,20 @@ from hypothesis import strategies as st
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
-from dino_pipeline.filtering import ingest, sieve
-from dino_pipeline.filtering.filters import available, describe, filter_run, load_funnel, look, recorded_options
-from dino_pipeline.filtering.hygiene import HygieneOptions
-from dino_pipeline.filtering.rules import FilterOptions
-from dino_pipeline.filtering.sieve import Means
-from dino_pipeline.run import Run, Stage
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering import filter_pass, ingest
+from dino_pipeline.filtering.filter import rules
+from dino_pipeline.filtering.filter_pass import FilterRuntime
+from dino_pipeline.filtering.filter_stage import available, filter_run, look, recorded_options
+from dino_pipeline.funnel import Funnel
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import LabelTotals
 from dino_pipeline.text import normalise, word_overlap
 from tests.commands import answer, files
 from tests.conftest import TOY_SPEC
-from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons
+from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, raw, reasons, record_of
+from tests.records import generate_record
 
 FINE = [Example("fine", "good", 1.0), Example("fine", "bad", 0.0)]
 FINE_KEPT = [("fine", "bad", "0.0"), ("fine", "good", "1.0")]
@@ -86,8 +89,8 @@ def test_a_target_is_kept_to_and_what_is_missing_said(tmp_path: Path) -> None:
     many = [Example(f"a{n}", f"b{n} {label}", label) for label, count in ((1.0, 9), (0.0, 4)) for n in range(count)]
     run = filtered(tmp_path, many, raw(target_per_label=6))
     assert Counter(label for *_, label in kept(run)) == {"1.0": 6, "0.0": 4}
-    assert run.stage("filter")["missing"] == [[0.0, 2]]
-    assert run.stage("filter")["available"] == [[0.0, 4], [1.0, 9]]
+    assert record_of(run).missing == ((0.0, 2),)
+    assert record_of(run).available == ((0.0, 4), (1.0, 9))
     run = filtered(tmp_path, many, raw(target_per_label=3, balance=True))
     assert Counter(label for *_, label in kept(run)) == {"1.0": 3, "0.0": 3}
 
@@ -186,15 +189,15 @@ def test_data_too_small_for_two_sides_is_refused(tmp_path: Path) -> None:
 
 def test_the_funnel_adds_up(tmp_path: Path) -> None:
     run = filtered(tmp_path, Words().pairs(20, samples=3), FilterOptions())
-    totals = load_funnel(run).totals()
+    totals = {step: sum(counts.values()) for step, counts in funnel(run).items()}
     lost = sum(count for step, count in totals.items() if step.startswith("- "))
     assert totals["read"] == 180 == totals["kept"] + lost
     assert lost == len(dropped(run)) == totals["- more than 2 per text and label"]
     assert totals["+ random pairs"] == 40
     assert totals["train"] + totals["dev"] == totals["kept"] + 40
     assert totals["train"] == len(read_examples(run.train))
-    assert totals["(--min-logprob 5% would drop)"] == 6
-    assert totals["(--min-margin 0 would drop)"] == 0
+    assert totals["(min_logprob='5%' would drop)"] == 6
+    assert totals["(min_margin=0 would drop)"] == 0
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,10 @@ def test_the_funnel_adds_up(tmp_path: Path) -> None:
         ([*FINE, Example("a", "b")], r"data.jsonl, line 3: has no label"),
         ([*FINE, Example("a", "b", "name")], "some labels are numbers and some are names"),
         ([*FINE, Example("a", None, 1.0)], 'some examples have a "text_b" and some have none'),
-        ([*FINE, Example("a", "a", 0.5)], r"no example of label 0.5 is left \(the last went as \"identical texts\"\)"),
+        (
+            [*FINE, Example("a", "a", 0.5)],
+            r"no example of label 0.5 is left \(the last was dropped as \"identical texts\"\)",
+        ),
         ([], "holds no examples"),
     ],
 )
@@ -251,10 +257,13 @@ def test_the_same_bytes_for_any_order_number_of_processes_and_size_of_pieces(
     first = outputs(filtered(tmp_path / "one", messy(0), options))
     assert all(first)
     monkeypatch.setattr(ingest, "PIECE", 50_000)
-    monkeypatch.setattr(sieve, "WORTH_PROCESSES", 1)
-    assert outputs(filtered(tmp_path / "two", messy(1), options, means=Means(workers=2, memory="200MB"))) == first
+    monkeypatch.setattr(filter_pass, "PARALLEL_FROM", 1)
+    assert (
+        outputs(filtered(tmp_path / "two", messy(1), options, runtime=FilterRuntime(workers=2, memory="200MB")))
+        == first
+    )
     monkeypatch.setattr(ingest, "PIECE", 20_000)
-    assert outputs(filtered(tmp_path / "three", messy(2), options, means=Means(workers=1))) == first
+    assert outputs(filtered(tmp_path / "three", messy(2), options, runtime=FilterRuntime(workers=1))) == first
 
 
 def test_thresholds_are_absolute_or_shares_for_all_labels_or_one(tmp_path: Path) -> None:
@@ -269,20 +278,21 @@ def test_thresholds_are_absolute_or_shares_for_all_labels_or_one(tmp_path: Path)
     run = filtered(tmp_path, examples, raw(min_logprob=("20%", "0=-0.45")))
     gone = sorted((row["label"], row["logprob"]) for row in dropped(run))
     assert gone == [(0.0, -0.9), (0.0, -0.8), (0.0, -0.7), (0.0, -0.6), (0.0, -0.5), (1.0, -0.9), (1.0, -0.8)]
-    with pytest.raises(OptionError, match=r"--min-margin 0.3=1: there is no label 0.3; choose from 0.0, 1.0"):
+    with pytest.raises(OptionError, match=r"min_margin='0.3=1': there is no label 0.3; choose from 0.0, 1.0"):
         filtered(tmp_path, examples, raw(min_margin=("0.3=1",)))
-    with pytest.raises(OptionError, match=r"--min-margin much: must be a number such as 0.1, a share"):
+    with pytest.raises(OptionError, match=r"min_margin='much': must be a number such as 0.1, a share"):
         filtered(tmp_path, examples, raw(min_margin=("much",)))
 
 
 def test_each_rule_alone_is_counted_and_nothing_written(tmp_path: Path) -> None:
     write_examples(tmp_path / "data.jsonl", [Example("A dog runs.", "a dog RUNS", 1.0)] * 2 + Words().pairs(5))
-    found, _ = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl", ablate=True)
-    steps = found.totals()
-    assert (steps["read"], steps["- identical texts"], steps["- duplicate"], steps["- balance"]) == (32, 2, 1, 2)
-    found, results = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl")
-    assert ("- duplicate", {}) in found.steps
-    assert results["available"]
+    found = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl", ablate=True)
+    steps = Funnel.of(found)
+    alone = [steps.total("dropped", rule) for rule in ("identical texts", "duplicate", "balance")]
+    assert (steps.total("read"), *alone) == (32, 2, 1, 2)
+    found = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl")
+    assert Funnel.of(found).counts("dropped", "duplicate") == {}
+    assert found.available
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -314,23 +324,23 @@ def test_a_rule_of_ones_own(tmp_path: Path, my_rules: Path) -> None:
         "def sound(example):\n    return False\n"
         "from functools import partial\nmade = partial(shouting)\n"
     )
-    run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(custom=("my_rules:shouting",)))
+    run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(rule=("my_rules:shouting",)))
     assert [(row["reason"], row["evidence"]) for row in dropped(run)] == [("shouting", "HELP")]
     assert funnel(run)["- shouting"] == {1.0: 1}
-    run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(custom=("my_rules:made",)))
+    run = filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], raw(rule=("my_rules:made",)))
     assert funnel(run)["- shouting"] == {1.0: 1}
     assert "- my_rules:made" not in funnel(run)
     with pytest.raises(DataError, match=r"my_rules:sound failed .*returned False; return None, or the reason"):
-        filtered(tmp_path, FINE, raw(custom=("my_rules:sound",)))
-    with pytest.raises(DataError, match=r"line 1: --rule my_rules:broken failed \(ZeroDivisionError"):
-        filtered(tmp_path, FINE, raw(custom=("my_rules:broken",)))
-    with pytest.raises(OptionError, match=r"--rule my_rules:no: cannot be imported \(AttributeError"):
-        filtered(tmp_path, FINE, raw(custom=("my_rules:no",)))
-    with pytest.raises(OptionError, match="--rule json:decoder: is no function"):
-        filtered(tmp_path, FINE, raw(custom=("json:decoder",)))
-    with pytest.raises(OptionError, match="--rule: 41 rules, 40 at most"):
-        filtered(tmp_path, FINE, raw(custom=("my_rules:made",) * 41))
-    with pytest.raises(OptionError, match="--without 'nonsense': no such rule; choose from 'empty'"):
+        filtered(tmp_path, FINE, raw(rule=("my_rules:sound",)))
+    with pytest.raises(DataError, match=r"line 1: the rule my_rules:broken failed \(ZeroDivisionError"):
+        filtered(tmp_path, FINE, raw(rule=("my_rules:broken",)))
+    with pytest.raises(OptionError, match=r"rule='my_rules:no': cannot be imported \(AttributeError"):
+        filtered(tmp_path, FINE, raw(rule=("my_rules:no",)))
+    with pytest.raises(OptionError, match="rule='json:decoder': is not a function"):
+        filtered(tmp_path, FINE, raw(rule=("json:decoder",)))
+    with pytest.raises(OptionError, match="41 rules, 40 at most"):
+        filtered(tmp_path, FINE, raw(rule=("my_rules:made",) * 41))
+    with pytest.raises(OptionError, match="without='nonsense': no such rule; choose from 'empty'"):
         filtered(tmp_path, FINE, raw(without=("nonsense",)))
 
 
@@ -340,7 +350,7 @@ def test_rules_that_drop_nothing_stand_in_the_funnel_ones_own_too(tmp_path: Path
         "def late(example):\n    return shouting(example)\n"
         "def never(example):\n    return None\n"
     )
-    options = raw(custom=("my_rules:never", "my_rules:shouting", "my_rules:late"))
+    options = raw(rule=("my_rules:never", "my_rules:shouting", "my_rules:late"))
     steps = funnel(filtered(tmp_path, [*FINE, Example("a", "HELP", 1.0)], options))
     assert steps["- too long"] == steps["- my_rules:never"] == {}
     assert steps["- my_rules:late"] == {}, "another rule was there before"
@@ -355,10 +365,10 @@ def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None
     _, first = filter_run(run, FilterOptions(), source=source)
     written = run.train.stat().st_ino
     state, stored = filter_run(run, FilterOptions(), source=source)
-    assert (state, stored.rows(), run.train.stat().st_ino) == ("done", first.rows(), written)
-    assert run.stage("filter")["options"]["source"] == "data.jsonl"
+    assert (state, stored.funnel, run.train.stat().st_ino) == ("done", first.funnel, written)
+    assert record_of(run).inputs.source == "data.jsonl"
     assert recorded_options(run) == FilterOptions()
-    with pytest.raises(RunError, match=r"smoothing was 0\.2, now 0\.1.*--fresh"):
+    with pytest.raises(RunError, match=r"smoothing was 0\.2, now 0\.1.*fresh=True"):
         filter_run(run, FilterOptions(smoothing=0.1), source=source)
     assert filter_run(run, FilterOptions(smoothing=0.1), source=source, fresh=True)[0] == "new"
     write_examples(source, pairs[:-1])
@@ -368,11 +378,10 @@ def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None
 def generated(folder: Path, examples: Sequence[Example], accepted: int = 1) -> Run:
     """Return a run with texts of its own."""
     run = Run(folder)
-    run.begin(Stage("generate", {}, outputs=[run.shards]))
-    run.shards.mkdir()
     write_examples(run.shards / "00000.jsonl", examples)
     write_json(run.spec, TOY_SPEC)
-    run.finish("generate", counts={"1": {"accepted": 1}, "0": {"accepted": accepted}})
+    counts = {label: LabelTotals(written=1, accepted=count) for label, count in (("1", 1), ("0", accepted))}
+    run.finish(generate_record(counts=counts))
     return run
 
 
@@ -380,21 +389,20 @@ def test_a_run_of_its_own_texts_is_filtered_and_asked_again(tmp_path: Path) -> N
     pairs = Words().pairs(12)
     run, before = generated(tmp_path / "run", pairs), files(tmp_path / "run")
     assert recorded_options(run) == FilterOptions()
-    seen, _ = look(run, raw())
-    assert (files(run.path), sum(dict(seen.steps)["train"].values())) == (before, 72)
-    there = available(run, raw(target_per_label=3, balance=True), Means(), numeric_labels=True)
+    seen = look(run, raw())
+    assert (files(run.path), Funnel.of(seen).total("train")) == (before, 72)
+    there = available(run, raw(target_per_label=3, balance=True), FilterRuntime(), numeric_labels=True)
     assert there == {1.0: 24, 0.5: 24, 0.0: 24}
-    assert "0.5" in available(run, raw(), Means(), numeric_labels=False)
+    assert "0.5" in available(run, raw(), FilterRuntime(), numeric_labels=False)
     assert files(run.path) == before
     state, made = filter_run(run, raw())
-    assert (state, made.rows(), run.stage("filter")["options"]["source"]) == ("new", seen.rows(), "shards")
+    assert (state, made.funnel, record_of(run).inputs.source) == ("new", seen.funnel, "shards")
     spec = TaskSpec.model_validate(TOY_SPEC)
-    assert recorded_options(run) == raw(hygiene=HygieneOptions(stop=spec.stop, fields=spec.fields))
+    assert recorded_options(run).recorded() == raw().recorded()
+    assert (record_of(run).inputs.stop, record_of(run).inputs.fields) == (spec.stop, spec.fields)
     assert filter_run(run, raw())[0] == "done"
     write_examples(tmp_path / "data.jsonl", pairs)
-    with pytest.raises(
-        OptionError, match=r"has texts of its own; name another folder with --run for what is in .*data"
-    ):
+    with pytest.raises(OptionError, match=r"has texts of its own; name another folder with run for .*data"):
         filter_run(run, raw(), source=tmp_path / "data.jsonl")
     run.checksums.add(run.shards / "00000.jsonl")
     write_examples(run.shards / "00000.jsonl", pairs[:-1])
@@ -406,11 +414,11 @@ def test_a_label_without_texts_is_refused_unless_there_will_be_more(tmp_path: Pa
     run = generated(tmp_path / "run", [each for each in Words().pairs(12) if each.label], accepted=0)
     with pytest.raises(DataError, match=r"no text of label 0 was accepted; .*rejected says why"):
         filter_run(run, raw())
-    assert available(run, raw(), Means(), numeric_labels=True) == {1.0: 24, 0.5: 24}
+    assert available(run, raw(), FilterRuntime(), numeric_labels=True) == {1.0: 24, 0.5: 24}
     all_gone = generated(tmp_path / "gone", [*Words().pairs(4), Example("a", "a", 2.0)])
     with pytest.raises(DataError, match=r"no example of label 2.0 is left"):
         look(all_gone, raw())
-    assert available(all_gone, raw(), Means(), numeric_labels=True) == {1.0: 8, 0.5: 8, 0.0: 8}
+    assert available(all_gone, raw(), FilterRuntime(), numeric_labels=True) == {1.0: 8, 0.5: 8, 0.0: 8}
 
 
 @pytest.mark.parametrize(
@@ -425,10 +433,10 @@ def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, cha
     encoder.write_text("{}")
     semantic = str(encoder.parent) if changed == "semantic_fingerprint" else None
     options = raw(semantic=semantic, exclude=(str(gold),))
-    means = Means(embed=lambda texts: np.eye(len(texts), dtype=np.float32), excluded=(str(gold),))
+    runtime = FilterRuntime(embed=lambda texts: np.eye(len(texts), dtype=np.float32), excluded=(str(gold),))
     run = Run(tmp_path / "run")
-    filter_run(run, options, means, source=source)
-    assert filter_run(run, options, means, source=source)[0] == "done"
+    filter_run(run, options, runtime, source=source)
+    assert filter_run(run, options, runtime, source=source)[0] == "done"
     match changed:
         case "numeric_labels":
             numeric = False
@@ -437,7 +445,7 @@ def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, cha
         case "semantic_fingerprint":
             encoder.write_text("{ }")
     with pytest.raises(RunError, match=f"filter was begun with other options: {changed} was"):
-        filter_run(run, options, means, source=source, numeric_labels=numeric)
+        filter_run(run, options, runtime, source=source, numeric_labels=numeric)
 
 
 def test_a_filter_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -445,11 +453,11 @@ def test_a_filter_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     write_examples(source, pairs)
     run = Run(tmp_path / "run")
     filter_run(run, FilterOptions(), source=source)
-    before, record = outputs(run), run.stage("filter")
+    before, record = outputs(run), record_of(run)
     write_examples(source, [Example("a", "b", "x"), *pairs])
     with pytest.raises(DataError):
         filter_run(run, FilterOptions(), source=source)
-    assert (outputs(run), run.stage("filter")) == (before, record)
+    assert (outputs(run), record_of(run)) == (before, record)
 
 
 def test_what_was_cut_short_between_two_renames_is_brought_to_its_end(
@@ -474,7 +482,7 @@ def test_what_was_cut_short_between_two_renames_is_brought_to_its_end(
     assert outputs(cut) != outputs(whole)
     with cut.locked():
         assert outputs(cut) == outputs(whole)
-        assert cut.stage("filter")["options"]["seed"] == 2
+        assert record_of(cut).options.seed == 2
 
 
 def test_a_run_whose_texts_are_not_all_written_is_refused(tmp_path: Path) -> None:
@@ -489,10 +497,10 @@ def test_looking_at_a_folder_without_texts_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--memory lots"):
-        filtered(tmp_path, FINE, means=Means(memory="lots"))
-    with pytest.raises(OutputError, match="raise --memory"):
-        filtered(tmp_path, Words().pairs(2_000), FilterOptions(), means=Means(memory="1MB"))
+    with pytest.raises(OptionError, match="memory='lots'"):
+        filtered(tmp_path, FINE, runtime=FilterRuntime(memory="lots"))
+    with pytest.raises(OutputError, match="raise memory"):
+        filtered(tmp_path, Words().pairs(2_000), FilterOptions(), runtime=FilterRuntime(memory="1MB"))
 
 
 def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
@@ -500,29 +508,27 @@ def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
     write_examples(source, [*FINE, Example("c", "d", "neutral")])
     with pytest.raises(DataError, match=r"data\.jsonl: some labels are numbers and some are names"):
         look(Run(tmp_path / "run"), raw(), source=source)
-    names, _ = look(Run(tmp_path / "run"), raw(), source=source, numeric_labels=False)
-    assert dict(names.steps)["kept"] == {"0.0": 1, "1.0": 1, "neutral": 1}
+    names = look(Run(tmp_path / "run"), raw(), source=source, numeric_labels=False)
+    assert Funnel.of(names).counts("kept") == {"0.0": 1, "1.0": 1, "neutral": 1}
 
 
 def test_rules_are_described_with_their_options() -> None:
-    options = FilterOptions(exclude=("gold",), pii="drop", without=("near-copy",), custom=("m:f",))
-    on, default = (
-        {name: (help, option) for name, help, option in describe(each)} for each in (options, FilterOptions())
-    )
+    options = FilterOptions(exclude=("gold",), pii="drop", without=("near-copy",), rule=("m:f",))
+    on, default = ({rule.name: rule for rule in rules(each)} for each in (options, FilterOptions()))
     evaluation = "a text of evaluation data: the same, nearly, or 13 words of it"
-    assert on["in evaluation data"] == (evaluation, "--exclude")
-    assert default["in evaluation data"] == (f"(off) {evaluation}", "--exclude")
-    assert on["m:f"] == ("your own", "--rule")
+    assert on["in evaluation data"] == ("in evaluation data", evaluation, "{exclude}", True)
+    assert default["in evaluation data"] == ("in evaluation data", evaluation, "{exclude}", False)
+    assert on["m:f"] == ("m:f", "your own", "{rule}", True)
     for name, option in {
-        "too short": "--min-chars",
-        "too long": "--max-chars",
-        "not text": "--max-symbols",
-        "near-copy": "--without 'near-copy'",
-        "personal data": "--pii drop",
+        "too short": "{min_chars}",
+        "too long": "{max_chars}",
+        "not text": "{max_symbols}",
+        "near-copy": "{without='near-copy'}",
+        "personal data": "{pii=drop}",
     }.items():
-        assert on[name][1] == option
-        off = ("near-copy" in name, name == "personal data")
-        assert (on[name][0].startswith("(off) "), default[name][0].startswith("(off) ")) == off
+        assert on[name].option == option
+        off = (name == "near-copy", name == "personal data")
+        assert (not on[name].is_on, not default[name].is_on) == off
 
 
 def test_normal_forms_and_overlap() -> None:
@@ -574,10 +580,10 @@ def test_neither_the_source_nor_a_strangers_files_are_overwritten(tmp_path: Path
         filter_run(Run(tmp_path), FilterOptions(), source=tmp_path / "train.jsonl")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "dev.jsonl").write_text("precious")
-    with pytest.raises(RunError, match=r"dev.jsonl: made by no recorded filter; move it away, or --fresh"):
+    with pytest.raises(RunError, match=r"dev.jsonl: was not made by a recorded filter; move it away, or .*fresh=True"):
         filter_run(Run(tmp_path / "mine"), FilterOptions(), source=tmp_path / "train.jsonl")
     assert (tmp_path / "mine" / "dev.jsonl").read_text() == "precious"
-    with pytest.raises(DataError, match="is no file that can be read twice"):
+    with pytest.raises(DataError, match="is not a file that can be read twice"):
         filter_run(Run(tmp_path / "mine"), FilterOptions(), source=Path("/dev/stdin"))
     filter_run(Run(tmp_path / "mine"), FilterOptions(), source=tmp_path / "train.jsonl", fresh=True)
     assert (tmp_path / "mine" / "dev.jsonl").read_text() != "precious"
@@ -593,15 +599,15 @@ def test_an_empty_folder_that_a_kill_left_is_swept_away(tmp_path: Path) -> None:
 def test_a_changed_rule_of_ones_own_is_a_changed_option(tmp_path: Path, my_rules: Path) -> None:
     my_rules.write_text("def rule(example):\n    return None\n")
     write_examples(tmp_path / "data.jsonl", FINE)
-    run, options = Run(tmp_path / "run"), raw(custom=("my_rules:rule",))
+    run, options = Run(tmp_path / "run"), raw(rule=("my_rules:rule",))
     filter_run(run, options, source=tmp_path / "data.jsonl")
     my_rules.write_text("def rule(example):\n    return 'no'\n")
-    with pytest.raises(RunError, match="custom_digest was"):
+    with pytest.raises(RunError, match="rule_digest was"):
         filter_run(run, options, source=tmp_path / "data.jsonl")
 
 
 def test_a_threshold_without_anything_to_compare_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"--min-margin: .*data.jsonl holds no margin"):
+    with pytest.raises(OptionError, match=r"min_margin: .*data.jsonl holds no margin"):
         filtered(tmp_path, FINE, raw(min_margin=("0.5",)))
-    with pytest.raises(OptionError, match="--min-margin 1e400: must be a number"):
+    with pytest.raises(OptionError, match="min_margin='1e400': must be a number"):
         filtered(tmp_path, Words().pairs(3), raw(min_margin=("1e400",)))

@@ -14,16 +14,19 @@ from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
-from dino_pipeline.filtering.filters import filter_run
+from dino_pipeline.filtering.filter_pass import FilterRuntime
+from dino_pipeline.filtering.filter_stage import filter_run
 from dino_pipeline.filtering.label_scores import LabelScores
-from dino_pipeline.filtering.sieve import Means
-from dino_pipeline.run import Run, Stage
+from dino_pipeline.models import ModelRef
+from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from tests.commands import answer, invoke
 from tests.pairs import Words, dropped, raw
+from tests.records import generate_record
 from tests.test_spec import SPECS
 
 pytestmark = pytest.mark.slow
+MODEL = ModelRef(name="m", fingerprint="f", dtype="float32")
 
 
 class Oracle:
@@ -63,21 +66,21 @@ def run(tmp_path: Path) -> Run:
         for number, (label, text) in enumerate(texts_as_told())
     ]
     write_examples(run.shards / "00000.jsonl", examples)
-    about = {"spec": spec.digest, "seed": 1, "model": "m", "revision": None, "fingerprint": "f", "dtype": "float32"}
-    run.begin(Stage("generate", about, outputs=[run.shards]))
-    run.finish("generate")
+    run.finish(generate_record({"spec": spec.digest, "seed": 1, "model": MODEL}))
     return run
 
 
-def scores(run: Run, oracle: Oracle) -> LabelScores:
+def scores(run: Run, oracle: Oracle, model: ModelRef = MODEL) -> LabelScores:
     loader: Any = lambda: oracle  # noqa: E731
-    return LabelScores(run, run.stage("generate")["options"], loader, Console())
+    generated = run.record().generate
+    assert generated is not None
+    return LabelScores(run, generated, model, loader, Console())
 
 
 def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) -> None:
     for margin in (0.0, 0.1):
         options = raw(verify=True, verify_margin=margin)
-        filter_run(run, options, Means(scores=scores(run, Oracle())), fresh=True)
+        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())), fresh=True)
         gone = {row["text_b"]: row for row in dropped(run)}
         assert 0 < len(gone) < 30
         for label, text in texts_as_told():
@@ -92,7 +95,7 @@ def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) ->
 def test_posterior_labels_are_the_expected_label(run: Run) -> None:
     for temperature in (1.0, 3.0):
         options = raw(labels="posterior", temperature=temperature)
-        filter_run(run, options, Means(scores=scores(run, Oracle())), fresh=True)
+        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())), fresh=True)
         found = {row.text_b: row.label for row in read_examples(run.train)}
         assert len(found) == 30
         for text, label in found.items():
@@ -103,16 +106,16 @@ def test_posterior_labels_are_the_expected_label(run: Run) -> None:
 
 def test_nothing_is_asked_twice_of_the_same_model(run: Run) -> None:
     first, second, third = Oracle(), Oracle(), Oracle()
-    filter_run(run, raw(verify=True), Means(scores=scores(run, first)))
+    filter_run(run, raw(verify=True), FilterRuntime(scorer=scores(run, first)))
     assert len(first.asked) == 90
     prompt, text = first.asked[0]
     assert prompt.startswith("Task: Write two sentences that mean the same thing.")
     assert prompt.endswith('Sentence 2: "')
     assert text in {told for _, told in texts_as_told()}
-    filter_run(run, raw(labels="posterior"), Means(scores=scores(run, second)), fresh=True)
+    filter_run(run, raw(labels="posterior"), FilterRuntime(scorer=scores(run, second)), fresh=True)
     assert second.asked == []
-    run.note("generate", options={**run.stage("generate")["options"], "fingerprint": "another"})
-    filter_run(run, raw(verify=True), Means(scores=scores(run, third)), fresh=True)
+    another = MODEL.model_copy(update={"fingerprint": "another"})
+    filter_run(run, raw(verify=True), FilterRuntime(scorer=scores(run, third, another)), fresh=True)
     assert len(third.asked) == 90
 
 
@@ -130,10 +133,10 @@ def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path, monkeypatch
     same = [row["label"] for row in rows if row["sample"] is not None and row["margin"] is None]
     assert np.mean(same) > 0.7, "what was written as the same is found to be so"
     for arguments, said in (
-        (("run/train.jsonl", "--run", "other", "--verify"), "need a run's spec and generator"),
+        (("run/train.jsonl", "--run", "other", "--verify"), "needs a run's spec and generator"),
         (
             ("run", "--verify", "--label-type", "class", "--fresh"),
-            "--label-type: the labels of a RUN are what its spec",
+            "--label-type class: the labels of a run are what its spec",
         ),
     ):
         refused = answer("filter", *arguments)

@@ -10,7 +10,7 @@ from dino_pipeline import __version__
 from dino_pipeline.cli.compare import compare
 from dino_pipeline.cli.evaluation_command import evaluate_command
 from dino_pipeline.cli.export import export
-from dino_pipeline.cli.filter import filter_command
+from dino_pipeline.cli.filter_command import filter_command
 from dino_pipeline.cli.finetune import finetune
 from dino_pipeline.cli.generate import generate
 from dino_pipeline.cli.preview import preview

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.filter import filter_command
+from dino_pipeline.cli.base import COMMAND_LINE
 from dino_pipeline.cli.generate import generate
+from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:
@@ -38,10 +39,9 @@ def commands(run: Run) -> Again:
     if brought:
         values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
     values["further"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
-    chosen = {**filtered["options"], **filtered["options"]["hygiene"]}
     found = [
         ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
-        ["dino", "filter", FOLDER, *flags(filter_command, chosen)],
+        ["dino", "filter", FOLDER, *_filter_flags(run)],
     ]
     return Again(found, brought, _lacks(run))
 
@@ -63,6 +63,19 @@ def _lacks(run: Run) -> list[str]:
     if filtered["semantic_fingerprint"]:
         lacks.append(f"the encoder {filtered['semantic']}, a folder")
     return lacks
+
+
+def _filter_flags(run: Run) -> list[str]:
+    """Return the options of the filter that are not at their defaults."""
+    filtered = run.record().filter
+    assert filtered is not None
+    found: list[str] = []
+    for name, value in public(filtered.options.recorded()).items():
+        if value == FilterOptions().recorded()[name]:
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            found += COMMAND_LINE.option(name, each).split(" ", 1)
+    return found
 
 
 def flags(command: click.Command, values: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError
 
 if TYPE_CHECKING:
-    from dino_pipeline.filtering.sieve import Means
+    from dino_pipeline.filtering.filter_pass import FilterRuntime
     from dino_pipeline.generation.plan import GenerateOptions, More
     from dino_pipeline.generation.storage import Storage
     from dino_pipeline.generation.until import Tally
@@ -163,21 +164,21 @@ class _Call:
 
     def write_until(self, target: int, budget: int | None, *, fresh: bool) -> str:
         """Write and filter until there is enough of each label; return whether anything was to do."""
-        from dino_pipeline.cli.filter import filter_means
-        from dino_pipeline.filtering.filters import available, filter_run, recorded_options
+        from dino_pipeline.filtering.filter_stage import available, filter_run, open_runtime, recorded_options
         from dino_pipeline.generation.generate import recorded_more
         from dino_pipeline.generation.until import Tally, write_until
 
         run, spec, states = self.run, self.spec, list[str]()
-        chosen = replace(recorded_options(run), target_per_label=target)
+        chosen = recorded_options(run).model_copy(update={"target_per_label": target})
+        stack = contextlib.ExitStack()
 
         @functools.cache  # models stay loaded from round to round
-        def means() -> Means:
-            return filter_means(run, chosen, {}, has_spec=True)
+        def runtime() -> FilterRuntime:
+            return stack.enter_context(open_runtime(run, chosen, self.console, has_spec=True))
 
         def carry_out(more: list[More]) -> dict[str, Tally]:
             states.append(self.write(more, fresh=fresh and not states))
-            kept = available(run, chosen, means(), numeric_labels=spec.is_scored)
+            kept = available(run, chosen, runtime(), numeric_labels=spec.is_scored)
             made = run.stage("generate")
             samples = dict.fromkeys(spec.labels, made["options"]["samples"])
             for each in recorded_more(run):
@@ -189,7 +190,7 @@ class _Call:
 
         found = write_until(target, budget or 20 * target * len(spec.labels), carry_out, self.console.note)
         same = run.stage("filter").get("options", {}).get("target_per_label") == target
-        filter_run(run, chosen, means(), numeric_labels=spec.is_scored, fresh=not same)
+        filter_run(run, chosen, runtime(), numeric_labels=spec.is_scored, fresh=not same)
         rows = [[label, str(min(each.kept, target)), str(max(0, target - each.kept))] for label, each in found.items()]
         click.echo(table(["label", "pairs", "missing"], rows))
         return next((state for state in states if state != "done"), "done")

@@ -1,4 +1,7 @@
-"""Evaluation data that must not be trained on: which texts occur there, exactly, nearly, or by 13 words in a row."""
+"""Which examples hold evaluation data, which must not be trained on.
+
+A text is evaluation data if it is one of its texts, nearly one of them, or holds 13 words in a row of one.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,21 @@ from typing import Any
 import xxhash
 
 from dino_pipeline import pocket
-from dino_pipeline.dedup import band_keys, grams, jaccard
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import write_json_lines
+from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.readers import load_table, parse_json, read_lines
 from dino_pipeline.text import has_spaced_words, normalise
 
 WORDS = 13
-"""So many words in a row that occur in evaluation data are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
+"""Words in a row that, if they occur in evaluation data, are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
 CHARACTERS = 26
-"""The same in a script without spaces."""
-FEWEST_CHARACTERS = 4
-"""A single word of evaluation data, such as a label or a genre in a table, proves nothing; so many of Chinese do."""
-REASON = "in evaluation data"
+"""Characters in a row that are, in a script without spaces between words."""
+MIN_CHARACTERS = 4
+"""Shorter texts of such a script are ignored, and so are single words: labels or genres in a table prove nothing."""
+LEAKED = "in evaluation data"
+"""The reason by which examples are dropped."""
 HUB_SETS = {
     **{f"sts{year}": f"mteb/sts{year}-sts" for year in range(12, 17)},
     "stsb": "mteb/stsbenchmark-sts",
@@ -31,27 +35,33 @@ HUB_SETS = {
 }
 
 
-class Gate:
-    """Knows the texts of evaluation data."""
+class ContaminationFilter:
+    """A check of one example that drops it if one of its texts is evaluation data.
+
+    Files are read when the first example is checked, because only the processes that check need their texts.
+
+    Args:
+        files: JSONL (every string of every object), TSV (every cell) or plain text (every line).
+        threshold: least Jaccard similarity of texts that are nearly the same; see `minhash`.
+    """
 
     def __init__(self, files: Iterable[str], threshold: float) -> None:
-        """Remember which files to read when the first example comes: only processes that judge need their texts.
-
-        Args:
-            files: JSONL (every string of every object), TSV (every cell) or plain text (every line).
-            threshold: least similarity of near-duplicates; see `dedup`.
-        """
         self.unread = list(files)
         self.threshold = threshold
-        self.places: list[tuple[str, int]] = []
         self.texts: list[str] = []
-        self.exact: dict[str, int] = {}
-        self.runs: dict[int, int] = {}
-        self.bands: dict[int, list[int]] = {}
-        self.similar: dict[str, str | None] = {}
+        """Distinct texts of the files, in normal form."""
+        self.places: list[tuple[str, int]] = []
+        """File and line of each."""
+        self.by_text: dict[str, int] = {}
+        self.by_words: dict[int, int] = {}
+        """By the hash of `WORDS` words in a row: the first text that holds them."""
+        self.by_band: dict[int, list[int]] = {}
+        """By band key: the texts that have it."""
+        self.nearly: dict[str, str | None] = {}
+        """For texts that `prepare` compared: the reason to drop them, if they are nearly evaluation data."""
 
     def _read(self) -> None:
-        """Take in the files that are not read yet.
+        """Read the files that are not read yet.
 
         Raises:
             DataError: a file cannot be read.
@@ -60,65 +70,72 @@ class Gate:
         for file in files:
             for line, text in texts_of(Path(file)):
                 self._add(normalise(text), (file, line))
-        for at, keys in enumerate(band_keys(self.texts).tolist()):
+        for number, keys in enumerate(band_keys(self.texts).tolist()):
             for key in keys:
-                self.bands.setdefault(key, []).append(at)
+                self.by_band.setdefault(key, []).append(number)
 
     def _add(self, normal: str, place: tuple[str, int]) -> None:
-        several = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= FEWEST_CHARACTERS)
-        if normal in self.exact or not several or not any(map(str.isalpha, normal)):
+        # From U+2E80 on are the scripts of East Asia.
+        is_telling = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= MIN_CHARACTERS)
+        if normal in self.by_text or not is_telling or not any(map(str.isalpha, normal)):
             return
-        self.exact[normal] = len(self.texts)
-        for run in word_runs(normal):
-            self.runs.setdefault(run, len(self.texts))
+        self.by_text[normal] = len(self.texts)
+        for words in word_hashes(normal):
+            self.by_words.setdefault(words, len(self.texts))
         self.texts.append(normal)
         self.places.append(place)
 
     def prepare(self, examples: Sequence[Example]) -> None:
-        """Look for near-duplicates of many examples at once, which is faster than one by one."""
+        """Look for near-duplicates of many examples' texts at once, which is faster than one by one."""
         if self.unread:
             self._read()
-        texts = dict.fromkeys(normalise(text) for each in examples for text in each.texts)
-        unknown = [text for text in texts if text not in self.exact]
+        texts = dict.fromkeys(normalise(text) for example in examples for text in example.texts)
+        unknown = [text for text in texts if text not in self.by_text]
         keys = band_keys(unknown).tolist()
-        self.similar = {text: self._nearest(text, of_text) for text, of_text in zip(unknown, keys, strict=True)}
+        self.nearly = {text: self._nearest(text, keys_of) for text, keys_of in zip(unknown, keys, strict=True)}
 
     def _nearest(self, text: str, keys: Sequence[int]) -> str | None:
-        found = dict.fromkeys(at for key in keys for at in self.bands.get(key, ()))
-        mine = grams(text)
-        best = max(((jaccard(mine, grams(self.texts[at])), -at) for at in found), default=(0.0, 0))
-        return self._say(f"similar ({best[0]:.2f}) to", -best[1]) if best[0] >= self.threshold else None
+        """Return the reason to drop a text that is nearly evaluation data; it names the most similar text."""
+        candidates = dict.fromkeys(number for key in keys for number in self.by_band.get(key, ()))
+        own = ngrams(text)
+        nearest, best = 0, 0.0
+        for number in sorted(candidates):
+            similarity = jaccard(own, ngrams(self.texts[number]))
+            if similarity > best:
+                nearest, best = number, similarity
+        return self._reason(f"similar ({best:.2f}) to", nearest) if best >= self.threshold else None
 
     def __call__(self, example: Example) -> str | None:
-        """Turn down an example of which a text is evaluation data."""
+        """Drop an example of which a text is evaluation data."""
         if self.unread:
             self._read()
         for text in example.texts:
             normal = normalise(text)
-            if (at := self.exact.get(normal)) is not None:
-                return self._say("the same as", at)
-            if (run := next((run for run in word_runs(normal) if run in self.runs), None)) is not None:
-                return self._say(f"{WORDS} words of", self.runs[run])
-            if normal not in self.similar:
+            if (number := self.by_text.get(normal)) is not None:
+                return self._reason("the same as", number)
+            for words in word_hashes(normal):
+                if words in self.by_words:
+                    return self._reason(f"{WORDS} words of", self.by_words[words])
+            if normal not in self.nearly:
                 self.prepare([example])
-            if said := self.similar.get(normal):
-                return said
+            if reason := self.nearly.get(normal):
+                return reason
         return None
 
-    def _say(self, how: str, at: int) -> str:
-        file, line = self.places[at]
-        # a record is the same on every machine: no path
-        return f"{REASON}: {how} {Path(file).name}, line {line}: {self.texts[at][:80]}"
+    def _reason(self, relation: str, number: int) -> str:
+        file, line = self.places[number]
+        # The file's name without its folder: a run's files are the same on every machine.
+        return f"{LEAKED}: {relation} {Path(file).name}, line {line}: {self.texts[number][:80]}"
 
 
-def word_runs(normal: str) -> Iterator[int]:
-    """Yield a hash of every `WORDS` words in a row; of `CHARACTERS` in a row, where words are not parted."""
-    words = normal.split()
-    parts, length, between = words, WORDS, " "
-    if not has_spaced_words(normal):
-        parts, length, between = list(normal.replace(" ", "")), CHARACTERS, ""
-    for at in range(len(parts) - length + 1):
-        yield xxhash.xxh3_64_intdigest(between.join(parts[at : at + length]).encode())
+def word_hashes(normal: str) -> Iterator[int]:
+    """Yield the hash of every `WORDS` words in a row; of `CHARACTERS`, where words are not separated by spaces."""
+    if has_spaced_words(normal):
+        parts, length, separator = normal.split(), WORDS, " "
+    else:
+        parts, length, separator = list(normal.replace(" ", "")), CHARACTERS, ""
+    for start in range(len(parts) - length + 1):
+        yield xxhash.xxh3_64_intdigest(separator.join(parts[start : start + length]).encode())
 
 
 def texts_of(file: Path) -> Iterator[tuple[int, str]]:
@@ -158,25 +175,29 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
-    """Return the files that stand for what ``--exclude`` names; sets of the Hub are fetched into ``folder``.
+    """Return the files of evaluation data to exclude; sets of the Hub are fetched into ``folder``.
+
+    Args:
+        names: files, or names of `HUB_SETS`, or ``pocket``.
+        folder: for what is fetched.
 
     Raises:
         OptionError: there is no such file or set, or the Hub cannot be reached.
     """
-    found = []
+    files = []
     for name in names:
         if Path(name).is_file():
-            found.append(name)
+            files.append(name)
         elif name == "pocket":
-            found.append(str(pocket.GOLD_TEST))
+            files.append(str(pocket.GOLD_TEST))
         elif name in HUB_SETS:
-            found.append(str(_fetch(name, folder)))
+            files.append(str(_fetch(name, folder)))
         else:
+            known = ", ".join(["pocket", *HUB_SETS])
             raise OptionError(
-                f"--exclude {name}: no such file, and no evaluation set of this name; the sets are pocket, "
-                + ", ".join(HUB_SETS)
+                f"no such file, and no evaluation set of this name; the sets are {known}", option="exclude", value=name
             )
-    return found
+    return files
 
 
 def _fetch(name: str, folder: Path) -> Path:
@@ -188,8 +209,9 @@ def _fetch(name: str, folder: Path) -> Path:
     except Exception as error:  # the library raises whatever its transport raises
         cause = error.__cause__ if isinstance(error, DataError) else error
         raise OptionError(
-            f"--exclude {name}: {HUB_SETS[name]} cannot be fetched from the Hub ({type(cause).__name__}); "
-            "give the set as a file instead"
+            f"{HUB_SETS[name]} cannot be fetched from the Hub ({type(cause).__name__}); give the set as a file instead",
+            option="exclude",
+            value=name,
         ) from error
-    write_json_lines(path, ({key: row[key] for key in ("sentence1", "sentence2")} for row in rows))
+    write_json_lines(path, ({field: row[field] for field in ("sentence1", "sentence2")} for row in rows))
     return path

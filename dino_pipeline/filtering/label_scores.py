@@ -1,9 +1,9 @@
-"""How likely the generator finds each text under every label's instruction; stored, so that nothing is asked twice."""
+"""How likely the generator finds each text under every label's instruction; scores are stored and never made twice."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,66 +11,77 @@ import xxhash
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
+from dino_pipeline.errors import OptionError
 from dino_pipeline.files import remove, write_json, write_json_lines
-from dino_pipeline.filtering.sets import Table
+from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.generation.plan import Task
 from dino_pipeline.generation.prompts import drawn_values
+from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.sql import json_rows
+from dino_pipeline.stage_records import GenerateRecord
 
 BATCH = 512
-"""Examples scored at a time, and stored in one file: what a killed filter loses at most."""
+"""Examples scored at a time and stored in one file: at most these are lost if the filter is killed."""
 SCORES = pa.schema({"id": pa.int64(), "label": pa.int32(), "logprob": pa.float64(), "tokens": pa.int32()})
 
 
-class Asked(NamedTuple):
-    """One example and the prompts, a label each, after which its text is scored."""
+class ScoreRequest(NamedTuple):
+    """An example's text, and the prompts of all labels after which it is scored."""
 
     id: int
     text: str
     prompts: tuple[tuple[str, str], ...]
-    """Each with the part with which an answer begins."""
+    """For each label the prompt, and the opening of the answer."""
 
     @property
     def key(self) -> str:
-        """What the answer depends on, beside the model."""
+        """What the scores depend on, beside the model: the prompts and the text, hashed."""
         prompts = (prompt for prompt, _ in self.prompts)
         return xxhash.xxh3_128_hexdigest("\x1f".join((*prompts, self.text)).encode())
 
 
 class LabelScores:
-    """Scores a run's examples with the model that wrote them, from prompts as they were when it wrote.
+    """Scores a run's examples with the model that wrote them, after the prompts that it got when it wrote.
 
-    Answers are kept in the run's ``label-scores`` folder, for this spec and this model only.
+    Scores are kept in the run's ``label-scores`` folder. Those of another spec or model are deleted.
+
+    Args:
+        run: the run of the texts.
+        generated: the record of its generate stage.
+        model: the model that scores.
+        load: loads the model; called once, when the first text has to be scored.
+        reporter: follows the progress.
     """
 
-    def __init__(self, run: Run, of: Mapping[str, Any], load: Callable[[], Decoder], reporter: Reporter) -> None:
-        """Prepare to score.
-
-        Args:
-            run: whose texts.
-            of: what run.json holds of the model that scores.
-            load: loads it; called only if something is to be scored.
-            reporter: is told how far it is.
-        """
+    def __init__(
+        self,
+        run: Run,
+        generated: GenerateRecord,
+        model: ModelRef,
+        load: Callable[[], Decoder],
+        reporter: Reporter,
+    ) -> None:
         self.run, self.load, self.reporter = run, load, reporter
         self.spec: TaskSpec = load_spec(run.spec)
+        self.seed = generated.options.seed
         self.decoder: Decoder | None = None
-        self.number = 0
-        begun = run.stage("generate")["options"]
-        self.seed = begun["seed"]
-        names = ("model", "revision", "fingerprint", "dtype", "chat", "adapter", "adapter_fingerprint", "quantize")
-        about = {"spec": begun["spec"], **{name: of[name] for name in names if name in of}}
+        self.files = 0
+        """Files of scores in the folder."""
+        about = _description(generated, model)
         file = run.label_scores / "about.json"
         if not file.exists() or json.loads(file.read_text()) != about:
             remove(run.label_scores)
             write_json(file, about)
 
-    def fill(self, table: Table, rows: str) -> None:
-        """Put what is missing of these rows into ``scores (id, label, logprob, tokens)``, means per token."""
+    def fill(self, table: ExampleTable, rows: str) -> None:
+        """Add the missing scores of these rows to the table ``scores (id, label, logprob, tokens)``.
+
+        A score is the mean log-probability per token of the text under the label's instruction.
+        """
         table.run("CREATE TABLE IF NOT EXISTS scores (id BIGINT, label INTEGER, logprob DOUBLE, tokens INTEGER)")
         self._open_cache(table)
         progress = Progress("scored", table.value(f"SELECT count(*) FROM {rows} ANTI JOIN scores USING (id)"))
@@ -81,63 +92,110 @@ class LabelScores:
             progress.done += len(batch)
             self.reporter.update(progress)
 
-    def _open_cache(self, table: Table) -> None:
+    def _open_cache(self, table: ExampleTable) -> None:
+        """Make the table ``cache`` of the stored scores, unless it is there."""
         if table.has("cache"):
             return
         table.run("CREATE TABLE cache (key VARCHAR, logprobs DOUBLE[], tokens INTEGER[])")
         files = sorted(self.run.label_scores.glob("*.jsonl"))
-        self.number = len(files)
+        self.files = len(files)
         if files:
             columns = {"key": "VARCHAR", "logprobs": "DOUBLE[]", "tokens": "INTEGER[]"}
             table.run(f"INSERT INTO cache SELECT * FROM {json_rows(files, columns)}")
 
-    def _batches(self, table: Table, rows: str) -> Iterator[list[Asked]]:
+    def _batches(self, table: ExampleTable, rows: str) -> Iterator[list[ScoreRequest]]:
+        """Yield requests for the rows without scores, in the order of their ids."""
         names = {self.spec.value(name): name for name in self.spec.labels}
-        last = -1
-        while found := table.run(f"""
-            WITH next AS (SELECT id FROM {rows} ANTI JOIN scores USING (id) WHERE id > {last} ORDER BY id LIMIT {BATCH})
-            SELECT id, text_a, text_b, label, sample FROM plain SEMI JOIN next USING (id) ORDER BY id
+        last_id = -1
+        while examples := table.run(f"""
+            WITH next AS (
+                SELECT id FROM {rows} ANTI JOIN scores USING (id) WHERE id > {last_id} ORDER BY id LIMIT {BATCH}
+            )
+            SELECT id, text_a, text_b, label, sample FROM examples SEMI JOIN next USING (id) ORDER BY id
         """):
-            last = found[-1][0]
-            yield [self._asked(at, a, b, names[label], sample or 0) for at, a, b, label, sample in found]
+            last_id = examples[-1][0]
+            requests = []
+            for id, text_a, text_b, label, sample in examples:
+                requests.append(self._request(id, text_a, text_b, names[label], sample or 0))
+            yield requests
 
-    def _asked(self, at: int, text_a: str, text_b: str | None, label: str, sample: int) -> Asked:
-        shown, text = (text_a, text_b) if text_b is not None else (None, text_a)
-        values = drawn_values(self.spec, self.seed, Task(None, shown, label, sample))
-        prompts = ((self.spec.prompt(name, shown, values), self.spec.opening(name)) for name in self.spec.labels)
-        return Asked(at, text, tuple(prompts))
+    def _request(self, id: int, text_a: str, text_b: str | None, label: str, sample: int) -> ScoreRequest:
+        # Of a single text there is no input: the text itself was written.
+        input_text, text = (text_a, text_b) if text_b is not None else (None, text_a)
+        values = drawn_values(self.spec, self.seed, Task(None, input_text, label, sample))
+        prompts = []
+        for name in self.spec.labels:
+            prompts.append((self.spec.prompt(name, input_text, values), self.spec.opening(name)))
+        return ScoreRequest(id, text, tuple(prompts))
 
-    def _score(self, table: Table, batch: list[Asked]) -> None:
-        """Take scores from the cache, ask for the others, and store all."""
-        keys = {asked.key: asked for asked in batch}
-        found = {
-            key: [Scored(*one) for one in zip(logprobs, tokens, strict=True)]
-            for key, logprobs, tokens in table.run("SELECT * FROM cache WHERE key IN (SELECT unnest(?))", list(keys))
-        }
-        if new := [asked for key, asked in keys.items() if key not in found]:
-            scored = self._ask(new)
-            each = len(self.spec.labels)
-            answers = {asked.key: scored[at * each : (at + 1) * each] for at, asked in enumerate(new)}
-            rows = [
-                {"key": key, "logprobs": [one.logprob for one in of], "tokens": [one.tokens for one in of]}
-                for key, of in answers.items()
-            ]
-            write_json_lines(self.run.label_scores / f"{self.number:05d}.jsonl", rows)
-            self.number += 1
-            found.update(answers)
+    def _score(self, table: ExampleTable, batch: list[ScoreRequest]) -> None:
+        """Take scores from the cache, make and store the others, and add all to the table ``scores``."""
+        requests = {request.key: request for request in batch}
+        scores: dict[str, list[Scored]] = {}
+        for key, logprobs, tokens in table.run("SELECT * FROM cache WHERE key IN (SELECT unnest(?))", list(requests)):
+            scores[key] = [Scored(*score) for score in zip(logprobs, tokens, strict=True)]
+        new = {key: request for key, request in requests.items() if key not in scores}
+        if new:
+            scores |= self._score_new(new)
+        # Numbers of the labels in the table; no text may be left of a label of the spec.
         values = [self.spec.value(name) for name in self.spec.labels]
-        places = {value: table.labels.index(value) for value in values if value in table.labels}
-        entries = [
-            {"id": asked.id, "label": places[value], "logprob": one.logprob, "tokens": one.tokens}
-            for asked in batch
-            for value, one in zip(values, found[asked.key], strict=True)
-            if value in places  # no text may be left of a label
-        ]
-        table.insert("scores", pa.Table.from_pylist(entries, schema=SCORES))
+        numbers = [table.labels.index(value) if value in table.labels else None for value in values]
+        rows: list[dict[str, Any]] = []
+        for request in batch:
+            for number, score in zip(numbers, scores[request.key], strict=True):
+                if number is not None:
+                    rows.append({"id": request.id, "label": number, "logprob": score.logprob, "tokens": score.tokens})
+        table.insert("scores", pa.Table.from_pylist(rows, schema=SCORES))
 
-    def _ask(self, new: list[Asked]) -> list[Scored]:
+    def _score_new(self, requests: dict[str, ScoreRequest]) -> dict[str, list[Scored]]:
+        """Score texts with the model, store the scores in a file, and return them by key, in the order of labels."""
         if self.decoder is None:
             self.decoder = self.load()
-        render = self.decoder.render
-        pairs = [(render(*prompt), asked.text) for asked in new for prompt in asked.prompts]
-        return self.decoder.score(pairs, stop=self.spec.stop)
+        pairs = []
+        for request in requests.values():
+            for prompt, opening in request.prompts:
+                pairs.append((self.decoder.render(prompt, opening), request.text))
+        scored = iter(self.decoder.score(pairs, stop=self.spec.stop))  # labels of one text after another
+        scores = {key: [next(scored) for _ in self.spec.labels] for key in requests}
+        rows = []
+        for key, by_label in scores.items():
+            logprobs, tokens = [score.logprob for score in by_label], [score.tokens for score in by_label]
+            rows.append({"key": key, "logprobs": logprobs, "tokens": tokens})
+        write_json_lines(self.run.label_scores / f"{self.files:05d}.jsonl", rows)
+        self.files += 1
+        return scores
+
+
+def scoring_model(run: Run, generated: GenerateRecord | None) -> ModelRef:
+    """Return the model that scores a run's texts: the one that wrote them or, if that is a server's, its scorer.
+
+    Raises:
+        OptionError: the run has no texts, or a server wrote them and no model that runs here scored them.
+    """
+    if generated is None:
+        raise OptionError(f"{run.path}: has no generated texts to score", "run {generate()} first", option="verify")
+    if generated.options.engine == "transformers":
+        return generated.options.model
+    if not isinstance(generated.options.scorer, ModelRef):
+        raise OptionError(
+            "verification and posterior labels need the generator, which ran on a server",
+            "generate with {scorer=MODEL}, a model that runs here, or leave them out",
+        )
+    return generated.options.scorer
+
+
+def _description(generated: GenerateRecord, model: ModelRef) -> dict[str, Any]:
+    """Return what identifies spec and model of stored scores."""
+    names = ("revision", "fingerprint", "dtype")
+    optional = {
+        "chat": "on" if model.chat else None,
+        "adapter": model.adapter,
+        "adapter_fingerprint": model.adapter_fingerprint,
+        "quantize": model.quantize,
+    }
+    return {
+        "spec": generated.options.spec,
+        "model": model.name,
+        **{name: getattr(model, name) for name in names},
+        **{name: value for name, value in optional.items() if value is not None},
+    }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from dino_pipeline.dedup import band_keys, grams, jaccard
+from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.text import distinct_n, has_spaced_words, normalise
 
 WINDOW = 400
@@ -26,7 +26,7 @@ class Variety(NamedTuple):
     distinct_2: float
     """Distinct pairs of neighbouring words / all (Li et al. 2016); of characters, where words are not parted."""
     repeated: float
-    """Share of texts that are nearly the same as an earlier one (MinHash, `dedup`)."""
+    """Share of texts that are nearly the same as an earlier one (MinHash, `minhash`)."""
 
 
 class Diversity:
@@ -87,6 +87,6 @@ def variety(texts: Sequence[str]) -> Variety:
     repeated = 0
     for at, keys in enumerate(band_keys(normal).tolist()):
         candidates = dict.fromkeys(seen[key] for key in keys if key in seen)
-        repeated += any(jaccard(grams(normal[at]), grams(normal[other])) >= NEARLY for other in candidates)
+        repeated += any(jaccard(ngrams(normal[at]), ngrams(normal[other])) >= NEARLY for other in candidates)
         seen.update(dict.fromkeys(keys, at))
     return Variety(distinct_n(worded, 2), repeated / max(len(texts), 1))

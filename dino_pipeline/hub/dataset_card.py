@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dino_pipeline.filtering.funnel import Funnel
-from dino_pipeline.filtering.rules import UNSEEN
+from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
+from dino_pipeline.funnel import Funnel
 from dino_pipeline.hub.licenses import GeneratorLicense
 from dino_pipeline.hub.markdown import fenced, markdown, plain, samples, table
 from dino_pipeline.hub.tables import Shape
@@ -127,7 +127,7 @@ def _labels(run: Run, shape: Shape) -> str:
         said.append(
             "Scores are the mean label by how likely the generator finds a text under each label's instruction."
         )
-    if extra := Funnel.of_json(run.stage("filter")["funnel"]).totals().get("+ random pairs"):
+    if extra := Funnel.of(run.record().filter).total("added", "random pairs"):
         said.append(f"{extra} of the pairs were written by nobody: they join texts at random, with score 0.")
     return f"## Labels\n\n{' '.join(said) or 'Labels are as they came.'}"
 
@@ -231,10 +231,10 @@ def _limits(run: Run, publication: Publication) -> str:
             said.append("The labels were not verified by a second look (`dino filter --verify`).")
     else:
         said = ["Who wrote the texts and the labels, and how, is not known here."]
-    counts = Funnel.of_json(filtered["funnel"]).totals()
-    if flagged := counts.get("(flagged: personal data)"):
+    funnel = Funnel.of(run.record().filter)
+    if flagged := funnel.total("flagged", "personal data"):
         said.append(f"**{flagged} of the texts that were kept hold what looks like personal data.**")
-    withheld = sum(counts.get(f"- {reason}", 0) for reason in UNSEEN)
+    withheld = sum(funnel.total("dropped", reason) for reason in WITHHELD_REASONS)
     if withheld and publication.raw:
         said.append(f"{withheld} dropped texts are not published: they hold personal data, or evaluation data.")
     return "## Limits and biases\n\n" + "\n".join(f"- {each}" for each in said)

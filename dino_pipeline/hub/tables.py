@@ -13,7 +13,7 @@ import duckdb
 from dino_pipeline.errors import DataError, OutputError, first_line
 from dino_pipeline.examples import PROVENANCE, REASONS
 from dino_pipeline.files import shard_files
-from dino_pipeline.filtering.rules import UNSEEN
+from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.run import Run
 from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.text import as_number
@@ -90,7 +90,7 @@ def splits(run: Run, shape: Shape, *, raw: bool) -> list[Split]:
             found.append(Split("raw", "train", written, _recorded(shape, PROVENANCE), _allowed(dropped)))
         if dropped:
             columns = _recorded(shape, (*PROVENANCE, *REASONS))
-            found.append(Split("dropped", "train", dropped, columns, f"reason NOT IN {UNSEEN}"))
+            found.append(Split("dropped", "train", dropped, columns, f"reason NOT IN {WITHHELD_REASONS}"))
     return found
 
 
@@ -99,7 +99,7 @@ def _allowed(dropped: Sequence[Path]) -> str:
     if not dropped:
         return "true"
     texts = "struct_pack(a := text_a, b := coalesce(text_b, ''))"
-    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped)} WHERE reason IN {UNSEEN})"
+    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped)} WHERE reason IN {WITHHELD_REASONS})"
 
 
 TEXT = {"dtype": "string", "_type": "Value"}

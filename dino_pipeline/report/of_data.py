@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, PythonWording
 from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.evaluation.suites.suite import Embedder, cosines
-from dino_pipeline.filtering.contamination import REASON as LEAKED
-from dino_pipeline.filtering.contamination import WORDS
-from dino_pipeline.filtering.funnel import Funnel
-from dino_pipeline.filtering.rules import UNSEEN, FilterOptions
-from dino_pipeline.filtering.sieve import set_rules
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering.contamination import LEAKED, WORDS
+from dino_pipeline.filtering.dataset_rules import dataset_rules
+from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
+from dino_pipeline.funnel import Funnel
 from dino_pipeline.progress import Reporter
 from dino_pipeline.public import public
 from dino_pipeline.report import charts
@@ -36,6 +36,13 @@ from dino_pipeline.report.material import MOST_LABELS, Material
 from dino_pipeline.report.texts_of_run import in_order, label_name
 from dino_pipeline.text import distinct_n, normalise, word_overlap
 
+
+class _FlagWording(PythonWording):
+    def option(self, name: str, value: object = None) -> str:
+        return f"--{name.replace('_', '-')} {value}"
+
+
+_FLAGS = _FlagWording()
 SLICES = 10
 """Parts of a run that are compared with one another."""
 TEXTS_PER_SLICE = 1000
@@ -114,21 +121,21 @@ def _spread(
 
 def funnel(material: Material) -> list[Block]:
     """What the filter dropped."""
-    found = Funnel.of_json(material.stage("filter")["funnel"]).brief()
+    material.stage("filter")
+    found = Funnel.of(material.run.record().filter).brief()
     steps, left = [], 0
-    for step, count in found.totals().items():
-        if step == "read":
-            left = count
-            steps.append((step, left, 0))
-        elif step.startswith("- ") and count:
-            left -= count
-            steps.append((step.removeprefix("- "), left, count))
-        elif step in {"kept", "train", "dev"}:
-            steps.append((step, count, 0))
-        elif step.startswith("+ ") and count:
-            steps.append((step.removeprefix("+ ") + " added", count, 0))
-    rows = [[visible(cell, 60) for cell in row] for row in found.rows()]
-    shown = [row for row in rows if row[-1] != "0" or not row[0].startswith("- ")]
+    for step in found:
+        if step.kind == "read":
+            left = step.total
+            steps.append(("read", left, 0))
+        elif step.kind == "dropped" and step.total:
+            left -= step.total
+            steps.append((step.rule, left, step.total))
+        elif step.kind in {"kept", "train", "dev"}:
+            steps.append((step.kind, step.total, 0))
+        elif step.kind == "added" and step.total:
+            steps.append((f"{step.rule} added", step.total, 0))
+    shown = [[visible(cell, 60) for cell in row] for row in found.without_idle().rows(_FLAGS)]
     numbers = Table("The filter's steps by label", found.header(), shown)
     title = "What each step of the filter left and dropped"
     height = 0.26 * len(steps) + 0.8
@@ -258,7 +265,7 @@ def _slices(material: Material, text: str, place: str) -> list[tuple[int, float,
     for at, each in material.texts.drawn("written", f"{part}, {text}", TEXTS_PER_SLICE, by=part):
         drawn.setdefault(at, []).append(each)
     counts = dict(material.texts.rows(f"SELECT {part}, count(*) FROM written GROUP BY 1"))
-    reasons = ", ".join(f"'{rule.name}'" for rule in set_rules(FilterOptions()) if rule.repeats)
+    reasons = ", ".join(f"'{rule.name}'" for rule in dataset_rules(FilterOptions()) if rule.is_duplicate_rule)
     repeated = dict(
         material.texts.rows(
             f"SELECT {part}, count(*) FROM dropped WHERE reason IN ({reasons}) AND {place} IS NOT NULL GROUP BY 1"
@@ -276,7 +283,7 @@ def contamination(material: Material) -> list[Block]:
     excluded = filtered["options"]["exclude"]
     if not excluded:
         return [Paragraph("Nothing was compared with evaluation data (dino filter --exclude).")]
-    count = Funnel.of_json(filtered["funnel"]).totals().get(f"- {LEAKED}", 0)
+    count = Funnel.of(material.run.record().filter).total("dropped", LEAKED)
     return [
         Facts(
             [
@@ -295,7 +302,7 @@ def samples(material: Material) -> list[Block]:
     kept = material.texts.drawn("kept", fields, each, most=MOST_SAMPLES)
     most = MOST_SAMPLES if material.shows_dropped else 0
     dropped = material.texts.drawn("dropped", fields, DROPPED_SHOWN, by="reason", most=most)
-    dropped = [row for row in dropped if row[5] not in UNSEEN]
+    dropped = [row for row in dropped if row[5] not in WITHHELD_REASONS]
     rows = [*(_sample(row, "kept") for row in kept), *(_sample(row, "dropped") for row in dropped)]
     fates = ["kept", "dropped", *dict.fromkeys(row["reason"] for row in rows if row["reason"])]
     labels = in_order({row["label"] for row in rows})

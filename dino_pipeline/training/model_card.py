@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dino_pipeline.filtering.funnel import Funnel
 from dino_pipeline.measures import measure_title
 from dino_pipeline.public import public
+from dino_pipeline.record_shim import old_funnel
 
 HERE = "path/to/this/folder"
 SHOWN = (
@@ -173,13 +173,14 @@ def _texts(generated: dict[str, Any]) -> str:
 
 
 def _filter(filtered: dict[str, Any], *, classes: bool) -> list[str]:
-    found, options = Funnel.of_json(filtered["funnel"]).brief().totals(), public(filtered["options"])
-    dropped = [f"{count} {step.removeprefix('- ')}" for step, count in found.items() if step.startswith("- ") and count]
+    funnel, options = old_funnel(filtered["funnel"]).brief(), public(filtered["options"])
+    dropped = [f"{step.total} {step.rule}" for step in funnel if step.kind == "dropped" and step.total]
     excluded = ", ".join(f"`{name}`" for name in options["exclude"])
-    leaks = found.get("- in evaluation data", 0)
+    leaks = funnel.total("dropped", "in evaluation data")
     labels = "" if classes else f", with {options['labels']} labels"
     return [
-        f"Of {found['read']} texts, {found['kept']} were kept{labels}; dropped were {', '.join(dropped) or 'none'}.",
+        f"Of {funnel.total('read')} texts, {funnel.total('kept')} were kept{labels}; dropped were "
+        f"{', '.join(dropped) or 'none'}.",
         f"Evaluation data that was kept out: {excluded} ({leaks} pairs held a text of it)."
         if excluded
         else "Nothing was compared with evaluation data (`dino filter --exclude`).",

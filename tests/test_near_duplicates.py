@@ -8,18 +8,18 @@ import pytest
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer
 
-from dino_pipeline.dedup import (
-    CROWD,
-    NGRAM,
-    candidates,
-    first_of_kind,
-    gram_hashes,
-    grams,
-    jaccard,
-    near_duplicates,
-)
 from dino_pipeline.examples import Example
-from dino_pipeline.filtering.sieve import Means
+from dino_pipeline.filtering.filter_pass import FilterRuntime
+from dino_pipeline.minhash import (
+    MAX_BUCKET_SIZE,
+    NGRAM,
+    candidate_pairs,
+    jaccard,
+    later_duplicates,
+    ngram_hashes,
+    ngrams,
+    similar_pairs,
+)
 from dino_pipeline.text import normalise
 from tests.pairs import Words, dropped, filtered, kept, raw, reasons
 
@@ -59,7 +59,7 @@ def test_of_20000_texts_nearly_all_similar_pairs_are_found_and_no_other() -> Non
     texts = [normalise(text) for text in texts]
     rng.shuffle(texts)
     expected = brute_force(texts, 0.8)
-    found = {(one, other): similarity for one, other, similarity in near_duplicates(texts, 0.8)}
+    found = {(one, other): similarity for one, other, similarity in similar_pairs(texts, 0.8)}
     assert len(expected) > 3000
     assert all(expected[pair] == pytest.approx(similarity) for pair, similarity in found.items()), "precision 1"
     assert len(found) / len(expected) >= 0.98
@@ -67,24 +67,24 @@ def test_of_20000_texts_nearly_all_similar_pairs_are_found_and_no_other() -> Non
 
 def test_short_and_strange_texts() -> None:
     texts = ["", "a", "a", "ab", "日本", "日本", "x" * 300, "x" * 299]
-    assert sorted(pair[:2] for pair in near_duplicates(texts, 0.8)) == [(1, 2), (4, 5), (6, 7)]
-    hashes, offsets = gram_hashes(["abcdef", "ab", "zabcdef"])
+    assert sorted(pair[:2] for pair in similar_pairs(texts, 0.8)) == [(1, 2), (4, 5), (6, 7)]
+    hashes, offsets = ngram_hashes(["abcdef", "ab", "zabcdef"])
     assert offsets.tolist() == [0, 2, 3, 6]
     assert hashes[0] == hashes[4]
-    assert grams("abcdef") == {"abcde", "bcdef"}
-    assert jaccard(grams("abcdef"), grams("abcdeg")) == pytest.approx(1 / 3)
+    assert ngrams("abcdef") == {"abcde", "bcdef"}
+    assert jaccard(ngrams("abcdef"), ngrams("abcdeg")) == pytest.approx(1 / 3)
 
 
-def test_in_a_crowd_each_is_compared_with_the_first() -> None:
+def test_in_a_large_bucket_each_is_compared_with_the_first_texts() -> None:
     bands = [np.zeros(1000, dtype=np.uint64), np.arange(1000, dtype=np.uint64), np.zeros(1000, dtype=np.uint64)]
-    pairs = np.concatenate(list(candidates(bands)))
-    assert len(pairs) == CROWD * 1000 - CROWD * (CROWD + 1) // 2
+    pairs = np.concatenate(list(candidate_pairs(bands)))
+    assert len(pairs) == MAX_BUCKET_SIZE * 1000 - MAX_BUCKET_SIZE * (MAX_BUCKET_SIZE + 1) // 2
     assert set(pairs[:, 1].tolist()) == set(range(1, 1000))
 
 
-def test_whoever_resembles_one_that_goes_stays() -> None:
+def test_a_text_that_resembles_dropped_texts_only_is_kept() -> None:
     pairs = [(0, 1, 0.9), (1, 2, 0.8), (2, 3, 0.85), (0, 4, 1.0), (2, 4, 0.9)]
-    assert list(first_of_kind(pairs)) == [(1, 0, 0.9), (3, 2, 0.85), (4, 0, 1.0)]
+    assert list(later_duplicates(pairs)) == [(1, 0, 0.9), (3, 2, 0.85), (4, 0, 1.0)]
 
 
 def test_inputs_that_say_the_same_go_with_all_their_pairs(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_many_texts_of_one_input_are_compared_by_bands(tmp_path: Path) -> None:
 def test_inputs_of_the_same_meaning_go_by_a_sentence_encoder(tmp_path: Path) -> None:
     meanings = {"A dog runs.": [1.0, 0.0], "The hound is racing.": [0.99, 0.141], "It rains.": [0.0, 1.0]}
     examples = [Example(text, f"{text} So.", 1.0, input=at) for at, text in enumerate(meanings)]
-    means = Means(embed=lambda texts: np.array([meanings[text] for text in texts], dtype=np.float32))
-    run = filtered(tmp_path, examples, raw(semantic="some-encoder", semantic_threshold=0.95), means=means)
+    runtime = FilterRuntime(embed=lambda texts: np.array([meanings[text] for text in texts], dtype=np.float32))
+    run = filtered(tmp_path, examples, raw(semantic="some-encoder", semantic_threshold=0.95), runtime=runtime)
     (gone,) = dropped(run)
     assert (gone["text_a"], gone["reason"]) == ("The hound is racing.", "input of the same meaning")
     assert (gone["evidence"], gone["duplicate_of"]["text_a"]) == ("similarity 0.99", "A dog runs.")

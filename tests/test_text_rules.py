@@ -5,11 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_pipeline.examples import Example
-from dino_pipeline.filtering.hygiene import HygieneOptions, hygiene_rules, is_sound, personal_data
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering.text_rules import PromptParts, is_plain, personal_data, text_rules
 from dino_pipeline.spec_file import load_spec
 from tests.test_spec import SPECS
 
-WITH_SPEC = HygieneOptions(stop="»", fields=("Movie:", "Review:"))
+OPTIONS = FilterOptions()
+NO_SPEC = PromptParts()
+WITH_SPEC = PromptParts(stop="»", fields=("Movie:", "Review:"))
 FINE = [
     ("A man plays the guitar.", "Somebody makes music."),
     ("Good morning.", "Good evening."),
@@ -37,16 +40,16 @@ FINE = [
 ]
 
 
-def found(text_a: str, text_b: str | None = None, options: HygieneOptions = WITH_SPEC) -> list[str]:
-    """Return what each rule says."""
+def found(text_a: str, text_b: str | None = None, prompt: PromptParts = WITH_SPEC) -> list[str]:
+    """Return the reasons of all rules."""
     example = Example(text_a, text_b, 1.0)
-    return [said for rule in hygiene_rules(options) if (said := rule.check(example)) is not None]
+    return [said for rule in text_rules(OPTIONS, prompt) if (said := rule.check(example)) is not None]
 
 
 @pytest.mark.parametrize("pair", FINE)
 def test_nothing_is_wrong_with_what_people_write(pair: tuple[str, str]) -> None:
     assert found(*pair) == []
-    assert found(*pair, options=HygieneOptions()) == []
+    assert found(*pair, prompt=NO_SPEC) == []
     assert personal_data(Example(*pair, 1.0)) is None
 
 
@@ -82,7 +85,7 @@ def test_what_is_wrong_is_named(text: str, said: str) -> None:
 
 
 def test_without_a_spec_an_odd_quote_is_a_leftover() -> None:
-    assert found("Fine.", 'A dog barks." And', HygieneOptions()) == ['stop string: an odd number of "']
+    assert found("Fine.", 'A dog barks." And', NO_SPEC) == ['stop string: an odd number of "']
 
 
 @pytest.mark.parametrize(
@@ -130,11 +133,11 @@ def test_characters_are_compared_where_words_are_not_parted() -> None:
 
 def test_the_specs_own_sentences_are_no_text() -> None:
     spec = load_spec(SPECS / "sts-x2.json")
-    options = HygieneOptions(stop=spec.stop, fields=spec.fields)
+    prompt = PromptParts(spec.stop, spec.fields)
     echo = "Write two sentences that mean the same thing."
-    assert found("Fine so far.", echo, options) == [f"copied instruction: {echo}"]
-    assert not is_sound(echo, options) or not [
-        rule for rule in hygiene_rules(options) if rule.name == "copied instruction" and rule.spares_sound
+    assert found("Fine so far.", echo, prompt) == [f"copied instruction: {echo}"]
+    assert not is_plain(echo, OPTIONS) or not [
+        rule for rule in text_rules(OPTIONS, prompt) if rule.name == "copied instruction" and rule.skip_if_plain
     ]
 
 
@@ -151,16 +154,16 @@ plain = st.text(alphabet="abc XYZ.,'!?-é:\"(5@\n\u200b", max_size=60)
 
 
 @given(plain, plain, st.booleans())
-def test_sound_texts_pass_every_rule_that_spares_them(text_a: str, text_b: str, has_spec: bool) -> None:
-    options = WITH_SPEC if has_spec else HygieneOptions()
-    if not is_sound(text_a, options) or not is_sound(text_b, options):
+def test_plain_texts_pass_every_rule_that_skips_them(text_a: str, text_b: str, has_spec: bool) -> None:
+    prompt = WITH_SPEC if has_spec else NO_SPEC
+    if not is_plain(text_a, OPTIONS) or not is_plain(text_b, OPTIONS):
         return
     example = Example(text_a, text_b, 1.0)
-    assert [rule.name for rule in hygiene_rules(options) if rule.spares_sound and rule.check(example)] == []
+    assert [rule.name for rule in text_rules(OPTIONS, prompt) if rule.skip_if_plain and rule.check(example)] == []
     assert personal_data(example) is None
 
 
-def test_plain_sentences_are_sound() -> None:
-    assert is_sound("A man plays the guitar.", HygieneOptions())
-    assert is_sound("Où est l'été?", WITH_SPEC)
-    assert not is_sound("no no no no", HygieneOptions())
+def test_plain_sentences_are_plain() -> None:
+    assert is_plain("A man plays the guitar.", OPTIONS)
+    assert is_plain("Où est l'été?", OPTIONS)
+    assert not is_plain("no no no no", OPTIONS)

@@ -1,0 +1,290 @@
+"""What a user calls to filter: texts from a run, a file, a data set or a list in, the pairs to train on out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from dino_pipeline.console import reporter_for
+from dino_pipeline.datasets_in import as_examples
+from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
+from dino_pipeline.filter_options import FilterOptions, rule_name
+from dino_pipeline.filtering.contamination import LEAKED
+from dino_pipeline.filtering.dataset_rules import dataset_rules
+from dino_pipeline.filtering.filter_stage import filter_run, look, open_runtime
+from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
+from dino_pipeline.funnel import Funnel
+from dino_pipeline.layout import is_unpublished
+from dino_pipeline.options import accepts
+from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.public import public
+from dino_pipeline.readers import load_table
+from dino_pipeline.results import ExampleList
+from dino_pipeline.run import Run
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import FilterRecord, LabelCounts
+
+FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
+"""Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
+
+
+class DroppedExample(NamedTuple):
+    """An example that was not kept, or that was kept and flagged, and why."""
+
+    example: Example
+    reason: str
+    evidence: str | None = None
+    duplicate_of: Example | None = None
+    """The example that it repeats."""
+
+
+class FilteredPairs(ExampleList):
+    """What a filter kept, dropped and flagged. It is a list of the examples to train on.
+
+    Args:
+        run: the run that was filtered; its files are read when they are first looked at.
+        record: the record of the filter.
+        outcome: ``new``; ``done`` if it was filtered with these options before; ``dry run`` if nothing was written.
+    """
+
+    def __init__(self, run: Run, record: FilterRecord, outcome: Literal["new", "done", "dry run"]) -> None:
+        self.run, self.record, self.outcome = run, record, outcome
+        self._read: dict[Path, list[Any]] = {}
+
+    @property
+    def examples(self) -> list[Example]:  # type: ignore[override]
+        """The examples to train on."""
+        return self._examples(self.run.train)
+
+    @property
+    def train(self) -> ExampleList:
+        """The examples to train on."""
+        return ExampleList(self.examples)
+
+    @property
+    def dev(self) -> ExampleList:
+        """The examples to choose the best checkpoint on."""
+        return ExampleList(self._examples(self.run.dev))
+
+    @property
+    def dropped(self) -> list[DroppedExample]:
+        """The examples that were dropped, each with its reason."""
+        return self._explained(self.run.dropped)
+
+    @property
+    def flagged(self) -> list[DroppedExample]:
+        """The examples that were kept but may hold personal data."""
+        return self._explained(self.run.flagged)
+
+    @property
+    def funnel(self) -> Funnel:
+        """How many examples each step dropped."""
+        return Funnel.of(self.record)
+
+    @property
+    def missing(self) -> LabelCounts:
+        """How many examples of each label the target lacks."""
+        return self.record.missing
+
+    @property
+    def summary(self) -> str:
+        """Return what was kept and dropped, in a line."""
+        funnel = self.funnel
+        counts = {"train": funnel.total("train"), "dev": funnel.total("dev")}
+        counts["dropped"] = sum(step.total for step in funnel if step.kind == "dropped")
+        return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+    def load(self) -> FilteredPairs:
+        """Read all files now, because they are about to be deleted."""
+        _ = self.examples, self.dev, self.dropped, self.flagged
+        return self
+
+    def _examples(self, path: Path) -> list[Example]:
+        if self.outcome == "dry run":
+            return []
+        if path not in self._read:
+            self._read[path] = list(iter_examples(path, numeric_labels=self.record.inputs.numeric_labels))
+        return self._read[path]
+
+    def _explained(self, path: Path) -> list[DroppedExample]:
+        if self.outcome == "dry run":
+            return []
+        if path not in self._read:
+            with open(path, encoding="utf-8") as file:
+                self._read[path] = [_dropped_example(json.loads(line)) for line in file]
+        return self._read[path]
+
+
+def _dropped_example(row: dict[str, Any]) -> DroppedExample:
+    reason, evidence, original = row.pop("reason"), row.pop("evidence"), row.pop("duplicate_of", None)
+    return DroppedExample(Example(**row), reason, evidence, Example(**original) if original else None)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts to filter, and the run that the result is written to."""
+
+    run: Run
+    file: Path | None = None
+    """A file to read; None: the run's own texts."""
+    numeric_labels: bool | None = None
+    prompt: PromptParts | None = None
+    is_final: bool = False
+    """They were filtered before, so that their labels are final."""
+
+
+@accepts(FilterOptions)
+def filter(
+    source: Any,
+    *,
+    spec: TaskSpec | str | Path | None = None,
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> FilteredPairs:
+    """Clean, de-duplicate, verify, balance and split texts.
+
+    Args:
+        source: a run (its folder or `Run`), the result of `dino.generate`, a JSONL file, a published dataset (folder or
+            Hub id), a list of examples, dicts or ``(text_a, text_b, label)`` tuples, a `datasets.Dataset`, or a frame.
+        spec: the task spec of a list or file. It says whether labels are scores or classes, and which parts of prompts
+            texts must not repeat.
+        progress: True shows progress, False shows nothing; or a function that takes each progress and note.
+
+    Returns:
+        The examples to train on, with ``.dev``, ``.dropped``, ``.flagged`` and ``.funnel``.
+
+    Raises:
+        OptionError: an option is wrong.
+        DataError: the data cannot be used.
+        RunError: the run was filtered with other options before.
+    """
+    chosen = FilterOptions.of(options)
+    writes = not (chosen.dry_run or chosen.ablate)
+    own_run = _run_of(source)
+    task = load_spec(Path(spec)) if isinstance(spec, str | Path) else spec
+    with ExitStack() as stack:
+        reporter = stack.enter_context(reporter_for(progress))
+        folder = chosen.run
+        is_temporary = own_run is None and (folder is None or not writes)
+        if is_temporary:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
+        if own_run is not None:
+            texts = _use_run(own_run, chosen, task)
+        else:
+            assert folder is not None
+            texts = _write_texts(source, Run(folder), task, chosen.label_type)
+        if texts.is_final:
+            chosen = FilterOptions.of({**FINAL_LABELS, **chosen.given()})
+            reporter.note(
+                "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
+            )
+        run = texts.run
+        stack.enter_context(run.locked())
+        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts.file is None))
+        if not writes:
+            record = look(run, chosen, runtime, texts.file, texts.numeric_labels, texts.prompt, ablate=chosen.ablate)
+            return FilteredPairs(run, record, "dry run")
+        state, record = filter_run(
+            run, chosen, runtime, texts.file, texts.numeric_labels, texts.prompt, fresh=chosen.fresh
+        )
+        result = FilteredPairs(run, record, "done" if state == "done" else "new")
+        return result.load() if is_temporary else result
+
+
+def _run_of(source: Any) -> Run | None:
+    """Return the run that a source is, None if it is something else."""
+    if isinstance(source, Run):
+        return source
+    if isinstance(source, str | Path) and is_unpublished(Path(source)):
+        return Run(Path(source))
+    return None
+
+
+def _use_run(run: Run, options: FilterOptions, spec: TaskSpec | None) -> _Texts:
+    """Return a run's own texts, after checking that no option contradicts them."""
+    if options.run is not None and options.run.resolve() != run.path.resolve():
+        raise OptionError(f"{run.path} is a run itself and written to", "leave it out", option="run", value=options.run)
+    if options.label_type is not None:
+        raise OptionError(
+            "the labels of a run are what its spec says", "leave it out", option="label_type", value=options.label_type
+        )
+    if spec is not None:
+        raise OptionError("a run has a spec of its own", "leave it out", option="spec", value=spec.task_name)
+    return _Texts(run)
+
+
+def _write_texts(source: Any, run: Run, spec: TaskSpec | None, label_type: str | None) -> _Texts:
+    """Return the texts of a file or, of any other source, of a file that is written into the run's folder."""
+    prompt = PromptParts(spec.stop, spec.fields) if spec else None
+    is_final = isinstance(source, FilteredPairs)
+    if isinstance(source, str | Path) and (path := Path(source)).exists() and not path.is_dir():
+        file, has_names = path, False
+    else:
+        if isinstance(source, str | Path):
+            name, examples, is_final = _published_examples(str(source))
+        else:
+            name, examples = "examples", as_examples(source)
+        if not examples:
+            raise DataError(f"{name}: holds no examples")
+        file = run.path / "source" / f"{name}.jsonl"
+        write_examples(file, examples)
+        has_names = any(isinstance(example.label, str) for example in examples)
+    if is_final and isinstance(source, FilteredPairs):
+        inputs = source.record.inputs
+        prompt = prompt or PromptParts(inputs.stop, inputs.fields)
+    numeric_labels = spec.is_scored if spec else not has_names
+    if label_type is not None:
+        numeric_labels = label_type == "score"
+    return _Texts(run, file, numeric_labels, prompt, is_final)
+
+
+def _published_examples(source: str) -> tuple[str, list[Example], bool]:
+    """Return the file name for a published dataset, its examples, and whether they were filtered before.
+
+    The configuration ``raw`` holds the texts as they were written. A dataset without it holds the filtered ones.
+
+    Raises:
+        DataError: there is no such file or dataset, or it holds no texts.
+    """
+    name = public(source).strip("./").replace("/", "--")
+    try:
+        raw = load_table(source, "raw")
+        if {"text_a", "label", *PROVENANCE} <= {*raw.column_names}:
+            return name, as_examples(raw), False
+    except DataError:
+        pass  # there is no such configuration; the next line says if anything else is wrong
+    return name, as_examples(load_table(source)), True
+
+
+class RuleDescription(NamedTuple):
+    """A rule as users see it."""
+
+    name: str
+    help: str
+    """What it drops with the chosen options."""
+    option: str
+    """The option that sets it, or turns it on or off: a template of `errors.worded`."""
+    is_on: bool
+
+
+def rules(options: FilterOptions) -> list[RuleDescription]:
+    """Return all rules in the order in which they run."""
+    contamination_help = "a text of evaluation data: the same, nearly, or 13 words of it"
+    described = [RuleDescription(LEAKED, contamination_help, "{exclude}", bool(options.exclude))]
+    for rule in text_rules(options, PromptParts()):
+        option = rule.option or "{without='" + rule.name + "'}"
+        described.append(RuleDescription(rule.name, rule.help, option, rule.name not in options.without))
+    personal = PERSONAL_DATA
+    described.append(RuleDescription(personal.name, personal.help, personal.option, options.pii == "drop"))
+    for own in options.rule:
+        described.append(RuleDescription(rule_name(own), "your own", "{rule}", True))
+    for each in dataset_rules(options):
+        described.append(RuleDescription(each.name, each.help, each.option, each.is_on))
+    return described

@@ -1,0 +1,235 @@
+"""Which rows nearly repeat an earlier one: three searches for similar texts, and one choice of the rows to drop.
+
+Each search adds pairs of similar rows to the table ``similar_rows``: inputs by their n-grams (`near_duplicate_inputs`),
+inputs by their embeddings (`same_meaning_inputs`), and second texts of one input and label by their n-grams
+(`near_duplicate_texts`). `_store_drops` then goes through the pairs in order and drops later rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dino_pipeline.filtering.example_table import DROPS, ExampleTable
+from dino_pipeline.minhash import (
+    BANDS,
+    BandKeys,
+    SimilarPair,
+    band_keys,
+    candidate_pairs,
+    jaccard,
+    later_duplicates,
+    ngrams,
+    similar_pairs,
+)
+from dino_pipeline.processes import OpenPool
+from dino_pipeline.text import normalise
+
+GROUPS_AT_ONCE = 1000
+"""Groups of texts that a process compares in one job."""
+MAX_NEIGHBOURS = 100
+"""Similar inputs that are looked for by embeddings, for each input."""
+SIMILAR = pa.schema({"earlier": pa.int64(), "later": pa.int64(), "similarity": pa.float64()})
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Returns ``(texts, dimensions)`` embeddings of length 1."""
+TextGroup = list[tuple[int, str]]
+"""Rows and their texts."""
+
+
+def near_duplicate_inputs(table: ExampleTable, rows: str, threshold: float, spread: OpenPool) -> str:
+    """Find rows whose text_a nearly repeats an earlier one that stays; return a query of `DROPS`.
+
+    Band keys of all inputs go to one file a band, which are mapped into memory to find candidates.
+
+    Args:
+        table: the examples.
+        rows: the table of those to look at.
+        threshold: least Jaccard similarity of n-grams.
+        spread: spreads the work over processes.
+    """
+    files = [table.file.with_name(f"band-{band}") for band in range(BANDS)]
+    ids = _store_band_keys(table, rows, spread, files)
+    table.store("similar_rows", SIMILAR.empty_table())
+    if len(ids) > 1:
+        bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]  # BANDS times (inputs,)
+        with spread(partial(_PairVerifier, threshold)) as verify:
+            for pairs in candidate_pairs(bands):
+                _add_verified(table, ids[pairs], verify)
+    for file in files:
+        file.unlink()
+    return _rows_of_later_inputs(table, rows)
+
+
+def same_meaning_inputs(table: ExampleTable, rows: str, threshold: float, embed: Embed) -> str:
+    """Find rows whose text_a means the same as an earlier one; return a query of `DROPS`.
+
+    Args:
+        table: the examples.
+        rows: the table of those to look at.
+        threshold: least cosine of the embeddings.
+        embed: a sentence encoder.
+    """
+    import torch
+    from sentence_transformers import util
+
+    ids: list[int] = []
+    embeddings: list[NDArray[np.float32]] = []
+    for batch in table.stream(_inputs(table, rows)):
+        ids += batch["id"]
+        embeddings.append(embed(batch["text_a"]))
+    table.store("similar_rows", SIMILAR.empty_table())
+    if len(ids) > 1:
+        vectors = torch.from_numpy(np.concatenate(embeddings))  # (inputs, dimensions)
+        neighbours = util.paraphrase_mining_embeddings(
+            vectors, max_pairs=MAX_NEIGHBOURS * len(ids), top_k=MAX_NEIGHBOURS
+        )
+        pairs: list[SimilarPair] = []
+        for cosine, one, other in neighbours:
+            if cosine >= threshold:
+                earlier, later = sorted((ids[one], ids[other]))
+                pairs.append((earlier, later, float(cosine)))
+        _add_similar(table, pairs)
+    return _rows_of_later_inputs(table, rows)
+
+
+def near_duplicate_texts(table: ExampleTable, rows: str, threshold: float, spread: OpenPool) -> str:
+    """Find rows whose text_b nearly repeats an earlier one of the same text_a and label; return a query of `DROPS`."""
+    query = f"""
+        WITH shared AS (
+            SELECT hash_a, label FROM {rows} WHERE hash_b IS NOT NULL GROUP BY ALL HAVING count(*) > 1
+        ),
+        grouped AS (SELECT id, hash_a, label FROM {rows} SEMI JOIN shared USING (hash_a, label))
+        SELECT grouped.hash_a, grouped.label, id, text_b
+        FROM grouped JOIN examples USING (id) ORDER BY grouped.hash_a, grouped.label, id
+    """
+    pairs: list[SimilarPair] = []
+    with spread(partial(_GroupComparer, threshold)) as compare:
+        for similar in compare(_groups(table.stream(query))):
+            pairs += similar
+    table.store("similar_rows", SIMILAR.empty_table())
+    _add_similar(table, pairs)
+    _store_drops(table)
+    return "SELECT * FROM near_drops"
+
+
+def _store_drops(table: ExampleTable) -> None:
+    """Store the rows to drop, by the pairs in ``similar_rows``, in the table ``near_drops`` of `DROPS`."""
+    # DuckDB sorts the pairs, which may be more than fit into memory.
+    batches = table.stream("SELECT earlier, later, similarity FROM similar_rows ORDER BY later, earlier")
+    pairs = (pair for batch in batches for pair in zip(*batch.values(), strict=True))
+    drops = [
+        {"id": dropped, "evidence": f"similarity {similarity:.2f}", "duplicate_of": kept}
+        for dropped, kept, similarity in later_duplicates(pairs)
+    ]
+    table.store("near_drops", pa.Table.from_pylist(drops, schema=DROPS))
+
+
+def _rows_of_later_inputs(table: ExampleTable, rows: str) -> str:
+    """Return a query of all rows whose text_a is to be dropped, by the pairs in ``similar_rows``."""
+    _store_drops(table)
+    return f"""
+        SELECT same_input.id, evidence, duplicate_of
+        FROM near_drops
+        JOIN inputs ON inputs.id = near_drops.id
+        JOIN {rows} AS same_input ON same_input.hash_a = inputs.hash_a
+    """
+
+
+def _inputs(table: ExampleTable, rows: str) -> str:
+    """Store the first row of each distinct text_a in ``inputs (hash_a, id)``; return a query of ids and texts."""
+    table.run(f"CREATE OR REPLACE TEMP TABLE inputs AS SELECT hash_a, min(id) AS id FROM {rows} GROUP BY hash_a")
+    return "SELECT id, text_a FROM inputs JOIN examples USING (id) ORDER BY id"
+
+
+def _store_band_keys(table: ExampleTable, rows: str, spread: OpenPool, files: Sequence[Path]) -> NDArray[np.int64]:
+    """Write the band keys of all distinct text_a, a file for each band; return the ids of their first rows."""
+    ids: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+
+    def texts() -> Iterator[list[str]]:
+        for batch in table.stream(_inputs(table, rows)):
+            ids.append(np.array(batch["id"], dtype=np.int64))
+            yield batch["text_a"]
+
+    with ExitStack() as stack:
+        band_files = [stack.enter_context(open(file, "wb")) for file in files]
+        hash_texts = stack.enter_context(spread(_TextHasher))
+        for keys in hash_texts(texts()):  # (texts, BANDS)
+            for band, file in enumerate(band_files):
+                file.write(np.ascontiguousarray(keys[:, band]).tobytes())
+    return np.concatenate(ids)
+
+
+class _TextHasher:
+    """Returns the band keys of texts; runs in worker processes."""
+
+    def __call__(self, texts: Sequence[str]) -> BandKeys:
+        return band_keys(list(map(normalise, texts)))
+
+
+def _add_verified(
+    table: ExampleTable, candidates: NDArray[np.int64], verify: Callable[[Iterator[Any]], Iterator[list[SimilarPair]]]
+) -> None:
+    """Add those candidates, ``(pairs, 2)`` ids, to ``similar_rows`` whose text_a are similar enough."""
+    table.store("candidates", pa.table({"earlier": candidates[:, 0], "later": candidates[:, 1]}))
+    batches = table.stream("""
+        SELECT earlier, later, earlier_example.text_a AS earlier_text, later_example.text_a AS later_text
+        FROM candidates
+        JOIN examples AS earlier_example ON earlier_example.id = earlier
+        JOIN examples AS later_example ON later_example.id = later
+    """)
+    jobs = (list(zip(*batch.values(), strict=True)) for batch in batches)
+    verified: list[SimilarPair] = []
+    for similar in verify(jobs):
+        verified += similar
+    _add_similar(table, verified)
+
+
+def _add_similar(table: ExampleTable, pairs: Sequence[SimilarPair]) -> None:
+    columns = list(map(list, zip(*pairs, strict=True))) or [[], [], []]
+    table.insert("similar_rows", pa.table(columns, schema=SIMILAR))
+
+
+class _PairVerifier:
+    """Returns the pairs of texts that are similar enough; runs in worker processes."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, pairs: list[tuple[int, int, str, str]]) -> list[SimilarPair]:
+        similar: list[SimilarPair] = []
+        for earlier, later, earlier_text, later_text in pairs:
+            similarity = jaccard(ngrams(normalise(earlier_text)), ngrams(normalise(later_text)))
+            if similarity >= self.threshold:
+                similar.append((earlier, later, similarity))
+        return similar
+
+
+def _groups(batches: Iterator[dict[str, list[Any]]]) -> Iterator[list[TextGroup]]:
+    """Yield the rows of `GROUPS_AT_ONCE` inputs and labels at a time; the batches are sorted by input and label."""
+    rows = (row for batch in batches for row in zip(*batch.values(), strict=True))
+    groups = ([(id, text) for _, _, id, text in group] for _, group in groupby(rows, key=itemgetter(0, 1)))
+    while chunk := list(islice(groups, GROUPS_AT_ONCE)):
+        yield chunk
+
+
+class _GroupComparer:
+    """Returns the similar pairs within each group of texts; runs in worker processes."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, groups: list[TextGroup]) -> list[SimilarPair]:
+        pairs: list[SimilarPair] = []
+        for group in groups:
+            for earlier, later, similarity in similar_pairs([text for _, text in group], self.threshold):
+                pairs.append((group[earlier][0], group[later][0], similarity))
+        return pairs

@@ -1,0 +1,236 @@
+"""Which side, train or dev, each kept example goes to, with which label, and which random pairs join them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering.example_table import ExampleTable
+from dino_pipeline.funnel import Counts, by_tenths
+
+MAX_DRAWS = 20
+"""Draws for each random pair that is wanted, before there are fewer of them."""
+
+
+def split(table: ExampleTable, dev_share: float, seed: int) -> None:
+    """Store the side of each remaining row in ``sides (id, line, label, hash_a, hash_b, is_dev)``.
+
+    No text is on both sides, neither as first nor as second text. Rows that share a text, directly or through other
+    rows, form a group that goes to one side. Groups go to dev in an order drawn by hash until dev has its share; a
+    group larger than that share stays in train.
+
+    Example: the rows (a, b), (b, c) and (d, e) form two groups, as b is second text of the first row and first text of
+    the second.
+    """
+    _store_groups(table)
+    # Groups are named by the hash of one of their texts. `rows_before` counts the rows of groups that come earlier in
+    # the drawn order. At least one group always fits: the smallest.
+    table.run(
+        f"""
+        CREATE TABLE dev_inputs AS
+        WITH group_sizes AS (SELECT group_hash, sum(size) AS size FROM groups GROUP BY group_hash),
+        wanted AS (SELECT {dev_share!r} * sum(size) AS wanted, min(size) AS smallest FROM group_sizes),
+        fitting AS (
+            SELECT
+                group_hash, wanted,
+                sum(size) OVER (ORDER BY md5_number_lower(concat(?, ' ', group_hash)), group_hash) - size AS rows_before
+            FROM group_sizes, wanted WHERE size <= greatest(wanted, smallest)
+        )
+        SELECT hash_a FROM groups JOIN fitting USING (group_hash) WHERE rows_before < wanted
+        """,
+        str(seed),
+    )
+    table.run("""
+        CREATE TABLE sides AS
+        SELECT id, line, label, remaining.hash_a, hash_b, dev_inputs.hash_a IS NOT NULL AS is_dev
+        FROM remaining LEFT JOIN dev_inputs USING (hash_a)
+    """)
+    table.run("""
+        CREATE TABLE random_pairs (
+            id BIGINT, hash_a UBIGINT, other_id BIGINT, hash_b UBIGINT, is_dev BOOLEAN, draw INTEGER
+        )
+    """)
+
+
+def _store_groups(table: ExampleTable) -> None:
+    """Store the group of each distinct text_a, and its number of rows, in ``groups (hash_a, group_hash, size)``."""
+    table.run("CREATE TABLE groups AS SELECT hash_a, hash_a AS group_hash, count(*) AS size FROM remaining GROUP BY 1")
+    # A text links the inputs whose rows hold it, as first or as second text. Linking each to the least of them is
+    # enough to make one component.
+    links = table.columns("""
+        WITH occurrences AS (
+            SELECT hash_a AS text, hash_a FROM groups
+            UNION ALL SELECT hash_b, hash_a FROM remaining WHERE hash_b IS NOT NULL
+        ),
+        shared AS (
+            SELECT text, min(hash_a) AS first_input FROM occurrences GROUP BY text HAVING min(hash_a) <> max(hash_a)
+        )
+        SELECT DISTINCT first_input, hash_a FROM occurrences JOIN shared USING (text) WHERE hash_a <> first_input
+    """)
+    if len(links["hash_a"]):
+        pairs = np.stack([links["first_input"], links["hash_a"]], axis=1).astype(np.uint64)  # (links, 2)
+        inputs, group_hashes = _components(pairs)
+        table.store("linked", pa.table({"hash_a": inputs, "group_hash": group_hashes}))
+        table.run("UPDATE groups SET group_hash = linked.group_hash FROM linked WHERE groups.hash_a = linked.hash_a")
+
+
+def _components(links: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return all linked hashes in order, and for each the least hash of its connected component.
+
+    Args:
+        links: ``(links, 2)`` pairs of hashes. ``[[5, 9], [9, 7], [1, 3]]`` gives ``[1, 3, 5, 7, 9]`` and
+            ``[1, 1, 5, 5, 5]``.
+    """
+    hashes, numbers = np.unique(links, return_inverse=True)
+    numbers = numbers.reshape(links.shape)  # (links, 2) places in `hashes`
+    edges = (np.ones(len(links), dtype=np.int8), (numbers[:, 0], numbers[:, 1]))
+    graph = coo_array(edges, shape=(len(hashes), len(hashes)))
+    _, component = connected_components(graph, directed=False)  # (hashes,)
+    # `hashes` is sorted, so that the first member of a component is the least.
+    _, first_member = np.unique(component, return_index=True)
+    return hashes, hashes[first_member[component]]
+
+
+def assign_labels(table: ExampleTable, options: FilterOptions) -> None:
+    """Store the training label of every kept row in ``labelled (id, line, is_dev, label)``."""
+    if options.labels == "posterior":
+        _assign_posterior_labels(table, options.temperature)
+        return
+    label = "value"
+    if table.has_scores and options.labels == "smoothed":
+        middle = sum(table.scale) / 2
+        label = f"round(value * {1 - options.smoothing!r} + {options.smoothing * middle!r}, 6)"
+    table.run(
+        f"CREATE TABLE labelled AS SELECT id, line, is_dev, {label} AS label FROM sides JOIN labels USING (label)"
+    )
+
+
+def _assign_posterior_labels(table: ExampleTable, temperature: float) -> None:
+    """Assign the expected label under p(label | texts), from ``scores`` and a uniform prior.
+
+    The weight of a label is exp(log-likelihood / temperature); the largest is scaled to 1 to avoid underflow.
+    """
+    table.run(f"""
+        CREATE TABLE labelled AS
+        WITH likelihoods AS (
+            SELECT scores.id, value, logprob * tokens / {temperature!r} AS x
+            FROM scores SEMI JOIN sides USING (id) JOIN labels ON labels.label = scores.label
+        ),
+        weights AS (SELECT id, value, exp(x - max(x) OVER (PARTITION BY id)) AS weight FROM likelihoods)
+        SELECT id, line, is_dev, round(sum(value * weight) / sum(weight), 6) AS label
+        FROM weights JOIN sides USING (id) GROUP BY ALL
+    """)
+
+
+def draw_random_pairs(table: ExampleTable, count: int, seed: int) -> None:
+    """Store ``count`` random text_b of the same side for each text_a in ``random_pairs``.
+
+    A text_a never gets a text_b that any row, dropped ones included, joins with it. Where none is found in a few draws,
+    there are fewer pairs.
+    """
+    table.run("""
+        CREATE TABLE pool AS
+        SELECT id, hash_b, is_dev, row_number() OVER (PARTITION BY is_dev ORDER BY id) - 1 AS place FROM sides
+    """)
+    table.run("CREATE TABLE side_inputs AS SELECT hash_a, is_dev, min(id) AS id FROM sides GROUP BY hash_a, is_dev")
+    wanted = f"{count} * (SELECT count(*) FROM side_inputs)"
+    first_draw, draws = 0, count
+    while first_draw < MAX_DRAWS * count and table.value(f"SELECT count(*) < {wanted} FROM random_pairs"):
+        factors = {draw: _hash_factor(seed, draw) for draw in range(first_draw, first_draw + draws)}
+        _draw(table, count, factors)
+        first_draw, draws = first_draw + draws, 2 * draws  # few texts are left that want pairs: draw more for each
+
+
+def _draw(table: ExampleTable, count: int, factors: Mapping[int, int]) -> None:
+    """Draw a text_b by each factor for every text_a that has too few, and keep those that are allowed."""
+    values = ", ".join(map(str, factors.items()))
+    # Multiplicative hashing: the upper bits of hash_a * factor, modulo the size of the pool, are a random place in it.
+    table.run(f"""
+        CREATE OR REPLACE TEMP TABLE drawn AS
+        WITH wanting AS (
+            SELECT side_inputs.*, {count} - coalesce(pairs, 0) AS wanted
+            FROM side_inputs LEFT JOIN (SELECT hash_a, count(*) AS pairs FROM random_pairs GROUP BY hash_a)
+            USING (hash_a) WHERE wanted > 0
+        ),
+        sizes AS (SELECT is_dev, count(*) AS size FROM pool GROUP BY is_dev),
+        places AS (
+            SELECT wanting.*, draw, ((hash_a::HUGEINT * factor >> 40) % size)::BIGINT AS place
+            FROM wanting JOIN sizes USING (is_dev), (VALUES {values}) AS draws (draw, factor)
+        )
+        SELECT places.id, places.hash_a, pool.id AS other_id, pool.hash_b, is_dev, draw, wanted
+        FROM places JOIN pool USING (is_dev, place) WHERE pool.hash_b <> places.hash_a
+    """)
+    # Left out: pairs of texts that a row or an earlier draw joins, in either direction; repeats within this draw; and
+    # more pairs than a text_a wants.
+    table.run("""
+        INSERT INTO random_pairs
+        WITH related AS (
+            SELECT hash_a, hash_b FROM keys SEMI JOIN drawn USING (hash_a)
+            UNION ALL SELECT hash_b, hash_a FROM keys SEMI JOIN drawn ON drawn.hash_a = keys.hash_b
+            UNION ALL SELECT hash_a, hash_b FROM random_pairs
+            UNION ALL SELECT hash_b, hash_a FROM random_pairs
+        ),
+        unrelated AS (SELECT * FROM drawn ANTI JOIN related USING (hash_a, hash_b)),
+        distinct_pairs AS (
+            SELECT * FROM unrelated
+            QUALIFY row_number() OVER (
+                PARTITION BY least(hash_a, hash_b), greatest(hash_a, hash_b) ORDER BY draw, hash_a
+            ) = 1
+        )
+        SELECT * EXCLUDE (wanted) FROM distinct_pairs
+        QUALIFY row_number() OVER (PARTITION BY hash_a ORDER BY draw) <= wanted
+    """)
+
+
+def _hash_factor(seed: int, draw: int) -> int:
+    """Return an odd number of 62 bits: products with it, shifted, are hashes (Dietzfelbinger et al. 1997)."""
+    digest = hashlib.blake2b(f"{seed} {draw}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2 | 1
+
+
+def side_counts(table: ExampleTable, *, is_dev: bool) -> Counts:
+    """Return the number of examples by label of one side, random pairs included."""
+    rows = f"SELECT label, is_dev FROM labelled UNION ALL SELECT {table.unrelated!r}, is_dev FROM random_pairs"
+    counts = dict(table.run(f"SELECT label, count(*) FROM ({rows}) WHERE is_dev = ? GROUP BY label", is_dev))
+    return by_tenths(counts, table.scale)
+
+
+def write_files(table: ExampleTable, folder: Path) -> None:
+    """Write the files of train, dev, dropped and flagged examples into a folder."""
+    for side, is_dev in (("train", "false"), ("dev", "true")):
+        # First the examples in the order of their ids, then the random pairs.
+        query = f"""
+            SELECT * FROM (
+                SELECT text_a, text_b, label, logprob, margin, input, sample
+                FROM rows JOIN labelled USING (line) WHERE is_dev = {is_dev} ORDER BY id
+            )
+            UNION ALL SELECT * FROM (
+                SELECT one.text_a, two.text_b, {table.unrelated!r}, NULL, NULL, NULL, NULL
+                FROM random_pairs JOIN examples AS one USING (id) JOIN examples AS two ON two.id = other_id
+                WHERE is_dev = {is_dev} ORDER BY random_pairs.id, draw
+            )
+        """
+        table.write_jsonl(query, folder / f"{side}.jsonl")
+    other = ", ".join(f"'{name}': other.{name}" for name in ("text_a", "text_b", "label", "input", "sample"))
+    dropped = f"""
+        SELECT
+            examples.* EXCLUDE (id, personal_data, reason), drops.reason, evidence,
+            CASE WHEN duplicate_of IS NOT NULL THEN {{{other}}} END AS duplicate_of
+        FROM drops JOIN examples USING (id) LEFT JOIN examples AS other ON other.id = duplicate_of ORDER BY id
+    """
+    table.write_jsonl(dropped, folder / "dropped.jsonl")
+    flagged = """
+        SELECT
+            examples.* EXCLUDE (id, personal_data, reason),
+            split_part(personal_data, ': ', 1) AS reason, split_part(personal_data, ': ', 2) AS evidence
+        FROM examples SEMI JOIN sides USING (id) WHERE personal_data IS NOT NULL ORDER BY id
+    """
+    table.write_jsonl(flagged, folder / "flagged.jsonl")
