@@ -20,9 +20,9 @@ from typing import Any
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
@@ -86,19 +86,19 @@ FAULTS = ("429", "500", "cut before", "cut within", "slow", "half an answer", "n
 
 @dataclass
 class Faults:
-    """What goes wrong, by the number of the request; each fault hits one."""
+    """Faults that hit some requests, one after another."""
 
     every: int = 0
-    """Each so manieth request is hit, by one fault after the other; 0: none."""
+    """Every n-th request is hit. 0: none."""
     slow: float = 3.0
-    asked: int = 0
+    requests: int = 0
     hit: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self) -> str | None:
         with self.lock:
-            self.asked += 1
-            if not self.every or self.asked % self.every:
+            self.requests += 1
+            if not self.every or self.requests % self.every:
                 return None
             self.hit.append(FAULTS[len(self.hit) % len(FAULTS)])
             return self.hit[-1]
@@ -121,10 +121,10 @@ def faulty(address: str, faults: Faults) -> Iterator[str]:
             if fault == "slow":
                 time.sleep(faults.slow)
             headers = {"Content-Type": "application/json"}
-            asked = urllib.request.Request(address + self.path.removeprefix("/v1"), body, headers)
+            request = urllib.request.Request(address + self.path.removeprefix("/v1"), body, headers)
             try:
-                with urllib.request.urlopen(asked, timeout=60) as found:
-                    content, status = found.read(), found.status
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    content, status = response.read(), response.status
             except urllib.error.HTTPError as error:
                 content, status = error.read(), error.code
             if fault == "half an answer":
@@ -141,8 +141,8 @@ def faulty(address: str, faults: Faults) -> Iterator[str]:
                 return
             self.answer(status, content)
 
-    with _serving(Handler) as found:
-        yield found
+    with _serving(Handler) as own_address:
+        yield own_address
 
 
 @dataclass
@@ -199,5 +199,5 @@ def made_up(server: MadeUp) -> Iterator[str]:
             status, answer = server.completion(json.loads(self.body()))
             self.answer(status, json.dumps(answer).encode())
 
-    with _serving(Handler) as found:
-        yield found
+    with _serving(Handler) as own_address:
+        yield own_address

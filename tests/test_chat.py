@@ -42,13 +42,13 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prompts_are_those_of_the_models_own_template() -> None:
     decoder = Decoder(tiny_model("llama"), chat_tokenizer(), chat=True)
     for text, of_text in zip(TEXTS, (prompts(decoder, text) for text in TEXTS), strict=True):
-        for label, found in zip(SPEC.labels, of_text, strict=True):
+        for label, result in zip(SPEC.labels, of_text, strict=True):
             user, _, answer = SPEC.prompt(label, text).rpartition("\n")
             messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
             whole = decoder.tokenizer.apply_chat_template(messages, continue_final_message=True, return_dict=False)
             assert answer == 'Then: "'
-            assert list(found) == whole
-            assert found[0] == decoder.tokenizer.cls_token_id
+            assert list(result) == whole
+            assert result[0] == decoder.tokenizer.cls_token_id
 
 
 def test_a_templates_own_marks_are_no_text_of_a_chat_and_any_text_otherwise() -> None:
@@ -67,17 +67,17 @@ def test_a_models_commit_is_told_where_it_has_one() -> None:
 @pytest.mark.slow
 def test_debiasing_under_chat_equals_the_naive_loop() -> None:
     decoder = Decoder(tiny_model("llama"), chat_tokenizer(), rows=7, chat=True)
-    asked = []
+    wanted = []
     for text in TEXTS:
         of_text = prompts(decoder, text)
-        asked += [
+        wanted += [
             Request((of_text[label], *(of_text[other] for other in counters)), ("key", text, label))
             for label, counters in enumerate(COUNTERS)
         ]
     with torch.inference_mode():
-        expected = [naive_greedy(decoder, request, 20) for request in asked]
-    found = {done.number: list(done.tokens) for done in decoder.sample(asked, Sampling(top_k=1, max_new_tokens=20))}
-    assert [found[number] for number in range(len(asked))] == expected
+        expected = [naive_greedy(decoder, request, 20) for request in wanted]
+    result = {done.number: list(done.tokens) for done in decoder.sample(wanted, Sampling(top_k=1, max_new_tokens=20))}
+    assert [result[number] for number in range(len(wanted))] == expected
 
 
 def test_a_template_that_closes_the_answer_is_refused() -> None:
@@ -132,9 +132,9 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
     tokens = torch.tensor([decoder.encode(["A dog."])[0]])
     with torch.inference_mode():
         expected, plain = adapted(tokens).logits, tiny_model("llama")(tokens).logits
-        found = decoder.model(tokens).logits
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert (found - plain).abs().max() > 0.01
+        result = decoder.model(tokens).logits
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
+    assert (result - plain).abs().max() > 0.01
     save_generator(tmp_path / "other", "gpt2")
     with pytest.raises(ModelError, match=r"adapter: is no adapter for .*other"):
         load_decoder(ModelRef(name=f"{tmp_path / 'other'}", adapter=f"{tmp_path / 'adapter'}"), device="cpu")

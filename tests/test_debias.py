@@ -33,15 +33,15 @@ def test_agrees_with_the_formula(counters: int, scale: float, decay: float, floo
     draw = np.random.default_rng(counters)
     logits = (draw.normal(size=(6 * (1 + counters), 500)) * scale).astype(np.float32)
     groups = np.arange(len(logits)).reshape(6, -1)
-    found = normalised(torch.from_numpy(logits).log_softmax(-1), torch.from_numpy(groups), decay, floor)
+    debiased = normalised(torch.from_numpy(logits).log_softmax(-1), torch.from_numpy(groups), decay, floor)
     expected = by_the_formula(logits.astype(np.float64), groups.tolist(), decay, floor)
-    assert np.abs(found.double().exp().numpy() - expected).max() < 1e-6
+    assert np.abs(debiased.double().exp().numpy() - expected).max() < 1e-6
 
 
 def test_a_token_the_counter_prefers_is_punished_and_no_other() -> None:
     log_probs = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2]]).log()
-    found = normalised(log_probs, torch.tensor([[0, 1]]), decay=100, floor=0.01).exp()[0]
-    assert torch.allclose(found, torch.tensor([0.5, 0.003, 0.2]) / 0.703)
+    debiased = normalised(log_probs, torch.tensor([[0, 1]]), decay=100, floor=0.01).exp()[0]
+    assert torch.allclose(debiased, torch.tensor([0.5, 0.003, 0.2]) / 0.703)
 
 
 def test_a_missing_counter_is_the_own_row() -> None:
@@ -53,6 +53,6 @@ def test_a_missing_counter_is_the_own_row() -> None:
 
 def test_a_banned_token_stays_banned() -> None:
     log_probs = torch.randn(2, 10).index_fill(1, torch.tensor([4]), -torch.inf).log_softmax(-1)
-    found = normalised(log_probs, torch.tensor([[0, 1]]), 100, 0.01)
-    assert found[0, 4] == -torch.inf
-    assert torch.isfinite(found[0, :4]).all()
+    debiased = normalised(log_probs, torch.tensor([[0, 1]]), 100, 0.01)
+    assert debiased[0, 4] == -torch.inf
+    assert torch.isfinite(debiased[0, :4]).all()

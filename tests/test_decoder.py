@@ -32,13 +32,13 @@ def tensor(rows: list[list[int]], decoder: Decoder) -> torch.Tensor:
 
 def requests(decoder: Decoder, samples: int = 1) -> list[Request]:
     """Requests as the STS spec makes them: labels with none, one and two counter-prompts."""
-    found = []
+    result = []
     for text in TEXTS:
         prompts = decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS])
         for label, counters in enumerate(COUNTERS):
             group = (prompts[label], *(prompts[counter] for counter in counters))
-            found += [Request(group, ("key", text, label, sample)) for sample in range(samples)]
-    return found
+            result += [Request(group, ("key", text, label, sample)) for sample in range(samples)]
+    return result
 
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
@@ -70,12 +70,12 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
 def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
     decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
     assert decoder.make_rows is (CachedRows if device == "cpu" else FixedShapeRows)
-    asked = requests(decoder)
+    wanted = requests(decoder)
     greedy = Sampling(top_k=1, max_new_tokens=25)
     with torch.inference_mode():
-        expected = [naive_greedy(decoder, request, 25) for request in asked]
-    found = {completion.number: list(completion.tokens) for completion in decoder.sample(asked, greedy)}
-    assert [found[number] for number in range(len(asked))] == expected
+        expected = [naive_greedy(decoder, request, 25) for request in wanted]
+    result = {completion.number: list(completion.tokens) for completion in decoder.sample(wanted, greedy)}
+    assert [result[number] for number in range(len(wanted))] == expected
     assert len({tuple(tokens) for tokens in expected}) >= len(TEXTS)
 
 
@@ -89,27 +89,27 @@ def test_greedy_decoding_is_token_identical_on_every_path(
     if path == "float64":
         model = model.double()
     decoder = Decoder(model, char_tokenizer(), rows=24)
-    asked, greedy = requests(decoder), Sampling(top_k=1, max_new_tokens=15)
+    wanted, greedy = requests(decoder), Sampling(top_k=1, max_new_tokens=15)
     with torch.inference_mode():
-        expected = [naive_greedy(decoder, request, 15) for request in asked]
+        expected = [naive_greedy(decoder, request, 15) for request in wanted]
     if path == "tuned":
         monkeypatch.setattr(hardware, "SMALLEST_PACKED", 1)
         hardware.tune(model, decoder.rows)
     if path == "fixed":
         decoder.make_rows, decoder.read_delay = FixedShapeRows, 1
-    found = {completion.number: list(completion.tokens) for completion in decoder.sample(asked, greedy)}
-    assert [found[number] for number in range(len(asked))] == expected
+    result = {completion.number: list(completion.tokens) for completion in decoder.sample(wanted, greedy)}
+    assert [result[number] for number in range(len(wanted))] == expected
 
 
 WIDE = Sampling(top_k=0, top_p=0.95, max_new_tokens=30)
 
 
-def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
+def sampled(decoder: Decoder, wanted: list[Request]) -> dict[Any, str]:
     """The text of each request, of which every one is answered once."""
-    found = list(decoder.sample(iter(asked), WIDE))
-    assert sorted(done.number for done in found) == list(range(len(asked)))
-    texts = {asked[done.number].key: done.text for done in found}
-    assert len(texts) == len(asked)
+    result = list(decoder.sample(iter(wanted), WIDE))
+    assert sorted(done.number for done in result) == list(range(len(wanted)))
+    texts = {wanted[done.number].key: done.text for done in result}
+    assert len(texts) == len(wanted)
     return texts
 
 
@@ -119,12 +119,12 @@ def sampled(decoder: Decoder, asked: list[Request]) -> dict[Any, str]:
 def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) -> None:
     model, tokenizer = tiny_model(architecture).to(device), char_tokenizer()
     decoders = [Decoder(model, tokenizer, rows=rows) for rows in (1, 16, 64)]
-    asked = requests(decoders[0], samples=2)
-    first = sampled(decoders[2], asked)
-    assert sampled(decoders[0], asked[2::5]) == {each.key: first[each.key] for each in asked[2::5]}
-    assert sampled(decoders[1], asked[::-1]) == first
-    assert sampled(decoders[2], asked[1::3] + asked[::3] + asked[2::3]) == first
-    assert len(set(first.values())) > len(asked) // 2
+    wanted = requests(decoders[0], samples=2)
+    first = sampled(decoders[2], wanted)
+    assert sampled(decoders[0], wanted[2::5]) == {each.key: first[each.key] for each in wanted[2::5]}
+    assert sampled(decoders[1], wanted[::-1]) == first
+    assert sampled(decoders[2], wanted[1::3] + wanted[::3] + wanted[2::3]) == first
+    assert len(set(first.values())) > len(wanted) // 2
 
 
 @pytest.mark.slow
@@ -133,15 +133,15 @@ def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> N
     """What runs on a GPU, with graphs off."""
     model, tokenizer = tiny_model(architecture), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=16)
-    asked = requests(decoder)
-    expected = sampled(decoder, asked)
+    wanted = requests(decoder)
+    expected = sampled(decoder, wanted)
     assert row_defect(model, FixedShapeRows) is None
     for rows, delay in ((8, 0), (8, 1), (64, 1), (16, 3)):
         decoder = Decoder(model, tokenizer, rows=rows)
         decoder.make_rows, decoder.read_delay = FixedShapeRows, delay
-        assert sampled(decoder, asked) == expected, (rows, delay)
+        assert sampled(decoder, wanted) == expected, (rows, delay)
     decoder.make_rows = UncachedRows
-    assert sampled(decoder, asked[::5]) == {each.key: expected[each.key] for each in asked[::5]}
+    assert sampled(decoder, wanted[::5]) == {each.key: expected[each.key] for each in wanted[::5]}
 
 
 def short_of_memory(model: Any, most_rows: int) -> None:
@@ -164,13 +164,13 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
     model, tokenizer = tiny_model("llama"), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=64)
     decoder.read_delay = delay
-    asked = requests(decoder, samples=3)
-    expected = sampled(decoder, asked)
+    wanted = requests(decoder, samples=3)
+    expected = sampled(decoder, wanted)
     short_of_memory(model, 20)
-    assert sampled(decoder, asked) == expected
+    assert sampled(decoder, wanted) == expected
     assert decoder.rows == 16
     assert "out of memory with 32 rows: going on with 16" in caplog.text
-    assert sampled(decoder, asked) == expected
+    assert sampled(decoder, wanted) == expected
 
 
 @pytest.mark.parametrize("make_rows", [CachedRows, FixedShapeRows])
@@ -220,10 +220,10 @@ def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
 def test_a_model_too_large_for_any_row_is_refused() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=64)
     short_of_memory(decoder.model, 0)
-    for name, said in (("", "LlamaForCausalLM: cpu"), ("models/mine", "models/mine: cpu")):
+    for name, message in (("", "LlamaForCausalLM: cpu"), ("models/mine", "models/mine: cpu")):
         decoder.model.config.name_or_path = name
         with pytest.raises(
-            ModelError, match=f"{said} memory does not hold even 3 prompts in addition to the model; use d"
+            ModelError, match=f"{message} memory does not hold even 3 prompts in addition to the model; use d"
         ):
             list(decoder.sample(requests(decoder), WIDE))
 
@@ -253,9 +253,9 @@ def test_what_prompts_share_goes_through_the_model_once() -> None:
     handle.remove()
     start = len(instruction)
     assert fed == [(2, start + 3), (2, 4 - 0), (2, start + 4)]
-    for found, expected in ((shared, alone), (again, prefiller.known)):
+    for result, expected in ((shared, alone), (again, prefiller.known)):
         assert expected is not None
-        for layer, other in zip(found.layers, expected.layers, strict=True):
+        for layer, other in zip(result.layers, expected.layers, strict=True):
             for one, two in zip(layer, other, strict=True):
                 assert torch.allclose(one[0, :, : start - 1], two[0, :, : start - 1], atol=1e-5)
                 assert torch.allclose(one[1], two[1], atol=1e-5)
@@ -310,9 +310,9 @@ def test_out_of_memory_is_answered_by_scoring_halves_with_the_same_scores() -> N
 
 def test_a_text_written_scores_as_it_did_when_written() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer())
-    asked = requests(decoder)
+    wanted = requests(decoder)
     prompts = [instruction.format(text) for text in TEXTS for instruction in INSTRUCTIONS]
-    stopped = [done for done in decoder.sample(asked, WIDE) if done.finish == "stop"]
+    stopped = [done for done in decoder.sample(wanted, WIDE) if done.finish == "stop"]
     assert stopped
     for done in stopped:
         (scored,) = decoder.score([(prompts[done.number], done.text)])
@@ -322,8 +322,8 @@ def test_a_text_written_scores_as_it_did_when_written() -> None:
 @pytest.mark.slow
 def test_every_request_is_answered_once() -> None:
     decoder = Decoder(tiny_model("gpt2"), char_tokenizer(), rows=16)
-    asked = requests(decoder, samples=7)
-    assert sorted(done.number for done in decoder.sample(asked, WIDE)) == list(range(len(asked)))
+    wanted = requests(decoder, samples=7)
+    assert sorted(done.number for done in decoder.sample(wanted, WIDE)) == list(range(len(wanted)))
     assert list(decoder.sample([], WIDE)) == []
 
 
@@ -336,9 +336,9 @@ def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
         decoder.make_rows = UncachedRows
     texts = ["x", "y", "z", "The bird sings in the old tree, " * 3]
     prompts = [decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS]) for text in texts]
-    asked = [Request(tuple(group[:width]), ("k", n, width)) for n, group in enumerate(prompts) for width in (1, 2)]
-    asked += [Request(tuple(group), ("wide", n)) for n, group in enumerate(prompts)]
-    assert sampled(decoder, asked) == sampled(Decoder(decoder.model, char_tokenizer(), rows=64), asked)
+    wanted = [Request(tuple(group[:width]), ("k", n, width)) for n, group in enumerate(prompts) for width in (1, 2)]
+    wanted += [Request(tuple(group), ("wide", n)) for n, group in enumerate(prompts)]
+    assert sampled(decoder, wanted) == sampled(Decoder(decoder.model, char_tokenizer(), rows=64), wanted)
 
 
 def finished(decoder: Decoder, stop: str = '"', stop_at_newline: bool = True) -> list[Completion]:
@@ -346,19 +346,19 @@ def finished(decoder: Decoder, stop: str = '"', stop_at_newline: bool = True) ->
 
 
 def test_texts_end_at_the_quote_a_newline_or_the_longest_length() -> None:
-    found = finished(Decoder(tiny_model("gpt2"), char_tokenizer()))
-    for done in found:
+    result = finished(Decoder(tiny_model("gpt2"), char_tokenizer()))
+    for done in result:
         assert '"' not in done.text
         assert "\n" not in done.text
         assert done.length == len(done.tokens)
         assert (len(done.tokens) == 30) or done.finish != "length"
-    assert {done.finish for done in found} == {"stop", "newline", "length"}
+    assert {done.finish for done in result} == {"stop", "newline", "length"}
 
 
 def test_newlines_can_be_part_of_texts() -> None:
-    found = finished(Decoder(tiny_model("gpt2"), char_tokenizer()), stop_at_newline=False)
-    assert any("\n" in done.text for done in found)
-    assert {done.finish for done in found} == {"stop", "length"}
+    result = finished(Decoder(tiny_model("gpt2"), char_tokenizer()), stop_at_newline=False)
+    assert any("\n" in done.text for done in result)
+    assert {done.finish for done in result} == {"stop", "length"}
 
 
 @pytest.mark.slow
@@ -374,10 +374,10 @@ def test_the_end_of_text_token_is_never_written() -> None:
 
 def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
     decoder = Decoder(tiny_model("qwen3"), char_tokenizer(), rows=9)
-    asked = requests(decoder)
-    for done in decoder.sample(asked, WIDE):
+    wanted = requests(decoder)
+    for done in decoder.sample(wanted, WIDE):
         means = []
-        for prompt in asked[done.number].prompts:
+        for prompt in wanted[done.number].prompts:
             with torch.inference_mode():
                 logits = decoder.model(torch.tensor([[*prompt, *done.tokens]])).logits[0, len(prompt) - 1 : -1]
             log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1)
@@ -392,10 +392,10 @@ def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
 @pytest.mark.slow
 def test_debiasing_raises_the_margin() -> None:
     decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
-    asked = [request for request in requests(decoder, samples=20) if len(request.prompts) == 3]
+    wanted = [request for request in requests(decoder, samples=20) if len(request.prompts) == 3]
 
     def mean_margin(decay: float) -> float:
-        margins = [done.margin or 0.0 for done in decoder.sample(asked, Sampling(top_k=0, top_p=0, decay=decay))]
+        margins = [done.margin or 0.0 for done in decoder.sample(wanted, Sampling(top_k=0, top_p=0, decay=decay))]
         return sum(margins) / len(margins)
 
     assert mean_margin(100) > mean_margin(0) + 0.05
@@ -407,11 +407,11 @@ def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: 
     assert decoder.make_rows is UncachedRows
     slower = "(its forward takes no position_ids): rows are computed one by one, slower"
     assert caplog.messages == [f"MambaForCausalLM cannot run in cached rows {slower}"]
-    asked = requests(decoder)[:6]
+    wanted = requests(decoder)[:6]
     greedy = Sampling(top_k=1, max_new_tokens=6)
-    found = {done.number: list(done.tokens) for done in decoder.sample(asked, greedy)}
+    result = {done.number: list(done.tokens) for done in decoder.sample(wanted, greedy)}
     with torch.inference_mode():
-        assert [found[number] for number in range(6)] == [naive_greedy(decoder, request, 6) for request in asked]
+        assert [result[number] for number in range(6)] == [naive_greedy(decoder, request, 6) for request in wanted]
 
 
 @on_each_device
@@ -421,7 +421,7 @@ def test_only_a_gpu_is_kept_busy_across_shards_and_while_tokens_are_read(device:
 
 
 @pytest.mark.parametrize(
-    ("device", "defects", "rows", "said"),
+    ("device", "defects", "rows", "message"),
     [
         ("cuda", {}, FixedShapeRows, []),
         ("cuda", {FixedShapeRows: "odd"}, CachedRows, ["m cannot step in fixed shapes (odd): tried without, slower"]),
@@ -432,14 +432,14 @@ def test_fixed_shapes_are_for_gpus_and_models_that_allow_them(
     device: str,
     defects: dict[type, str],
     rows: type,
-    said: list[str],
+    message: list[str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model: Any = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(name_or_path="m"))
     monkeypatch.setattr(self_check, "row_defect", lambda of, kind=CachedRows: defects.get(kind) if of is model else "?")
     assert self_check.fastest_rows(model) is rows
-    assert caplog.messages == said
+    assert caplog.messages == message
 
 
 def test_the_self_check_finds_a_model_that_ignores_positions(monkeypatch: pytest.MonkeyPatch) -> None:

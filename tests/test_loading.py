@@ -20,15 +20,15 @@ from tests.toys import char_tokenizer, save_generator, tiny_model
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3"])
 def test_rows_are_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     model = tiny_model(architecture)
-    found = []
+    counts = []
     for free in (0, 5 * 10**6, 12 * 10**6, 10**12):
         monkeypatch.setattr(loading, "_free_bytes", lambda model, free=free: free)
-        found.append(rows_that_fit(model))
-    assert found[0] == 8
-    assert found[-1] == 128
-    assert found == sorted(found)
-    assert 8 < found[1] < found[2] < 128
-    assert all(rows % 8 == 0 for rows in found)
+        counts.append(rows_that_fit(model))
+    assert counts[0] == 8
+    assert counts[-1] == 128
+    assert counts == sorted(counts)
+    assert 8 < counts[1] < counts[2] < 128
+    assert all(rows % 8 == 0 for rows in counts)
 
 
 @pytest.mark.slow
@@ -36,15 +36,15 @@ def test_a_model_spread_over_devices_writes_the_same(tmp_path: Path) -> None:
     """Spread over memory and disk, as accelerate does where one card is too small; hooks bring weights in."""
     folder = save_generator(tmp_path / "model", "llama")
     whole = load_decoder(ModelRef(name=str(folder), dtype="float32"), device="cpu")
-    asked = requests(whole)
-    expected = sampled(whole, asked)
+    wanted = requests(whole)
+    expected = sampled(whole, wanted)
     spread = load_decoder(ModelRef(name=str(folder), dtype="float32"), device="cpu", device_map="auto")
-    assert sampled(spread, asked) == expected
+    assert sampled(spread, wanted) == expected
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
     places |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
     model = dispatch_model(tiny_model("llama"), places, main_device="cpu", offload_dir=tmp_path / "offload")
     assert any(parameter.is_meta for parameter in model.parameters())
-    assert sampled(Decoder(model, char_tokenizer(), rows=16), asked) == expected
+    assert sampled(Decoder(model, char_tokenizer(), rows=16), wanted) == expected
 
 
 def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def peaked(seed: int, spread: float = 3.0) -> torch.Tensor:
 
 def plain(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> list[int]:
     """Text by text, the formula in float64 over the whole vocabulary."""
-    found = []
+    chosen = []
     for rows, number in zip(GROUPS, uniform.tolist(), strict=True):
         probs = logits[rows].double().softmax(-1)
         excess = (probs.amax(0) - probs[0]).clamp(min=0)
@@ -38,8 +38,8 @@ def plain(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> li
             ranked = ranked[: sampling.top_k]
         ranked = ranked / ranked.sum()
         ranked = ranked[ranked.cumsum(0) - ranked <= sampling.top_p] if sampling.top_p else ranked
-        found.append(int(tokens[int((ranked.cumsum(0) <= number * ranked.sum()).sum())]))
-    return found
+        chosen.append(int(tokens[int((ranked.cumsum(0) <= number * ranked.sum()).sum())]))
+    return chosen
 
 
 SAMPLINGS = [
@@ -86,12 +86,12 @@ def test_totals_and_likeliest_tokens(vocab: int) -> None:
     logits = peaked(1)[:, :vocab].bfloat16()
     totals, maxima = log_totals(logits)
     assert torch.allclose(totals, logits.double().logsumexp(-1), atol=1e-5)
-    found = likeliest(logits, maxima, torch.tensor([3, 5]), 7)
-    assert torch.equal(logits[[[3], [5]], found], logits[[3, 5]].topk(7).values)
+    result = likeliest(logits, maxima, torch.tensor([3, 5]), 7)
+    assert torch.equal(logits[[[3], [5]], result], logits[[3, 5]].topk(7).values)
 
 
 @pytest.mark.parametrize("offset", [-500.0, -90.0, -30.0, 0.0, 55.0, 70.0, 300.0])
 def test_totals_hold_wherever_logits_lie(offset: float) -> None:
     logits = peaked(0) + offset
-    found, _ = log_totals(logits)
-    assert torch.allclose(found, logits.double().logsumexp(1), rtol=0, atol=2e-6 + 1e-7 * abs(offset))
+    result, _ = log_totals(logits)
+    assert torch.allclose(result, logits.double().logsumexp(1), rtol=0, atol=2e-6 + 1e-7 * abs(offset))

@@ -67,10 +67,10 @@ def test_uniforms_depend_on_the_key_alone() -> None:
 
 
 def test_uniforms_are_uniform() -> None:
-    found = np.concatenate([uniforms((0, sample), 40) for sample in range(500)])
-    assert found.min() >= 0
-    assert found.max() < 1
-    assert np.abs(np.histogram(found, bins=10, range=(0, 1))[0] / len(found) - 0.1).max() < 0.01
+    numbers = np.concatenate([uniforms((0, sample), 40) for sample in range(500)])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert np.abs(np.histogram(numbers, bins=10, range=(0, 1))[0] / len(numbers) - 0.1).max() < 0.01
 
 
 PINNED = [0.6339633919801918, 0.9323302942606142, 0.558267847502047]
