@@ -88,5 +88,6 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
 def _sampling(*said: dict[str, Any]) -> Sampling:
     """Return how to sample: what is said last counts, and None says nothing."""
+    from dino_pipeline.options import Sampling
 
     return Sampling(**{name: value for each in said for name, value in each.items() if value is not None})
