@@ -67,7 +67,9 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
     That is what the command line says before what the spec says, and then the paper.
     """
+    from dino_pipeline.generation.plan import GenerateOptions
     from dino_pipeline.readers import input_file
+    from dino_pipeline.spec import TaskSpec
 
     texts = input_file(options["inputs_file"], options["input_format"]) if options["inputs_file"] else None
     names = ("samples", "seed", "keep_unfinished", "min_words", "min_tokens", "best_of", "shard_size")
@@ -86,5 +88,6 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
 
 def _sampling(*said: dict[str, Any]) -> Sampling:
     """Return how to sample: what is said last counts, and None says nothing."""
+    from dino_pipeline.options import Sampling
 
     return Sampling(**{name: value for each in said for name, value in each.items() if value is not None})
