@@ -31,6 +31,7 @@ _PLACES = {
     "SpecError": "errors",
     "evaluate": "evaluation.evaluate",
     "Run": "run",
+    "load_spec": "spec_file",
     "load_generator": "decoding.generator",
     "Scores": "evaluation.scores",
 }

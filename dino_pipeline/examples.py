@@ -1,4 +1,4 @@
-"""Which record runs through every stage, and how is it read from and written to JSONL?"""
+"""`Example`, the record that all stages share, and its JSONL files."""
 
 from __future__ import annotations
 
@@ -209,6 +209,6 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> str:
     return write_json_lines(path, map(dropped_row, dropped))
 
 
-def dropped_row(dropped: Dropped) -> dict[str, Any]:
+def dropped_row(dropped: Dropped) -> dict[str, object]:
     """Return the JSON object of a dropped example."""
     return {**asdict(dropped.example), "reason": dropped.reason}

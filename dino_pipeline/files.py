@@ -1,4 +1,4 @@
-"""How are files written so that a crash leaves the old file or the whole new one, and how are they checked later?"""
+"""Files that survive a crash: atomic writes, replacement of folders, checksums."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> str:
     return write_bytes(path, content.encode())
 
 
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> str:
     """Write JSON objects, one per line, atomically, and return the file's SHA-256.
 
     The digest is computed while writing, which saves reading the file again.
@@ -74,7 +74,7 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def json_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, object]) -> bytes:
     """Return a JSON object as one line."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 

@@ -1,4 +1,4 @@
-"""How do processes get along: one in a folder at a time, stopped by signals, and several that share work?"""
+"""Processes: the lock of a folder, the signals that stop work, and pools that share work."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from error
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}", "choose another folder") from error
     lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise RunError(f"{folder}: another dino process works here{_holder(path)}; wait for it to end") from error
+        raise RunError(f"{folder}: another process works here{_holder(path)}", "wait for it to end") from error
     except (OSError, NotImplementedError) as error:
         raise OutputError(
-            f"{folder}: its file system keeps no locks ({getattr(error, 'strerror', error)}); mount it with them "
-            "(flock), or choose another folder"
+            f"{folder}: its file system keeps no locks ({getattr(error, 'strerror', error)})",
+            "mount it with locks (flock), or choose another folder",
         ) from error
     try:
         _write_holder(path)

@@ -1,4 +1,4 @@
-"""How are files and data sets read that others made: lines, JSON lines, columns, tables, input texts?
+"""Readers of files and datasets that others made: lines, JSON lines, columns, tables, input texts.
 
 Every reader raises `DataError` with file and line if a file cannot be read or is not in its format. Examples have their
 own readers in `examples.py`.

@@ -1,4 +1,4 @@
-"""The task spec: one instruction per label, and which labels contrast with it."""
+"""`TaskSpec`: one instruction per label, and the labels that contrast with it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from dino_pipeline.text import as_number
 
 X1 = "<X1>"
 PLACEHOLDER = re.compile(r"<([A-Z][A-Z0-9_]*)>")
-LONG_LINE = 20
+MIN_LONG_LINE = 20
+"""Characters. Shorter lines of an instruction may occur in a text by chance."""
 COMMENT = "//"
-"""What keys begin with that are left out, for people's own words."""
+"""Keys of a spec file that begin with this are comments."""
 FIELD = re.compile(r"[^\s:\"<][^:\"<]{0,29}:")
+"""The field name that begins a line of an instruction, such as ``Sentence 1:``."""
 OPENING = {"”": "“„", "“": "„", "’": "‘‚", "‘": "‚", "»": "«", "«": "»", "」": "「", "』": "『", "›": "‹", "‹": "›"}
-"""What may open a text that the key closes, where the two differ."""
+"""The marks that can open a text that the key closes, where the two differ."""
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]+$")]
 Text = Annotated[str, Field(strict=True, min_length=1)]
@@ -39,28 +41,30 @@ Choices = Annotated[
         {"anyOf": [{"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}, {"type": "string"}]}
     ),
 ]
-"""In a file, the name of one with a value a line as well, which reading it puts in its place."""
-Value = float | str
-"""A label as records hold it: a number in a similarity task, else the label's name."""
+"""Values of a variable. A spec file may name a text file instead, with one value per line; `load_spec` reads it."""
+LabelValue = float | str
+"""A label in an example: a number in a similarity task, else the label's name."""
 
 
 _COMMENTS: dict[str, Any] = {"patternProperties": {f"^{COMMENT}": {}}}
 
 
 class _Closed(BaseModel):
+    """Base of the parts of a spec: immutable, and unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_COMMENTS)
 
 
 class Shot(_Closed):
-    """A worked example of a label: its instruction, filled and answered."""
+    """A worked example of a label: values that fill its instruction, and an answer."""
 
-    text: Text = Field(description="What is to be written.")
-    input: Text | None = Field(default=None, description="What fills <X1>, if the instruction holds it.")
-    variables: dict[StrictStr, Text] = Field(default_factory=dict, description="What fills the other placeholders.")
+    text: Text = Field(description="The answer.")
+    input: Text | None = Field(default=None, description="Fills <X1>, if the instruction holds it.")
+    variables: dict[StrictStr, Text] = Field(default_factory=dict, description="Fill the other placeholders.")
 
 
 class LabelSpec(_Closed):
-    """One label: what the model is asked, and which labels' texts it must not write."""
+    """One label: the instruction for the model, and the labels whose texts it must not write."""
 
     instruction: StrictStr = Field(description="The prompt; ends with the opening quotation mark, e.g. 'Review: \"'.")
     counter_labels: tuple[StrictStr, ...] = Field(default=(), description="Labels whose texts must be unlikely here.")
@@ -70,7 +74,7 @@ class LabelSpec(_Closed):
 
 
 class SpecSampling(_Closed):
-    """Sampling defaults of a spec; the command line overrides them."""
+    """Sampling defaults of a spec; options that the user gives override them."""
 
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
     top_p: Annotated[StrictFloat | StrictInt, Field(ge=0, le=1)] | None = None
@@ -110,33 +114,33 @@ class TaskSpec(_Closed):
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether the instructions hold ``<X1>``, so that texts come in pairs."""
+        """Return whether the instructions hold ``<X1>``, which makes the texts pairs."""
         return any(X1 in label.instruction for label in self.labels.values())
 
     @property
     def is_scored(self) -> bool:
-        """Whether labels are similarities (numbers) rather than class names."""
+        """Return whether labels are similarities (numbers) rather than class names."""
         return self.label_type != "class" and all(as_number(label) is not None for label in self.labels)
 
-    def value(self, label: str) -> Value:
-        """Return the label as records hold it."""
+    def value(self, label: str) -> LabelValue:
+        """Return a label as examples hold it."""
         return float(label) if self.is_scored else label
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides what is written: labels, stop string, variables ... Descriptions do not count."""
+        """Return a hash of everything that decides the generated texts. Descriptions do not count."""
         parts = self.model_dump(mode="json", include={"labels", "stop", "variables", "label_type"})
         parts |= {"newlines": True} if self.newlines else {}
         for label in parts["labels"].values():
-            if not label["examples"]:  # as it was before there were any
+            if not label["examples"]:  # keeps the digest of specs from before examples existed
                 del label["examples"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def prompt(self, label: str, text: str | None = None, values: Mapping[str, str] | None = None) -> str:
-        """Return the label's examples and its instruction with its placeholders filled.
+        """Return the label's worked examples and its instruction, with all placeholders filled.
 
-        The text is inserted literally: what looks like a placeholder in it stays as it is. Where the stop string is
-        the straight quotation mark, such marks inside the text are shown to the model as apostrophes.
+        The text is inserted literally: a placeholder inside it is not filled. If the stop string is the straight
+        quotation mark, such marks inside the text become apostrophes.
 
         Args:
             label: the label's name.
@@ -161,9 +165,10 @@ class TaskSpec(_Closed):
         return text.replace('"', "'") if self.stop == '"' else text
 
     def opening(self, label: str) -> str:
-        """Return what an answer begins with: the instruction's last line, or the mark that opens a text.
+        """Return the beginning of an answer, for chat models: the instruction's last line, such as ``Sentence 2: "``.
 
-        It is the mark alone where that line is the only one, or holds a placeholder.
+        It is only the mark that opens a text if the instruction is a single line, or if its last line holds a
+        placeholder.
         """
         instruction = self.labels[label].instruction
         _, several, line = instruction.rpartition("\n")
@@ -174,17 +179,24 @@ class TaskSpec(_Closed):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What no text repeats: how the instructions' lines begin, such as ``Task:``, and long lines without inputs,
-        and the examples."""
-        lines = [line for label in self.labels.values() for line in label.instruction.splitlines()]
-        heads = [found[0] for line in lines if (found := FIELD.match(line))]
-        rests = [FIELD.sub("", line, count=1).strip() for line in lines]
-        rests = [rest for rest in rests if "<" not in rest]
-        shots = [shot.text for label in self.labels.values() for shot in label.examples]
-        return tuple(dict.fromkeys([*heads, *(text for text in [*rests, *shots] if len(text) >= LONG_LINE)]))
+        """Return the parts of the prompts that a good text does not repeat.
+
+        These are field names such as ``Task:``, long lines of instructions without placeholders, and long examples.
+        """
+        names: list[str] = []
+        phrases: list[str] = []
+        for label in self.labels.values():
+            for line in label.instruction.splitlines():
+                if name := FIELD.match(line):
+                    names.append(name[0])
+                rest = FIELD.sub("", line, count=1).strip()
+                if "<" not in rest:
+                    phrases.append(rest)
+        phrases += [shot.text for label in self.labels.values() for shot in label.examples]
+        return tuple(dict.fromkeys([*names, *(text for text in phrases if len(text) >= MIN_LONG_LINE)]))
 
     def can_show(self, text: str) -> bool:
-        """Whether the text may stand between quotes: a stop string that cannot be softened would end it early."""
+        """Return whether a text can be shown in a prompt: it its only stop string may be the straight mark."""
         return self.stop == '"' or self.stop not in text
 
 

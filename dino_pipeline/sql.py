@@ -1,4 +1,4 @@
-"""How does DuckDB open a database, read our files, and take texts into SQL?"""
+"""DuckDB: opening a database, reading our files in SQL, quoting texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are texts and labels compared: normal form, words, overlap, labels that are numbers?"""
+"""Texts and labels in the form in which they are compared: normal form, words, overlap, numbers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ def word_overlap(text_a: str, text_b: str) -> float:
 
 def has_lone_surrogate(text: str) -> bool:
     """Return whether a text holds half of a surrogate pair, which UTF-8 cannot encode."""
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def as_number(label: str) -> float | None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dino_pipeline import __version__, pocket
 from dino_pipeline.cli import main
-from dino_pipeline.cli.spec import spec
+from dino_pipeline.cli.spec_commands import spec
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.training.objectives import NAMES
 from tests.commands import accelerate, answer, dino, files, invoke
@@ -115,7 +115,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["finetune", "begun"], "train.jsonl: is not there; make it with dino filter begun, or name a file"),
         (["evaluate", "begun"], "error: begun: no encoder is trained there; run dino finetune begun first"),
         (["export", "begun", "--output", "o.jsonl"], "train.jsonl: is not there; run dino filter begun first"),
-        (["spec", "new", "a b"], "error: 'a b' is no name for a spec; use letters"),
+        (["spec", "new", "a b"], "error: 'a b' cannot name a spec; use letters"),
         (["spec", "new", "x", "--kind", "nonsense"], "Invalid value for '--kind'"),
         (["finetune", "gone.jsonl", "--run", "r"], "error: gone.jsonl: is not there"),
         (

@@ -352,14 +352,14 @@ def test_a_second_process_is_told_who_works_there_and_for_how_long(
         )
         refused = generate(folder)
         assert refused.exit_code == 2
-        assert f"another dino process works here (process {os.getpid()} on " in refused.stderr
+        assert f"another process works here (process {os.getpid()} on " in refused.stderr
         assert ", for 0:05:0" in refused.stderr
         monkeypatch.setattr(processes, "_now", lambda: datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=5))
         refused = generate(folder)  # the clock was set back
         assert refused.exit_code == 2
         assert ", for" not in refused.stderr
         (run.path / ".lock").write_text("no JSON")
-        assert "another dino process works here; wait" in generate(folder).stderr
+        assert "another process works here; wait" in generate(folder).stderr
 
 
 def test_a_file_system_without_locks_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from dino_pipeline.cli.generate import generate
 from dino_pipeline.cli.preview import preview
 from dino_pipeline.cli.publish import publish
 from dino_pipeline.cli.report import report
-from dino_pipeline.cli.spec import spec
+from dino_pipeline.cli.spec_commands import spec
 from dino_pipeline.cli.verify import verify
 from dino_pipeline.models import ALLOW_PICKLE
 

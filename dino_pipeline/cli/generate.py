@@ -15,7 +15,7 @@ import click
 from dino_pipeline.cli.base import FOLDER, Grouped, command, options_of, or_dash, under, watching
 from dino_pipeline.cli.cluster import STAFF, cluster, engine_there
 from dino_pipeline.cli.engines import ChosenEngine, check_engine, chosen_engine, engine_here, engine_options
-from dino_pipeline.cli.specs import SpecFile
+from dino_pipeline.cli.spec_commands import SpecFile
 from dino_pipeline.cli.texts import text_options, text_settings
 from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, RunError

@@ -13,7 +13,7 @@ import click
 
 from dino_pipeline.cli.base import FOLDER, Grouped, command, or_dash
 from dino_pipeline.cli.engines import engine_here, here_options
-from dino_pipeline.cli.specs import SpecFile
+from dino_pipeline.cli.spec_commands import SpecFile
 from dino_pipeline.cli.texts import text_options, text_settings
 from dino_pipeline.console import Console, table
 from dino_pipeline.progress import clock
