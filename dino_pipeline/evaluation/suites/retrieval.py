@@ -114,7 +114,7 @@ class Retrieval:
     def _embed_documents(self, embedder: Embedder) -> Iterator[Embeddings]:
         """Yield the documents' embeddings of length one in blocks, ``(documents, dimensions)``."""
         progress = Progress(f"{embedder.name}: documents of {self.name}", total=len(self.ids))
-        embedder.reporter.update(progress)
+        embedder.report(progress)
         rows = _read_rows(self.corpus)
         while block := [text for _, text in islice(rows, DOCUMENTS)]:
             # Equal texts are embedded once, so that they are equally near to each query.
@@ -123,9 +123,9 @@ class Retrieval:
             for first in range(0, len(texts), TEXTS_PER_UPDATE):
                 parts.append(embedder.embed(texts[first : first + TEXTS_PER_UPDATE], role="document"))
                 progress.done += len(parts[-1])
-                embedder.reporter.update(progress)
+                embedder.report(progress)
             progress.done += len(block) - len(texts)
-            embedder.reporter.update(progress)
+            embedder.report(progress)
             row_of = {text: row for row, text in enumerate(texts)}
             yield unit(np.concatenate(parts))[[row_of[text] for text in block]]
 
