@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Retrieval:
         ids = tuple(document for document, _ in _read_rows(corpus))
         if len(set(ids)) < len(ids):
             raise DataError(f"{corpus}: two documents have the same _id; each needs its own")
-        judged_ids = {document for grades in judged.values() for document in grades}
+        judged_ids = set(chain.from_iterable(judged.values()))
         known_ids = judged_ids & set(ids)
         if not known_ids:
             raise DataError(f"{judgements}: none of its documents is in {corpus.name}; are the ids those of that file?")
