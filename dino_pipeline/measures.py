@@ -179,7 +179,8 @@ def ranking(ranked: Sequence[str], judged: Mapping[str, int]) -> tuple[float, ..
         return (0.0,) * len(RANKING)
     grades = [max(judged.get(document, 0), 0) for document in ranked[:DEPTH]]
     reciprocal_rank = next((1 / rank for rank, grade in enumerate(grades[:MRR_CUT], start=1) if grade), 0.0)
-    recalls = [sum(grade > 0 for grade in grades[:cut]) / len(relevant) for cut in RECALL_CUTS]
+    is_relevant = np.array(grades) > 0
+    recalls = [float(is_relevant[:cut].sum()) / len(relevant) for cut in RECALL_CUTS]
     return (_gain(grades[:NDCG_CUT]) / _gain(relevant[:NDCG_CUT]), reciprocal_rank, *recalls)
 
 

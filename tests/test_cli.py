@@ -105,7 +105,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["filter", "empty.jsonl", "--run", "r"], "error: empty.jsonl: holds no examples"),
         (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
         (["finetune", "bad.jsonl", "--dev", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
-        (["evaluate"], "error: nothing to evaluate; give a RUN, or encoders by folder or Hub id"),
+        (["evaluate"], "error: there is nothing to evaluate; give a run, or encoders by folder or Hub id"),
         (["finetune", "bad.jsonl"], "error: bad.jsonl: is no run; say with --run which folder to write"),
         (["finetune"], "error: nothing to train on; give a RUN, a FILE or a DATASET, or --list"),
         (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "Invalid value for '--set': x: give NAME=VALUE"),
@@ -113,7 +113,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "a"], "give whole numbers, as in 256,128,64"),
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "32,0"], "dimensions are 1 and more"),
         (["finetune", "begun"], "train.jsonl: is not there; make it with dino filter begun, or name a file"),
-        (["evaluate", "begun"], "error: begun: no encoder is trained there; run dino finetune begun first"),
+        (["evaluate", "begun"], "error: begun: holds no trained encoder; run dino finetune begun first"),
         (["export", "begun", "--output", "o.jsonl"], "train.jsonl: is not there; run dino filter begun first"),
         (["spec", "new", "a b"], "error: 'a b' cannot name a spec; use letters"),
         (["spec", "new", "x", "--kind", "nonsense"], "Invalid value for '--kind'"),
@@ -123,7 +123,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
             "error: --objectives x: is none; choose from dino",
         ),
         (["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"], "--set x: give OBJECTIVE:NAME"),
-        (["evaluate", "ENCODER"], "error: nothing to evaluate on; give --data FILE, or --suite pocket"),
+        (["evaluate", "ENCODER"], "error: there is no data to evaluate on; give --data FILE, or --suite pocket"),
         (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),
         (["generate", "SPEC", "--samples", "0"], "Invalid value for '--samples'"),
     ],
@@ -401,7 +401,7 @@ def test_a_run_without_dev_pairs_is_trained_and_evaluated(tmp_path: Path, toy_en
     assert (tmp_path / "run" / "dev.jsonl").read_bytes() == b""
     invoke("finetune", tmp_path / "run", "--encoder", toy_encoder, "--steps", "1", "--batch-size", "16")
     none = answer("evaluate", tmp_path / "run")
-    assert (none.exit_code, "nothing to evaluate on" in none.stderr) == (2, True), none.output
+    assert (none.exit_code, "no data to evaluate on" in none.stderr) == (2, True), none.output
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ def test_sets_of_one_name_and_no_objectives_are_refused_before_anything_is_train
     write_examples(tmp_path / "data.jsonl", Words().pairs(20))
     call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder)]
     for more, said in (
-        (["--data", "data.jsonl", "--data", "data.jsonl"], "error: data.jsonl: is there twice"),
+        (["--data", "data.jsonl", "--data", "data.jsonl"], "error: data.jsonl: occurs twice"),
         (["--data", "data.jsonl", "--objectives", ","], "--objectives ',': names none"),
     ):
         failed = answer(*call, *more)

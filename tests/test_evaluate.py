@@ -273,7 +273,7 @@ def test_python_takes_encoders_and_examples_in_memory(toy_encoder: Path) -> None
     by_name = dino.evaluate(model, str(toy_encoder), data={"mine": dataset, "yours": PAIRS}, progress=False)
     assert by_name.value("pearson", data="mine", model="encoder") == scores["pearson"]
     assert [each.difference for each in by_name.differences] == [0, 0]
-    with pytest.raises(OptionError, match="4 scores fit measure 'pearson'; name data and model"):
+    with pytest.raises(OptionError, match="4 scores fit measure 'pearson'; name data and model: data='mine'"):
         by_name["pearson"]
     classes = [{"text_a": f"{kind} {at}", "label": kind} for kind in ("good", "bad") for at in range(6)]
     assert dino.evaluate(model, data=[PAIRS, classes], progress=False).rows[-1].suite == "probe"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,7 @@ def scores_of(
 ) -> list[Score]:
     """Return the scores of an encoder on each set. Texts that several sets share are embedded once."""
     embedder = Embedder(name, model, batch_size, reporter)
-    embedder.cache(text for data in sets for text in data.texts())
+    embedder.cache(chain.from_iterable(data.texts() for data in sets))
     return with_mean([Score.on(data, name, data.measure(embedder)) for data in sets])
 
 
@@ -206,7 +206,7 @@ def _figure(measurement: Measurement) -> Figure:
 
 
 def _differences(scores: Sequence[Score], names: Sequence[str]) -> list[Difference]:
-    """Return for each set how far each later encoder is from the first, resampled in pairs, by the main measure.
+    """Return the paired differences of later encoders from the first on each set, by the main measure.
 
     Args:
         scores: of baselines and encoders, those of a set one after another.

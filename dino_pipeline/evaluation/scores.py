@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -143,10 +143,10 @@ class ScoresFile(Record):
     def difference_rows(self) -> list[list[str]]:
         """Return the cells of each difference: data, the two models, measure, difference, interval."""
         rows = []
-        for each in self.differences:
-            difference = "-" if each.difference is None else f"{each.difference:+.2f}"
-            models = f"{each.model} - {each.minus}"
-            rows.append([each.data, models, measure_title(each.measure), difference, interval_text(each)])
+        for row in self.differences:
+            value = "-" if row.difference is None else f"{row.difference:+.2f}"
+            models = f"{row.model} - {row.minus}"
+            rows.append([row.data, models, measure_title(row.measure), value, interval_text(row)])
         return rows
 
 
@@ -213,14 +213,14 @@ class Scores(Sequence[ScoreRow]):
         Raises:
             OptionError: no row fits, or several do.
         """
-        names = [model] if model else [each.name for each in self.file.models]
+        names = [model] if model else [encoder.name for encoder in self.file.models]
         rows = [row for row in self.rows if measure in row.measures and row.model in names]
         rows = [row for row in rows if data in (None, row.data)]
         if len(rows) == 1:
             return rows[0].measures[measure].value
-        found = "; ".join(f"{row.data!r}, {row.model!r}" for row in rows or self.rows)
+        choices = "; ".join(f"data={row.data!r}, model={row.model!r}" for row in rows or self.rows)
         problem = f"{len(rows)} scores fit" if rows else "no score fits"
-        raise OptionError(f"{problem} measure {measure!r}", f"name data and model; there are {found}")
+        raise OptionError(f"{problem} measure {measure!r}", f"name data and model: {choices}")
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the scores as a pandas frame, one row for each set, model and measure."""
@@ -264,8 +264,10 @@ def tables(file: ScoresFile, unlike_papers: Sequence[str] | None = None) -> list
 
 def _set_table(scores: Sequence[ScoreRow], remarked: Mapping[str, str]) -> str:
     """Return a line for each set and model. Protocol settings that differ have columns of their own."""
-    settings = dict.fromkeys(key for score in scores for key in score.protocol)
-    differing = [key for key in settings if len({score.protocol.get(key) for score in scores}) > 1]
+    values: dict[str, set[str | None]] = {}
+    for key in chain.from_iterable(score.protocol for score in scores):
+        values[key] = {score.protocol.get(key) for score in scores}
+    differing = [key for key in values if len(values[key]) > 1]
     main, *others = scores[0].measures
     header = ["data", "model", scores[0].counted, *differing, measure_title(main), "95 % interval"]
     header += map(measure_title, others)

@@ -2,6 +2,5 @@
 
 from __future__ import annotations
 
-NAMES = ("sts", "probe", "retrieval", "pairs", "pocket")
 OF_DATA = ("probe", "retrieval", "pairs")
 """Suites that take a user's own data."""

@@ -88,8 +88,10 @@ class ScoredPairs:
         Args:
             predict: returns the predicted scores of some pairs, ``(pairs,)``.
         """
-        predicted = [predict(part) for part in self.parts]
-        gold = [np.array([score for _, _, score in part], dtype=float) for part in self.parts]
+        predicted, gold = [], []
+        for part in self.parts:
+            predicted.append(predict(part))
+            gold.append(np.array([score for _, _, score in part], dtype=float))
         if self.aggregate == "all":
             predicted, gold = [np.concatenate(predicted)], [np.concatenate(gold)]
         weights = [len(part) for part in gold] if self.aggregate == "wmean" else None

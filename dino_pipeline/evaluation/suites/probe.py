@@ -154,11 +154,11 @@ class Probe:
         )
         predicted = np.empty_like(gold)
         progress = Progress(f"{embedder.name}: folds of {self.name}", total=self.folds)
-        embedder.reporter.update(progress)
+        embedder.report(progress)
         for (_, test), of_fold in zip(splits, predictions, strict=True):
             predicted[test] = of_fold
             progress.done += 1
-            embedder.reporter.update(progress)
+            embedder.report(progress)
         return predicted
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent, unit
+from dino_pipeline.evaluation.suites.suite import TEXTS_PER_UPDATE, Embedder, Embeddings, Measures, percent, unit
 from dino_pipeline.files import digest_files
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
@@ -20,8 +20,10 @@ from dino_pipeline.readers import read_json_lines, read_tab_separated
 from dino_pipeline.text import as_number, has_lone_surrogate
 
 LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
-DOCUMENTS = 4096
-"""Documents that are embedded and searched at a time."""
+DOCUMENTS = 2**15
+"""Documents that are searched at a time. Their embeddings take 100 MB at 768 dimensions."""
+TIE_MARGIN = 20
+"""Documents that are fetched beyond those needed, because the last of these may have equals."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Retrieval:
         ids = tuple(document for document, _ in _read_rows(corpus))
         if len(set(ids)) < len(ids):
             raise DataError(f"{corpus}: two documents have the same _id; each needs its own")
-        judged_ids = {document for grades in judged.values() for document in grades}
+        judged_ids = set(chain.from_iterable(judged.values()))
         known_ids = judged_ids & set(ids)
         if not known_ids:
             raise DataError(f"{judgements}: none of its documents is in {corpus.name}; are the ids those of that file?")
@@ -112,15 +114,20 @@ class Retrieval:
     def _embed_documents(self, embedder: Embedder) -> Iterator[Embeddings]:
         """Yield the documents' embeddings of length one in blocks, ``(documents, dimensions)``."""
         progress = Progress(f"{embedder.name}: documents of {self.name}", total=len(self.ids))
-        embedder.reporter.update(progress)
+        embedder.report(progress)
         rows = _read_rows(self.corpus)
         while block := [text for _, text in islice(rows, DOCUMENTS)]:
             # Equal texts are embedded once, so that they are equally near to each query.
             texts = list(dict.fromkeys(block))
+            parts = []
+            for first in range(0, len(texts), TEXTS_PER_UPDATE):
+                parts.append(embedder.embed(texts[first : first + TEXTS_PER_UPDATE], role="document"))
+                progress.done += len(parts[-1])
+                embedder.report(progress)
+            progress.done += len(block) - len(texts)
+            embedder.report(progress)
             row_of = {text: row for row, text in enumerate(texts)}
-            yield unit(embedder.embed(texts, role="document"))[[row_of[text] for text in block]]
-            progress.done += len(block)
-            embedder.reporter.update(progress)
+            yield unit(np.concatenate(parts))[[row_of[text] for text in block]]
 
 
 def nearest(queries: Embeddings, documents: Embeddings, count: int) -> list[list[tuple[float, int]]]:
@@ -139,12 +146,12 @@ def nearest(queries: Embeddings, documents: Embeddings, count: int) -> list[list
     """
     from sentence_transformers.util import dot_score, semantic_search
 
-    fetched = count
+    fetched = count + TIE_MARGIN
     while True:
-        fetched = min(2 * fetched, len(documents))
         results = semantic_search(queries, documents, top_k=fetched, score_function=dot_score)
-        if fetched == len(documents) or all(hits[-1]["score"] < hits[count - 1]["score"] for hits in results):
+        if fetched >= len(documents) or all(hits[-1]["score"] < hits[count - 1]["score"] for hits in results):
             return [[(hit["score"], hit["corpus_id"]) for hit in hits] for hits in results]
+        fetched *= 2
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -123,7 +124,7 @@ def _check_subsets(name: str, subsets: Subsets, protocol: StsProtocol, folder: P
 def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
     """Return a set with its texts prepared as the protocol says, and the settings that it was made with."""
     if name in ONE_PART:  # even if it comes in several files
-        subsets = {name: [pair for pairs in subsets.values() for pair in pairs]}
+        subsets = {name: list(chain.from_iterable(subsets.values()))}
     stamp = {
         "similarity": "cosine",
         "aggregate": protocol.aggregate if len(subsets) > 1 else "all",
@@ -340,7 +341,9 @@ def with_mean(scores: Sequence[Score]) -> list[Score]:
     sts = [score for score in scores if score.suite == "sts"]
     if {score.data for score in sts} != set(SIZES):
         return list(scores)
-    measures = {name: mean([score.measures[name] for score in sts]) for name in sts[0].measures}
+    measures = {}
+    for name in sts[0].measures:
+        measures[name] = mean([score.measures[name] for score in sts])
     digest = hashlib.sha256("".join(score.digest for score in sts).encode()).hexdigest()[:16]
     size = sum(score.size for score in sts)
     protocol = _common([score.protocol for score in sts])
@@ -378,7 +381,8 @@ PAPERS = StsProtocol(aggregate="all", text="tokenized", sick="test")
 def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
     """Return in what the STS sets differ from those of the published figures; nothing if they are comparable."""
     sts = [data for data in sets if data.suite == "sts"]
-    differences = [f"{name} is missing" for name in SIZES if name not in {data.name for data in sts}]
+    names = [data.name for data in sts]
+    differences = [f"{name} is missing" for name in SIZES if name not in names]
     for data in sts:
         for key, usual in PAPERS.model_dump().items():
             if data.protocol.get(key, usual) != usual and (data.name, key) != ("SICK-R", "text"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.errors import ModelError
 from dino_pipeline.measures import Measurement, Vector
+from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 
 if TYPE_CHECKING:
@@ -110,13 +111,13 @@ class Embedder:
             return
         new.sort(key=len, reverse=True)  # the longest first: too little memory shows at once
         progress = Progress(f"{self.name}: texts", total=len(new))
-        self.reporter.update(progress)
+        self.report(progress)
         parts = [self._cache] if len(self._cache) else []
         for first in range(0, len(new), TEXTS_PER_UPDATE):
             chunk = new[first : first + TEXTS_PER_UPDATE]
             parts.append(self.embed(chunk))
             progress.done += len(chunk)
-            self.reporter.update(progress)
+            self.report(progress)
         for text in new:
             self._row_of[text] = len(self._row_of)
         self._cache = np.concatenate(parts)
@@ -125,6 +126,16 @@ class Embedder:
         """Return the embeddings of texts as the encoder gives them, ``(texts, dimensions)``; all are cached."""
         self.cache(texts)
         return self._cache[[self._row_of[text] for text in texts]]
+
+    def report(self, progress: Progress) -> None:
+        """Report progress.
+
+        Raises:
+            Stopped: the user asked to stop.
+        """
+        self.reporter.update(progress)
+        if self.reporter.should_stop():
+            raise Stopped
 
     def embed(self, texts: Sequence[str], *, role: str = "") -> Embeddings:
         """Return the embeddings of texts, ``(texts, dimensions)``, without caching them.
