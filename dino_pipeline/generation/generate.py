@@ -136,7 +136,6 @@ def _generate(
     from dino_pipeline.generation.engines import choose_engine
     from dino_pipeline.generation.generate_stage import forget_unwritten
     from dino_pipeline.generation.storage import RemoteStorage
-    from dino_pipeline.generation.until_target import generate_until_target
 
     storage = RemoteStorage(options.storage) if options.storage else None
     if not options.fresh:
@@ -151,6 +150,8 @@ def _generate(
     settings = resolve_settings(options, spec, inputs, engine)
     call = _GenerateCall(run, spec, inputs, settings, engine, storage, reporter)
     if options.until_target:
+        from dino_pipeline.generation.until_target import generate_until_target
+
         budget = options.budget or 20 * options.until_target * len(spec.labels)
         rounds: list[State] = []
 
