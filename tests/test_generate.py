@@ -190,7 +190,7 @@ def test_work_without_a_record_is_not_deleted(tmp_path: Path, decoder: Decoder) 
     write(run, decoder)
     run.record_file.unlink()
     before = contents(run)
-    with pytest.raises(RunError, match=r"inputs.jsonl: made by no recorded generate"):
+    with pytest.raises(RunError, match=r"inputs.jsonl: was not made by a recorded generate"):
         write(run, decoder)
     assert contents(run) == before
 
