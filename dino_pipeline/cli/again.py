@@ -34,6 +34,7 @@ def commands(run: Run) -> Again:
         values |= {"decay": None, "floor": None}  # a server cannot debias
     elif options["model"] != "pocket":
         values.setdefault("chat", "off")
+    values["inputs"] = None
     if brought:
         values |= {"inputs": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
     values["more"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
