@@ -25,14 +25,15 @@ from benchmarks.common import SPEC, Memory, distinct_sentences, machine, timed
 from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder
-from dino_pipeline.generation.generate import generate
-from dino_pipeline.generation.plan import GenerateOptions
-from dino_pipeline.generation.writer import OneEngine
+from dino_pipeline.generation.generate_stage import write_texts
+from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.readers import InputFile
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import GenerateSettings
 
 SAMPLES = 5
 WARM_UP = 20
@@ -41,10 +42,17 @@ WARM_UP = 20
 
 def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int:
     """Write the texts of so many inputs; return how many were kept."""
-    options = GenerateOptions(samples=SAMPLES, num_inputs=num_inputs)
-    hands, model = OneEngine(decoder), {"model": "pocket"}
-    generate(run, load_spec(SPEC), lambda: hands, options, Console(), model=model, inputs=inputs)
-    return sum(count["accepted"] for count in run.stage("generate")["counts"].values())
+    spec, writer = load_spec(SPEC), EngineWriter(decoder)
+    settings = GenerateSettings(
+        spec=spec.digest,
+        labels=tuple(spec.labels),
+        model=ModelRef(name="pocket"),
+        sampling=Sampling(),
+        samples=SAMPLES,
+        num_inputs=num_inputs,
+    )
+    _, record = write_texts(run, spec, lambda: writer, settings, Console(), inputs=inputs)
+    return sum(count.accepted for count in record.counts.values())
 
 
 def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:

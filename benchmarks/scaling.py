@@ -29,19 +29,22 @@ import click
 
 from benchmarks.common import SPEC, machine, timed
 from dino_pipeline import pocket
-from dino_pipeline.cluster import AHEAD
+from dino_pipeline.cluster import CALLS_PER_WORKER
 from dino_pipeline.console import table
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.examples import Example, iter_examples, write_examples
-from dino_pipeline.generation.crew import STORING, store
-from dino_pipeline.generation.plan import SHARD_SIZE, GenerateOptions, Job, Plan, Shard
-from dino_pipeline.generation.worker import Written
-from dino_pipeline.generation.writer import OneEngine
+from dino_pipeline.generation.plan import GenerationJob, Plan, Shard
+from dino_pipeline.generation.ray_worker import WrittenShard
+from dino_pipeline.generation.ray_writer import STORING_THREADS, store_shard
+from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, SilentReporter, no_counts
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import GenerateSettings
 
+SHARD_SIZE = 1024
 NODE = 8
 """Workers of a node, lost together."""
 WORKERS = (1, 8, 64, 512)
@@ -172,7 +175,7 @@ class Simulation:
         self._at(now + self.took[self.queue[worker][0]], "end", worker)
 
     def _hand_out(self, now: float) -> None:
-        for had in range(AHEAD):
+        for had in range(CALLS_PER_WORKER):
             for worker in range(self.workers):
                 if self.alive[worker] and len(self.queue[worker]) == had:
                     shard = self.again.popleft() if self.again else next(self.coming, None)
@@ -204,14 +207,16 @@ def measure(shards: int) -> Times:
         run = Run(Path(folder))
         texts = [example.text_a for example in iter_examples(pocket.GOLD_TEST)]
         write_examples(run.inputs, (Example(text) for text in texts))
-        options = GenerateOptions(samples=2, num_inputs=len(texts))
-        for shard in itertools.islice(Plan(run, spec, options).shards(), shards):
+        settings = GenerateSettings(
+            spec=spec.digest, labels=tuple(spec.labels), model=ModelRef(name="pocket"), sampling=Sampling(), samples=2
+        )
+        for shard in itertools.islice(Plan(run, spec, settings).shards(), shards):
             progress = Progress("", 0, labels=no_counts(spec.labels))
             begun = time.perf_counter()
-            job = Job(spec, options)
-            OneEngine(decoder).write(job, [shard], SilentReporter(), progress, lambda shard, _: None)
+            job = GenerationJob(spec, settings)
+            EngineWriter(decoder).write(job, [shard], SilentReporter(), progress, lambda shard, _: None)
             took.append(time.perf_counter() - begun)
-            written.append(Written(shard.path.read_bytes(), shard.rejected.read_bytes(), {}, []))
+            written.append(WrittenShard(shard.path.read_bytes(), shard.rejected_path.read_bytes(), {}, []))
         stored = _storing(run, written)
         row = statistics.mean(len(each.accepted) + len(each.rejected) for each in written) / SHARD_SIZE
     mean = statistics.mean(took)
@@ -219,17 +224,17 @@ def measure(shards: int) -> Times:
     return Times(mean, spread, stored, loaded, row=row)
 
 
-def _storing(run: Run, written: Sequence[Written]) -> float:
+def _storing(run: Run, written: Sequence[WrittenShard]) -> float:
     """Return the seconds that a driver takes to store a shard, many being there."""
     shards = [Shard(run.shards / f"{n:05d}.jsonl", run.rejected / f"{n:05d}.jsonl", []) for n in range(STORED)]
     sums = run.checksums
     begun = time.perf_counter()
-    with ThreadPoolExecutor(STORING) as pool:
-        under_way = [pool.submit(store, shard, written[n % len(written)]) for n, shard in enumerate(shards)]
+    with ThreadPoolExecutor(STORING_THREADS) as pool:
+        under_way = [pool.submit(store_shard, shard, written[n % len(written)]) for n, shard in enumerate(shards)]
         for shard, each in zip(shards, under_way, strict=True):
             each.result()
             list(iter_examples(shard.path))
-            sums.add(shard.rejected, shard.path)
+            sums.add(*shard.files)
     return (time.perf_counter() - begun) / STORED
 
 

@@ -1,4 +1,4 @@
-"""Being on a Ray cluster: connecting, what is there, what a worker finds about it, jobs spread over workers."""
+"""Connecting to a Ray cluster, its size, and a pool of workers there that do any jobs."""
 
 from __future__ import annotations
 
@@ -17,31 +17,69 @@ from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, f
 from dino_pipeline.models import ALLOW_PICKLE
 from dino_pipeline.processes import MakeWork, ordered_results
 
-AHEAD = 2
-"""Jobs, or shards, that a worker has at once: while one ends, it goes on with the next."""
+CALLS_PER_WORKER = 2
+"""Jobs, or shards, that a worker has at a time: it goes on with the second one when the first ends."""
 
 
 @dataclass(frozen=True)
-class Staff:
-    """What a cluster is asked for."""
+class ClusterResources:
+    """How many workers to run on a cluster, and what each of them gets."""
 
     workers: int
-    """At most: those that it has no room for start when nodes are added."""
+    """At most. Workers that the cluster has no room for start when nodes are added."""
     cpus: float
-    """Of each worker: as many threads compute."""
+    """Per worker; it computes with as many threads."""
     gpus: float
-    """Likewise; less than 1 shares one."""
+    """Per worker; workers share a GPU if it is less than 1."""
 
 
-def connect(address: str | None) -> None:
-    """Connect to a Ray cluster, or start one on this machine.
+def choose_resources(
+    workers: int | None, worker_cpus: float | None, worker_gpus: float | None, *, use_gpus: bool = True
+) -> ClusterResources:
+    """Return what a user asked for; the rest is what the connected cluster has.
 
     Args:
-        address: the cluster's; None takes ``RAY_ADDRESS``, or the one that was started here last, or starts one.
+        workers: at most this many; None fills the cluster.
+        worker_cpus: per worker; None is 1.
+        worker_gpus: per worker; None is 1 on a cluster with GPUs.
+        use_gpus: whether None may mean a GPU.
+    """
+    cpus, gpus = total_resources()
+    per_worker = worker_cpus or 1.0
+    if worker_gpus is None:
+        worker_gpus = 1.0 if gpus and use_gpus else 0.0
+    room = gpus / worker_gpus if worker_gpus else cpus / per_worker
+    return ClusterResources(workers or max(1, int(room)), per_worker, worker_gpus)
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect to a Ray cluster, and disconnect at the end; a cluster that was started here ends.
+
+    Args:
+        address: the cluster's; "auto" takes ``RAY_ADDRESS``, else the cluster that runs on this machine, else it starts
+            one; "local" starts one.
 
     Raises:
         OptionError: Ray is not installed, or there is no such cluster.
     """
+    if Path(address).exists():
+        raise OptionError(
+            "is a file or folder, but was taken for a cluster's address",
+            "give {ray} after it, or write {ray=auto}",
+            option="ray",
+            value=address,
+        )
+    _connect(None if address == "auto" else address)
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
     require_package("ray", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -50,116 +88,115 @@ def connect(address: str | None) -> None:
         return
     try:
         if address and (place := re.search(r"([^/:@\[\]]+):(\d+)$", address)):
-            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
-        started = {} if address not in (None, "local") else {"include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
+            # look whether the port is open: Ray itself would try for minutes
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()
+        started_here = {} if address not in (None, "local") else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started_here)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise OptionError(
-            f"--ray {address or ''}: no cluster can be reached ({first_line(error)}); give the address that "
-            "`ray start --head` told, or --ray alone to start one here"
+            f"no cluster can be reached ({first_line(error)})",
+            "give the address that `ray start --head` printed, or {ray=local} to start a cluster here",
+            option="ray",
+            value=address,
         ) from error
 
 
-def leave() -> None:
-    """Leave the cluster; what runs there for this process ends."""
+def total_resources() -> tuple[float, float]:
+    """Return the CPUs and the GPUs of the connected cluster."""
     import ray
 
-    ray.shutdown()
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
-def resources() -> tuple[float, float]:
-    """Return the CPUs and the GPUs of the cluster."""
-    import ray
-
-    found = ray.cluster_resources()
-    return found.get("CPU", 0.0), found.get("GPU", 0.0)
-
-
-def own_error(error: Any) -> BaseException:
-    """Return the error that was raised on a worker."""
+def worker_error(error: Any) -> BaseException:
+    """Return the `DinoError` that a worker raised, or Ray's error around any other."""
     return error.cause if isinstance(error.cause, DinoError) else error
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a command finds about it, and what it starts on a cluster is to find, too: relative paths, permissions."""
+class WorkerEnvironment:
+    """What a worker shares with the process that started it: working folder, permission to read pickled weights."""
 
     folder: str
-    pickles: str
+    allow_pickle: str
 
     @classmethod
-    def here(cls) -> Surroundings:
-        """Return this process's."""
+    def current(cls) -> WorkerEnvironment:
+        """Return this process's environment."""
         return cls(str(Path.cwd()), os.environ.get(ALLOW_PICKLE, "0"))
 
     def enter(self) -> None:
-        """Work in the same, as far as they are there."""
-        os.environ[ALLOW_PICKLE] = self.pickles
+        """Make it this process's environment; a folder that is not on this machine is left out."""
+        os.environ[ALLOW_PICKLE] = self.allow_pickle
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
 
 
-class Doers:
-    """Workers of the cluster that do any jobs.
+class RayPool:
+    """Workers of a cluster that do any jobs.
 
-    Jobs depend on nothing but themselves: those of workers and nodes that are lost, Ray has done again elsewhere.
+    A job must depend on nothing but its argument: Ray repeats the jobs of lost workers and nodes elsewhere.
 
     Args:
-        staff: how many, of what size.
-        folder: that which jobs read and write.
+        resources: how many workers, and what each gets.
+        folder: read and written by the jobs.
 
     Raises:
-        RunError: a worker does not see the folder.
+        RunError: a worker's machine does not have the folder.
     """
 
-    def __init__(self, staff: Staff, folder: Path) -> None:
+    def __init__(self, resources: ClusterResources, folder: Path) -> None:
         import ray
 
-        remote = ray.remote(num_cpus=staff.cpus, max_restarts=-1, max_task_retries=-1)(_Doer)
-        self.doers = [remote.remote(Surroundings.here()) for _ in range(staff.workers)]
-        for host, seen in ray.get([doer.sees.remote(folder.resolve()) for doer in self.doers]):
-            if not seen:
+        actor = ray.remote(num_cpus=resources.cpus, max_restarts=-1, max_task_retries=-1)(_PoolWorker)
+        self.workers = [actor.remote(WorkerEnvironment.current()) for _ in range(resources.workers)]
+        for host, has_folder in ray.get([worker.has_folder.remote(folder.resolve()) for worker in self.workers]):
+            if not has_folder:
                 raise RunError(f"{folder}: is not there on {host}; put it on a file system that all nodes share")
 
     @contextlib.contextmanager
     def spread(self, make: MakeWork) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
-        """Give a map over jobs, results in order, a few jobs ahead at most.
+        """Give a map over jobs that yields their results in order, few jobs ahead; see `processes.Spread`.
 
         Raises:
             DinoError: as the jobs do.
+            ModelError: the cluster lost its workers.
         """
         import ray
 
-        how = ray.put(make)
+        shared_make = ray.put(make)
 
-        def ordered(jobs: Iterator[Any]) -> Iterator[Any]:
-            turns = itertools.cycle(self.doers)
+        def results(jobs: Iterator[Any]) -> Iterator[Any]:
+            workers = itertools.cycle(self.workers)
+
+            def begin(job: Any) -> Any:
+                return next(workers).do.remote(shared_make, shared_make.hex(), job)
+
             try:
-                yield from ordered_results(
-                    jobs, lambda job: next(turns).do.remote(how, how.hex(), job), ray.get, AHEAD * len(self.doers)
-                )
+                yield from ordered_results(jobs, begin, ray.get, CALLS_PER_WORKER * len(self.workers))
             except ray.exceptions.RayTaskError as error:
-                raise own_error(error) from error
+                raise worker_error(error) from error
             except ray.exceptions.RayError as error:
                 raise ModelError(f"the cluster lost its workers ({first_line(error)}); run the same again") from error
 
-        yield ordered
+        yield results
 
 
-class _Doer:
+class _PoolWorker:
     """Does jobs on the cluster."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        surroundings.enter()
-        self.known = ""
-        self.work: Callable[[Any], Any] = lambda job: job
+    def __init__(self, environment: WorkerEnvironment) -> None:
+        environment.enter()
+        self.name = ""
+        self.function: Callable[[Any], Any] = lambda job: job
 
-    def sees(self, folder: Path) -> tuple[str, bool]:
-        """Return this machine's name, and whether a folder is there."""
+    def has_folder(self, folder: Path) -> tuple[str, bool]:
+        """Return this machine's name, and whether it has a folder."""
         return socket.gethostname(), folder.is_dir()
 
     def do(self, make: MakeWork, name: str, job: Any) -> Any:
-        """Do one; what does it is made for the first of its name."""
-        if name != self.known:
-            self.known, self.work = name, make()
-        return self.work(job)
+        """Do one job with the function that ``make`` makes; it is made once for jobs of the same name."""
+        if name != self.name:
+            self.name, self.function = name, make()
+        return self.function(job)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
 from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.generate_options import ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
 
@@ -82,8 +83,8 @@ class InputsRef(Record):
     """Digest of the texts."""
 
 
-class GenerateSettings(Record):
-    """What decides the texts of a run."""
+class GenerateSettings(TextSettings, ShardSettings, Record):
+    """What decides the texts of a run: options, with what they leave to the spec filled in, spec, inputs and model."""
 
     spec: str
     """Digest of the task spec."""
@@ -92,15 +93,6 @@ class GenerateSettings(Record):
     model: ModelRef
     scorer: ModelRef | Literal["server"] | None = None
     """Model that measures the margins of a server's texts."""
-    samples: int
-    num_inputs: int | None = None
-    seed: int
-    keep_unfinished: bool = False
-    keep_newlines: bool = False
-    min_words: int = 0
-    min_tokens: int = 0
-    best_of: int = 1
-    shard_size: int = 1024
     sampling: Sampling
     input_sampling: Sampling | None = None
     """None where the inputs are brought or the spec has none."""

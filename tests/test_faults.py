@@ -28,8 +28,8 @@ from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.suites.sts import hub_folder
 from dino_pipeline.files import Checksums
 from dino_pipeline.filtering import ingest
-from dino_pipeline.generation import plan, writer
-from dino_pipeline.generation.writer import OneEngine, Writer
+from dino_pipeline.generation import plan, shard_writer
+from dino_pipeline.generation.shard_writer import EngineWriter, TextWriter
 from dino_pipeline.models import model_fingerprint
 from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 from dino_pipeline.record import FORMAT
@@ -253,7 +253,7 @@ def test_a_name_on_the_hub_that_moved_is_refused(folder: Path, monkeypatch: pyte
     run = Run(folder / "run")
     edit(run.record_file, lambda record: record["generate"].update(model_commit="a" * 40))
     shard(run).unlink()
-    monkeypatch.setattr(OneEngine, "facts", lambda self: {"model_commit": "b" * 40})
+    monkeypatch.setattr(EngineWriter, "facts", lambda self: {"model_commit": "b" * 40})
     failed = generate(folder)
     assert failed.exit_code == 2
     assert f"was begun with commit {'a' * 40}" in failed.stderr
@@ -290,13 +290,13 @@ def test_a_disk_that_takes_no_more_loses_nothing(
 
 
 def test_memory_that_is_full_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Writer, shards: Any) -> NoReturn:
+    def full(self: TextWriter, shards: Any) -> NoReturn:
         raise MemoryError
 
     whole = texts(folder)
     shutil.rmtree(folder / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "_write", full)
+        patch.setattr(TextWriter, "_write_batch", full)
         failed = generate(folder)
     assert failed.exit_code == 2
     assert failed.stderr.splitlines()[-1].startswith("error: memory is full")
@@ -323,7 +323,7 @@ def test_one_signal_finishes_the_shard_and_two_stop_at_once(
                 signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "count_text", signalled)
+        patch.setattr(shard_writer, "count_text", signalled)
         stopped = generate(folder)
     assert stopped.exit_code == code, stopped.output
     assert "the same command goes on from there" in stopped.stderr

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from dino_pipeline.cli.preview import _marked
+from dino_pipeline.cli.generation_commands import marked
 from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import StopRule
 from dino_pipeline.generation import preview
-from dino_pipeline.generation.estimate import Expected
-from dino_pipeline.generation.plan import GenerateOptions
-from dino_pipeline.generation.preview import Drawn, draw, pieces
+from dino_pipeline.generation.estimate import SpeedMonitor
+from dino_pipeline.generation.preview import PreviewText, preview_texts, token_pieces
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import GenerateSettings
 from tests.commands import answer, invoke
 from tests.test_spec import SPECS
 from tests.test_stops import byte_tokenizer
@@ -28,10 +28,15 @@ from tests.toys import Listener
 pytestmark = pytest.mark.slow
 
 
+def settings(**changes: Any) -> GenerateSettings:
+    plain = {"spec": "", "labels": (), "model": ModelRef(name="pocket"), "sampling": Sampling()}
+    return GenerateSettings(**{**plain, **changes})
+
+
 def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
     decoder = load_decoder(ModelRef(name="pocket"), device="cpu", rows=64)
     spec, inputs = load_spec(SPECS / "sts-x2.json"), ["A man plays a guitar.", "A dog runs."]
-    drawn = draw(decoder, spec, inputs, GenerateOptions(), 4)
+    drawn = preview_texts(decoder, spec, inputs, settings(), 4)
     assert [each.label for each in drawn] == ["1"] * 4 + ["0.5"] * 4 + ["0"] * 4
     changed = 0
     for each in drawn:
@@ -47,7 +52,7 @@ def test_what_debiasing_changed_is_marked_and_nothing_else() -> None:
         if each.label == "1":
             assert not any(flags)
     assert changed > 4
-    plain = draw(decoder, spec, inputs, GenerateOptions(sampling=Sampling(decay=0)), 2)
+    plain = preview_texts(decoder, spec, inputs, settings(sampling=Sampling(decay=0)), 2)
     assert not any(flag for each in plain for _, flag in each.pieces)
 
 
@@ -56,12 +61,12 @@ def test_a_character_of_several_tokens_is_shown_whole_and_marked_by_each() -> No
     rule = StopRule(tokenizer, len(tokenizer), '"', stop_at_newline=True)
     text = "Öl “x”"
     tokens = tokenizer(text)["input_ids"]
-    found = pieces(rule.decode, tokens)
+    found = token_pieces(rule.decode, tokens)
     assert found == ["", "Ö", "l", " ", "", "", "“", "x", "", "", "”"]
     done = Completion(0, text, "stop", tuple(tokens), len(tokens), -1.0, None)
     for changed, shown in (([0], "[Ö]l “x”"), ([1, 2], "[Ö][l] “x”"), ([5], "Öl [“]x”"), ([3], "Öl “x”")):
         flags = [(piece, at in changed) for at, piece in enumerate(found)]
-        assert _marked(Drawn("1", None, flags, done, done)) == shown
+        assert marked(PreviewText("1", None, flags, done, done)) == shown
 
 
 def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
@@ -101,17 +106,19 @@ def test_a_trial_grows_until_it_has_taken_long_enough(
 ) -> None:
     now, asked = [0.0], []
 
-    def generate(run: Run, spec: Any, hands: Any, part: GenerateOptions, reporter: Any, **_: Any) -> None:
+    def write(run: Run, spec: Any, load: Any, part: GenerateSettings, reporter: Any, **_: Any) -> tuple[str, None]:
         asked.append(part.num_inputs or part.samples)
         reporter.update(Progress("texts", 1, 0))
         now[0] += asked[-1] * each
         reporter.update(Progress("texts", 1, 1))
+        return "new", None
 
-    monkeypatch.setattr(preview, "generate", generate)
+    monkeypatch.setattr(preview, "write_texts", write)
     monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
-    counted: Any = preview._Counting(None)  # type: ignore[arg-type]
-    whole = GenerateOptions(**much)
-    run, part, stopwatch = preview._trial(tmp_path, counted, load_spec(SPECS / f"{spec}.json"), None, whole, Listener())
+    spec_of_run = load_spec(SPECS / f"{spec}.json")
+    counted: Any = preview._CountingDecoder(None)  # type: ignore[arg-type]
+    whole = settings(**much)
+    run, part, _, stopwatch = preview._run_trials(tmp_path, counted, spec_of_run, None, whole, Listener())
     assert asked == sizes
     assert (part.num_inputs or part.samples) == sizes[-1]
     assert stopwatch.seconds("texts") == pytest.approx(sizes[-1] * each), "of the last trial alone"
@@ -126,7 +133,7 @@ def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, mo
 
     def told(per_second: float, asked: Any) -> list[str]:
         notes = Listener()
-        expected = Expected(notes, run, asked)
+        expected = SpeedMonitor(notes, run, asked)
         for done in range(0, 3000, 10):
             now[0] += 10 / per_second
             expected.update(Progress("texts", 5000, done))
@@ -134,4 +141,4 @@ def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, mo
 
     assert told(45.0, asked) == told(10.0, {"spec": "b"}) == []
     (note,) = told(20.0, asked)
-    assert note.startswith("20.0 texts a second, 50.0 were measured by dino preview: 4 minutes are left")
+    assert note.startswith("20.0 texts a second, 50.0 were measured by the preview: 4 minutes are left")

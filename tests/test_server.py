@@ -18,11 +18,10 @@ from dino_pipeline.cli.again import SERVER, commands
 from dino_pipeline.decoding import completions_client
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.prompts import Task, task_prompts
 from dino_pipeline.decoding.server import Server
 from dino_pipeline.errors import PYTHON, ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
-from dino_pipeline.generation.plan import Task
-from dino_pipeline.generation.prompts import prompts
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import full_note
 from dino_pipeline.run import Run
@@ -173,7 +172,7 @@ def test_the_commands_of_a_card_are_those_that_a_server_takes(
 def test_a_scorer_reads_prompts_in_its_own_template() -> None:
     spec = TaskSpec.model_validate(TOY_SPEC)
     plain, chat = (Decoder(tiny_model("llama"), chat_tokenizer(), chat=chat) for chat in (False, True))
-    own, scored = (prompts(spec, 0, Task(0, "A dog.", "0", 0), reader.render) for reader in (plain, chat))
+    own, scored = (task_prompts(spec, 0, Task(0, "A dog.", "0", 0), reader.render) for reader in (plain, chat))
     assert own == [spec.prompt(label, "A dog.") for label in ("0", "1", "0.5")]
     assert scored == [chat.render(each, 'Then: "') for each in own]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dino_pipeline.examples import read_examples
-from dino_pipeline.generation.plan import More
-from dino_pipeline.generation.until import Tally, write_until
+from dino_pipeline.generation.until_target import LabelYield, write_until_target
+from dino_pipeline.stage_records import ExtraSamples
 from tests.commands import answer, files, invoke
 from tests.test_spec import SPECS
 
@@ -20,38 +21,38 @@ class World:
 
     def __init__(self, shares: dict[str, float], limit: int = 10**9) -> None:
         self.shares, self.limit, self.samples = shares, limit, dict.fromkeys(shares, 5)
-        self.rounds: list[list[More]] = []
+        self.rounds: list[Sequence[ExtraSamples]] = []
 
-    def __call__(self, more: list[More]) -> dict[str, Tally]:
+    def __call__(self, more: Sequence[ExtraSamples]) -> dict[str, LabelYield]:
         self.rounds.append(more)
         for each in more:
             assert each.first == self.samples[each.label]
             self.samples[each.label] += each.samples
         written = {label: 100 * samples for label, samples in self.samples.items()}
         return {
-            label: Tally(written[label], min(self.limit, int(share * written[label])), self.samples[label])
+            label: LabelYield(written[label], min(self.limit, int(share * written[label])), self.samples[label])
             for label, share in self.shares.items()
         }
 
 
 def test_only_what_is_short_is_written_and_about_as_much_as_is_missing() -> None:
     world, notes = World({"1": 0.9, "0": 0.3}), list[str]()
-    found = write_until(400, 10_000, world, notes.append)
+    found = write_until_target(400, 10_000, world, lambda message, remedy: notes.append(message))
     assert all(tally.kept >= 400 for tally in found.values())
-    assert world.rounds == [[], [More("0", 5, 10)]]
+    assert world.rounds == [[], [ExtraSamples(label="0", first=5, samples=10)]]
     assert notes == ["label 0: 150 of 400 kept; writing more"]
 
 
 def test_the_budget_is_not_exceeded() -> None:
     world, notes = World({"1": 0.9, "0": 0.01}), list[str]()
-    found = write_until(400, 2_000, world, notes.append)
+    found = write_until_target(400, 2_000, world, lambda message, remedy: notes.append(message))
     assert sum(tally.written for tally in found.values()) <= 2_000
     assert notes[-1] == "the budget of 2000 texts is spent"
 
 
 def test_it_ends_when_more_samples_help_no_more() -> None:
     world, notes = World({"1": 0.9, "0": 0.9}, limit=420), list[str]()
-    write_until(500, 100_000, world, notes.append)
+    write_until_target(500, 100_000, world, lambda message, remedy: notes.append(message))
     assert len(world.rounds) == 2
     assert "label 1: further samples of the same inputs are no longer kept" in notes[-2]
 
@@ -97,10 +98,15 @@ def test_further_texts_are_written_once_and_only_as_asked(tmp_path: Path) -> Non
     for known in ([], ["--more", "0.5=2"], ["--more", "0.5=2", "--more", "1=1", "--more", "0.5=1"]):
         assert "texts are up to date" in invoke(*call, *known)
     refusals = {
-        ("--more", "0.5=3"): "was told --more 0.5=2 --more 1=1 --more 0.5=1 before",
-        ("--more", "0.7=3"): "--more 0.7: there is no such label; choose from 1, 0.5, 0",
-        ("--more", "0.5=0"): "'0.5=0' is not LABEL=N",
-        ("--more", "0.5=2", "--until-target", "3"): "--more and --until-target exclude each other",
+        ("--more", "0.5=3"): "give --more 0.5=2 --more 1=1 --more 0.5=1 first",
+        ("--more", "0.7=3"): "--more 0.7=3: there is no such label; choose from 1, 0.5, 0",
+        ("--more", "0.5=0"): "--more 0.5=0: is not LABEL=N",
+        (
+            "--more",
+            "0.5=2",
+            "--until-target",
+            "3",
+        ): "--more: cannot be combined with a target; leave out --more or",
     }
     for options, said in refusals.items():
         refused = answer(*call, *options)

@@ -12,8 +12,7 @@ from dino_pipeline.cli.evaluation_command import evaluate_command
 from dino_pipeline.cli.export import export
 from dino_pipeline.cli.filter_command import filter_command
 from dino_pipeline.cli.finetune import finetune
-from dino_pipeline.cli.generate import generate
-from dino_pipeline.cli.preview import preview
+from dino_pipeline.cli.generation_commands import generate, preview
 from dino_pipeline.cli.publish import publish
 from dino_pipeline.cli.report import report
 from dino_pipeline.cli.spec_commands import spec

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dino_pipeline.cli.base import COMMAND_LINE
-from dino_pipeline.cli.generate import generate
 from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:
@@ -36,11 +34,12 @@ def commands(run: Run) -> Again:
         values |= {"decay": None, "floor": None}  # a server cannot debias
     elif options["model"] != "pocket":
         values.setdefault("chat", "off")
+    values["inputs"] = None
     if brought:
-        values |= {"inputs_file": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
-    values["further"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
+        values |= {"inputs": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
+    values["more"] = [f"{each['label']}={each['samples']}" for each in generated.get("more", [])]
     found = [
-        ["dino", "generate", "spec.json", "--run", FOLDER, *flags(generate, values)],
+        ["dino", "generate", "spec.json", "--run", FOLDER, *_generate_flags(values)],
         ["dino", "filter", FOLDER, *_filter_flags(run)],
     ]
     return Again(found, brought, _lacks(run))
@@ -78,18 +77,13 @@ def _filter_flags(run: Run) -> list[str]:
     return found
 
 
-def flags(command: click.Command, values: Mapping[str, Any]) -> list[str]:
-    """Return the options of a command that are not at their defaults."""
-    found: list[str] = []
-    for option in command.params:
-        name = option.name or ""
+def _generate_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return the options of the generate stage that are not at their defaults."""
+    defaults, found = GenerateOptions(), list[str]()
+    for name in GenerateOptions.model_fields:
         value = values.get(name)
-        if not isinstance(option, click.Option) or value is None or value == option.get_default(click.Context(command)):
+        if value is None or value == getattr(defaults, name):
             continue
-        if isinstance(value, bool):
-            found += [(option.opts if value else option.secondary_opts)[0]]
-        elif isinstance(value, list | tuple):
-            found += [part for each in value for part in (option.opts[0], str(each))]
-        else:
-            found += [option.opts[0], str(value)]
+        for each in value if isinstance(value, list) else [str(value)]:
+            found += COMMAND_LINE.option(name, each).split(" ", 1)
     return found

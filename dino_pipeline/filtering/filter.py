@@ -169,6 +169,11 @@ def filter(
     writes = not (chosen.dry_run or chosen.ablate)
     own_run = _run_of(source)
     task = load_spec(Path(spec)) if isinstance(spec, str | Path) else spec
+    own_spec = getattr(source, "spec", None)  # that of texts which `dino.generate` wrote
+    if own_run is not None and task == own_spec:
+        task = None
+    elif own_run is None and task is None:
+        task = own_spec
     with ExitStack() as stack:
         reporter = stack.enter_context(reporter_for(progress))
         folder = chosen.run
@@ -204,7 +209,8 @@ def _run_of(source: Any) -> Run | None:
         return source
     if isinstance(source, str | Path) and is_unpublished(Path(source)):
         return Run(Path(source))
-    return None
+    own_run = getattr(source, "run", None)  # that of texts which `dino.generate` keeps on disk
+    return own_run if isinstance(own_run, Run) and not isinstance(source, FilteredPairs) else None
 
 
 def _use_run(run: Run, options: FilterOptions, spec: TaskSpec | None) -> _Texts:

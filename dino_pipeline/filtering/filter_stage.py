@@ -266,11 +266,8 @@ def _embed(name: str, device: str | None) -> Embed:
 
 @contextmanager
 def _ray_cluster(options: FilterOptions, folder: Path) -> Iterator[OpenPool]:
-    from dino_pipeline.cluster import Doers, Staff, connect, leave, resources
+    from dino_pipeline.cluster import RayPool, choose_resources, connected
 
-    connect(None if options.ray == "auto" else options.ray)
-    try:
-        cpus, _ = resources()
-        yield Doers(Staff(options.workers or max(1, int(cpus)), 1.0, 0.0), folder).spread
-    finally:
-        leave()
+    assert options.ray is not None
+    with connected(options.ray):
+        yield RayPool(choose_resources(options.workers, None, 0.0), folder).spread

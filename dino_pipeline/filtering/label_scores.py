@@ -11,11 +11,10 @@ import xxhash
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
+from dino_pipeline.decoding.prompts import Task, drawn_values
 from dino_pipeline.errors import OptionError
 from dino_pipeline.files import remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
-from dino_pipeline.generation.plan import Task
-from dino_pipeline.generation.prompts import drawn_values
 from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run

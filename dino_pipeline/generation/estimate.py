@@ -1,4 +1,4 @@
-"""What a preview found a job to take, and whether the run goes as fast."""
+"""What a preview estimates that a run will take, and whether the run is as fast."""
 
 from __future__ import annotations
 
@@ -9,83 +9,87 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from dino_pipeline.files import write_json
-from dino_pipeline.generation.plan import GenerateOptions
 from dino_pipeline.progress import Progress, Reporter, clock
 from dino_pipeline.run import Run
-from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import GenerateSettings
 
 LONG_ENOUGH = 6.0
-"""Seconds of writing that tell how fast it is."""
-DEVIATION = 0.3
-"""A run that is so much slower than what was measured is told of."""
-LEAST_SEEN = 200
+"""Seconds of writing that suffice to measure its speed."""
+SLOWDOWN = 0.3
+"""Note a run that is slower than its estimate by more than this share."""
+MIN_TEXTS = 200
+"""Texts that a run must have written before its speed is compared with the estimate."""
 
 
-def job(spec: TaskSpec, model: Mapping[str, Any], options: GenerateOptions) -> dict[str, Any]:
-    """Return what identifies a job: an estimate holds for the same only."""
-    much = {name: getattr(options, name) for name in ("num_inputs", "samples", "best_of")}
-    return {"spec": spec.digest, "model": dict(model), **much, "sampling": options.sampling.model_dump()}
+def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
+    """Return what an estimate depends on: it holds for runs of the same key only."""
+    names = {"spec", "model", "num_inputs", "samples", "best_of", "sampling"}
+    return settings.model_dump(mode="json", include=names)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will take, measured on a small part of it."""
+    """What a run will take, measured by a short trial."""
 
     texts: int
     """To write in all."""
     per_second: float
     seconds: float
-    """Of the whole job, inputs and loading included."""
+    """Of the whole run, with the inputs and loading the model."""
     row_tokens: int
-    """Tokens to compute: those of each text, once for every prompt it is written under."""
+    """Tokens to compute: those of each text, once for every prompt that it is written under."""
     memory: int
-    """Bytes that the process took while it was measured, the device's among them."""
+    """Bytes that this process has held at most, with the device's."""
     accepted: Mapping[str, float]
-    """Share of each label's texts."""
+    """Share of accepted texts by label."""
     margins: Mapping[str, float | None]
+    """Mean margin by label."""
     tokens: float
-    """Of a text, on average."""
+    """Tokens per text, on average."""
 
-    def write(self, run: Run, asked: Mapping[str, Any]) -> None:
-        """Store it in a run's folder, for `Expected`."""
-        write_json(run.estimate, {"asked": asked, "seconds": round(self.seconds, 1), "per_second": self.per_second})
+    def write(self, run: Run, key: Mapping[str, JsonValue]) -> None:
+        """Store it in a run's folder, for `SpeedMonitor`."""
+        write_json(run.estimate, {"asked": key, "seconds": round(self.seconds, 1), "per_second": self.per_second})
 
 
-class Expected:
-    """Tells once if a run is much slower than what a preview measured."""
+class SpeedMonitor:
+    """A reporter that notes once if a run is much slower than its estimate, and passes everything on to another.
 
-    def __init__(self, reporter: Reporter, run: Run, asked: Mapping[str, Any]) -> None:
-        """Look for an estimate of the same job in the run's folder.
+    Args:
+        reporter: the other.
+        run: whose folder may hold an estimate.
+        key: of the run, see `estimate_key`.
+    """
 
-        Args:
-            reporter: is told what it would be told without this.
-            run: whose folder.
-            asked: what identifies the job.
-        """
+    def __init__(self, reporter: Reporter, run: Run, key: Mapping[str, JsonValue]) -> None:
         self.reporter, self.note, self.should_stop = reporter, reporter.note, reporter.should_stop
-        self.found: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or damaged: nothing to compare with
-            found = json.loads(run.estimate.read_text(encoding="utf-8"))
-            self.found = found if found.get("asked") == json.loads(json.dumps(asked)) else {}
-        self.begun: tuple[float, int] | None = None
+        self.estimate: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # without an intact estimate nothing is compared
+            stored = json.loads(run.estimate.read_text(encoding="utf-8"))
+            self.estimate = stored if stored.get("asked") == dict(key) else {}
+        self.start: tuple[float, int] | None = None
+        """Time and number of texts at the first update."""
 
     def update(self, progress: Progress) -> None:
+        """Pass the update on; compare the speed once there are enough texts."""
         self.reporter.update(progress)
-        if progress.title != "texts" or not self.found:
+        if progress.title != "texts" or not self.estimate:
             return
         now = time.monotonic()
-        if self.begun is None:
-            self.begun = now, progress.done
-        begun, first = self.begun
-        done = progress.done - first
-        if done < max(LEAST_SEEN, progress.total // 10) or now - begun < LONG_ENOUGH:
+        if self.start is None:
+            self.start = now, progress.done
+        started, done_before = self.start
+        done = progress.done - done_before
+        if done < max(MIN_TEXTS, progress.total // 10) or now - started < LONG_ENOUGH:
             return
-        rate, expected = done / (now - begun), self.found["per_second"]
-        if rate < (1 - DEVIATION) * expected:
+        rate, expected = done / (now - started), self.estimate["per_second"]
+        if rate < (1 - SLOWDOWN) * expected:
             left = clock((progress.total - progress.done) / rate)
             self.note(
-                f"{rate:.1f} texts a second, {expected:.1f} were measured by dino preview: {left} are left "
-                f"(expected were {clock(self.found['seconds'])} in all)"
+                f"{rate:.1f} texts a second, {expected:.1f} were measured by the preview: {left} are left "
+                f"(expected were {clock(self.estimate['seconds'])} in all)"
             )
-        self.found = {}
+        self.estimate = {}

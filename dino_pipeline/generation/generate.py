@@ -1,281 +1,358 @@
-"""The generate stage: inputs x labels x samples, written by a language model into shards of examples."""
+"""What a user calls to write texts: a task spec and options in, labelled texts out."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-from dino_pipeline.errors import ModelError, OptionError, RunError
-from dino_pipeline.examples import Example, iter_examples, write_examples
-from dino_pipeline.files import Checksums, remove, shard_files, write_json
-from dino_pipeline.generation.diversity import Diversity, advice
-from dino_pipeline.generation.plan import (
-    SHARD_SIZE,
-    GenerateOptions,
-    Job,
-    More,
-    Plan,
-    Shard,
-    are_whole,
-    input_shards,
-    unwritten,
-)
-from dino_pipeline.generation.writer import Hands
-from dino_pipeline.processes import Stopped
-from dino_pipeline.progress import Progress, Reporter, no_counts
-from dino_pipeline.readers import DistinctTexts, distinct
-from dino_pipeline.run import Run, Stage, State
-from dino_pipeline.spec import TaskSpec
+from dino_pipeline.cluster import connected
+from dino_pipeline.console import reporter_for
+from dino_pipeline.errors import DataError, OptionError, RunError, short
+from dino_pipeline.examples import Dropped, Example, iter_examples
+from dino_pipeline.files import shard_files
+from dino_pipeline.generate_options import WRITTEN_INPUTS, GenerateOptions, InputOptions, ShardSettings, TextSettings
+from dino_pipeline.options import Sampling, accepts
+from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.readers import input_file, read_json_lines
+from dino_pipeline.results import ExampleList
+from dino_pipeline.run import Run, State
+from dino_pipeline.spec import SpecSampling, TaskSpec
+from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, InputsRef
 
-LEAST_INPUT_SHARD = 64
-"""Inputs are written so many at a time at least: fewer would not show whether a model still writes new ones."""
-LEAST_NEW_INPUTS = 0.01
-"""Writing inputs stops with an error when less of a shard than this is new."""
+if TYPE_CHECKING:
+    from dino_pipeline.generation.engines import EngineChoice
+    from dino_pipeline.generation.shard_writer import ShardWriter
+    from dino_pipeline.generation.storage import RemoteStorage
+    from dino_pipeline.generation.until_target import LabelYield
 
 
-def generate(
-    run: Run,
-    spec: TaskSpec,
-    load: Callable[[], Hands],
-    options: GenerateOptions,
-    reporter: Reporter,
-    *,
-    model: dict[str, Any],
-    inputs: Iterable[str] | None = None,
-    settings: dict[str, Any] | None = None,
-    fresh: bool = False,
-    more: Sequence[More] = (),
-) -> State:
-    """Write the spec's texts into the run's shards, going on where an earlier call was stopped.
+class GeneratedTexts(ExampleList):
+    """The accepted texts of a run, as a list of examples.
 
     Args:
-        run: where to write.
-        spec: what to ask.
-        load: makes ready who writes; called only if something is left to do.
-        options: how much and how.
-        reporter: is told what happens.
-        model: what identifies the model (name, revision, dtype ...); another model is another dataset.
-        inputs: texts for ``<X1>``, read more than once; None lets the spec's own inputs spec write them.
-        settings: what only changes speed, for the record.
-        fresh: start over.
-        more: samples to write beyond those asked for, and those that earlier calls were told to.
-
-    Returns:
-        Whether the work was new, resumed, or done before.
-
-    Raises:
-        OptionError: the spec needs inputs and none are there, or has no place for those given.
-        RunError: the run was begun with other options.
-        Stopped: somebody wanted to stop before all was written.
+        run: the run; its files are read when the texts are first looked at.
+        spec: the instructions.
+        record: what the texts were made with, and their counts.
+        state: "new", "resumed", or "done" if nothing was left to do.
+        target: texts of each label that the filter was to keep, if texts were written until there are enough.
+        yields: for each label what the filter keeps, if there is a target.
     """
-    _check_inputs(spec, inputs)
-    recorded = {"spec": spec.digest, "labels": list(spec.labels), **model, **_options_record(spec, inputs, options)}
-    stage = Stage("generate", recorded, outputs=[run.spec, run.shards], partial=_partial(run))
-    state = run.check(stage, fresh=fresh)
-    before: dict[str, Any] = {}
-    told = list(more)
-    if state != "new":
-        before, told = run.stage("generate"), [*recorded_more(run), *more]
-        if run.inputs.exists() and not are_whole([run.inputs], run.checksums, reporter):
-            run.inputs.unlink()
-    plan = Plan(run, spec, options, told)
-    if state == "done":
-        if plan.is_done():
-            return state
-        run.note("generate", status="running")
-    hands = load()  # before anything is deleted
-    facts = hands.facts()
-    _check_commit(run, before, facts)
-    state = run.begin(stage, fresh=fresh, settings=settings, more=[asdict(each) for each in told], **facts)
-    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    work = _Work(plan, hands, reporter, run.checksums, facts)
-    if not plan.has_inputs:
-        work.store_inputs(inputs)
-    progress = work.write_texts()
-    if not any(count.accepted for count in progress.labels.values()):
-        raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
-    counts = {label: {"written": count.written, "accepted": count.accepted} for label, count in progress.labels.items()}
-    margins = {label: count.mean_margin and round(count.mean_margin, 6) for label, count in progress.labels.items()}
-    run.finish(
-        "generate",
-        task=spec.task_name,
-        label_type="score" if spec.is_scored else "class",
-        **hands.facts(),
-        inputs=plan.num_inputs if spec.needs_inputs else None,
-        counts=counts,
-        mean_margins=margins,
-    )
-    return state
 
-
-@dataclass
-class _Work:
-    """Has written what is planned."""
-
-    plan: Plan
-    hands: Hands
-    reporter: Reporter
-    sums: Checksums
-    facts: Mapping[str, Any]
-    """What run.json holds of the hands."""
-
-    def write_texts(self) -> Progress:
-        """Have the shards written that are not there yet, and return what all hold."""
-        spec, options = self.plan.spec, self.plan.options
-        progress = Progress("texts", self.plan.texts, labels=no_counts(spec.labels))
-        found = advice(inputs=spec.needs_inputs, top_k=options.sampling.top_k, top_p=options.sampling.top_p)
-        diversity = Diversity(self.reporter.note, found)
-
-        def look(accepted: Sequence[Example]) -> None:
-            for label in spec.labels:
-                of_label = (each for each in accepted if each.label == spec.value(label))
-                diversity.add(label, [each.text_b or each.text_a for each in of_label])
-            progress.extra = diversity.summary
-
-        self._have_written(Job(spec, options, scored=True), self.plan.shards(), progress, look)
-        self.sums.tidy()
-        return progress
-
-    def _have_written(
-        self, job: Job, shards: Iterable[Shard], progress: Progress, look: Callable[[Sequence[Example]], None]
+    def __init__(
+        self,
+        run: Run,
+        spec: TaskSpec,
+        record: GenerateRecord,
+        state: State,
+        *,
+        target: int | None = None,
+        yields: Mapping[str, LabelYield] | None = None,
     ) -> None:
-        """Have those shards written that are not there yet; ``look`` at what each holds."""
+        self.run: Run | None = run
+        self.spec, self.record, self.state = spec, record, state
+        self.target, self.yields = target, yields
+        self._folders = (run.shards, run.rejected)
 
-        def stored(shard: Shard, accepted: Sequence[Example]) -> None:
-            self.sums.add(*shard.files)
-            self._note_facts()
-            look(accepted)
+    @cached_property
+    def examples(self) -> list[Example]:  # type: ignore[override]
+        """The accepted texts, in the order of the inputs."""
+        files = shard_files(self._folders[0])
+        return [example for path in files for example in iter_examples(path, numeric_labels=self.spec.is_scored)]
 
-        missing = unwritten(shards, progress, job.spec, self.sums, self.reporter)
-        self.hands.write(job, missing, self.reporter, progress, stored)
-        self.reporter.update(progress)
-        if progress.done < progress.total:
-            raise Stopped
+    @cached_property
+    def rejected(self) -> list[Dropped]:
+        """The rejected texts and the skipped inputs, each with its reason."""
+        rows = (dict(row) for path in shard_files(self._folders[1]) for _, row in read_json_lines(path))
+        return [Dropped(reason=row.pop("reason"), example=Example(**row)) for row in rows]
 
-    def _note_facts(self) -> None:
-        """Record what there is to tell of who writes, where that has changed."""
-        if (facts := self.hands.facts()) != self.facts:
-            self.plan.run.note("generate", **facts)
-            self.facts = facts
+    @property
+    def summary(self) -> str:
+        """Return the number of accepted texts, and the accepted share of each label, in a line."""
+        counts = self.record.counts
+        shares = [f"{label} {total.accepted / max(total.written, 1):.0%}" for label, total in counts.items()]
+        accepted = sum(total.accepted for total in counts.values())
+        return f"{accepted} texts for {self.spec.task_name}; accepted: {', '.join(shares)}"
 
-    def store_inputs(self, inputs: Iterable[str] | None) -> None:
-        """Store the inputs, brought or written."""
-        run, wanted = self.plan.run, self.plan.options.num_inputs
-        texts = self._written_inputs() if inputs is None else distinct(inputs)
-        chosen = enumerate(itertools.islice(texts, wanted))
-        write_examples(run.inputs, (Example(text_a=text, input=number) for number, text in chosen))
-        if wanted and self.plan.num_inputs < wanted:
-            self.reporter.note(f"{self.plan.num_inputs} distinct inputs are there, {wanted} were asked for")
-        self.sums.add(run.inputs)
-
-    def _written_inputs(self) -> Iterator[str]:
-        """Let the inputs spec write shard after shard until there are enough distinct texts; yield those."""
-        spec, options = self.plan.spec.inputs, self.plan.options
-        assert isinstance(spec, TaskSpec)
-        if (wanted := options.num_inputs) is None:
-            raise OptionError("how many inputs to write is not said; give --num-inputs")
-        job = Job(spec, replace(options, keep_newlines=spec.newlines, sampling=options.input_sampling))
-        progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
-        shards = input_shards(self.plan.run, spec, min(max(wanted, LEAST_INPUT_SHARD), options.shard_size))
-        found = 0
-        with closing(DistinctTexts()) as seen:
-            while found < wanted:
-                some = [next(shards)]
-                size = len(some[0].tasks)
-                some += itertools.islice(shards, (wanted - found - 1) // size)  # all of these are needed
-                progress.total = progress.done + size * len(some)
-                self._have_written(job, some, progress, lambda accepted: None)
-                for shard in some:
-                    new = [each.text_a for each in iter_examples(shard.path) if seen.add(each.text_a)]
-                    yield from new
-                    found += len(new)
-                    if found < wanted and len(new) < LEAST_NEW_INPUTS * size:
-                        raise ModelError(
-                            f"inputs spec {spec.task_name}: only {len(new)} of {size} further texts were new, "
-                            f"{found} of {wanted} inputs are there; sample more widely (top_k 0, top_p 0.95 in the "
-                            "inputs spec's sampling), ask for fewer, or bring your own with --inputs"
-                        )
+    def load(self) -> Self:
+        """Read all texts now, because the run's folder is about to be deleted."""
+        _ = self.examples, self.rejected
+        self.run = None
+        return self
 
 
-def _check_commit(run: Run, before: dict[str, Any], facts: Mapping[str, Any]) -> None:
-    """Refuse a model that is another under the same name.
+@accepts(GenerateOptions)
+def generate(
+    spec: TaskSpec | str | Path | Mapping[str, Any],
+    *,
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> GeneratedTexts:
+    """Write texts for every input and label of a task spec; continue where an earlier call stopped.
 
-    Raises:
-        RunError: the Hub's name stands for another commit than when the run began.
-    """
-    commit, now = before.get("model_commit"), facts.get("model_commit")
-    if commit and now and commit != now:
-        raise RunError(
-            f"{run.path}: was begun with commit {commit} of {before['options']['model']}, which now is at {now}; "
-            f"start over with --fresh, or for the texts as begun with --fresh --revision {commit}"
-        )
+    Without ``run``, the texts are kept in memory only.
 
-
-def forget_unwritten(run: Run) -> bool:
-    """Forget what a call was asked for that failed before any text was there: the next may be asked for other.
+    Args:
+        spec: a spec, its file, its fields, or the name of a spec that comes with the package.
+        progress: True shows progress, False shows nothing; or a function that takes each progress and note.
 
     Returns:
-        Whether there was such a call.
+        The accepted texts, with ``.rejected``, ``.record`` and ``.state``.
+
+    Raises:
+        OptionError: an option is wrong, or does not fit the spec.
+        SpecError: the spec is wrong.
+        DataError: the inputs cannot be read.
+        ModelError: the model cannot be loaded, or no text was accepted.
+        RunError: the run was begun with other options.
     """
-    if run.stage("generate").get("status") != "running" or any(map(shard_files, run.text_folders)):
-        return False
-    for path in _partial(run):
-        remove(path)
-    run.forget("generate")
-    return True
+    chosen = GenerateOptions.of(options)
+    task = spec if isinstance(spec, TaskSpec) else load_spec(spec)  # type: ignore[arg-type]
+    inputs = open_inputs(task, chosen)
+    _check_budget(chosen, task, inputs)
+    _check_labels(chosen, task)
+    with ExitStack() as stack:
+        reporter = stack.enter_context(reporter_for(progress))
+        if chosen.ray is not None:
+            stack.enter_context(connected(chosen.ray))
+        folder = chosen.run or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-generate-")))
+        run = Run(folder)
+        stack.enter_context(run.locked())
+        texts = _generate(run, task, inputs, chosen, reporter)
+        return texts if chosen.run else texts.load()
 
 
-def _partial(run: Run) -> list[Path]:
-    return [run.inputs, *run.text_folders, run.checksums.file]
+def _generate(
+    run: Run, spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions, reporter: Reporter
+) -> GeneratedTexts:
+    """Write the texts into the run's folder, which is locked."""
+    from dino_pipeline.generation.engines import choose_engine
+    from dino_pipeline.generation.generate_stage import forget_unwritten
+    from dino_pipeline.generation.storage import RemoteStorage
 
+    storage = RemoteStorage(options.storage) if options.storage else None
+    if not options.fresh:
+        forget_unwritten(run)
+        if storage:
+            storage.synchronise(run, reporter)  # the copy may be all that is left of the run
+            if forget_unwritten(run):
+                storage.clear(run)
+    before = None if options.fresh else run.record().generate
+    extra_samples = _further_samples(run, options, spec, before)
+    engine = choose_engine(options, before, reporter)
+    settings = resolve_settings(options, spec, inputs, engine)
+    call = _GenerateCall(run, spec, inputs, settings, engine, storage, reporter)
+    if options.until_target:
+        from dino_pipeline.generation.until_target import generate_until_target
 
-def _check_inputs(spec: TaskSpec, inputs: Iterable[str] | None) -> None:
-    if spec.needs_inputs and inputs is None and spec.inputs is None:
-        raise OptionError(
-            f"spec {spec.task_name}: its instructions hold <X1>, but there are no inputs; "
-            'give --inputs FILE, or name a spec that writes them under "inputs"'
-        )
-    if not spec.needs_inputs and inputs is not None:
-        raise OptionError(f"spec {spec.task_name}: its instructions lack <X1>, so --inputs has no place; leave it out")
+        budget = options.budget or 20 * options.until_target * len(spec.labels)
+        rounds: list[State] = []
 
+        def write(further: Sequence[ExtraSamples]) -> GenerateRecord:
+            state, record = call.write(further, fresh=options.fresh and not rounds)
+            rounds.append(state)
+            return record
 
-def _options_record(spec: TaskSpec, inputs: Iterable[str] | None, options: GenerateOptions) -> dict[str, Any]:
-    record = asdict(options)
-    for name in ("sampling", "input_sampling"):
-        record[name] = record[name].model_dump()
-    for name, default in (("best_of", 1), ("shard_size", SHARD_SIZE)):
-        if record[name] == default:
-            del record[name]
-    if not spec.needs_inputs:
-        del record["num_inputs"]
-    if isinstance(spec.inputs, TaskSpec) and inputs is None:
-        record["inputs"] = {"spec": spec.inputs.digest}
+        record, yields = generate_until_target(run, spec, options.until_target, budget, write, reporter)
+        state: State = next((state for state in rounds if state != "done"), "done")
+        texts = GeneratedTexts(run, spec, record, state, target=options.until_target, yields=yields)
     else:
-        del record["input_sampling"]
-        if inputs is not None:
-            record["inputs"] = {"texts": _digest(inputs)}
-    return record
+        state, record = call.write(extra_samples, fresh=options.fresh)
+        texts = GeneratedTexts(run, spec, record, state)
+    if storage:
+        storage.store_record(run)
+    return texts
 
 
-def _digest(texts: Iterable[str]) -> str:
-    found = hashlib.sha256()
+@dataclass(frozen=True)
+class _GenerateCall:
+    """What one call writes, and with which engine."""
+
+    run: Run
+    spec: TaskSpec
+    inputs: Iterable[str] | None
+    settings: GenerateSettings
+    engine: EngineChoice
+    storage: RemoteStorage | None
+    reporter: Reporter
+
+    def write(self, extra_samples: Sequence[ExtraSamples], *, fresh: bool) -> tuple[State, GenerateRecord]:
+        """Write the texts, and extra samples in addition; see `generate_stage.write_texts`."""
+        from dino_pipeline.generation.estimate import SpeedMonitor, estimate_key
+        from dino_pipeline.generation.generate_stage import write_texts
+        from dino_pipeline.generation.storage import RemoteShardWriter
+
+        def load_writer() -> ShardWriter:
+            writer = self.engine.load_writer()
+            if self.storage is None:
+                return writer
+            if fresh:
+                self.storage.clear(self.run)  # only now: a model that cannot be loaded loses no texts
+            return RemoteShardWriter(writer, self.storage, self.run)
+
+        return write_texts(
+            self.run,
+            self.spec,
+            load_writer,
+            self.settings,
+            SpeedMonitor(self.reporter, self.run, estimate_key(self.settings)),
+            inputs=self.inputs,
+            speed=self.engine.speed,
+            fresh=fresh,
+            extra_samples=extra_samples,
+        )
+
+
+def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
+    """Return the texts for ``<X1>`` that the user brings, None if there are none.
+
+    Raises:
+        OptionError: the spec needs inputs and there are none, or it needs none and there are some.
+        DataError: an input is not a text.
+    """
+    if spec.needs_inputs and options.inputs is None and spec.inputs is None:
+        raise OptionError(
+            f"spec {spec.task_name}: its instructions hold <X1>, but there are no inputs",
+            'give {inputs=FILE}, or name a spec that writes them under "inputs"',
+        )
+    if options.inputs is None:
+        return None
+    if not spec.needs_inputs:
+        raise OptionError(
+            f"spec {spec.task_name} takes no inputs: its instructions lack <X1>", "leave it out", option="inputs"
+        )
+    if isinstance(options.inputs, str | Path):
+        return input_file(Path(options.inputs), options.input_format)
+    return _stripped_texts(options.inputs)
+
+
+def _stripped_texts(texts: Iterable[Any]) -> list[str]:
+    """Return texts as they are read from a file: without space around them, and without empty ones."""
+    found = []
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"input {number}: is {short(text)}", "give a file, or texts")
+        if stripped := text.strip():
+            found.append(stripped)
+    if not found:
+        raise DataError("the inputs hold no text", "give some, or leave {inputs} out")
+    return found
+
+
+def resolve_settings(
+    options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | None, engine: EngineChoice
+) -> GenerateSettings:
+    """Return what decides the texts: options, with what they leave open filled in from the spec or the paper.
+
+    Args:
+        options: of the generate stage or of a preview.
+        spec: the instructions.
+        inputs: the user's; None if the spec's own inputs spec writes them.
+        engine: its model takes part.
+    """
+    own = {name: getattr(options, name) for name in TextSettings.model_fields}
+    if isinstance(options, ShardSettings):
+        own |= {name: getattr(options, name) for name in ShardSettings.model_fields}
+    own |= {
+        "num_inputs": num_inputs(options, spec, inputs),
+        "keep_newlines": options.keep_newlines or spec.newlines,
+        "sampling": _sampling(spec.sampling, options, debias=engine.debiases),
+        "spec": spec.digest,
+        "labels": tuple(spec.labels),
+        "engine": engine.engine,
+        "model": engine.model,
+        "scorer": engine.scorer,
+    }
+    if inputs is not None:
+        own["inputs"] = InputsRef(texts=_texts_digest(inputs))
+    elif isinstance(spec.inputs, TaskSpec):
+        own["inputs"] = InputsRef(spec=spec.inputs.digest)
+        own["input_sampling"] = _sampling(spec.inputs.sampling)  # the options are about the texts, not the inputs
+    return GenerateSettings(**own)
+
+
+def num_inputs(options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | None) -> int | None:
+    """Return how many inputs to use, or to write; None: all that the user brings, or none are needed."""
+    if not spec.needs_inputs:
+        return None
+    return options.num_inputs or (WRITTEN_INPUTS if inputs is None else None)
+
+
+def count_inputs(limit: int | None, inputs: Iterable[str] | None) -> int:
+    """Return the number of inputs that a run uses: of the user's, or to be written."""
+    return limit or 0 if inputs is None else sum(1 for _ in itertools.islice(inputs, limit))
+
+
+def _sampling(in_spec: SpecSampling, options: TextSettings | None = None, *, debias: bool = True) -> Sampling:
+    """Return how tokens are drawn: an option counts before the spec's value, and that before the paper's."""
+    values = in_spec.model_dump(exclude_none=True)
+    for name in Sampling.model_fields:
+        if (value := getattr(options, name, None)) is not None:
+            values[name] = value
+    return Sampling(**values if debias else {**values, "decay": 0.0})
+
+
+def _texts_digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
     for text in texts:
-        found.update(text.encode() + b"\0")
-    return found.hexdigest()[:16]
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
-def num_inputs(inputs: Iterable[str] | None, options: GenerateOptions) -> int:
-    """Return how many inputs a job is about: those brought, or to be written."""
-    if inputs is None:
-        return options.num_inputs or 0
-    return sum(1 for _ in itertools.islice(inputs, options.num_inputs))
+def _check_budget(options: GenerateOptions, spec: TaskSpec, inputs: Iterable[str] | None) -> None:
+    """Raise `OptionError` if the budget does not even suffice for the samples that are asked for."""
+    if options.budget is None:
+        return
+    limit = num_inputs(options, spec, inputs)
+    first_round = (count_inputs(limit, inputs) if spec.needs_inputs else 1) * len(spec.labels) * options.samples
+    if options.budget < first_round:
+        raise OptionError(
+            f"the first round alone writes {first_round} texts",
+            "raise it, or lower {num_inputs} or {samples}",
+            option="budget",
+            value=options.budget,
+        )
 
 
-def recorded_more(run: Run) -> list[More]:
-    """Return the samples that earlier calls were told to write beyond those asked for."""
-    return [More(**each) for each in run.stage("generate").get("more", [])]
+def _check_labels(options: GenerateOptions, spec: TaskSpec) -> None:
+    """Raise `OptionError` if extra samples are of a label that the spec does not have."""
+    for label, number in options.more:
+        if label not in spec.labels:
+            raise OptionError(
+                "there is no such label",
+                f"choose from {', '.join(spec.labels)}",
+                option="more",
+                value=f"{label}={number}",
+            )
+
+
+def _further_samples(
+    run: Run, options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None
+) -> list[ExtraSamples]:
+    """Return the extra samples that the run does not have yet.
+
+    Raises:
+        RunError: earlier calls asked for others.
+    """
+    asked = list(options.more)
+    recorded = [(extra.label, extra.samples) for extra in before.more] if before else []
+    shared = min(len(asked), len(recorded))
+    if asked[:shared] != recorded[:shared]:
+        earlier = " ".join(f"{{more={label}={number}}}" for label, number in recorded)
+        raise RunError(
+            f"{run.path}: earlier calls asked for other extra samples",
+            f"give {earlier} first, or start over with {{fresh=True}}",
+        )
+    samples = dict.fromkeys(spec.labels, options.samples)
+    further = []
+    for label, number in asked:
+        further.append(ExtraSamples(label=label, first=samples[label], samples=number))
+        samples[label] += number
+    return further[len(recorded) :]

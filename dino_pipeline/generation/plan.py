@@ -1,193 +1,155 @@
-"""What is to be written: texts with their options, cut into shards of fixed content, and those still missing."""
+"""What a run has to write: tasks in shards of fixed content, their requests, and the shards that are still missing."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
+from dino_pipeline.decoding.engine import Engine, Request
+from dino_pipeline.decoding.prompts import Task, task_key, task_prompts
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
-from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, Reporter, SilentReporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import ExtraSamples, GenerateSettings
 
-SHARD_SIZE = 1024
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """All that decides what is written, beside spec, inputs and model. The defaults are the paper's."""
-
-    samples: int = 5
-    """Texts per input and label; in a task without inputs, texts per label."""
-    num_inputs: int | None = None
-    """How many inputs to take, or to write; None takes all."""
-    seed: int = 42
-    keep_unfinished: bool = False
-    """Keep texts that reach ``max_new_tokens`` without the stop string."""
-    keep_newlines: bool = False
-    """Let texts hold newlines, instead of ending and rejecting them there."""
-    min_words: int = 0
-    min_tokens: int = 0
-    best_of: int = 1
-    """Texts written for one, where there are counter-labels; that of the best margin is kept."""
-    shard_size: int = SHARD_SIZE
-    """About so many texts make a shard: what a killed run loses at most, for each worker."""
-    sampling: Sampling = field(default_factory=Sampling)
-    input_sampling: Sampling = field(default_factory=Sampling)
+LONGEST_INPUT = 1_000_000
+"""In characters. Longer inputs are not even tokenised."""
 
 
 @dataclass(frozen=True)
-class More:
-    """Further samples of one label, beyond what `GenerateOptions` ask for."""
-
-    label: str
-    first: int
-    """Their first number."""
-    samples: int
-    """Per input, or in all."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One text to write."""
-
-    input: int | None
-    text: str | None
-    label: str
-    sample: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is asked alike of many shards."""
+class GenerationJob:
+    """The spec and the settings that many shards share."""
 
     spec: TaskSpec
-    options: GenerateOptions
-    scored: bool = False
-    """Whether a scorer, if there is one, tells margins."""
+    settings: GenerateSettings
+    use_scorer: bool = False
+    """Whether a separate scorer, if there is one, computes log-probabilities and margins."""
 
 
 @dataclass
 class Shard:
-    """The tasks that go into one file of accepted and one of rejected texts, and what has come of them so far."""
+    """The tasks of one file of accepted and one file of rejected texts, with their results so far."""
 
     path: Path
-    rejected: Path
+    rejected_path: Path
     tasks: list[Task]
-    left_out: list[Dropped] = field(default_factory=list)
-    """What cannot be asked about: inputs, or tasks that have none."""
-    open: int = 0
+    skipped: list[Dropped] = field(default_factory=list)
+    """Inputs, or tasks without inputs, that the model cannot be asked about."""
+    num_unfinished: int = 0
     """Texts that have not ended yet."""
-    ended: dict[int, tuple[Example, str | None]] = field(default_factory=dict)
-    """The texts of tasks, by number, and why they are turned down, if they are."""
+    results: dict[int, Example | Dropped] = field(default_factory=dict)
+    """The accepted or rejected text of each finished task, by the index of the task."""
+    digests: dict[Path, str] = field(default_factory=dict)
+    """SHA-256 of both files, once they are written."""
 
     @property
     def files(self) -> list[Path]:
         """Both files, in the order in which they are written."""
-        return [self.rejected, self.path]
+        return [self.rejected_path, self.path]
 
     @property
     def accepted(self) -> list[Example]:
-        """What is accepted, in the order of the tasks."""
-        return [example for _, (example, reason) in sorted(self.ended.items()) if reason is None]
+        """The accepted texts, in the order of the tasks."""
+        results = (self.results[index] for index in sorted(self.results))
+        return [result for result in results if isinstance(result, Example)]
 
     @property
-    def dropped(self) -> list[Dropped]:
-        """What is turned down, inputs first."""
-        ended = (Dropped(example, reason) for _, (example, reason) in sorted(self.ended.items()) if reason is not None)
-        return [*self.left_out, *ended]
+    def rejected(self) -> list[Dropped]:
+        """The skipped inputs, then the rejected texts in the order of the tasks."""
+        results = (self.results[index] for index in sorted(self.results))
+        return [*self.skipped, *(result for result in results if isinstance(result, Dropped))]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """What a run is to hold."""
+    """All shards that a finished run holds."""
 
     run: Run
     spec: TaskSpec
-    options: GenerateOptions
-    more: Sequence[More] = ()
-    """Samples beyond those that the options ask for."""
+    settings: GenerateSettings
+    extra_samples: tuple[ExtraSamples, ...] = ()
+    num_inputs: int = 0
+    """Number of stored inputs; 0 before they are counted."""
 
     @property
     def has_inputs(self) -> bool:
-        """Whether all inputs that are needed are stored."""
+        """Return whether all inputs that the spec needs are stored."""
         return self.run.inputs.exists() or not self.spec.needs_inputs
 
-    @cached_property
-    def num_inputs(self) -> int:
-        """How many inputs are stored, once they are."""
-        return sum(1 for _ in iter_examples(self.run.inputs))
-
     @property
-    def texts(self) -> int:
-        """How many texts that makes, once the inputs are stored."""
-        samples = len(self.spec.labels) * self.options.samples + sum(each.samples for each in self.more)
+    def num_texts(self) -> int:
+        """Return the number of texts to write, once the inputs are counted."""
+        samples = len(self.spec.labels) * self.settings.samples + sum(extra.samples for extra in self.extra_samples)
         return samples * (self.num_inputs if self.spec.needs_inputs else 1)
 
     def shards(self) -> Iterator[Shard]:
-        """Yield the shards; they depend on nothing but inputs, labels and samples."""
-        yield from self._shards([(label, range(self.options.samples)) for label in self.spec.labels], "")
-        for number, each in enumerate(self.more, start=1):
-            yield from self._shards([(each.label, range(each.first, each.first + each.samples))], f"more{number:03d}-")
+        """Yield the shards. Their tasks depend on nothing but inputs, labels, samples and the shard size."""
+        yield from self._shards({label: range(self.settings.samples) for label in self.spec.labels}, "")
+        for number, extra in enumerate(self.extra_samples, start=1):
+            samples = range(extra.first, extra.first + extra.samples)
+            yield from self._shards({extra.label: samples}, f"more{number:03d}-")
 
-    def _shards(self, asked: Sequence[tuple[str, range]], prefix: str) -> Iterator[Shard]:
-        size = self.options.shard_size
-        lists = _about_inputs(self.run, asked, size) if self.spec.needs_inputs else _without_inputs(asked, size)
-        for number, tasks in enumerate(lists):
+    def _shards(self, samples: dict[str, range], prefix: str) -> Iterator[Shard]:
+        """Yield shards for some samples of some labels."""
+        tasks_of = self._tasks_about_inputs if self.spec.needs_inputs else self._tasks_without_inputs
+        for number, tasks in enumerate(tasks_of(samples)):
             name = f"{prefix}{number:05d}.jsonl"
             yield Shard(self.run.shards / name, self.run.rejected / name, tasks)
 
+    def _tasks_without_inputs(self, samples: dict[str, range]) -> Iterator[list[Task]]:
+        per_label = max(1, self.settings.shard_size // len(samples))
+        most = max(map(len, samples.values()))
+        for first in range(0, most, per_label):
+            tasks = []
+            for label, indices in samples.items():
+                tasks += [Task(None, None, label, sample) for sample in indices[first : first + per_label]]
+            yield tasks
+
+    def _tasks_about_inputs(self, samples: dict[str, range]) -> Iterator[list[Task]]:
+        per_input = sum(map(len, samples.values()))
+        inputs_per_shard = max(1, self.settings.shard_size // per_input)
+        inputs = enumerate(example.text_a for example in iter_examples(self.run.inputs))
+        while chunk := list(itertools.islice(inputs, inputs_per_shard)):
+            tasks = []
+            for number, text in chunk:
+                for label, indices in samples.items():
+                    tasks += [Task(number, text, label, sample) for sample in indices]
+            yield tasks
+
     def is_done(self) -> bool:
-        """Say whether all is there, and as it was written."""
-        sums = self.run.checksums
-        return self.has_inputs and all(are_whole(shard.files, sums, SilentReporter()) for shard in self.shards())
-
-
-def _without_inputs(asked: Sequence[tuple[str, range]], texts: int) -> Iterator[list[Task]]:
-    size = max(1, texts // len(asked))
-    samples = asked[0][1]
-    for first in range(0, len(samples), size):
-        yield [Task(None, None, label, sample) for label, samples in asked for sample in samples[first : first + size]]
-
-
-def _about_inputs(run: Run, asked: Sequence[tuple[str, range]], texts: int) -> Iterator[list[Task]]:
-    size = max(1, texts // sum(len(samples) for _, samples in asked))
-    inputs = enumerate(example.text_a for example in iter_examples(run.inputs))
-    while some := list(itertools.islice(inputs, size)):
-        yield [
-            Task(number, text, label, sample) for number, text in some for label, samples in asked for sample in samples
-        ]
+        """Return whether all shards are there, with the contents that were written."""
+        checksums = self.run.checksums
+        return self.has_inputs and all(is_intact(shard.files, checksums, SilentReporter()) for shard in self.shards())
 
 
 def input_shards(run: Run, spec: TaskSpec, size: int) -> Iterator[Shard]:
-    """Yield without end the shards of a spec that writes inputs, of about so many texts."""
-    per_label = -(-size // len(spec.labels))
+    """Yield shards of about ``size`` texts of a spec that writes inputs, without end."""
+    per_label = -(-size // len(spec.labels))  # rounded up
     for number in itertools.count():
-        first, name = number * per_label, f"{number:05d}.jsonl"
-        tasks = [Task(None, None, label, first + sample) for sample in range(per_label) for label in spec.labels]
+        name, samples = f"{number:05d}.jsonl", range(number * per_label, (number + 1) * per_label)
+        tasks = [Task(None, None, label, sample) for sample in samples for label in spec.labels]
         yield Shard(run.input_shards / name, run.input_rejected / name, tasks)
 
 
-def are_whole(paths: Sequence[Path], sums: Checksums, reporter: Reporter) -> bool:
-    """Whether files were finished and are as they were; one that is not is said."""
-    if not sums.has(*paths):
+def is_intact(paths: Sequence[Path], checksums: Checksums, reporter: Reporter) -> bool:
+    """Return whether files were finished and have not changed since; note the first one that has."""
+    if not checksums.has(*paths):
         return False
-    if spoilt := sums.first_changed(*paths):
-        reporter.note(f"{spoilt}: is not what was written (another checksum): written anew")
-    return spoilt is None
+    if changed := checksums.first_changed(*paths):
+        reporter.note(f"{changed}: its checksum is not the recorded one: it is written again")
+    return changed is None
 
 
-def unwritten(
-    shards: Iterable[Shard], progress: Progress, spec: TaskSpec, sums: Checksums, reporter: Reporter
+def missing_shards(
+    shards: Iterable[Shard], progress: Progress, spec: TaskSpec, checksums: Checksums, reporter: Reporter
 ) -> Iterator[Shard]:
-    """Yield the shards that are not there yet, until somebody wants to stop, and count the others."""
+    """Yield the shards that are not stored yet, until the user asks to stop; count the stored ones."""
     for shard in shards:
-        if are_whole(shard.files, sums, reporter):
+        if is_intact(shard.files, checksums, reporter):
             _count_stored(progress, spec, shard)
         elif reporter.should_stop():
             return
@@ -196,21 +158,21 @@ def unwritten(
 
 
 def _count_stored(progress: Progress, spec: TaskSpec, shard: Shard) -> None:
-    """Count the texts of a shard that an earlier call finished."""
+    """Count the texts of a shard that an earlier call stored."""
     names = {spec.value(label): label for label in spec.labels}
-    before = progress.done
-    for path, reason in ((shard.path, None), (shard.rejected, "rejected")):
+    done = progress.done
+    for path, reason in ((shard.path, None), (shard.rejected_path, "rejected")):
         for example in iter_examples(path, numeric_labels=spec.is_scored):
-            if example.label is not None:
+            if example.label is not None:  # skipped inputs have none
                 count_text(progress, names[example.label], example, reason)
         for count in progress.labels.values():
             count.rejected_in_a_row = 0  # the files do not hold the order in which texts were written
-    progress.done = before + len(shard.tasks)
+    progress.done = done + len(shard.tasks)
     progress.resumed += len(shard.tasks)
 
 
 def count_text(progress: Progress, label: str, example: Example, reason: str | None) -> None:
-    """Add one text to the label's counts."""
+    """Add one text to its label's counts; ``reason`` is None if it is accepted."""
     count = progress.labels[label]
     progress.done += 1
     count.written += 1
@@ -220,3 +182,54 @@ def count_text(progress: Progress, label: str, example: Example, reason: str | N
         if example.margin is not None:
             count.margin_sum += example.margin
             count.margins += 1
+
+
+def shard_requests(
+    job: GenerationJob, engine: Engine, tasks: Sequence[Task]
+) -> tuple[dict[int, Request], list[Dropped]]:
+    """Return the requests of a shard's tasks, and the inputs that the model cannot be asked about.
+
+    One defect excludes an input with all its tasks. Without inputs it excludes the one task.
+
+    Returns:
+        Requests by the index of the task, shortest inputs first, so that rows of similar length run together; and what
+        is excluded, with the reason.
+    """
+    spec, seed = job.spec, job.settings.seed
+    prompts = [
+        task_prompts(spec, seed, task, engine.render) if len(task.text or "") <= LONGEST_INPUT else [""]
+        for task in tasks
+    ]
+    distinct = list(dict.fromkeys(itertools.chain.from_iterable(prompts)))
+    encoded = dict(zip(distinct, engine.encode(distinct), strict=True))
+    requests: dict[int, Request] = {}
+    excluded: dict[int | Task | None, Dropped] = {}
+    for index, task in enumerate(tasks):
+        request = Request(tuple(encoded[prompt] for prompt in prompts[index]), task_key(spec, seed, task))
+        requests[index] = request
+        if reason := _input_defect(job, engine, task, request):
+            sample = task.sample if task.text is None else None
+            dropped = Dropped(Example(task.text or "", input=task.input, sample=sample), reason)
+            excluded.setdefault(_subject(task), dropped)
+    remaining = [index for index in requests if _subject(tasks[index]) not in excluded]
+    remaining.sort(key=lambda index: (len(tasks[index].text or ""), index))
+    return {index: requests[index] for index in remaining}, list(excluded.values())
+
+
+def _subject(task: Task) -> int | Task | None:
+    """Return what a defect of a task's prompt excludes: its input or, without inputs, the task alone."""
+    return task if task.text is None else task.input
+
+
+def _input_defect(job: GenerationJob, engine: Engine, task: Task, request: Request) -> str | None:
+    """Return why the model cannot be asked about a task's input, None if it can."""
+    text, max_new_tokens = task.text or "", job.settings.sampling.max_new_tokens
+    if task.text is not None and not job.spec.can_show(task.text):
+        return f"the input holds the stop string {job.spec.stop}"
+    if mark := next((mark for mark in engine.marks if mark in text), None):
+        return f"the input holds {mark} of the model's chat template"
+    if len(text) > LONGEST_INPUT:
+        return f"the input is longer than {LONGEST_INPUT:,} characters"
+    if not engine.fits(request.prompts, max_new_tokens):
+        return f"the prompt leaves less than {max_new_tokens} tokens of the model's context"
+    return None

@@ -1,4 +1,4 @@
-"""A look at a job before it is done: a few texts with and without debiasing, and what the whole will take."""
+"""What a run would write and take: some texts with and without debiasing, and an estimate from a short trial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,247 +15,326 @@ from typing import Any, cast
 
 import torch
 
+from dino_pipeline.console import reporter_for
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Engine, Request
+from dino_pipeline.decoding.prompts import Task, task_key, task_prompts
 from dino_pipeline.decoding.sampling import choose, uniforms
 from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files
-from dino_pipeline.generation.estimate import LONG_ENOUGH, Estimate
-from dino_pipeline.generation.generate import generate, num_inputs
-from dino_pipeline.generation.plan import GenerateOptions, Task
-from dino_pipeline.generation.prompts import prompts, task_key
-from dino_pipeline.generation.writer import OneEngine
-from dino_pipeline.options import Sampling
+from dino_pipeline.generate_options import PreviewOptions
+from dino_pipeline.generation.engines import local_engine
+from dino_pipeline.generation.estimate import LONG_ENOUGH, Estimate, estimate_key
+from dino_pipeline.generation.generate import count_inputs, open_inputs, resolve_settings
+from dino_pipeline.generation.generate_stage import write_texts
+from dino_pipeline.generation.shard_writer import EngineWriter
+from dino_pipeline.options import Sampling, accepts
 from dino_pipeline.processes import peak_memory
-from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.readers import InputFile, read_json_lines
+from dino_pipeline.progress import Progress, Reporter, clock
+from dino_pipeline.readers import read_json_lines
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import GenerateRecord, GenerateSettings
 
-FIRST = 128
-"""Texts of each label that are written to measure with, at first."""
+FIRST_TRIAL = 128
+"""Texts of each label in the first trial."""
+MAX_TRIALS = 3
 SHORT = 0.05
-"""Seconds that tell nothing."""
-MOST_ROUNDS = 3
+"""Seconds that are too short to measure anything."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A text with debiasing, and the one without from the same random numbers."""
+class Preview:
+    """Some texts of a run to come, and what the whole run would take."""
+
+    spec: TaskSpec
+    texts: Sequence[PreviewText]
+    estimate: Estimate
+
+    def __repr__(self) -> str:
+        estimate = self.estimate
+        return (
+            f"Preview({estimate.texts} texts would take about {clock(estimate.seconds)} and "
+            f"{estimate.memory / 2**30:.1f} GiB of memory)"
+        )
+
+    def changed_share(self, label: str) -> float | None:
+        """Return the share of a label's tokens that debiasing changed, None for a label without counter-labels."""
+        if not self.spec.labels[label].counter_labels:
+            return None
+        changed = [is_changed for text in self.texts if text.label == label for _, is_changed in text.pieces]
+        return sum(changed) / max(len(changed), 1)
+
+
+@accepts(PreviewOptions)
+def preview(
+    spec: TaskSpec | str | Path | Mapping[str, Any],
+    *,
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> Preview:
+    """Write a few texts with debiasing and without, and estimate time and memory of the whole run from a short trial.
+
+    With ``run``, the estimate is stored there, and `dino.generate` notes if the run is much slower.
+
+    Args:
+        spec: a spec, its file, its fields, or the name of a spec that comes with the package.
+        progress: True shows progress, False shows nothing; or a function that takes each progress and note.
+
+    Returns:
+        The texts and the estimate.
+
+    Raises:
+        OptionError: an option is wrong, or does not fit the spec.
+        SpecError: the spec is wrong.
+        ModelError: the model cannot be loaded, or none of the trial's texts was accepted.
+    """
+    started = time.monotonic()
+    chosen = PreviewOptions.of(options)
+    task = spec if isinstance(spec, TaskSpec) else load_spec(spec)  # type: ignore[arg-type]
+    inputs = open_inputs(task, chosen)
+    with reporter_for(progress) as reporter:
+        engine = local_engine(chosen, None, reporter)
+        settings = resolve_settings(chosen, task, inputs, engine)
+        decoder = cast(Decoder, cast(EngineWriter, engine.load_writer()).engine)
+        loading = time.monotonic() - started  # a run begins like this, too
+        estimate, some_inputs = measure(decoder, task, inputs, settings, reporter, loading=loading)
+        texts = preview_texts(decoder, task, some_inputs, settings, chosen.texts)
+    if chosen.run:
+        estimate.write(Run(chosen.run), estimate_key(settings))
+    return Preview(task, texts, estimate)
+
+
+@dataclass(frozen=True)
+class PreviewText:
+    """A text with debiasing, and the text without it from the same random numbers."""
 
     label: str
     input: str | None
     pieces: Sequence[tuple[str, bool]]
-    """What each token adds to the debiased text, and whether it would have been another without debiasing."""
+    """For each token of the debiased text: what it adds to the text, and whether debiasing changed it."""
     debiased: Completion
     plain: Completion
 
 
-def draw(decoder: Decoder, spec: TaskSpec, inputs: Sequence[str], options: GenerateOptions, count: int) -> list[Drawn]:
+def preview_texts(
+    decoder: Decoder, spec: TaskSpec, inputs: Sequence[str], settings: GenerateSettings, count: int
+) -> list[PreviewText]:
     """Write ``count`` texts of each label, with debiasing and without.
 
     Args:
         decoder: writes them.
-        spec: what to ask.
+        spec: the instructions.
         inputs: texts for ``<X1>``, taken in turn; empty if the spec needs none.
-        options: how.
+        settings: how to write.
         count: texts of each label.
     """
-    tasks = [
-        Task(at if inputs else None, inputs[at % len(inputs)] if inputs else None, label, at // max(len(inputs), 1))
-        for label in spec.labels
-        for at in range(count)
-    ]
-    asked = (decoder.encode(prompts(spec, options.seed, task, decoder.render)) for task in tasks)
-    keys = (task_key(spec, options.seed, task) for task in tasks)
-    requests = [Request(tuple(own_and_counters), key) for own_and_counters, key in zip(asked, keys, strict=True)]
-    stop, stop_at_newline = spec.stop, not options.keep_newlines
-    both = []
-    for sampling in (options.sampling, options.sampling.model_copy(update={"decay": 0.0})):
-        done = decoder.sample(requests, sampling, stop=stop, stop_at_newline=stop_at_newline)
-        both.append(sorted(done, key=lambda each: each.number))
-    decode = decoder.stop_rule(stop, stop_at_newline).decode
-    found = []
-    for task, request, debiased, plain in zip(tasks, requests, *both, strict=True):
-        changed = _changed(decoder, request, debiased.tokens, options.sampling)
-        parts = list(zip(pieces(decode, debiased.tokens), changed, strict=True))
-        found.append(Drawn(task.label, task.text, parts, debiased, plain))
-    return found
+    tasks = [_preview_task(label, number, inputs) for label in spec.labels for number in range(count)]
+    requests = []
+    for task in tasks:
+        prompts = decoder.encode(task_prompts(spec, settings.seed, task, decoder.render))
+        requests.append(Request(tuple(prompts), task_key(spec, settings.seed, task)))
+    stop_at_newline = not settings.keep_newlines
+
+    def write(sampling: Sampling) -> list[Completion]:
+        completions = decoder.sample(requests, sampling, stop=spec.stop, stop_at_newline=stop_at_newline)
+        return sorted(completions, key=lambda completion: completion.number)
+
+    debiased = write(settings.sampling)
+    plain = write(settings.sampling.model_copy(update={"decay": 0.0}))
+    decode = decoder.stop_rule(spec.stop, stop_at_newline).decode
+    texts = []
+    for task, request, with_debiasing, without in zip(tasks, requests, debiased, plain, strict=True):
+        changed = _changed_tokens(decoder, request, with_debiasing.tokens, settings.sampling)
+        pieces = list(zip(token_pieces(decode, with_debiasing.tokens), changed, strict=True))
+        texts.append(PreviewText(task.label, task.text, pieces, with_debiasing, without))
+    return texts
 
 
-def pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
-    """Return what each token adds to a text; a character of several tokens comes with the last of them."""
-    texts = [decode(tokens[:end]) for end in range(1, len(tokens) + 1)]
-    whole = ["", *(text.rstrip(UNFINISHED_BYTES) for text in texts[:-1]), texts[-1]]
+def _preview_task(label: str, number: int, inputs: Sequence[str]) -> Task:
+    if not inputs:
+        return Task(None, None, label, number)
+    sample, index = divmod(number, len(inputs))
+    return Task(number, inputs[index], label, sample)
+
+
+def token_pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
+    """Return what each token adds to a text; a character of several tokens comes with its last one."""
+    prefixes = [decode(tokens[:end]) for end in range(1, len(tokens) + 1)]
+    whole = ["", *(text.rstrip(UNFINISHED_BYTES) for text in prefixes[:-1]), prefixes[-1]]
     return [text[len(before) :] for before, text in pairwise(whole)]
 
 
 @torch.inference_mode()
-def _changed(decoder: Decoder, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[bool]:
-    """Return of each token whether the same random number chose another under the own prompt alone."""
+def _changed_tokens(decoder: Decoder, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[bool]:
+    """Return, for each token, whether its random number chooses another one under the own prompt alone."""
     prompt = request.prompts[0]
-    whole = torch.tensor([[*prompt, *tokens]], device=decoder.model.device)
-    logits = decoder.model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    log_probs = logits.index_fill_(-1, decoder.banned, -torch.inf).log_softmax(-1)
-    draws = torch.tensor(uniforms(request.key, len(tokens)), device=logits.device)
+    input_ids = torch.tensor([[*prompt, *tokens]], device=decoder.model.device)  # (1, prompt + tokens)
+    # the logits at position i predict token i + 1
+    logits = decoder.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    log_probs = logits.index_fill_(-1, decoder.banned, -torch.inf).log_softmax(-1)  # (tokens, vocab)
+    draws = torch.tensor(uniforms(request.key, len(tokens)), device=logits.device)  # (tokens,)
     plain = choose(log_probs, draws, sampling.top_k, sampling.top_p).tolist()
     return [token != other for token, other in zip(tokens, plain, strict=True)]
 
 
 class _Stopwatch:
-    """Notes when how much was done."""
+    """A reporter that records when how many texts were done. It drops notes: a small trial's are no run's."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter, self.should_stop = reporter, reporter.should_stop
-        self.begun = time.monotonic()
-        self.seen: dict[str, list[tuple[float, int]]] = {}
+        self.started = time.monotonic()
+        self.updates: dict[str, list[tuple[float, int]]] = {}
+        """Time and number of texts of each update, by the progress's title."""
 
     def update(self, progress: Progress) -> None:
-        self.seen.setdefault(progress.title, []).append((time.monotonic(), progress.done))
+        self.updates.setdefault(progress.title, []).append((time.monotonic(), progress.done))
         self.reporter.update(replace(progress, title=f"measuring: {progress.title}"))
 
     def note(self, message: str, remedy: str = "") -> None:
-        """Say nothing: what is small now need not be small then."""
+        """Drop the note."""
 
     def seconds(self, title: str) -> float:
-        """Return the time from the first to the last thing done."""
-        seen = self.seen.get(title)
-        return seen[-1][0] - seen[0][0] if seen else 0.0
+        """Return the time from the first to the last update."""
+        updates = self.updates.get(title)
+        return updates[-1][0] - updates[0][0] if updates else 0.0
 
-    def per_second(self, title: str, under_way: int) -> float:
-        """Return the rate between the first and the last texts, of which fewer were under way side by side."""
-        seen = self.seen[title]
-        total = seen[-1][1]
-        edge = min(under_way, total // 4)
-        middle = [(at, done) for at, done in seen if edge <= done <= total - edge]
-        (begun, first), (ended, last) = (middle or seen)[0], (middle or seen)[-1]
-        if last == first or ended - begun < SHORT:
-            (begun, first), (ended, last) = (self.begun, 0), seen[-1]
-        return (last - first) / max(ended - begun, SHORT)
+    def per_second(self, title: str, concurrent: int) -> float:
+        """Return the rate, without the beginning and the end, when fewer than ``concurrent`` texts run side by side."""
+        updates = self.updates[title]
+        total = updates[-1][1]
+        margin = min(concurrent, total // 4)
+        middle = [(when, done) for when, done in updates if margin <= done <= total - margin] or updates
+        (started, first), (ended, last) = middle[0], middle[-1]
+        if last == first or ended - started < SHORT:
+            (started, first), (ended, last) = (self.started, 0), updates[-1]
+        return (last - first) / max(ended - started, SHORT)
 
 
 def measure(
     decoder: Decoder,
     spec: TaskSpec,
-    inputs: InputFile | None,
-    options: GenerateOptions,
+    inputs: Iterable[str] | None,
+    settings: GenerateSettings,
     reporter: Reporter,
     *,
     loading: float,
 ) -> tuple[Estimate, list[str]]:
-    """Do a small part of a job, and reckon what the whole will take.
+    """Do a small part of a run, and estimate the whole.
 
     Args:
         decoder: writes the texts.
-        spec: what to ask.
+        spec: the instructions.
         inputs: texts for ``<X1>``, or None.
-        options: of the whole job.
-        reporter: is told how far it is.
-        loading: seconds that loading the model took.
+        settings: of the whole run.
+        reporter: gets updates.
+        loading: seconds that it took to load the model.
 
     Returns:
         The estimate, and some inputs.
     """
-    counted = _Counting(decoder)
-    whole = replace(options, num_inputs=num_inputs(inputs, options) if spec.needs_inputs else None)
+    counter = _CountingDecoder(decoder)
+    num_inputs = count_inputs(settings.num_inputs, inputs) if spec.needs_inputs else None
+    whole = settings.model_copy(update={"num_inputs": num_inputs})
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        run, part, stopwatch = _trial(Path(folder), counted, spec, inputs, whole, reporter)
-        record = run.stage("generate")
-        written_for = (example.text_a for path in shard_files(run.shards) for example in iter_examples(path))
-        some = list(dict.fromkeys(written_for))[:8] if spec.needs_inputs else []
-    counts = record["counts"]
-    written = sum(count["written"] for count in counts.values())
-    prompts = [1 + len(of_label.counter_labels) for of_label in spec.labels.values()]
+        run, part, record, stopwatch = _run_trials(Path(folder), counter, spec, inputs, whole, reporter)
+        examples = (example for path in shard_files(run.shards) for example in iter_examples(path))
+        some = list(dict.fromkeys(example.text_a for example in examples))[:8] if spec.needs_inputs else []
+    written = sum(count.written for count in record.counts.values())
+    prompts = [1 + len(label.counter_labels) for label in spec.labels.values()]
     rate = stopwatch.per_second("texts", round(decoder.rows / (sum(prompts) / len(prompts))))
     texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
-    ends = max(0.0, stopwatch.seconds("texts") - written / rate)  # rows fill at first, and run empty at last
+    edges = max(0.0, stopwatch.seconds("texts") - written / rate)  # while rows fill at first, and run empty at last
     for_inputs = stopwatch.seconds("inputs") * (whole.num_inputs or 0) / (part.num_inputs or 1)
-    found = Estimate(
-        texts,
-        rate,
-        loading + for_inputs + texts / rate + ends,
-        round(counted.row_tokens / max(written, 1) * texts),
-        _memory(),
-        {label: count["accepted"] / max(count["written"], 1) for label, count in counts.items()},
-        record["mean_margins"],
-        counted.tokens / max(counted.texts, 1),
+    estimate = Estimate(
+        texts=texts,
+        per_second=rate,
+        seconds=loading + for_inputs + texts / rate + edges,
+        row_tokens=round(counter.row_tokens / max(written, 1) * texts),
+        memory=peak_memory() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0),
+        accepted={label: count.accepted / max(count.written, 1) for label, count in record.counts.items()},
+        margins=record.mean_margins,
+        tokens=counter.tokens / max(counter.texts, 1),
     )
-    return found, some
+    return estimate, some
 
 
-def _trial(
+def _run_trials(
     folder: Path,
-    counted: _Counting,
+    counter: _CountingDecoder,
     spec: TaskSpec,
-    inputs: InputFile | None,
-    whole: GenerateOptions,
+    inputs: Iterable[str] | None,
+    whole: GenerateSettings,
     reporter: Reporter,
-) -> tuple[Run, GenerateOptions, _Stopwatch]:
-    """Do a part of a job that takes long enough to be measured, or all of it; return where, how much and how long."""
-    hands = OneEngine(cast(Engine, counted))
-    part = _part(whole, max(8, FIRST // whole.samples) if spec.needs_inputs else FIRST)
+) -> tuple[Run, GenerateSettings, GenerateRecord, _Stopwatch]:
+    """Do larger and larger parts of a run, until one takes long enough to be measured or is the whole run.
+
+    Returns:
+        The last trial's folder, settings, record and times.
+    """
+    writer = EngineWriter(cast(Engine, counter))
+    part = _part(whole, max(8, FIRST_TRIAL // whole.samples) if spec.needs_inputs else FIRST_TRIAL)
     for number in itertools.count(1):
         run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
-        counted.reset()
+        counter.reset()
         try:
-            generate(run, spec, lambda: hands, part, stopwatch, model={"model": "preview"}, inputs=inputs)
+            _, record = write_texts(run, spec, lambda: writer, part, stopwatch, inputs=inputs)
         except ModelError as error:
-            raise ModelError(_rejected(run) or str(error)) from error
+            if reasons := _rejection_reasons(run):
+                remedy = "try another wording, another stop string, a larger {max_new_tokens}, or another model"
+                raise ModelError(f"none of the trial's texts was accepted: {reasons}", remedy) from error
+            raise
         seconds = stopwatch.seconds("texts")
-        if seconds >= LONG_ENOUGH or part == whole or number == MOST_ROUNDS:
+        if seconds >= LONG_ENOUGH or part == whole or number == MAX_TRIALS:
             break
         factor = 1.2 * LONG_ENOUGH / max(seconds, 0.1)
         part = _part(whole, math.ceil(factor * (part.num_inputs or part.samples)))
-    return run, part, stopwatch
+    return run, part, record, stopwatch
 
 
-def _part(whole: GenerateOptions, size: int) -> GenerateOptions:
-    """Return a part of a job, of so many inputs or, where there are none, samples."""
+def _part(whole: GenerateSettings, size: int) -> GenerateSettings:
+    """Return a part of a run, of ``size`` inputs or, if the spec needs none, samples."""
     if whole.num_inputs is None:
-        return replace(whole, samples=min(whole.samples, size))
-    return replace(whole, num_inputs=min(whole.num_inputs, size))
+        return whole.model_copy(update={"samples": min(whole.samples, size)})
+    return whole.model_copy(update={"num_inputs": min(whole.num_inputs, size)})
 
 
-def _rejected(run: Run) -> str:
-    """Return why texts were rejected, with one for each reason."""
+def _rejection_reasons(run: Run) -> str:
+    """Return the most frequent reasons for which texts were rejected, with an example for each; empty without any."""
     rows = [row for path in shard_files(run.rejected) for _, row in read_json_lines(path)]
     reasons = Counter(row["reason"] for row in rows)
-    shown = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
-    said = "; ".join(f"{count} {reason}, such as {shown[reason]!r}" for reason, count in reasons.most_common(3))
-    remedy = "try another wording, another stop string, a larger --max-new-tokens, or another model"
-    return f"none of the trial's texts was accepted: {said}; {remedy}" if rows else ""
+    examples = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
+    shown = (f"{count} {reason}, such as {examples[reason]!r}" for reason, count in reasons.most_common(3))
+    return "; ".join(shown)
 
 
-class _Counting:
-    """A decoder that counts the tokens it is asked for."""
+class _CountingDecoder:
+    """A decoder that counts the texts and the tokens that it writes."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.reset()
 
     def reset(self) -> None:
+        """Count from 0."""
         self.texts = self.tokens = self.row_tokens = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.decoder, name)
 
-    def sample(self, requests: Iterable[Request], sampling: Sampling, **how: Any) -> Iterator[Completion]:
-        prompts: list[int] = []
+    def sample(self, requests: Iterable[Request], sampling: Sampling, **options: Any) -> Iterator[Completion]:
+        num_prompts: list[int] = []  # by the number of the request
 
-        def noted() -> Iterator[Request]:
+        def counted() -> Iterator[Request]:
             for request in requests:
-                prompts.append(len(request.prompts))
+                num_prompts.append(len(request.prompts))
                 yield request
 
-        for done in self.decoder.sample(noted(), sampling, **how):
+        for completion in self.decoder.sample(counted(), sampling, **options):
             self.texts += 1
-            self.tokens += done.length
-            self.row_tokens += done.length * prompts[done.number]
-            yield done
-
-
-def _memory() -> int:
-    """Return the most bytes that this process has held, the device's among them."""
-    return peak_memory() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0)
+            self.tokens += completion.length
+            self.row_tokens += completion.length * num_prompts[completion.number]
+            yield completion

@@ -1,9 +1,9 @@
-"""A run's texts kept at a URL as well, so that they outlive the machine that the run's folder is on."""
+"""A copy of a run's texts at a URL, so that they outlive the machine that holds the run's folder."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +13,22 @@ import fsspec
 
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
 from dino_pipeline.examples import Example
-from dino_pipeline.files import Checksums, file_digest, shard_files, write_bytes, write_json
-from dino_pipeline.generation.plan import Job, Shard
-from dino_pipeline.generation.writer import Hands, Stored
+from dino_pipeline.files import Checksums, shard_files, write_bytes
+from dino_pipeline.generation.plan import GenerationJob, Shard
+from dino_pipeline.generation.shard_writer import OnStored, ShardWriter
 from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.record import parse_record
 from dino_pipeline.run import Run
 
 MARKS = "done"
-"""A folder with a file for each shard that is there as a whole: object stores rename nothing, so this comes last."""
+"""Folder with a file for each complete shard. Object stores cannot rename, so this file comes last."""
 
 
-class Storage:
+class RemoteStorage:
     """A folder on any file system that fsspec knows: ``s3://bucket/run``, ``gs://...``, ``file:///...``.
 
-    It holds run.json, spec.json and inputs.jsonl, the shards' two files each under the names that they have in the
-    run, and for each shard a mark with the SHA-256 of both. What has no mark is not there.
+    It holds run.json, spec.json, inputs.jsonl, both files of each shard under the names that they have in the run, and
+    for each shard a mark with the SHA-256 of both files. A shard without a mark is incomplete.
 
     Raises:
         OptionError: there is no such file system, or its package is not installed.
@@ -38,136 +39,147 @@ class Storage:
         try:
             self.files, self.root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:
-            raise OptionError(f"--storage {url}: {first_line(error)}") from error
+            raise OptionError(first_line(error), option="storage", value=url) from error
 
     @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Name what a file system raises, which may be anything."""
+    def _named_errors(self) -> Iterator[None]:
+        """Raise any error of the file system, whose type may be anything, as an `OutputError`."""
         try:
             yield
         except (OutputError, RunError):
             raise
         except Exception as error:
             raise OutputError(
-                f"{self.url}: {type(error).__name__}: {first_line(error)}; what was finished is kept in the run's "
-                "folder: run the same again"
+                f"{self.url}: {type(error).__name__}: {first_line(error)}. What was finished is kept in the run's "
+                "folder",
+                "run the same again",
             ) from error
 
-    def _at(self, name: str) -> str:
+    def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
 
     def clear(self, run: Run) -> None:
-        """Delete what is there of a run; marks go first, so that what a removal cut short leaves is not believed."""
-        with self._errors():
-            for name in (MARKS, run.record_file.name, run.spec.name, *_texts(run)):
-                if self.files.exists(self._at(name)):
-                    self.files.rm(self._at(name), recursive=True)
+        """Delete the copy of a run; the marks go first, so that a removal cut short leaves no complete shards."""
+        with self._named_errors():
+            for name in (MARKS, run.record_file.name, run.spec.name, *_text_names(run)):
+                if self.files.exists(self._path(name)):
+                    self.files.rm(self._path(name), recursive=True)
 
-    def meet(self, run: Run, reporter: Reporter) -> None:
-        """Bring into a run's folder what is there and not here, and put there what is here and not there.
+    def synchronise(self, run: Run, reporter: Reporter) -> None:
+        """Fetch complete shards that the run's folder lacks, and store those that the copy lacks.
 
         Raises:
-            RunError: another run is there.
-            OutputError: it cannot be read.
+            RunError: the copy is of another run.
+            OutputError: the copy cannot be read.
         """
         marks = self._marks()
-        with self._errors():
-            self._fetch_state(run)
-            sums = run.checksums
-            missing = [mark for mark in marks if not sums.has(*(run.path / name for name in mark))]
+        with self._named_errors():
+            self._fetch_record(run)
+            checksums = run.checksums
+            missing = [mark for mark in marks if not checksums.has(*(run.path / name for name in mark))]
             for mark in missing:
-                self._fetch(run, mark, sums, reporter)
+                self._fetch(run, mark, checksums, reporter)
         if missing:
-            sums.tidy()
+            checksums.tidy()
             reporter.note(f"{len(missing)} finished shards or inputs taken from {self.url}")
-        there = {name for mark in marks for name in mark}
+        stored = {name for mark in marks for name in mark}
         for shards, rejected in run.shard_folders:
             for path in shard_files(shards):
                 pair = [rejected / path.name, path]
-                if path.relative_to(run.path).as_posix() not in there and sums.has(*pair):
-                    self.put(run, pair)
+                if path.relative_to(run.path).as_posix() not in stored and checksums.has(*pair):
+                    self.store(run, pair)
 
-    def _fetch_state(self, run: Run) -> None:
-        if self.files.exists(self._at(run.record_file.name)):
-            there = json.loads(self.files.cat_file(self._at(run.record_file.name)))
-            here = run.stage("generate").get("options")
-            if here is not None and here != there.get("generate", {}).get("options"):
-                raise RunError(f"{self.url}: holds another run than {run.path}; name another place, or --fresh")
-            if here is None:
-                write_bytes(run.spec, self.files.cat_file(self._at(run.spec.name)))
-                own = {name: there[name] for name in ("format", "generate") if name in there}
-                write_json(run.record_file, {**run.records(), **own})
+    def _fetch_record(self, run: Run) -> None:
+        """Take over the record and the spec if the run's folder has none; refuse those of another run."""
+        if not self.files.exists(self._path(run.record_file.name)):
+            return
+        stored = parse_record(self.files.cat_file(self._path(run.record_file.name))).generate
+        own = run.record().generate
+        if own is not None and (stored is None or own.differences(stored)):
+            raise RunError(f"{self.url}: holds another run than {run.path}", "name another place, or give {fresh=True}")
+        if own is None and stored is not None:
+            write_bytes(run.spec, self.files.cat_file(self._path(run.spec.name)))
+            run.save(stored)
 
     def _marks(self) -> list[dict[str, str]]:
-        """Return for each shard that is there the SHA-256 of its files by their names."""
-        with self._errors():
-            paths = sorted(self.files.find(self._at(MARKS))) if self.files.exists(self._at(MARKS)) else []
+        """Return, for each complete shard, the SHA-256 of its files by name."""
+        with self._named_errors():
+            paths = sorted(self.files.find(self._path(MARKS))) if self.files.exists(self._path(MARKS)) else []
             contents = self.files.cat(paths) if paths else {}
-        lines = [contents[path].decode().splitlines() for path in paths]
-        return [{name: digest for digest, _, name in (line.partition("  ") for line in of)} for of in lines]
+        marks = []
+        for path in paths:
+            lines = contents[path].decode().splitlines()  # "SHA-256  name"
+            parts = [line.partition("  ") for line in lines]
+            marks.append({name: digest for digest, _, name in parts})
+        return marks
 
-    def _fetch(self, run: Run, mark: Mapping[str, str], sums: Checksums, reporter: Reporter) -> None:
+    def _fetch(self, run: Run, mark: Mapping[str, str], checksums: Checksums, reporter: Reporter) -> None:
+        """Fetch the files of a mark, and delete the mark if one is not what was stored."""
         for name, digest in mark.items():
-            if ".." in Path(name).parts or Path(name).parts[0] not in _texts(run):
-                raise RunError(f"{self.url}: its mark names {name}, which no run holds; name another place")
-            write_bytes(run.path / name, self.files.cat_file(self._at(name)))
-            if file_digest(run.path / name) != digest:
-                (run.path / name).unlink()
-                self.files.rm_file(self._mark(mark))
-                reporter.note(f"{self.url}/{name}: is not what was written (another checksum): written anew")
+            path = run.path / name
+            if ".." in Path(name).parts or Path(name).parts[0] not in _text_names(run):
+                raise RunError(f"{self.url}: a mark names {name}, which no run holds", "name another place")
+            content = self.files.cat_file(self._path(name))
+            if hashlib.sha256(content).hexdigest() != digest:
+                self.files.rm_file(self._mark_path(mark))
+                reporter.note(f"{self.url}/{name}: its checksum is not the recorded one: it is written again")
                 return
-        sums.add(*(run.path / name for name in mark))
+            write_bytes(path, content)
+        checksums.add(*(run.path / name for name in mark))
 
-    def _mark(self, names: Iterable[str]) -> str:
-        return self._at(f"{MARKS}/{[*names][-1].replace('/', '-')}")
+    def _mark_path(self, names: Iterable[str]) -> str:
+        """Return the path of the mark of some files; the last one names it."""
+        return self._path(f"{MARKS}/{[*names][-1].replace('/', '-')}")
 
-    def put_state(self, run: Run) -> None:
-        """Store run.json, spec.json and, once they are all there, the inputs."""
-        with self._errors():
+    def store_record(self, run: Run) -> None:
+        """Store run.json, spec.json and, once they are complete, the inputs."""
+        with self._named_errors():
             self.files.makedirs(self.root, exist_ok=True)
             for path in (run.spec, run.record_file):
-                self.files.pipe_file(self._at(path.name), path.read_bytes())
+                self.files.pipe_file(self._path(path.name), path.read_bytes())
         if run.checksums.has(run.inputs):
-            self.put(run, [run.inputs])
+            self.store(run, [run.inputs])
 
-    def put(self, run: Run, paths: Sequence[Path]) -> None:
-        """Store files that belong together; the mark comes last."""
+    def store(self, run: Run, paths: Sequence[Path]) -> None:
+        """Store files that belong together; their mark comes last."""
         names = [path.relative_to(run.path).as_posix() for path in paths]
-        with self._errors():
-            mark = self._mark(names)
-            content = "".join(f"{file_digest(path)}  {name}\n" for path, name in zip(paths, names, strict=True))
-            if self.files.exists(mark) and self.files.cat_file(mark) == content.encode():
+        with self._named_errors():
+            contents = {name: path.read_bytes() for name, path in zip(names, paths, strict=True)}
+            mark = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+            mark_path = self._mark_path(names)
+            if self.files.exists(mark_path) and self.files.cat_file(mark_path) == mark.encode():
                 return
-            for folder in {self._at(name).rpartition("/")[0] for name in (*names, f"{MARKS}/mark")}:
+            for folder in {self._path(name).rpartition("/")[0] for name in (*names, f"{MARKS}/mark")}:
                 self.files.makedirs(folder, exist_ok=True)
-            for path, name in zip(paths, names, strict=True):
-                self.files.pipe_file(self._at(name), path.read_bytes())
-            self.files.pipe_file(mark, content.encode())
+            for name, content in contents.items():
+                self.files.pipe_file(self._path(name), content)
+            self.files.pipe_file(mark_path, mark.encode())
 
 
-def _texts(run: Run) -> list[str]:
+def _text_names(run: Run) -> list[str]:
     """Return the names of a run's inputs and of the folders of its shards."""
     return [run.inputs.name, *(folder.name for folder in run.text_folders)]
 
 
 @dataclass(frozen=True)
-class StoredHands:
-    """Hands whose shards are put at a URL, too."""
+class RemoteShardWriter:
+    """Writes shards with another writer, and stores each at a URL as well."""
 
-    hands: Hands
-    storage: Storage
+    writer: ShardWriter
+    storage: RemoteStorage
     run: Run
 
-    def write(self, job: Job, shards: Iterable[Shard], reporter: Reporter, progress: Progress, stored: Stored) -> None:
-        """Write the texts of the shards into their files, and store each."""
-        self.storage.put_state(self.run)
+    def write(
+        self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
+    ) -> None:
+        """Write the texts of the shards into their files, and store each; see `ShardWriter`."""
+        self.storage.store_record(self.run)
 
-        def both(shard: Shard, accepted: Sequence[Example]) -> None:
-            stored(shard, accepted)
-            self.storage.put(self.run, shard.files)
+        def store(shard: Shard, accepted: Sequence[Example]) -> None:
+            on_stored(shard, accepted)
+            self.storage.store(self.run, shard.files)
 
-        self.hands.write(job, shards, reporter, progress, both)
+        self.writer.write(job, shards, reporter, progress, store)
 
     def facts(self) -> Mapping[str, Any]:
-        """Return what the hands have to tell."""
-        return self.hands.facts()
+        return self.writer.facts()

@@ -1,0 +1,239 @@
+"""The options of writing texts, and of the preview that comes before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from dino_pipeline.errors import OptionError
+from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.options import Flag, Options, Sampling
+
+WRITTEN_INPUTS = 500
+"""Inputs to write if neither a file nor the user says how many."""
+INPUTS, SAMPLING, REJECTED = "Inputs and texts", "Sampling", "What is rejected"
+ENOUGH, SERVER, CLUSTER = "Until there is enough", "A server instead, and the best of several", "Beyond one machine"
+LOCAL_OPTIONS = (*(name for name in ModelOptions.model_fields if name not in ("model", "device")),)
+"""Options of a model that runs here. With a server, only its scorer has a device."""
+SERVER_OPTIONS = ("base_url", "concurrency", "timeout", "prices", "scorer")
+WORKER_OPTIONS = ("workers", "worker_cpus", "worker_gpus")
+
+
+def _spec_default(name: str) -> Any:
+    """Return an optional field with the help and the bounds of one of `Sampling`; None takes the spec's value."""
+    field = Sampling.model_fields[name]
+    bounds: dict[str, Any] = {}
+    for limit in field.metadata:
+        bounds |= asdict(limit)
+    return Field(None, description=field.description, **bounds)
+
+
+def _else(name: str) -> Flag:
+    return Flag(SAMPLING, default=f"the spec's, else {Sampling.model_fields[name].default:g}")
+
+
+class InputOptions(Options):
+    """Where to write, and which inputs to write about."""
+
+    run: Annotated[Path | None, Flag(metavar="FOLDER", data=False, default="outputs/SPEC")] = Field(
+        None, description="Folder of the run."
+    )
+    inputs: Annotated[Any, Flag(INPUTS, metavar="FILE", data=False)] = Field(
+        None, description="File of texts for <X1>, instead of writing them; from Python also the texts themselves."
+    )
+    input_format: Annotated[Literal["auto", "text", "jsonl", "sts"], Flag(INPUTS, data=False)] = Field(
+        "auto",
+        description="Format of the file: a text per line, JSONL with text_a, or the STS benchmark's TSV; auto: by its "
+        "name.",
+    )
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _folder_of_run(cls, value: Any) -> Any:
+        return getattr(value, "path", value)  # a Run
+
+
+class SamplingOptions(Options):
+    """How tokens are drawn, where that is not left to the spec."""
+
+    top_k: Annotated[int | None, _else("top_k")] = _spec_default("top_k")
+    top_p: Annotated[float | None, _else("top_p")] = _spec_default("top_p")
+    decay: Annotated[float | None, _else("decay")] = _spec_default("decay")
+    floor: Annotated[float | None, _else("floor")] = _spec_default("floor")
+    max_new_tokens: Annotated[int | None, _else("max_new_tokens")] = _spec_default("max_new_tokens")
+
+
+class TextSettings(Options):
+    """How many texts to write, and which of them to reject."""
+
+    num_inputs: Annotated[int | None, Flag(INPUTS, default=f"all that are given, else {WRITTEN_INPUTS}")] = Field(
+        None, ge=1, description="Number of inputs."
+    )
+    samples: Annotated[int, Flag(INPUTS)] = Field(5, ge=1, description="Texts per input and label, or per label.")
+    seed: Annotated[int, Flag(SAMPLING)] = Field(42, description="Seed of all random choices.")
+    keep_unfinished: Annotated[bool, Flag(REJECTED)] = Field(
+        False, description="Keep texts without the closing stop string."
+    )
+    keep_newlines: Annotated[bool, Flag(REJECTED)] = Field(False, description="Let texts hold newlines.")
+    min_words: Annotated[int, Flag(REJECTED)] = Field(0, ge=0, description="Reject texts of fewer words.")
+    min_tokens: Annotated[int, Flag(REJECTED)] = Field(0, ge=0, description="Reject texts of fewer tokens.")
+
+
+class ShardSettings(Options):
+    """How many texts to choose from, and how many to store in one file."""
+
+    best_of: Annotated[int, Flag(SERVER, metavar="N")] = Field(
+        1,
+        ge=1,
+        description="Write N candidates for each text whose label has counter-labels, and keep the one of the best "
+        "margin.",
+    )
+    shard_size: Annotated[int, Flag(CLUSTER, metavar="TEXTS")] = Field(
+        1024,
+        ge=1,
+        description="Texts per shard. A worker writes one shard at a time, and loses at most that one if it is killed.",
+    )
+
+
+class PreviewOptions(ModelOptions, TextSettings, SamplingOptions, InputOptions):
+    """The options of a preview."""
+
+    texts: Annotated[int, Flag(data=False)] = Field(3, ge=1, description="Texts of each label to show.")
+
+
+class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions, InputOptions):
+    """The options of the generate stage."""
+
+    fresh: Annotated[bool, Flag(data=False)] = Field(
+        False, description="Delete what the run has generated, and start over."
+    )
+    until_target: Annotated[int | None, Flag(ENOUGH, metavar="N", data=False)] = Field(
+        None,
+        ge=1,
+        description="Generate and filter in turn until the filter keeps N pairs of each label; then keep exactly N.",
+    )
+    budget: Annotated[int | None, Flag(ENOUGH, metavar="TEXTS", data=False, default="20 N per label")] = Field(
+        None, ge=1, description="Most texts to write until there is enough."
+    )
+    more: Annotated[tuple[tuple[str, int], ...], Flag(ENOUGH, metavar="LABEL=N", data=False)] = Field(
+        (),
+        description="Write N extra texts per input for LABEL. Repeat the extra texts of earlier calls in later ones.",
+    )
+    engine: Annotated[Literal["transformers", "openai"], Flag(SERVER)] = Field(
+        "transformers",
+        description="openai: a server that offers completions (vLLM, SGLang, llama.cpp, TGI). It cannot debias.",
+    )
+    base_url: Annotated[str | None, Flag(SERVER, metavar="URL", data=False)] = Field(
+        None, description="The server's address, such as http://localhost:8000/v1; its key is OPENAI_API_KEY."
+    )
+    concurrency: Annotated[int, Flag(SERVER, data=False)] = Field(
+        16, ge=1, description="Requests to the server at the same time."
+    )
+    timeout: Annotated[float, Flag(SERVER, metavar="SECONDS", data=False)] = Field(
+        600.0, gt=0, description="Longest time that a request may take."
+    )
+    prices: Annotated[tuple[float, float] | None, Flag(SERVER, metavar="IN OUT", data=False)] = Field(
+        None, description="Dollars per million tokens, to add up the costs."
+    )
+    scorer: Annotated[str | None, Flag(SERVER, metavar="MODEL|server")] = Field(
+        None,
+        description="Measures the margins of a server's texts: a model that runs here, or the server if it can echo.",
+    )
+    ray: Annotated[str | None, Flag(CLUSTER, metavar="[ADDRESS]", data=False, optional_value="auto")] = Field(
+        None,
+        description="Work on a Ray cluster: at ADDRESS, else at $RAY_ADDRESS, else on one that is started here (needs "
+        "ray).",
+    )
+    workers: Annotated[int | None, Flag(CLUSTER, data=False, default="what the cluster has")] = Field(
+        None, ge=1, description="Most workers on the cluster."
+    )
+    worker_cpus: Annotated[float | None, Flag(CLUSTER, data=False, default="1")] = Field(
+        None, gt=0, description="CPUs per worker."
+    )
+    worker_gpus: Annotated[float | None, Flag(CLUSTER, data=False, default="1, if the cluster has any")] = Field(
+        None, ge=0, description="GPUs per worker."
+    )
+    storage: Annotated[str | None, Flag(CLUSTER, metavar="URL", data=False)] = Field(
+        None, description="Store the texts there as well, and fetch from there what is finished."
+    )
+
+    @field_validator("more", mode="before")
+    @classmethod
+    def _label_counts(cls, value: Any) -> Any:
+        """Take a mapping, ``LABEL=N`` strings, or pairs."""
+        items = value.items() if isinstance(value, Mapping) else value
+        if isinstance(items, str) or not hasattr(items, "__iter__"):
+            raise ValueError("must give a number of texts for each label")
+        return tuple(_label_count(item) for item in items)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.budget and not self.until_target:
+            raise OptionError(
+                "has no meaning without a target",
+                "give {until_target} as well, or leave it out",
+                option="budget",
+                value=self.budget,
+            )
+        if self.more and self.until_target:
+            raise OptionError("cannot be combined with a target", "leave out {more} or {until_target}", option="more")
+        if self.engine == "openai":
+            self._check_server()
+        else:
+            self._refuse_foreign(SERVER_OPTIONS, "openai")
+        if self.ray is None:
+            for name in WORKER_OPTIONS:
+                if getattr(self, name) is not None:
+                    raise OptionError(
+                        "has no meaning without a cluster", "give {ray} as well, or leave it out", option=name
+                    )
+        return self
+
+    def _check_server(self) -> None:
+        """Raise `OptionError` if the options do not fit a server."""
+        self._refuse_foreign(LOCAL_OPTIONS, "transformers")
+        if self.ray is not None:
+            raise OptionError(
+                "a cluster runs models of its own, not a server",
+                "leave it out; {concurrency} sends more requests at the same time",
+                option="ray",
+            )
+        if not self.base_url:
+            remedy = "give {base_url=http://localhost:8000/v1}"
+            raise OptionError("needs the server's address", remedy, option="engine", value="openai")
+        for name in ("decay", "floor"):
+            if getattr(self, name):
+                raise OptionError("a server cannot debias", "leave it out, and see {best_of}", option=name)
+        if self.best_of > 1 and not self.scorer:
+            raise OptionError(
+                "needs a scorer, because a server reports no margins",
+                "give {scorer=MODEL} or {scorer=server}",
+                option="best_of",
+                value=self.best_of,
+            )
+        if self.device and self.scorer in (None, "server"):
+            raise OptionError("belongs to a model that runs here", "leave it out", option="device", value=self.device)
+
+    def _refuse_foreign(self, names: tuple[str, ...], engine: str) -> None:
+        for name in names:
+            if name in self.model_fields_set:
+                raise OptionError(
+                    f"belongs to the engine {engine}", f"leave it out, or give {{engine={engine}}}", option=name
+                )
+
+
+def _label_count(item: Any) -> tuple[str, int]:
+    """Return the label and the number of ``LABEL=N`` or of a pair.
+
+    Raises:
+        OptionError: it is neither, or the number is not a whole one above 0.
+    """
+    is_pair = not isinstance(item, str) and hasattr(item, "__len__") and len(item) == 2
+    label, number = item if is_pair else str(item).rpartition("=")[::2]
+    if not label or isinstance(number, bool) or not str(number).isdecimal() or int(number) < 1:
+        raise OptionError("is not LABEL=N with N of 1 or more", option="more", value=f"{label}={number}")
+    return str(label), int(number)

@@ -1,0 +1,183 @@
+"""Which engine writes the texts: a model on this machine, the same on a Ray cluster, or a server."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import JsonValue
+
+from dino_pipeline.cluster import WorkerEnvironment, choose_resources
+from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.engine import Scorer
+from dino_pipeline.decoding.loading import load_decoder, resolve_model
+from dino_pipeline.errors import require_package
+from dino_pipeline.generate_options import GenerateOptions
+from dino_pipeline.generation.ray_writer import RayShardWriter
+from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
+from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.models import ModelRef, model_fingerprint, pick_device
+from dino_pipeline.progress import Reporter
+from dino_pipeline.stage_records import GenerateRecord, ServerPrices
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine that options name, before it is loaded."""
+
+    engine: Literal["transformers", "openai"]
+    model: ModelRef
+    load_writer: Callable[[], ShardWriter]
+    """Loads the model, and returns what writes shards with it; further calls return the same writer."""
+    speed: dict[str, JsonValue]
+    """Settings that do not change the texts, for the record."""
+    scorer: ModelRef | Literal["server"] | None = None
+
+    @property
+    def debiases(self) -> bool:
+        """Return whether the engine can debias, which a server cannot."""
+        return self.engine == "transformers"
+
+
+def choose_engine(options: GenerateOptions, before: GenerateRecord | None, reporter: Reporter) -> EngineChoice:
+    """Return the engine that options name.
+
+    Args:
+        options: of the generate stage. With ``ray``, the cluster must be connected.
+        before: record of the run that continues. It decides what the options leave open, such as the dtype.
+        reporter: gets notes.
+
+    Raises:
+        OptionError: an option does not fit this machine, or a package is not installed.
+        ModelError: the run started with a model that is missing.
+    """
+    if options.engine == "openai":
+        return _server_engine(options, before, reporter)
+    started = before.options.model if before else None
+    if options.ray is not None:
+        return _cluster_engine(options, started, reporter)
+    return local_engine(options, started, reporter)
+
+
+def local_engine(options: ModelOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
+    """Return the model that options name, to be run on this machine.
+
+    Args:
+        options: the model's.
+        started: the model in the record of the run that continues.
+        reporter: gets notes.
+    """
+    device = pick_device(options.device)
+    model = resolve_model(options, device, started)
+    _note_template(model, options, reporter)
+
+    @functools.cache
+    def load() -> EngineWriter:
+        return EngineWriter(load_decoder(model, device=device, device_map=options.device_map, rows=options.rows))
+
+    speed: dict[str, JsonValue] = {"device": device, "device_map": options.device_map, "rows": options.rows}
+    return EngineChoice("transformers", model, load, speed)
+
+
+def _note_template(model: ModelRef, options: ModelOptions, reporter: Reporter) -> None:
+    """Note that prompts go into a chat template, unless the user asked for it."""
+    if model.chat and options.chat == "auto":
+        reporter.note("prompts go into the model's chat template", "{chat=off} leaves them as they are")
+
+
+def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
+    """Return the model that options name, to be run on the connected cluster.
+
+    A worker decides its dtype and its fingerprint: this machine may have neither the GPU nor the model.
+    """
+    use_gpus = options.device in (None, "cuda")
+    resources = choose_resources(options.workers, options.worker_cpus, options.worker_gpus, use_gpus=use_gpus)
+    device = options.device or ("cuda" if resources.gpus else "cpu")
+    writer = RayShardWriter(resources, reporter)
+    own_options = ModelOptions.of({name: getattr(options, name) for name in ModelOptions.model_fields})
+    environment = WorkerEnvironment.current()
+    model: ModelRef = writer.run_on_worker(_resolve_on_worker, own_options, device, started, environment)
+    _note_template(model, options, reporter)
+
+    def load() -> RayShardWriter:
+        if writer.load is None:
+            load_engine = functools.partial(_load_on_worker, model, device, own_options, environment)
+            writer.load_model(load_engine, model.fingerprint)
+        return writer
+
+    speed: dict[str, JsonValue] = {"device": device, "device_map": options.device_map, "rows": options.rows}
+    return EngineChoice("transformers", model, load, {**speed, "ray": True, "workers": resources.workers})
+
+
+def _resolve_on_worker(
+    options: ModelOptions, device: str, started: ModelRef | None, environment: WorkerEnvironment
+) -> ModelRef:
+    environment.enter()
+    return resolve_model(options, pick_device(device), started)
+
+
+def _load_on_worker(
+    model: ModelRef, device: str, options: ModelOptions, environment: WorkerEnvironment
+) -> tuple[Decoder, str | None]:
+    """Return the loaded model, with the fingerprint that it has on this machine."""
+    environment.enter()
+    decoder = load_decoder(model, device=device, device_map=options.device_map, rows=options.rows)
+    return decoder, model_fingerprint(model.path("generator"))
+
+
+def _server_engine(options: GenerateOptions, before: GenerateRecord | None, reporter: Reporter) -> EngineChoice:
+    """Return the server that options name, with the scorer of its texts."""
+    require_package("openai", "engine", "openai")
+    from dino_pipeline.decoding.server import Server
+
+    base_url = options.base_url or ""  # the options check that there is one
+    speed: dict[str, JsonValue] = {
+        "base_url": base_url,
+        "concurrency": options.concurrency,
+        "timeout": options.timeout,
+    }
+
+    @functools.cache
+    def load_server() -> Server:
+        candidates = "" if options.best_of > 1 else "{best_of=4} {scorer=MODEL} keeps the most contrasting of four"
+        reporter.note("a server cannot debias: each text is written under its own instruction alone", candidates)
+        prices = before.cost.dollars_a_million_tokens if before and before.cost else ServerPrices()
+        if options.prices:
+            prices = ServerPrices(prompt=options.prices[0], completion=options.prices[1])
+        return Server(
+            options.model,
+            base_url,
+            reporter.note,
+            concurrency=options.concurrency,
+            timeout=options.timeout,
+            prices=prices,
+            usage=before.usage if before else None,
+        )
+
+    scorer: ModelRef | Literal["server"] | None = None
+    load_scorer: Callable[[], Scorer] | None = None
+    if options.scorer == "server":
+        scorer = "server"
+
+        def load_scorer() -> Scorer:
+            server = load_server()
+            server.score([("Sentence 1: ", "A dog runs.")])  # fails here if it cannot, before anything is paid for
+            return server
+
+    elif options.scorer:
+        device = pick_device(options.device)
+        recorded = before.options.scorer if before else None
+        started = recorded if isinstance(recorded, ModelRef) else None
+        model = resolve_model(ModelOptions.of({"model": options.scorer}), device, started)
+        scorer, speed["device"] = model, device
+
+        @functools.cache
+        def load_scorer() -> Scorer:
+            return load_decoder(model, device=device)
+
+    def load() -> EngineWriter:
+        return EngineWriter(load_server(), load_scorer)
+
+    return EngineChoice("openai", ModelRef(name=options.model), load, speed, scorer)

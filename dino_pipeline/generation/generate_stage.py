@@ -1,0 +1,257 @@
+"""How a run's texts are written: what is there already, the inputs, the missing shards, and the record of it all."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+
+from dino_pipeline.errors import ModelError, OptionError, RunError
+from dino_pipeline.examples import Example, iter_examples, write_examples
+from dino_pipeline.files import Checksums, remove, shard_files, write_json
+from dino_pipeline.generation.diversity import DiversityMonitor, variety_remedy
+from dino_pipeline.generation.plan import GenerationJob, Plan, Shard, input_shards, is_intact, missing_shards
+from dino_pipeline.generation.shard_writer import ShardWriter
+from dino_pipeline.processes import Stopped
+from dino_pipeline.progress import Progress, Reporter, no_counts
+from dino_pipeline.readers import DistinctTexts, distinct
+from dino_pipeline.run import Run, State
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
+
+MIN_INPUT_SHARD = 64
+"""Fewest inputs written at a time: fewer would not show whether the model still writes new ones."""
+LEAST_NEW_INPUTS = 0.01
+"""Writing inputs fails if a smaller share of a shard is new."""
+
+
+def write_texts(
+    run: Run,
+    spec: TaskSpec,
+    load_writer: Callable[[], ShardWriter],
+    settings: GenerateSettings,
+    reporter: Reporter,
+    *,
+    inputs: Iterable[str] | None = None,
+    speed: Mapping[str, JsonValue] | None = None,
+    fresh: bool = False,
+    extra_samples: Sequence[ExtraSamples] = (),
+) -> tuple[State, GenerateRecord]:
+    """Write the spec's texts into the run's shards; continue what an earlier call left unfinished.
+
+    Args:
+        run: folder to write.
+        spec: the instructions.
+        load_writer: loads what writes shards; called only if there is something to write.
+        settings: what decides the texts.
+        reporter: gets updates and notes.
+        inputs: texts for ``<X1>``, iterated more than once; None lets the spec's own inputs spec write them.
+        speed: settings that do not change the texts, for the record.
+        fresh: start over.
+        extra_samples: to write in addition to the settings' samples and to the extra samples of earlier calls.
+
+    Returns:
+        Whether the work was new, resumed, or done before; and the record.
+
+    Raises:
+        RunError: the run was begun with other options.
+        ModelError: the model cannot be loaded, or no text was accepted.
+        Stopped: the user asked to stop before all was written.
+    """
+    asked = GenerateRecord(options=settings, settings=dict(speed or {}))
+    state = run.state_of(asked, fresh=fresh)
+    before = None if state == "new" else run.record().generate
+    plan = Plan(run, spec, settings, (*(before.more if before else ()), *extra_samples))
+    if before and run.inputs.exists() and not is_intact([run.inputs], run.checksums, reporter):
+        run.inputs.unlink()
+    if before and state == "done":
+        if plan.is_done():
+            return state, before
+        run.save(before.updated(status="running"))
+    writer = load_writer()  # before anything is deleted: a model that cannot be loaded loses no texts
+    facts = writer.facts()
+    _check_commit(run, before, facts)
+    state = run.begin(asked.updated(more=plan.extra_samples, **facts), fresh=fresh)
+    write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
+    work = _Generation(plan, writer, reporter, run.checksums, _begun(run))
+    if not plan.has_inputs:
+        plan.num_inputs = work.store_inputs(inputs)
+    elif spec.needs_inputs:
+        plan.num_inputs = sum(1 for _ in iter_examples(run.inputs))
+    progress = work.write_shards()
+    if not any(count.accepted for count in progress.labels.values()):
+        raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
+    return state, work.finish(progress)
+
+
+def _begun(run: Run) -> GenerateRecord:
+    record = run.record().generate
+    assert record is not None  # it has just been written
+    return record
+
+
+@dataclass
+class _Generation:
+    """The writing of a plan's missing shards."""
+
+    plan: Plan
+    writer: ShardWriter
+    reporter: Reporter
+    checksums: Checksums
+    record: GenerateRecord
+    """As run.json holds it."""
+
+    def store_inputs(self, inputs: Iterable[str] | None) -> int:
+        """Store the distinct inputs: those of the user or, if None, those that the inputs spec writes.
+
+        Returns:
+            Their number.
+        """
+        run, wanted = self.plan.run, self.plan.settings.num_inputs
+        texts = self._written_inputs() if inputs is None else distinct(inputs)
+        count = 0
+
+        def examples() -> Iterator[Example]:
+            nonlocal count
+            for text in itertools.islice(texts, wanted):
+                yield Example(text_a=text, input=count)
+                count += 1
+
+        digest = write_examples(run.inputs, examples())
+        if wanted and count < wanted:
+            self.reporter.note(f"there are {count} distinct inputs; {wanted} were asked for")
+        self.checksums.add_digests({run.inputs: digest})
+        return count
+
+    def _written_inputs(self) -> Iterator[str]:
+        """Yield distinct inputs, while the inputs spec writes shard after shard until there are enough."""
+        spec, settings = self.plan.spec.inputs, self.plan.settings
+        assert isinstance(spec, TaskSpec)
+        if (wanted := settings.num_inputs) is None:
+            raise OptionError("the number of inputs to write is missing", "give {num_inputs}")
+        own = {"keep_newlines": spec.newlines, "sampling": settings.input_sampling or settings.sampling}
+        job = GenerationJob(spec, settings.model_copy(update=own))
+        shards = input_shards(self.plan.run, spec, min(max(wanted, MIN_INPUT_SHARD), settings.shard_size))
+        progress = Progress("inputs", total=0, labels=no_counts(spec.labels))
+        num_distinct = 0
+        with closing(DistinctTexts()) as known:
+            while num_distinct < wanted:
+                batch = [next(shards)]
+                size = len(batch[0].tasks)
+                # even if every text is accepted and new, all of these are needed
+                batch += itertools.islice(shards, (wanted - num_distinct - 1) // size)
+                progress.total = progress.done + size * len(batch)
+                self._write_missing(job, batch, progress, lambda accepted: None)
+                for shard in batch:
+                    new = [example.text_a for example in iter_examples(shard.path) if known.add(example.text_a)]
+                    yield from new
+                    num_distinct += len(new)
+                    if num_distinct < wanted and len(new) < LEAST_NEW_INPUTS * size:
+                        raise ModelError(
+                            f"inputs spec {spec.task_name}: only {len(new)} of {size} further texts were new, "
+                            f"and there are {num_distinct} of {wanted} inputs",
+                            "sample more widely (top_k 0, top_p 0.95 in the inputs spec's sampling), ask for fewer by "
+                            "{num_inputs}, or bring your own by {inputs=FILE}",
+                        )
+
+    def write_shards(self) -> Progress:
+        """Write the shards that are missing, and return the counts of all."""
+        spec, sampling = self.plan.spec, self.plan.settings.sampling
+        remedy = variety_remedy(needs_inputs=spec.needs_inputs, top_k=sampling.top_k, top_p=sampling.top_p)
+        diversity = DiversityMonitor(self.reporter.note, remedy)
+        progress = Progress("texts", self.plan.num_texts, labels=no_counts(spec.labels))
+
+        def measure(accepted: Sequence[Example]) -> None:
+            for label in spec.labels:
+                of_label = [example for example in accepted if example.label == spec.value(label)]
+                diversity.add(label, [example.text_b or example.text_a for example in of_label])
+            progress.extra = diversity.summary
+
+        job = GenerationJob(spec, self.plan.settings, use_scorer=True)
+        self._write_missing(job, self.plan.shards(), progress, measure)
+        self.checksums.tidy()
+        return progress
+
+    def _write_missing(
+        self,
+        job: GenerationJob,
+        shards: Iterable[Shard],
+        progress: Progress,
+        measure: Callable[[Sequence[Example]], None],
+    ) -> None:
+        """Write the shards that are not stored yet.
+
+        Args:
+            job: what the shards share.
+            shards: all of them.
+            progress: counts the texts of all.
+            measure: receives the accepted texts of each shard that is written.
+
+        Raises:
+            Stopped: the user asked to stop, and some are still missing.
+        """
+
+        def record(shard: Shard, accepted: Sequence[Example]) -> None:
+            self.checksums.add_digests(shard.digests)
+            self._record_facts()
+            measure(accepted)
+
+        missing = missing_shards(shards, progress, job.spec, self.checksums, self.reporter)
+        self.writer.write(job, missing, self.reporter, progress, record)
+        self.reporter.update(progress)
+        if progress.done < progress.total:
+            raise Stopped
+
+    def _record_facts(self) -> None:
+        """Record the writer's facts if they have changed, as a server's costs do."""
+        record = self.record.updated(**self.writer.facts())
+        if record != self.record:
+            self.plan.run.save(record)
+            self.record = record
+
+    def finish(self, progress: Progress) -> GenerateRecord:
+        """Record that all is written, with the counts of each label."""
+        spec, counts, margins = self.plan.spec, {}, {}
+        for label, count in progress.labels.items():
+            counts[label] = LabelTotals(written=count.written, accepted=count.accepted)
+            margins[label] = None if count.mean_margin is None else round(count.mean_margin, 6)
+        done = self.record.updated(
+            task=spec.task_name,
+            label_type="score" if spec.is_scored else "class",
+            inputs=self.plan.num_inputs if spec.needs_inputs else None,
+            counts=counts,
+            mean_margins=margins,
+            **self.writer.facts(),
+        )
+        finished = self.plan.run.finish(done)
+        assert isinstance(finished, GenerateRecord)
+        return finished
+
+
+def _check_commit(run: Run, before: GenerateRecord | None, facts: Mapping[str, Any]) -> None:
+    """Raise `RunError` if the model's name on the Hub stands for another commit than when the run began."""
+    commit, now = before.model_commit if before else None, facts.get("model_commit")
+    if before and commit and now and commit != now:
+        raise RunError(
+            f"{run.path}: was begun with commit {commit} of {before.options.model.name}, which now is at {now}",
+            f"start over with {{fresh=True}}, or for the texts as begun with {{fresh=True}} {{revision={commit}}}",
+        )
+
+
+def forget_unwritten(run: Run) -> bool:
+    """Forget a call that failed before it wrote any text, so that the next may have other options.
+
+    Returns:
+        Whether there was such a call.
+    """
+    record = run.record().generate
+    if record is None or record.status != "running" or any(map(shard_files, run.text_folders)):
+        return False
+    for path in run.partial("generate"):
+        remove(path)
+    run.forget("generate")
+    return True

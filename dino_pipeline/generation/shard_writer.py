@@ -1,0 +1,225 @@
+"""How an engine writes shards: one file of accepted texts each, and one of rejected texts with their reasons."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from dino_pipeline.decoding.engine import Completion, Engine, Request, Scorer
+from dino_pipeline.decoding.prompts import Task, task_prompts
+from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
+from dino_pipeline.generation.plan import GenerationJob, Shard, count_text, shard_requests
+from dino_pipeline.progress import Progress, Reporter
+
+SCORING_BATCH = 128
+"""Texts that a separate scorer scores at a time."""
+
+OnStored = Callable[[Shard, Sequence[Example]], None]
+"""Receives a shard whose files are stored, and its accepted texts."""
+
+
+class ShardWriter(Protocol):
+    """Writes shards, with an engine in this process or with workers on a cluster."""
+
+    def write(
+        self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
+    ) -> None:
+        """Write the texts of the shards into their files.
+
+        Args:
+            job: what the shards share.
+            shards: taken one after another, as there is room for them.
+            reporter: gets updates and notes.
+            progress: counts the texts.
+            on_stored: is called for each shard once its files are stored.
+        """
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what run.json records about the writer besides the options, such as the model's commit."""
+
+
+@dataclass(frozen=True)
+class EngineWriter:
+    """Writes shards with one engine, in this process."""
+
+    engine: Engine
+    load_scorer: Callable[[], Scorer] | None = None
+    """Loads the scorer of log-probabilities and margins, for engines that do not compute them."""
+
+    def write(
+        self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
+    ) -> None:
+        """Write the texts of the shards into their files; see `ShardWriter`."""
+
+        def store(shard: Shard) -> None:
+            accepted = shard.accepted
+            rejected_digest = write_dropped(shard.rejected_path, shard.rejected)
+            # the accepted texts come last: a shard that has them is complete
+            shard.digests = {shard.rejected_path: rejected_digest, shard.path: write_examples(shard.path, accepted)}
+            on_stored(shard, accepted)
+
+        scorer = self.load_scorer() if self.load_scorer and job.use_scorer else None
+        TextWriter(job, self.engine, reporter, progress, store, scorer).write(shards)
+
+    def facts(self) -> Mapping[str, Any]:
+        return self.engine.facts()
+
+
+@dataclass
+class _PendingText:
+    """A text that is being written, as one or several candidates."""
+
+    shard: Shard
+    index: int
+    """Index of its task in the shard."""
+    num_candidates: int
+    candidates: dict[int, Completion] = field(default_factory=dict)
+    """The candidates that have ended, by the number of their request."""
+
+    @property
+    def task(self) -> Task:
+        return self.shard.tasks[self.index]
+
+
+@dataclass(frozen=True)
+class TextWriter:
+    """Writes the texts of shards with one engine, and hands each finished shard on."""
+
+    job: GenerationJob
+    engine: Engine
+    reporter: Reporter
+    progress: Progress
+    store: Callable[[Shard], None]
+    """Receives a shard once all its texts have ended."""
+    scorer: Scorer | None = None
+    """Computes log-probabilities and margins, if the engine does not."""
+
+    def write(self, shards: Iterable[Shard]) -> None:
+        """Write all texts of the shards."""
+        # Without refilling, each shard is a call of its own, so that its bytes depend on no other shard.
+        for batch in [shards] if self.engine.refill_rows else ([shard] for shard in shards):
+            self._write_batch(batch)
+
+    def _write_batch(self, shards: Iterable[Shard]) -> None:
+        settings, stop = self.job.settings, self.job.spec.stop
+        pending: dict[int, _PendingText] = {}  # by the number of the request
+        ended: list[_PendingText] = []  # texts all of whose candidates have ended
+        requests = self._requests(shards, pending)
+        completions = self.engine.sample(
+            requests, settings.sampling, stop=stop, stop_at_newline=not settings.keep_newlines
+        )
+        for completion in completions:
+            text = pending.pop(completion.number)
+            text.candidates[completion.number] = completion
+            if len(text.candidates) == text.num_candidates:
+                ended.append(text)
+            if len(ended) >= (SCORING_BATCH if self.scorer else 1):
+                self._finish(ended)
+                ended = []
+        self._finish(ended)
+
+    def _requests(self, shards: Iterable[Shard], pending: dict[int, _PendingText]) -> Iterator[Request]:
+        """Yield the requests of the shards' texts, and enter each into ``pending``."""
+        numbers = itertools.count()
+        for shard in shards:
+            requests, shard.skipped = shard_requests(self.job, self.engine, shard.tasks)
+            shard.num_unfinished = len(requests)
+            self._count_skipped(shard)
+            if not requests:
+                self.store(shard)
+            for index, request in requests.items():
+                has_counters = self.job.spec.labels[shard.tasks[index].label].counter_labels
+                text = _PendingText(shard, index, self.job.settings.best_of if has_counters else 1)
+                for candidate in range(text.num_candidates):
+                    pending[next(numbers)] = text
+                    # the first candidate's key is the plain one, so that it is the text of best_of 1
+                    yield replace(request, key=(*request.key, "candidate", candidate)) if candidate else request
+
+    def _finish(self, ended: Sequence[_PendingText]) -> None:
+        """Choose the best candidate of each text, and put it into its shard."""
+        if self.scorer:
+            self._score(self.scorer, ended)
+        for text in ended:
+            candidates = [text.candidates[number] for number in sorted(text.candidates)]
+            best = max(candidates, key=lambda candidate: (self._defect(candidate) is None, _margin(candidate)))
+            example, reason = self._example(text.task, best), self._defect(best)
+            text.shard.results[text.index] = example if reason is None else Dropped(example, reason)
+            text.shard.num_unfinished -= 1
+            self._count(text.task.label, example, reason)
+            if not text.shard.num_unfinished:
+                self.store(text.shard)
+
+    def _score(self, scorer: Scorer, ended: Sequence[_PendingText]) -> None:
+        """Replace log-probability and margin of all candidates without a defect by the scorer's."""
+        spec, seed = self.job.spec, self.job.settings.seed
+        scored: list[tuple[_PendingText, int, int]] = []  # text, number of the request, number of its prompts
+        pairs: list[tuple[str, str]] = []  # rendered prompt, text
+        for text in ended:
+            prompts = task_prompts(spec, seed, text.task, scorer.render)
+            for number, candidate in text.candidates.items():
+                if self._defect(candidate) is None:
+                    scored.append((text, number, len(prompts)))
+                    pairs += [(prompt, candidate.text) for prompt in prompts]
+        scores = iter(scorer.score(pairs, stop=spec.stop))
+        for text, number, num_prompts in scored:
+            own, *counters = [next(scores).logprob for _ in range(num_prompts)]
+            margin = own - max(counters) if counters else None
+            text.candidates[number] = replace(text.candidates[number], logprob=own, margin=margin)
+
+    def _count_skipped(self, shard: Shard) -> None:
+        self.progress.done += len(shard.tasks) - shard.num_unfinished
+        kind = "inputs" if self.job.spec.needs_inputs else "prompts"
+        for reason, count in Counter(dropped.reason for dropped in shard.skipped).items():
+            self.reporter.note(f"{count} {kind} left out: {reason}")
+
+    def _example(self, task: Task, completion: Completion) -> Example:
+        text = completion.text.strip()
+        return Example(
+            text_a=text if task.text is None else task.text,
+            text_b=None if task.text is None else text,
+            label=self.job.spec.value(task.label),
+            logprob=None if completion.logprob is None else round(completion.logprob, 3),
+            margin=None if completion.margin is None else round(completion.margin, 3),
+            input=task.input,
+            sample=task.sample,
+        )
+
+    def _defect(self, completion: Completion) -> str | None:
+        """Return the reason to reject a text, None if there is none."""
+        settings = self.job.settings
+        if completion.finish == "refused":
+            return "refused by the server"
+        if completion.finish == "length" and not settings.keep_unfinished:
+            return "no stop string"
+        if completion.finish == "newline":
+            return "newline"
+        if not completion.text.strip():
+            return "empty"
+        if any(mark in completion.text for mark in self.engine.marks):
+            return "a mark of the chat template"
+        if len(completion.text.split()) < settings.min_words:
+            return f"fewer than {settings.min_words} words"
+        if completion.length - (completion.finish == "stop") < settings.min_tokens:
+            return f"fewer than {settings.min_tokens} tokens"
+        return None
+
+    def _count(self, label: str, example: Example, reason: str | None) -> None:
+        """Count a text, and warn of a label whose texts are all rejected."""
+        count_text(self.progress, label, example, reason)
+        count = self.progress.labels[label]
+        if count.rejected_in_a_row >= count.next_warning:
+            count.next_warning *= 2
+            self.reporter.note(
+                f'label "{label}": the last {count.rejected_in_a_row} texts were all rejected (the latest: {reason}). '
+                "The model may not follow this instruction",
+                "try another wording, a larger {max_new_tokens}, or another model",
+            )
+        self.reporter.update(self.progress)
+
+
+def _margin(completion: Completion) -> float:
+    return -math.inf if completion.margin is None else completion.margin
