@@ -33,6 +33,10 @@ _PLACES = {
     "Run": "run",
     "load_generator": "decoding.generator",
     "Scores": "evaluation.scores",
+    "export": "publishing.verify",
+    "publish": "publishing.publish",
+    "report": "publishing.report",
+    "verify": "publishing.verify",
 }
 """The module that holds each public name; it is imported when the name is first used."""
 
