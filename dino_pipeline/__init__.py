@@ -38,6 +38,10 @@ _PLACES = {
     "load_spec": "spec_file",
     "load_generator": "decoding.generator",
     "Scores": "evaluation.scores",
+    "export": "publishing.verify",
+    "publish": "publishing.publish",
+    "report": "publishing.report",
+    "verify": "publishing.verify",
 }
 """The module that holds each public name; it is imported when the name is first used."""
 

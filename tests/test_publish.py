@@ -20,18 +20,19 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from matplotlib.figure import Figure
 
+from dino_pipeline.cards.card import BEGIN, END, GeneratorLicense, HandWritten, card_text, split_card
+from dino_pipeline.cards.hub import Repository, license_of
+from dino_pipeline.cards.manifest import Manifest, file_hashes, run_manifest
 from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import shard_files
-from dino_pipeline.hub import tables
-from dino_pipeline.hub.card import BEGIN, END, Kept, card, split
-from dino_pipeline.hub.check import check
-from dino_pipeline.hub.dataset import size_category
-from dino_pipeline.hub.licenses import GeneratorLicense, license_of
-from dino_pipeline.hub.manifest import Manifest, hashes, origin_of
-from dino_pipeline.hub.publish import Request, put
-from dino_pipeline.hub.upload import Repository
+from dino_pipeline.models import ModelRef
 from dino_pipeline.public import public
+from dino_pipeline.publishing import dataset_files
+from dino_pipeline.publishing.dataset_files import size_category
+from dino_pipeline.publishing.publish import PublishedRecord, last_upload, publish_folder
+from dino_pipeline.publishing.verify import verify_folder
+from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
 from tests.commands import answer, command, execute, files, invoke
 from tests.hub import TOKEN, Hub, Repo, local_hub
@@ -39,6 +40,8 @@ from tests.hub import TOKEN, Hub, Repo, local_hub
 pytestmark = pytest.mark.slow
 
 SPECS = Path(__file__).parent.parent / "task_specs"
+OLD_RUN = Path(__file__).parent / "data" / "run-format-2"
+MINE = Manifest(kind="dataset", origin="mine")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +202,7 @@ def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_p
     assert len(again.data.eval_results) == 2, "this encoder's scores, not another's"
     invoke("filter", run, "--fresh", "--smoothing", "0.1")
     refused = answer("publish", run, "--repo", "me/sts", "--dry-run")
-    assert "the encoder was trained on what the dataset was before" in refused.stderr
+    assert "the dataset was filtered again after the encoder was trained on it" in refused.stderr
 
 
 def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None:
@@ -235,39 +238,39 @@ def test_classes_that_are_numbers_stay_classes(tmp_path: Path) -> None:
 
 
 def test_large_splits_are_cut_into_shards_in_order(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "SHARD", 20_000)
+    monkeypatch.setattr(dataset_files, "SHARD", 20_000)
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
     shards = sorted((run / "hub" / "dataset" / "data").glob("train-*"))
     assert len(shards) > 1
     assert shards[-1].name == f"train-{len(shards) - 1:05d}-of-{len(shards):05d}.parquet"
     found = load_dataset(str(run / "hub" / "dataset"), split="train")
     assert found["sentence2"][:] == [row.text_b for row in read_examples(run / "train.jsonl")]
-    before = hashes(run / "hub" / "dataset")
+    before = file_hashes(run / "hub" / "dataset")
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
-    assert hashes(run / "hub" / "dataset") == before
+    assert file_hashes(run / "hub" / "dataset") == before
 
 
 def test_what_is_to_be_published_and_cannot_be_read_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.train.write_text('{"text_a": "a"\n')
-    (split,) = tables.splits(run, tables.Shape(True, None), raw=False)
-    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; filter again"):
-        tables.write(split, tmp_path / "damaged", tmp_path)
+    (split,) = dataset_files.splits_of(run, dataset_files.DataShape(True, None), raw=False)
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
+        dataset_files.write_split(split, tmp_path / "damaged", tmp_path)
     run.train.unlink()
-    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; filter again"):
-        tables.write(split, tmp_path / "gone", tmp_path)
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
+        dataset_files.write_split(split, tmp_path / "gone", tmp_path)
 
 
 def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     shutil.copytree(published / "hub" / "dataset", folder)
     assert "all as published" in invoke("verify", folder)
-    assert check(folder).wrong == [] and check(folder).other == []
+    assert verify_folder(folder).problems == [] and verify_folder(folder).rerun_differences == []
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").touch()
-    assert check(folder).wrong == []
+    assert verify_folder(folder).problems == []
     shutil.copytree(folder, tmp_path / ".cache" / "hub")
-    assert check(tmp_path / ".cache" / "hub").wrong == []
+    assert verify_folder(tmp_path / ".cache" / "hub").problems == []
     (folder / "report.html").write_text("other")
     (folder / "data" / "validation-00000-of-00001.parquet").unlink()
     (folder / "stranger.txt").touch()
@@ -275,7 +278,7 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     rows = json.loads((folder / "lineage.json").read_text())["rows"]
     count = rows["default/train"]
     (folder / "README.md").write_text(text.replace(f"num_examples: {count}", "num_examples: 7"))
-    assert sorted(check(folder).wrong) == sorted(
+    assert sorted(verify_folder(folder).problems) == sorted(
         [
             "report.html: is not the file that was published",
             "data/validation-00000-of-00001.parquet: is missing",
@@ -286,34 +289,34 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     )
     assert answer("verify", folder).exit_code == 1
     records = json.loads((folder / "run.json").read_text())
-    records["generate"]["options"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
+    records["generate"]["options"]["model"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
     (folder / "run.json").write_text(json.dumps(records))
     expected = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
-    assert set(check(folder).other) == expected
+    assert set(verify_folder(folder).rerun_differences) == expected
     spec = json.loads((folder / "spec.json").read_text())
     (folder / "spec.json").write_text(json.dumps({**spec, "newlines": True}))
     (folder / "run.json").write_text("{")
-    other = check(folder).other
+    other = verify_folder(folder).rerun_differences
     assert any(re.match(r"spec\.json is \w+, the texts were written from \w+", each) for each in other), other
-    assert any(each.startswith("run.json cannot be read (Expecting") for each in other), other
+    assert any(each.startswith("run.json cannot be read (not JSON: Expecting") for each in other), other
     (folder / "README.md").write_bytes(b"\xff")
-    assert "README.md: is not UTF-8 (byte 0); save it as UTF-8" in check(folder).wrong
+    assert "README.md: is not UTF-8 (byte 0); save it as UTF-8" in verify_folder(folder).problems
     (folder / "README.md").unlink()
     (folder / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     (folder / "spec.json").unlink()
-    found = check(folder)
-    assert f"default/train: 0 rows, {count} were published" in found.wrong
-    assert any(each.startswith("README.md: cannot be read") for each in found.wrong)
-    assert any(each.startswith("spec.json cannot be read") for each in found.other)
+    found = verify_folder(folder)
+    assert f"default/train: 0 rows, {count} were published" in found.problems
+    assert any(each.startswith("README.md: cannot be read") for each in found.problems)
+    assert any(each.startswith("spec.json cannot be read") for each in found.rerun_differences)
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
-    assert "torch was 1.0" in check(folder).other[0]
+    assert "torch was 1.0" in verify_folder(folder).rerun_differences[0]
     assert "holds no lineage.json" in answer("verify", tmp_path).stderr
-    assert "is no folder here, and no user/name" in answer("verify", "no/such/folder").stderr
+    assert "is neither a folder here nor user/name" in answer("verify", "no/such/folder").stderr
     for damaged in (b"\xff", b"[", json.dumps({**lineage, "rows": [1]}).encode()):
         (folder / "lineage.json").write_bytes(damaged)
         refused = answer("verify", folder)
-        assert (refused.exit_code, "is none that this version reads" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "this version cannot read its lineage.json" in refused.stderr) == (2, True)
 
 
 def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_path: Path, toy_encoder: Path) -> None:
@@ -321,9 +324,9 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     train = len(read_examples(published / "train.jsonl"))
 
     def read(run: Path) -> int:
-        (step, counts), *_ = json.loads((run / "run.json").read_text())["filter"]["funnel"]
-        assert step == "read"
-        return sum(count for _, count in counts)
+        step, *_ = json.loads((run / "run.json").read_text())["filter"]["funnel"]
+        assert step["kind"] == "read"
+        return sum(count for _, count in step["counts"])
 
     invoke("filter", folder, "--run", tmp_path / "filtered")
     assert read(tmp_path / "filtered") == 360, "what was written"
@@ -332,7 +335,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     shutil.copytree(folder, bare)
     shutil.rmtree(bare / "raw")
     card = (bare / "README.md").read_text()
-    front, body = split(card)
+    front, body = split_card(card)
     front = {**front, "configs": front["configs"][:1], "dataset_info": front["dataset_info"][:1]}
     (bare / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n{body}")
     assert "This was filtered before" in invoke("filter", bare, "--run", tmp_path / "again", "--no-balance")
@@ -345,7 +348,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
         read_examples(published / "dev.jsonl")
     )
     refused = answer("publish", tmp_path / "trained", "--repo", "me/x", "--dry-run")
-    assert "publish --what model" in refused.stderr
+    assert "publish with --what model" in refused.stderr
     to_model = ("publish", tmp_path / "trained", "--repo", "me/x", "--what", "model", "--dry-run")
     invoke(*to_model)
     model = ModelCard.load(tmp_path / "trained" / "hub" / "model" / "README.md")
@@ -365,7 +368,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
         assert len(lines) == train
         assert list(lines[0]) == ["text_a", "text_b", "label"]
     for call, said in {
-        ("export", folder, "--output", published / "dev.jsonl"): "or a file of a run; give another",
+        ("export", folder, "--output", published / "dev.jsonl"): "is read, or is a file of a run; give another",
         ("export", tmp_path / "original.jsonl", "--output", tmp_path / "x.jsonl", "--split", "validation"): (
             "is a file and has no splits"
         ),
@@ -381,7 +384,7 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(run: Path, tmp_p
     assert license_of(str(model)) is None, "it is not UTF-8"
     (model / "README.md").write_text("\ufeff---\nlicense: llama3.1\n---\n")
     records = json.loads((run / "run.json").read_text())
-    records["generate"]["options"]["model"] = str(model)
+    records["generate"]["options"]["model"]["name"] = str(model)
     (run / "run.json").write_text(json.dumps(records))
     refused = answer("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
     assert refused.exit_code == 2
@@ -411,40 +414,31 @@ def by_hand(text: str, *, above: str = "", below: str = "") -> str:
 
 
 def test_what_people_write_into_a_card_is_kept() -> None:
-    first = card({"license": "mit", "tags": ["a"]}, "ours", Kept())
+    first = card_text({"license": "mit", "tags": ["a"]}, "ours", HandWritten())
     edited = first.replace("license: mit", "license: mit\nextra: 7").replace("- a", "- a\n- mine")
     edited = by_hand(edited, above="Above\n", below="Below\n")
-    again = card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", Kept.of(edited))
-    front, body = split(again)
+    again = card_text({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", HandWritten.of(edited))
+    front, body = split_card(again)
     assert front == {"license": "cc0-1.0", "extra": 7, "tags": ["a", "b", "mine"]}
     assert body.startswith("Above\n") and body.endswith("Below\n") and "new" in body and "ours" not in body
-    assert card({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", Kept.of(again)) == again
-    with pytest.raises(HubError, match=r"README\.md: its front matter is no YAML"):
-        Kept.of("---\nfield: [\n---\n")
-    assert card({}, "new", Kept.of("# A card\n")).endswith(f"{END}\n\n# A card\n")
+    assert card_text({"license": "cc0-1.0", "tags": ["a", "b"]}, "new", HandWritten.of(again)) == again
+    with pytest.raises(HubError, match=r"README\.md: the front matter is not valid YAML"):
+        HandWritten.of("---\nfield: [\n---\n")
+    assert card_text({}, "new", HandWritten.of("# A card\n")).endswith(f"{END}\n\n# A card\n")
     assert [size_category(rows) for rows in (999, 1000, 10**6, 10**13)] == ["n<1K", "1K<n<10K", "1M<n<10M", "n>1T"]
 
 
-def test_what_people_write_here_and_on_the_hub_is_brought_together() -> None:
-    base = card({"tags": ["ours", "lost"]}, "ours", Kept({"extra": 1, "gone": 2}, "", "\nFirst\n"))
-    here = by_hand(base.replace("- ours", "- ours\n- here"), above="Here\n")
-    there = by_hand(base.replace("- lost\n", "- there\n").replace("gone: 2\n", "").replace("extra: 1", "extra: 3"))
-    there = there.replace("First", "Second")
-
-    def joined(here: str, there: str, base: str) -> Kept:
-        return Kept.of(here).joined(Kept.of(there), Kept.of(base))
-
-    expected = Kept({"extra": 3, "tags": ["ours", "here", "there"]}, "Here\n", "\nSecond\n")
-    assert joined(here, there, base) == expected
-    assert joined(there, here, base) == Kept(
-        {**expected.front, "tags": ["ours", "there", "here"]}, *("Here\n", "\nSecond\n")
-    )
-    with pytest.raises(HubError, match="what stands below our part was changed here and on the Hub"):
-        joined(by_hand(base, below="Third\n"), there, base)
-    both = by_hand(there, below="Third\n")
-    assert joined(both, there, base).below == joined(both, there, "").below == "\nSecond\nThird\n"
-    with pytest.raises(HubError, match="its field extra was changed"):
-        joined(base.replace("extra: 1", "extra: 2"), there, base)
+def test_of_two_cards_the_one_that_people_changed_is_kept() -> None:
+    published = HandWritten({"extra": 1, "tags": ["ours"]}, "", "\nFirst\n")
+    here = HandWritten({"extra": 1, "tags": ["ours"]}, "Here\n", "\nFirst\n")
+    there = HandWritten({"extra": 3, "tags": ["ours", "there"]}, "", "\nSecond\n")
+    assert here.or_newer(published, published) == here
+    assert published.or_newer(there, published) == there
+    with pytest.raises(HubError, match=r"README\.md: people changed it here and on the Hub; bring both together here"):
+        here.or_newer(there, published)
+    both = HandWritten({"extra": 3, "tags": ["ours", "there"]}, "Here\n", "\nSecond\nFirst\n")
+    assert both.or_newer(there, published) == there.or_newer(both, published) == both
+    assert both.or_newer(there, HandWritten()) == both, "nothing was published before"
 
 
 def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub, tmp_path: Path) -> None:
@@ -452,26 +446,28 @@ def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub,
     here = run.hub / "dataset" / "README.md"
 
     def publish() -> str:
-        def write(folder: Path, kept: Kept) -> None:
-            (folder / "README.md").write_text(card({"license": "mit"}, "ours", kept))
+        def write(folder: Path, kept: HandWritten) -> None:
+            (folder / "README.md").write_text(card_text({"license": "mit"}, "ours", kept))
+            MINE.write(folder)
 
-        repo.check("mine")
-        put(run, repo, Request("me/data"), write, lambda _: None)
+        repo.check(MINE)
+        last = PublishedRecord.read(run.hub).dataset
+        publication = publish_folder(run.hub / "dataset", repo, write, last, dry_run=False)
+        PublishedRecord(dataset=last_upload(publication, last)).write(run.hub)
         return hub.repos["datasets/me/data"].files["README.md"].decode()
 
     def edit_there(text: str) -> None:
         there = hub.repos["datasets/me/data"]
         there.commits.append({**there.files, "README.md": text.encode()})
 
-    first = publish()
-    here.write_text(by_hand(first, above="Written here.\n"))
-    edit_there(by_hand(first, below="Written there.\n"))
+    edit_there(by_hand(publish(), below="Written there.\n"))
+    here.write_text(by_hand(publish(), above="Written here.\n"))
     text = publish()
     assert "Written here." in text and text.endswith("Written there.\n")
     here.write_text(text.replace("Written there.", "Changed here."))
     edit_there(text.replace("Written there.", "Changed there."))
     before = files(run.path)
-    with pytest.raises(HubError, match=f"{here}: what stands below our part was changed here and on the Hub"):
+    with pytest.raises(HubError, match=f"{here}: people changed it here and on the Hub"):
         publish()
     assert files(run.path) == before
     here.write_text(here.read_text().replace("Changed here.", "Changed there.\nChanged here."))
@@ -489,12 +485,12 @@ def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub,
         publish()
 
 
-def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Path, Manifest]:
+def small(tmp_path: Path, text: str = "rows") -> tuple[Path, Manifest]:
     folder = tmp_path / "folder"
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "train-00000-of-00001.parquet").write_text(text * 100)
-    (folder / "README.md").write_text(card({"license": "mit"}, "ours", Kept()))
-    manifest = Manifest("dataset", origin, None, files=hashes(folder))
+    (folder / "README.md").write_text(card_text({"license": "mit"}, "ours", HandWritten()))
+    manifest = MINE.updated(files=file_hashes(folder))
     manifest.write(folder)
     return folder, manifest
 
@@ -502,16 +498,16 @@ def small(tmp_path: Path, text: str = "rows", origin: str = "mine") -> tuple[Pat
 def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
     repo = Repository("me/data", "dataset", private=True, api=api(hub))
-    repo.check("mine")
-    assert repo.before is None
+    repo.check(MINE)
+    assert repo.replaceable is None
     first = repo.upload(folder)
     assert (first.changed, first.private, hub.repos["datasets/me/data"].private) == (True, True, True)
-    repo.check("mine")
-    assert repo.before
+    repo.check(MINE)
+    assert repo.replaceable
     again = repo.upload(folder)
     assert (again.changed, again.commit, len(hub.repos["datasets/me/data"].commits)) == (False, first.commit, 2)
     (folder / "data" / "train-00000-of-00001.parquet").rename(folder / "data" / "train-00000-of-00002.parquet")
-    Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
+    MINE.updated(files=file_hashes(folder)).write(folder)
     repo.upload(folder)
     files = hub.repos["datasets/me/data"]
     assert len(files.commits) == 3
@@ -524,9 +520,9 @@ def test_what_this_run_did_not_make_is_not_replaced(hub: Hub, tmp_path: Path) ->
     files = hub.repos["datasets/me/data"]
     files.commits.append({**files.files, "data/train-stranger.parquet": b"more", "lineage.json": b"{}"})
     other = Repository("me/data", "dataset", api=api(hub))
-    with pytest.raises(HubError, match="holds something that this run did not make"):
-        other.check("mine")
-    other.check("mine", force=True)
+    with pytest.raises(HubError, match="holds files that this run did not make"):
+        other.check(MINE)
+    other.check(MINE, force=True)
     other.upload(folder)
     assert "data/train-stranger.parquet" not in files.files, "nothing of theirs is among ours"
 
@@ -537,16 +533,16 @@ def test_many_files_are_one_commit_and_a_card_alone_is_nobodys(hub: Hub, tmp_pat
     for at in range(300):
         (folder / "data" / f"part-{at}.txt").write_text(f"{at}")
     (folder / "data" / "part [1].txt").write_text("brackets")
-    Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
+    MINE.updated(files=file_hashes(folder)).write(folder)
     repo = Repository("me/data", "dataset", api=api(hub))
-    repo.check("mine")
+    repo.check(MINE)
     assert repo.card(), "it is kept"
     repo.upload(folder)
     files = hub.repos["datasets/me/data"]
     assert (len(files.commits), len(files.files)) == (2, 305)
     (folder / "data" / "part [1].txt").unlink()
-    Manifest("dataset", "mine", None, files=hashes(folder)).write(folder)
-    repo.check("mine")
+    MINE.updated(files=file_hashes(folder)).write(folder)
+    repo.check(MINE)
     repo.upload(folder)
     assert (len(files.commits), len(files.files), "data/part-1.txt" in files.files) == (3, 304, True)
 
@@ -575,11 +571,23 @@ def test_a_card_that_cannot_be_read_now_is_not_taken_for_none(
 
 
 def test_what_was_asked_for_tells_runs_apart() -> None:
-    generated = {"generate": {"options": {"spec": "a", "samples": 2, "model": "/home/one/m", "fingerprint": "f"}}}
-    other = {"generate": {"options": {"spec": "a", "samples": 3, "model": "/home/two/m", "fingerprint": "f"}}}
-    same = {"generate": {"options": {**generated["generate"]["options"], "model": "/home/two/m"}}}
-    assert origin_of(generated) == origin_of(same) != origin_of(other)
-    assert origin_of({"filter": {"sources": "a"}}) != origin_of({"filter": {"sources": "b"}})
+    record = Run(OLD_RUN).record()
+    assert record.generate and record.filter
+
+    def manifest(samples: int, folder: str, **others: Any) -> Manifest:
+        model = ModelRef(name=f"{folder}/m", fingerprint="f")
+        options = record.generate.options.updated(samples=samples, model=model)  # type: ignore[union-attr]
+        return run_manifest(record.with_stage(record.generate.updated(options=options)), "dataset", "me/data")  # type: ignore[union-attr]
+
+    mine = manifest(2, "/home/one")
+    assert manifest(2, "/home/two").is_of(mine) and not manifest(3, "/home/one").is_of(mine)
+    assert not run_manifest(record, "model", "me/data").is_of(run_manifest(record, "dataset", "me/data"))
+    filtered = [
+        run_manifest(RunRecord(filter=record.filter.updated(sources=sources)), "dataset", "me/data") for sources in "ab"
+    ]
+    assert not filtered[0].is_of(filtered[1])
+    older = mine.updated(format=1, origin="computed differently")
+    assert older.is_of(mine) and not older.updated(repository="me/other").is_of(mine)
     assert public({"settings": {"base_url": "http://host.of.mine:8000/v1", "rows": 8}}) == {"settings": {"rows": 8}}
     assert public("Without /home/me/enc: /home/me/x y; see https://hub.co/a/b and a/b") == (
         "Without enc: x y; see https://hub.co/a/b and a/b"
@@ -590,12 +598,12 @@ def test_what_was_asked_for_tells_runs_apart() -> None:
     ("method", "part", "status", "times", "said"),
     [
         ("POST", "/commit/", 409, 1, r"somebody else changed it at the same time.* \(HTTP 409\)"),
-        ("POST", "/commit/", 0, 9, "nothing of it is to be seen there; run again"),
+        ("POST", "/commit/", 0, 9, "nothing of it is visible there; run again"),
         ("POST", "/preupload/", 403, 1, r"the token has no right to write there.* \(HTTP 403\)"),
-        ("PUT", "/objects/", 0, 9, "nothing of it is to be seen there; run again"),
+        ("PUT", "/objects/", 0, 9, "nothing of it is visible there; run again"),
         ("POST", "/repos/create", 401, 1, r"the Hub does not know who you are.* \(HTTP 401\)"),
         ("POST", "/commit/", 413, 1, r"too large.* \(HTTP 413\)"),
-        ("POST", "/commit/", 412, 1, r"somebody else changed it at the same time; run again \(HTTP 412\)"),
+        ("POST", "/commit/", 412, 1, r"somebody else changed it at the same time \(HTTP 412\); run again"),
     ],
 )
 def test_faults_leave_nothing_half_published_and_a_rerun_completes(
@@ -705,7 +713,7 @@ def test_publishing_again_changes_nothing_and_refuses_what_is_not_its_own(
     assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
     hub.repos["models/me/strange"] = Repo(commits=[{"model.safetensors": b"theirs"}])
     calls = {
-        (*publish, "--what", "dataset", "--private"): "is there, and public",
+        (*publish, "--what", "dataset", "--private"): "exists, and is public",
         ("publish", "run", "--repo", "me/other", "--model-repo", "me/strange"): "that this run did not make",
     }
     for call, said in calls.items():
@@ -821,7 +829,7 @@ def test_whatever_the_run_its_card_makes_it_again(kind: str, tmp_path: Path, mon
     folder = tmp_path / "run" / "hub" / "dataset"
     written = DatasetCard.load(folder / "README.md")
     assert "They need what is not here" not in written.text
-    assert check(folder).wrong == check(folder).other == []
+    assert verify_folder(folder).problems == verify_folder(folder).rerun_differences == []
     if kind == "classes":
         data = load_dataset(str(folder), split="train")
         assert (data.column_names, data.features["label"].names) == (["text", "label"], ["2", "10"])
@@ -842,13 +850,13 @@ def test_what_cannot_be_published_is_said(published: Path, run: Path) -> None:
     (run / "hub").touch()
     calls = {
         ("publish", run, "--repo", "me/sts", "--dry-run"): "cannot be written",
-        ("publish", run, "--repo", "me/a--b", "--dry-run"): "is no repository",
+        ("publish", run, "--repo", "me/a--b", "--dry-run"): "is not the name of a repository",
         ("publish", run, "--repo", "sts", "--dry-run"): "give user/name",
-        ("publish", run, "--repo", "me/sts", "--license", "my own"): "is no licence as the Hub names them",
-        ("publish", published / "hub" / "dataset", "--repo", "me/sts", "--dry-run"): "is no run",
+        ("publish", run, "--repo", "me/sts", "--license", "my own"): "is not a license as the Hub spells it",
+        ("publish", published / "hub" / "dataset", "--repo", "me/sts", "--dry-run"): "is not a run",
     }
-    before = hashes(published / "hub" / "dataset")
+    before = file_hashes(published / "hub" / "dataset")
     for call, said in calls.items():
         found = answer(*call)
         assert (found.exit_code, said in found.stderr) == (2, True), found.output
-    assert hashes(published / "hub" / "dataset") == before
+    assert file_hashes(published / "hub" / "dataset") == before

@@ -14,19 +14,21 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
+from dino_pipeline.cards.document import DataTable, visible
 from dino_pipeline.cli import main
+from dino_pipeline.evaluation.scores import Figure as ScoreFigure
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.progress import SilentReporter
-from dino_pipeline.report import charts, of_data
-from dino_pipeline.report.blocks import Missing, Table, visible
-from dino_pipeline.report.material import Material
-from dino_pipeline.report.page import SECTIONS
-from dino_pipeline.report.texts_of_run import TextsOfRun, label_name
-from dino_pipeline.run import Run, Stage
+from dino_pipeline.publishing import charts, report_data
+from dino_pipeline.publishing.report import SECTIONS
+from dino_pipeline.publishing.report_source import ReportSource, RunTexts, SectionMissing, label_name
+from dino_pipeline.record import RunRecord
+from dino_pipeline.run import Run
 from tests.commands import invoke
 
 pytestmark = pytest.mark.slow
 
+OLD_RUN = Path(__file__).parent / "data" / "run-format-2"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = [
     '<script>document.title="broken"</script>',
@@ -147,7 +149,7 @@ def test_what_is_untrusted_is_shown_and_not_obeyed(strange: Path) -> None:
 
 
 def test_figures_are_those_of_the_files(tmp_path: Path, whole: Path) -> None:
-    texts = TextsOfRun(Run(whole), tmp_path)
+    texts = RunTexts(Run(whole), tmp_path)
     train, dev = read_examples(whole / "train.jsonl"), read_examples(whole / "dev.jsonl")
     written = [row for path in sorted((whole / "shards").iterdir()) for row in read_examples(path)]
     expected = Counter(label_name(str(row.label)) for row in (*train, *dev))
@@ -159,18 +161,18 @@ def test_figures_are_those_of_the_files(tmp_path: Path, whole: Path) -> None:
     quantiles = texts.quantiles("kept", "length(text_b)")
     lengths = [len(row.text_b or "") for row in (*train, *dev) if row.label == 0.5]
     assert quantiles["0.5"] == pytest.approx([len(lengths), *np.quantile(lengths, [0.05, 0.5, 0.95])])
-    drawn = texts.drawn("written", "label, text_b", 7)
+    drawn = texts.sample("written", "label, text_b", 7)
     assert Counter(label for label, _ in drawn) == dict.fromkeys(("0.0", "0.5", "1.0"), 7)
     assert {text for _, text in drawn} <= {row.text_b for row in written}
     (tmp_path / "again").mkdir()
-    assert drawn == TextsOfRun(Run(whole), tmp_path / "again").drawn("written", "label, text_b", 7)
+    assert drawn == RunTexts(Run(whole), tmp_path / "again").sample("written", "label, text_b", 7)
 
 
 def test_no_run_and_torn_files_are_named(tmp_path: Path, strange: Path) -> None:
     done = CliRunner().invoke(main, ["report", f"{tmp_path}"])
     assert (done.exit_code, done.stderr) == (
         2,
-        f"error: {tmp_path}: is no run; name a folder that dino generate or dino filter wrote\n",
+        f"error: {tmp_path}: is not a run; name a folder that dino generate or dino filter wrote\n",
     )
     torn = tmp_path / "torn"
     shutil.copytree(strange, torn)
@@ -194,30 +196,32 @@ def test_damaged_parts_are_left_out_and_said(tmp_path: Path, whole: Path) -> Non
 
 
 @pytest.fixture
-def material(tmp_path: Path) -> Material:
+def source(tmp_path: Path) -> ReportSource:
     """Of a run whose shards are gone and whose texts are all of one length."""
     run = Run(tmp_path / "run")
-    run.begin(Stage("generate", {}, outputs=[run.shards]))
-    run.finish("generate")
+    record = RunRecord(generate=Run(OLD_RUN).record().generate)
     write_examples(run.train, [Example(f"Input {at}", "A text", 1.0) for at in range(3)])
-    return Material(run, TextsOfRun(run, tmp_path), [], SilentReporter())
+    return ReportSource(run, record, None, RunTexts(run, tmp_path), [], SilentReporter())
 
 
-def test_a_run_whose_shards_are_gone_says_so(material: Material) -> None:
-    with pytest.raises(Missing, match="the texts of run are not there any more"):
-        of_data.diversity(material)
+def test_a_run_whose_shards_are_gone_says_so(source: ReportSource) -> None:
+    with pytest.raises(SectionMissing, match="the texts of run are not there any more"):
+        report_data.diversity(source)
 
 
-def test_where_there_is_one_value_there_is_a_table_and_no_picture(material: Material) -> None:
-    (numbers,) = of_data.lengths(material)
-    assert isinstance(numbers, Table)
+def test_where_there_is_one_value_there_is_a_table_and_no_picture(source: ReportSource) -> None:
+    (numbers,) = report_data.lengths(source)
+    assert isinstance(numbers, DataTable)
     assert numbers.rows == [["1", "3", "6", "6", "6"]]
 
 
 def test_an_interval_that_is_not_known_is_not_drawn() -> None:
     panel = Figure().subplots()
-    known, alone, none = {"low": 1.0, "high": 3.0, "value": 2.0}, {"low": None, "value": 5.0}, {"value": None}
-    charts.intervals([panel], [("a", known), ("b", alone), ("c", none)], "Spearman")
+    known, alone, none = (
+        ScoreFigure(value=value, low=low, high=high)
+        for value, low, high in ((2.0, 1.0, 3.0), (5.0, None, None), (None, None, None))
+    )
+    charts.draw_intervals([panel], [("a", known), ("b", alone), ("c", none)], "Spearman")
     assert [[*np.asarray(line.get_xdata())] for line in panel.lines] == [[1.0, 3.0], [2.0], [5.0]]
 
 
@@ -225,7 +229,7 @@ def test_a_folders_name_is_no_column(tmp_path: Path, whole: Path) -> None:
     shutil.copytree(whole, tmp_path / "label=2" / "run")
     invoke("filter", tmp_path / "label=2" / "run", "--fresh")
     invoke("report", tmp_path / "label=2" / "run")
-    texts = TextsOfRun(Run(tmp_path / "label=2" / "run"), tmp_path)
+    texts = RunTexts(Run(tmp_path / "label=2" / "run"), tmp_path)
     assert list(texts.counts("kept")) == ["0", "0.1", "0.5", "0.9"]
 
 

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dino_pipeline.cards.card import HandWritten, card_text, split_card
+from dino_pipeline.cards.document import code_block, code_span, escape_markdown, markdown_table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.hub.card import Kept, card, split
-from dino_pipeline.hub.markdown import fenced, plain, table
 from dino_pipeline.options import Sampling
 from dino_pipeline.run import Run
 from dino_pipeline.spec import X1, TaskSpec
@@ -73,16 +73,19 @@ def test_a_text_stands_in_its_prompt_as_it_is_and_nothing_in_it_is_filled(
 @example("a\x85b", "\x85")
 def test_cards_hold_a_text_and_no_more(text: str, other: str) -> None:
     front = {"license": "mit", "pretty_name": text, "tags": [other]}
-    said = "\n\n".join([plain(text), fenced(text, "text"), table(["a", "b"], [[text, other]])])
-    read, body = split(card(front, said, Kept()))
+    said = "\n\n".join([escape_markdown(text), code_block(text, "text"), markdown_table(["a", "b"], [[text, other]])])
+    read, body = split_card(card_text(front, said, HandWritten()))
     assert read == yaml.safe_load(yaml.safe_dump(front))
     assert body.count("\n---\n") <= said.count("\n---\n")
-    row = table(["a", "b"], [[text, other]]).split("\n")
+    row = markdown_table(["a", "b"], [[text, other]]).split("\n")
     assert len(row) == 3, "a text opens no row"
     assert row[2].replace("\\|", "").count("|") == 3, "nor a column"
     assert "<" not in row[2], "nor a tag"
-    fence = fenced(text).split("\n")
+    fence = code_block(text).split("\n")
     assert all(line.strip() != fence[0] for line in fence[1:-1]), "nor does it close its block"
+    span = code_span(text)
+    mark = span[: len(span) - len(span.lstrip("`"))]
+    assert mark not in span[len(mark) : -len(mark)] and "\n" not in span, "nor its span"
 
 
 @pytest.mark.slow
@@ -107,5 +110,5 @@ def test_a_file_of_anything_goes_the_whole_way(pairs: list[tuple[str, str]]) -> 
         assert page.tags["script"] == 1
         assert not page.open
         invoke("publish", run.path, "--repo", "a/b", "--license", "mit", "--dry-run")
-        front, _ = split((run.hub / "dataset" / "README.md").read_text(encoding="utf-8"))
+        front, _ = split_card((run.hub / "dataset" / "README.md").read_text(encoding="utf-8"))
         assert front["license"] == "mit"

@@ -9,14 +9,11 @@ import click
 from dino_pipeline import __version__
 from dino_pipeline.cli.compare import compare
 from dino_pipeline.cli.evaluation_command import evaluate_command
-from dino_pipeline.cli.export import export
 from dino_pipeline.cli.filter_command import filter_command
 from dino_pipeline.cli.finetune import finetune
 from dino_pipeline.cli.generation_commands import generate, preview
-from dino_pipeline.cli.publish import publish
-from dino_pipeline.cli.report import report
+from dino_pipeline.cli.publishing_commands import export, publish, report, verify
 from dino_pipeline.cli.spec_commands import spec
-from dino_pipeline.cli.verify import verify
 from dino_pipeline.models import ALLOW_PICKLE
 
 

@@ -11,7 +11,7 @@ from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.public import public
 
 if TYPE_CHECKING:
-    from dino_pipeline.hub.dataset_card import Again
+    from dino_pipeline.cards.dataset_card import Rebuild
     from dino_pipeline.run import Run
 
 FOLDER = "../again"
@@ -19,18 +19,18 @@ SERVER = "http://127.0.0.1:8000/v1"
 """Where a server of one's own is often found: that of the run is nobody else's business."""
 
 
-def commands(run: Run) -> Again:
+def commands(run: Run) -> Rebuild:
     """Return the commands for a folder that holds ``spec.json``."""
-    from dino_pipeline.hub.dataset_card import Again, scorer_of
+    from dino_pipeline.cards.dataset_card import Rebuild
 
     generated, filtered = public(run.stage("generate")), public(run.stage("filter"))
     if not generated or filtered.get("status") != "done":
-        return Again()
+        return Rebuild()
     options = generated["options"]
     values = {**options, **options["sampling"], "revision": options["revision"] or generated.get("model_commit")}
     brought = "texts" in options.get("inputs", {})
     if options.get("engine") == "openai":
-        values |= {"base_url": SERVER, "scorer": scorer_of(options)}
+        values |= {"base_url": SERVER, "scorer": _scorer_of(options)}
         values |= {"decay": None, "floor": None}  # a server cannot debias
     elif options["model"] != "pocket":
         values.setdefault("chat", "off")
@@ -42,7 +42,12 @@ def commands(run: Run) -> Again:
         ["dino", "generate", "spec.json", "--run", FOLDER, *_generate_flags(values)],
         ["dino", "filter", FOLDER, *_filter_flags(run)],
     ]
-    return Again(found, brought, _lacks(run))
+    return Rebuild(found, brought, _lacks(run))
+
+
+def _scorer_of(options: Mapping[str, Any]) -> str | None:
+    scorer = options.get("scorer")
+    return scorer["model"] if isinstance(scorer, dict) else scorer
 
 
 def _lacks(run: Run) -> list[str]:

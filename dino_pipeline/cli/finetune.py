@@ -224,8 +224,8 @@ def texts_of(data: str, run_path: Path | None, options: dict[str, Any]) -> tuple
 
 def _published(data: str, options: dict[str, Any]) -> PublishedOrigin | None:
     """Return what is known of data that dino publish made, in a folder or on the Hub; None if it is none."""
-    from dino_pipeline.hub.manifest import Manifest
-    from dino_pipeline.hub.upload import download
+    from dino_pipeline.cards.hub import download
+    from dino_pipeline.cards.manifest import Manifest
     from dino_pipeline.layout import LINEAGE
     from dino_pipeline.run import Run
     from dino_pipeline.training.training_texts import PublishedOrigin

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
+from dino_pipeline.cards.model_card import lineage, model_card, texts_origin
 from dino_pipeline.encoders import pooling_of
 from dino_pipeline.errors import DinoError, OutputError, first_line
 from dino_pipeline.examples import Example
@@ -21,6 +22,7 @@ from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, Stage, State
+from dino_pipeline.spec_file import load_spec
 from dino_pipeline.training.adapters import TrainingRows, contrast_classes
 from dino_pipeline.training.checks import (
     COLLAPSED,
@@ -32,11 +34,10 @@ from dino_pipeline.training.checks import (
 )
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
-from dino_pipeline.training.model_card import Lineage, model_card
 from dino_pipeline.training.objective import Objective, TrainingContext
 from dino_pipeline.training.selection import SelectionCriterion, selection_criterion
 from dino_pipeline.training.trainer import COUNTS_FILE, TrainingResult, count_steps, train
-from dino_pipeline.training.training_texts import TrainingTexts, origin_of_texts
+from dino_pipeline.training.training_texts import TrainingTexts
 
 
 def finetune_run(
@@ -247,23 +248,22 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
             model.save(str(folder), create_model_card=False)
             if head:
                 head.save(folder)
-            (folder / "README.md").write_text(model_card(lineage(model, run, objective)), encoding="utf-8")
+            (folder / "README.md").write_text(_card(model, run, objective), encoding="utf-8")
     except SafetensorError as error:
         raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", "make room and run again") from error
 
 
-def lineage(model: SentenceTransformer, run: Run, objective: Objective) -> Lineage:
-    """Return the lineage of an encoder that was trained in a run with an objective."""
-    origin = origin_of_texts(run)
-    return Lineage(
+def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
+    """Return the card of an encoder that was trained in a run with an objective."""
+    record = run.record()
+    assert record.finetune is not None
+    made_from = lineage(
+        record.finetune,
+        texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
         name=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
-        finetuned=run.stage("finetune"),
-        generated=origin.get("generate") or {},
-        filtered=origin.get("filter") or {},
         citation=objective.citation,
         prompts=bool(objective.prompts),
-        language=origin.get("language"),
-        license=origin.get("license"),
     )
+    return model_card(made_from)

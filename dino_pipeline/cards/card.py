@@ -1,0 +1,146 @@
+"""What does a card hold: front matter that the Hub reads, the text of this package, and what people wrote around it?
+
+A card is Markdown under YAML. Two marks enclose the generated text, which each publication writes again. Everything
+outside of the marks belongs to people and is kept, and so are fields of the front matter that are not generated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_pipeline.errors import HubError, first_line
+
+FrontMatter = dict[str, Any]
+"""The fields of a card's YAML."""
+README = "README.md"
+"""The file name of a card."""
+BEGIN, END = "<!-- written by dino_pipeline: begin -->", "<!-- written by dino_pipeline: end -->"
+HINT = "<!-- what people write outside of the two marks is kept; publishing again replaces what is between them -->"
+GENERATED_FIELDS = frozenset(
+    (
+        *("pretty_name", "size_categories", "task_categories", "annotations_creators", "language_creators"),
+        *("source_datasets", "configs", "dataset_info", "library_name", "pipeline_tag", "datasets", "base_model"),
+        *("model-index", "widget", "tags"),
+    )
+)
+"""Fields that describe what is published: older values are dropped. License and language stay if none is known now."""
+FREE_LICENSES = (
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "unlicense"),
+    *("isc", "zlib", "artistic-2.0", "ecl-2.0", "afl-3.0", "postgresql", "wtfpl", "mpl-2.0", "bsl-1.0", "odc-by"),
+)
+"""Licenses that do not restrict what a model writes. Any other may, and people have to read it."""
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class GeneratorLicense:
+    """The license of the model that wrote the texts."""
+
+    name: str | None
+    """As the Hub spells it, for example ``apache-2.0``; None if it is not known."""
+
+    @property
+    def restricts(self) -> bool:
+        """Return True if the license may restrict the use of the model's texts; an unknown license may."""
+        return self.name not in FREE_LICENSES
+
+
+@dataclass(frozen=True)
+class HandWritten:
+    """The parts of a card that people wrote."""
+
+    front: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that are not generated, and all tags: nobody can tell who added a tag."""
+    above: str = ""
+    below: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> HandWritten:
+        """Read the hand-written parts of a card.
+
+        Raises:
+            HubError: the front matter is not valid YAML.
+        """
+        front, body = split_card(text)
+        kept = {key: value for key, value in front.items() if key not in GENERATED_FIELDS or key == "tags"}
+        if BEGIN in body and END in body:
+            above, _, rest = body.partition(BEGIN)
+            return cls(kept, above, rest.rpartition(END)[2])
+        return cls(kept, "", f"\n\n{body.strip()}\n" if body.strip() else "")
+
+    def or_newer(self, on_hub: HandWritten, published: HandWritten) -> HandWritten:
+        """Return these parts or those of the card on the Hub, whichever people changed since the last publication.
+
+        Args:
+            on_hub: parts of the card that is on the Hub now.
+            published: parts of the card that was published last.
+
+        Raises:
+            HubError: both were changed, and neither has all lines of the other.
+        """
+        if on_hub in (self, published) or self._lines() >= on_hub._lines():
+            return self
+        if self == published or on_hub._lines() >= self._lines():
+            return on_hub
+        raise HubError(f"{README}: people changed it here and on the Hub; bring both together here, and run again")
+
+    def _lines(self) -> set[str]:
+        fields = [f"{key}: {value}" for key, value in self.front.items() if key != "tags"]
+        tags = [f"tag: {tag}" for tag in self.front.get("tags") or ()]
+        return {*fields, *tags, *self.above.split("\n"), *self.below.split("\n")}
+
+
+def read_card(path: Path) -> str:
+    """Return a card's text.
+
+    Raises:
+        HubError: the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HubError(f"{README}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+def card_text(front: Mapping[str, object], body: str, hand_written: HandWritten) -> str:
+    """Return a whole card.
+
+    Args:
+        front: generated fields of the front matter; None leaves a field out.
+        body: generated Markdown.
+        hand_written: parts of the earlier card that are kept.
+    """
+    generated = {key: value for key, value in front.items() if value is not None}
+    merged: FrontMatter = {**generated}
+    merged |= {key: value for key, value in hand_written.front.items() if key not in generated}
+    if isinstance(tags := hand_written.front.get("tags"), list):
+        merged["tags"] = list(dict.fromkeys([*merged.get("tags", []), *map(str, tags)]))
+    text = yaml.safe_dump(merged, sort_keys=False, width=120, allow_unicode=True)
+    if "\x85" in text:  # PyYAML writes this character as it is, and reads it back as the end of a line
+        text = yaml.safe_dump(merged, sort_keys=False, width=120)
+    marked = f"{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}"
+    return f"---\n{text}---\n{hand_written.above}{marked}{hand_written.below or chr(10)}"
+
+
+def split_card(text: str) -> tuple[FrontMatter, str]:
+    """Return a card's front matter and its body; without front matter, the whole text is the body.
+
+    Raises:
+        HubError: the front matter is not valid YAML.
+    """
+    parts = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
+    if not parts:
+        return {}, text
+    try:
+        front = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise HubError(
+            f"{README}: the front matter is not valid YAML ({first_line(error)})", "correct it, and run again"
+        ) from error
+    return (front if isinstance(front, dict) else {}), parts[2]

@@ -1,0 +1,323 @@
+"""What of a run is published where, under which license: first as folders, then on the Hub?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, read_card
+from dino_pipeline.cards.dataset_card import Rebuild
+from dino_pipeline.cards.hub import Repository, Upload, license_of
+from dino_pipeline.cards.manifest import Kind, run_manifest
+from dino_pipeline.cards.model_card import texts_origin
+from dino_pipeline.console import reporter_for
+from dino_pipeline.errors import HubError, OptionError, RunError
+from dino_pipeline.files import folder_replaced, write_json
+from dino_pipeline.options import accepts
+from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.publish_options import PublishOptions
+from dino_pipeline.publishing.dataset_files import DatasetRequest, write_dataset
+from dino_pipeline.publishing.model_files import ModelRequest, write_model
+from dino_pipeline.publishing.report import report_candidates, write_report
+from dino_pipeline.publishing.report_source import OpenedRun
+from dino_pipeline.run import Run
+from dino_pipeline.stage_records import GenerateRecord, PublishedDataset, Record
+from dino_pipeline.training.corpus import Source
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A folder of a run that is published, or was written for a rehearsal."""
+
+    kind: Kind
+    folder: Path
+    repository: str
+    upload: Upload | None = None
+    """None if nothing was uploaded."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: the {self.kind} is written"]
+        if self.upload:
+            state = "is published" if self.upload.changed else "is up to date"
+            lines.append(f"{self.upload.address}: {state} (commit {self.upload.commit[:10]})")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The result of a publication."""
+
+    dataset: Publication | None = None
+    model: Publication | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(str(publication) for publication in (self.dataset, self.model) if publication)
+
+    __repr__ = __str__
+
+
+class LastUpload(Record):
+    """What was uploaded last to a repository."""
+
+    repository: str
+    address: str
+    commit: str
+    changed: bool
+    private: bool
+    card: str
+
+
+class PublishedRecord(Record):
+    """published.json, in the folder of both repositories. It is not part of run.json, which is published itself."""
+
+    dataset: LastUpload | None = None
+    model: LastUpload | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> PublishedRecord:
+        """Return the content of a folder's published.json; nothing if it is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError):
+            return cls.model_validate_json((folder / PUBLISHED).read_bytes())
+        return cls()
+
+    def write(self, folder: Path) -> None:
+        """Write published.json into a folder."""
+        write_json(folder / PUBLISHED, self.model_dump(mode="json", exclude_none=True))
+
+
+PUBLISHED = "published.json"
+
+
+@accepts(PublishOptions)
+def publish(
+    run: Run | Path | str,
+    *,
+    rebuild: Rebuild | None = None,
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> Published:
+    """Write a run's dataset and encoder as folders with cards, and upload each in one commit.
+
+    What people wrote into the cards outside of the generated marks is kept. The token is the one that the Hub's client
+    stored, or HF_TOKEN.
+
+    Args:
+        run: the run to publish.
+        progress: True shows progress; a function is called with it.
+
+    Raises:
+        HubError: the Hub refuses, or holds the files of another run.
+        OptionError: an option is wrong; or the generator's license may restrict the use of its texts, and no license
+            is given.
+        OutputError: a folder cannot be written.
+        RunError: data or encoder are missing, or do not belong together.
+    """
+    chosen = PublishOptions.of(options)
+    with OpenedRun.locked(run) as opened, reporter_for(progress) as reporter:
+        return _Publisher(opened, chosen, rebuild or Rebuild(), reporter).publish()
+
+
+class _Publisher:
+    """One publication of a run.
+
+    Args:
+        opened: the run, read once.
+        options: the options of the publication.
+        rebuild: the commands that make the dataset again.
+        reporter: follows the report.
+    """
+
+    def __init__(self, opened: OpenedRun, options: PublishOptions, rebuild: Rebuild, reporter: Reporter) -> None:
+        self.run, self.record, self.spec = opened.run, opened.record, opened.spec
+        self.opened, self.options, self.rebuild, self.reporter = opened, options, rebuild, reporter
+        self.last = PublishedRecord.read(self.run.hub)
+
+    def publish(self) -> Published:
+        """Write the folders and, unless it is a dry run, upload them."""
+        options = self.options
+        kinds = self._kinds()
+        places = {kind: Repository(options.repository(kind), kind, private=options.private) for kind in kinds}
+        own = self._is_trained_on_dataset(strict="model" in places)
+        if not options.dry_run:
+            for kind, place in places.items():  # both are checked before anything is written
+                place.check(run_manifest(self.record, kind, place.name), force=options.force)
+        dataset = model = None
+        if "dataset" in places:
+            dataset = self._publish_dataset(places["dataset"], with_model="model" in places, own=own)
+        if "model" in places:
+            model = self._publish_model(places["model"], self._training_data(dataset, own=own))
+        return Published(dataset, model)
+
+    def _kinds(self) -> list[Kind]:
+        """Return the kinds of repository to publish.
+
+        Raises:
+            RunError: the run has no such data or encoder.
+        """
+        filtered, finetuned = self.record.filter, self.record.finetune
+        trained = finetuned is not None and finetuned.is_done
+        what = self.options.what or ("both" if trained or self.options.model_repo else "dataset")
+        if what != "model" and not (filtered and filtered.is_done):
+            remedy = "publish with {what=model}" if trained else "run {filter()} first"
+            raise RunError(f"{self.run.path}: holds no filtered data", remedy)
+        if what != "dataset" and not (trained and self.run.model.is_dir()):
+            remedy = "run {finetune()}, or publish with {what=dataset}"
+            raise RunError(f"{self.run.path}: no encoder is trained there", remedy)
+        return ["dataset", "model"] if what == "both" else [what]
+
+    def _is_trained_on_dataset(self, *, strict: bool) -> bool:
+        """Return True if the encoder was trained on the run's dataset as it is now.
+
+        Raises:
+            RunError: ``strict``, and the encoder was trained on an older version of the dataset.
+        """
+        finetuned, train = self.record.finetune, self.run.train
+        if finetuned is None or not finetuned.origin.own:
+            return False
+        same = train.exists() and finetuned.sources.split("+")[0] == Source(str(train)).digest()
+        if not same and strict:
+            raise RunError(
+                f"{self.run.path}: the dataset was filtered again after the encoder was trained on it",
+                "run {finetune()} again, or publish with {what=dataset}",
+            )
+        return same
+
+    def _publish_dataset(self, place: Repository, *, with_model: bool, own: bool) -> Publication:
+        generated = self.record.generate
+        generator, license = self._licenses(generated, self.spec.license if self.spec else None)
+        encoder: str | None = None
+        if own:
+            last = self.last.model
+            encoder = self.options.repository("model") if with_model else last.repository if last else None
+        candidates = report_candidates(self.opened, ())
+        report = write_report(self.opened, candidates, self.reporter, dropped=self.options.raw)
+        request = DatasetRequest(place.name, license, generator, encoder, self.options.raw, self.rebuild)
+        return self._publish_folder(place, partial(write_dataset, self.opened, request, report))
+
+    def _publish_model(self, place: Repository, dataset: PublishedDataset | None) -> Publication:
+        origin = texts_origin(self.record, self.spec)
+        generator, license = self._licenses(origin.generate, origin.license)
+        request = ModelRequest(place.name, license, dataset, generator, self.options.widgets)
+        return self._publish_folder(place, partial(write_model, self.opened, request))
+
+    def _training_data(self, dataset: Publication | None, *, own: bool) -> PublishedDataset | None:
+        """Return the dataset that the encoder was trained on, if it is or was published.
+
+        Args:
+            dataset: the run's dataset, if it is published now.
+            own: True if the encoder was trained on it.
+        """
+        last = self.last.dataset
+        if not own:
+            return texts_origin(self.record, self.spec).dataset
+        if dataset:
+            return PublishedDataset(repository=dataset.repository, commit=self._commit(dataset))
+        if last and last.repository == self.options.repo:
+            return PublishedDataset(repository=last.repository, commit=last.commit)
+        return None
+
+    def _commit(self, publication: Publication) -> str | None:
+        """Return the commit that changed a repository last; people may have edited the card since."""
+        last = self.last.dataset if publication.kind == "dataset" else self.last.model
+        return last.commit if publication.upload and last else None
+
+    def _licenses(
+        self, generated: GenerateRecord | None, spec_license: str | None
+    ) -> tuple[GeneratorLicense | None, str | None]:
+        """Return the license of the generator, if one wrote the texts, and the license of the publication.
+
+        Raises:
+            OptionError: the first may restrict the second, and the user has not chosen the second.
+        """
+        chosen = self.options.license or spec_license
+        if generated is None:
+            return None, chosen
+        model = generated.options.model.name
+        generator = GeneratorLicense(license_of(model))
+        if generator.restricts and not self.options.license:
+            raise OptionError(
+                f"the licence of the generator {model} is {generator.name or 'not known'}: it may restrict what is "
+                "done with texts that it wrote",
+                "read it, and choose with {license=ID} under which licence these may be published",
+            )
+        return generator, chosen
+
+    def _publish_folder(self, place: Repository, write: Callable[[Path, HandWritten], object]) -> Publication:
+        """Write a folder and, unless it is a dry run, upload it."""
+        folder = self.run.hub / place.kind
+        last = self.last.dataset if place.kind == "dataset" else self.last.model
+        publication = publish_folder(folder, place, write, last, dry_run=self.options.dry_run)
+        if uploaded := last_upload(publication, last):
+            self.last = self.last.updated(**{place.kind: uploaded})
+            self.last.write(self.run.hub)
+        return publication
+
+
+def publish_folder(
+    folder: Path,
+    place: Repository,
+    write: Callable[[Path, HandWritten], object],
+    last: LastUpload | None,
+    *,
+    dry_run: bool,
+) -> Publication:
+    """Write a folder and, unless it is a dry run, upload it.
+
+    Args:
+        folder: replaced as a whole.
+        place: the repository to upload to.
+        write: fills an empty folder; takes the hand-written parts of the earlier card, too.
+        last: the last upload of this kind.
+        dry_run: upload nothing.
+    """
+    last = last if last and last.repository == place.name else None
+    with folder_replaced(folder) as empty:
+        write(empty, _hand_written(folder, place, last.card if last else ""))
+    return Publication(place.kind, folder, place.name, None if dry_run else place.upload(folder))
+
+
+def last_upload(publication: Publication, last: LastUpload | None) -> LastUpload | None:
+    """Return what published.json holds after a publication; None if nothing was uploaded."""
+    upload = publication.upload
+    if upload is None:
+        return None
+    # if nothing changed, the commit of the earlier upload: people may have edited the card since
+    same_place = last is not None and last.repository == upload.repository
+    commit = last.commit if last and same_place and not upload.changed else upload.commit
+    card = (publication.folder / README).read_text(encoding="utf-8")
+    return LastUpload(**{**asdict(upload), "commit": commit}, card=card)
+
+
+def _hand_written(folder: Path, place: Repository, published: str) -> HandWritten:
+    """Return what people wrote into the card: in the folder or on the Hub, whichever was changed.
+
+    Args:
+        folder: the folder of the last publication.
+        place: its repository.
+        published: the card that was published last; empty if none was.
+
+    Raises:
+        HubError: a card cannot be read, or people changed both.
+    """
+    here, on_hub = folder / README, place.card()
+    parts_on_hub = _read_hand_written(on_hub, place.name) if on_hub else HandWritten()
+    if not here.exists():
+        return parts_on_hub
+    parts = _read_hand_written(here, str(folder))
+    if not on_hub:
+        return parts
+    try:
+        return parts.or_newer(parts_on_hub, HandWritten.of(published))
+    except HubError as error:
+        raise HubError(f"{folder}/{error.message}", error.remedy) from error
+
+
+def _read_hand_written(path: Path, name: str) -> HandWritten:
+    try:
+        return HandWritten.of(read_card(path))
+    except HubError as error:
+        raise HubError(f"{name}/{error.message}", error.remedy) from error

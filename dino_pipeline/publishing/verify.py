@@ -1,0 +1,226 @@
+"""Is a published folder still what was published, and how are pairs exported in the original DINO's format?"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dino_pipeline import pocket
+from dino_pipeline.cards.card import README, read_card, split_card
+from dino_pipeline.cards.hub import download
+from dino_pipeline.cards.manifest import Manifest, file_hashes
+from dino_pipeline.errors import DataError, DinoError, HubError, OptionError, first_line
+from dino_pipeline.files import digest_files, write_json_lines
+from dino_pipeline.layout import LINEAGE
+from dino_pipeline.models import POCKET, model_fingerprint
+from dino_pipeline.options import accepts
+from dino_pipeline.publish_options import ExportOptions, VerifyOptions
+from dino_pipeline.record import RecordError, parse_record, versions
+from dino_pipeline.run import Run
+from dino_pipeline.spec_file import load_spec
+from dino_pipeline.training.corpus import Source
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of comparing a published folder with its lineage.json."""
+
+    target: str
+    """Folder or repository."""
+    manifest: Manifest
+    problems: Sequence[str]
+    """Differences from lineage.json; empty if the folder is as published."""
+    rerun_differences: Sequence[str]
+    """Why the card's commands may make another dataset here; empty if they make the same."""
+
+    def __str__(self) -> str:
+        lines = [*self.problems]
+        manifest = self.manifest
+        if not self.problems:
+            rows = f", {sum(manifest.rows.values())} rows" if manifest.rows else ""
+            lines.append(f"{self.target}: {len(manifest.files)} files{rows}: all as published")
+        if manifest.dataset:
+            commit = f", commit {manifest.dataset.commit}" if manifest.dataset.commit else ""
+            lines.append(f"trained on {manifest.dataset.repository}{commit}")
+        if self.rerun_differences:
+            lines.append(f"A rerun may differ: {'; '.join(self.rerun_differences)}")
+        else:
+            lines.append("A rerun with the same options, on the same kind of machine, is the same.")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@accepts(VerifyOptions)
+def verify(target: Path | str, **options: Any) -> Verification:
+    """Check hashes and counts of a published dataset or model.
+
+    Args:
+        target: a published folder, or the name of a repository on the Hub.
+
+    Raises:
+        HubError: the target was not published by this package, or the Hub cannot be reached.
+        OptionError: the target is neither a folder nor a repository.
+    """
+    chosen = VerifyOptions.of(options)
+    folder = Path(target)
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(str(target)):
+            raise OptionError(f"{target}: is neither a folder here nor user/name", "give one of them")
+        folder = download(str(target), "model" if chosen.model else "dataset", chosen.revision)
+    return verify_folder(folder, str(target))
+
+
+def verify_folder(folder: Path, name: str = "") -> Verification:
+    """Compare files and rows of a published folder with its lineage.json, and its versions with those here.
+
+    Args:
+        folder: the folder.
+        name: of the folder, or of the repository that it is a copy of.
+
+    Raises:
+        HubError: the folder was not published by this package.
+    """
+    try:
+        manifest = Manifest.read(folder / LINEAGE, name or str(folder))
+    except OSError as error:
+        raise HubError(f"{folder}: holds no {LINEAGE}", "give a folder or repository that {publish()} made") from error
+    problems = [*_changed_files(folder, manifest), *_changed_rows(folder, manifest)]
+    return Verification(name or str(folder), manifest, problems, list(_rerun_differences(folder, manifest)))
+
+
+def _changed_files(folder: Path, manifest: Manifest) -> list[str]:
+    hashes = file_hashes(folder)
+    missing = [f"{name}: is missing" for name in manifest.files if name not in hashes]
+    changed = []
+    for name, published in manifest.files.items():
+        if name in hashes and hashes[name] != published:
+            changed.append(f"{name}: is not the file that was published")
+    added = [f"{name}: was not published" for name in hashes if name not in manifest.files]
+    return [*missing, *changed, *added]
+
+
+def _changed_rows(folder: Path, manifest: Manifest) -> list[str]:
+    problems: list[str] = []
+    claimed: dict[str, int] = {}
+    try:
+        claimed = _rows_in_card(split_card(read_card(folder / README))[0])
+    except HubError as error:
+        problems.append(str(error))
+    except (OSError, TypeError, KeyError, AttributeError) as error:
+        problems.append(f"{README}: cannot be read ({first_line(error)})")
+    for name, published in manifest.rows.items():
+        rows = _rows_in_files(folder, name)
+        if rows != published:
+            problems.append(f"{name}: {rows} rows, {published} were published")
+        if claimed.get(name, published) != published:
+            problems.append(f"{README}: claims {claimed[name]} rows of {name}, {published} were published")
+    return problems
+
+
+def _rows_in_files(folder: Path, name: str) -> int:
+    """Return the rows of a split, ``config/split``; damaged files count as empty."""
+    config, _, split = name.partition("/")
+    rows = 0
+    for path in sorted((folder / ("data" if config == "default" else config)).glob(f"{split}-*.parquet")):
+        with contextlib.suppress(OSError, pa.ArrowException):
+            rows += pq.read_metadata(path).num_rows
+    return rows
+
+
+def _rows_in_card(front: dict[str, Any]) -> dict[str, int]:
+    """Return the rows of each split, by ``config/split``, that a card's front matter claims."""
+    infos = front.get("dataset_info", [])
+    rows: dict[str, int] = {}
+    for info in infos if isinstance(infos, list) else [infos]:
+        for split in info.get("splits", []):
+            rows[f"{info.get('config_name', 'default')}/{split['name']}"] = split["num_examples"]
+    return rows
+
+
+def _rerun_differences(folder: Path, manifest: Manifest) -> Iterator[str]:
+    here = versions()
+    for library, version in manifest.made_with.items():
+        if here.get(library) != version:
+            yield f"{library} was {version}, here it is {here.get(library, 'missing')}"
+    if manifest.spec is None:
+        yield "the texts were brought as a file, which is not published"
+        return
+    if manifest.kind == "dataset":
+        try:
+            digest = load_spec(folder / "spec.json").digest
+        except DinoError as error:
+            yield f"spec.json cannot be read ({first_line(error)})"
+            return
+        if digest != manifest.spec:
+            yield f"spec.json is {digest}, the texts were written from {manifest.spec}"
+    yield from _embedded_differences(folder)
+    for needed in manifest.lacks:
+        yield f"{needed} is needed, too"
+
+
+def _embedded_differences(folder: Path) -> Iterator[str]:
+    """Yield what this package embeds and the run used, if it differs here."""
+    try:
+        record = parse_record((folder / "run.json").read_bytes())
+    except (OSError, RecordError) as error:
+        yield f"run.json cannot be read ({first_line(error)})"
+        return
+    origin = record.texts_origin()  # of a model that was trained on a published dataset
+    generated, filtered = record.generate or origin.generate, record.filter or origin.filter
+    if generated and generated.options.model.name == POCKET:
+        generator = generated.options.model
+        if generator.fingerprint != model_fingerprint(generator.path("generator")):
+            yield "the embedded generator is another one here"
+    if filtered is None or set(filtered.options.exclude) != {POCKET}:
+        return
+    if filtered.inputs.excluded != digest_files([pocket.GOLD_TEST]):
+        yield "the embedded evaluation data is other data here"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was exported."""
+
+    path: Path
+    examples: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.examples} examples"
+
+
+@accepts(ExportOptions)
+def export(source: Run | Path | str, **options: Any) -> Export:
+    """Write examples as the original DINO's JSONL, with the fields text_a, text_b and label.
+
+    Args:
+        source: a run, a data file, or a published dataset, as a folder or a repository on the Hub.
+
+    Raises:
+        DataError: the source is missing or cannot be read.
+        OptionError: an option is wrong.
+    """
+    chosen = ExportOptions.of(options)
+    name = str(source.path if isinstance(source, Run) else source)
+    run, output = Run(Path(name)), chosen.output
+    path = run.train if chosen.split == "train" else run.dev
+    if run.is_run and not path.exists():
+        raise DataError(f"{path}: does not exist", f"run {{filter({name})}} first")
+    if run.path.is_file() and chosen.split != "train":
+        raise OptionError(f"{name} is a file and has no splits", "leave it out", option="split", value=chosen.split)
+    if output.exists() and (Run(output.parent).is_run or (run.path.is_file() and output.samefile(run.path))):
+        raise OptionError("is read, or is a file of a run", "give another", option="output", value=output)
+    filtered = run.record().filter if run.is_run else None
+    classes = filtered is not None and not filtered.inputs.numeric_labels
+    examples = Source(str(path) if run.is_run else name, split=chosen.split, classes=classes).corpus.examples
+    write_json_lines(output, ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples))
+    return Export(output, len(examples))
