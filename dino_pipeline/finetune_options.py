@@ -1,42 +1,238 @@
-"""Options of the finetune stage: the hyper-parameters of a training."""
+"""Options of finetune and compare: which texts, which encoder, which objective, and the hyper-parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
+from pydantic import BeforeValidator, Field, create_model, field_validator
+
+from dino_pipeline.errors import OptionError
+from dino_pipeline.evaluate_options import EvaluateOptions
+from dino_pipeline.options import Flag, Options, flags_of
+
+ObjectiveName = Literal["dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm"]
+OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+"""Names of the objectives, in the order in which they are listed."""
 OptionValue = float | int | str
 """The value of an option that one objective alone has."""
+TEXTS = "The texts"
+TRAINING = "Training (default of most: the objective's)"
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
+def _parts(value: object) -> object:
+    """Return the parts of a list with commas, each once; other values as they are."""
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, tuple | list):
+        return value
+    parts: list[object] = []
+    for item in value:
+        parts += item.split(",") if isinstance(item, str) else [item]
+    stripped = (part.strip() if isinstance(part, str) else part for part in parts)
+    return tuple(dict.fromkeys(part for part in stripped if part != ""))
+
+
+def _dimensions(value: object) -> object:
+    """Return dimensions as whole numbers, the largest first."""
+    parts = _parts(value)
+    if not isinstance(parts, tuple):
+        return parts
+    try:
+        dimensions = [int(str(part)) for part in parts]
+    except ValueError as error:
+        raise ValueError("give whole numbers, as in 256,128,64") from error
+    if any(dimension < 1 for dimension in dimensions):
+        raise ValueError("dimensions are 1 and more")
+    return tuple(sorted(set(dimensions), reverse=True))
+
+
+class Hyperparameters(Options):
     """Hyper-parameters of a training. Each objective has defaults of its own, those of its paper."""
 
-    epochs: float = 1
-    steps: int | None = None
-    """Number of steps. It replaces ``epochs``."""
-    batch_size: int = 32
-    """Rows per step, over all processes."""
-    learning_rate: float = 2e-5
-    """Peak of the learning rate."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    schedule: str = "linear"
-    """Course of the learning rate after the warm-up: it falls to zero (linear) or stays (constant)."""
-    max_length: int | None = None
-    """Tokens after which training texts are cut. None: the encoder's own limit."""
-    pooling: str = "mean"
-    """How token states become an embedding (mean, cls, lasttoken), for encoders without pooling of their own."""
-    mini_batch_size: int | None = None
-    """Rows that the encoder takes at once. Gradients are cached, or accumulated where rows are independent."""
-    bf16: bool = False
-    """Compute in bfloat16 where that is safe."""
-    matryoshka: tuple[int, ...] = ()
-    """Leading dimensions to train as embeddings of their own, besides the whole."""
-    faithful: bool = False
-    """Follow the paper's reference code where the default differs from it."""
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    """The objective's own options."""
+    epochs: Annotated[int | float, Flag(TRAINING, metavar="FLOAT")] = Field(
+        default=1, gt=0, description="Passes over the texts."
+    )
+    steps: Annotated[int | None, Flag(TRAINING)] = Field(
+        default=None, ge=1, description="Steps in all, in place of epochs."
+    )
+    batch_size: Annotated[int, Flag(TRAINING)] = Field(default=32, ge=1, description="Rows a step, over all processes.")
+    learning_rate: Annotated[float, Flag(TRAINING, aliases=("--lr",))] = Field(
+        default=2e-5, gt=0, description="Peak of the learning rate."
+    )
+    weight_decay: Annotated[float, Flag(TRAINING)] = Field(default=0.01, ge=0, description="Weight decay of AdamW.")
+    warmup: Annotated[float, Flag(TRAINING)] = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises."
+    )
+    schedule: Annotated[Literal["linear", "constant"], Flag(TRAINING)] = Field(
+        default="linear", description="Learning rate after the warm-up: it falls to zero, or stays."
+    )
+    max_length: Annotated[int | None, Flag(TRAINING)] = Field(
+        default=None,
+        ge=1,
+        description="Tokens after which training texts are cut. Default: the objective's or the encoder's.",
+    )
+    pooling: Annotated[Literal["mean", "cls", "lasttoken"], Flag(TRAINING)] = Field(
+        default="mean", description="How token states become an embedding, for encoders without pooling of their own."
+    )
+    mini_batch_size: Annotated[int | None, Flag(TRAINING)] = Field(
+        default=None, ge=1, description="Rows encoded at once, with cached or accumulated gradients, to save memory."
+    )
+    bf16: Annotated[bool, Flag(TRAINING)] = Field(default=False, description="Compute in bfloat16 where that is safe.")
+    matryoshka: Annotated[tuple[int, ...], BeforeValidator(_dimensions), Flag(TRAINING, metavar="DIM,...")] = Field(
+        default=(), description="Leading dimensions to train as embeddings of their own."
+    )
+    faithful: Annotated[bool, Flag(TRAINING)] = Field(
+        default=False, description="Follow the papers' reference code where the defaults differ from it."
+    )
+    options: Annotated[dict[str, OptionValue], Flag(hidden=True)] = Field(
+        default_factory=dict, description="The objective's own options."
+    )
+
+    def updated(self, **changes: Any) -> Self:
+        """Return a copy with some values replaced, validated again."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+HYPERPARAMETERS = tuple(name for name in Hyperparameters.model_fields if name != "options")
+"""Names of the hyper-parameters that every objective has."""
+
+
+def _choosable(model: type[Options], names: tuple[str, ...]) -> type[Options]:
+    """Return a model with some options of another, each None unless it is given."""
+    fields: dict[str, Any] = {}
+    for name, _, field in flags_of(model):
+        if name in names:
+            kind: Any = field.annotation
+            fields[name] = (Annotated[kind | None, *field.metadata], Field(default=None, description=field.description))
+    return create_model(f"Chosen{model.__name__}", __base__=Options, **fields)
+
+
+ChosenHyperparameters: Any = _choosable(Hyperparameters, HYPERPARAMETERS)
+
+
+class TrainingOptions(ChosenHyperparameters):
+    """Options that a training by one objective and a comparison of several have in common."""
+
+    encoder: Annotated[str, Flag(TRAINING, metavar="MODEL")] = Field(
+        default="pocket", description="Encoder to start from: a folder or Hub id."
+    )
+    revision: Annotated[str | None, Flag(TRAINING)] = Field(
+        default=None, description="Revision of the encoder on the Hub."
+    )
+    split: Annotated[str, Flag(TEXTS, metavar="NAME")] = Field(
+        default="train", description="Split of a dataset (Hub or folder)."
+    )
+    config: Annotated[str | None, Flag(TEXTS, metavar="NAME")] = Field(
+        default=None, description="Configuration of a dataset on the Hub."
+    )
+    data_revision: Annotated[str | None, Flag(TEXTS, metavar="REVISION")] = Field(
+        default=None, description="Revision of a dataset on the Hub."
+    )
+    column: Annotated[dict[str, str], Flag(TEXTS, metavar="ROLE=NAME")] = Field(
+        default_factory=dict, description="Column that is text_a, text_b or label, where the names do not say."
+    )
+    label_type: Annotated[Literal["score", "class"] | None, Flag(TEXTS)] = Field(
+        default=None, description="class: labels are names, whatever they spell."
+    )
+    language: Annotated[str | None, Flag(TEXTS, metavar="CODE", default="the spec's, or en")] = Field(
+        default=None, description="Language of documents, whose rules find sentences."
+    )
+    split_sentences: Annotated[bool, Flag(TEXTS)] = Field(
+        default=False, description="Texts hold several sentences: train on each."
+    )
+    dev: Annotated[Any, Flag(TEXTS, metavar="FILE", default="the RUN's, or a tenth of the texts")] = Field(
+        default=None, description="Held-out texts, which choose the best checkpoint."
+    )
+    select_on: Annotated[Any, Flag(TEXTS, metavar="FILE")] = Field(
+        default=None,
+        description="Pairs scored by people that choose the best checkpoint instead. Card and scores say so.",
+    )
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the hyper-parameters that were given, by name."""
+        return {name: value for name in HYPERPARAMETERS if (value := getattr(self, name)) is not None}
+
+
+class FinetuneOptions(TrainingOptions):
+    """Options of a training by one objective."""
+
+    run: Annotated[Path | None, Flag(metavar="FOLDER")] = Field(
+        default=None, description="Run to write, where the texts are not a run's."
+    )
+    fresh: bool = Field(default=False, description="Train again from the start.")
+    objective: Annotated[ObjectiveName, Flag(metavar="NAME")] = Field(
+        default="dino", description=f"How the encoder learns: {', '.join(OBJECTIVES)}."
+    )
+    loss: Annotated[Literal["cosine", "cosent", "angle"] | None, Flag(default="cosine")] = Field(
+        default=None, description="Loss of the objective dino."
+    )
+    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("--set",))] = Field(
+        default_factory=dict, description="The objective's own options."
+    )
+    seed: int = Field(default=42, description="Seed of all random choices.")
+
+    @property
+    def own_options(self) -> dict[str, OptionValue]:
+        """Return the objective's own options that were given, the loss included."""
+        return {**self.objective_options, **({"loss": self.loss} if self.loss else {})}
+
+
+class CompareOptions(TrainingOptions):
+    """Options of a comparison of objectives."""
+
+    run: Annotated[Path | None, Flag(metavar="FOLDER", default="compare in the RUN")] = Field(
+        default=None, description="Folder to write."
+    )
+    fresh: bool = Field(default=False, description="Train all again.")
+    objectives: Annotated[
+        tuple[ObjectiveName, ...], BeforeValidator(_parts), Flag(metavar="NAME,...", default="all")
+    ] = Field(default=(), description=f"Objectives to compare: {', '.join(OBJECTIVES)}.")
+    seeds: int = Field(default=3, ge=1, description="Trainings of each objective.")
+    seed: int = Field(default=42, description="First seed; the others follow it.")
+    data: Annotated[tuple[Any, ...], Flag(metavar="FILE")] = Field(
+        default=(), description="Scored pairs to evaluate on (JSONL)."
+    )
+    suite: Literal["pocket"] | None = Field(
+        default=None, description="Evaluate on held-out pairs of the pocket grammar."
+    )
+    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="OBJECTIVE:NAME=VALUE", aliases=("--set",))] = (
+        Field(
+            default_factory=dict,
+            description="A hyper-parameter, or an option of its own, for one objective.",
+        )
+    )
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _all_objectives(cls, value: object) -> object:
+        parts = _parts(value)
+        if parts == ("all",):
+            return ()
+        if isinstance(value, str | tuple | list) and value and parts == ():
+            raise ValueError(f"names no objective; choose from {', '.join(OBJECTIVES)}, or all")
+        return parts
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _sources(cls, value: object) -> object:
+        return EvaluateOptions.of({"data": value}).data
+
+    def for_objective(self, name: str) -> tuple[dict[str, Any], dict[str, OptionValue]]:
+        """Return the hyper-parameters and the own options that were given for one objective alone.
+
+        Raises:
+            OptionError: a name is not OBJECTIVE:NAME, or a value is wrong.
+        """
+        hyperparameters: dict[str, Any] = {}
+        own: dict[str, OptionValue] = {}
+        for key, value in self.objective_options.items():
+            objective, colon, option = key.partition(":")
+            if not colon or objective not in OBJECTIVES:
+                raise OptionError("must be OBJECTIVE:NAME=VALUE", option="objective_options", value=f"{key}={value}")
+            if objective == name and option in HYPERPARAMETERS:
+                hyperparameters[option] = getattr(Hyperparameters.of({option: value}), option)
+            elif objective == name:
+                own[option] = value
+        return hyperparameters, own

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
 from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.generate_options import ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
@@ -231,33 +232,25 @@ class FilterRecord(StageRecord):
 # finetune
 
 
-class TrainingSettings(Record):
-    """What decides an encoder."""
+class TextsSettings(Record):
+    """What decides which texts an encoder is trained on."""
 
-    objective: str
-    encoder: ModelRef
-    epochs: float
-    steps: int | None = None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup: float
-    schedule: str
-    max_length: int | None = None
-    pooling: str
-    mini_batch_size: int | None = None
-    bf16: bool
-    matryoshka: tuple[int, ...] = ()
-    faithful: bool
-    options: dict[str, float | int | str] = Field(default_factory=dict)
-    """The objective's own options."""
-    seed: int
     data: str
+    """Name of the texts."""
     columns: dict[str, str] = Field(default_factory=dict)
     class_labels: bool
     select_on: str | None = None
+    """Name of the pairs scored by people that choose the best checkpoint."""
     language: str
     split_sentences: bool
+
+
+class TrainingSettings(TextsSettings, Hyperparameters):
+    """What decides an encoder: its hyper-parameters, its texts, and the encoder that it starts from."""
+
+    objective: str
+    encoder: ModelRef
+    seed: int
 
 
 class SelectionRecord(Record):

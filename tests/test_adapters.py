@@ -99,7 +99,7 @@ def test_documents_have_several_sentences_or_are_what_was_written_for_one_text()
         (
             Example("a", "b", 1.5),
             "scored pairs",
-            "data.jsonl, example 1: its score is 1.5; scores are between 0 and 1; .*label_type=class",
+            "data.jsonl, example 1: its score is 1.5; scores are between 0 and 1; .*label_type='class'",
         ),
         (Example("a", "b", 2.0), "triplets", "example 1: its score is 2.0"),
         (Example("One."), "documents", "no documents can be made of its texts; give a file with one document"),
@@ -112,5 +112,5 @@ def test_data_that_does_not_fit_is_refused_with_the_way_to_get_it(example: Examp
 
 def test_sentences_end_as_their_language_has_it() -> None:
     assert split_sentences("今天天气很好。我们去公园吧!", "zh") == ["今天天气很好。", "我们去公园吧!"]
-    with pytest.raises(OptionError, match="language=xx: sentences of this language cannot be told apart"):
+    with pytest.raises(OptionError, match="language='xx': sentences of this language cannot be told apart"):
         split_sentences("One. Two.", "xx")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def looked(model: SentenceTransformer, name: str, texts: list[str], **given: Any
     if training.max_length:
         model.max_seq_length = training.max_length
     dataset = objective.build({"sentence": texts}, TrainingContext(training, model.tokenizer, 1))
-    return inspect_data(model, objective, training, dataset, training.batch_size)
+    return inspect_data(model, objective, training, dataset, len(dataset), training.batch_size)
 
 
 def test_small_batches_cut_and_repeated_texts_are_said(toy_encoder: Path) -> None:
@@ -64,15 +63,15 @@ def test_batches_are_no_larger_than_what_can_fill_them() -> None:
     """Neighbouring sentences share texts from row to row; a paper's batch is for more rows than there are."""
     chain = Dataset.from_dict({"anchor": [f"{n}" for n in range(1000)], "positive": [f"{n + 1}" for n in range(1000)]})
     cpt, simcse = get_objective("cpt"), get_objective("simcse")
-    assert fit_batch_size(cpt, replace(cpt.defaults, batch_size=900), chain, 1).batch_size == 400
-    assert fit_batch_size(cpt, replace(cpt.defaults, batch_size=900), chain, 3).batch_size == 399, (
+    assert fit_batch_size(cpt, cpt.defaults.updated(batch_size=900), chain, 1).batch_size == 400
+    assert fit_batch_size(cpt, cpt.defaults.updated(batch_size=900), chain, 3).batch_size == 399, (
         "each process has as many"
     )
-    assert fit_batch_size(cpt, replace(cpt.defaults, batch_size=30), chain, 1).batch_size == 24
+    assert fit_batch_size(cpt, cpt.defaults.updated(batch_size=30), chain, 1).batch_size == 24
     assert fit_batch_size(cpt, cpt.defaults, chain, 1).batch_size == 40, "twenty steps"
-    assert fit_batch_size(cpt, replace(cpt.defaults, steps=3), chain, 1).batch_size == 400
+    assert fit_batch_size(cpt, cpt.defaults.updated(steps=3), chain, 1).batch_size == 400
     assert fit_batch_size(simcse, simcse.defaults, chain, 1).batch_size == 50
-    assert fit_batch_size(simcse, replace(simcse.defaults, batch_size=500), chain, 1).batch_size == 500
+    assert fit_batch_size(simcse, simcse.defaults.updated(batch_size=500), chain, 1).batch_size == 500
 
 
 def test_what_leaves_no_negatives_is_refused(toy_encoder: Path) -> None:
@@ -83,4 +82,4 @@ def test_what_leaves_no_negatives_is_refused(toy_encoder: Path) -> None:
         looked(model, "simcse", ["a"])
     objective = get_objective("dino")
     pair = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "score": [1.0]})
-    assert inspect_data(model, objective, objective.defaults, pair, 32).notes == []
+    assert inspect_data(model, objective, objective.defaults, pair, 1, 32).notes == []

@@ -16,7 +16,7 @@ from dino_pipeline import __version__, pocket
 from dino_pipeline.cli import main
 from dino_pipeline.cli.spec_commands import spec
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.training.objectives import NAMES
+from dino_pipeline.finetune_options import OBJECTIVES
 from tests.commands import accelerate, answer, dino, files, invoke
 from tests.pairs import Words
 from tests.test_spec import SPECS
@@ -228,7 +228,7 @@ def test_finetune_learns_from_plain_text_and_lists_its_objectives(
 ) -> None:
     found = CliRunner().invoke(main, ["finetune", "--list"])
     assert found.exit_code == 0
-    for name in NAMES:
+    for name in OBJECTIVES:
         assert f"\n{name}: " in found.output
     assert "--faithful: mask=characters, mean=padded" in found.output
     (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)[:150]))
@@ -277,7 +277,7 @@ def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
     everything = CliRunner().invoke(main, [*call, "--seeds", "1", "--set", "dino:epochs=1"])
     assert everything.exit_code == 0, everything.stderr
     names = [row["name"] for row in json.loads((tmp_path / "run" / "compare.json").read_text())["rows"]]
-    assert names[2:] == list(NAMES)
+    assert names[2:] == list(OBJECTIVES)
     stamped = CliRunner().invoke(main, ["evaluate", "run/dino/seed-42", "--data", "gold.jsonl"])
     assert " finetuned: its checkpoint was chosen on human labels (people.jsonl)" in stamped.stdout
     scores = json.loads((tmp_path / "run" / "dino" / "seed-42" / "scores.json").read_text())

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,22 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+import dino_pipeline as dino
 from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.files import write_json
-from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.finetune_options import OBJECTIVES, Hyperparameters
+from dino_pipeline.models import ModelRef
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress
-from dino_pipeline.record import FORMAT
 from dino_pipeline.run import Run, State
 from dino_pipeline.training.corpus import Corpus, Source
-from dino_pipeline.training.finetune import finetune_run
+from dino_pipeline.training.finetune import TrainingJob, finetune_run
 from dino_pipeline.training.objective import Objective, TrainingContext, get_objective
-from dino_pipeline.training.objectives import NAMES
 from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
+from tests.records import write_record
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
@@ -56,20 +56,21 @@ Train = Callable[..., State]
 
 def settled(objective: Objective, training: Hyperparameters) -> Hyperparameters:
     """The objective's own options beside these hyper-parameters."""
-    return replace(training, options={**objective.defaults.options, **training.options})
+    return training.updated(options={**objective.defaults.options, **training.options})
 
 
 @pytest.fixture
 def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
     def call(run: Run, training: Hyperparameters = TRAINING, **kwargs: Any) -> State:
+        objective = get_objective(kwargs.pop("objective", "dino"))
+        reporter, fresh = kwargs.pop("reporter", Quiet()), kwargs.pop("fresh", False)
         defaults: dict[str, Any] = {
-            "encoder": {"encoder": "toy"},
+            "encoder": ModelRef(name="toy"),
             "load": lambda: load_encoder(str(toy_encoder)),
             "texts": TrainingTexts(Source(str(data[0])), Source(str(data[1]))),
-            "reporter": Quiet(),
         }
-        objective = get_objective(kwargs.pop("objective", "dino"))
-        return finetune_run(run, objective, settled(objective, training), **{**defaults, **kwargs})
+        job = TrainingJob(objective, settled(objective, training), **{**defaults, **kwargs})
+        return finetune_run(run, job, reporter, fresh=fresh)
 
     return call
 
@@ -102,8 +103,8 @@ def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> N
 
     assert train(run, load=load) == "done"
     with pytest.raises(RunError, match=r"learning_rate was 0\.001, now 0\.002"):
-        train(run, replace(TRAINING, learning_rate=2e-3))
-    assert train(run, replace(TRAINING, learning_rate=2e-3), fresh=True) == "new"
+        train(run, TRAINING.updated(learning_rate=2e-3))
+    assert train(run, TRAINING.updated(learning_rate=2e-3), fresh=True) == "new"
 
 
 def test_new_data_means_a_new_training(tmp_path: Path, data: tuple[Path, Path], train: Train) -> None:
@@ -144,8 +145,8 @@ def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, tra
     run = Run(tmp_path / "run")
     write_examples(run.train, rows(96))
     write_examples(run.dev, rows(24))
-    write_json(run.record_file, {"format": FORMAT, "generate": {"status": "done"}})
-    with pytest.raises(RunError, match=r"run dino\.filter\(\".*\"\) first"):
+    write_record(run.path)
+    with pytest.raises(RunError, match=r"run dino\.filter\('.*'\) first"):
         train(Run(tmp_path / "other"), texts=TrainingTexts(Source(str(run.train)), Source(str(run.dev))))
 
 
@@ -236,7 +237,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     tmp_path: Path, train: Train, name: str
 ) -> None:
@@ -244,7 +245,7 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     listener = Listener()
     training = Hyperparameters(steps=20, learning_rate=1e-3, batch_size=8)
     if name == "is-cse":
-        training = replace(training, options={"buffer": 16, "neighbours": 4})
+        training = training.updated(options={"buffer": 16, "neighbours": 4})
     arguments: dict[str, Any] = {"objective": name, "training": training, "reporter": listener}
     if name in ("declutr", "cmlm", "simcse", "mirror-bert"):
         write_examples(tmp_path / "documents.jsonl", DOCUMENTS)
@@ -273,19 +274,19 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
 @pytest.mark.parametrize("loss", ["cosent", "angle"])
 def test_dino_can_learn_the_order_of_the_scores(tmp_path: Path, train: Train, loss: str) -> None:
     run = Run(tmp_path / "run")
-    train(run, replace(TRAINING, options={"loss": loss}))
+    train(run, TRAINING.updated(options={"loss": loss}))
     assert f"| loss | {loss} |" in (run.model / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_leading_dimensions_are_trained_to_work_alone(
     tmp_path: Path, train: Train, data: tuple[Path, Path], name: str
 ) -> None:
     training = Hyperparameters(steps=4, batch_size=8, matryoshka=(16, 8))
     if name == "is-cse":
-        training = replace(training, options={"buffer": 8, "neighbours": 4})
+        training = training.updated(options={"buffer": 8, "neighbours": 4})
     if name == "cpt":
-        training = replace(training, mini_batch_size=4)
+        training = training.updated(mini_batch_size=4)
     write_examples(data[0], TRIPLETS)
     run = Run(tmp_path / "run")
     train(run, training, objective=name, reporter=Listener())
@@ -293,7 +294,7 @@ def test_leading_dimensions_are_trained_to_work_alone(
     assert short.encode("a").shape == (8,)
     assert "The first 16, 8 of them work alone" in (run.model / "README.md").read_text()
     with pytest.raises(OptionError, match="matryoshka=32: must be smaller than the encoder's 32"):
-        train(Run(tmp_path / "other"), replace(training, matryoshka=(32,)), objective=name, reporter=Listener())
+        train(Run(tmp_path / "other"), training.updated(matryoshka=(32,)), objective=name, reporter=Listener())
 
 
 def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, train: Train) -> None:
@@ -314,11 +315,11 @@ def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_pa
         return without_dropout(toy)
 
     train(whole, load=load)
-    train(parts, replace(TRAINING, mini_batch_size=4), load=load)
+    train(parts, TRAINING.updated(mini_batch_size=4), load=load)
     assert np.allclose(embedded(parts), embedded(whole), atol=1e-4)
     assert parts.stage("finetune")["steps"] == whole.stage("finetune")["steps"] == 24
     with pytest.raises(OptionError, match="mini_batch_size=3: must divide the 8 rows of a batch"):
-        train(Run(tmp_path / "uneven"), replace(TRAINING, mini_batch_size=3), load=load)
+        train(Run(tmp_path / "uneven"), TRAINING.updated(mini_batch_size=3), load=load)
 
 
 def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path, train: Train, data: Any) -> None:
@@ -343,7 +344,7 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
         return model
 
     run, reporter = Run(tmp_path / "run"), Listener()
-    train(run, replace(TRAINING, learning_rate=1e-9), load=collapsed, reporter=reporter)
+    train(run, TRAINING.updated(learning_rate=1e-9), load=collapsed, reporter=reporter)
     assert [
         note
         for note in reporter.notes
@@ -391,12 +392,12 @@ def test_word_vectors_learn_what_needs_no_dropout_and_no_masks(tmp_path: Path, t
             train(Run(tmp_path / name), objective=name, load=static_encoder, reporter=Listener())
     for name in ("dino", "sbert"):
         run = Run(tmp_path / name)
-        train(run, replace(TRAINING, max_length=8), objective=name, load=static_encoder, reporter=Listener())
+        train(run, TRAINING.updated(max_length=8), objective=name, load=static_encoder, reporter=Listener())
         assert SentenceTransformer(str(run.model)).encode("a").shape == (8,)
 
 
 def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train) -> None:
-    wild = replace(TRAINING, learning_rate=1e30, schedule="constant", warmup=0)
+    wild = TRAINING.updated(learning_rate=1e30, schedule="constant", warmup=0)
     with pytest.raises(ModelError, match=r"no checkpoint can be told from another .*lower learning_rate"):
         train(Run(tmp_path / "run"), wild, reporter=Listener())
 
@@ -448,3 +449,66 @@ def test_a_tokenizer_without_padding_pads_with_its_end(toy_generator: Path, tmp_
     model = load_encoder(str(tmp_path / "model"))
     assert model.tokenizer.pad_token == tokenizer.eos_token
     assert np.allclose(model.encode("a dog"), model.encode(["a dog", "a longer text"])[0], atol=1e-5)
+
+
+def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
+    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 2, "batch_size": 8, "progress": False}
+    pairs = [(example.text_a, example.text_b, example.label) for example in rows(40)]
+    encoder = dino.finetune(pairs, dev=rows(24), **few)
+    assert encoder.encode("a one 1").shape == (32,)
+    record = encoder.dino.record
+    assert (record.selection.measure, record.train, record.dev, record.steps) == ("Spearman", 40, 24, 2)
+    assert (record.options.data, record.selection.on) == ("examples in memory", "examples in memory")
+    columns = Dataset.from_list([{"first": a, "second": b, "label": label} for a, b, label in pairs])
+    named = dino.finetune(columns, column={"text_a": "first", "text_b": "second"}, dev=rows(24), **few)
+    assert np.allclose(named.encode("a one 1"), encoder.encode("a one 1"))
+    texts = [example.text_a for example in rows(40)]
+    seen = list[Progress | str]()
+    few |= {"progress": seen.append, "objective_options": {"temperature": 0.1}}
+    views = dino.finetune(texts, objective="simcse", **few)
+    assert views.dino.record.options.options == {"temperature": 0.1}
+    assert "batches of 8 rows leave 7 other rows to tell a text from; 32 and more are usual" in seen
+    classes = [{"text_a": f"a {label} {n}", "label": label} for n in range(20) for label in ("dog", "cat")]
+    told = dino.finetune(classes, **few | {"objective_options": {}})
+    assert told.dino.head.classes == ("cat", "dog")
+    assert set(told.dino.head.predict(told.encode(texts))) <= {"cat", "dog"}
+
+
+def test_a_run_named_from_python_is_kept_and_not_trained_again(
+    tmp_path: Path, data: tuple[Path, Path], toy_encoder: Path
+) -> None:
+    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 2, "run": tmp_path / "run", "progress": False}
+    first = dino.finetune(data[0], dev=data[1], **few)
+    again = dino.finetune(str(data[0]), dev=str(data[1]), **few)
+    assert (first.dino.state, again.dino.state) == ("new", "done")
+    assert again.dino.record == first.dino.record
+    with pytest.raises(RunError, match="finetune was begun with other options: steps was 2, now 3"):
+        dino.finetune(data[0], dev=data[1], **few | {"steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rate": -1}, "learning_rate=-1: must be more than 0"),
+        ({"objective": "dinoo"}, "objective='dinoo': must be one of dino, sbert"),
+        ({"learningrate": 1}, "learningrate: there is no such option; did you mean learning_rate?"),
+        ({"matryoshka": (0,)}, "dimensions are 1 and more"),
+        ({"warmup": 2.0}, "warmup=2.0: must be at most 1"),
+        ({"objective_options": {"loss": "cos"}}, "loss=cos: must be one of cosine, cosent, angle"),
+        ({"objective_options": {"temperature": 1}}, "temperature: dino has no such option; it has loss"),
+        ({"max_length": 500}, "max_length=500: the encoder takes at most 128 tokens"),
+    ],
+)
+def test_wrong_options_from_python_are_named(toy_encoder: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(said)):
+        dino.finetune(rows(40), encoder=str(toy_encoder), progress=False, **options)
+
+
+def test_objectives_are_compared_in_memory(toy_encoder: Path) -> None:
+    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 1, "batch_size": 8, "seeds": 1, "progress": False}
+    compared = dino.compare(rows(40), objectives=["dino", "simcse"], data=[rows(24)], **few)
+    frame = compared.to_pandas()
+    assert list(frame["name"]) == ["word overlap (Jaccard)", "untrained", "dino", "simcse"]
+    assert list(frame["rows_seen"]) == [0, 0, 8, 8]
+    assert not compared.files
+    assert repr(compared).splitlines()[0].split()[:2] == ["objective", "learns"]

@@ -17,9 +17,8 @@ from scipy.stats import beta, chisquare, kstest
 
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.finetune_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.training.objective import TrainingContext, get_objective, resolve_hyperparameters, row_views
-from dino_pipeline.training.objectives import NAMES
 from dino_pipeline.training.objectives.contrastive import InfoNCELoss, NTXentLoss, own_tensors
 from dino_pipeline.training.objectives.declutr import SpanSampler
 from dino_pipeline.training.objectives.mirror_bert import draw_view, mask_characters, mask_words
@@ -405,7 +404,7 @@ def test_cmlm_conditions_on_the_neighbour(toy_encoder: Path) -> None:
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_told_in_full(name: str) -> None:
     objective = get_objective(name)
     assert objective.name == name
@@ -418,7 +417,7 @@ def test_every_objective_is_told_in_full(name: str) -> None:
     own = " ".join(f"{option}={value}" for option, value in objective.defaults.options.items())
     shown = (
         f"| {objective.defaults.batch_size:,}",
-        f"| {objective.defaults.epochs} | {objective.defaults.pooling} |",
+        f"| {objective.defaults.epochs:g} | {objective.defaults.pooling} |",
         own,
     )
     assert all(each in row for each in shown), row
@@ -426,10 +425,19 @@ def test_every_objective_is_told_in_full(name: str) -> None:
 
 def test_the_defaults_are_the_papers() -> None:
     expected = {
-        "dino": Hyperparameters(1, None, 32, 2e-5, 0.01, 0.1, options={"loss": "cosine"}),
-        "sbert": Hyperparameters(1, None, 16, 2e-5, 0.01, 0.1),
+        "dino": Hyperparameters(
+            epochs=1, batch_size=32, learning_rate=2e-5, weight_decay=0.01, warmup=0.1, options={"loss": "cosine"}
+        ),
+        "sbert": Hyperparameters(epochs=1, batch_size=16, learning_rate=2e-5, weight_decay=0.01, warmup=0.1),
         "simcse": Hyperparameters(
-            1, None, 64, 3e-5, 0.0, 0.0, max_length=32, pooling="cls", options={"temperature": 0.05}
+            epochs=1,
+            batch_size=64,
+            learning_rate=3e-5,
+            weight_decay=0.0,
+            warmup=0.0,
+            max_length=32,
+            pooling="cls",
+            options={"temperature": 0.05},
         ),
     }
     for name, training in expected.items():

@@ -7,13 +7,12 @@ import os
 import click
 
 from dino_pipeline import __version__
-from dino_pipeline.cli.compare import compare
 from dino_pipeline.cli.evaluation_command import evaluate_command
 from dino_pipeline.cli.filter_command import filter_command
-from dino_pipeline.cli.finetune import finetune
 from dino_pipeline.cli.generation_commands import generate, preview
 from dino_pipeline.cli.publishing_commands import export, publish, report, verify
 from dino_pipeline.cli.spec_commands import spec
+from dino_pipeline.cli.training_commands import compare_command, finetune_command
 from dino_pipeline.models import ALLOW_PICKLE
 
 
@@ -43,8 +42,8 @@ for _command, _said in (
     (preview, "Write a few texts, and say what a job takes."),
     (generate, "Write texts for every input and label."),
     (filter_command, "Decide what is trained on, and say why not."),
-    (finetune, "Train an encoder."),
-    (compare, "Train by several objectives, on one table."),
+    (finetune_command, "Train an encoder."),
+    (compare_command, "Train by several objectives, on one table."),
     (evaluate_command, "Score encoders."),
     (report, "Put a run on one page."),
     (publish, "Put dataset and encoder on the Hub."),

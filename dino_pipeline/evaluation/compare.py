@@ -1,50 +1,46 @@
-"""Trains one encoder by every objective on the same texts, several seeds each, and puts the scores on one table."""
+"""Which objective learns most from some texts: trains one encoder by each of them, and puts the scores on one table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from sentence_transformers import SentenceTransformer
-
-from dino_pipeline.errors import DataError, ModelError, first_line
+from dino_pipeline.console import reporter_for, table
+from dino_pipeline.encoders import load_encoder
+from dino_pipeline.errors import DataError, ModelError
+from dino_pipeline.evaluate_options import EvaluateOptions
 from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.evaluate import baselines, evaluate_run, scores_of
+from dino_pipeline.evaluation.evaluation_data import evaluation_sets
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
-from dino_pipeline.files import write_atomic, write_bytes, write_json
-from dino_pipeline.finetune_options import Hyperparameters
-from dino_pipeline.progress import Reporter
+from dino_pipeline.files import write_atomic, write_bytes
+from dino_pipeline.finetune_options import OBJECTIVES, CompareOptions, Hyperparameters
+from dino_pipeline.models import POCKET, ModelRef, model_path
+from dino_pipeline.options import accepts
+from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.results import table_html
 from dino_pipeline.run import Run
-from dino_pipeline.training.finetune import finetune_run
-from dino_pipeline.training.objective import Objective
-from dino_pipeline.training.training_texts import TrainingTexts
+from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
+from dino_pipeline.training.finetune import TrainingJob, encoder_ref, finetune_run, load_to_train
+from dino_pipeline.training.objective import Objective, get_objective, resolve_hyperparameters, rows_are_independent
+from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+
+if TYPE_CHECKING:
+    import pandas
 
 UNTRAINED = "untrained"
+"""Name of the row of the encoder as it is."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is compared."""
-
-    folder: Path
-    objectives: Sequence[tuple[Objective, Hyperparameters]]
-    seeds: Sequence[int]
-    encoder: Mapping[str, Any]
-    """What identifies the encoder that each training starts from."""
-    load: Callable[[Hyperparameters | None], SentenceTransformer]
-    """Loads the encoder for a training, or as it is untrained."""
-    texts: TrainingTexts
-    sets: Sequence[EvaluationSet]
-    """Of scored pairs."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """An objective on the table; correlations are Spearman x 100."""
+class ComparisonRow(Record):
+    """One objective, or a baseline, on the table. Correlations are Spearman x 100."""
 
     name: str
     learns_from: str
@@ -52,148 +48,269 @@ class Row:
     rows_seen: int = 0
     """Pairs, triplets or documents that training went through, repetitions counted."""
     seconds: float = 0.0
-    """Of training, on the mean over seeds."""
-    scores: Mapping[str, Sequence[float | None]] | None = None
-    """By set, one of each seed; None where it could not be trained."""
-    remarks: Sequence[str] = ()
+    """Time of training, on the mean over seeds."""
+    scores: dict[str, tuple[float | None, ...]] | None = None
+    """Correlations by set, one for each seed. None if the objective could not be trained."""
+    remarks: tuple[str, ...] = ()
 
-    def values(self, name: str) -> list[float]:
-        """Return what the seeds came to on a set."""
-        return [value for value in (self.scores or {}).get(name, ()) if value is not None]
+    def values(self, data: str) -> list[float]:
+        """Return the correlations on a set, without seeds for which it is undefined."""
+        return [value for value in (self.scores or {}).get(data, ()) if value is not None]
 
-    def mean(self, name: str) -> float | None:
+    def mean(self, data: str) -> float | None:
         """Return the mean over seeds on a set."""
-        found = self.values(name)
-        return fmean(found) if found else None
+        values = self.values(data)
+        return fmean(values) if values else None
 
 
-def compare(plan: Plan, reporter: Reporter, *, lenient: bool, fresh: bool = False) -> list[Row]:
-    """Train and evaluate each objective with each seed, but for what is finished already, and return the table.
+class ComparisonFile(Record):
+    """compare.json."""
+
+    unit: str = "Spearman x 100"
+    encoder: ModelRef
+    texts: TextsSettings
+    seeds: tuple[int, ...]
+    training: dict[str, Hyperparameters]
+    """Hyper-parameters by objective."""
+    rows: tuple[ComparisonRow, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Objectives that were trained on the same texts and evaluated on the same sets."""
+
+    rows: Sequence[ComparisonRow]
+    sets: Sequence[str]
+    """Names of the evaluation sets."""
+    seeds: Sequence[int]
+    files: Sequence[Path] = ()
+    """The table as JSON and Markdown, and the chart. Empty if no folder was named."""
+
+    def __repr__(self) -> str:
+        header, *lines = table_lines(self.rows, self.sets)
+        return "\n".join([table(header, lines), *remarks(self.rows)])
+
+    def _repr_html_(self) -> str:
+        header, *lines = table_lines(self.rows, self.sets)
+        return table_html("; ".join(["Spearman x 100", *remarks(self.rows)]), header, lines)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the table as a pandas frame, with the mean over seeds for each set."""
+        import pandas
+
+        records = []
+        for row in self.rows:
+            record: dict[str, Any] = row.model_dump(exclude={"scores", "remarks"})
+            record |= {data: row.mean(data) for data in self.sets}
+            records.append(record | {"remarks": "; ".join(row.remarks)})
+        return pandas.DataFrame(records)
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """What is trained and evaluated."""
+
+    folder: Path
+    objectives: Sequence[tuple[Objective, Hyperparameters]]
+    options: CompareOptions
+    encoder: ModelRef
+    texts: TrainingTexts
+    sets: Sequence[EvaluationSet]
+    """Sets of scored pairs."""
+
+    @property
+    def seeds(self) -> range:
+        """Return the seeds of the trainings of an objective."""
+        return range(self.options.seed, self.options.seed + self.options.seeds)
+
+
+@accepts(CompareOptions)
+def compare(
+    source: object,
+    *,
+    run: str | Path | Run | None = None,
+    fresh: bool = False,
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> Comparison:
+    """Train the same encoder by several objectives on the same texts, and evaluate it on the same sets.
+
+    Each training is a run of its own in the folder. Those that are finished are not done again.
 
     Args:
-        plan: what is compared.
-        reporter: is told how far it is.
-        lenient: an objective that the texts or the encoder do not suit is said and left out.
-        fresh: start over.
+        source: the texts, as `finetune` takes them.
+        run: folder to write. By default the folder ``compare`` of the run that the texts are from; for other texts, a
+            temporary folder.
+        fresh: train all again.
+        progress: show progress; a function is called with each `Progress` and each note.
+        options: see below. Hyper-parameters are for all objectives; those that are not given are each objective's own.
 
     Raises:
-        DataError: the texts do not suit an objective.
-        ModelError: the encoder does not.
-        RunError: a cell was begun with other options.
+        DinoError: an option, the texts, the encoder or a run does not allow the comparison.
     """
-    untrained = plan.load(None)
+    chosen = CompareOptions.of({**options, "run": run.path if isinstance(run, Run) else run, "fresh": fresh})
+    objectives = [_with_hyperparameters(name, chosen) for name in chosen.objectives or OBJECTIVES]
+    texts = training_texts(source, chosen)
+    own = as_run(source)
+    with reporter_for(progress) as reporter, _folder_to_write(own, chosen.run) as folder:
+        plan = ComparisonPlan(folder, objectives, chosen, encoder_ref(chosen), texts, _sets(chosen, own, reporter))
+        rows = _trained_rows(plan, reporter)
+        sets = [data.name for data in plan.sets]
+        files = _write(plan, rows, sets)
+        is_kept = own is not None or chosen.run is not None
+    return Comparison(rows, sets, plan.seeds, files if is_kept else ())
+
+
+@contextlib.contextmanager
+def _folder_to_write(own: Run | None, folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+    elif own is not None:
+        yield own.comparison
+    else:
+        with TemporaryDirectory(prefix="dino-compare-") as temporary:
+            yield Path(temporary)
+
+
+def _sets(options: CompareOptions, own: Run | None, reporter: Reporter) -> list[EvaluationSet]:
+    """Return the sets of scored pairs to evaluate on."""
+    suites = [*(["pairs"] if options.data else []), *([options.suite] if options.suite else [])]
+    wanted = EvaluateOptions.of({"suite": tuple(suites), "data": options.data})
+    return evaluation_sets(wanted, [own] if own else [], reporter, of_pocket=options.encoder == POCKET)
+
+
+def _with_hyperparameters(name: str, options: CompareOptions) -> tuple[Objective, Hyperparameters]:
+    """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
+    objective = get_objective(name)
+    shared = options.hyperparameters
+    if not (objective.caches_gradients or rows_are_independent(objective, objective.defaults)):
+        shared.pop("mini_batch_size", None)
+    if not objective.faithful:
+        shared.pop("faithful", None)
+    alone, own = options.for_objective(name)
+    return objective, resolve_hyperparameters(objective, {**shared, **alone}, own)
+
+
+def _trained_rows(plan: ComparisonPlan, reporter: Reporter) -> list[ComparisonRow]:
+    """Train and evaluate each objective with each seed, and return the table with the baselines on top.
+
+    If the user named no objectives, those that the texts or the encoder do not suit are left out with a note.
+    """
+    encoder = plan.encoder
+    untrained = load_encoder(model_path(encoder.name, "encoder"), encoder.revision)
     rows = [
-        Row(WORD_OVERLAP, "-", scores=_spearman(baselines(plan.sets))),
-        Row(UNTRAINED, "-", scores=_spearman(scores_of(UNTRAINED, untrained, plan.sets, reporter))),
+        ComparisonRow(name=WORD_OVERLAP, learns_from="-", scores=_spearman(baselines(plan.sets))),
+        ComparisonRow(
+            name=UNTRAINED,
+            learns_from="-",
+            scores=_spearman(scores_of(UNTRAINED, untrained, plan.sets, reporter)),
+        ),
     ]
-    for objective, training in plan.objectives:
+    refused: Exception | None = None
+    for objective, hyperparameters in plan.objectives:
         try:
-            rows.append(_row(plan, objective, training, reporter, fresh))
+            rows.append(_row(plan, objective, hyperparameters, reporter))
         except (DataError, ModelError) as error:
-            if not lenient:
+            if plan.options.objectives:
                 raise
-            reporter.note(f"{objective.name}: left out: {error}")
-            rows.append(Row(objective.name, objective.needs, remarks=(first_line(error),)))
+            reporter.note(f"{objective.name}: left out: {error.message}", error.remedy)
+            rows.append(ComparisonRow(name=objective.name, learns_from=objective.needs, remarks=(error.message,)))
             refused = error
-    if not any(row.rows for row in rows):
+    if refused is not None and not any(row.rows for row in rows):
         raise refused
     return rows
 
 
-def _row(plan: Plan, objective: Objective, training: Hyperparameters, reporter: Reporter, fresh: bool) -> Row:
-    human = plan.texts.select_on.label if plan.texts.select_on else None
-    records, scores = [], []
+def _row(
+    plan: ComparisonPlan, objective: Objective, hyperparameters: Hyperparameters, reporter: Reporter
+) -> ComparisonRow:
+    """Train and evaluate an objective with each seed."""
+    load = partial(load_to_train, plan.options, hyperparameters)
+    job = TrainingJob(objective, hyperparameters, plan.encoder, load, plan.texts)
+    records: list[FinetuneRecord] = []
+    scores: dict[str, tuple[float | None, ...]] = {data.name: () for data in plan.sets}
     for seed in plan.seeds:
         cell = Run(plan.folder / objective.name / f"seed-{seed}")
         with cell.locked():
-            finetune_run(
-                cell,
-                objective,
-                training,
-                encoder=dict(plan.encoder),
-                load=lambda: plan.load(training),
-                texts=plan.texts,
-                reporter=reporter,
-                seed=seed,
-                fresh=fresh,
-            )
-            scores.append(_cell_scores(cell, Candidate(objective.name, str(cell.model), None, human), plan, reporter))
-            records.append(cell.stage("finetune"))
-    remarks = ["collapsed"] if any(record["collapsed"] for record in records) else []
-    if human:
-        remarks.append(f"chosen on human labels ({human})")
-    return Row(
-        objective.name,
-        objective.needs,
-        rows=records[0]["train"],
-        rows_seen=records[0]["rows_seen"],
-        seconds=fmean(record["seconds"] for record in records),
-        scores={each.name: [found[each.name] for found in scores] for each in plan.sets},
-        remarks=tuple(remarks),
+            finetune_run(cell, replace(job, seed=seed), reporter, fresh=plan.options.fresh)
+            record = cell.record().finetune
+            assert record is not None
+            records.append(record)
+            for name, value in _cell_scores(cell, objective, plan, reporter).items():
+                scores[name] += (value,)
+    human = plan.texts.select_on.label if plan.texts.select_on else None
+    collapsed = ["collapsed"] if any(record.collapsed for record in records) else []
+    chosen = [f"chosen on human labels ({human})"] if human else []
+    return ComparisonRow(
+        name=objective.name,
+        learns_from=objective.needs,
+        rows=records[0].train or 0,
+        rows_seen=records[0].rows_seen or 0,
+        seconds=fmean(record.seconds or 0.0 for record in records),
+        scores=scores,
+        remarks=(*collapsed, *chosen),
     )
 
 
-def _cell_scores(cell: Run, trained: Candidate, plan: Plan, reporter: Reporter) -> dict[str, float | None]:
-    """Return a trained cell's Spearman x 100 by set."""
-    found, _ = evaluate_run(cell, [trained], plan.sets, reporter)
-    own = [score for score in found.scores if score.model == trained.name]
+def _cell_scores(
+    cell: Run, objective: Objective, plan: ComparisonPlan, reporter: Reporter
+) -> Mapping[str, float | None]:
+    """Return Spearman x 100 of a trained encoder by set."""
+    human = plan.texts.select_on.label if plan.texts.select_on else None
+    file, _ = evaluate_run(cell, [Candidate(objective.name, str(cell.model), None, human)], plan.sets, reporter)
+    own = [score for score in file.scores if score.model == objective.name]
     return {score.data: score.measures["spearman"].value for score in own}
 
 
-def _spearman(scores: Sequence[Score]) -> dict[str, list[float | None]]:
-    return {each.data: [each.measures["spearman"].value] for each in scores}
+def _spearman(scores: Sequence[Score]) -> dict[str, tuple[float | None, ...]]:
+    return {score.data: (score.measures["spearman"].value,) for score in scores}
 
 
-def as_table(rows: Sequence[Row], sets: Sequence[str]) -> list[list[str]]:
-    """Return the table's lines, the header first."""
-    header = ["objective", "learns from", "rows", "pairs seen", "seconds", *sets]
-    lines = [header]
+def table_lines(rows: Sequence[ComparisonRow], sets: Sequence[str]) -> list[list[str]]:
+    """Return the lines of the table, the header first."""
+    lines = [["objective", "learns from", "rows", "pairs seen", "seconds", *sets]]
     for row in rows:
         counts = [f"{row.rows}", f"{row.rows_seen}", f"{row.seconds:.1f}"] if row.rows else ["-", "-", "-"]
-        shown = [_with_spread(row, name) for name in sets]
-        lines.append([row.name + "*" * bool(row.remarks), row.learns_from, *counts, *shown])
+        scores = [_with_spread(row, data) for data in sets]
+        lines.append([row.name + "*" * bool(row.remarks), row.learns_from, *counts, *scores])
     return lines
 
 
-def _with_spread(row: Row, name: str) -> str:
-    found = row.values(name)
-    if not found:
+def _with_spread(row: ComparisonRow, data: str) -> str:
+    """Return mean and range over seeds, such as ``75.1 (74.8 .. 75.3)``."""
+    values = row.values(data)
+    if not values:
         return "-"
-    low, high = min(found), max(found)
-    return f"{fmean(found):.1f}" + (f" ({low:.1f} .. {high:.1f})" if low < high else "")
+    low, high = min(values), max(values)
+    return f"{fmean(values):.1f}" + (f" ({low:.1f} .. {high:.1f})" if low < high else "")
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
-    """Return what is to be said below the table."""
+def remarks(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return the lines below the table, which explain its asterisks."""
     return [f"* {row.name}: {'; '.join(row.remarks)}" for row in rows if row.remarks]
 
 
-def write_comparison(plan: Plan, rows: Sequence[Row]) -> list[Path]:
+def _write(plan: ComparisonPlan, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> list[Path]:
     """Write the table as JSON and Markdown and draw it; return the files."""
-    sets = [each.name for each in plan.sets]
     path = plan.folder / "compare"
-    found = {
-        "unit": "Spearman x 100",
-        "encoder": dict(plan.encoder),
-        "texts": plan.texts.options(),
-        "seeds": list(plan.seeds),
-        "training": {objective.name: asdict(training) for objective, training in plan.objectives},
-        "rows": [asdict(row) for row in rows],
-    }
-    write_json(path.with_suffix(".json"), found)
-    _write_markdown(path.with_suffix(".md"), as_table(rows, sets), remarks(rows))
+    file = ComparisonFile(
+        encoder=plan.encoder,
+        texts=plan.texts.settings(),
+        seeds=tuple(plan.seeds),
+        training={objective.name: hyperparameters for objective, hyperparameters in plan.objectives},
+        rows=tuple(rows),
+    )
+    write_bytes(path.with_suffix(".json"), f"{file.model_dump_json(indent=2)}\n".encode())
+    header, *body = [f"| {' | '.join(line)} |" for line in table_lines(rows, sets)]
+    ruler = "|" + "---|" * (5 + len(sets))
+    markdown = "\n".join([header, ruler, *body, "", *remarks(rows)]).rstrip() + "\n"
+    write_bytes(path.with_suffix(".md"), markdown.encode())
     draw(path.with_suffix(".svg"), rows, sets)
     return [path.with_suffix(suffix) for suffix in (".json", ".md", ".svg")]
 
 
-def _write_markdown(path: Path, lines: Sequence[Sequence[str]], below: Sequence[str]) -> None:
-    header, *body = [f"| {' | '.join(line)} |" for line in lines]
-    text = "\n".join([header, "|" + "---|" * len(lines[0]), *body, "", *below]).rstrip() + "\n"
-    write_bytes(path, text.encode())
-
-
-def draw(path: Path, rows: Sequence[Row], sets: Sequence[str]) -> None:
-    """Draw each objective's seeds and their mean, a panel a set, beside the untrained encoder."""
+def draw(path: Path, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> None:
+    """Draw each objective's seeds and their mean, one panel per set, with lines for the baselines."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -201,16 +318,16 @@ def draw(path: Path, rows: Sequence[Row], sets: Sequence[str]) -> None:
     with rc_context({"svg.hashsalt": "dino", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(4.5 * len(sets) + 1.5, 0.35 * len(trained) + 1.2), layout="constrained")
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
-        for panel, name in zip(panels, sets, strict=True):
+        for panel, data in zip(panels, sets, strict=True):
             for height, row in enumerate(trained):
-                values = row.values(name)
-                panel.barh(height, row.mean(name) or 0, color="#8fb4d9", height=0.6)
+                values = row.values(data)
+                panel.barh(height, row.mean(data) or 0, color="#8fb4d9", height=0.6)
                 panel.plot(values, [height] * len(values), "o", color="#1f4e79", markersize=4)
             for base, style in ((UNTRAINED, "--"), (WORD_OVERLAP, ":")):
-                value = next((row.mean(name) for row in rows if row.name == base), None)
+                value = next((row.mean(data) for row in rows if row.name == base), None)
                 if value is not None:
                     panel.axvline(value, color="#444444", linestyle=style, linewidth=1, label=base)
-            panel.set_title(name)
+            panel.set_title(data)
             panel.set_xlabel("Spearman x 100")
             panel.set_yticks(range(len(trained)), [row.name for row in trained])
         panels[-1].legend(loc="lower right", fontsize=7)

@@ -66,11 +66,9 @@ def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", 
         raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}", REMEDIES[needs])
     if corpus.content == "scored pairs":
         _check_scores(corpus)
-    examples = corpus.examples
+    examples: Sequence[Example] = corpus.examples
     if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
-        examples = []
-        for example in corpus.examples:
-            examples += [Example(sentence) for sentence in split_sentences(example.text_a, language)]
+        examples = _sentence_examples(corpus.examples, language)
     columns, remarks = make(examples, language)
     if not next(iter(columns.values())):
         raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}", REMEDIES[needs])
@@ -85,6 +83,13 @@ def split_sentences(text: str, language: str) -> list[str]:
     """
     stripped = (segment.strip() for segment in _segmenter(language).segment(text))
     return [sentence for sentence in stripped if sentence]
+
+
+def _sentence_examples(examples: Sequence[Example], language: str) -> list[Example]:
+    sentences = []
+    for example in examples:
+        sentences += split_sentences(example.text_a, language)
+    return [Example(sentence) for sentence in sentences]
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
@@ -88,7 +88,7 @@ def fit_batch_size(
         batch_size = min(batch_size, max(int(len(dataset) * hyperparameters.epochs / MIN_STEPS), FEW_ROWS))
     if objective.no_duplicates:
         batch_size = min(batch_size, max(int(FILLED * _duplicate_free_rows(dataset, batch_size)), 2))
-    return replace(hyperparameters, batch_size=max(batch_size // processes * processes, processes))
+    return hyperparameters.updated(batch_size=max(batch_size // processes * processes, processes))
 
 
 def _duplicate_free_rows(dataset: Dataset, limit: int) -> int:
@@ -123,6 +123,7 @@ def inspect_data(
     objective: Objective,
     hyperparameters: Hyperparameters,
     dataset: Dataset,
+    wanted_rows: int,
     wanted_batch: int,
 ) -> DataReport:
     """Return what is worth knowing of the data of a training.
@@ -132,6 +133,7 @@ def inspect_data(
         objective: how it learns.
         hyperparameters: with the batch size of `fit_batch_size`.
         dataset: as the objective built it.
+        wanted_rows: the rows before the objective left some out.
         wanted_batch: the batch size before it was fitted.
 
     Raises:
@@ -140,6 +142,8 @@ def inspect_data(
     """
     rows, batch = len(dataset), min(hyperparameters.batch_size, len(dataset))
     notes: list[tuple[str, str]] = []
+    if rows < wanted_rows:
+        notes.append((f"{wanted_rows - rows} of {wanted_rows} {objective.needs} are too short", ""))
     if objective.in_batch_negatives:
         if hyperparameters.batch_size < 2:
             raise OptionError(

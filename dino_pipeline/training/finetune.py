@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,15 +20,18 @@ from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from dino_pipeline.cards.model_card import lineage, model_card, texts_origin
-from dino_pipeline.encoders import pooling_of
-from dino_pipeline.errors import DinoError, OutputError, first_line
-from dino_pipeline.examples import Example
+from dino_pipeline.console import reporter_for
+from dino_pipeline.encoders import load_encoder, pooling_of
+from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
-from dino_pipeline.finetune_options import Hyperparameters
-from dino_pipeline.progress import Reporter
-from dino_pipeline.run import Run, Stage, State
+from dino_pipeline.finetune_options import FinetuneOptions, Hyperparameters, TrainingOptions
+from dino_pipeline.models import ModelRef, model_fingerprint, model_path
+from dino_pipeline.options import accepts
+from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.training.adapters import TrainingRows, contrast_classes
+from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
+from dino_pipeline.training.adapters import TrainingRows
 from dino_pipeline.training.checks import (
     COLLAPSED,
     DataReport,
@@ -32,39 +40,151 @@ from dino_pipeline.training.checks import (
     inspect_data,
     probe_texts,
 )
-from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
-from dino_pipeline.training.objective import Objective, TrainingContext
-from dino_pipeline.training.selection import SelectionCriterion, selection_criterion
+from dino_pipeline.training.objective import Objective, TrainingContext, get_objective, resolve_hyperparameters
+from dino_pipeline.training.selection import SelectionCriterion, criterion_for
 from dino_pipeline.training.trainer import COUNTS_FILE, TrainingResult, count_steps, train
-from dino_pipeline.training.training_texts import TrainingTexts
+from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
 
 
-def finetune_run(
-    run: Run,
-    objective: Objective,
-    hyperparameters: Hyperparameters,
+@dataclass(frozen=True)
+class FinetuneInfo:
+    """How an encoder was trained. `finetune` puts it on the encoder as ``encoder.dino``."""
+
+    record: FinetuneRecord
+    """Options, data, and results such as ``selection.best``, the best checkpoint's score."""
+    state: State
+    """Whether the training was new, resumed, or done before."""
+    head: ClassHead | None = None
+    """Predicts classes from embeddings, if the encoder was trained on texts with classes."""
+
+
+@accepts(FinetuneOptions)
+def finetune(
+    source: object,
     *,
-    encoder: dict[str, Any],
-    load: Callable[[], SentenceTransformer],
-    texts: TrainingTexts,
-    reporter: Reporter,
-    seed: int = 42,
+    run: str | Path | Run | None = None,
     fresh: bool = False,
-) -> State:
+    progress: bool | Callable[[Progress | str], object] | Reporter = True,
+    **options: Any,
+) -> SentenceTransformer:
+    """Train a sentence encoder on texts and return it.
+
+    Args:
+        source: a run's folder, the result of `filter`, examples in memory (a list, a `datasets.Dataset`, a pandas
+            frame), a file, or a dataset on the Hub.
+        run: folder in which the encoder is kept, and a stopped training goes on. By default the run that the texts are
+            from; for other texts, a temporary folder.
+        fresh: train again from the start.
+        progress: show progress; a function is called with each `Progress` and each note.
+        options: see below.
+
+    Returns:
+        The encoder with the best checkpoint's weights. ``encoder.dino`` is a `FinetuneInfo`: how it was trained.
+
+    Raises:
+        DinoError: an option, the texts, the encoder or the run does not allow the training.
+    """
+    chosen = FinetuneOptions.of({**options, "run": run.path if isinstance(run, Run) else run, "fresh": fresh})
+    objective = get_objective(chosen.objective)
+    hyperparameters = resolve_hyperparameters(objective, chosen.hyperparameters, chosen.own_options)
+    job = TrainingJob(
+        objective,
+        hyperparameters,
+        encoder_ref(chosen),
+        partial(load_to_train, chosen, hyperparameters),
+        training_texts(source, chosen),
+        chosen.seed,
+    )
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`
+    with reporter_for(progress) as reporter, _run_to_write(source, chosen.run) as target:
+        with target.locked() if is_first else contextlib.nullcontext():
+            state = finetune_run(target, job, reporter, fresh=chosen.fresh)
+        return _load_trained(target, state)
+
+
+@contextlib.contextmanager
+def _run_to_write(source: object, folder: Path | None) -> Iterator[Run]:
+    """Give the run to train in: the one named, the texts' own, or one in a temporary folder."""
+    own = as_run(source)
+    if folder is not None:
+        yield Run(folder)
+    elif own is not None:
+        yield own
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("several processes need a folder in common", "name one with {run=FOLDER}")
+    else:
+        with TemporaryDirectory(prefix="dino-finetune-") as temporary:
+            yield Run(Path(temporary) / "run")
+
+
+def _load_trained(run: Run, state: State) -> SentenceTransformer:
+    """Return the encoder of a run, how it was trained attached."""
+    record = run.record().finetune
+    assert record is not None
+    encoder = load_encoder(str(run.model))
+    encoder.dino = FinetuneInfo(record, state, ClassHead.load(run.model) if record.head else None)
+    return encoder
+
+
+def encoder_ref(options: TrainingOptions) -> ModelRef:
+    """Return which encoder a training starts from."""
+    fingerprint = model_fingerprint(model_path(options.encoder, "encoder"))
+    return ModelRef(name=options.encoder, revision=options.revision, fingerprint=fingerprint)
+
+
+def load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -> SentenceTransformer:
+    """Load the encoder to start from.
+
+    Raises:
+        OptionError: a pooling was asked for, and the encoder has another one of its own.
+    """
+    path = model_path(options.encoder, "encoder")
+    model = load_encoder(path, options.revision, hyperparameters.pooling)
+    if options.pooling is not None and pooling_of(model) != hyperparameters.pooling:
+        raise OptionError(
+            f"{path} brings its own pooling ({pooling_of(model)})",
+            "leave it out",
+            option="pooling",
+            value=options.pooling,
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that decides an encoder."""
+
+    objective: Objective
+    hyperparameters: Hyperparameters
+    encoder: ModelRef
+    """The encoder to start from."""
+    load: Callable[[], SentenceTransformer]
+    """Loads that encoder. It is called only if something is left to do."""
+    texts: TrainingTexts
+    seed: int = 42
+    """Seed of head initialisation, dropout, views and data order."""
+
+    def settings(self) -> TrainingSettings:
+        """Return the job as the run's record holds it."""
+        return TrainingSettings(
+            **dict(self.hyperparameters),
+            **dict(self.texts.settings()),
+            objective=self.objective.name,
+            encoder=self.encoder,
+            seed=self.seed,
+        )
+
+
+def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool = False) -> State:
     """Train an encoder into the run's ``model`` folder. Go on from the last checkpoint of an earlier call.
 
     Runs in one process, or in each process of ``accelerate launch``.
 
     Args:
         run: where to write.
-        objective: how the encoder learns.
-        hyperparameters: of the training.
-        encoder: identifies the encoder to start from (name, revision ...).
-        load: loads that encoder; called only if something is left to do.
-        texts: to learn from, and to choose the best checkpoint on.
+        job: what to train, and on what.
         reporter: follows the training.
-        seed: of head initialisation, dropout, views and data order.
         fresh: start over.
 
     Returns:
@@ -77,43 +197,53 @@ def finetune_run(
         RunError: the run was trained with other options.
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
-    options = {"objective": objective.name, **encoder, **asdict(hyperparameters), "seed": seed, **texts.options()}
-    state = _decide_together(processes, lambda: _begin(run, options, texts, fresh, processes.num_processes))
+    state = _decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
     if state != "done":
-        corpus, held_out = texts.parts
-        rows = texts.rows(objective)
-        criterion = _criterion(held_out, objective, learns_classes=_has_classes(corpus))
-        set_seed(seed)
-        model = load()
-        full_length = _prepare_encoder(model, objective, hyperparameters)
-        context = TrainingContext(
-            hyperparameters, model.tokenizer, seed, encoder.get("revision"), processes.num_processes
-        )
-        dataset = objective.build(rows.columns, context)
-        context = _with_dataset(context, objective, dataset)
-        report = inspect_data(model, objective, context.hyperparameters, dataset, hyperparameters.batch_size)
-        if processes.is_main_process:
-            _note_data(reporter, objective, rows, dataset, report)
-        probe = probe_texts(corpus.examples)
-        result = train(run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter)
-        processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
-        if processes.is_main_process:
-            if full_length:
-                model.max_seq_length = full_length
-            results = _results(result, criterion, texts, rows, report, model)
-            _finish(run, model, objective, texts, results)
-        processes.wait_for_everyone()
+        _train_into(run, job, reporter, processes)
     return state
 
 
-def _begin(run: Run, options: dict[str, Any], texts: TrainingTexts, fresh: bool, processes: int) -> State:
+def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
     """Decide what is left to do, and record that it has begun."""
-    texts.check_origin()
+    job.texts.check_run()
     for folder in run.checkpoints.glob("checkpoint-*"):
         if not (folder / COUNTS_FILE).exists():  # it was cut short: go on from the last whole one
             remove(folder)
-    stage = Stage("finetune", options, outputs=[run.model], partial=[run.checkpoints], sources=texts.digest())
-    return run.begin(stage, fresh=fresh, settings={"processes": processes})
+    record = FinetuneRecord(options=job.settings(), sources=job.texts.digest(), settings={"processes": processes})
+    return run.begin(record, fresh=fresh)
+
+
+def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: PartialState) -> None:
+    """Train an encoder and save it with its record."""
+    objective, texts = job.objective, job.texts
+    corpus, held_out = texts.parts
+    rows = texts.rows(objective)
+    criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
+    set_seed(job.seed)
+    model = job.load()
+    full_length = _prepare_encoder(model, objective, job.hyperparameters)
+    context = TrainingContext(
+        job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
+    )
+    dataset = objective.build(rows.columns, context)
+    context = _with_dataset(context, objective, dataset)
+    report = inspect_data(model, objective, context.hyperparameters, dataset, len(rows), job.hyperparameters.batch_size)
+    if processes.is_main_process:
+        for remark in rows.remarks:
+            reporter.note(remark)
+        for message, remedy in report.notes:
+            reporter.note(message, remedy)
+    probe = probe_texts(corpus.examples)
+    result = train(run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter)
+    processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
+    if processes.is_main_process:
+        if full_length:
+            model.max_seq_length = full_length
+        record = run.record().finetune
+        assert record is not None
+        record = _with_results(record, result, criterion, texts, rows, report, model)
+        _finish(run, record, model, objective, texts)
+    processes.wait_for_everyone()
 
 
 def _decide_together(processes: PartialState, decide: Callable[[], State]) -> State:
@@ -129,24 +259,6 @@ def _decide_together(processes: PartialState, decide: Callable[[], State]) -> St
         raise decision[0]
     state: State = decision[0]
     return state
-
-
-def _has_classes(corpus: Corpus) -> bool:
-    """Return whether a corpus is texts of two or more classes."""
-    return corpus.content == "classified texts" and len({example.label for example in corpus.examples}) > 1
-
-
-def _criterion(held_out: Corpus, objective: Objective, *, learns_classes: bool) -> SelectionCriterion:
-    """Return the criterion that chooses the best checkpoint.
-
-    If the objective learns from pairs within and between classes, such pairs of the held-out texts choose.
-    """
-    of_classes = learns_classes and held_out.content == "classified texts"
-    if of_classes and objective.needs in ("scored pairs", "triplets"):
-        pairs: Sequence[Example] = contrast_classes(held_out.examples)
-        if len({pair.label for pair in pairs}) > 1:  # a few texts may all be of one class
-            return selection_criterion(Corpus(held_out.name, list(pairs)))
-    return selection_criterion(held_out)
 
 
 def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperparameters: Hyperparameters) -> int | None:
@@ -175,65 +287,55 @@ def _with_dataset(context: TrainingContext, objective: Objective, dataset: Datas
     return replace(context, steps=count_steps(objective, context, len(dataset)), classes=classes)
 
 
-def _note_data(
-    reporter: Reporter, objective: Objective, rows: TrainingRows, dataset: Dataset, report: DataReport
-) -> None:
-    """Tell the user how the rows were made, and what is worth knowing of them."""
-    for remark in rows.remarks:
-        reporter.note(remark)
-    left_out = len(rows) - len(dataset)
-    if left_out:
-        reporter.note(f"{left_out} of {len(rows)} {objective.needs} are too short")
-    for message, remedy in report.notes:
-        reporter.note(message, remedy)
-
-
-def _results(
+def _with_results(
+    record: FinetuneRecord,
     result: TrainingResult,
     criterion: SelectionCriterion,
     texts: TrainingTexts,
     rows: TrainingRows,
     report: DataReport,
     model: SentenceTransformer,
-) -> dict[str, Any]:
-    """Return what the run's record holds of a training."""
-    return {
-        "batch": report.batch,
-        "cut": report.cut,
-        "repeated": report.repeated,
-        "notes": [message for message, _ in report.notes],
-        "selection": {
-            "measure": criterion.measure,
-            "best": round(criterion.scale * result.best, 2),
-            "on": texts.selection_name,
-            "human_labels": texts.select_on is not None,
-        },
-        "train": len(rows),
-        "dev": criterion.rows,
-        "made": list(rows.remarks),
-        "pooling": pooling_of(model),
-        "steps": result.steps,
-        "history": result.history,
-        "rows_seen": result.rows_seen,
-        "seconds": round(result.seconds, 1),
-        "mean_cosine": round(result.mean_cosine, 4),
-        "collapsed": result.mean_cosine >= COLLAPSED,
-    }
+) -> FinetuneRecord:
+    """Return the record of the stage with the results of the training."""
+    selection = SelectionRecord(
+        measure=criterion.measure,
+        best=round(criterion.scale * result.best, 2),
+        on=texts.selection_name,
+        human_labels=texts.select_on is not None,
+    )
+    return record.updated(
+        batch=report.batch,
+        cut=report.cut,
+        repeated=report.repeated,
+        notes=tuple(message for message, _ in report.notes),
+        selection=selection,
+        train=len(rows),
+        dev=criterion.rows,
+        made=rows.remarks,
+        pooling=pooling_of(model),
+        steps=result.steps,
+        history=result.history,
+        rows_seen=result.rows_seen,
+        seconds=round(result.seconds, 1),
+        mean_cosine=round(result.mean_cosine, 4),
+        collapsed=result.mean_cosine >= COLLAPSED,
+    )
 
 
 def _finish(
-    run: Run, model: SentenceTransformer, objective: Objective, texts: TrainingTexts, results: dict[str, Any]
+    run: Run, record: FinetuneRecord, model: SentenceTransformer, objective: Objective, texts: TrainingTexts
 ) -> None:
-    """Fit the head if the texts have classes, record the results and save the encoder."""
+    """Fit the head if the texts have classes, save the encoder and record the results."""
     corpus, held_out = texts.parts
     head = None
-    if _has_classes(corpus):
+    if corpus.has_classes:
         head = fit_head(model, corpus.examples)
         scores = score_head(head, model, held_out.examples) if held_out.content == "classified texts" else {}
-        results["head"] = {"classes": list(head.classes), **scores}
-    run.note("finetune", **results, origin=texts.provenance(run))
+        record = record.updated(head=HeadRecord(classes=head.classes, **scores))
+    record = record.updated(origin=texts.origin_for(run))
+    run.save(record)
     _save(model, run, objective, head)
-    run.finish("finetune")
+    run.finish(record)
     remove(run.checkpoints)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
@@ -42,6 +43,13 @@ class ClassHead:
         # save_file writes the raw memory of an array, so that its rows must lie in order
         tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
         save_file(tensors, folder / HEAD_FILE, metadata)
+
+    @classmethod
+    def load(cls, folder: Path) -> ClassHead:
+        """Read the head from the encoder's folder."""
+        with safe_open(folder / HEAD_FILE, "numpy") as file:
+            classes = json.loads(file.metadata()["classes"])
+            return cls(tuple(classes), file.get_tensor("weight"), file.get_tensor("bias"))
 
 
 def fit_head(model: SentenceTransformer, examples: Sequence[Example]) -> ClassHead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from random import Random
 from typing import Any, Literal
@@ -13,8 +13,19 @@ from datasets import Dataset
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.finetune_options import Hyperparameters, OptionValue
-from dino_pipeline.training.objectives import REGISTRY
 
+REGISTRY = {
+    "dino": "pair_objectives:DINO",
+    "sbert": "pair_objectives:SBERT",
+    "simcse": "simcse:SIMCSE",
+    "simcse-sup": "simcse:SUPERVISED_SIMCSE",
+    "mirror-bert": "mirror_bert:MIRROR_BERT",
+    "is-cse": "simcse:IS_CSE",
+    "declutr": "declutr:DECLUTR",
+    "cpt": "pair_objectives:CPT",
+    "cmlm": "masked_words:CMLM",
+}
+"""Where each objective is defined, in ``objectives/``: ``module:variable``."""
 RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentences", "documents"]
 """Kinds of training rows.
 
@@ -113,7 +124,7 @@ def resolve_hyperparameters(
         raise OptionError(f"{objective.name} has nothing to choose; its defaults are the paper's", option="faithful")
     chosen = {name: _option_value(objective, name, str(value)) for name, value in own.items()}
     options = {**defaults.options, **(objective.faithful if faithful else {}), **chosen}
-    resolved = replace(defaults, **{**given, "options": options})
+    resolved = defaults.updated(**{**given, "options": options})
     if resolved.mini_batch_size and not (objective.caches_gradients or rows_are_independent(objective, resolved)):
         raise OptionError(
             f"the rows of a batch are compared with one another, and {objective.name} cannot cache gradients",

@@ -16,7 +16,9 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from dino_pipeline.encoders import BATCH_SIZE, Vectors, embed
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
+from dino_pipeline.training.adapters import contrast_classes
 from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.objective import Objective
 
 MAX_TEXTS = 2000
 """Texts that uniformity compares with one another."""
@@ -65,6 +67,19 @@ def selection_criterion(held_out: Corpus) -> SelectionCriterion:
     )
     evaluator.primary_metric = "dev_spearman_cosine"
     return SelectionCriterion(evaluator, "Spearman", 100, len(scores))
+
+
+def criterion_for(held_out: Corpus, objective: Objective, *, learns_classes: bool) -> SelectionCriterion:
+    """Return the criterion for an objective.
+
+    If it learns from pairs within and between classes, such pairs of the held-out texts choose.
+    """
+    of_classes = learns_classes and held_out.content == "classified texts"
+    if of_classes and objective.needs in ("scored pairs", "triplets"):
+        pairs = contrast_classes(held_out.examples)
+        if len({pair.label for pair in pairs}) > 1:  # a few texts may all be of one class
+            return selection_criterion(Corpus(held_out.name, pairs))
+    return selection_criterion(held_out)
 
 
 class AlignmentUniformity(BaseEvaluator):

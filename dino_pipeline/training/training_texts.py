@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from dino_pipeline.errors import DataError, RunError
+from dino_pipeline.cards.hub import download
+from dino_pipeline.cards.manifest import Manifest
+from dino_pipeline.errors import DataError, HubError, RunError
 from dino_pipeline.files import digest_files, shard_files
+from dino_pipeline.finetune_options import TrainingOptions
+from dino_pipeline.layout import LINEAGE
 from dino_pipeline.run import Run
+from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
-from dino_pipeline.training.corpus import Corpus, Source, hold_out
+from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation
 from dino_pipeline.training.objective import Objective
 
 HELD_OUT_SHARE = 0.1
 """Share of the texts that is kept out of training to choose the best checkpoint, if no others are given."""
 MAX_HELD_OUT = 500
-
-
-@dataclass(frozen=True)
-class PublishedOrigin:
-    """A published dataset as the origin of texts."""
-
-    folder: Run
-    """Holds the dataset's run.json and spec.json."""
-    dataset: Mapping[str, str]
-    """Repository and commit, as far as they are known."""
+IN_MEMORY = "examples in memory"
+"""Name of texts that a Python user hands over."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -40,38 +41,31 @@ class TrainingTexts:
     """Pairs scored by people, which choose in place of held-out texts."""
     language: str = "en"
     split_sentences: bool = False
-    published: PublishedOrigin | None = None
-    """Set if the texts are a published dataset."""
+    origin: TextsOrigin = field(default_factory=TextsOrigin)
+    """What is known of where the texts come from."""
     _rows: dict[str, TrainingRows] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def origin(self) -> Run | None:
-        """Return the run whose filtered data is trained on, if it is a run's."""
+    def run(self) -> Run | None:
+        """Return the run whose filtered data is trained on, None for other texts."""
         run = Run(self.train.path.parent)
         return run if self.train.path == run.train and run.is_run else None
 
-    def provenance(self, run: Run) -> dict[str, Any]:
-        """Return what is known of the texts' origin.
+    def origin_for(self, run: Run) -> TextsOrigin:
+        """Return the origin to record in a run. A run's own texts have theirs in its own record."""
+        own = self.run is not None and self.run.path.resolve() == run.path.resolve()
+        return TextsOrigin(own=True) if own else self.origin
 
-        That is ``{"own": True}`` for the run's own texts, the records of another run, or nothing.
-        """
-        source = self.published.folder if self.published else self.origin
-        if source is None:
-            return {}
-        if source.path.resolve() == run.path.resolve():
-            return {"own": True}
-        return {**_records_of(source), "dataset": dict(self.published.dataset) if self.published else None}
-
-    def options(self) -> dict[str, Any]:
+    def settings(self) -> TextsSettings:
         """Return the options that decide which texts are trained on."""
-        return {
-            "data": self.train.label,
-            "columns": dict(self.train.columns),
-            "class_labels": self.train.classes,
-            "select_on": self.select_on.label if self.select_on else None,
-            "language": self.language,
-            "split_sentences": self.split_sentences,
-        }
+        return TextsSettings(
+            data=self.train.label,
+            columns=dict(self.train.columns),
+            class_labels=self.train.classes,
+            select_on=self.select_on.label if self.select_on else None,
+            language=self.language,
+            split_sentences=self.split_sentences,
+        )
 
     def digest(self) -> str:
         """Return a hash of all texts."""
@@ -107,37 +101,135 @@ class TrainingTexts:
             )
         return self._rows[objective.needs]
 
-    def check_origin(self) -> None:
-        """Refuse filtered data that no longer is what the run's texts give.
+    def check_run(self) -> None:
+        """Refuse filtered data that no longer is what its run's texts give.
 
         Raises:
             RunError: texts were generated since, or the filter was interrupted.
         """
-        run = self.origin
-        if run is None:
+        if self.run is None:
             return
-        filtered = run.stage("filter")
-        current = filtered.get("status") == "done"
-        if current and filtered["options"]["source"] == "shards":
-            current = filtered["sources"] == digest_files(shard_files(run.shards))
+        filtered = self.run.record().filter
+        current = filtered is not None and filtered.is_done
+        if filtered and current and filtered.options.source == "shards":
+            current = filtered.sources == digest_files(shard_files(self.run.shards))
         if not current:
-            raise RunError(
-                f"{run.train}: is not what the run's texts give now", "run {filter(" + str(run.path) + ")} first"
-            )
+            remedy = "run {filter(" + str(self.run.path) + ")} first"
+            raise RunError(f"{self.run.train}: is not what the run's texts give now", remedy)
 
 
-def origin_of_texts(run: Run) -> dict[str, Any]:
-    """Return what is known of the texts that a run's encoder learnt from: records, language, license, dataset."""
-    origin: dict[str, Any] = run.stage("finetune").get("origin", {})
-    return {**origin, **_records_of(run)} if origin.get("own") else origin
+def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
+    """Return the texts to train on.
+
+    Args:
+        source: a run (a `Run` or its folder), a file, a folder or Hub id of a dataset, the result of `filter`, or
+            examples in memory: whatever `as_examples` takes.
+        options: say how to read them; and the held-out texts, which may be given likewise.
+
+    Raises:
+        DataError: the texts cannot be read.
+    """
+    run = as_run(source)
+    if run is not None:
+        train, dev, origin = _of_run(run, options)
+    elif isinstance(source, str | Path):
+        train, dev, origin = _of_dataset(str(source), options)
+    else:
+        train, dev, origin = _in_memory(source, options)
+    if options.dev is not None:
+        dev = _source(options.dev, options, train.classes)
+    language = (options.language or origin.language or "en").split("-")[0]
+    select_on = None if options.select_on is None else _source(options.select_on, None, classes=False)
+    return TrainingTexts(train, dev, select_on, language, options.split_sentences, origin)
 
 
-def _records_of(run: Run) -> dict[str, Any]:
-    """Return a run's records of its texts, with their language and license."""
-    spec = run.spec_fields()
-    return {
-        "generate": run.stage("generate"),
-        "filter": run.stage("filter"),
-        "language": spec.get("language"),
-        "license": spec.get("license"),
-    }
+def as_run(source: object) -> Run | None:
+    """Return the run that a source is, None if it is something else."""
+    if isinstance(source, Run):
+        return source
+    run = Run(Path(source)) if isinstance(source, str | Path) else None
+    return run if run is not None and run.is_run else None
+
+
+Sources = tuple[Source, Source | None, TextsOrigin]
+"""Texts to train on, held-out texts if there are some, and where they come from."""
+
+
+def _of_run(run: Run, options: TrainingOptions) -> Sources:
+    """Return the filtered texts of a run."""
+    if not run.train.exists():
+        remedy = "make it with {filter(" + str(run.path) + ")}, or name a file"
+        raise DataError(f"{run.train}: is not there", remedy)
+    filtered = run.record().filter
+    classes = filtered is not None and not filtered.options.numeric_labels
+    train = _source(run.train, options, classes)
+    return train, _source(run.held_out, options, classes) if run.held_out else None, run_origin(run)
+
+
+def _of_dataset(name: str, options: TrainingOptions) -> Sources:
+    """Return the texts of a file, or of a dataset in a folder or on the Hub."""
+    train = _source(name, options, classes=False)
+    origin = _published_origin(name, options.data_revision)
+    if origin is None:
+        return train, None, TextsOrigin()
+    return train, None if options.dev is not None else validation(train), origin
+
+
+def _in_memory(source: Any, options: TrainingOptions) -> Sources:
+    """Return texts in memory; the result of `filter` brings its held-out texts along."""
+    kept = getattr(source, "train", source)
+    held_out = getattr(source, "dev", None) if kept is not source else None
+    train = _source(kept, options, classes=False)
+    return train, _source(held_out, options, classes=False) if held_out else None, TextsOrigin()
+
+
+def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Source:
+    """Return one source of texts.
+
+    Args:
+        texts: a run, whose filtered texts are meant, a path, a Hub id, or examples in memory.
+        options: how to read it; None: by default.
+        classes: whether labels are names of classes, unless the options say so.
+    """
+    run = as_run(texts)
+    if run is not None:
+        texts = run.train
+    in_memory = not isinstance(texts, str | Path)
+    name, memory = (IN_MEMORY, texts) if in_memory else (str(texts), None)
+    if options is None:
+        return Source(name, memory=memory)
+    return Source(
+        name,
+        split=options.split,
+        config=options.config,
+        revision=options.data_revision,
+        columns=options.column,
+        classes=options.label_type == "class" if options.label_type else classes,
+        memory=memory,
+    )
+
+
+def _published_origin(name: str, revision: str | None) -> TextsOrigin | None:
+    """Return what is known of a dataset that this package published, None for any other dataset."""
+    folder, on_hub = Path(name), not Path(name).exists() and bool(_HUB_ID.fullmatch(name))
+    with contextlib.suppress(HubError, OSError):  # reading its texts raises an error that says what is wrong
+        if on_hub:
+            folder = download(name, "dataset", revision, only=[LINEAGE, "run.json", "spec.json"])
+        manifest = Manifest.read(folder / LINEAGE, name)
+        dataset = PublishedDataset(repository=manifest.repository)
+        if on_hub:
+            dataset = PublishedDataset(repository=name, commit=folder.name)
+        return run_origin(Run(folder)).updated(dataset=dataset)
+    return None
+
+
+def run_origin(run: Run) -> TextsOrigin:
+    """Return a run's records of its texts, with the language and license of its spec."""
+    record = run.record()
+    spec = load_spec(run.spec) if run.spec.exists() else None
+    return TextsOrigin(
+        generate=record.generate,
+        filter=record.filter,
+        language=spec.language if spec else None,
+        license=spec.license if spec else None,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -79,7 +78,7 @@ SUPERVISED_SIMCSE = Objective(
     method="InfoNCE with hard negatives",
     build=fixed_rows,
     loss=InfoNCELoss,
-    defaults=replace(PAPER, epochs=3, batch_size=512, learning_rate=5e-5),
+    defaults=PAPER.updated(epochs=3, batch_size=512, learning_rate=5e-5),
     citation=SIMCSE.citation,
     in_batch_negatives=True,
     no_duplicates=True,
@@ -180,7 +179,7 @@ IS_CSE = Objective(
     method="SimCSE, and towards remembered neighbours",
     build=repeated_sentences,
     loss=InstanceSmoothedLoss,
-    defaults=replace(PAPER, options={**PAPER.options, **IS_CSE_OPTIONS}),
+    defaults=PAPER.updated(options={**PAPER.options, **IS_CSE_OPTIONS}),
     citation="He et al. 2023, Instance Smoothed Contrastive Learning for Unsupervised Sentence Embedding, "
     "arXiv:2305.07424",
     may_be_zero=("alpha", "alpha_start", "ramp"),

@@ -1,0 +1,92 @@
+"""dino finetune and dino compare: train a sentence encoder by one objective, or by several."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dino_pipeline.cli.base import command, watching
+from dino_pipeline.cli.flags import GroupedCommand, flags
+from dino_pipeline.console import table
+from dino_pipeline.errors import OptionError
+from dino_pipeline.finetune_options import OBJECTIVES, CompareOptions, FinetuneOptions
+
+
+@click.command("finetune", cls=GroupedCommand)
+@click.argument("source", metavar="[RUN|FILE|DATASET]", required=False)
+@click.option("--list", "listing", is_flag=True, help="List the objectives with what they need and their defaults.")
+@command
+@flags(FinetuneOptions)
+def finetune_command(source: str | None, listing: bool, **given: Any) -> None:
+    """Train a bi-encoder on a RUN's filtered data, a FILE (JSONL, or a sentence or document a line), or a DATASET of
+    the Hub. A stopped training goes on from its last checkpoint.
+
+    Hyper-parameters are those of the objective's paper unless given.
+    """
+    from dino_pipeline.measures import measure_title
+    from dino_pipeline.training.finetune import finetune
+
+    if listing:
+        _list_objectives()
+        return
+    if source is None:
+        raise OptionError("nothing to train on", "give a RUN, a FILE or a DATASET, or --list")
+    folder = _folder(source, given)
+    with watching("Saving a checkpoint") as console:
+        encoder = finetune(source, progress=console, **given)
+    if os.environ.get("RANK", "0") == "0":
+        info = encoder.dino
+        done = "is up to date" if info.state == "done" else "is trained"
+        chosen = info.record.selection
+        click.echo(f"{folder / 'model'}: {done}; best dev {measure_title(chosen.measure)}: {chosen.best:.2f}")
+
+
+@click.command("compare", cls=GroupedCommand)
+@click.argument("source", metavar="RUN|FILE|DATASET")
+@command
+@flags(CompareOptions)
+def compare_command(source: str, **given: Any) -> None:
+    """Train the same encoder by each objective on the same texts, evaluate it on the same sets, and print, save and
+    draw one table. Finished trainings are not done again.
+
+    Hyper-parameters given here are for all objectives, those that are not given each objective's own.
+    """
+    from dino_pipeline.evaluation.compare import compare
+
+    _folder(source, given)
+    with watching("Saving a checkpoint") as console:
+        comparison = compare(source, progress=console, **given)
+    click.echo(comparison)
+    seeds = f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
+    files = ", ".join(map(str, comparison.files))
+    click.echo(f"Spearman x 100, mean and range of {seeds}; written: {files}")
+
+
+def _folder(source: str, given: dict[str, Any]) -> Path:
+    """Return the folder to write. A command keeps what it trains, so that it must have one."""
+    from dino_pipeline.run import Run
+
+    if "run" not in given and not Run(Path(source)).is_run:
+        raise OptionError(f"{source}: is not a run", "name the folder to write with {run=FOLDER}")
+    return Path(given.get("run", source))
+
+
+def _list_objectives() -> None:
+    from dino_pipeline.training.objective import get_objective
+
+    objectives = [get_objective(name) for name in OBJECTIVES]
+    rows = []
+    for objective in objectives:
+        defaults = objective.defaults
+        numbers = [f"{defaults.epochs:g}", str(defaults.batch_size), f"{defaults.learning_rate:g}"]
+        rows.append([objective.name, objective.needs, *numbers, defaults.pooling])
+    click.echo(table(["objective", "needs", "epochs", "batch", "rate", "pooling"], rows))
+    for objective in objectives:
+        click.echo(f"\n{objective.name}: {objective.method}\n  {objective.citation}")
+        own = ", ".join(f"{name}={value}" for name, value in objective.defaults.options.items())
+        click.echo(f"  --set {own}" if own else "  no options of its own")
+        if objective.faithful:
+            click.echo(f"  --faithful: {', '.join(f'{name}={value}' for name, value in objective.faithful.items())}")
