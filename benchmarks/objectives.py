@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,7 +47,7 @@ def stepper(name: str, *columns: list[str], pooling: str = "mean") -> Callable[[
     objective = get_objective(name)
     model = load_encoder(str(pocket.ENCODER), pooling=pooling)
     model.max_seq_length = objective.defaults.max_length or model.max_seq_length
-    training = replace(objective.defaults, batch_size=len(columns[0]))
+    training = objective.defaults.updated(batch_size=len(columns[0]))
     loss = objective.loss(model, TrainingContext(training, model.tokenizer, 1, steps=1000))
     for memory in (each for each in loss.modules() if isinstance(each, MemoryBuffer)):
         memory.push(torch.nn.functional.normalize(torch.randn(len(memory.entries), memory.entries.shape[1])))

@@ -105,10 +105,10 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["filter", "empty.jsonl", "--run", "r"], "error: empty.jsonl: holds no examples"),
         (["filter", "nan.jsonl", "--run", "r"], 'error: nan.jsonl, line 1: "label" must be a finite number'),
         (["finetune", "bad.jsonl", "--dev", "bad.jsonl", "--run", "r"], "error: bad.jsonl, line 2: not JSON"),
-        (["evaluate"], "error: there is nothing to evaluate; give a run, or encoders by folder or Hub id"),
-        (["finetune", "bad.jsonl"], "error: bad.jsonl: is no run; say with --run which folder to write"),
+        (["evaluate"], "error: nothing to evaluate; give a RUN, or encoders by folder or Hub id"),
+        (["finetune", "bad.jsonl"], "error: bad.jsonl: is not a run; name the folder to write with --run FOLDER"),
         (["finetune"], "error: nothing to train on; give a RUN, a FILE or a DATASET, or --list"),
-        (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "Invalid value for '--set': x: give NAME=VALUE"),
+        (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "error: --objective-options x: must be NAME=VALUE"),
         (["finetune", "bad.jsonl", "--run", "r", "--set", "x=1"], "error: x: dino has no such option; it has loss"),
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "a"], "give whole numbers, as in 256,128,64"),
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "32,0"], "dimensions are 1 and more"),
@@ -120,10 +120,10 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["finetune", "gone.jsonl", "--run", "r"], "error: gone.jsonl: is not there"),
         (
             ["compare", "bad.jsonl", "--run", "r", "--objectives", "x"],
-            "error: --objectives x: is none; choose from dino",
+            "error: --objectives x: must be one of dino",
         ),
-        (["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"], "--set x: give OBJECTIVE:NAME"),
-        (["evaluate", "ENCODER"], "error: there is no data to evaluate on; give --data FILE, or --suite pocket"),
+        (["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"], "--objective-options x=1: must be OBJECTIVE:NAME=VALUE"),
+        (["evaluate", "ENCODER"], "error: nothing to evaluate on; give --data FILE, or --suite pocket"),
         (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),
         (["generate", "SPEC", "--samples", "0"], "Invalid value for '--samples'"),
     ],
@@ -433,7 +433,7 @@ def test_sets_of_one_name_and_no_objectives_are_refused_before_anything_is_train
     call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder)]
     for more, said in (
         (["--data", "data.jsonl", "--data", "data.jsonl"], "error: data.jsonl: occurs twice"),
-        (["--data", "data.jsonl", "--objectives", ","], "--objectives ',': names none"),
+        (["--data", "data.jsonl", "--objectives", ","], "names no objective; choose from dino, sbert"),
     ):
         failed = answer(*call, *more)
         assert (failed.exit_code, said in failed.stderr) == (2, True), failed.output
