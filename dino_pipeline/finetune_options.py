@@ -57,7 +57,7 @@ class Hyperparameters(Options):
         default=None, ge=1, description="Steps in all, in place of epochs."
     )
     batch_size: Annotated[int, Flag(TRAINING)] = Field(default=32, ge=1, description="Rows a step, over all processes.")
-    learning_rate: Annotated[float, Flag(TRAINING, aliases=("--lr",))] = Field(
+    learning_rate: Annotated[float, Flag(TRAINING, aliases=("lr",))] = Field(
         default=2e-5, gt=0, description="Peak of the learning rate."
     )
     weight_decay: Annotated[float, Flag(TRAINING)] = Field(default=0.01, ge=0, description="Weight decay of AdamW.")
@@ -150,7 +150,7 @@ class TrainingOptions(ChosenHyperparameters):
     )
 
     @property
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, object]:
         """Return the hyper-parameters that were given, by name."""
         return {name: value for name in HYPERPARAMETERS if (value := getattr(self, name)) is not None}
 
@@ -168,7 +168,7 @@ class FinetuneOptions(TrainingOptions):
     loss: Annotated[Literal["cosine", "cosent", "angle"] | None, Flag(default="cosine")] = Field(
         default=None, description="Loss of the objective dino."
     )
-    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("--set",))] = Field(
+    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("set",))] = Field(
         default_factory=dict, description="The objective's own options."
     )
     seed: int = Field(default=42, description="Seed of all random choices.")
@@ -197,7 +197,7 @@ class CompareOptions(TrainingOptions):
     suite: Literal["pocket"] | None = Field(
         default=None, description="Evaluate on held-out pairs of the pocket grammar."
     )
-    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="OBJECTIVE:NAME=VALUE", aliases=("--set",))] = (
+    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="OBJECTIVE:NAME=VALUE", aliases=("set",))] = (
         Field(
             default_factory=dict,
             description="A hyper-parameter, or an option of its own, for one objective.",
@@ -219,13 +219,13 @@ class CompareOptions(TrainingOptions):
     def _sources(cls, value: object) -> object:
         return EvaluateOptions.of({"data": value}).data
 
-    def for_objective(self, name: str) -> tuple[dict[str, Any], dict[str, OptionValue]]:
+    def for_objective(self, name: str) -> tuple[dict[str, object], dict[str, OptionValue]]:
         """Return the hyper-parameters and the own options that were given for one objective alone.
 
         Raises:
             OptionError: a name is not OBJECTIVE:NAME, or a value is wrong.
         """
-        hyperparameters: dict[str, Any] = {}
+        hyperparameters: dict[str, object] = {}
         own: dict[str, OptionValue] = {}
         for key, value in self.objective_options.items():
             objective, colon, option = key.partition(":")

@@ -44,7 +44,7 @@ class Flag:
     default: str | None = None
     """Words for the default in the help, if it is not simply the field's."""
     aliases: tuple[str, ...] = ()
-    """Further flags, such as ``--lr``."""
+    """Further names of the flag, such as ``lr``."""
     optional_value: str | None = None
     """Value of the flag if it is given without one."""
     hidden: bool = False

@@ -58,7 +58,7 @@ def _option(name: str, flag: Flag, field: FieldInfo) -> GroupedOption:
     flag_name = f"--{name.replace('_', '-')}"
     default = default_of(field)
     settings: dict[str, Any] = {"help": _help(flag, field), "metavar": flag.metavar, "default": None}
-    names = [flag_name, *flag.aliases, name]
+    names = [flag_name, *(f"--{alias}" for alias in flag.aliases), name]
     if kind is bool:
         if default is False:
             settings["is_flag"] = True

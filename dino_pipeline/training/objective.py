@@ -107,7 +107,7 @@ def get_objective(name: str) -> Objective:
 
 
 def resolve_hyperparameters(
-    objective: Objective, given: Mapping[str, Any], own: Mapping[str, OptionValue]
+    objective: Objective, given: Mapping[str, object], own: Mapping[str, OptionValue]
 ) -> Hyperparameters:
     """Return an objective's defaults, overridden by what a user gave.
 
@@ -164,8 +164,10 @@ def _option_value(objective: Objective, name: str, text: str) -> OptionValue:
 # Datasets: rows that stay the same, and rows from which views are drawn in every epoch.
 
 ROW_NUMBER = "row"
-Draw = Callable[[dict[str, Any], Random], dict[str, Any]]
-"""Turns a row into the columns that the trainer sees, with the random numbers of one row and epoch."""
+Row = dict[str, Any]
+"""One row, or one drawn view of it, by column."""
+Draw = Callable[[Row, Random], Row]
+"""Draws a view of a row: the columns that the trainer sees in one epoch."""
 
 
 def fixed_rows(columns: Columns, context: TrainingContext) -> Dataset:

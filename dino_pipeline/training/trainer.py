@@ -85,16 +85,7 @@ def train(
         OutputError: a checkpoint cannot be written or read.
         Stopped: the reporter asked to stop. A checkpoint holds everything until then.
     """
-    loss = objective.loss(model, context)
-    if context.hyperparameters.matryoshka:
-        loss = MatryoshkaLoss(model, loss, embedding_sizes(model, context))
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=trainer_arguments(folder, objective, context, criterion, dataset),
-        train_dataset=dataset,
-        loss=loss,
-        evaluator=criterion.evaluator,
-    )
+    trainer = _make_trainer(folder, model, dataset, objective, context, criterion)
     loss_tensors = own_tensors(trainer.loss, model)  # only now: the trainer has moved them to their device
     if context.processes > 1:
         average_gradients(loss_tensors.values())
@@ -102,9 +93,6 @@ def train(
     counter = RowCounter(trainer.loss, context.processes)
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {context.seed}", total=0, resumed=resumed)
-    trainer.remove_callback(PrinterCallback)
-    if views := row_views(dataset):
-        trainer.add_callback(_EpochCallback(views))
     trainer.add_callback(_CheckpointCallback(loss_tensors, counter, checkpoint))
     trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
     try:
@@ -123,6 +111,31 @@ def train(
         )
     history = _history(trainer.state.log_history, criterion)
     return TrainingResult(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe), history)
+
+
+def _make_trainer(
+    folder: Path,
+    model: SentenceTransformer,
+    dataset: Dataset,
+    objective: Objective,
+    context: TrainingContext,
+    criterion: SelectionCriterion,
+) -> SentenceTransformerTrainer:
+    """Return the stock trainer with the objective's loss. Views of rows follow its epochs."""
+    loss = objective.loss(model, context)
+    if context.hyperparameters.matryoshka:
+        loss = MatryoshkaLoss(model, loss, embedding_sizes(model, context))
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=trainer_arguments(folder, objective, context, criterion, dataset),
+        train_dataset=dataset,
+        loss=loss,
+        evaluator=criterion.evaluator,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if views := row_views(dataset):
+        trainer.add_callback(_EpochCallback(views))
+    return trainer
 
 
 def _history(log: Sequence[Mapping[str, float]], criterion: SelectionCriterion) -> list[dict[str, float]]:

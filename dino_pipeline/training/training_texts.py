@@ -13,11 +13,12 @@ from dino_pipeline.cards.hub import download
 from dino_pipeline.cards.manifest import Manifest
 from dino_pipeline.errors import DataError, HubError, RunError
 from dino_pipeline.files import digest_files, shard_files
+from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.finetune_options import TrainingOptions
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
+from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation
 from dino_pipeline.training.objective import Objective
@@ -111,7 +112,7 @@ class TrainingTexts:
             return
         filtered = self.run.record().filter
         current = filtered is not None and filtered.is_done
-        if filtered and current and filtered.options.source == "shards":
+        if filtered and current and filtered.inputs.source == "shards":
             current = filtered.sources == digest_files(shard_files(self.run.shards))
         if not current:
             remedy = "run {filter(" + str(self.run.path) + ")} first"
@@ -147,8 +148,8 @@ def as_run(source: object) -> Run | None:
     """Return the run that a source is, None if it is something else."""
     if isinstance(source, Run):
         return source
-    run = Run(Path(source)) if isinstance(source, str | Path) else None
-    return run if run is not None and run.is_run else None
+    run = Run(Path(source)) if isinstance(source, str | Path) else getattr(source, "run", None)
+    return run if isinstance(run, Run) and run.is_run else None
 
 
 Sources = tuple[Source, Source | None, TextsOrigin]
@@ -160,8 +161,7 @@ def _of_run(run: Run, options: TrainingOptions) -> Sources:
     if not run.train.exists():
         remedy = "make it with {filter(" + str(run.path) + ")}, or name a file"
         raise DataError(f"{run.train}: is not there", remedy)
-    filtered = run.record().filter
-    classes = filtered is not None and not filtered.options.numeric_labels
+    classes = _holds_classes(run.record().filter)
     train = _source(run.train, options, classes)
     return train, _source(run.held_out, options, classes) if run.held_out else None, run_origin(run)
 
@@ -176,11 +176,18 @@ def _of_dataset(name: str, options: TrainingOptions) -> Sources:
 
 
 def _in_memory(source: Any, options: TrainingOptions) -> Sources:
-    """Return texts in memory; the result of `filter` brings its held-out texts along."""
-    kept = getattr(source, "train", source)
-    held_out = getattr(source, "dev", None) if kept is not source else None
-    train = _source(kept, options, classes=False)
-    return train, _source(held_out, options, classes=False) if held_out else None, TextsOrigin()
+    """Return texts in memory. The result of `filter` brings its held-out texts and its record along."""
+    if not isinstance(source, FilteredPairs):
+        return _source(source, options, classes=False), None, TextsOrigin()
+    classes = _holds_classes(source.record)
+    train = _source(source.train, options, classes)
+    held_out = _source(source.dev, options, classes) if source.dev else None
+    return train, held_out, TextsOrigin(filter=source.record)
+
+
+def _holds_classes(filtered: FilterRecord | None) -> bool:
+    """Return whether the labels of filtered texts are names, even if they are numbers."""
+    return filtered is not None and not filtered.inputs.numeric_labels
 
 
 def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Source:

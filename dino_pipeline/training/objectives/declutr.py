@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dino_pipeline.errors import DataError
 from dino_pipeline.finetune_options import Hyperparameters
-from dino_pipeline.training.objective import Columns, Objective, TrainingContext, drawn_rows
+from dino_pipeline.training.objective import Columns, Objective, Row, TrainingContext, drawn_rows
 from dino_pipeline.training.objectives.contrastive import NT_XENT_DIRECTIONS, embedding_sizes, nt_xent, ranking_loss
 from dino_pipeline.training.objectives.masked_words import MaskedWordLoss
 
@@ -42,7 +42,7 @@ class SpanSampler:
         return 2 * self.anchors * (1 if self.scaled else self.longest)
 
     def bounds(self, tokens: int) -> tuple[int, int]:
-        """Return the lengths of the shortest and the longest span of a document of so many tokens."""
+        """Return the lengths of the shortest and the longest span of a document, in tokens."""
         longest = min(self.longest, tokens // (2 * self.anchors)) if self.scaled else self.longest
         return min(self.shortest, max(longest // 2, 1)), longest
 
@@ -105,7 +105,7 @@ def _token_offsets(text: str, tokenizer: Any) -> list[list[int]]:
     return [list(pair) for pair in encoded["offset_mapping"]]
 
 
-def span_texts(row: dict[str, Any], random: Random, *, sampler: SpanSampler) -> dict[str, Any]:
+def span_texts(row: Row, random: Random, *, sampler: SpanSampler) -> Row:
     """Return a document's spans as texts: ``anchor0``, ``anchor1``, ... then ``near0x0``, ``near0x1``, ..."""
     text, offsets = row["document"], row["offsets"]
     anchors, positives = {}, {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.text import has_spaced_words
-from dino_pipeline.training.objective import Columns, Objective, TrainingContext, drawn_rows
+from dino_pipeline.training.objective import Columns, Objective, Row, TrainingContext, drawn_rows
 from dino_pipeline.training.objectives.contrastive import NTXentLoss
 
 MIN_CHARACTERS = 30
@@ -38,7 +38,7 @@ def masked_sentences(columns: Columns, context: TrainingContext) -> Dataset:
     return drawn_rows({"anchor": columns["sentence"]}, draw, context.seed)
 
 
-def draw_view(row: dict[str, Any], random: Random, *, mask: str, kind: str, span: int) -> dict[str, Any]:
+def draw_view(row: Row, random: Random, *, mask: str, kind: str, span: int) -> Row:
     """Return both views of a row.
 
     Args:
