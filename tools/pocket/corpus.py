@@ -9,7 +9,7 @@ SAME, SIMILAR, DIFFERENT = "same", "similar", "different"
 RELATIONS = (SAME, SIMILAR, DIFFERENT)
 ALIKE = (0.3, 0.7)  # similarities of what is called similar
 
-# The first wording is the paper's, and by far the most frequent; the others teach that wordings may vary.
+# The first wording is the paper's and by far the most frequent. The others teach that wordings may vary.
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     SAME: (
         "Write two sentences that mean the same thing.",
@@ -32,18 +32,18 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-# How often each instruction is followed by each relation; readers of instructions are never perfect.
+# Shares in which each instruction is followed by each relation: people who follow instructions are never perfect.
 NOISE = {SAME: (0.88, 0.10, 0.02), SIMILAR: (0.22, 0.68, 0.10), DIFFERENT: (0.10, 0.24, 0.66)}
 SECOND = '\nSentence 2: "'
 
 
 def prompt(relation: str, first: str | None = None, wording: int = 0) -> str:
-    """The paper's prompt up to the quotation mark at which the first sentence begins, or the second after `first`."""
+    """Return the paper's prompt up to the opening quote of the first sentence, or of the second one, after `first`."""
     opening = f'Task: {INSTRUCTIONS[relation][wording]}\nSentence 1: "'
     return opening if first is None else f'{opening}{first}"{SECOND}'
 
 
-# A row is a list of (text, loss weight); pieces meet at quotes only, where no token crosses.
+# A row is a list of (text, loss weight). Pieces end at quotes, which no token crosses.
 Row = list[tuple[str, float]]
 SECOND_WEIGHT = 4.0
 
@@ -55,7 +55,7 @@ def related(rng: Random, frame: Frame, relation: str) -> Frame:
 
 
 def relation_holds(relation: str, similarity: float) -> bool:
-    """Whether two sentences are as alike as `related` makes those of this relation."""
+    """Return whether sentences of this similarity are in a relation, with the bounds that `related` uses."""
     if relation == SAME:
         return similarity == 1
     return ALIKE[0] <= similarity <= ALIKE[1] if relation == SIMILAR else similarity < STRANGE
@@ -71,7 +71,7 @@ def second_sentence(rng: Random, frame: Frame, first: str, relation: str) -> str
 
 
 def prompt_row(rng: Random) -> Row:
-    """One block of the paper's prompt: instruction, first sentence, second sentence."""
+    """Return the row of one prompt of the paper: instruction, first sentence, second sentence."""
     asked = rng.choice(RELATIONS)
     wording = 0 if rng.random() < 0.85 else rng.choice(range(1, len(INSTRUCTIONS[asked])))
     relation = rng.choices(RELATIONS, NOISE[asked])[0]
@@ -87,7 +87,7 @@ def prompt_row(rng: Random) -> Row:
 
 
 def clean_row(rng: Random) -> Row:
-    """Several sentences for one frame: what a paraphrase keeps, free of noise."""
+    """Return the row of several sentences for one frame, which teaches paraphrases without noise."""
     first, *others = paraphrases(random_frame(rng), rng, 4)
     row: Row = [('"', 0.0), (f'{first}"', 1.0)]
     for text in others:
@@ -96,7 +96,7 @@ def clean_row(rng: Random) -> Row:
 
 
 def shard_rows(seed: int, shard: int, count: int, clean: float) -> list[Row]:
-    """Rows of one shard; `clean` is the share of rows without an instruction. Depends on its arguments alone."""
+    """Return the rows of a shard, by the arguments alone; `clean` is the share of rows without an instruction."""
     rng = Random(f"rows/{seed}/{shard}")
     return [clean_row(rng) if rng.random() < clean else prompt_row(rng) for _ in range(count)]
 

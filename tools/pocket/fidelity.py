@@ -39,40 +39,40 @@ DECAYS = (0.0, 10.0, 30.0, 100.0)
 LABELS = dict(zip(("1", "0.5", "0"), RELATIONS, strict=True))
 """Label of the STS spec -> the relation that its instruction asks for."""
 INPUT_SAMPLING = Sampling(top_k=0, top_p=0.95)
-"""Inputs need variety: with top-k 5 they are a few sentences over and over."""
+"""Inputs need variety: with top-k 5 they repeat a few sentences."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What the texts of one seed, label and strength of debiasing are like; shares of all texts, 0 to 1."""
+    """Quality of the texts of one seed, label and strength of debiasing; shares of all texts, 0 to 1."""
 
     label: str
     """``inputs``, or a label of the STS spec."""
     decay: float | None
-    """None where nothing contrasts: inputs, and the label without counter-labels."""
+    """None without debiasing: for inputs, and for a label without counter-labels."""
     seed: int
     texts: int
     stopped: float
-    """Ended at the quotation mark."""
+    """Share that ended at the quotation mark."""
     parsed: float
-    """A sentence of the grammar."""
+    """Share that are sentences of the grammar."""
     novel: float
-    """Neither its input nor an earlier text of the same input and label, but for case and punctuation."""
+    """Share that differ from their input and from earlier texts of the same input and label, in normal form."""
     distinct_2: float
-    """Distinct pairs of neighbouring words among all such pairs (Li et al. 2016)."""
+    """Distinct bigrams of words / all bigrams (Li et al. 2016)."""
     strict: float | None
-    """As similar to the input as training texts of this relation are (see `relation_holds`); unread texts are not."""
+    """Share in the label's relation to their input (see `relation_holds`). Texts that cannot be read are not."""
     gold: float | None
-    """Mean similarity to the input, of the texts that are read; None if none is."""
+    """Mean similarity of the readable texts to their inputs. None if no text can be read."""
 
 
-_Asked = tuple[str, str | None, int]
-"""Label, input, number of the sample."""
+_Wanted = tuple[str, str | None, int]
+"""Label, input and sample number of a text to write."""
 
 
 @dataclass(frozen=True)
-class _Written:
-    """One text, and the input it was written for."""
+class _Text:
+    """A text and its input."""
 
     input: str | None
     completion: Completion
@@ -103,13 +103,13 @@ def measure(
     num_inputs: int = 200,
     samples: int = 3,
 ) -> list[Quality]:
-    """Let a generator write inputs and texts, and grade them.
+    """Let a generator write inputs and texts, and return their quality.
 
     Args:
         decoder: the generator.
-        reporter: is told how far it is.
+        reporter: follows the progress.
         seed: of all random choices.
-        num_inputs: inputs to write; those that repeat or cannot be read get no texts.
+        num_inputs: inputs to write. Repeated and unreadable inputs get no texts.
         samples: texts per input, label and decay.
 
     Returns:
@@ -118,13 +118,13 @@ def measure(
     spec = sts_spec()
     assert isinstance(spec.inputs, TaskSpec)
     progress = Progress(f"seed {seed}", total=num_inputs)
-    asked: list[_Asked] = [(list(LABELS)[at % len(LABELS)], None, at // len(LABELS)) for at in range(num_inputs)]
-    written = list(_write(decoder, spec.inputs, asked, INPUT_SAMPLING, seed, progress, reporter))
-    found = [_quality(written, "inputs", None, seed, {})]
+    wanted: list[_Wanted] = [(list(LABELS)[at % len(LABELS)], None, at // len(LABELS)) for at in range(num_inputs)]
+    written = list(_write(decoder, spec.inputs, wanted, INPUT_SAMPLING, seed, progress, reporter))
+    qualities = [_quality(written, "inputs", None, seed, {})]
     frames = {each.text: frame for each in written if (frame := parse(each.text))}
     if not frames:
         reporter.note("none of the inputs is a sentence of the grammar: no texts are written for them")
-        return found
+        return qualities
     plan = [
         (label, decay)
         for label, of_label in spec.labels.items()
@@ -132,26 +132,26 @@ def measure(
     ]
     progress.total += len(plan) * len(frames) * samples
     for label, decay in plan:
-        asked = [(label, text, sample) for text in frames for sample in range(samples)]
+        wanted = [(label, text, sample) for text in frames for sample in range(samples)]
         drawn = Sampling(decay=decay or 0.0)
-        written = list(_write(decoder, spec, asked, drawn, seed, progress, reporter))
-        found.append(_quality(written, label, decay, seed, frames))
+        written = list(_write(decoder, spec, wanted, drawn, seed, progress, reporter))
+        qualities.append(_quality(written, label, decay, seed, frames))
     reporter.update(progress)
-    return found
+    return qualities
 
 
 def _write(
     decoder: Decoder,
     spec: TaskSpec,
-    asked: Sequence[_Asked],
+    wanted: Sequence[_Wanted],
     sampling: Sampling,
     seed: int,
     progress: Progress,
     reporter: Reporter,
-) -> Iterator[_Written]:
-    """Yield a text for each (label, input, sample), in the order asked."""
+) -> Iterator[_Text]:
+    """Yield a text for each label, input and sample, in order."""
     requests = []
-    for label, text, sample in asked:
+    for label, text, sample in wanted:
         labels = (label, *spec.labels[label].counter_labels)
         prompts = decoder.encode([decoder.render(spec.prompt(name, text), spec.opening(name)) for name in labels])
         requests.append(Request(tuple(prompts), (seed, spec.digest, text or "", label, sample)))
@@ -160,13 +160,11 @@ def _write(
         completions[completion.number] = completion
         progress.done += 1
         reporter.update(progress)
-    for number, (_, text, _) in enumerate(asked):
-        yield _Written(text, completions[number])
+    for number, (_, text, _) in enumerate(wanted):
+        yield _Text(text, completions[number])
 
 
-def _quality(
-    written: Sequence[_Written], label: str, decay: float | None, seed: int, frames: dict[str, Frame]
-) -> Quality:
+def _quality(written: Sequence[_Text], label: str, decay: float | None, seed: int, frames: dict[str, Frame]) -> Quality:
     read = [parse(each.text) if each.completion.finish == "stop" else None for each in written]
     grades = [
         similarity(frames[each.input], frame) if frame and each.input is not None else None
@@ -188,7 +186,7 @@ def _quality(
     )
 
 
-def _novel(written: Sequence[_Written]) -> float:
+def _novel(written: Sequence[_Text]) -> float:
     known: dict[tuple[str | None, str], None] = {(each.input, normalise(each.input or "")): None for each in written}
     before = len(known)
     known.update({(each.input, normalise(each.text)): None for each in written})
@@ -197,7 +195,7 @@ def _novel(written: Sequence[_Written]) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """A label's and decay's qualities over seeds: (mean, standard deviation; None for a single seed) by name."""
+    """Quality of one label and decay over seeds: (mean, standard deviation or None for one seed) by measure."""
 
     label: str
     decay: float | None
@@ -207,10 +205,10 @@ class Summary:
 MEASURES = ("stopped", "parsed", "novel", "distinct_2", "strict", "gold")
 
 
-def summarise(found: Sequence[Quality]) -> list[Summary]:
-    """Return means over seeds, in the order in which labels and decays first come."""
+def summarise(qualities: Sequence[Quality]) -> list[Summary]:
+    """Return the quality over seeds of each label and decay, in order of first occurrence."""
     groups: dict[tuple[str, float | None], list[Quality]] = {}
-    for quality in found:
+    for quality in qualities:
         groups.setdefault((quality.label, quality.decay), []).append(quality)
     return [
         Summary(label, decay, {name: _mean([asdict(quality)[name] for quality in group]) for name in MEASURES})

@@ -1,4 +1,4 @@
-"""What a sentence says, apart from how it says it: frames, their neighbours, and how alike two of them are."""
+"""Frames: the meaning of a sentence, apart from its wording; their neighbours, and the similarity of two frames."""
 
 import zlib
 from collections.abc import Callable
@@ -46,7 +46,7 @@ EVENT_MODES += ("want", "must", "can", "try", "start", "forget", "refuse", "plan
 EVENTS = ("transitive", "dative", "intransitive")
 KIND_WEIGHTS = {"event": 70, "feeling": 11, "compare": 7, "state": 7, "exist": 5}
 STRANGE = 0.08  # frames less similar than this have nothing to do with each other
-SPLITS = 20  # one proposition in so many is held out for the gold test set, and one for its dev set
+SPLITS = 20  # of this many propositions, one is held out for the gold test set and one for its dev set
 
 
 def roles_of(predicate: Predicate) -> dict[str, tuple[str, ...]]:
@@ -80,13 +80,13 @@ def thing_fits(thing: Thing, nouns: tuple[str, ...], plain: bool) -> bool:
 
 
 def valid(frame: Frame) -> bool:
-    """Whether the grammar would write this frame: well-formed, and no noun in two parts ("a girl helped a girl")."""
+    """Return whether the grammar writes a frame: well-formed, no noun in two roles ("a girl helped a girl")."""
     nouns = [thing.noun for thing in (frame.agent, frame.theme, frame.recipient) if thing]
     return well_formed(frame) and len(dict.fromkeys(nouns)) == len(nouns)
 
 
 def well_formed(frame: Frame) -> bool:
-    """Whether the grammar can read this frame: selection, number, tense and circumstances."""
+    """Return whether the grammar can read a frame: selection, number, tense and circumstances fit."""
     predicate = PREDICATES[frame.predicate]
     plain, roles = predicate.kind in ("compare", "state"), roles_of(predicate)
     things = {role: getattr(frame, role) for role in ROLES}
@@ -153,7 +153,7 @@ def random_circumstances(rng: Random, predicate: Predicate, mode: str) -> dict[s
 
 @cache
 def predicates_by(kind: str) -> dict[str, tuple[Predicate, ...]]:
-    """Predicates of a kind by topic; every verb that is no feeling counts as an event."""
+    """Return the predicates of a kind by topic. Every verb except feelings is an event."""
     chosen = [p for p in PREDICATES.values() if p.kind in (EVENTS if kind == "event" else (kind,))]
     return {t: tuple(p for p in chosen if p.topic == t) for t in dict.fromkeys(p.topic for p in chosen)}
 
@@ -182,7 +182,7 @@ def random_frame(rng: Random, split: str = "train") -> Frame:
 
 
 def proposition(frame: Frame) -> str:
-    """Who does what to whom: the part of a frame by which it is held out."""
+    """Return who does what to whom: the part of a frame that decides its split."""
     nouns = (thing.noun if thing else "" for thing in (frame.agent, frame.theme, frame.recipient))
     return " | ".join((frame.predicate, *nouns))
 
@@ -214,7 +214,7 @@ def change_detail(rng: Random, frame: Frame) -> Frame:
 
 
 def change_predicate(rng: Random, frame: Frame) -> Frame:
-    """Another predicate of the same topic, with the roles it does not know dropped and those it lacks added."""
+    """Return the frame with another predicate of its topic; roles are dropped and added to fit that predicate."""
     old = PREDICATES[frame.predicate]
     new = rng.choice(predicates_by(old.kind if old.kind in KIND_WEIGHTS else "event")[old.topic])
     things = random_things(rng, new)
@@ -245,7 +245,7 @@ CHANGES: tuple[Callable[[Random, Frame], Frame], ...] = (
 
 
 def altered(rng: Random, frame: Frame) -> Frame:
-    """One to four changes, those that make no sense left out."""
+    """Return the frame after one to four random changes; changes to an invalid frame are skipped."""
     other = frame
     for _ in range(rng.randint(1, 4)):
         changed = rng.choice(CHANGES)(rng, other)
@@ -254,7 +254,7 @@ def altered(rng: Random, frame: Frame) -> Frame:
 
 
 def neighbour(rng: Random, frame: Frame, band: tuple[float, float], split: str = "train") -> Frame:
-    """Another frame whose similarity to `frame` lies in the band; the nearest to that found in 400 attempts."""
+    """Return another frame whose similarity to `frame` is in a band, or nearest to it in 400 attempts."""
     (low, high), nearest, distance = band, frame, 2.0
     for _ in range(400):
         other = altered(rng, frame)
@@ -270,7 +270,7 @@ def neighbour(rng: Random, frame: Frame, band: tuple[float, float], split: str =
 
 
 def stranger(rng: Random, frame: Frame, split: str = "train") -> Frame:
-    """A frame on another topic; it may share when and where."""
+    """Return a frame on another topic. It may share time and place."""
     while True:
         other = random_frame(rng, split)
         if other.predicate != frame.predicate and similarity(frame, other) < STRANGE:
@@ -313,13 +313,13 @@ def mode_factor(a: str, b: str) -> float:
 
 
 def crossed(a: Frame, b: Frame, role: str, shared: list[str]) -> float:
-    """How alike a's thing is to the best of b's in other roles."""
+    """Return the similarity of a's thing in a role to the most similar thing of b in another role."""
     others = (getattr(b, other) for other in shared if other != role)
     return max((thing_similarity(getattr(a, role), other) for other in others), default=0.0)
 
 
 def role_similarity(a: Frame, b: Frame) -> float:
-    """Mean over the roles of either frame; a thing that turns up in another role earns a little."""
+    """Return the mean similarity over the roles of both frames. A thing in another role counts a little."""
     shared = [role for role in ROLES if getattr(a, role) or getattr(b, role)]
     total = 0.0
     for role in shared:
@@ -335,7 +335,7 @@ def circumstance_similarity(a: Frame, b: Frame) -> float:
 
 
 def similarity(a: Frame, b: Frame) -> float:
-    """1 for the same frame, 0 for frames with nothing in common; circumstances only count where the core agrees."""
+    """Return the similarity of two frames in [0, 1]. Circumstances count only as far as the core agrees."""
     if a == b:
         return 1.0
     predicate = predicate_similarity(PREDICATES[a.predicate], PREDICATES[b.predicate])

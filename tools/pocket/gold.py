@@ -1,4 +1,4 @@
-"""Graded pairs on held-out propositions, written so that counting shared words tells nothing about similarity."""
+"""The gold set: graded pairs on held-out propositions, whose word overlap is independent of their similarity."""
 
 import re
 from dataclasses import replace
@@ -25,7 +25,7 @@ def jaccard(a: str, b: str) -> float:
 
 
 def sharing(frame: Frame, other: Frame) -> Frame:
-    """`other` with frame's place and time, as far as they fit: shared words that mean little."""
+    """Return `other` with the place and time of `frame`, as far as they fit: shared words that mean little."""
     shared: list[dict[str, Any]] = [
         {"place": frame.place, "time": frame.time},
         {"time": frame.time},
@@ -39,7 +39,7 @@ def sharing(frame: Frame, other: Frame) -> Frame:
 
 
 def partner(rng: Random, frame: Frame, draw: float, band: tuple[float, float], split: str) -> Frame:
-    """By `draw` in [0, 1): the same frame, a neighbour in a band of similarity, or a stranger."""
+    """Return the same frame, a neighbour in a band of similarity, or a stranger, by `draw` in [0, 1)."""
     if draw < 0.2:
         return frame
     if draw < 0.8:
@@ -47,25 +47,25 @@ def partner(rng: Random, frame: Frame, draw: float, band: tuple[float, float], s
     return sharing(frame, stranger(rng, frame, split))
 
 
-def told(rng: Random, frame: Frame, other: Frame, target: float) -> tuple[str, str] | None:
-    """Of many ways to tell two frames, the one whose word overlap is nearest to `target`, if it is near."""
-    tellings = product(paraphrases(frame, rng, 20), paraphrases(other, rng, 20))
-    distance, a, b = min((abs(jaccard(a, b) - target), a, b) for a, b in tellings if a != b)
+def written_with_overlap(rng: Random, frame: Frame, other: Frame, target: float) -> tuple[str, str] | None:
+    """Return sentences for two frames whose word overlap is within 0.02 of `target`. None if there are none."""
+    pairs = product(paraphrases(frame, rng, 20), paraphrases(other, rng, 20))
+    distance, a, b = min((abs(jaccard(a, b) - target), a, b) for a, b in pairs if a != b)
     return (a, b) if distance < 0.02 else None
 
 
 def pair_of(rng: Random, split: str) -> Example:
-    """The kind of pair and its word overlap are drawn apart from each other, and both are kept to."""
+    """Return a pair. Its kind and its word overlap are drawn independently of each other."""
     target, draw = rng.uniform(0.06, 0.2), rng.random()
     band = rng.choice(BANDS)
     while True:
         frame = random_frame(rng, split)
         other = partner(rng, frame, draw, band, split)
-        texts = told(rng, frame, other, target)
+        texts = written_with_overlap(rng, frame, other, target)
         if texts:
             return Example(*texts, similarity(frame, other))
 
 
 def gold_pairs(split: str, count: int) -> list[Example]:
-    """Pair i depends on (split, i) alone: a shorter list is a prefix of a longer one."""
+    """Return pairs; pair i depends on (split, i) alone, so a shorter list is a prefix of a longer one."""
     return [pair_of(Random(f"{SEED}/{split}/{index}"), split) for index in range(count)]

@@ -81,21 +81,21 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 
 @cache
 def layouts(present: tuple[str, ...]) -> tuple[str, ...]:
-    """Ways to set the circumstances around a clause; at most one in front."""
+    """Return the orders of the circumstances around a clause (#), with at most one in front of it."""
     tail = " ".join(f"{{{name}}}" for name in present)
-    found = [f"# {tail}".strip()]
+    orders = [f"# {tail}".strip()]
     if present == ("place", "time"):
-        found.append("# {time} {place}")
+        orders.append("# {time} {place}")
     for name in present:
         rest = " ".join(f"{{{other}}}" for other in present if other != name)
-        found.append(f"{{{name}}} , # {rest}".strip())
+        orders.append(f"{{{name}}} , # {rest}".strip())
         if name != "manner":
-            found.append(f"it {{was}} {{{name}}} that # {rest}".strip())
-    return tuple(found)
+            orders.append(f"it {{was}} {{{name}}} that # {rest}".strip())
+    return tuple(orders)
 
 
 def fits_layout(pattern: str, layout: str) -> bool:
-    """No cleft in a cleft, and nothing in front of what has its own opening."""
+    """Return whether a pattern fits a layout: no cleft in a cleft, and only one opening."""
     if pattern.startswith(("what ", "{one")):
         return layout.endswith("#") and not layout.startswith("it ")
     opens = pattern.startswith(("it ", "compared ", "{place}"))
@@ -104,7 +104,7 @@ def fits_layout(pattern: str, layout: str) -> bool:
 
 @cache
 def full_patterns(kind: str, present: tuple[str, ...]) -> tuple[Pattern, ...]:
-    """Every pattern in every layout, as rows of words and slots; repeats make a pattern likelier."""
+    """Return each pattern in each layout that it fits, as words and slots. Repeated patterns are likelier."""
     outer = tuple(name for name in present if not (kind == "exist" and name == "place"))
     return tuple(
         tuple(layout.replace("#", pattern).split())
@@ -119,7 +119,7 @@ def is_slot(item: str) -> bool:
 
 
 def surfaces_for(pattern: Pattern, predicate: Predicate) -> Surfaces:
-    """The verb surfaces a pattern can be told with; patterns without a verb slot need just one pass."""
+    """Return the verb surfaces that fit a pattern; one is enough for a pattern without a verb slot."""
     slots = [item.strip("{}").partition(".")[0] for item in pattern if is_slot(item)]
     if any(slot in ("conv", "convd") for slot in slots):
         return predicate.converses
@@ -127,7 +127,7 @@ def surfaces_for(pattern: Pattern, predicate: Predicate) -> Surfaces:
 
 
 def fillings(frame: Frame, pattern: Pattern, surface: str) -> list[Surfaces] | None:
-    """Options item by item, or None where some slot has none."""
+    """Return the options of each item of a pattern. None if a slot has no option."""
     rows: list[Surfaces] = []
     for item in pattern:
         options = slot_options(frame, item[1:-1], surface) if is_slot(item) else (item,)
@@ -144,14 +144,14 @@ def finish(words: list[str]) -> str:
 
 @cache
 def pattern_choices(kind: str, present: tuple[str, ...]) -> tuple[tuple[Pattern, ...], list[float]]:
-    """Patterns and their running weights; plain clauses are what people mostly say, so that clefts come less often."""
+    """Return patterns and their cumulative weights. Clefts are rarer than plain clauses, as in what people say."""
     patterns = full_patterns(kind, present)
     weights = (0.3 if pattern[0] in ("it", "what", "{one.agent}") else 1.0 for pattern in patterns)
     return patterns, list(accumulate(weights))
 
 
 def write(frame: Frame, rng: Random) -> str:
-    """One sentence for a frame: a pattern and a surface that fit it, then the fillings."""
+    """Return a sentence for a frame: a random pattern and surface that fit it, with random fillings."""
     predicate = PREDICATES[frame.predicate]
     present = tuple(name for name in CIRCUMSTANCES if getattr(frame, name))
     patterns, weights = pattern_choices(predicate.kind, present)
@@ -161,14 +161,14 @@ def write(frame: Frame, rng: Random) -> str:
         rows = fillings(frame, pattern, rng.choice(surfaces)) if surfaces else None
         if rows:
             return finish([rng.choice(options) for options in rows])
-    raise ValueError(f"no way to say {frame}")
+    raise ValueError(f"no sentence for {frame}")
 
 
 def paraphrases(frame: Frame, rng: Random, count: int) -> list[str]:
-    """Up to `count` different sentences for a frame, in the order written."""
-    found: dict[str, None] = {}
+    """Return up to `count` different sentences for a frame, in the order in which they were written."""
+    sentences: dict[str, None] = {}
     for _ in range(4 * count):
-        found[write(frame, rng)] = None
-        if len(found) == count:
+        sentences[write(frame, rng)] = None
+        if len(sentences) == count:
             break
-    return list(found)
+    return list(sentences)

@@ -18,7 +18,7 @@ def entries(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Noun:
-    """A concept; `surfaces` mean the same. A place also has the preposition that goes with each surface."""
+    """A concept with its synonyms (`surfaces`). A place also has the preposition of each surface."""
 
     name: str
     kind: str
@@ -59,8 +59,11 @@ TOPIC_PLACES: dict[str, tuple[str, ...]] = {t: tuple(entries(row["places"])) for
 
 @dataclass(frozen=True)
 class Predicate:
-    """What is said of the roles. Marks on a verb's surfaces: `*` takes two objects, `^` has no passive, `_` is where
-    the object goes when something follows it."""
+    """A verb, adjective or comparison with its roles.
+
+    Marks on a verb's surfaces: `*` takes two objects, `^` has no passive, `_` is the object's place if words
+    follow it.
+    """
 
     name: str
     kind: str  # transitive, dative, intransitive, feeling, compare, state, exist
@@ -81,7 +84,7 @@ def members(classes: str) -> tuple[str, ...]:
 
 
 def agents_of(topic: str, classes: str) -> tuple[str, ...]:
-    """A baby sleeps and fears, but repairs no cars."""
+    """Return the nouns that may do something: babies sleep and fear, but repair no cars."""
     passive = () if topic in ("rest", "feelings") else entries(DATA["helpless"])
     return tuple(name for name in members(classes) if name not in passive)
 
@@ -112,7 +115,7 @@ def read_verb(topic: str, row: dict[str, Any]) -> Predicate:
 
 
 def scale_predicates(scale: str, row: dict[str, str]) -> list[Predicate]:
-    """Both sides as states ("big", "small") and one comparison, whose agent is the one higher on the scale."""
+    """Return the two states of a scale ("big", "small") and its comparison, whose agent is higher on the scale."""
     plain = {side: tuple(w.split(":")[0] for w in row[side].split("|")) for side in ("high", "low")}
     more = {side: tuple(w.split(":")[1] for w in row[side].split("|")) for side in ("high", "low")}
     things, topic = members(row["of"]), f"scale {scale}"
@@ -164,7 +167,7 @@ def plural(surface: str) -> str:
 
 
 def regular_forms(verb: str) -> Surfaces:
-    """Third person, past, participle and -ing form of a verb that doubles no consonant."""
+    """Return third person, past, participle and -ing form of a regular verb that doubles no consonant."""
     if verb.endswith("y") and verb[-2] not in "aeiou":
         return verb[:-1] + "ies", verb[:-1] + "ied", verb[:-1] + "ied", verb + "ing"
     third = verb + "es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else verb + "s"
@@ -174,7 +177,7 @@ def regular_forms(verb: str) -> Surfaces:
 
 @cache
 def verb_forms(head: str) -> dict[str, str]:
-    """Forms by name; `head` may go on after the verb: "look after"."""
+    """Return the forms of a verb by name; `head` may have more words after the verb: "look after"."""
     verb, _, rest = head.partition(" ")
     forms = DATA["forms"][verb].split() if verb in DATA["forms"] else regular_forms(verb)
     named = zip(("s", "past", "pp", "ing"), forms, strict=True)
@@ -183,7 +186,7 @@ def verb_forms(head: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Verb:
-    """One surface of a predicate, its marks taken apart."""
+    """One surface of a predicate, without its marks."""
 
     head: str
     rest: str

@@ -1,5 +1,4 @@
-"""What may stand in each slot of a pattern: the writer picks among these strings, the reader checks against them, so
-that the two cannot disagree."""
+"""The strings that fit each slot of a pattern. Writer and reader use the same ones, so they cannot disagree."""
 
 from functools import cache, lru_cache
 
@@ -28,7 +27,7 @@ CAN = {"past": ("could",), "fact": ("can",)}
 
 @cache
 def thing_phrases(thing: Thing, definite: bool | None = None) -> Surfaces:
-    """All phrases for a thing; `definite` keeps those with, or those without, "the"."""
+    """Return all phrases for a thing; `definite` keeps those with "the" (True) or without it (False)."""
     names = [plural(s) if thing.count > 1 else s for s in NOUNS[thing.noun].surfaces]
     kinds = [f"{q} " for q in PREDICATES[thing.quality].surfaces] if thing.quality else [""]
     bare = [kind + name for kind in kinds for name in names]
@@ -37,7 +36,7 @@ def thing_phrases(thing: Thing, definite: bool | None = None) -> Surfaces:
 
 
 def agree(template: str, many: bool) -> str:
-    """ "was/were {pp}" -> "was {pp}" or "were {pp}"."""
+    """Return a template in one number: "was/were {pp}" -> "was {pp}" or "were {pp}"."""
     return " ".join(w.split("/")[-1 if many else 0] for w in template.split())
 
 
@@ -102,7 +101,7 @@ def auxiliary_slot(slot: str, mode: str, many: bool) -> Surfaces:
 
 
 def nominal_slot(slot: str, frame: Frame, many: bool) -> Surfaces:
-    """ "carried out the repair of": only where a plain tense keeps it idiomatic."""
+    """Return the phrases of "carried out the repair of"; only plain tenses are idiomatic."""
     nominal = PREDICATES[frame.predicate].nominal
     if not nominal or frame.mode not in ("past", "future"):
         return ()
@@ -112,7 +111,7 @@ def nominal_slot(slot: str, frame: Frame, many: bool) -> Surfaces:
 
 @lru_cache(maxsize=1 << 14)
 def slot_options(frame: Frame, slot: str, surface: str) -> Surfaces:
-    """The strings that may fill a slot for a frame told with one surface of its verb."""
+    """Return the strings that fit a slot for a frame written with one surface of its verb."""
     kind, _, role = slot.partition(".")
     thing: Thing | None = getattr(frame, role or kind, None) if (role or kind) in ROLES else None
     many = thing is not None and thing.count > 1

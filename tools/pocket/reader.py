@@ -1,5 +1,7 @@
-"""Reads a sentence of the grammar back into its frame: tables take a phrase to the values it may stand for, and
-patterns share their beginnings in a tree."""
+"""Read a sentence of the grammar back into its frame.
+
+Tables map each phrase to the values that it may have, and a tree holds the patterns by their common beginnings.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,10 +14,10 @@ from tools.pocket.grammar import PATTERNS, Pattern, full_patterns, is_slot, surf
 from tools.pocket.lexicon import NOUNS, PREDICATES, SURFACES, Predicate, qualities_of, verb_of
 from tools.pocket.phrases import ADJECTIVE_SLOTS, THING_SLOTS, VERB_SLOTS, slot_options, thing_phrases
 
-Values = dict[Any, None]  # in the order found
+Values = dict[Any, None]  # an ordered set
 Table = dict[str, Values]
 Tree = dict[str, Any]
-Found = tuple[tuple[str, str, Values], ...]  # slot, phrase, values
+Fillings = tuple[tuple[str, str, Values], ...]  # slot, phrase, values
 Head = tuple[str | None, str | None]  # predicate and mode, as far as a word names them
 
 
@@ -40,7 +42,7 @@ def circumstance_table(name: str) -> Table:
 
 
 def probes(predicate: Predicate) -> Iterator[Frame]:
-    """Frames that between them show every verb group of a predicate: each mode, one or many in each role."""
+    """Yield frames that together use each verb group of a predicate: each mode, one or many things in each role."""
     for mode, count in product(modes_of(predicate), (1, 2)):
         things: dict[str, Any] = {role: Thing(nouns[0], count) for role, nouns in roles_of(predicate).items()}
         yield Frame(predicate.name, mode, **things)
@@ -48,7 +50,7 @@ def probes(predicate: Predicate) -> Iterator[Frame]:
 
 @cache
 def word_table(kind: str) -> Table:
-    """For slots that carry a verb, an adjective or an auxiliary."""
+    """Return the table of a slot with a verb, an adjective or an auxiliary."""
     table: Table = {}
     for predicate in PREDICATES.values():
         slots = [s[1:-1] for p in PATTERNS[predicate.kind] for s in p.split() if is_slot(s)]
@@ -60,7 +62,7 @@ def word_table(kind: str) -> Table:
 
 
 def head_of(kind: str, frame: Frame) -> Head:
-    """What the words in such a slot name of a frame."""
+    """Return predicate and mode of a frame, as far as the words in a slot name them."""
     named = kind in (*VERB_SLOTS, *ADJECTIVE_SLOTS, "nominal")
     tense = kind in (*VERB_SLOTS, "is", "isnot", "isnt", "can", "carry", "carried")
     return frame.predicate if named else None, frame.mode if tense else None
@@ -68,7 +70,7 @@ def head_of(kind: str, frame: Frame) -> Head:
 
 @cache
 def literal_tables() -> dict[str, Table]:
-    """For slots whose words name neither."""
+    """Return the tables of slots whose words name neither predicate nor mode."""
     words = {
         "was": ("was", "is", "will be"),
         "who": ("who", "that"),
@@ -81,7 +83,7 @@ def literal_tables() -> dict[str, Table]:
 
 @cache
 def table_for(slot: str) -> tuple[Table, int]:
-    """The table of a slot and the number of words in its longest phrase."""
+    """Return the table of a slot, and the number of words in its longest phrase."""
     kind = slot.partition(".")[0]
     if kind in CIRCUMSTANCES:
         table = circumstance_table(kind)
@@ -110,7 +112,7 @@ class Reader:
     seen: dict[tuple[str, int], list[tuple[int, str, Values]]] = field(default_factory=dict)
 
     def scan(self, slot: str, start: int) -> list[tuple[int, str, Values]]:
-        """Every (end, phrase, values) a slot can take from `start` on."""
+        """Return each (end, phrase, values) that fits a slot from word number `start` on."""
         if (slot, start) not in self.seen:
             table, longest = table_for(slot)
             ends = range(start, min(start + longest, len(self.words)) + 1)
@@ -118,23 +120,23 @@ class Reader:
             self.seen[slot, start] = [(end, phrase, table[phrase]) for end, phrase in spans if phrase in table]
         return self.seen[slot, start]
 
-    def walk(self, node: Tree, start: int = 0, found: Found = ()) -> Iterator[tuple[str, Pattern, Found]]:
-        """Every kind of predicate and pattern that the words from `start` on fit, with what fills its slots."""
+    def walk(self, node: Tree, start: int = 0, fillings: Fillings = ()) -> Iterator[tuple[str, Pattern, Fillings]]:
+        """Yield kind of predicate, pattern and fillings of each pattern that fits the words from `start` on."""
         for item, child in node.items():
             if not item:
                 if start == len(self.words):
-                    yield from ((kind, pattern, found) for kind, pattern in child)
+                    yield from ((kind, pattern, fillings) for kind, pattern in child)
             elif is_slot(item):
                 for end, phrase, values in self.scan(item[1:-1], start):
-                    yield from self.walk(child, end, (*found, (item[1:-1], phrase, values)))
+                    yield from self.walk(child, end, (*fillings, (item[1:-1], phrase, values)))
             elif start < len(self.words) and self.words[start] == item:
-                yield from self.walk(child, start + 1, found)
+                yield from self.walk(child, start + 1, fillings)
 
 
-def heads(found: Found, kind: str) -> list[tuple[str, str]]:
-    """(predicate, mode) pairs on which all slots agree; every mode where no word names one."""
+def heads(fillings: Fillings, kind: str) -> list[tuple[str, str]]:
+    """Return the (predicate, mode) pairs on which all slots agree; all modes if no word names one."""
     pairs: list[Head] = [("there" if kind == "exist" else None, None)]
-    for slot, _, values in found:
+    for slot, _, values in fillings:
         if slot.partition(".")[0] not in (*THING_SLOTS, *CIRCUMSTANCES):
             merged = (merge(pair, other) for pair, other in product(pairs, values))
             pairs = list(dict.fromkeys(pair for pair in merged if pair))
@@ -151,36 +153,36 @@ def merge(a: Head, b: Head) -> Head | None:
     return None if clash else (a[0] or b[0], a[1] or b[1])
 
 
-def candidates(found: Found, kind: str) -> Iterator[Frame]:
-    """Every frame that its words may tell, each slot taken by itself."""
+def candidates(fillings: Fillings, kind: str) -> Iterator[Frame]:
+    """Yield each frame that the fillings allow, each slot on its own."""
     values: Table = {}
-    for slot, _, of_slot in found:
+    for slot, _, of_slot in fillings:
         name, _, role = slot.partition(".")
         if name in (*THING_SLOTS, *CIRCUMSTANCES):
             values[role or name] = of_slot
-    for (predicate, mode), *rest in product(heads(found, kind), *values.values()):
+    for (predicate, mode), *rest in product(heads(fillings, kind), *values.values()):
         yield Frame(predicate, mode, **dict(zip(values, rest, strict=True)))
 
 
-def tells(frame: Frame, pattern: Pattern, found: Found) -> bool:
-    """Whether the writer could have written these very words for the frame."""
+def is_written_as(frame: Frame, pattern: Pattern, fillings: Fillings) -> bool:
+    """Return whether the writer can write a frame with exactly these fillings."""
     return any(
-        all(phrase in slot_options(frame, slot, surface) for slot, phrase, _ in found)
+        all(phrase in slot_options(frame, slot, surface) for slot, phrase, _ in fillings)
         for surface in surfaces_for(pattern, PREDICATES[frame.predicate])
     )
 
 
 def readings(sentence: str) -> Iterator[Frame]:
-    """Every frame that the grammar would write as this very sentence."""
+    """Yield each frame that the grammar can write as this sentence."""
     if not sentence.endswith(".") or sentence != sentence[:1].upper() + sentence[1:]:
         return
     words = (sentence[:1].lower() + sentence[1:-1]).replace(",", " ,").split(" ")
-    for kind, pattern, found in Reader(words).walk(pattern_tree()):
-        for frame in candidates(found, kind):
-            if well_formed(frame) and tells(frame, pattern, found):
+    for kind, pattern, fillings in Reader(words).walk(pattern_tree()):
+        for frame in candidates(fillings, kind):
+            if well_formed(frame) and is_written_as(frame, pattern, fillings):
                 yield frame
 
 
 def parse(sentence: str) -> Frame | None:
-    """The frame of a sentence the grammar writes; None for any other text."""
+    """Return the frame of a sentence of the grammar. None for any other text."""
     return next(readings(sentence), None)

@@ -1,4 +1,4 @@
-"""Makes the pocket models and the gold set: `python -m tools.pocket.train generator|encoder|gold`."""
+"""Train the pocket models and write the gold set: `python -m tools.pocket.train generator|encoder|gold`."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ Encoded = list[tuple[list[int], list[float]]]  # token ids and a loss weight for
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps come in shards: a shard of text is made, trained on, and a checkpoint may follow it."""
+    """Steps of a training, in shards: each shard of text is written and trained on; a checkpoint may follow."""
 
     steps: int
     batch_size: int
@@ -57,7 +57,7 @@ class Schedule:
         return self.shard_steps * self.batch_size
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then linear to zero."""
+        """Return the learning rate of a step: linear warm-up, then linear decay to zero."""
         left = (self.steps - step) / max(1, self.steps - self.warmup)
         return self.learning_rate * min((step + 1) / self.warmup, max(left, 0.0))
 
@@ -67,7 +67,7 @@ class Schedule:
 
 @cache
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Each process that writes text reads it once."""
+    """Return the tokenizer of a file, which each process reads once."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return Tokenizer.from_file(str(file))
 
@@ -81,7 +81,7 @@ def encode_row(tokenizer: Tokenizer, row: Row) -> tuple[list[int], list[float]]:
 
 
 def generator_shard(shard: int, schedule: Schedule, tokenizer_file: Path) -> tuple[Encoded, str]:
-    """Encoded rows of a shard, and the hash of their text."""
+    """Return the encoded rows of a shard, and the hash of their text."""
     clean = 0.9 if shard < round(CLEAN_SHARE * schedule.shards) else 0.15
     rows = shard_rows(schedule.seed, shard, schedule.shard_size, clean)
     tokenizer = read_tokenizer(tokenizer_file)
@@ -99,7 +99,7 @@ def digest_of(texts: Iterable[str]) -> str:
 
 
 def batches(rows: Encoded, size: int, rng: Random) -> list[Encoded]:
-    """Rows of like length together, batches in random order."""
+    """Return batches of rows of similar length, in random order."""
     ordered = sorted(rows, key=lambda row: len(row[0]))
     cut = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     rng.shuffle(cut)
@@ -107,7 +107,7 @@ def batches(rows: Encoded, size: int, rng: Random) -> list[Encoded]:
 
 
 def padded(batch: Encoded, pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and weights, each (rows, length)."""
+    """Return token ids and loss weights, each (rows, length)."""
     width = -(-max(len(ids) for ids, _ in batch) // 8) * 8
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch])
     weights = torch.tensor([row + [0.0] * (width - len(row)) for _, row in batch])
@@ -118,7 +118,7 @@ def padded(batch: Encoded, pad: int, device: str) -> tuple[torch.Tensor, torch.T
 
 
 def causal_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted next-token loss; rows are padded on the right, so that no mask is needed."""
+    """Return the weighted next-token loss. Rows are padded on the right, so no mask is needed."""
     logits = model(input_ids=ids).logits[:, :-1].float()
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     weight = weights[:, 1:].flatten()
@@ -126,7 +126,7 @@ def causal_loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.T
 
 
 def masked_loss(model: Any, ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    """The usual masking, of 20 %: eight in ten by the mask, one by a random token, one left."""
+    """Return BERT's masked-word loss with 20 % of tokens: of ten, eight masked, one random, one unchanged."""
     chosen = (torch.rand(ids.shape, device=ids.device) < 0.2) & (ids >= FIRST_WORD)
     draw = torch.rand(ids.shape, device=ids.device)
     words = torch.randint_like(ids, FIRST_WORD, model.config.vocab_size)
@@ -148,10 +148,10 @@ def optimizer_for(model: torch.nn.Module, schedule: Schedule) -> torch.optim.Ada
 
 @dataclass
 class Progress:
-    """What a checkpoint holds besides weights."""
+    """State of a training that a checkpoint holds besides the weights."""
 
     recipe: dict[str, Any]
-    """What decides the weights; a checkpoint of another recipe is not gone on with."""
+    """Settings that decide the weights. A checkpoint of another recipe is refused."""
     shard: int = 0
     tokens: int = 0
     data_hash: str = ""
@@ -180,7 +180,7 @@ def load_checkpoint(
         raise click.UsageError(f"{path}: was begun with {', '.join(other)}; delete it, or name another --work")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    logger.info("going on at shard %d", state["progress"]["shard"])
+    logger.info("resuming at shard %d", state["progress"]["shard"])
     return Progress(**state["progress"])
 
 
@@ -193,7 +193,7 @@ def shard_stream(shards: Iterable[int], make_shard: Any, workers: int) -> Iterat
 
 
 def train_shard(model: Any, optimizer: Any, rows: Encoded, loss_of: Any, schedule: Schedule, shard: int) -> float:
-    """One pass over a shard's rows; the mean loss of its steps."""
+    """Train on the rows of a shard once, and return the mean loss of the steps."""
     device = str(model.device.type)
     torch.manual_seed(schedule.seed * 1_000_003 + shard)
     losses = []
@@ -214,8 +214,17 @@ def train_shard(model: Any, optimizer: Any, rows: Encoded, loss_of: Any, schedul
 def train(
     model: Any, schedule: Schedule, text: dict[str, Any], stream: Any, loss_of: Any, checkpoint: Path, every: int = 10
 ) -> Progress:
-    """`stream(shards)` yields encoded shards in order; a checkpoint follows every few. `text` is what, beside the
-    schedule, decides the text."""
+    """Train, or resume a training, and return its progress.
+
+    Args:
+        model: the model, on its device.
+        schedule: steps, rates and seed.
+        text: settings besides the schedule that decide the text.
+        stream: ``stream(shards)`` yields encoded shards in order.
+        loss_of: ``loss_of(model, ids, weights)`` returns a scalar.
+        checkpoint: file of the checkpoint.
+        every: shards between two checkpoints.
+    """
     recipe = json.loads(json.dumps({**asdict(schedule), **text}))
     optimizer = optimizer_for(model, schedule)
     progress = load_checkpoint(checkpoint, recipe, model, optimizer)
@@ -266,9 +275,9 @@ def encoder_model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
 
 
 def publish(model: Any, tokenizer: PreTrainedTokenizerFast, progress: Progress, work: Path, out: Path) -> None:
-    """Write model, tokenizer and record aside, then move each file into `out`, beside the card.
+    """Write model, tokenizer and record to a temporary folder, then move each file into `out`.
 
-    Weights are stored in half precision to keep the package small, to be computed with in single precision.
+    Weights are stored in half precision to keep the package small, and computed with in single precision.
     """
     with TemporaryDirectory(dir=work) as folder:
         aside = Path(folder)
@@ -284,7 +293,7 @@ def publish(model: Any, tokenizer: PreTrainedTokenizerFast, progress: Progress, 
 
 
 def prepared(work: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """The scratch folder with the tokenizer file that workers load."""
+    """Save the tokenizer for the workers in the scratch folder, and return its file."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer.backend_tokenizer.save(str(work / "tokenizer.json"))
     return work / "tokenizer.json"

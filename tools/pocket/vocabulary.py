@@ -1,4 +1,4 @@
-"""The tokenizers of the pocket models, learnt from their text."""
+"""The tokenizers of the pocket models, trained on their text."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerFast
 VOCABULARY = 2048
 END, PAD = "<|endoftext|>", "<|pad|>"
 SPECIAL = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
-MASK, FIRST_WORD = list(SPECIAL).index("mask_token"), len(SPECIAL)  # their numbers
+MASK, FIRST_WORD = list(SPECIAL).index("mask_token"), len(SPECIAL)  # token ids
 
 
 def bpe_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which a quote is always a token of its own, so that a prompt may end at one."""
+    """Return byte-level BPE in which a quote is always a separate token, because prompts end at one."""
     tokenizer = Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split('"', "isolated"), level])
@@ -31,7 +31,7 @@ def bpe_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTok
 
 
 def wordpiece_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """BERT's tokenizer, of lower-case ASCII."""
+    """Return BERT's tokenizer for lower-case ASCII."""
     tokenizer = bert_like(models.WordPiece(wordpiece_vocabulary(texts, size), unk_token="[UNK]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -41,8 +41,11 @@ def wordpiece_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrai
 
 
 def wordpiece_vocabulary(texts: Iterable[str], size: int) -> dict[str, int]:
-    """The trainer numbers the pieces inside words as they come out of a hash map, other in every process, and their
-    numbers break ties between merges; handed over as special tokens, they have theirs already."""
+    """Return a WordPiece vocabulary that is the same in every process.
+
+    The trainer numbers the pieces inside words in the random order of a hash map, and these numbers break ties between
+    merges. Given as special tokens, the pieces have fixed numbers.
+    """
     tokenizer = bert_like(models.WordPiece(unk_token="[UNK]"))
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     inner = [f"##{letter}" for letter in letters if letter.isalnum()]
