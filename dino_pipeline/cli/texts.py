@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dino_pipeline.cli.base import FILE, options_of, under
+from dino_pipeline.options import Sampling
 from dino_pipeline.readers import INPUT_FORMATS
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.plan import GenerateOptions
-    from dino_pipeline.options import Sampling
     from dino_pipeline.readers import InputFile
     from dino_pipeline.spec import TaskSpec
 
@@ -72,7 +72,9 @@ def text_settings(spec: TaskSpec, options: dict[str, Any]) -> tuple[InputFile | 
     texts = input_file(options["inputs_file"], options["input_format"]) if options["inputs_file"] else None
     names = ("samples", "seed", "keep_unfinished", "min_words", "min_tokens", "best_of", "shard_size")
     sampling = {name: options[name] for name in ("top_k", "top_p", "decay", "floor", "max_new_tokens")}
-    inputs = spec.inputs if isinstance(spec.inputs, TaskSpec) else None
+    from dino_pipeline.generation.plan import GenerateOptions
+
+    inputs = None if isinstance(spec.inputs, str | None) else spec.inputs
     chosen = GenerateOptions(
         **{name: options[name] for name in names if name in options},
         num_inputs=options["num_inputs"] or (WRITTEN_INPUTS if texts is None and spec.needs_inputs else None),
