@@ -15,49 +15,97 @@ loaded when a function needs them, not when the package is imported.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dino_pipeline.decoding.generator import Generator, load_generator
+    from dino_pipeline.errors import (
+        DataError,
+        DinoError,
+        HubError,
+        ModelError,
+        OptionError,
+        OutputError,
+        RunError,
+        SpecError,
+    )
+    from dino_pipeline.evaluation.compare import Comparison, compare
+    from dino_pipeline.evaluation.evaluate import evaluate
+    from dino_pipeline.evaluation.scores import Scores
+    from dino_pipeline.examples import Example
+    from dino_pipeline.filtering.filter import FilteredPairs, filter
+    from dino_pipeline.generation.generate import GeneratedTexts, generate
+    from dino_pipeline.generation.preview import Preview, preview
+    from dino_pipeline.publishing.publish import publish
+    from dino_pipeline.publishing.report import report
+    from dino_pipeline.publishing.verify import export, verify
+    from dino_pipeline.run import Run
+    from dino_pipeline.spec import TaskSpec
+    from dino_pipeline.spec_file import load_spec
+    from dino_pipeline.training.finetune import finetune
 
 __version__ = "0.1.0"
 
-_PLACES = {
-    "Comparison": "evaluation.compare",
-    "DataError": "errors",
-    "DinoError": "errors",
-    "Example": "examples",
-    "GeneratedTexts": "generation.generate",
-    "HubError": "errors",
-    "ModelError": "errors",
-    "OptionError": "errors",
-    "OutputError": "errors",
-    "Preview": "generation.preview",
-    "Run": "run",
-    "RunError": "errors",
-    "Scores": "evaluation.scores",
-    "SpecError": "errors",
-    "compare": "evaluation.compare",
-    "evaluate": "evaluation.evaluate",
-    "export": "publishing.verify",
-    "finetune": "training.finetune",
-    "generate": "generation.generate",
-    "load_generator": "decoding.generator",
-    "load_spec": "spec_file",
-    "preview": "generation.preview",
-    "publish": "publishing.publish",
-    "report": "publishing.report",
-    "verify": "publishing.verify",
-}
-"""The module that holds each public name; it is imported when the name is first used."""
+__all__ = [
+    "Comparison",
+    "DataError",
+    "DinoError",
+    "Example",
+    "FilteredPairs",
+    "GeneratedTexts",
+    "Generator",
+    "HubError",
+    "ModelError",
+    "OptionError",
+    "OutputError",
+    "Preview",
+    "Run",
+    "RunError",
+    "Scores",
+    "SpecError",
+    "TaskSpec",
+    "compare",
+    "evaluate",
+    "export",
+    "filter",
+    "finetune",
+    "generate",
+    "load_generator",
+    "load_spec",
+    "preview",
+    "publish",
+    "report",
+    "verify",
+]
 
-__all__ = sorted(_PLACES)
+_MODULES = {
+    "decoding.generator": ("Generator", "load_generator"),
+    "evaluation.compare": ("Comparison", "compare"),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.scores": ("Scores",),
+    "examples": ("Example",),
+    "filtering.filter": ("FilteredPairs", "filter"),
+    "generation.generate": ("GeneratedTexts", "generate"),
+    "generation.preview": ("Preview", "preview"),
+    "publishing.publish": ("publish",),
+    "publishing.report": ("report",),
+    "publishing.verify": ("export", "verify"),
+    "run": ("Run",),
+    "spec": ("TaskSpec",),
+    "spec_file": ("load_spec",),
+    "training.finetune": ("finetune",),
+}
+"""The module of each public name but for the errors. It is imported when the name is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "errors")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PLACES]
+    return [*globals(), *__all__]

@@ -10,8 +10,13 @@ from typing import Any
 from dino_pipeline.errors import DataError, short
 from dino_pipeline.examples import Example
 
-ALIASES = {"sentence1": "text_a", "sentence2": "text_b", "score": "label", "text": "text_a"}
-"""Column names that are taken for a field of the record where the field itself is missing."""
+TEXT_A_NAMES = (
+    "text_a", "sentence1", "premise", "anchor", "query", "question", "text", "sentence", "document", "content",
+)  # fmt: skip
+TEXT_B_NAMES = ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code")
+LABEL_NAMES = ("label", "score", "similarity_score", "class")
+COLUMN_NAMES = {"text_a": TEXT_A_NAMES, "text_b": TEXT_B_NAMES, "label": LABEL_NAMES}
+"""Names under which other people's data holds a field; the first that is there counts."""
 FIELDS = tuple(field.name for field in fields(Example))
 
 
@@ -33,8 +38,22 @@ def as_examples(source: Iterable[Any]) -> list[Example]:
 def _items(source: Iterable[Any]) -> Iterator[Any]:
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
         yield from source.to_dict(orient="records")
+    elif hasattr(source, "features") and hasattr(source, "column_names"):  # a datasets.Dataset
+        yield from _with_class_names(source)
     else:
         yield from source
+
+
+def _with_class_names(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset, class numbers replaced by names; rows of an unknown class (-1) are left out."""
+    classes = {name: feature for name, feature in dataset.features.items() if hasattr(feature, "int2str")}
+    label = next((name for name in LABEL_NAMES if name in dataset.column_names), None)
+    for row in dataset:
+        if label in classes:
+            if row[label] is None or row[label] < 0:
+                continue
+            row[label] = classes[label].int2str(row[label])
+        yield row
 
 
 def _example(item: Any, number: int) -> Example:
@@ -53,10 +72,13 @@ def _example(item: Any, number: int) -> Example:
 
 
 def _known_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    named = {ALIASES.get(name, name) if ALIASES.get(name) not in item else name: value for name, value in item.items()}
-    if "text_a" not in named:
+    known = {name: item[name] for name in FIELDS if name in item}
+    for field, names in COLUMN_NAMES.items():
+        if column := next((name for name in names if name in item), None):
+            known[field] = item[column]
+    if "text_a" not in known:
         raise DataError(f"{where}: text_a is missing (the fields are {', '.join(map(str, item)) or 'none'})")
-    return {name: None if _is_missing(value) else value for name, value in named.items() if name in FIELDS}
+    return {name: None if _is_missing(value) else value for name, value in known.items()}
 
 
 def _is_missing(value: Any) -> bool:

@@ -112,7 +112,7 @@ def accepts(model: type[Options]) -> Callable[[Function], Function]:
         named = {each.name for each in own}
         further = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default_of(field), annotation=field.annotation
+                name, inspect.Parameter.KEYWORD_ONLY, default=default_of(field), annotation=_bare(field.annotation)
             )
             for name, _, field in flags_of(model)
             if name not in named
@@ -124,6 +124,16 @@ def accepts(model: type[Options]) -> Callable[[Function], Function]:
         return function
 
     return decorate
+
+
+def _bare(annotation: Any) -> Any:
+    """Return a type without the notes inside it: ``tuple[str, ...]``."""
+    if typing.get_origin(annotation) is Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (tuple, list, dict):
+        inner = tuple(part if part is Ellipsis else _bare(part) for part in typing.get_args(annotation))
+        return typing.get_origin(annotation)[inner]
+    return annotation
 
 
 def default_of(field: FieldInfo) -> Any:

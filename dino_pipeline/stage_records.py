@@ -53,7 +53,7 @@ class StageRecord(Record):
         return self.model_dump(mode="json", include={"options"})["options"]  # type: ignore[no-any-return]
 
     @field_serializer("options")
-    def _data_options(self, options: BaseModel) -> dict[str, JsonValue]:
+    def _recorded_options(self, options: BaseModel) -> dict[str, JsonValue]:
         return options.recorded() if isinstance(options, Options) else options.model_dump(mode="json")
 
     def differences(self, other: Self) -> dict[str, tuple[JsonValue, JsonValue]]:

@@ -26,6 +26,7 @@ from dino_pipeline.cards.manifest import Manifest, file_hashes, run_manifest
 from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import shard_files
+from dino_pipeline.funnel import Funnel
 from dino_pipeline.models import ModelRef
 from dino_pipeline.public import public
 from dino_pipeline.publishing import dataset_files
@@ -324,9 +325,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     train = len(read_examples(published / "train.jsonl"))
 
     def read(run: Path) -> int:
-        step, *_ = json.loads((run / "run.json").read_text())["filter"]["funnel"]
-        assert step["kind"] == "read"
-        return sum(count for _, count in step["counts"])
+        return Funnel.of(Run(run).record().filter).total("read")
 
     invoke("filter", folder, "--run", tmp_path / "filtered")
     assert read(tmp_path / "filtered") == 360, "what was written"
@@ -338,7 +337,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     front, body = split_card(card)
     front = {**front, "configs": front["configs"][:1], "dataset_info": front["dataset_info"][:1]}
     (bare / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n{body}")
-    assert "This was filtered before" in invoke("filter", bare, "--run", tmp_path / "again", "--no-balance")
+    assert "This was filtered before" in answer("filter", bare, "--run", tmp_path / "again", "--no-balance").stderr
     labels = {example.label for example in read_examples(tmp_path / "again" / "train.jsonl")}
     assert (read(tmp_path / "again"), labels) == (train, {0.9, 0.5, 0.1, 0.0})
     invoke("filter", folder, "--run", tmp_path / "looked", "--dry-run")

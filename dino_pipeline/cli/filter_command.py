@@ -32,7 +32,7 @@ def filter_command(source: Path | None, list_rules: bool = False, **given: Any) 
     if not given.keys() & {"run", "dry_run", "ablate"}:
         _require_run(source)
     result = filter(source, progress=Console(wording=COMMAND_LINE), **given)
-    if result.outcome == "done":
+    if result.outcome == "done" and result.run:
         click.echo(f"{result.run.path}: filtered data is up to date")
     funnel = result.funnel
     click.echo(table(funnel.header(), funnel.without_idle().rows(COMMAND_LINE)))

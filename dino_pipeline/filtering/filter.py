@@ -49,19 +49,22 @@ class FilteredPairs(ExampleList):
     """What a filter kept, dropped and flagged. It is a list of the examples to train on.
 
     Args:
-        run: the run that was filtered; its files are read when they are first looked at.
+        folder: the run that was filtered; its files are read when they are first looked at.
         record: the record of the filter.
         outcome: ``new``; ``done`` if it was filtered with these options before; ``dry run`` if nothing was written.
     """
 
-    def __init__(self, run: Run, record: FilterRecord, outcome: Literal["new", "done", "dry run"]) -> None:
-        self.run, self.record, self.outcome = run, record, outcome
+    def __init__(self, folder: Run, record: FilterRecord, outcome: Literal["new", "done", "dry run"]) -> None:
+        self.run: Run | None = folder
+        """The run on disk; None if everything is in memory."""
+        self.record, self.outcome = record, outcome
+        self._folder = folder
         self._read: dict[Path, list[Any]] = {}
 
     @property
     def examples(self) -> list[Example]:  # type: ignore[override]
         """The examples to train on."""
-        return self._examples(self.run.train)
+        return self._examples(self._folder.train)
 
     @property
     def train(self) -> ExampleList:
@@ -71,17 +74,17 @@ class FilteredPairs(ExampleList):
     @property
     def dev(self) -> ExampleList:
         """The examples to choose the best checkpoint on."""
-        return ExampleList(self._examples(self.run.dev))
+        return ExampleList(self._examples(self._folder.dev))
 
     @property
     def dropped(self) -> list[DroppedExample]:
         """The examples that were dropped, each with its reason."""
-        return self._explained(self.run.dropped)
+        return self._explained(self._folder.dropped)
 
     @property
     def flagged(self) -> list[DroppedExample]:
         """The examples that were kept but may hold personal data."""
-        return self._explained(self.run.flagged)
+        return self._explained(self._folder.flagged)
 
     @property
     def funnel(self) -> Funnel:
@@ -101,9 +104,10 @@ class FilteredPairs(ExampleList):
         counts["dropped"] = sum(step.total for step in funnel if step.kind == "dropped")
         return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
-    def load(self) -> FilteredPairs:
-        """Read all files now, because they are about to be deleted."""
+    def in_memory(self) -> FilteredPairs:
+        """Return this after reading all files, because they are about to be deleted."""
         _ = self.examples, self.dev, self.dropped, self.flagged
+        self.run = None
         return self
 
     def _examples(self, path: Path) -> list[Example]:
@@ -195,12 +199,13 @@ def filter(
         runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts.file is None))
         if not writes:
             record = look(run, chosen, runtime, texts.file, texts.numeric_labels, texts.prompt, ablate=chosen.ablate)
-            return FilteredPairs(run, record, "dry run")
+            result = FilteredPairs(run, record, "dry run")
+            return result.in_memory() if is_temporary else result
         state, record = filter_run(
             run, chosen, runtime, texts.file, texts.numeric_labels, texts.prompt, fresh=chosen.fresh
         )
         result = FilteredPairs(run, record, "done" if state == "done" else "new")
-        return result.load() if is_temporary else result
+        return result.in_memory() if is_temporary else result
 
 
 def _run_of(source: Any) -> Run | None:

@@ -12,7 +12,7 @@ import xxhash
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.decoding.prompts import Task, drawn_values
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.files import remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.models import ModelRef
@@ -169,10 +169,11 @@ def scoring_model(run: Run, generated: GenerateRecord | None) -> ModelRef:
     """Return the model that scores a run's texts: the one that wrote them or, if that is a server's, its scorer.
 
     Raises:
-        OptionError: the run has no texts, or a server wrote them and no model that runs here scored them.
+        RunError: the run has no texts.
+        OptionError: a server wrote them, and no model that runs here scored them.
     """
     if generated is None:
-        raise OptionError(f"{run.path}: has no generated texts to score", "run {generate()} first", option="verify")
+        raise RunError(f"{run.path}: no texts are written there", "run {generate()} first")
     if generated.options.engine == "transformers":
         return generated.options.model
     if not isinstance(generated.options.scorer, ModelRef):

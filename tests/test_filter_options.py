@@ -1,0 +1,123 @@
+"""Options of the filter from Python, and what `dino_pipeline.filter` takes and returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pytest
+
+import dino_pipeline as dino
+from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.spec import TaskSpec
+from tests.conftest import TOY_SPEC
+
+PAIRS: list[tuple[str, str, float]] = [
+    (f"A man waters {n} trees.", f"Somebody sings song {label} and {n * 7}.", label)
+    for n in range(30)
+    for label in (1.0, 0.0)
+]
+EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"labels": "smoothd"}, "labels='smoothd': must be one of hard, smoothed, posterior"),
+        ({"smoothing": 5.0}, "smoothing=5.0: must be at most 1"),
+        ({"smoothing": float("nan")}, "smoothing=nan: must be a finite number"),
+        ({"pii": "Drop"}, "pii='Drop': must be one of flag, drop, keep"),
+        ({"near_duplicates": 1.5}, "near_duplicates=1.5: must be at most 1"),
+        ({"min_margin": "much"}, "min_margin='much': must be a number such as 0.1"),
+        ({"min_margin": True}, "min_margin=True: must not be true or false"),
+        ({"min_logprob": ["5%", "0.5=200%"]}, "min_logprob='0.5=200%': must be a number such as 0.1"),
+        ({"min_margin": "0.3=1"}, "min_margin='0.3=1': there is no label 0.3; choose from 0.0, 1.0"),
+        ({"max_per_text": -1}, "max_per_text=-1: must be at least 0"),
+        ({"dev_share": 0.95}, "dev_share=0.95: must be at most 0.9"),
+        ({"verify": True}, "verify=True: needs a run's spec and generator; these texts have none"),
+        ({"labels": "posterior"}, "labels='posterior': needs a run's spec and generator"),
+        ({"verify_margin": 0.1}, "verify_margin=0.1: applies to verification only; give verify=True, too"),
+        ({"temperature": 2}, "temperature=2: applies to posterior labels only; give labels='posterior', too"),
+        ({"semantic": 3}, "semantic=3: must be a valid string"),
+        ({"rule": 3}, "rule=3: must be module:function, or a function"),
+        ({"without": ["near copy"]}, "without='near copy': no such rule; choose from 'empty'"),
+        ({"exclude": "sts99"}, "exclude='sts99': no such file, and no evaluation set of this name"),
+        ({"device": "gpu7", "semantic": "pocket"}, "device='gpu7': "),
+        ({"near_duplicate": 0}, "near_duplicate: there is no such option; did you mean near_duplicates?"),
+        ({"spec": "nowhere.json"}, "nowhere.json"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_the_remedy(wrong: dict[str, Any], said: str) -> None:
+    pairs = [Example(*pair, margin=0.1, logprob=-1.0) for pair in PAIRS]
+    with pytest.raises(dino.DinoError) as error:
+        dino.filter(pairs, **{**EXACT, **wrong})
+    assert str(error.value).startswith(said)
+
+
+def test_plain_values_are_welcome() -> None:
+    given = {"min_margin": 0.1, "min_logprob": {0.5: "10%"}, "exclude": Path("a.tsv"), "without": "empty", "seed": "7"}
+    options = FilterOptions.of(given)
+    assert (options.min_margin, options.min_logprob) == (("0.1",), ("0.5=10%",))
+    assert (options.exclude, options.without, options.seed) == (("a.tsv",), ("empty",), 7)
+
+
+def test_lists_are_filtered_in_memory_as_files_are_on_disk(tmp_path: Path) -> None:
+    examples = [Example(*pair) for pair in PAIRS]
+    write_examples(tmp_path / "pairs.jsonl", examples)
+    result = dino.filter(examples, **EXACT)
+    on_disk = dino.filter(tmp_path / "pairs.jsonl", run=tmp_path / "run", **EXACT)
+    assert on_disk.run is not None and result.run is None
+    assert list(result) == list(on_disk) == read_examples(on_disk.run.train)
+    assert [list(result.dev), result.dropped, result.funnel] == [list(on_disk.dev), on_disk.dropped, on_disk.funnel]
+    assert [on_disk.outcome, dino.filter(tmp_path / "pairs.jsonl", run=on_disk.run, **EXACT).outcome] == ["new", "done"]
+    columns = {"sentence1": [a for a, _, _ in PAIRS], "sentence2": [b for _, b, _ in PAIRS]}
+    dataset = datasets.Dataset.from_dict({**columns, "score": [label for _, _, label in PAIRS]})
+    for source in (PAIRS, dataset, pandas.DataFrame(PAIRS, columns=["text_a", "text_b", "label"])):
+        assert list(dino.filter(source, **EXACT)) == list(result)
+
+
+def test_the_result_is_a_list_with_reasons() -> None:
+    faulty = [("A man.", "a MAN", 1.0), ("Ask me.", "Write to jo@example.org", 0.0)]
+    result = dino.filter(PAIRS + faulty, balance=False, **EXACT)
+    (dropped,) = [each for each in result.dropped if each.reason == "identical texts"]
+    assert dropped.example == Example("A man.", "a MAN", 1.0)
+    assert [(each.reason, each.evidence) for each in result.flagged] == [
+        ("personal data", "e-mail address jo@example.org")
+    ]
+    assert result.funnel.total("dropped", "identical texts") == 1
+    assert len(result) == len(result.train) == result.funnel.total("train") == len(result.to_dataset())
+    assert len(result.to_pandas()) == len(result)
+    assert repr(result).startswith(f"FilteredPairs(train: {len(result)}, dev: {len(result.dev)}, dropped: ")
+    assert "- identical texts" in str(result.funnel)
+    looked = dino.filter(PAIRS, ablate=True, **EXACT)
+    assert (looked.outcome, list(looked), looked.funnel.total("read")) == ("dry run", [], len(PAIRS))
+
+
+def test_a_function_is_a_rule() -> None:
+    def about_songs(example: Example) -> str | None:
+        return f"song: {example.text_b}" if "song 0.0" in (example.text_b or "") else None
+
+    result = dino.filter(PAIRS + [("A", "Somebody hums.", 0.0)] * 3, rule=about_songs, without="too short", **EXACT)
+    assert {each.reason for each in result.dropped} >= {"song"}
+    assert result.record.options.recorded()["rule"] == [f"{__name__}:{about_songs.__qualname__}"]
+
+
+def test_what_was_filtered_keeps_its_labels_and_its_split() -> None:
+    first = dino.filter(PAIRS, **EXACT)
+    notes: list[Any] = []
+    second = dino.filter(first, near_duplicates=0, balance=False, progress=notes.append)
+    assert sorted(map(str, second)) == sorted(map(str, first))
+    assert not second.dev and "This was filtered before" in str(notes)
+
+
+def test_a_spec_says_what_labels_are_and_what_prompts_hold() -> None:
+    spec = TaskSpec.model_validate(TOY_SPEC)
+    texts = [("One film", None, str(n % 2)) for n in range(4)] + [("Other", None, "1"), ("Third", None, "0")]
+    names = dino.filter(texts, dev_share=0, without="too short", **EXACT)
+    assert {example.label for example in names} == {"0", "1"}
+    numbers = dino.filter(texts, spec=spec, dev_share=0, without="too short", labels="hard", **EXACT)
+    assert {type(example.label) for example in numbers} == ({float} if spec.is_scored else {str})
+    assert numbers.record.inputs.stop == spec.stop
