@@ -1,14 +1,15 @@
-"""What the strength of debiasing is worth: fidelity of the texts, and Spearman of an encoder trained on them.
+"""The effect of the strength of debiasing: fidelity of the texts, and Spearman of an encoder trained on them.
 
     python -m benchmarks.debiasing [--decay 0 --decay 30] [--seed 1 --seed 2 --seed 3]
 
-For each seed and decay the real commands generate, filter, finetune and evaluate with the pocket models, in
-outputs/debiasing/ (a seed's inputs are the same for all its decays). What is there already is not done again, so a
-stopped call goes on, and calls for different seeds may run side by side.
+For each seed and decay, the commands generate, filter, finetune and evaluate run with the pocket models in
+outputs/debiasing/. All decays of a seed have the same inputs. Finished runs are kept, so a stopped call resumes, and
+calls for different seeds may run in parallel.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -25,13 +26,14 @@ from tools.pocket.frames import similarity
 from tools.pocket.reader import parse
 
 TRAINING = ["--learning-rate", "2e-3", "--epochs", "3", "--batch-size", "128"]
-GRADED = 4
-"""So many shards of each run are graded, of some thousand texts each."""
-Found = dict[str, float]
+GRADED_SHARDS = 4
+"""Shards of each run that are graded, some thousand texts each."""
+Result = dict[str, float]
+"""Values of one run by name."""
 
 
-def carry_out(folder: Path, seed: int, decay: float, num_inputs: int, samples: int) -> Run:
-    """Do what is left to do for one seed and decay."""
+def finish_run(folder: Path, seed: int, decay: float, num_inputs: int, samples: int) -> Run:
+    """Run the stages that are not finished for one seed and decay."""
     run = Run(folder / f"seed-{seed}-decay-{decay:g}")
     size = ("--num-inputs", num_inputs, "--samples", samples)
     dino("generate", SPEC, "--run", run.path, "--seed", seed, "--decay", decay, *size)
@@ -41,27 +43,28 @@ def carry_out(folder: Path, seed: int, decay: float, num_inputs: int, samples: i
     return run
 
 
-def look(run: Run) -> Found:
-    """Return what a run came to: per label mean similarity and strict fidelity, and gold Spearman x 100."""
-    found: Found = {}
-    examples = [example for shard in shard_files(run.shards)[:GRADED] for example in iter_examples(shard)]
+def measure(run: Run) -> Result:
+    """Return mean similarity, strict fidelity and readable share of each label, and gold Spearman x 100."""
+    result: Result = {}
+    examples = list(chain.from_iterable(map(iter_examples, shard_files(run.shards)[:GRADED_SHARDS])))
     for label, relation in LABELS.items():
-        frames = [(parse(each.text_a), parse(each.text_b or "")) for each in examples if each.label == float(label)]
+        of_label = [example for example in examples if example.label == float(label)]
+        frames = [(parse(example.text_a), parse(example.text_b or "")) for example in of_label]
         grades = [similarity(one, other) for one, other in frames if one and other]
-        found[f"gold {label}"] = fmean(grades)
-        found[f"strict {label}"] = sum(relation_holds(relation, grade) for grade in grades) / len(frames)
-        found[f"parsed {label}"] = len(grades) / len(frames)
+        result[f"gold {label}"] = fmean(grades)
+        result[f"strict {label}"] = sum(relation_holds(relation, grade) for grade in grades) / len(frames)
+        result[f"parsed {label}"] = len(grades) / len(frames)
     scores = gold_spearman(run)
-    return {**found, "before": scores["pocket before"], "after": scores["pocket finetuned"]}
+    return {**result, "before": scores["pocket before"], "after": scores["pocket finetuned"]}
 
 
-def row(decay: float, found: list[Found]) -> list[str]:
-    """Return a line of the table: means over seeds, for the encoder with its lowest and highest."""
+def row(decay: float, results: list[Result]) -> list[str]:
+    """Return a line of the table: means over seeds; for the trained encoder with the lowest and the highest value."""
 
     def mean(name: str, form: str = ".2f") -> str:
-        return format(fmean(each[name] for each in found), form)
+        return format(fmean(result[name] for result in results), form)
 
-    after = [each["after"] for each in found]
+    after = [result["after"] for result in results]
     return [
         "off" if decay == 0 else f"{decay:g}",
         *(f"{mean(f'gold {label}')} / {mean(f'strict {label}')}" for label in LABELS),
@@ -78,14 +81,15 @@ def row(decay: float, found: list[Found]) -> list[str]:
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("outputs/debiasing"), show_default=True)
 def main(decays: tuple[float, ...], seeds: tuple[int, ...], num_inputs: int, samples: int, folder: Path) -> None:
     """Compare strengths of debiasing."""
-    found: dict[float, list[Found]] = {decay: [] for decay in decays}
+    results: dict[float, list[Result]] = {decay: [] for decay in decays}
     for seed in seeds:
         for decay in decays:
-            found[decay].append(look(carry_out(folder, seed, decay, num_inputs, samples)))
-            click.echo(f"seed {seed}, decay {decay:g}: Spearman {found[decay][-1]['after']:.2f}", err=True)
+            result = measure(finish_run(folder, seed, decay, num_inputs, samples))
+            results[decay].append(result)
+            click.echo(f"seed {seed}, decay {decay:g}: Spearman {result['after']:.2f}", err=True)
     header = ["decay", *(f"label {label}: gold / strict" for label in LABELS), "parsed", "pocket gold, before -> after"]
     click.echo(f"{len(seeds)} seeds, {num_inputs} inputs, {samples} texts per input and label")
-    click.echo(table(header, [row(decay, each) for decay, each in found.items()]))
+    click.echo(table(header, [row(decay, of_decay) for decay, of_decay in results.items()]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What evaluation costs beside embedding alone: the sts suite against one bare `encode` of its distinct texts.
+"""The cost of evaluation beyond embedding: suite sts against one bare `encode` of its distinct texts.
 
     python -m benchmarks.evaluation [--rounds 5]
 
-An encoder of 6 layers of 384 (random weights) and sentences of the pocket grammar in the sizes of the seven STS sets, a
-quarter of the texts repeated. Both run in turns in one process; evaluation reads the files, loads the model, embeds,
-correlates, and resamples for the intervals.
+The encoder has 6 layers of 384 (random weights). The sentences are of the pocket grammar, in the sizes of the seven STS
+sets, a quarter of the texts repeated. Both alternate in one process. Evaluation reads the files, loads the model,
+embeds, correlates, and resamples for the intervals.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DISTINCT = 0.75
 
 
 def save_encoder(folder: Path) -> Path:
-    """Write an encoder of the shape of the small ones that are most used."""
+    """Save an encoder with the shape of popular small ones, and return its folder."""
     tokenizer = AutoTokenizer.from_pretrained(pocket.ENCODER)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -49,7 +49,7 @@ def save_encoder(folder: Path) -> Path:
 
 
 def write_sets(folder: Path) -> list[str]:
-    """Write the seven sets, one TSV each, and return their distinct texts."""
+    """Write the seven sets as TSV files, and return their distinct texts."""
     distinct = distinct_sentences(int(2 * sum(SIZES.values()) * DISTINCT))
     texts = cycle(distinct)
     for name, size in SIZES.items():
@@ -62,7 +62,7 @@ def write_sets(folder: Path) -> list[str]:
 @click.command()
 @click.option("--rounds", default=5, show_default=True)
 def main(rounds: int) -> None:
-    """Measure, and print the ratio."""
+    """Measure and print the ratio."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         encoder, distinct = str(save_encoder(folder)), write_sets(folder)
