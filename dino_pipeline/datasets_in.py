@@ -32,6 +32,8 @@ def as_examples(source: Iterable[Any]) -> list[Example]:
     """
     if isinstance(source, str):
         raise DataError(f"{short(source)}: is one text", "give a list of texts or examples")
+    if not isinstance(source, Iterable):
+        raise DataError(f"{short(source)}: holds no examples", "give a list of examples, a dataset or a frame")
     return [_example(item, number) for number, item in enumerate(_items(source))]
 
 

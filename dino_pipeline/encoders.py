@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import is_sentence_transformer_model
 
-from dino_pipeline.models import check_weights, load_error, safe_loading
+from dino_pipeline.models import check_weights, load_error, quiet_loading, safe_loading
 
 BATCH_SIZE = 128
 """Texts that `embed` encodes at once."""
@@ -30,7 +30,8 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     """
     check_weights(name)
     try:
-        model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
+        with quiet_loading():
+            model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
         if not is_sentence_transformer_model(name, revision=revision) and pooling_of(model) != pooling:
             place = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
             model[place] = Pooling(model[place].embedding_dimension, pooling_mode=pooling)

@@ -65,7 +65,7 @@ class EvaluateOptions(StsProtocol):
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         """Split names at commas and drop repetitions: ``("sts,pairs", "sts")`` is ``("sts", "pairs")``."""
-        given = [value] if isinstance(value, str) else list(value or ())
+        given = list(value) if isinstance(value, list | tuple) else [value] if value else []
         names: list[Any] = []
         for item in given:
             names += [part.strip() for part in item.split(",") if part.strip()] if isinstance(item, str) else [item]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +96,22 @@ def pickle_allowed() -> bool:
 def safe_loading() -> dict[str, Any]:
     """Return the arguments that make `transformers`' loaders read safetensors only."""
     return {} if pickle_allowed() else {"use_safetensors": True}
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide the progress bars and reports of `transformers` while a model is loaded inside the block."""
+    from transformers.utils import logging
+
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def check_weights(path: str) -> None:

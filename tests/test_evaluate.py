@@ -296,6 +296,7 @@ def test_python_and_the_command_line_keep_a_runs_scores_in_one_place(tmp_path: P
         ({"text": "lower", "suite": "sts"}, "text='lower': must be one of raw, tokenized"),
         ({"sick": "full"}, r"sick='full': has an effect with suite sts only; leave it out, or add suite='sts'"),
         ({"data": "nowhere.jsonl"}, "data='nowhere.jsonl': does not exist"),
+        ({"suite": 5}, "suite=5: must be one of sts, probe"),
         ({"data": []}, "there is no data to evaluate on; give data=FILE, or suite='pocket'"),
         ({"batchsize": 8}, "batchsize: there is no such option; did you mean batch_size"),
     ],

@@ -23,6 +23,7 @@ from dino_pipeline.models import (
     model_fingerprint,
     model_path,
     pickle_allowed,
+    quiet_loading,
     safe_loading,
 )
 
@@ -149,7 +150,9 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
                 "give a decoder-only model",
             )
         tokenizer = load_tokenizer(model)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **source, **safe_loading(), dtype=dtype, **placement)
+        settings = {**source, **safe_loading(), **placement}
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)
         loaded = loaded if placement else loaded.to(device)
         return tokenizer, _with_adapter(loaded, model).eval()
     except torch.OutOfMemoryError as error:

@@ -69,7 +69,7 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             "is not a folder",
             "give the folder that holds STS/ and SICK/, or TSV files",
             option="data_dir",
-            value=folder,
+            value=str(folder),
         )
     places = [folder / place for place in ("", "downstream", "data/downstream", "data")]
     root = next((place for place in places if (place / "STS").is_dir() or (place / "SICK").is_dir()), None)
@@ -94,7 +94,7 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
         sets.append(prepared)
     if not sets:
         raise OptionError(
-            "holds none of the STS sets, as STS/, SICK/ or STS12.MSRpar.tsv", option="data_dir", value=folder
+            "holds none of the STS sets, as STS/, SICK/ or STS12.MSRpar.tsv", option="data_dir", value=str(folder)
         )
     return sets, notes
 

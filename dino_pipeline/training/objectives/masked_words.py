@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from dino_pipeline.errors import ModelError, first_line
 from dino_pipeline.finetune_options import Hyperparameters
-from dino_pipeline.models import safe_loading
+from dino_pipeline.models import quiet_loading, safe_loading
 from dino_pipeline.training.objective import Objective, TrainingContext, fixed_rows
 from dino_pipeline.training.objectives.contrastive import embedding_sizes, module_per_size
 
@@ -47,9 +47,10 @@ class MaskedWordLoss(nn.Module):
                 f"{name}: masks no words", "take an encoder that was trained to, such as bert-base-uncased"
             )
         try:
-            language_model = AutoModelForMaskedLM.from_pretrained(
-                backbone.name_or_path, revision=context.revision, **safe_loading()
-            )
+            with quiet_loading():
+                language_model = AutoModelForMaskedLM.from_pretrained(
+                    backbone.name_or_path, revision=context.revision, **safe_loading()
+                )
         except (ValueError, OSError, KeyError) as error:
             raise ModelError(
                 f"{name}: has no masked language model ({first_line(error)})", "take an encoder such as bert-base"
