@@ -327,7 +327,7 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     )
     assert answer("verify", folder).exit_code == 1
     records = json.loads((folder / "run.json").read_text())
-    records["generate"]["options"]["model"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
+    records["generate"]["options"]["model"]["fingerprint"] = records["filter"]["inputs"]["excluded"] = "another"
     (folder / "run.json").write_text(json.dumps(records))
     expected = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
     assert set(verify_folder(folder).rerun_differences) == expected
