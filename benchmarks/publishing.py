@@ -1,9 +1,9 @@
-"""What publishing millions of pairs to the folder costs: seconds, memory, and how large the Parquet files are.
+"""How much time and memory does it take to write millions of pairs as a dataset, and how large are the files?
 
     python -m benchmarks.publishing [--pairs 5000000]
 
-Synthetic pairs are put into a run as if they had been written, and filtered without near-duplicates and random pairs;
-then `dino publish --dry-run` runs in a process of its own.
+The run holds synthetic pairs, filtered without the rule about near-duplicates and without random pairs.
+`dino publish --dry-run` runs in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +22,11 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from matplotlib.figure import Figure
 
+import dino_pipeline as dino
 from dino_pipeline.cards.card import BEGIN, END, GeneratorLicense, HandWritten, card_text, split_card
 from dino_pipeline.cards.hub import Repository, license_of
 from dino_pipeline.cards.manifest import Manifest, file_hashes, run_manifest
-from dino_pipeline.errors import DataError, HubError
+from dino_pipeline.errors import DataError, HubError, OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.funnel import Funnel
@@ -262,6 +265,40 @@ def test_what_is_to_be_published_and_cannot_be_read_is_named(tmp_path: Path) -> 
         dataset_files.write_split(split, tmp_path / "gone", tmp_path)
 
 
+def test_a_run_is_reported_published_verified_and_exported_from_python(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = dino.report(run, progress=False)
+    assert (written.path, written.missing) == (run / "report.html", []) and "13 sections" in repr(written)
+    opened: Counter[str] = Counter()
+
+    def counting(path: Any, *arguments: Any, **others: Any) -> Any:
+        opened.update([Path(path).name] if isinstance(path, str | Path) else [])
+        return open_file(path, *arguments, **others)
+
+    open_file = io.open
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", counting)
+        patch.setattr("builtins.open", counting)
+        published = dino.publish(run, repo="me/sts", license="mit", dry_run=True, progress=False)
+    assert opened["run.json"] <= 8 and opened["spec.json"] <= 4, "read once, and once more for each copy and hash"
+    assert published.dataset and published.model and published.model.upload is None
+    verification = dino.verify(published.dataset.folder)
+    assert (verification.problems, verification.rerun_differences) == ([], [])
+    exported = dino.export(published.dataset.folder, output=tmp_path / "pairs.jsonl", split="validation")
+    assert exported.examples == len(read_examples(run / "dev.jsonl"))
+    wrong: dict[str, tuple[Any, dict[str, Any]]] = {
+        "repo: is missing": (dino.publish, {}),
+        "license='my own': is not a license": (dino.publish, {"repo": "me/sts", "license": "my own"}),
+        "what='all': must be one of dataset, model, both": (dino.publish, {"repo": "me/sts", "what": "all"}),
+        "dry: there is no such option": (dino.publish, {"repo": "me/sts", "dry": True}),
+        "split='test': must be one of train, validation": (dino.export, {"output": "x", "split": "test"}),
+    }
+    for said, (function, options) in wrong.items():
+        with pytest.raises(OptionError, match=re.escape(said)):
+            function(run, **options)
+
+
 def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     shutil.copytree(published / "hub" / "dataset", folder)
@@ -290,7 +327,7 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     )
     assert answer("verify", folder).exit_code == 1
     records = json.loads((folder / "run.json").read_text())
-    records["generate"]["options"]["model"]["fingerprint"] = records["filter"]["options"]["excluded"] = "another"
+    records["generate"]["options"]["model"]["fingerprint"] = records["filter"]["inputs"]["excluded"] = "another"
     (folder / "run.json").write_text(json.dumps(records))
     expected = {"the embedded generator is another one here", "the embedded evaluation data is other data here"}
     assert set(verify_folder(folder).rerun_differences) == expected

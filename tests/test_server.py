@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import time
 from collections import Counter
@@ -14,7 +15,6 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from dino_pipeline import pocket
-from dino_pipeline.cli.again import SERVER, commands
 from dino_pipeline.decoding import completions_client
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
@@ -24,6 +24,7 @@ from dino_pipeline.errors import PYTHON, ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import full_note
+from dino_pipeline.publishing.rebuild import SERVER, rebuild_of
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ServerAbilities, ServerPrices, ServerUsage
@@ -162,10 +163,10 @@ def test_the_commands_of_a_card_are_those_that_a_server_takes(
     with made_up(MadeUp(text=lambda seed, body: f"{INPUTS[seed % 4][:-1]} {seed % 50} times.")) as address:
         invoke(*call(address, inputs, tmp_path / "run", "--samples", "4"))
         invoke("filter", tmp_path / "run", "--near-duplicates", "0", "--dev-share", "0")
-        told = commands(Run(tmp_path / "run")).commands
+        script = rebuild_of(Run(tmp_path / "run").record()).script.replace(SERVER, address)
         monkeypatch.chdir(tmp_path / "run")
-        for _, *arguments in told:
-            invoke(*[address if each == SERVER else each for each in arguments])
+        for line in script.splitlines():
+            invoke(*shlex.split(line)[1:])
     assert Path("../again/train.jsonl").read_bytes() == Path("train.jsonl").read_bytes()
 
 

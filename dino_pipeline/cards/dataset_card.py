@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dino_pipeline.cards.card import GeneratorLicense
@@ -14,19 +13,14 @@ from dino_pipeline.stage_records import FilterRecord, GenerateRecord, GenerateSe
 
 @dataclass(frozen=True)
 class Rebuild:
-    """The commands that make a dataset again."""
+    """The commands that make a dataset again, in a folder that holds its published files."""
 
-    commands: Sequence[Sequence[str]] = ()
-    """To be run in the published folder; none if the texts came from a file."""
+    script: str = ""
+    """For a shell, a command a line; empty if the texts came from a file."""
     needs_inputs: bool = False
-    """True if they read ``inputs.jsonl``."""
-    missing: Sequence[str] = ()
+    """True if the commands read ``inputs.jsonl``."""
+    missing: tuple[str, ...] = ()
     """What they need and the published folder does not hold, in words."""
-
-    @property
-    def script(self) -> str:
-        """Return the commands for a shell, one a line."""
-        return "\n".join(shlex.join(command) for command in self.commands)
 
 
 @dataclass(frozen=True)

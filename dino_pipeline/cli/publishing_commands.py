@@ -41,11 +41,9 @@ def publish(run: Path, **given: Any) -> None:
 
     The token is the one that `hf auth login` stored, or HF_TOKEN.
     """
-    from dino_pipeline.cli.again import commands
     from dino_pipeline.publishing.publish import publish
-    from dino_pipeline.run import Run
 
-    click.echo(publish(run, rebuild=commands(Run(run)), progress=Console(wording=COMMAND_LINE), **given))
+    click.echo(publish(run, progress=Console(wording=COMMAND_LINE), **given))
 
 
 @click.command()

@@ -17,7 +17,7 @@ from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
 
 from dino_pipeline.cards.card import README, FrontMatter, GeneratorLicense, HandWritten, card_text
-from dino_pipeline.cards.dataset_card import DatasetCard, Rebuild, dataset_card_body
+from dino_pipeline.cards.dataset_card import DatasetCard, dataset_card_body
 from dino_pipeline.cards.hub import address
 from dino_pipeline.cards.manifest import run_manifest, seal
 from dino_pipeline.errors import DataError, OutputError, first_line
@@ -26,6 +26,7 @@ from dino_pipeline.files import shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.public import public_record
+from dino_pipeline.publishing.rebuild import rebuild_of
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.report_source import OpenedRun
 from dino_pipeline.record import RunRecord
@@ -98,7 +99,6 @@ class DatasetRequest:
     """The repository of the encoder that was trained on it, if that is or was published."""
     raw: bool
     """Publish written and dropped texts, too."""
-    rebuild: Rebuild
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ def write_dataset(
     shutil.copytree(run.pictures, folder / "pictures")
     if spec:
         shutil.copy(run.spec, folder / "spec.json")
-    if request.rebuild.needs_inputs:
-        shutil.copy(run.inputs, folder / "inputs.jsonl")
     rows = {f"{split.split.config}/{split.split.name}": split.rows for split in written}
     card = _card(record, spec, request, report, shape, rows)
+    if card.rebuild.needs_inputs:
+        shutil.copy(run.inputs, folder / "inputs.jsonl")
     front = dataset_front_matter(
         written,
         shape,
@@ -149,8 +149,8 @@ def write_dataset(
     )
     (folder / README).write_text(card_text(front, dataset_card_body(card), hand_written), encoding="utf-8")
     made_with = (record.generate or card.filtered).versions
-    lacks = tuple(request.rebuild.missing)
-    manifest = run_manifest(record, "dataset", request.repository).updated(rows=rows, made_with=made_with, lacks=lacks)
+    manifest = run_manifest(record, "dataset", request.repository)
+    manifest = manifest.updated(rows=rows, made_with=made_with, lacks=card.rebuild.missing)
     seal(folder, record, manifest)
 
 
@@ -173,7 +173,7 @@ def _card(
         flagged=funnel.total("flagged", "personal data"),
         withheld=sum(funnel.total("dropped", reason) for reason in WITHHELD_REASONS) if request.raw else 0,
         sections=report.sections,
-        rebuild=request.rebuild,
+        rebuild=rebuild_of(record),
     )
 
 

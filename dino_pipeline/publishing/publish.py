@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, read_card
-from dino_pipeline.cards.dataset_card import Rebuild
 from dino_pipeline.cards.hub import Repository, Upload, license_of
 from dino_pipeline.cards.manifest import Kind, run_manifest
 from dino_pipeline.cards.model_card import texts_origin
@@ -96,7 +95,6 @@ PUBLISHED = "published.json"
 def publish(
     run: Run | Path | str,
     *,
-    rebuild: Rebuild | None = None,
     progress: bool | Callable[[Progress | str], object] | Reporter = True,
     **options: Any,
 ) -> Published:
@@ -118,7 +116,7 @@ def publish(
     """
     chosen = PublishOptions.of(options)
     with OpenedRun.locked(run) as opened, reporter_for(progress) as reporter:
-        return _Publisher(opened, chosen, rebuild or Rebuild(), reporter).publish()
+        return _Publisher(opened, chosen, reporter).publish()
 
 
 class _Publisher:
@@ -127,13 +125,12 @@ class _Publisher:
     Args:
         opened: the run, read once.
         options: the options of the publication.
-        rebuild: the commands that make the dataset again.
         reporter: follows the report.
     """
 
-    def __init__(self, opened: OpenedRun, options: PublishOptions, rebuild: Rebuild, reporter: Reporter) -> None:
+    def __init__(self, opened: OpenedRun, options: PublishOptions, reporter: Reporter) -> None:
         self.run, self.record, self.spec = opened.run, opened.record, opened.spec
-        self.opened, self.options, self.rebuild, self.reporter = opened, options, rebuild, reporter
+        self.opened, self.options, self.reporter = opened, options, reporter
         self.last = PublishedRecord.read(self.run.hub)
 
     def publish(self) -> Published:
@@ -195,7 +192,7 @@ class _Publisher:
             encoder = self.options.repository("model") if with_model else last.repository if last else None
         candidates = report_candidates(self.opened, ())
         report = write_report(self.opened, candidates, self.reporter, dropped=self.options.raw)
-        request = DatasetRequest(place.name, license, generator, encoder, self.options.raw, self.rebuild)
+        request = DatasetRequest(place.name, license, generator, encoder, self.options.raw)
         return self._publish_folder(place, partial(write_dataset, self.opened, request, report))
 
     def _publish_model(self, place: Repository, dataset: PublishedDataset | None) -> Publication:
