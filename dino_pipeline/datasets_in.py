@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from dino_pipeline.errors import DataError, short
-from dino_pipeline.examples import Example
+from dino_pipeline.examples import FIELDS, Example
 
 ALIASES = {"sentence1": "text_a", "sentence2": "text_b", "score": "label", "text": "text_a"}
 """Column names that are taken for a field of the record where the field itself is missing."""
-FIELDS = tuple(field.name for field in fields(Example))
 
 
 def as_examples(source: Iterable[Any]) -> list[Example]:
