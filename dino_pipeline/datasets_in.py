@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from dino_pipeline.errors import DataError, short
-from dino_pipeline.examples import Example
+from dino_pipeline.examples import FIELDS, Example
 
 TEXT_A_NAMES = (
     "text_a", "sentence1", "premise", "anchor", "query", "question", "text", "sentence", "document", "content",
@@ -17,7 +16,6 @@ TEXT_B_NAMES = ("text_b", "sentence2", "hypothesis", "positive", "passage", "ans
 LABEL_NAMES = ("label", "score", "similarity_score", "class")
 COLUMN_NAMES = {"text_a": TEXT_A_NAMES, "text_b": TEXT_B_NAMES, "label": LABEL_NAMES}
 """Names under which other people's data holds a field; the first that is there counts."""
-FIELDS = tuple(field.name for field in fields(Example))
 
 
 def as_examples(source: Iterable[Any]) -> list[Example]:

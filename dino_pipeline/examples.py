@@ -72,7 +72,7 @@ def read_examples(path: str | Path, *, numeric_labels: bool = True) -> list[Exam
     """
     examples = list(iter_examples(path, numeric_labels=numeric_labels))
     if not examples:
-        raise DataError(f"{path}: holds no examples; give a file with one JSON object a line")
+        raise DataError(f"{path}: holds no examples", "give a file with one JSON object per line")
     return examples
 
 
@@ -134,7 +134,7 @@ def _parse_carefully(line: bytes, where: str, numeric_labels: bool) -> Example:
     try:
         row = jsonlines.Reader([line.decode("utf-8")]).read()
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        raise DataError(f"{where}: byte {error.start} is not UTF-8", "save the file as UTF-8") from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply; an example is a flat object") from error
     except jsonlines.InvalidLineError as error:
@@ -157,7 +157,7 @@ def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -
     value = row.get(field)
     if isinstance(value, str):
         if has_lone_surrogate(value):
-            raise DataError(f'{where}: "{field}" holds half of a surrogate pair; write the whole character')
+            raise DataError(f'{where}: "{field}" holds half of a surrogate pair', "write the whole character")
         return value
     if value is None and not required:
         return None

@@ -38,7 +38,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; what was finished before is kept: make room and run again"
+            f"{path}: cannot be written: {error.strerror}; what was finished before is kept", "make room and run again"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -107,7 +107,7 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
         new.rename(folder)
     except OSError as error:
         reason = error.strerror or first_line(error)
-        raise OutputError(f"{folder}: cannot be written: {reason}; make room and run again") from error
+        raise OutputError(f"{folder}: cannot be written: {reason}", "make room and run again") from error
     finally:
         with contextlib.suppress(OSError):
             _undo_replacement(folder, new, old)
@@ -191,7 +191,7 @@ class Checksums:
                 # no fsync: if a power cut loses a line, its shard is only written once more
                 file.write((start + "".join(lines)).encode())
         except OSError as error:
-            raise OutputError(f"{self.file}: cannot be written: {error.strerror}; make room and run again") from error
+            raise OutputError(f"{self.file}: cannot be written: {error.strerror}", "make room and run again") from error
         self.known |= named
 
     def _ends_with_newline(self) -> bool:

@@ -50,7 +50,7 @@ def read_lines(path: Path, *, newline: str | None = None) -> Iterator[str]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, {_first_bad_byte(path)} is not UTF-8; save the file as UTF-8") from error
+        raise DataError(f"{path}, {_first_bad_byte(path)} is not UTF-8", "save the file as UTF-8") from error
 
 
 def _first_bad_byte(path: Path) -> str:
@@ -86,7 +86,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
+        raise DataError(f"{where}: not JSON ({error})", "give one JSON object per line") from error
 
 
 def read_tab_separated(path: Path, *, newline: str | None = None) -> Iterator[tuple[int, list[str]]]:
@@ -172,7 +172,9 @@ def input_file(path: Path, input_format: str = "auto") -> InputFile:
             with open(path, "rb") as source:
                 shutil.copyfileobj(source, copy)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}; give a file with one text a line") from error
+            raise DataError(
+                f"{path}: cannot be read: {error.strerror}", "give a file with one text per line"
+            ) from error
     return InputFile(Path(copy.name), input_format)
 
 
@@ -197,7 +199,7 @@ class InputFile:
             empty = False
             yield text
         if empty:
-            raise DataError(f"{self.path}: holds no input texts; give a file with one text a line")
+            raise DataError(f"{self.path}: holds no input texts", "give a file with one text per line")
 
     def _texts(self) -> Iterator[str]:
         ending = self.path.suffix.lower()

@@ -22,8 +22,9 @@ from dino_pipeline.examples import (
     write_dropped,
     write_examples,
 )
-from dino_pipeline.files import write_atomic
-from dino_pipeline.readers import InputFile, input_file
+from dino_pipeline.files import file_digest, folder_replaced, write_atomic, write_bytes
+from dino_pipeline.readers import InputFile, input_file, read_json_lines, read_tab_separated
+from dino_pipeline.sql import connect, json_rows, quoted
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
@@ -94,6 +95,47 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         write_atomic(tmp_path / "out.jsonl", fail)
     assert (tmp_path / "out.jsonl").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_writers_return_the_digest_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    assert write_examples(path, [Example("ä", None, 1.0)]) == file_digest(path)
+    assert write_bytes(path, b"x") == file_digest(path)
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "v1.0"
+    for content in ("old", "new"):
+        with folder_replaced(folder) as new:
+            (new / "file").write_text(content)
+    with (
+        pytest.raises(OutputError, match=r"v1\.0: cannot be written: No space left; make room"),
+        folder_replaced(folder),
+    ):
+        raise OSError(28, "No space left")
+    assert [path.name for path in tmp_path.iterdir()] == ["v1.0"]
+    folder.rename(tmp_path / "v1.0.old")  # as a crash between the two renames leaves it
+    with pytest.raises(KeyboardInterrupt), folder_replaced(folder):
+        raise KeyboardInterrupt
+    assert (folder / "file").read_text() == "new"
+
+
+def test_tab_separated_cells_and_json_lines(tmp_path: Path) -> None:
+    path = file(tmp_path, b'\xef\xbb\xbfa\t"b\r\n\n\tc', "cells.tsv")
+    assert list(read_tab_separated(path)) == [(1, ["a", '"b']), (2, [""]), (3, ["", "c"])]
+    path = file(tmp_path, b'{"x": 1}\n\n[2]\n{')
+    rows = read_json_lines(path)
+    assert [next(rows), next(rows)] == [(1, {"x": 1}), (3, [2])]
+    with pytest.raises(DataError, match=r"data\.jsonl, line 4: not JSON"):
+        next(rows)
+
+
+def test_sql_reads_our_lines_and_takes_any_text(tmp_path: Path) -> None:
+    path = tmp_path / "label=2" / "it's.jsonl"
+    write_examples(path, [Example("a'b", None, "x", input=3)])
+    query = f"SELECT text_a, label, input, reason FROM {json_rows([path])} WHERE text_a = " + quoted("a'b")
+    with connect() as database:
+        assert database.execute(query).fetchall() == [("a'b", "x", 3, None)]
 
 
 def test_inputs_from_plain_text_are_distinct_and_in_order(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dino_pipeline
 from dino_pipeline.cli import main
 from dino_pipeline.errors import SpecError
 from dino_pipeline.spec import LabelSpec, TaskSpec
@@ -143,6 +144,19 @@ def test_a_file_that_is_no_spec_at_all(tmp_path: Path, content: bytes, said: str
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none.json, cannot be read: No such file"):
         load_spec(tmp_path / "none.json")
+
+
+def test_a_spec_comes_from_a_file_a_shipped_name_or_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = dino_pipeline.load_spec("sts-x2")
+    assert shipped == load_spec(SPECS / "sts-x2.json") == load_spec(shipped)
+    assert load_spec(PLAIN) == TaskSpec.model_validate(PLAIN)
+    with pytest.raises(SpecError, match=r'spec, label "0": counter label "2" is not a label'):
+        load_spec(changed({"labels/0/counter_labels": ["2"]}))
+    with pytest.raises(SpecError, match=r"spec, top level: cannot be written as JSON"):
+        load_spec({"task_name": object()})
+    with pytest.raises(SpecError, match=r"sts-x9, top level: is neither a file nor a shipped spec; .*sts-x2"):
+        load_spec("sts-x9")
 
 
 def test_two_specs_that_name_each_other_are_refused(tmp_path: Path) -> None:

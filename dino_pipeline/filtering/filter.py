@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from dino_pipeline.layout import is_unpublished
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.public import public
-from dino_pipeline.readers import load_table
+from dino_pipeline.readers import load_table, read_json_lines
 from dino_pipeline.results import ExampleList
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -121,8 +120,7 @@ class FilteredPairs(ExampleList):
         if self.outcome == "dry run":
             return []
         if path not in self._read:
-            with open(path, encoding="utf-8") as file:
-                self._read[path] = [_dropped_example(json.loads(line)) for line in file]
+            self._read[path] = [_dropped_example(row) for _, row in read_json_lines(path)]
         return self._read[path]
 
 
