@@ -14,10 +14,10 @@ from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.contamination import exclusion_files
+from dino_pipeline.filtering.dataset_rules import LabelScorer
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.filtering.filter_pass import FilterPass, FilterRuntime
 from dino_pipeline.filtering.ingest import rules_digest
-from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
 from dino_pipeline.filtering.near_duplicates import Embed
 from dino_pipeline.filtering.split import write_files
 from dino_pipeline.filtering.text_rules import PromptParts
@@ -245,7 +245,9 @@ def open_runtime(
         )
 
 
-def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
+def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScorer:
+    from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
+
     generated = run.record().generate
     model = scoring_model(run, generated)
     assert generated is not None  # else it has no model
