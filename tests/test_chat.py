@@ -97,7 +97,7 @@ def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     call += ["--keep-unfinished", "--keep-newlines", "--max-new-tokens", "8"]
     done = answer(*call, "--run", tmp_path / "chat")
     assert done.exit_code == 0, done.output
-    assert "prompts go into the model's chat template (--chat off: as they are)" in done.stderr
+    assert "prompts go into the model's chat template; --chat off leaves them as they are" in done.stderr
     assert "1 inputs left out: the input holds <sep> of the model's chat template" in done.stderr
     shown = invoke("spec", "show", spec, "--input", "A dog.", "--model", chat_model)
     assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown

@@ -53,6 +53,7 @@ def test_a_chat_model_answers_from_the_prompts_last_line() -> None:
     default = generator.write(PROMPT, **WIDE)
     assert default == generator.write(PROMPT, opening='Then: "', **WIDE)
     assert default != generator.write(PROMPT, opening='"', **WIDE)
+    assert generator.write('Say: "', **WIDE) == generator.write('Say: "', opening='"', **WIDE)
 
 
 def test_a_model_is_loaded_by_its_name(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_model_is_loaded_by_its_name(tmp_path: Path) -> None:
         ({"temperature": 2}, "temperature: there is no such option; choose from top_k, top_p"),
         ({"n": 0}, "n=0: must be at least 1"),
         ({"stop": ""}, "stop: must not be empty"),
-        ({"counters": "Far"}, "counters=Far: must be a list of prompts"),
+        ({"counters": "Far"}, "counters='Far': must be a list of prompts"),
         ({"counters": [""]}, "counters: must not be empty"),
         ({"prompt": ""}, "prompt: must not be empty"),
         ({"max_new_tokens": 250}, "the prompt leaves less than 250 tokens of the model's context; shorten the prompt"),
@@ -90,11 +91,14 @@ def test_wrong_values_are_refused_by_name(generator: Generator, given: dict[str,
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dtype": "float8"}, "dtype=float8: must be one of auto, float32, bfloat16, float16"),
+        ({"dtype": "float8"}, "dtype='float8': must be one of auto, float32, bfloat16, float16"),
         ({"rows": 0}, "rows=0: must be at least 1"),
-        ({"quantize": "2bit"}, "quantize=2bit: must be one of 8bit, 4bit"),
-        ({"device": "gpu7"}, "device=gpu7: "),
-        ({"device": "cpu", "device_map": "auto"}, "device=cpu: cannot be combined .*; leave out device or device_map"),
+        ({"quantize": "2bit"}, "quantize='2bit': must be one of 8bit, 4bit"),
+        ({"device": "gpu7"}, "device='gpu7': "),
+        (
+            {"device": "cpu", "device_map": "auto"},
+            "device='cpu': cannot be combined .*; leave out device or",
+        ),
         ({"model": "./nowhere"}, "./nowhere: "),
         ({"temperature": 2}, "temperature: there is no such option"),
     ],

@@ -215,9 +215,9 @@ def test_what_a_server_can_do_is_found_out() -> None:
     assert done[0].logprob == -1.0 and done[0].length == 3
     assert len({each.text for each in done}) > 15
     usage = found.facts()["usage"]
-    assert usage["requests"] > 120 and usage["prompt_tokens"] == 1_000_000 + 10 * (usage["requests"] - 100)
-    dollars = usage["prompt_tokens"] / 1e6 + 2 * usage["completion_tokens"] / 1e6
-    assert found.facts()["cost"]["dollars"] == pytest.approx(dollars)
+    assert usage.requests > 120 and usage.prompt_tokens == 1_000_000 + 10 * (usage.requests - 100)
+    dollars = usage.prompt_tokens / 1e6 + 2 * usage.completion_tokens / 1e6
+    assert found.facts()["cost"].dollars == pytest.approx(dollars)
     plain = MadeUp(refuses=("top_k", "generation_config", "logprobs"), keeps_stop=True)
     with pytest.raises(OptionError, match="does not know top-k, or ignores it; give top_k=0"):
         ask(plain)

@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.decoding.cache import UncachedRows
-from dino_pipeline.decoding.engine import Completion, Request, Scored
+from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored
 from dino_pipeline.decoding.hardware import PendingCopy, is_out_of_memory, to_device
 from dino_pipeline.decoding.next_token import next_tokens
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
@@ -150,7 +149,7 @@ class Decoder:
             means = mean_log_probs(self.model, wanted, self.banned, self.vocab)
         return [Scored(mean, len(one.tokens)) for mean, one in zip(means, wanted, strict=True)]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> EngineFacts:
         """Return the commit of the Hub that the model was loaded from."""
         return {"model_commit": getattr(self.model.config, "_commit_hash", None)}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from dino_pipeline.options import Sampling
+from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerUsage
 
 Finish = Literal["stop", "newline", "length", "refused"]
 """Why a text ended: the stop string, a newline, the longest length, or a server that refused the prompt."""
@@ -55,6 +56,16 @@ class Scored(NamedTuple):
     """Number of tokens, the stop string included."""
 
 
+class EngineFacts(TypedDict, total=False):
+    """What the run's record holds about an engine, apart from its options. The keys are fields of `GenerateRecord`."""
+
+    model_commit: str | None
+    """Commit of a model from the Hub."""
+    server: ServerAbilities
+    usage: ServerUsage
+    cost: ServerCost
+
+
 class Engine(Protocol):
     """Writes texts after prompts."""
 
@@ -83,8 +94,8 @@ class Engine(Protocol):
     ) -> Iterator[Completion]:
         """Write a text for each request. Yield each text as it ends, in any order."""
 
-    def facts(self) -> Mapping[str, Any]:
-        """Return what the run's record holds about the engine, apart from the options."""
+    def facts(self) -> EngineFacts:
+        """Return what the run's record holds about the engine. A server's usage grows while it writes."""
 
 
 class Scorer(Protocol):

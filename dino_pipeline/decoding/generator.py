@@ -8,6 +8,7 @@ from typing import Any
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request, Scored
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
+from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import OptionError
 from dino_pipeline.model_options import ModelOptions
 from dino_pipeline.models import POCKET, ModelRef, pick_device
@@ -58,7 +59,7 @@ class Generator:
             stop: string that ends a text.
             keep_newlines: whether texts may contain newlines. If not, a newline ends a text.
             opening: for a model with a chat template, the last part of the prompt, with which the model's answer
-                begins. By default, the last line of the prompt.
+                begins. By default, the prompt's last line, or the last character of a prompt of one line.
             sampling: ``top_k``, ``top_p``, ``decay``, ``floor`` and ``max_new_tokens``. Defaults are the paper's.
 
         Returns:
@@ -75,10 +76,7 @@ class Generator:
             raise OptionError("must be at least 1", option="n", value=n)
         if not stop:
             raise OptionError("must not be empty", option="stop")
-        rendered = [self._rendered(one, opening) for one in (prompt, *counters)]
-        prompts = tuple(self.decoder.encode(rendered))
-        if not all(prompts):
-            raise OptionError("must not be empty", option="counters" if prompts[0] else "prompt")
+        prompts = self._encoded(prompt, counters, opening)
         if not self.decoder.fits(prompts, drawn.max_new_tokens):
             raise OptionError(
                 f"the prompt leaves less than {drawn.max_new_tokens} tokens of the model's context",
@@ -107,14 +105,26 @@ class Generator:
         """
         if isinstance(texts, str):
             raise OptionError("must be a list of texts", option="texts", value=texts)
+        self._encoded(prompt, (), opening)
         rendered = self._rendered(prompt, opening)
-        if not self.decoder.encode([rendered])[0]:
-            raise OptionError("must not be empty", option="prompt")
         return self.decoder.score([(rendered, text) for text in texts], stop=stop)
+
+    def _encoded(self, prompt: str, counters: Sequence[str], opening: str | None) -> tuple[Prompt, ...]:
+        """Return the token ids of the own prompt and the counter-prompts.
+
+        Raises:
+            OptionError: one of them has no tokens.
+        """
+        prompts = self.decoder.encode([self._rendered(one, opening) for one in (prompt, *counters)])
+        if not all(prompts):
+            raise OptionError("must not be empty", option="counters" if prompts[0] else "prompt")
+        return tuple(prompts)
 
     def _rendered(self, prompt: str, opening: str | None) -> str:
         """Return a prompt as the model reads it."""
-        return self.decoder.render(prompt, prompt.rpartition("\n")[2] if opening is None else opening)
+        if opening is None:
+            opening = prompt.rpartition("\n")[2] if "\n" in prompt else prompt[-1:]
+        return self.decoder.render(prompt, opening)
 
 
 @accepts(ModelOptions)

@@ -13,7 +13,7 @@ from dino_pipeline.decoding.completions_client import (
     ServerAnswer,
     in_threads,
 )
-from dino_pipeline.decoding.engine import Completion, Finish, Request, Scored
+from dino_pipeline.decoding.engine import Completion, EngineFacts, Finish, Request, Scored
 from dino_pipeline.decoding.sampling import key_digest
 from dino_pipeline.errors import OptionError, first_line
 from dino_pipeline.options import Sampling
@@ -76,16 +76,15 @@ class Server:
         """Return True. A server answers with an error if a prompt is too long."""
         return True
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> EngineFacts:
         """Return what the server supports, requests and tokens so far, and their cost."""
         usage = self.client.usage
-        facts: dict[str, Any] = {"usage": usage.model_dump()}
+        facts: EngineFacts = {"usage": usage}
         if self.abilities:
-            facts["server"] = self.abilities.model_dump()
+            facts["server"] = self.abilities
         if self.prices != ServerPrices():
             spent = usage.prompt_tokens * self.prices.prompt + usage.completion_tokens * self.prices.completion
-            cost = ServerCost(dollars=round(spent / 1e6, 6), dollars_a_million_tokens=self.prices)
-            facts["cost"] = cost.model_dump()
+            facts["cost"] = ServerCost(dollars=round(spent / 1e6, 6), dollars_a_million_tokens=self.prices)
         return facts
 
     def sample(

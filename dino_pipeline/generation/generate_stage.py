@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import JsonValue
 
+from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.files import Checksums, remove, shard_files, write_json
@@ -232,7 +232,7 @@ class _Generation:
         return finished
 
 
-def _check_commit(run: Run, before: GenerateRecord | None, facts: Mapping[str, Any]) -> None:
+def _check_commit(run: Run, before: GenerateRecord | None, facts: EngineFacts) -> None:
     """Raise `RunError` if the model's name on the Hub stands for another commit than when the run began."""
     commit, now = before.model_commit if before else None, facts.get("model_commit")
     if before and commit and now and commit != now:

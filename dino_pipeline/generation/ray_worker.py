@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dino_pipeline import __version__
-from dino_pipeline.decoding.engine import Engine
+from dino_pipeline.decoding.engine import Engine, EngineFacts
 from dino_pipeline.decoding.prompts import Task
 from dino_pipeline.examples import dropped_row
 from dino_pipeline.files import json_line
@@ -31,7 +31,7 @@ class LoadedWorker:
     version: str
     """Of this package."""
     fingerprint: str | None
-    facts: Mapping[str, Any]
+    facts: EngineFacts
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RayWorker:
         logging.disable(logging.INFO)
         self.engine, fingerprint = load()
         threading.Thread(target=self._serve, daemon=True).start()
-        return LoadedWorker(__version__, fingerprint, dict(self.engine.facts()))
+        return LoadedWorker(__version__, fingerprint, self.engine.facts())
 
     def write(self, job: GenerationJob, tasks: list[Task]) -> WrittenShard:
         """Write a shard, and return it."""

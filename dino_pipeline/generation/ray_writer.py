@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from dino_pipeline import __version__
 from dino_pipeline.cluster import CALLS_PER_WORKER, ClusterResources, total_resources, worker_error
+from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import ModelError, RunError, first_line
 from dino_pipeline.examples import parse_example
 from dino_pipeline.files import write_bytes
@@ -121,7 +122,7 @@ class RayShardWriter:
         self.resources, self.reporter = resources, reporter
         self.load: LoadEngine | None = None
         self.fingerprint: str | None = None
-        self.loaded_facts: Mapping[str, Any] = {}
+        self.loaded_facts: EngineFacts = {}
         """Of the first worker that was loaded; all others must have the same."""
         self.workers: list[_Worker] = []
         self.losses: Counter[Path | None] = Counter()
@@ -171,7 +172,7 @@ class RayShardWriter:
             self._start_workers()
             self._wait_for_results(None)
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> EngineFacts:
         """Return the facts of the workers' engines, all the same; empty before the first worker is loaded."""
         return self.loaded_facts
 
@@ -276,8 +277,12 @@ class RayShardWriter:
 
     def _check_same(self, loaded: LoadedWorker) -> None:
         """Refuse a worker that would write other texts than the others, or than the run records."""
-        facts = {"version": loaded.version, "model": loaded.fingerprint, **loaded.facts}
-        expected = {"version": __version__, "model": self.fingerprint, **(self.loaded_facts or loaded.facts)}
+        facts: dict[str, object] = {"version": loaded.version, "model": loaded.fingerprint, **loaded.facts}
+        expected: dict[str, object] = {
+            "version": __version__,
+            "model": self.fingerprint,
+            **(self.loaded_facts or loaded.facts),
+        }
         for name, value in facts.items():
             if value != expected.get(name):
                 raise RunError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from dino_pipeline.decoding.engine import Completion, Engine, Request, Scorer
+from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer
 from dino_pipeline.decoding.prompts import Task, task_prompts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import GenerationJob, Shard, count_text, shard_requests
@@ -38,7 +38,7 @@ class ShardWriter(Protocol):
             on_stored: is called for each shard once its files are stored.
         """
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> EngineFacts:
         """Return what run.json records about the writer besides the options, such as the model's commit."""
 
 
@@ -65,7 +65,7 @@ class EngineWriter:
         scorer = self.load_scorer() if self.load_scorer and job.use_scorer else None
         TextWriter(job, self.engine, reporter, progress, store, scorer).write(shards)
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> EngineFacts:
         return self.engine.facts()
 
 

@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fsspec
 
+from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
 from dino_pipeline.examples import Example
 from dino_pipeline.files import Checksums, shard_files, write_bytes
@@ -181,5 +181,5 @@ class RemoteShardWriter:
 
         self.writer.write(job, shards, reporter, progress, store)
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> EngineFacts:
         return self.writer.facts()
