@@ -37,8 +37,9 @@ def mirror() -> None:
         texts, run = Path(folder) / "sentences.txt", Run(Path(folder) / "run")
         texts.write_text("\n".join(distinct_sentences(10_500)))
         whole = dino("finetune", texts, "--run", run.path, "--objective", "mirror-bert")
-        stage = run.stage("finetune")
-    rows = [[str(stage["train"]), str(stage["steps"]), f"{stage['seconds']:.1f}", f"{whole:.1f}"]]
+        record = run.record().finetune
+    assert record is not None
+    rows = [[str(record.train), str(record.steps), f"{record.seconds:.1f}", f"{whole:.1f}"]]
     click.echo(table(["Mirror-BERT, sentences", "steps", "seconds of training", "of the whole command"], rows))
 
 

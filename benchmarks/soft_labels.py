@@ -16,6 +16,7 @@ import click
 
 from benchmarks.common import SPEC, dino, gold_spearman
 from dino_pipeline.console import table
+from dino_pipeline.funnel import Funnel
 from dino_pipeline.run import Run
 
 WAYS = {
@@ -43,8 +44,9 @@ def score(folder: Path, seed: int, way: str, num_inputs: int, samples: int) -> t
         shutil.copytree(run.label_scores, texts.label_scores)  # for the other ways
     dino("finetune", run.path, "--seed", seed, *TRAINING)
     dino("evaluate", run.path, "--suite", "pocket")
-    kept = dict(run.stage("filter")["funnel"])["kept"]
-    return gold_spearman(run)["pocket finetuned"], sum(count for _, count in kept)
+    record = run.record().filter
+    assert record is not None
+    return gold_spearman(run)["pocket finetuned"], Funnel.of(record).total("kept")
 
 
 @click.command()

@@ -1,4 +1,3 @@
-# REBUILD: read /tmp/brief/foundation.md before converting your slice (this line goes)
 """The definition of an option, from which its flag, Python argument, validation and docs are made.
 
 An options model lists what a stage takes. Each field is one option:

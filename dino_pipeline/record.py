@@ -1,4 +1,3 @@
-# REBUILD: read /tmp/brief/foundation.md before converting your slice (this line goes)
 """run.json: the records of all stages of a run.
 
 The file is read once, where a run is opened (`run.Run.record`), and handed on as values. A file written by the last

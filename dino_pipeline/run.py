@@ -1,4 +1,3 @@
-# REBUILD: read /tmp/brief/foundation.md before converting your slice (this line goes)
 """A run's folder: its files, its record, and what a stage has to do there."""
 
 from __future__ import annotations
@@ -6,24 +5,124 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.files import Checksums, remove, write_bytes, write_json
-from dino_pipeline.layout import Layout
 from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
-from dino_pipeline.record_shim import as_format_2, typed
 from dino_pipeline.stage_records import StageRecord
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
+CHECKSUMS = "SHA256SUMS"
+LINEAGE = "lineage.json"
+"""Of a published folder: where it comes from."""
 
 
-class TypedRun(Layout):
+def is_unpublished(path: Path) -> bool:
+    """Whether a path is a folder, and none that was published: that has a copy of run.json, and lineage.json."""
+    return path.is_dir() and not (path / LINEAGE).exists()
+
+
+class At:
+    """A place in a run's folder, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layout: Layout, owner: type | None = None) -> Path:
+        return layout.path / self.name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of a folder that holds one dataset and what was made of it."""
+
+    path: Path
+
+    record_file = At("run.json")
+    """What each stage was made with."""
+    spec = At("spec.json")
+    """The task spec, inputs spec included."""
+    inputs = At("inputs.jsonl")
+    """The texts that fill <X1>."""
+    shards = At("shards")
+    """Accepted texts, in files of fixed content."""
+    rejected = At("rejected")
+    """Texts that generation itself turned down, a file beside each shard."""
+    input_shards = At("input-shards")
+    """Accepted texts of the spec that writes the inputs."""
+    input_rejected = At("input-rejected")
+    """Rejected texts of the spec that writes the inputs."""
+    train = At("train.jsonl")
+    """Pairs to train on."""
+    dev = At("dev.jsonl")
+    """Pairs to choose the best checkpoint on."""
+    dropped = At("dropped.jsonl")
+    """Pairs that the filter stage did not keep, with reasons."""
+    flagged = At("flagged.jsonl")
+    """Kept pairs that a user may want to look at: personal data."""
+    label_scores = At("label-scores")
+    """How likely the generator finds each pair under every label."""
+    model = At("model")
+    """The trained bi-encoder."""
+    checkpoints = At("checkpoints")
+    """Training's own checkpoints; gone once the model is there."""
+    scores = At("scores.json")
+    """What evaluation found."""
+    comparison = At("compare")
+    """Trainings by several objectives, and their table."""
+    report = At("report.html")
+    """What a reader should know of the run, on one page."""
+    pictures = At("pictures")
+    """The report's pictures, a PNG each."""
+    estimate = At("estimate.json")
+    """What a preview found the texts to take."""
+    hub = At("hub")
+    """The dataset and the model as they are published."""
+
+    def outputs(self, stage: str) -> list[Path]:
+        """Return the files and folders that a stage makes; without them it is not done."""
+        return {
+            "generate": [self.spec, self.shards],
+            "filter": [self.train, self.dev, self.dropped, self.flagged],
+            "finetune": [self.model],
+            "evaluate": [self.scores],
+        }[stage]
+
+    def partial(self, stage: str) -> list[Path]:
+        """Return the unfinished work of a stage, which a later call goes on with."""
+        return {
+            "generate": [self.inputs, *self.text_folders, self.path / CHECKSUMS],
+            "finetune": [self.checkpoints],
+        }.get(stage, [])
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run."""
+        return self.record_file.exists() and is_unpublished(self.path)
+
+    @property
+    def held_out(self) -> Path | None:
+        """The pairs that are not trained on, None where there are none."""
+        return self.dev if self.dev.exists() and self.dev.stat().st_size else None
+
+    @property
+    def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+        """Where shards of texts and of inputs lie, each with the rejected ones beside them."""
+        return (self.shards, self.rejected), (self.input_shards, self.input_rejected)
+
+    @property
+    def text_folders(self) -> list[Path]:
+        """All of these, in that order."""
+        return [folder for folders in self.shard_folders for folder in folders]
+
+
+class Run(Layout):
     """A folder that holds one dataset and everything made from it."""
 
     @property
@@ -205,79 +304,3 @@ class TypedRun(Layout):
                 f"{self.path}: {asked.stage} was begun with other options: {changes}",
                 "give the same options to go on, choose another folder, or start over with {fresh=True}",
             )
-
-
-# Shim for code that still reads and writes the record as a dict. It goes when the last stage has converted.
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage is asked to make, in the old form."""
-
-    name: str
-    options: dict[str, Any]
-    outputs: Sequence[Path]
-    partial: Sequence[Path] = ()
-    sources: str = ""
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "status": "done",
-            "options": json.loads(json.dumps(self.options)),
-            "sources": self.sources,
-            "versions": versions(),
-            "started": now(),
-        }
-
-    def typed(self, **more: Any) -> StageRecord:
-        return typed(self.name, {**self.record(), **more})
-
-
-class Run(TypedRun):
-    """A folder that holds one dataset and everything made from it."""
-
-    def records(self) -> dict[str, Any]:
-        found = {name: as_format_2(name, value) for name, value in self.record() if isinstance(value, StageRecord)}
-        return {**found, "format": RunRecord().format} if found else {}
-
-    def stage(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.records().get(name, {})
-        return found
-
-    def spec_fields(self) -> dict[str, Any]:
-        """Return the task spec's fields, empty where the run has no spec."""
-        if not self.spec.exists():
-            return {}
-        try:
-            found: dict[str, Any] = json.loads(self.spec.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(
-                f"{self.spec}: cannot be read ({error})", "restore it, or generate with {fresh=True}"
-            ) from error
-        return found
-
-    @property
-    def numeric_labels(self) -> bool:
-        """Return whether labels that spell a number are numbers, as the filter was told; else all are classes."""
-        filtered = self.record().filter
-        return filtered is None or filtered.inputs.numeric_labels
-
-    def begin(  # type: ignore[override]
-        self, stage: Stage | StageRecord, *, fresh: bool = False, settings: dict[str, Any] | None = None, **results: Any
-    ) -> State:
-        record = stage if isinstance(stage, StageRecord) else stage.typed(settings=settings or {}, **results)
-        return super().begin(record, fresh=fresh)
-
-    def check(self, stage: Stage, *, fresh: bool = False) -> State:
-        return self.state_of(stage.typed(), fresh=fresh)
-
-    def note(self, name: str, **results: Any) -> None:
-        self.save(typed(name, {**self.stage(name), **results}))
-
-    def finish(self, name: str | StageRecord, **results: Any) -> StageRecord:  # type: ignore[override]
-        if isinstance(name, StageRecord):
-            return super().finish(name)
-        return super().finish(typed(name, {**self.stage(name), **results}))
-
-    def replace(self, name: Any, folder: Path, record: Any = None) -> StageRecord:  # type: ignore[override]
-        return super().replace(name if isinstance(name, StageRecord) else typed(name, record), folder)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dino_pipeline.files import write_bytes
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.record import RunRecord
+from dino_pipeline.run import Run
 from dino_pipeline.stage_records import (
     FinetuneRecord,
     GenerateRecord,
     GenerateSettings,
+    SelectionRecord,
     StageRecord,
     TrainingSettings,
 )
+
+AnyRecord = TypeVar("AnyRecord", bound=StageRecord)
 
 
 def write_record(folder: Path, *records: StageRecord) -> None:
@@ -24,6 +28,20 @@ def write_record(folder: Path, *records: StageRecord) -> None:
     for each in records:
         record = record.with_stage(each)
     write_bytes(folder / "run.json", record.model_dump_json().encode())
+
+
+def recorded(run: Run, kind: type[AnyRecord]) -> AnyRecord:
+    """Return the record of a stage that ran."""
+    record = run.record().of(kind.stage)
+    assert isinstance(record, kind)
+    return record
+
+
+def chosen_by(run: Run) -> SelectionRecord:
+    """Return how a run's best checkpoint was chosen."""
+    selection = recorded(run, FinetuneRecord).selection
+    assert selection is not None
+    return selection
 
 
 def generate_record(settings: dict[str, Any] | None = None, **results: Any) -> GenerateRecord:

@@ -15,8 +15,10 @@ import pytest
 from dino_pipeline.examples import write_examples
 from dino_pipeline.filtering import ingest
 from dino_pipeline.run import Run
+from dino_pipeline.stage_records import FilterRecord
 from tests.commands import ENVIRONMENT, answer, command, files, invoke
 from tests.pairs import Words, outputs
+from tests.records import recorded
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +97,7 @@ def test_a_filter_there_keeps_the_same_rows(tmp_path: Path, nodes: Any, monkeypa
         invoke("filter", tmp_path / "data.jsonl", "--run", tmp_path / name, "--pii", "drop", *where)
     here, there = Run(tmp_path / "here"), Run(tmp_path / "there")
     assert outputs(there) == outputs(here)
-    assert here.stage("filter")["funnel"] == there.stage("filter")["funnel"]
+    assert recorded(here, FilterRecord).funnel == recorded(there, FilterRecord).funnel
     reasons = {json.loads(line)["reason"] for line in here.dropped.read_text().splitlines()}
     assert {"duplicate", "conflicting labels", "near-duplicate input"} <= reasons
 

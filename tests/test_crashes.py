@@ -13,8 +13,10 @@ import pytest
 
 from dino_pipeline.examples import write_examples
 from dino_pipeline.run import Run
+from dino_pipeline.stage_records import FilterRecord
 from tests.commands import dino, files, invoke, start
 from tests.pairs import Words, outputs
+from tests.records import recorded
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,7 @@ def test_a_filter_killed_at_any_moment_leaves_the_old_files_or_the_new(tmp_path:
         with run.locked():
             found = outputs(run)
         assert found in (old, new)
-        assert run.stage("filter")["options"]["seed"] == (1 if found == old else 2)
+        assert recorded(run, FilterRecord).options.seed == (1 if found == old else 2)
         if found == new:
             break
     assert seen, "no kill came while the filter worked"

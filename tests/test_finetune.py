@@ -21,13 +21,14 @@ from dino_pipeline.models import ModelRef
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run, State
+from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.finetune import TrainingJob, finetune_run
 from dino_pipeline.training.objective import Objective, TrainingContext, get_objective
 from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
-from tests.records import write_record
+from tests.records import chosen_by, recorded, write_record
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, t
     assert card.startswith('---\nlibrary_name: "sentence-transformers"')
     for fact in ("| epochs | 2 |", "| learning rate | 0.001 |", "| rows | 96 to train on, 24 held out |", "toy"):
         assert fact in card
-    assert f"| best Spearman x 100, on dev.jsonl | {run.stage('finetune')['selection']['best']} |" in card
+    assert f"| best Spearman x 100, on dev.jsonl | {chosen_by(run).best} |" in card
     assert "one 3" not in card, "no training text in the card"
     assert not run.checkpoints.exists()
     assert reporter.seen[-1] == ("dino, seed 42", 24, 24)
@@ -263,12 +264,12 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     assert train(run, **{**arguments, "reporter": again}) == "resumed"
     assert again.seen[0][1] > 5, "it did not start at the first step"
     assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
-    stage = run.stage("finetune")
-    assert stage["steps"] == 20
-    assert 80 < stage["rows_seen"] <= 160, "batches without a text twice may be smaller"
-    assert stage["rows_seen"] == whole.stage("finetune")["rows_seen"]
-    assert stage["selection"]["measure"] == whole.stage("finetune")["selection"]["measure"]
-    assert not stage["selection"]["human_labels"]
+    record, record_of_whole = recorded(run, FinetuneRecord), recorded(whole, FinetuneRecord)
+    assert record.steps == 20
+    assert 80 < (record.rows_seen or 0) <= 160, "batches without a text twice may be smaller"
+    assert record.rows_seen == record_of_whole.rows_seen
+    assert chosen_by(run).measure == chosen_by(whole).measure
+    assert not chosen_by(run).human_labels
 
 
 @pytest.mark.parametrize("loss", ["cosent", "angle"])
@@ -301,8 +302,8 @@ def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, tra
     run = Run(tmp_path / "run")
     training = Hyperparameters(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
     train(run, training, objective="mirror-bert", reporter=Listener())
-    options = run.stage("finetune")["options"]
-    assert (options["bf16"], options["mini_batch_size"]) == (True, 3)
+    options = recorded(run, FinetuneRecord).options
+    assert (options.bf16, options.mini_batch_size) == (True, 3)
     assert np.isfinite(embedded(run)).all()
 
 
@@ -317,7 +318,7 @@ def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_pa
     train(whole, load=load)
     train(parts, TRAINING.updated(mini_batch_size=4), load=load)
     assert np.allclose(embedded(parts), embedded(whole), atol=1e-4)
-    assert parts.stage("finetune")["steps"] == whole.stage("finetune")["steps"] == 24
+    assert recorded(parts, FinetuneRecord).steps == recorded(whole, FinetuneRecord).steps == 24
     with pytest.raises(OptionError, match="mini_batch_size=3: must divide the 8 rows of a batch"):
         train(Run(tmp_path / "uneven"), TRAINING.updated(mini_batch_size=3), load=load)
 
@@ -327,8 +328,8 @@ def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path,
     write_examples(tmp_path / "people.jsonl", rows(30))
     texts = TrainingTexts(Source(str(data[0])), Source(str(data[1])), select_on=Source(str(tmp_path / "people.jsonl")))
     train(run, texts=texts)
-    assert run.stage("finetune")["selection"]["human_labels"]
-    assert run.stage("finetune")["selection"]["on"] == "people.jsonl"
+    assert chosen_by(run).human_labels
+    assert chosen_by(run).on == "people.jsonl"
     assert "chosen on human labels (`people.jsonl`)" in (run.model / "README.md").read_text()
     assert train(run) == "new", "the best checkpoint is another one without them"
     assert "held-out texts (`dev.jsonl`)" in (run.model / "README.md").read_text()
@@ -350,11 +351,11 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
         for note in reporter.notes
         if "the embeddings have collapsed: cosines of different texts average 1.000" in note
     ]
-    assert run.stage("finetune")["collapsed"]
+    assert recorded(run, FinetuneRecord).collapsed
     assert "embeddings have collapsed" in (run.model / "README.md").read_text()
     sane = Run(tmp_path / "sane")
     train(sane)
-    assert not sane.stage("finetune")["collapsed"]
+    assert recorded(sane, FinetuneRecord).collapsed is False
 
 
 def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(tmp_path: Path, train: Train) -> None:

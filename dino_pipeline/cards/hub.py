@@ -22,7 +22,7 @@ from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
 from dino_pipeline.cards.manifest import Kind, Manifest, published_files
 from dino_pipeline.errors import HubError
-from dino_pipeline.layout import LINEAGE
+from dino_pipeline.run import LINEAGE
 
 PROBLEMS = {
     401: ("the Hub does not know who you are", "log in with `hf auth login`, or set HF_TOKEN"),

@@ -12,7 +12,7 @@ from dino_pipeline.cli.flags import GroupedCommand, flags
 from dino_pipeline.console import Console, table
 from dino_pipeline.errors import OptionError, worded
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.layout import is_unpublished
+from dino_pipeline.run import is_unpublished
 
 
 @click.command("filter", cls=GroupedCommand)

@@ -19,9 +19,8 @@ from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet
 from dino_pipeline.examples import Example
-from dino_pipeline.layout import is_unpublished
 from dino_pipeline.progress import Reporter
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.training.corpus import Corpus, to_evaluate_on
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -19,13 +19,12 @@ from dino_pipeline.filtering.dataset_rules import dataset_rules
 from dino_pipeline.filtering.filter_stage import filter_run, look, open_runtime
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
-from dino_pipeline.layout import is_unpublished
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.public import public
 from dino_pipeline.readers import load_table, read_json_lines
 from dino_pipeline.results import ExampleList
-from dino_pipeline.run import Run
+from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, LabelCounts

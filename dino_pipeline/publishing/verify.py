@@ -18,12 +18,11 @@ from dino_pipeline.cards.hub import download
 from dino_pipeline.cards.manifest import Manifest, file_hashes
 from dino_pipeline.errors import DataError, DinoError, HubError, OptionError, first_line
 from dino_pipeline.files import digest_files, write_json_lines
-from dino_pipeline.layout import LINEAGE
 from dino_pipeline.models import POCKET, model_fingerprint
 from dino_pipeline.options import accepts
 from dino_pipeline.publish_options import ExportOptions, VerifyOptions
 from dino_pipeline.record import RecordError, parse_record, versions
-from dino_pipeline.run import Run
+from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.training.corpus import Source
 

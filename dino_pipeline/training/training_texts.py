@@ -15,8 +15,7 @@ from dino_pipeline.errors import DataError, HubError, RunError
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.finetune_options import TrainingOptions
-from dino_pipeline.layout import LINEAGE
-from dino_pipeline.run import Run
+from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent
 from dino_pipeline.examples import Example
-from dino_pipeline.layout import is_unpublished
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
+from dino_pipeline.run import is_unpublished
 from dino_pipeline.text import plain_label
 from dino_pipeline.training.corpus import to_evaluate_on
 
