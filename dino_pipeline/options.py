@@ -68,7 +68,9 @@ class Options(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise _option_error(cls, error.errors()[0]) from error
+            problems = error.errors()
+            unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+            raise _option_error(cls, (unknown or problems)[0]) from error
 
     def given(self) -> dict[str, Any]:
         """Return the options that were given, by name."""

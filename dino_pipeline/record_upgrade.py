@@ -14,7 +14,7 @@ _WOULD_DROP = re.compile(r"\(--(min-(?:margin|logprob)) (\S+) would drop\)")
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a run.json of format 2 as format 3 has it.
 
-    Wrongly typed parts are left as they are; the types refuse them afterwards.
+    Wrongly typed parts raise whatever they do, or are refused by the types afterwards.
     """
     stages: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "generate": _generate,
@@ -24,8 +24,8 @@ def upgraded(found: dict[str, Any]) -> dict[str, Any]:
     }
     result: dict[str, Any] = {"format": 3}
     for name, upgrade in stages.items():
-        if isinstance(record := found.get(name), dict) and record.get("status") != "clearing":
-            result[name] = upgrade(record)
+        if name in found and found[name]["status"] != "clearing":
+            result[name] = upgrade(found[name])
     return result
 
 
