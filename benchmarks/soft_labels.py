@@ -44,9 +44,8 @@ def score(folder: Path, seed: int, way: str, num_inputs: int, samples: int) -> t
         shutil.copytree(run.label_scores, texts.label_scores)  # for the other ways
     dino("finetune", run.path, "--seed", seed, *TRAINING)
     dino("evaluate", run.path, "--suite", "pocket")
-    record = run.record().filter
-    assert record is not None
-    return gold_spearman(run)["pocket finetuned"], Funnel.of(record).total("kept")
+    kept = Funnel.of(run.record().filter).total("kept")
+    return gold_spearman(run)["pocket finetuned"], kept
 
 
 @click.command()

@@ -121,3 +121,17 @@ def test_a_spec_says_what_labels_are_and_what_prompts_hold() -> None:
     numbers = dino.filter(texts, spec=spec, dev_share=0, without="too short", labels="hard", **EXACT)
     assert {type(example.label) for example in numbers} == ({float} if spec.is_scored else {str})
     assert numbers.record.inputs.stop == spec.stop
+
+
+@pytest.mark.slow
+def test_generated_texts_are_filtered_in_memory_as_a_run_on_disk(tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"model": "pocket", "num_inputs": 30, "samples": 2, "progress": False}
+    texts = dino.generate("sts-x2", **wanted)
+    on_disk = dino.filter(dino.generate("sts-x2", run=tmp_path / "run", **wanted), progress=False)
+    result = dino.filter(texts, spec="sts-x2", progress=False)
+    assert (list(result), result.dropped, result.funnel) == (list(on_disk), on_disk.dropped, on_disk.funnel)
+    verified = dino.filter(texts, verify=True, run=tmp_path / "verified", progress=False)
+    assert verified.funnel.total("dropped", "label not confirmed")
+    assert dino.filter(tmp_path / "verified", verify=True, progress=False).outcome == "done"
+    with pytest.raises(dino.OptionError, match="spec='topics': a run has a spec of its own"):
+        dino.filter(texts, spec="topics", progress=False)

@@ -89,17 +89,21 @@ class ContaminationFilter:
         """Look for near-duplicates of many examples' texts at once, which is faster than one by one."""
         if self.unread:
             self._read()
-        texts = dict.fromkeys(normalise(text) for example in examples for text in example.texts)
+        texts: dict[str, None] = {}
+        for example in examples:
+            texts.update(dict.fromkeys(map(normalise, example.texts)))
         unknown = [text for text in texts if text not in self.by_text]
         keys = band_keys(unknown).tolist()
         self.nearly = {text: self._nearest(text, keys_of) for text, keys_of in zip(unknown, keys, strict=True)}
 
     def _nearest(self, text: str, keys: Sequence[int]) -> str | None:
         """Return the reason to drop a text that is nearly evaluation data; it names the most similar text."""
-        candidates = dict.fromkeys(number for key in keys for number in self.by_band.get(key, ()))
+        candidates: set[int] = set()
+        for key in keys:
+            candidates.update(self.by_band.get(key, ()))
         own = ngrams(text)
         nearest, best = 0, 0.0
-        for number in sorted(candidates):
+        for number in sorted(candidates):  # the first of equally similar texts is named
             similarity = jaccard(own, ngrams(self.texts[number]))
             if similarity > best:
                 nearest, best = number, similarity
@@ -213,5 +217,5 @@ def _fetch(name: str, folder: Path) -> Path:
             option="exclude",
             value=name,
         ) from error
-    write_json_lines(path, ({field: row[field] for field in ("sentence1", "sentence2")} for row in rows))
+    write_json_lines(path, ({"sentence1": row["sentence1"], "sentence2": row["sentence2"]} for row in rows))
     return path

@@ -88,6 +88,11 @@ class ExampleTable:
             for batch in self.db.sql(sql).to_arrow_reader(BATCH):
                 yield batch.to_pydict()
 
+    def stream_rows(self, sql: str) -> Iterator[Any]:
+        """Yield a query's rows. Run no other statement meanwhile."""
+        for batch in self.stream(sql):
+            yield from zip(*batch.values(), strict=True)
+
     def columns(self, sql: str) -> dict[str, NDArray[Any]]:
         """Return the columns of a query by name."""
         with self._errors():

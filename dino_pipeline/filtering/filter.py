@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from dino_pipeline.console import reporter_for
 from dino_pipeline.datasets_in import as_examples
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED
 from dino_pipeline.filtering.dataset_rules import dataset_rules
@@ -27,7 +28,7 @@ from dino_pipeline.results import ExampleList
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterRecord, LabelCounts
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts
 
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
@@ -145,7 +146,7 @@ class _Texts:
 def filter(
     source: Any,
     *,
-    spec: TaskSpec | str | Path | None = None,
+    spec: TaskSpec | str | Path | Mapping[str, object] | None = None,
     progress: bool | Callable[[Progress | str], object] | Reporter = True,
     **options: Any,
 ) -> FilteredPairs:
@@ -154,8 +155,8 @@ def filter(
     Args:
         source: a run (its folder or `Run`), the result of `dino.generate`, a JSONL file, a published dataset (folder or
             Hub id), a list of examples, dicts or ``(text_a, text_b, label)`` tuples, a `datasets.Dataset`, or a frame.
-        spec: the task spec of a list or file. It says whether labels are scores or classes, and which parts of prompts
-            texts must not repeat.
+        spec: the task spec of a list or file, by name, path or content. It says whether labels are scores or classes,
+            and which parts of prompts texts must not repeat.
         progress: True shows progress, False shows nothing; or a function that takes each progress and note.
 
     Returns:
@@ -167,25 +168,15 @@ def filter(
         RunError: the run was filtered with other options before.
     """
     chosen = FilterOptions.of(options)
+    task = None if spec is None else load_spec(spec)
     writes = not (chosen.dry_run or chosen.ablate)
-    own_run = _run_of(source)
-    task = load_spec(Path(spec)) if isinstance(spec, str | Path) else spec
-    own_spec = getattr(source, "spec", None)  # that of texts which `dino.generate` wrote
-    if own_run is not None and task == own_spec:
-        task = None
-    elif own_run is None and task is None:
-        task = own_spec
     with ExitStack() as stack:
         reporter = stack.enter_context(reporter_for(progress))
         folder = chosen.run
-        is_temporary = own_run is None and (folder is None or not writes)
+        is_temporary = _run_of(source) is None and (folder is None or not writes)
         if is_temporary:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
-        if own_run is not None:
-            texts = _use_run(own_run, chosen, task)
-        else:
-            assert folder is not None
-            texts = _write_texts(source, Run(folder), task, chosen.label_type)
+        texts = _open_texts(source, folder, task, chosen)
         if texts.is_final:
             chosen = FilterOptions.of({**FINAL_LABELS, **chosen.given()})
             reporter.note(
@@ -194,38 +185,64 @@ def filter(
         run = texts.run
         stack.enter_context(run.locked())
         runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts.file is None))
-        if not writes:
-            record = look(run, chosen, runtime, texts.file, texts.numeric_labels, texts.prompt, ablate=chosen.ablate)
+        data = (texts.file, texts.numeric_labels, texts.prompt)
+        if writes:
+            state, record = filter_run(run, chosen, runtime, *data, fresh=chosen.fresh)
+            result = FilteredPairs(run, record, "done" if state == "done" else "new")
+        else:
+            record = look(run, chosen, runtime, *data, ablate=chosen.ablate)
             result = FilteredPairs(run, record, "dry run")
-            return result.in_memory() if is_temporary else result
-        state, record = filter_run(
-            run, chosen, runtime, texts.file, texts.numeric_labels, texts.prompt, fresh=chosen.fresh
-        )
-        result = FilteredPairs(run, record, "done" if state == "done" else "new")
         return result.in_memory() if is_temporary else result
 
 
 def _run_of(source: Any) -> Run | None:
-    """Return the run that a source is, None if it is something else."""
-    if isinstance(source, Run):
-        return source
+    """Return the run on disk that a source is or was generated in, None if it is something else."""
     if isinstance(source, str | Path) and is_unpublished(Path(source)):
         return Run(Path(source))
-    own_run = getattr(source, "run", None)  # that of texts which `dino.generate` keeps on disk
-    return own_run if isinstance(own_run, Run) and not isinstance(source, FilteredPairs) else None
+    run = source.run if _is_generated(source) else source
+    return run if isinstance(run, Run) else None
 
 
-def _use_run(run: Run, options: FilterOptions, spec: TaskSpec | None) -> _Texts:
-    """Return a run's own texts, after checking that no option contradicts them."""
-    if options.run is not None and options.run.resolve() != run.path.resolve():
+def _is_generated(source: Any) -> bool:
+    """Return whether a source is the result of `dino.generate`."""
+    return isinstance(getattr(source, "record", None), GenerateRecord)
+
+
+def _open_texts(source: Any, folder: Path | None, spec: TaskSpec | None, options: FilterOptions) -> _Texts:
+    """Return the texts of a source, written into the folder unless they are a run's own or a file's.
+
+    Raises:
+        OptionError: an option contradicts what a run says.
+    """
+    run = _run_of(source)
+    if run is None and not _is_generated(source):
+        assert folder is not None
+        return _write_texts(source, Run(folder), spec, options.label_type)
+    if run is None:
+        assert folder is not None
+        run = Run(folder)
+        _write_run(run, source)
+    elif options.run is not None and options.run.resolve() != run.path.resolve():
         raise OptionError(f"{run.path} is a run itself and written to", "leave it out", option="run", value=options.run)
     if options.label_type is not None:
         raise OptionError(
             "the labels of a run are what its spec says", "leave it out", option="label_type", value=options.label_type
         )
-    if spec is not None:
+    if spec is not None and spec.digest != load_spec(run.spec).digest:
         raise OptionError("a run has a spec of its own", "leave it out", option="spec", value=spec.task_name)
     return _Texts(run)
+
+
+def _write_run(run: Run, texts: Any) -> None:
+    """Write texts that were generated in memory into a run's folder, as if they had been generated there.
+
+    Raises:
+        RunError: the run holds other texts.
+    """
+    if run.state_of(texts.record) != "done":
+        write_json(run.spec, texts.spec.model_dump(mode="json", exclude_none=True))
+        write_examples(run.shards / "00000.jsonl", texts)
+        run.save(texts.record)
 
 
 def _write_texts(source: Any, run: Run, spec: TaskSpec | None, label_type: str | None) -> _Texts:

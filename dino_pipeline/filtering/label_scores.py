@@ -154,10 +154,12 @@ class LabelScores:
         for request in requests.values():
             for prompt, opening in request.prompts:
                 pairs.append((self.decoder.render(prompt, opening), request.text))
-        scored = iter(self.decoder.score(pairs, stop=self.spec.stop))  # labels of one text after another
-        scores = {key: [next(scored) for _ in self.spec.labels] for key in requests}
+        scored = self.decoder.score(pairs, stop=self.spec.stop)  # all labels of the first text, of the second ...
+        labels = len(self.spec.labels)
+        scores: dict[str, list[Scored]] = {}
         rows = []
-        for key, by_label in scores.items():
+        for number, key in enumerate(requests):
+            scores[key] = by_label = scored[number * labels : (number + 1) * labels]
             logprobs, tokens = [score.logprob for score in by_label], [score.tokens for score in by_label]
             rows.append({"key": key, "logprobs": logprobs, "tokens": tokens})
         write_json_lines(self.run.label_scores / f"{self.files:05d}.jsonl", rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def near_duplicate_texts(table: ExampleTable, rows: str, threshold: float, sprea
     """
     pairs: list[SimilarPair] = []
     with spread(partial(_GroupComparer, threshold)) as compare:
-        for similar in compare(_groups(table.stream(query))):
+        for similar in compare(_groups(table.stream_rows(query))):
             pairs += similar
     table.store("similar_rows", SIMILAR.empty_table())
     _add_similar(table, pairs)
@@ -124,12 +124,10 @@ def near_duplicate_texts(table: ExampleTable, rows: str, threshold: float, sprea
 def _store_drops(table: ExampleTable) -> None:
     """Store the rows to drop, by the pairs in ``similar_rows``, in the table ``near_drops`` of `DROPS`."""
     # DuckDB sorts the pairs, which may be more than fit into memory.
-    batches = table.stream("SELECT earlier, later, similarity FROM similar_rows ORDER BY later, earlier")
-    pairs = (pair for batch in batches for pair in zip(*batch.values(), strict=True))
-    drops = [
-        {"id": dropped, "evidence": f"similarity {similarity:.2f}", "duplicate_of": kept}
-        for dropped, kept, similarity in later_duplicates(pairs)
-    ]
+    pairs = table.stream_rows("SELECT earlier, later, similarity FROM similar_rows ORDER BY later, earlier")
+    drops = []
+    for dropped, kept, similarity in later_duplicates(pairs):
+        drops.append({"id": dropped, "evidence": f"similarity {similarity:.2f}", "duplicate_of": kept})
     table.store("near_drops", pa.Table.from_pylist(drops, schema=DROPS))
 
 
@@ -213,11 +211,19 @@ class _PairVerifier:
         return similar
 
 
-def _groups(batches: Iterator[dict[str, list[Any]]]) -> Iterator[list[TextGroup]]:
-    """Yield the rows of `GROUPS_AT_ONCE` inputs and labels at a time; the batches are sorted by input and label."""
-    rows = (row for batch in batches for row in zip(*batch.values(), strict=True))
-    groups = ([(id, text) for _, _, id, text in group] for _, group in groupby(rows, key=itemgetter(0, 1)))
-    while chunk := list(islice(groups, GROUPS_AT_ONCE)):
+def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[TextGroup]]:
+    """Yield the groups of `GROUPS_AT_ONCE` inputs and labels at a time.
+
+    Args:
+        rows: ``(input, label, id, text)``, sorted by input and label.
+    """
+    chunk: list[TextGroup] = []
+    for _, group in groupby(rows, key=itemgetter(0, 1)):
+        chunk.append([(id, text) for _, _, id, text in group])
+        if len(chunk) == GROUPS_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
         yield chunk
 
 
