@@ -95,7 +95,7 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise OptionError(
             f"no cluster can be reached ({first_line(error)})",
-            "give the address that `ray start --head` printed, or {ray=local} to start a cluster here",
+            "give the address that Ray printed when the cluster was started, or {ray=local} to start one here",
             option="ray",
             value=address,
         ) from error

@@ -86,13 +86,16 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["generate", "nowhere.json"], "error: nowhere.json, cannot be read: No such file"),
         (
             ["generate", "SPEC", "--model", "nowhere"],
-            "error: nowhere: cannot be loaded as a causal language model (there is no such folder; as to the Hub: ",
+            "error: nowhere: cannot be loaded as a causal language model (there is no such folder, and the Hub says: ",
         ),
         (["generate", "SPEC", "--model", "./nowhere"], "error: ./nowhere: there is no such folder"),
         (["evaluate", "./nowhere", "--suite", "pocket"], "error: ./nowhere: there is no such folder"),
         (["generate", "SPEC", "--model", "ENCODER"], "cannot be loaded as a causal language model"),
         (["generate", "SPEC", "--device", "gpu7"], "error: --device gpu7: "),
-        (["generate", "SPEC", "--device", "cpu", "--device-map", "auto"], "--device and --device-map exclude each"),
+        (
+            ["generate", "SPEC", "--device", "cpu", "--device-map", "auto"],
+            "error: --device cpu: cannot be combined with the device map auto; leave out --device or --device-map",
+        ),
         (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
         (["filter", "nowhere"], "error: nowhere: is not there"),
         (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; name the folder to write with --run"),
@@ -134,7 +137,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         ),
         (["evaluate", "ENCODER"], "error: there is no data to evaluate on; give --data FILE, or --suite pocket"),
         (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),
-        (["generate", "SPEC", "--samples", "0"], "Invalid value for '--samples'"),
+        (["generate", "SPEC", "--samples", "0"], "error: --samples 0: must be at least 1"),
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(

@@ -9,9 +9,10 @@ from unittest.mock import patch
 
 import pytest
 
+import dino_pipeline as dino
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.prompts import Task, task_prompts
-from dino_pipeline.errors import ModelError, OptionError, RunError
+from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation import generate_stage as stage
@@ -24,6 +25,7 @@ from dino_pipeline.options import Sampling
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateRecord, GenerateSettings
+from tests.commands import invoke
 from tests.conftest import TOY_SPEC
 from tests.toys import Listener, char_tokenizer, tiny_model
 
@@ -330,3 +332,67 @@ def test_a_generator_of_one_and_the_same_input_is_an_error_not_a_loop(tmp_path: 
     options: dict[str, Any] = {"num_inputs": 500, "input_sampling": Sampling(top_k=1)}
     with pytest.raises(ModelError, match=r"further texts were new, and there are \d of 500 inputs; sample more widely"):
         write(Run(tmp_path / "run"), decoder, **options)
+
+
+def test_texts_from_python_are_a_list_that_the_filter_takes() -> None:
+    texts = dino.generate("sts-x2", inputs=[" A man runs. ", "", "A dog sleeps."], samples=2, progress=False)
+    assert len(texts) == len(list(texts)) == sum(total.accepted for total in texts.record.counts.values())
+    assert {text.text_a for text in texts} == {"A man runs.", "A dog sleeps."}
+    assert len(texts) + len(texts.rejected) == 12
+    assert (texts.state, texts.run, texts.spec.task_name) == ("new", None, "sts-x2")
+    assert repr(texts).startswith(f"GeneratedTexts({len(texts)} texts for sts-x2; accepted: 1 ")
+    kept = dino.filter(texts, random_pairs=0, near_duplicates=0, dev_share=0.0, progress=False)
+    assert {pair.text_a for pair in kept} <= {text.text_a for text in texts}
+    assert kept.record.inputs.stop == '"', "the prompts' parts come with the texts"
+
+
+def test_a_run_from_python_is_the_command_lines(tmp_path: Path, toy_generator: Path) -> None:
+    options: dict[str, Any] = {"model": str(toy_generator), "inputs": TEXTS, "samples": 2, "progress": False}
+    first = dino.generate(TOY_SPEC, run=tmp_path / "run", more={"0.5": 1}, **options)
+    model = first.record.options.model
+    assert (model.name, model.dtype, bool(model.fingerprint)) == (str(toy_generator), "float32", True)
+    assert first.record.counts["0.5"].written == 3 * len(TEXTS)
+    again = dino.generate(TOY_SPEC, run=Run(tmp_path / "run"), more=["0.5=1"], **options)
+    assert (again.state, list(again), again.rejected) == ("done", list(first), first.rejected)
+    assert "texts are up to date" in invoke(
+        *("generate", tmp_path / "run" / "spec.json", "--run", tmp_path / "run", "--model", toy_generator),
+        *("--inputs", tmp_path / "run" / "inputs.jsonl", "--samples", "2", "--more", "0.5=1"),
+    )
+    in_run = dino.filter(again, dry_run=True, progress=False)
+    assert in_run.run.path == tmp_path / "run", "the run is filtered, where its texts are"
+    with pytest.raises(RunError, match=r"earlier calls asked for other extra samples; give more=0.5=1 first"):
+        dino.generate(TOY_SPEC, run=tmp_path / "run", more={"1": 1}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples=0: must be at least 1"),
+        ({"top_p": 1.5}, "top_p=1.5: must be at most 1"),
+        ({"samplse": 3}, r"samplse: there is no such option; did you mean samples\?"),
+        ({"seed": True}, "seed=True: must not be true or false"),
+        ({"input_format": "word"}, "input_format='word': must be one of auto, text, jsonl, sts"),
+        ({"rows": "many"}, "rows='many': must be a valid integer"),
+        ({"inputs": [3]}, "input 0: is 3; give a file, or texts"),
+        ({"inputs": []}, "the inputs hold no text"),
+        ({"more": {"0.7": 1}}, "more='0.7=1': there is no such label; choose from 1, 0.5, 0"),
+        ({"more": {"1": 0}}, "more='1=0': is not LABEL=N with N of 1 or more"),
+        ({"more": 3}, "must give a number of texts for each label"),
+        ({"more": {"1": 1}, "until_target": 3}, "cannot be combined with a target; leave out more or until_target"),
+        ({"budget": 9}, "budget=9: has no meaning without a target; give until_target as well"),
+        (
+            {"budget": 9, "until_target": 1},
+            "budget=9: the first round alone writes 45 texts; raise it, or lower num_in",
+        ),
+        ({"workers": 2}, "workers: has no meaning without a cluster; give ray as well"),
+        ({"base_url": "http://h/v1"}, "base_url: belongs to the engine openai; leave it out, or give engine='openai'"),
+        ({"engine": "openai"}, "engine='openai': needs the server's address; give base_url='http"),
+        ({"engine": "openai", "base_url": "http://h/v1", "decay": 9}, "decay: a server cannot debias"),
+        ({"engine": "openai", "base_url": "http://h/v1", "best_of": 2}, "best_of=2: needs a scorer"),
+        ({"engine": "openai", "base_url": "http://h/v1", "dtype": "float16"}, "dtype: belongs to the engine transform"),
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu': cannot be combined with the device map auto"),
+    ],
+)
+def test_a_wrong_option_from_python_is_named_with_its_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((OptionError, DataError), match=message):
+        dino.generate(TOY_SPEC, **{"inputs": TEXTS, "samples": 3, "progress": False, **options})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import dino_pipeline as dino
 from dino_pipeline.cli.generation_commands import marked
 from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
@@ -142,3 +143,18 @@ def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, mo
     assert told(45.0, asked) == told(10.0, {"spec": "b"}) == []
     (note,) = told(20.0, asked)
     assert note.startswith("20.0 texts a second, 50.0 were measured by the preview: 4 minutes are left")
+
+
+def test_a_preview_from_python_keeps_its_estimate_only_with_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"inputs": ["A man runs.", "A dog sleeps."], "samples": 1, "texts": 1, "progress": False}
+    result = dino.preview("sts-x2", **options)
+    assert not list(tmp_path.iterdir())
+    assert re.fullmatch(r"Preview\(6 texts would take about .* and .* GiB of memory\)", repr(result))
+    assert [(text.label, result.changed_share(text.label) is None) for text in result.texts] == [
+        *(("1", True), ("0.5", False), ("0", False))
+    ]
+    dino.preview("sts-x2", run=tmp_path / "run", **options)
+    assert (tmp_path / "run" / "estimate.json").exists()

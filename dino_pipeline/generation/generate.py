@@ -90,7 +90,7 @@ class GeneratedTexts(ExampleList):
 
 @accepts(GenerateOptions)
 def generate(
-    spec: TaskSpec | str | Path | Mapping[str, Any],
+    spec: TaskSpec | str | Path | Mapping[str, object],
     *,
     progress: bool | Callable[[Progress | str], object] | Reporter = True,
     **options: Any,
@@ -114,7 +114,7 @@ def generate(
         RunError: the run was begun with other options.
     """
     chosen = GenerateOptions.of(options)
-    task = spec if isinstance(spec, TaskSpec) else load_spec(spec)  # type: ignore[arg-type]
+    task = load_spec(spec)
     inputs = open_inputs(task, chosen)
     _check_budget(chosen, task, inputs)
     _check_labels(chosen, task)

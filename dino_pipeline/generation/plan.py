@@ -140,7 +140,7 @@ def is_intact(paths: Sequence[Path], checksums: Checksums, reporter: Reporter) -
     if not checksums.has(*paths):
         return False
     if changed := checksums.first_changed(*paths):
-        reporter.note(f"{changed}: its checksum is not the recorded one: it is written again")
+        reporter.note(f"{changed}: is not what was written (its checksum differs): it is written again")
     return changed is None
 
 

@@ -71,7 +71,7 @@ class Preview:
 
 @accepts(PreviewOptions)
 def preview(
-    spec: TaskSpec | str | Path | Mapping[str, Any],
+    spec: TaskSpec | str | Path | Mapping[str, object],
     *,
     progress: bool | Callable[[Progress | str], object] | Reporter = True,
     **options: Any,
@@ -94,7 +94,7 @@ def preview(
     """
     started = time.monotonic()
     chosen = PreviewOptions.of(options)
-    task = spec if isinstance(spec, TaskSpec) else load_spec(spec)  # type: ignore[arg-type]
+    task = load_spec(spec)
     inputs = open_inputs(task, chosen)
     with reporter_for(progress) as reporter:
         engine = local_engine(chosen, None, reporter)

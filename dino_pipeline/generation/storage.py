@@ -122,7 +122,7 @@ class RemoteStorage:
             content = self.files.cat_file(self._path(name))
             if hashlib.sha256(content).hexdigest() != digest:
                 self.files.rm_file(self._mark_path(mark))
-                reporter.note(f"{self.url}/{name}: its checksum is not the recorded one: it is written again")
+                reporter.note(f"{self.url}/{name}: is not what was written (its checksum differs): it is written again")
                 return
             write_bytes(path, content)
         checksums.add(*(run.path / name for name in mark))
