@@ -273,7 +273,7 @@ def test_a_run_is_reported_published_verified_and_exported_from_python(
     opened: Counter[str] = Counter()
 
     def counting(path: Any, *arguments: Any, **others: Any) -> Any:
-        opened.update([Path(path).name] if isinstance(path, str | Path) else [])
+        opened.update([str(path)] if isinstance(path, str | Path) else [])
         return open_file(path, *arguments, **others)
 
     open_file = io.open
@@ -281,7 +281,8 @@ def test_a_run_is_reported_published_verified_and_exported_from_python(
         patch.setattr(io, "open", counting)
         patch.setattr("builtins.open", counting)
         published = dino.publish(run, repo="me/sts", license="mit", dry_run=True, progress=False)
-    assert opened["run.json"] <= 8 and opened["spec.json"] <= 4, "read once, and once more for each copy and hash"
+    assert opened[f"{run}/run.json"] <= 2, "by publish, and for the encoder of its report"
+    assert opened[f"{run}/spec.json"] <= 2, "to be read, and to be copied"
     assert published.dataset and published.model and published.model.upload is None
     verification = dino.verify(published.dataset.folder)
     assert (verification.problems, verification.rerun_differences) == ([], [])
@@ -297,6 +298,16 @@ def test_a_run_is_reported_published_verified_and_exported_from_python(
     for said, (function, options) in wrong.items():
         with pytest.raises(OptionError, match=re.escape(said)):
             function(run, **options)
+
+
+def test_texts_that_were_generated_from_python_are_published(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_inputs": 8, "samples": 2, "run": tmp_path / "run", "progress": False}
+    pairs = dino.generate(SPECS / "sts-x2.json", model="pocket", **options)
+    dino.filter(pairs, near_duplicates=0, dev_share=0, progress=False)
+    published = dino.publish(tmp_path / "run", repo="me/sts", dry_run=True, progress=False)
+    assert published.dataset and published.model is None
+    card = (published.dataset.folder / "README.md").read_text()
+    assert "| generator | pocket |" in card and "--num-inputs 8 --samples 2" in card
 
 
 def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None:
