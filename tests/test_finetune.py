@@ -29,6 +29,7 @@ from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
 from tests.records import chosen_by, recorded, write_record
+from tests.pairs import Words
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
@@ -473,6 +474,14 @@ def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
     told = dino.finetune(classes, **few | {"objective_options": {}})
     assert told.dino.head.classes == ("cat", "dog")
     assert set(told.dino.head.predict(told.encode(texts))) <= {"cat", "dog"}
+
+
+def test_what_a_filter_kept_becomes_an_encoder_that_knows_how_it_was_filtered(toy_encoder: Path) -> None:
+    kept = dino.filter(Words().pairs(40), dev_share=0.2, progress=False)
+    encoder = dino.finetune(kept, encoder=str(toy_encoder), steps=1, progress=False)
+    record = encoder.dino.record
+    assert (record.train, record.dev) == (len(kept.train), len(kept.dev))
+    assert record.origin.filter == kept.record
 
 
 def test_a_run_named_from_python_is_kept_and_not_trained_again(

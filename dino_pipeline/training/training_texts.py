@@ -19,7 +19,7 @@ from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
-from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation
+from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
 from dino_pipeline.training.objective import Objective
 
 HELD_OUT_SHARE = 0.1
@@ -171,7 +171,7 @@ def _of_dataset(name: str, options: TrainingOptions) -> Sources:
     origin = _published_origin(name, options.data_revision)
     if origin is None:
         return train, None, TextsOrigin()
-    return train, None if options.dev is not None else validation(train), origin
+    return train, None if options.dev is not None else validation_source(train), origin
 
 
 def _in_memory(source: Any, options: TrainingOptions) -> Sources:
