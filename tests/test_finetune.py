@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 
 import dino_pipeline as dino
@@ -464,6 +464,16 @@ def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
     columns = Dataset.from_list([{"first": a, "second": b, "label": label} for a, b, label in pairs])
     named = dino.finetune(columns, column={"text_a": "first", "text_b": "second"}, dev=rows(24), **few)
     assert np.allclose(named.encode("a one 1"), encoder.encode("a one 1"))
+    splits = DatasetDict(
+        {
+            "train": columns,
+            "validation": Dataset.from_list(
+                [{"first": row.text_a, "second": row.text_b, "label": row.label} for row in rows(24)]
+            ),
+        }
+    )
+    parted = dino.finetune(splits, column={"text_a": "first", "text_b": "second"}, **few)
+    assert (parted.dino.record.train, parted.dino.record.dev) == (40, 24)
     texts = [example.text_a for example in rows(40)]
     seen = list[Progress | str]()
     few |= {"progress": seen.append, "objective_options": {"temperature": 0.1}}

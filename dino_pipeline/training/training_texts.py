@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -175,13 +176,22 @@ def _of_dataset(name: str, options: TrainingOptions) -> Sources:
 
 
 def _in_memory(source: Any, options: TrainingOptions) -> Sources:
-    """Return texts in memory. The result of `filter` brings its held-out texts and its record along."""
+    """Return texts in memory. The result of `filter` brings its held-out texts and its record along.
+
+    Of a `datasets.DatasetDict`, the splits ``train`` and ``validation`` are taken.
+    """
+    if isinstance(source, Mapping):
+        if "train" not in source:
+            raise DataError(f"the splits are {', '.join(map(str, source))}, and train is missing", "give one of them")
+        held_out = source.get("validation")
+        train = _source(source["train"], options, classes=False)
+        return train, None if held_out is None else _source(held_out, options, classes=False), TextsOrigin()
     if not isinstance(source, FilteredPairs):
         return _source(source, options, classes=False), None, TextsOrigin()
     classes = _holds_classes(source.record)
     train = _source(source.train, options, classes)
-    held_out = _source(source.dev, options, classes) if source.dev else None
-    return train, held_out, TextsOrigin(filter=source.record)
+    dev = _source(source.dev, options, classes) if source.dev else None
+    return train, dev, TextsOrigin(filter=source.record)
 
 
 def _holds_classes(filtered: FilterRecord | None) -> bool:
