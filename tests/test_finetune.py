@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 
 import dino_pipeline as dino
@@ -29,6 +29,7 @@ from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
 from tests.records import chosen_by, recorded, write_record
+from tests.pairs import Words
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
@@ -463,6 +464,16 @@ def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
     columns = Dataset.from_list([{"first": a, "second": b, "label": label} for a, b, label in pairs])
     named = dino.finetune(columns, column={"text_a": "first", "text_b": "second"}, dev=rows(24), **few)
     assert np.allclose(named.encode("a one 1"), encoder.encode("a one 1"))
+    splits = DatasetDict(
+        {
+            "train": columns,
+            "validation": Dataset.from_list(
+                [{"first": row.text_a, "second": row.text_b, "label": row.label} for row in rows(24)]
+            ),
+        }
+    )
+    parted = dino.finetune(splits, column={"text_a": "first", "text_b": "second"}, **few)
+    assert (parted.dino.record.train, parted.dino.record.dev) == (40, 24)
     texts = [example.text_a for example in rows(40)]
     seen = list[Progress | str]()
     few |= {"progress": seen.append, "objective_options": {"temperature": 0.1}}
@@ -473,6 +484,14 @@ def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
     told = dino.finetune(classes, **few | {"objective_options": {}})
     assert told.dino.head.classes == ("cat", "dog")
     assert set(told.dino.head.predict(told.encode(texts))) <= {"cat", "dog"}
+
+
+def test_what_a_filter_kept_becomes_an_encoder_that_knows_how_it_was_filtered(toy_encoder: Path) -> None:
+    kept = dino.filter(Words().pairs(40), dev_share=0.2, progress=False)
+    encoder = dino.finetune(kept, encoder=str(toy_encoder), steps=1, progress=False)
+    record = encoder.dino.record
+    assert (record.train, record.dev) == (len(kept.train), len(kept.dev))
+    assert record.origin.filter == kept.record
 
 
 def test_a_run_named_from_python_is_kept_and_not_trained_again(

@@ -18,7 +18,13 @@ from scipy.stats import beta, chisquare, kstest
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.finetune_options import OBJECTIVES, Hyperparameters
-from dino_pipeline.training.objective import TrainingContext, get_objective, resolve_hyperparameters, row_views
+from dino_pipeline.training.objective import (
+    REGISTRY,
+    TrainingContext,
+    get_objective,
+    resolve_hyperparameters,
+    row_views,
+)
 from dino_pipeline.training.objectives.contrastive import InfoNCELoss, NTXentLoss, own_tensors
 from dino_pipeline.training.objectives.declutr import SpanSampler
 from dino_pipeline.training.objectives.mirror_bert import draw_view, mask_characters, mask_words
@@ -424,6 +430,7 @@ def test_every_objective_is_told_in_full(name: str) -> None:
 
 
 def test_the_defaults_are_the_papers() -> None:
+    assert tuple(REGISTRY) == OBJECTIVES
     expected = {
         "dino": Hyperparameters(
             epochs=1, batch_size=32, learning_rate=2e-5, weight_decay=0.01, warmup=0.1, options={"loss": "cosine"}

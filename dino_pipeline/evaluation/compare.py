@@ -11,9 +11,11 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pydantic import field_validator
+
 from dino_pipeline.console import reporter_for, table
 from dino_pipeline.encoders import load_encoder
-from dino_pipeline.errors import DataError, ModelError
+from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluate_options import EvaluateOptions
 from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.evaluate import baselines, evaluate_run, scores_of
@@ -73,6 +75,26 @@ class ComparisonFile(Record):
     training: dict[str, Hyperparameters]
     """Hyper-parameters by objective."""
     rows: tuple[ComparisonRow, ...]
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _of_last_version(cls, encoder: Any) -> Any:
+        """Return the encoder of a file of the last version, which called its name ``encoder``."""
+        if isinstance(encoder, dict) and "encoder" in encoder:
+            return {"name": encoder["encoder"], **{key: encoder[key] for key in encoder if key != "encoder"}}
+        return encoder
+
+    @classmethod
+    def read(cls, path: Path) -> ComparisonFile:
+        """Read compare.json.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+            raise DataError(f"{path}: is damaged ({first_line(error)})", "run {compare()} again") from error
 
 
 @dataclass(frozen=True)

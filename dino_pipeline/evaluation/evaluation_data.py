@@ -21,7 +21,7 @@ from dino_pipeline.evaluation.suites.suite import EvaluationSet
 from dino_pipeline.examples import Example
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, is_unpublished
-from dino_pipeline.training.corpus import Corpus, to_evaluate_on
+from dino_pipeline.training.corpus import Corpus, evaluation_source
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -166,7 +166,7 @@ def _read(source: EvaluationSource, suite: str | None, reporter: Reporter) -> Ev
             reporter.note(note)
         return data
     if suite in ("pairs", None):
-        corpus = to_evaluate_on(source.path).corpus
+        corpus = evaluation_source(source.path).corpus
         if suite or _are_scored_pairs(corpus.examples):
             return ScoredPairs.of(source.name, corpus)
     return Probe.read(source.name, source.path)

@@ -9,7 +9,7 @@ from datetime import datetime
 from dino_pipeline.cards.document import Block, DataTable, FactList, Paragraph, number, visible
 from dino_pipeline.cards.model_card import effective
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluation.compare import ComparisonRow, table_lines
+from dino_pipeline.evaluation.compare import ComparisonFile, table_lines
 from dino_pipeline.evaluation.compare import remarks as row_remarks
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.measures import measure_title
@@ -114,14 +114,13 @@ def comparison(source: ReportSource) -> list[Block]:
     if not path.exists():
         raise SectionMissing("", "{compare()} has not run")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [ComparisonRow(**row) for row in content["rows"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SectionMissing("compare.json is damaged", "run {compare()} again") from error
-    sets = list(dict.fromkeys(name for row in rows for name in row.scores or ()))
-    header, *lines = table_lines(rows, sets)
-    caption = f"{content['unit']}, mean and range of seeds {', '.join(map(str, content['seeds']))}"
-    return [DataTable(caption, header, lines), *(Paragraph(remark) for remark in row_remarks(rows))]
+        compared = ComparisonFile.read(path)
+    except DataError as error:
+        raise SectionMissing("compare.json is damaged", error.remedy) from error
+    sets = list(dict.fromkeys(name for row in compared.rows for name in row.scores or ()))
+    header, *lines = table_lines(compared.rows, sets)
+    caption = f"{compared.unit}, mean and range of seeds {', '.join(map(str, compared.seeds))}"
+    return [DataTable(caption, header, lines), *(Paragraph(remark) for remark in row_remarks(compared.rows))]
 
 
 def lineage(source: ReportSource) -> list[Block]:

@@ -215,7 +215,7 @@ def _read_texts(path: Path) -> list[Example]:
     return texts
 
 
-def to_evaluate_on(path: Path, *, classes: bool = False) -> Source:
+def evaluation_source(path: Path, *, classes: bool = False) -> Source:
     """Return a file as a source, or the split of a dataset to evaluate on: test, else validation, else train."""
     source = Source(str(path), classes=classes)
     splits = [] if path.is_file() else _splits(source)
@@ -225,7 +225,7 @@ def to_evaluate_on(path: Path, *, classes: bool = False) -> Source:
     return replace(source, split=splits[0]) if splits else source
 
 
-def validation(source: Source) -> Source | None:
+def validation_source(source: Source) -> Source | None:
     """Return the validation split of a source's dataset, None if it has none."""
     return replace(source, split="validation") if "validation" in _splits(source) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
-from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation
+from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
 from dino_pipeline.training.objective import Objective
 
 HELD_OUT_SHARE = 0.1
@@ -171,17 +172,26 @@ def _of_dataset(name: str, options: TrainingOptions) -> Sources:
     origin = _published_origin(name, options.data_revision)
     if origin is None:
         return train, None, TextsOrigin()
-    return train, None if options.dev is not None else validation(train), origin
+    return train, None if options.dev is not None else validation_source(train), origin
 
 
 def _in_memory(source: Any, options: TrainingOptions) -> Sources:
-    """Return texts in memory. The result of `filter` brings its held-out texts and its record along."""
+    """Return texts in memory. The result of `filter` brings its held-out texts and its record along.
+
+    Of a `datasets.DatasetDict`, the splits ``train`` and ``validation`` are taken.
+    """
+    if isinstance(source, Mapping):
+        if "train" not in source:
+            raise DataError(f"the splits are {', '.join(map(str, source))}, and train is missing", "give one of them")
+        held_out = source.get("validation")
+        train = _source(source["train"], options, classes=False)
+        return train, None if held_out is None else _source(held_out, options, classes=False), TextsOrigin()
     if not isinstance(source, FilteredPairs):
         return _source(source, options, classes=False), None, TextsOrigin()
     classes = _holds_classes(source.record)
     train = _source(source.train, options, classes)
-    held_out = _source(source.dev, options, classes) if source.dev else None
-    return train, held_out, TextsOrigin(filter=source.record)
+    dev = _source(source.dev, options, classes) if source.dev else None
+    return train, dev, TextsOrigin(filter=source.record)
 
 
 def _holds_classes(filtered: FilterRecord | None) -> bool:

@@ -14,7 +14,7 @@ from dino_pipeline.evaluate_options import Aggregate
 from dino_pipeline.evaluation.suites.suite import Embedder, Measures, cosines, percent
 from dino_pipeline.measures import Measurement, Vector, mean, pearson, spearman
 from dino_pipeline.text import word_overlap
-from dino_pipeline.training.corpus import Corpus, to_evaluate_on
+from dino_pipeline.training.corpus import Corpus, evaluation_source
 
 WORD_OVERLAP = "word overlap (Jaccard)"
 
@@ -42,7 +42,7 @@ class ScoredPairs:
         Raises:
             DataError: a row is not a pair with a number, or all numbers are equal.
         """
-        return cls.of(name, to_evaluate_on(path).corpus, suite)
+        return cls.of(name, evaluation_source(path).corpus, suite)
 
     @classmethod
     def of(cls, name: str, corpus: Corpus, suite: str = "pairs") -> ScoredPairs:

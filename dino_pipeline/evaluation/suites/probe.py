@@ -21,7 +21,7 @@ from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import is_unpublished
 from dino_pipeline.text import plain_label
-from dino_pipeline.training.corpus import to_evaluate_on
+from dino_pipeline.training.corpus import evaluation_source
 
 FOLDS = 10
 INNER_FOLDS = 3
@@ -204,7 +204,7 @@ def _fit_and_classify(features: Embeddings, gold: Integers, test_features: Embed
 
 
 def _read(path: Path) -> list[Example]:
-    return with_classes(to_evaluate_on(path, classes=True).corpus.examples, str(path))
+    return with_classes(evaluation_source(path, classes=True).corpus.examples, str(path))
 
 
 def with_classes(examples: Sequence[Example], source: str) -> list[Example]:
