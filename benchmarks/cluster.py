@@ -19,7 +19,7 @@ import click
 
 from benchmarks.common import ONE_THREAD, SPEC, dino, distinct_sentences, machine
 from benchmarks.filtering import write_pairs
-from dino_pipeline.console import table
+from dino_pipeline.progress import table
 
 
 def digest(folder: Path, *names: str) -> str:

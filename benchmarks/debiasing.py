@@ -16,9 +16,9 @@ from statistics import fmean
 import click
 
 from benchmarks.common import SPEC, dino, gold_spearman
-from dino_pipeline.console import table
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files
+from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 from tools.pocket.corpus import relation_holds
 from tools.pocket.fidelity import LABELS

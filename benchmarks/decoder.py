@@ -44,8 +44,8 @@ from benchmarks.contenders import (
     run_generate,
     run_reference,
 )
-from dino_pipeline.console import table
 from dino_pipeline.decoding.hardware import tune
+from dino_pipeline.progress import table
 
 SHAPES = {
     "gpt2-124m": GPT2Config(vocab_size=VOCAB),

@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from benchmarks.common import dino_watched, machine
-from dino_pipeline.console import table
+from dino_pipeline.progress import table
 
 WORDS = 20_000
 LABELS = (1.0, 0.5, 0.0)

@@ -22,7 +22,6 @@ from typing import Any
 import click
 
 from benchmarks.common import SPEC, Memory, distinct_sentences, machine, timed
-from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.generation.generate_stage import write_texts
@@ -30,6 +29,7 @@ from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.processes import peak_memory
+from dino_pipeline.progress import Console, table
 from dino_pipeline.readers import InputFile
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec

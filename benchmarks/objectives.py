@@ -20,9 +20,9 @@ import transformers
 
 from benchmarks.common import dino, distinct_sentences, timed
 from dino_pipeline import pocket
-from dino_pipeline.console import table
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.processes import peak_memory
+from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 from dino_pipeline.training.objective import TrainingContext, get_objective
 from dino_pipeline.training.objectives.simcse import MemoryBuffer

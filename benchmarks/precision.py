@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import SPEC, distinct_sentences
-from dino_pipeline.console import table
 from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
+from dino_pipeline.progress import table
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from benchmarks.common import SPEC, dino, machine
-from dino_pipeline.console import table
+from dino_pipeline.progress import table
 
 
 @click.command()

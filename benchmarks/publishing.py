@@ -15,7 +15,7 @@ import click
 
 from benchmarks.common import dino_watched, machine
 from benchmarks.report import make_run
-from dino_pipeline.console import table
+from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 
 

@@ -14,11 +14,11 @@ import click
 
 from benchmarks.common import SPEC, dino, dino_watched, machine
 from benchmarks.filtering import LABELS, SAMPLES, write_part
-from dino_pipeline.console import table
 from dino_pipeline.files import write_json
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
+from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import GenerateRecord, GenerateSettings, LabelTotals

@@ -30,7 +30,6 @@ import click
 from benchmarks.common import SPEC, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.cluster import CALLS_PER_WORKER
-from dino_pipeline.console import table
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generation.plan import GenerationJob, Plan, Shard
@@ -39,7 +38,7 @@ from dino_pipeline.generation.ray_writer import STORING_THREADS, store_shard
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
-from dino_pipeline.progress import Progress, SilentReporter, no_counts
+from dino_pipeline.progress import Progress, SilentReporter, no_counts, table
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import GenerateSettings

@@ -15,8 +15,8 @@ from statistics import fmean
 import click
 
 from benchmarks.common import SPEC, dino, gold_spearman
-from dino_pipeline.console import table
 from dino_pipeline.funnel import Funnel
+from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 
 WAYS = {

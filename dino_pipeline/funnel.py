@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from dino_pipeline.console import table
 from dino_pipeline.errors import PYTHON, Wording, worded
-from dino_pipeline.results import table_html
+from dino_pipeline.in_memory import table_html
+from dino_pipeline.progress import table
 from dino_pipeline.stage_records import FilterRecord, FunnelStep, Label, LabelCounts, StepKind
 
 Counts = dict[Label, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,11 @@ class ModelRef(BaseModel):
     def path(self, role: Role) -> str:
         """Return what loaders take: the folder of an embedded model, any other name as it is."""
         return model_path(self.name, role)
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form ``user/name`` of a repository on the Hub."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
 def model_path(name: str, role: Role) -> str:

@@ -1,4 +1,4 @@
-"""run.json: the records of all stages of a run.
+"""run.json: the records of all stages of a run, and what others may see of them.
 
 The file is read once, where a run is opened (`run.Run.record`), and handed on as values. A file written by the last
 version (format 2) is brought to these types when it is read.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dino_pipeline import __version__
-from dino_pipeline.record_upgrade import upgraded
+from dino_pipeline.models import POCKET
 from dino_pipeline.stage_records import (
     EvaluateRecord,
     FilterRecord,
@@ -120,3 +122,121 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[library] = importlib.metadata.version(library)
     return found
+
+
+_MODEL_FIELDS = ("revision", "fingerprint", "dtype", "adapter", "adapter_fingerprint", "quantize", "trust_remote_code")
+_FILTER_INPUTS = ("source", "numeric_labels", "stop", "fields", "excluded", "semantic_fingerprint")
+_WOULD_DROP = re.compile(r"\(--(min-(?:margin|logprob)) (\S+) would drop\)")
+
+
+def upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a run.json of format 2 as format 3 has it.
+
+    Wrongly typed parts raise whatever they do, or are refused by the types afterwards.
+    """
+    stages: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "generate": _generate,
+        "filter": _filter,
+        "finetune": _finetune,
+        "evaluate": dict,
+    }
+    result: dict[str, Any] = {"format": 3}
+    for name, upgrade in stages.items():
+        if name in found and found[name]["status"] != "clearing":
+            result[name] = upgrade(found[name])
+    return result
+
+
+def _model(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take the fields of a model out of flat options."""
+    model = {"name": options.pop(name)}
+    model |= {field: options.pop(field) for field in _MODEL_FIELDS if field in options}
+    model["chat"] = options.pop("chat", "off") == "on"
+    return model
+
+
+def _generate(record: dict[str, Any]) -> dict[str, Any]:
+    options = dict(record["options"])
+    options["model"] = _model(options, "model")
+    if isinstance(scorer := options.get("scorer"), dict):
+        options["scorer"] = _model(dict(scorer), "model")
+    return {**record, "options": options}
+
+
+def _filter(record: dict[str, Any]) -> dict[str, Any]:
+    options = dict(record["options"])
+    options |= options.pop("hygiene")
+    options["rule"] = options.pop("custom")
+    inputs = {name: options.pop(name) for name in _FILTER_INPUTS}
+    inputs["rule_digest"] = options.pop("custom_digest")
+    steps = [_step(name, counts) for name, counts in record.get("funnel", [])]
+    return {**record, "options": options, "inputs": inputs, "funnel": steps}
+
+
+def _step(name: str, counts: Any) -> dict[str, Any]:
+    """Return a step of the funnel whose kind was part of the words that it was shown by."""
+    if name.startswith("- "):
+        return {"kind": "dropped", "rule": name[2:], "counts": counts}
+    if name.startswith("+ "):
+        return {"kind": "added", "rule": name[2:], "counts": counts}
+    if match := _WOULD_DROP.fullmatch(name):
+        return {"kind": "would_drop", "rule": f"{match[1].replace('-', '_')}={match[2]}", "counts": counts}
+    if name.startswith("(flagged: "):
+        return {"kind": "flagged", "rule": name[len("(flagged: ") : -1], "counts": counts}
+    return {"kind": name, "counts": counts}
+
+
+def _finetune(record: dict[str, Any]) -> dict[str, Any]:
+    options = dict(record["options"])
+    options["encoder"] = _model(options, "encoder")
+    origin = dict(record.get("origin", {}))
+    for name, upgrade in (("generate", _generate), ("filter", _filter)):
+        if name in origin:
+            origin[name] = upgrade(origin[name]) if origin[name] else None
+    return {**record, "options": options, "origin": origin}
+
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/(?:[^\s/:+\"',]+/)+([^\s/:+\"',]+)")
+_FINGERPRINTS = {
+    **dict.fromkeys(("name", "model", "encoder"), "fingerprint"),
+    "semantic": "semantic_fingerprint",
+    "adapter": "adapter_fingerprint",
+}
+"""Fields that name a model, and the fields that are set if it lies in a folder."""
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def public_record(record: R) -> R:
+    """Return a copy of a record that others may see; see `public`."""
+    return type(record).model_validate(public(record.model_dump(mode="json")))
+
+
+def public(value: Any) -> Any:
+    """Return a JSON value in which paths of this machine are cut to their last part.
+
+    Absolute paths are found in any string. Relative ones are found in fields that name files, and in fields that name
+    a model if its fingerprint says that it lies in a folder. A server's address is left out.
+    """
+    if isinstance(value, dict):
+        shown = {}
+        for key, inner in value.items():
+            fingerprint = value.get(_FINGERPRINTS.get(key, ""))
+            if key == "exclude" or (fingerprint and inner != POCKET):
+                shown[key] = _last_parts(inner)
+            elif key == "options" and isinstance(value.get("inputs"), dict):
+                # of a filter: fingerprints are among its inputs
+                shown[key] = {name: public({**value["inputs"], name: option})[name] for name, option in inner.items()}
+            elif key != "base_url":
+                shown[key] = public(inner)
+        return shown
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    return _ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def _last_parts(value: Any) -> Any:
+    """Return the last part of a path, or of each path in a list."""
+    if isinstance(value, list | tuple):
+        return [_last_parts(item) for item in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) else value

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.generate_options import ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling

@@ -13,10 +13,10 @@ from click import Command, Context, Option
 from click.testing import CliRunner
 
 from dino_pipeline import __version__, pocket
-from dino_pipeline.cli import main
-from dino_pipeline.cli.spec_commands import spec
+from dino_pipeline.cli import COMMANDS, main
+from dino_pipeline.cli.spec_commands import spec_command
+from dino_pipeline.encoder_options import OBJECTIVES
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.finetune_options import OBJECTIVES
 from tests.commands import accelerate, answer, dino, files, invoke
 from tests.pairs import Words
 from tests.test_spec import SPECS
@@ -46,8 +46,8 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
 
 def test_every_command_helps_and_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = [[name] for name in main.commands if name != "spec"]
-    commands += [["spec", name] for name in spec.commands]
+    commands = [[name] for name in COMMANDS if name != "spec"]
+    commands += [["spec", name] for name in spec_command.commands]
     for command in commands:
         assert CliRunner().invoke(main, [*command, "--help"]).exit_code == 0
         assert f"dino {' '.join(command)}" in readme

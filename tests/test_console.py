@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from dino_pipeline.console import Console
-from dino_pipeline.progress import LabelCount, Progress
+from dino_pipeline.progress import Console, LabelCount, Progress
 
 
 def test_a_terminal_shows_a_bar_for_each_stage_and_notes_above_it(

@@ -13,10 +13,10 @@ from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 
 import dino_pipeline as dino
+from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.finetune_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.models import ModelRef
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress
@@ -28,8 +28,8 @@ from dino_pipeline.training.objective import Objective, TrainingContext, get_obj
 from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
-from tests.records import chosen_by, recorded, write_record
 from tests.pairs import Words
+from tests.records import chosen_by, recorded, write_record
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dino_pipeline.console import Console
 from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples
@@ -18,6 +17,7 @@ from dino_pipeline.filtering.filter_pass import FilterRuntime
 from dino_pipeline.filtering.filter_stage import filter_run
 from dino_pipeline.filtering.label_scores import LabelScores
 from dino_pipeline.models import ModelRef
+from dino_pipeline.progress import Console
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from tests.commands import answer, invoke

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import beta, chisquare, kstest
 
+from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.finetune_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.training.objective import (
     REGISTRY,
     TrainingContext,

@@ -31,12 +31,11 @@ from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.models import ModelRef
-from dino_pipeline.public import public
 from dino_pipeline.publishing import dataset_files
 from dino_pipeline.publishing.dataset_files import size_category
 from dino_pipeline.publishing.publish import PublishedRecord, last_upload, publish_folder
 from dino_pipeline.publishing.verify import verify_folder
-from dino_pipeline.record import RunRecord
+from dino_pipeline.record import RunRecord, public
 from dino_pipeline.run import Run
 from tests.commands import answer, command, execute, files, invoke
 from tests.hub import TOKEN, Hub, Repo, local_hub

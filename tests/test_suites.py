@@ -14,8 +14,8 @@ import pytest
 import pytrec_eval
 from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.evaluate_options import StsProtocol
 from dino_pipeline.evaluation.suites import retrieval
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval

@@ -12,8 +12,7 @@ from pydantic import Field, JsonValue
 from dino_pipeline.cards.card import README
 from dino_pipeline.errors import HubError
 from dino_pipeline.files import file_digest, write_bytes, write_json
-from dino_pipeline.public import public_record
-from dino_pipeline.record import RunRecord
+from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.run import LINEAGE
 from dino_pipeline.stage_records import PublishedDataset, Record
 

@@ -11,8 +11,7 @@ from dino_pipeline.cards.document import render_markdown
 from dino_pipeline.errors import RunError
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.measures import measure_title
-from dino_pipeline.public import public_record
-from dino_pipeline.record import RunRecord
+from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import (
     FilterRecord,

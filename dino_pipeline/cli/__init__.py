@@ -1,29 +1,50 @@
-"""The command line: flags, wiring and messages, a file a command. Heavy imports stay inside the commands."""
+"""The command line: flags, wiring and messages. Each command is imported when it is called."""
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import click
 
 from dino_pipeline import __version__
-from dino_pipeline.cli.evaluation_command import evaluate_command
-from dino_pipeline.cli.filter_command import filter_command
-from dino_pipeline.cli.generation_commands import generate, preview
-from dino_pipeline.cli.publishing_commands import export, publish, report, verify
-from dino_pipeline.cli.spec_commands import spec
-from dino_pipeline.cli.training_commands import compare_command, finetune_command
 from dino_pipeline.models import ALLOW_PICKLE
 
+COMMANDS = {
+    "spec": ("spec_commands", "List, check, show and write task specs."),
+    "preview": ("text_commands", "Write a few texts, and estimate what a job takes."),
+    "generate": ("text_commands", "Write texts for every input and label."),
+    "filter": ("text_commands", "Decide what is trained on, and say why not."),
+    "finetune": ("encoder_commands", "Train an encoder."),
+    "compare": ("encoder_commands", "Train by several objectives, on one table."),
+    "evaluate": ("encoder_commands", "Score encoders."),
+    "report": ("publishing_commands", "Put a run on one page."),
+    "publish": ("publishing_commands", "Put dataset and encoder on the Hub."),
+    "verify": ("publishing_commands", "Check what is published."),
+    "export": ("publishing_commands", "Write pairs in the original's format."),
+}
+"""Module and short help of each command, in the order in which they are used."""
 
-class InOrder(click.Group):
-    """Lists commands in the order in which they are used."""
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called, so that the help of all is fast."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"{__name__}.{COMMANDS[name][0]}"), f"{name}_command")
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands and their short help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
 
-@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dino")
 @click.option(
     "--allow-pickle",
@@ -35,20 +56,3 @@ class InOrder(click.Group):
 def main(allow_pickle: bool) -> None:
     """Datasets from instructions: generate labelled text pairs, filter them, train a sentence encoder, evaluate it."""
     os.environ[ALLOW_PICKLE] = str(int(allow_pickle))
-
-
-for _command, _said in (
-    (spec, "List, check, show and write task specs."),
-    (preview, "Write a few texts, and say what a job takes."),
-    (generate, "Write texts for every input and label."),
-    (filter_command, "Decide what is trained on, and say why not."),
-    (finetune_command, "Train an encoder."),
-    (compare_command, "Train by several objectives, on one table."),
-    (evaluate_command, "Score encoders."),
-    (report, "Put a run on one page."),
-    (publish, "Put dataset and encoder on the Hub."),
-    (verify, "Check what is published."),
-    (export, "Write pairs in the original's format."),
-):
-    _command.short_help = _said
-    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""What all commands share: errors as messages, quiet libraries, what a path or a name stands for."""
+"""What all commands share: errors as messages, quiet libraries, types of arguments."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from dino_pipeline.console import Console
 from dino_pipeline.errors import DinoError
 from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
+from dino_pipeline.progress import Console
 
 Command = Callable[..., Any]
 
@@ -27,12 +25,14 @@ class CommandLineWording:
     """Options as flags, stages as commands."""
 
     def option(self, name: str, value: object = None) -> str:
+        """Return the flag of an option, with a value if it takes one."""
         flag = name.replace("_", "-")
         if str(value) == "False":
             return f"--no-{flag}"
         return f"--{flag}" if str(value) in ("None", "True") else f"--{flag} {value}"
 
     def stage(self, name: str, target: str) -> str:
+        """Return the command of a stage."""
         return f"dino {name.replace('_', ' ')} {target}".rstrip()
 
 
@@ -41,7 +41,7 @@ COMMAND_LINE = CommandLineWording()
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """Turn errors into messages and exit codes: 2 for what a user can mend, 130 for Ctrl-C."""
+    """Turn errors into messages and exit codes: 2 for what a user can fix, 130 for Ctrl-C."""
     try:
         yield
     except DinoError as error:
@@ -76,10 +76,10 @@ def command(function: Command) -> Command:
 
 @contextlib.contextmanager
 def watching(finishing: str) -> Iterator[Console]:
-    """Give a console that, at the first Ctrl-C or SIGTERM, only says what is still being finished.
+    """Give a console. The first Ctrl-C or SIGTERM only asks the work to stop where that loses nothing.
 
     Args:
-        finishing: what.
+        finishing: what is still done before the stop, for the message.
 
     Raises:
         Stopped: with the signal that asked for it.
@@ -94,31 +94,8 @@ def watching(finishing: str) -> Iterator[Console]:
             raise
 
 
-def options_of(given: Sequence[Command]) -> Command:
-    """Return a decorator that adds options in their order."""
-
-    def add(function: Command) -> Command:
-        for option in reversed(given):
-            function = option(function)
-        return function
-
-    return add
-
-
-def under(title: str) -> Command:
-    """Return a decorator that puts the options below it, up to the next such title, under a title of the help."""
-
-    def add(function: Command) -> Command:
-        for parameter in function.__click_params__:  # type: ignore[attr-defined]  # where click's decorators collect them
-            if not hasattr(parameter, "title"):
-                parameter.title = title
-        return function
-
-    return add
-
-
 class Place(click.Path):
-    """A path, by what help calls it."""
+    """A path, named in help as a file or a folder."""
 
     def __init__(self, name: str) -> None:
         super().__init__(path_type=Path)
@@ -128,36 +105,10 @@ class Place(click.Path):
 FILE, FOLDER = Place("file"), Place("folder")
 
 
-class Grouped(click.Command):
-    """A command whose help shows its options under their titles."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write all options, those without a title first."""
-        found: dict[str, list[tuple[str, str]]] = {"Options": []}
-        for parameter in self.get_params(context):
-            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
-                names, said = record
-                named = names.replace(" RANGE", "")  # which the default's brackets tell
-                found.setdefault(getattr(parameter, "title", "Options"), []).append((named, said))
-        for title, records in found.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
 def parts_of(given: str) -> list[str]:
-    """Return what a list with commas holds, each part once."""
+    """Return the parts of a list with commas, each once."""
     return list(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
-
-
-def given_parameters() -> list[click.Parameter]:
-    """Return those parameters of the command that runs which its user gave."""
-    context = click.get_current_context()
-    sources = {each: context.get_parameter_source(each.name or "") for each in context.command.params}
-    return [each for each, source in sources.items() if source != ParameterSource.DEFAULT]
 
 
 def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -9,16 +9,16 @@ from typing import Any
 import click
 
 from dino_pipeline.cli.base import COMMAND_LINE, FOLDER, command
-from dino_pipeline.cli.flags import flags
-from dino_pipeline.console import Console
+from dino_pipeline.cli.flags import GroupedCommand, flags
+from dino_pipeline.progress import Console
 from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
 
 
-@click.command()
+@click.command("report", cls=GroupedCommand)
 @click.argument("run", metavar="RUN", type=FOLDER)
 @command
 @flags(ReportOptions)
-def report(run: Path, **given: Any) -> None:
+def report_command(run: Path, **given: Any) -> None:
     """Write report.html, a page that needs no other file: prompts, funnel, balance, lengths, similarity, diversity,
     training, scores, samples and lineage of a RUN; and its pictures as PNG."""
     from dino_pipeline.publishing.report import report
@@ -31,11 +31,11 @@ def report(run: Path, **given: Any) -> None:
         click.echo(f"left out: {section.title}: {section.worded(COMMAND_LINE)}")
 
 
-@click.command()
+@click.command("publish", cls=GroupedCommand)
 @click.argument("run", metavar="RUN", type=FOLDER)
 @command
 @flags(PublishOptions)
-def publish(run: Path, **given: Any) -> None:
+def publish_command(run: Path, **given: Any) -> None:
     """Write a RUN's dataset and encoder, with cards that tell how they were made, to RUN/hub, and upload them, each in
     one commit. What people write into the cards is kept, outside of the two marks.
 
@@ -46,11 +46,11 @@ def publish(run: Path, **given: Any) -> None:
     click.echo(publish(run, progress=Console(wording=COMMAND_LINE), **given))
 
 
-@click.command()
+@click.command("verify", cls=GroupedCommand)
 @click.argument("target", metavar="REPO|FOLDER")
 @command
 @flags(VerifyOptions)
-def verify(target: str, **given: Any) -> None:
+def verify_command(target: str, **given: Any) -> None:
     """Check hashes and counts of a published dataset or model, and say whether the same commands would make the same
     dataset here. Exit code 1 if something is not as it was published."""
     from dino_pipeline.publishing.verify import verify
@@ -61,11 +61,11 @@ def verify(target: str, **given: Any) -> None:
         sys.exit(1)
 
 
-@click.command()
+@click.command("export", cls=GroupedCommand)
 @click.argument("source", metavar="RUN|FOLDER|REPO")
 @command
 @flags(ExportOptions)
-def export(source: str, **given: Any) -> None:
+def export_command(source: str, **given: Any) -> None:
     """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
     from dino_pipeline.publishing.verify import export
 

@@ -34,12 +34,12 @@ class SpecFile(click.ParamType[Path]):
             )
 
 
-@click.group()
-def spec() -> None:
+@click.group("spec")
+def spec_command() -> None:
     """List, check, show and write task specs."""
 
 
-@spec.command("list")
+@spec_command.command("list")
 @command
 def spec_list() -> None:
     """List the task specs that come with dino. Every command takes their names in place of a file."""
@@ -54,7 +54,7 @@ def spec_list() -> None:
     click.echo(formatter.getvalue(), nl=False)
 
 
-@spec.command("check")
+@spec_command.command("check")
 @click.argument("files", metavar="SPEC...", nargs=-1, required=True, type=SpecFile())
 @command
 def spec_check(files: Sequence[Path]) -> None:
@@ -75,7 +75,7 @@ def spec_check(files: Sequence[Path]) -> None:
         sys.exit(2)
 
 
-@spec.command("show")
+@spec_command.command("show")
 @click.argument("file", metavar="SPEC", type=SpecFile())
 @click.option("--input", "text", help="The text that fills <X1>.")
 @click.option("--model", metavar="MODEL", help="Show the prompts in this model's chat template.")
@@ -113,7 +113,7 @@ KINDS = {
 }
 
 
-@spec.command("new")
+@spec_command.command("new")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="; ".join(f"{key}: {KINDS[key]}" for key in KINDS) + ".")
 @click.option("--labels", metavar="NAME,...", help="The labels.  [default: 1,0.5,0 for a similarity]")
@@ -224,7 +224,7 @@ def _instruction(kind: str, label: str, about: str, noun: str) -> str:
     return f'Task: Write a {about} ({meaning}).\n{noun}: "'
 
 
-@spec.command("schema")
+@spec_command.command("schema")
 @command
 def spec_schema() -> None:
     """Print the JSON Schema of task specs, for editors."""

@@ -10,7 +10,7 @@ from dino_pipeline.decoding.engine import Completion, Request, Scored
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
 from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import OptionError
-from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.generate_options import ModelOptions
 from dino_pipeline.models import POCKET, ModelRef, pick_device
 from dino_pipeline.options import Sampling, accepts
 

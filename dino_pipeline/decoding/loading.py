@@ -15,7 +15,7 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.hardware import faster_dtype, tune
 from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.errors import ModelError, first_line, require_package
-from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.generate_options import ModelOptions
 from dino_pipeline.models import (
     ModelRef,
     check_weights,

@@ -13,21 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from dino_pipeline.console import reporter_for, table
+from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, Hyperparameters
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.evaluate_options import EvaluateOptions
 from dino_pipeline.evaluation.candidates import Candidate
 from dino_pipeline.evaluation.evaluate import baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.evaluation_data import evaluation_sets
 from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
 from dino_pipeline.files import write_atomic, write_bytes
-from dino_pipeline.finetune_options import OBJECTIVES, CompareOptions, Hyperparameters
+from dino_pipeline.in_memory import table_html
 from dino_pipeline.models import POCKET, ModelRef, model_path
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.results import table_html
+from dino_pipeline.progress import Progress, Reporter, reporter_for, table
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, encoder_ref, finetune_run, load_to_train

@@ -9,9 +9,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_pipeline.console import reporter_for
+from dino_pipeline.encoder_options import STS_OPTIONS, EvaluateOptions
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.evaluate_options import STS_OPTIONS, EvaluateOptions
 from dino_pipeline.evaluation.candidates import Candidate, all_candidates, as_run, is_run
 from dino_pipeline.evaluation.evaluation_data import evaluation_sets
 from dino_pipeline.evaluation.scores import Difference, Figure, ScoreRow, Scores, ScoresFile
@@ -21,7 +20,7 @@ from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
 from dino_pipeline.models import POCKET
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import EvaluateRecord

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dino_pipeline import pocket
-from dino_pipeline.datasets_in import as_examples
+from dino_pipeline.encoder_options import EvaluateOptions
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.evaluate_options import EvaluateOptions
 from dino_pipeline.evaluation.suites import OF_DATA
 from dino_pipeline.evaluation.suites.pairs import ScoredPairs
 from dino_pipeline.evaluation.suites.probe import Probe, with_classes
@@ -19,11 +17,11 @@ from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet
 from dino_pipeline.examples import Example
+from dino_pipeline.in_memory import as_examples
+from dino_pipeline.models import is_hub_id
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.training.corpus import Corpus, evaluation_source
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _suite_and_path(given: str) -> tuple[str | None, Path]:
     suite, _, rest = given.partition("=")
     is_named = suite in OF_DATA and bool(rest) and not Path(given).exists()
     path = Path(rest) if is_named else Path(given)
-    if not given or not (path.exists() or HUB_ID.fullmatch(str(path))):
+    if not given or not (path.exists() or is_hub_id(str(path))):
         raise OptionError("does not exist", "give a file, or a folder in BEIR's layout", option="data", value=given)
     return suite if is_named else None, path
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from dino_pipeline.console import table
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.suites.sts import MEAN, PUBLISHED, SIZES, usual_size
+from dino_pipeline.in_memory import table_html
 from dino_pipeline.measures import RESAMPLES, measure_title
-from dino_pipeline.results import table_html
+from dino_pipeline.progress import table
 from dino_pipeline.stage_records import Record
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dino_pipeline.console import reporter_for
-from dino_pipeline.datasets_in import as_examples
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
 from dino_pipeline.files import write_json
@@ -20,11 +18,11 @@ from dino_pipeline.filtering.dataset_rules import dataset_rules
 from dino_pipeline.filtering.filter_stage import filter_run, look, open_runtime
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
+from dino_pipeline.in_memory import ExampleList, as_examples
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.public import public
+from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import load_table, read_json_lines
-from dino_pipeline.results import ExampleList
+from dino_pipeline.record import public
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec

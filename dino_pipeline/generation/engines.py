@@ -14,10 +14,9 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scorer
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
 from dino_pipeline.errors import require_package
-from dino_pipeline.generate_options import GenerateOptions
+from dino_pipeline.generate_options import GenerateOptions, ModelOptions
 from dino_pipeline.generation.ray_writer import RayShardWriter
 from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
-from dino_pipeline.model_options import ModelOptions
 from dino_pipeline.models import ModelRef, model_fingerprint, pick_device
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import GenerateRecord, ServerPrices

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dino_pipeline.cluster import connected
-from dino_pipeline.console import reporter_for
 from dino_pipeline.errors import DataError, OptionError, RunError, short
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.generate_options import WRITTEN_INPUTS, GenerateOptions, InputOptions, ShardSettings, TextSettings
+from dino_pipeline.in_memory import ExampleList
 from dino_pipeline.options import Sampling, accepts
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import input_file, read_json_lines
-from dino_pipeline.results import ExampleList
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import SpecSampling, TaskSpec
 from dino_pipeline.spec_file import load_spec

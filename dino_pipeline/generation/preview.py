@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 
-from dino_pipeline.console import reporter_for
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Engine, Request
 from dino_pipeline.decoding.prompts import Task, task_key, task_prompts
@@ -32,7 +31,7 @@ from dino_pipeline.generation.generate_stage import write_texts
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.options import Sampling, accepts
 from dino_pipeline.processes import peak_memory
-from dino_pipeline.progress import Progress, Reporter, clock
+from dino_pipeline.progress import Progress, Reporter, clock, reporter_for
 from dino_pipeline.readers import read_json_lines
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec

@@ -25,14 +25,13 @@ from dino_pipeline.examples import PROVENANCE, REASONS
 from dino_pipeline.files import shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
-from dino_pipeline.public import public_record
 from dino_pipeline.publishing.rebuild import rebuild_of
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.report_source import OpenedRun
-from dino_pipeline.record import RunRecord
+from dino_pipeline.readers import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
+from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.text import as_number
 
 Rows = Mapping[str, int]

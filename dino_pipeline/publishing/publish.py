@@ -13,11 +13,10 @@ from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, read
 from dino_pipeline.cards.hub import Repository, Upload, license_of
 from dino_pipeline.cards.manifest import Kind, run_manifest
 from dino_pipeline.cards.model_card import texts_origin
-from dino_pipeline.console import reporter_for
 from dino_pipeline.errors import HubError, OptionError, RunError
 from dino_pipeline.files import folder_replaced, write_json
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import PublishOptions
 from dino_pipeline.publishing.dataset_files import DatasetRequest, write_dataset
 from dino_pipeline.publishing.model_files import ModelRequest, write_model

@@ -12,17 +12,16 @@ from typing import Any
 
 from dino_pipeline import __version__
 from dino_pipeline.cards.document import Block, Picture, Section, number, read_template, render_html, visible
-from dino_pipeline.console import reporter_for
 from dino_pipeline.errors import PYTHON, Wording, worded
 from dino_pipeline.evaluation.candidates import Candidate, candidates_of
 from dino_pipeline.files import write_bytes
 from dino_pipeline.measures import measure_title
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.public import public_record
+from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import ReportOptions
 from dino_pipeline.publishing import report_data, report_model
 from dino_pipeline.publishing.report_source import OpenedRun, ReportSource, RunTexts, SectionMissing
+from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 
 SECTIONS: Sequence[tuple[str, str, Callable[[ReportSource], list[Block]]]] = (

@@ -30,7 +30,6 @@ from dino_pipeline.filtering.dataset_rules import dataset_rules
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.progress import Reporter
-from dino_pipeline.public import public
 from dino_pipeline.publishing import charts
 from dino_pipeline.publishing.report_source import (
     MOST_LABELS,
@@ -39,6 +38,7 @@ from dino_pipeline.publishing.report_source import (
     in_order,
     label_name,
 )
+from dino_pipeline.record import public
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.text import distinct_n, normalise, word_overlap
 

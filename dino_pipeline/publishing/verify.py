@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,13 @@ from dino_pipeline.cards.hub import download
 from dino_pipeline.cards.manifest import Manifest, file_hashes
 from dino_pipeline.errors import DataError, DinoError, HubError, OptionError, first_line
 from dino_pipeline.files import digest_files, write_json_lines
-from dino_pipeline.models import POCKET, model_fingerprint
+from dino_pipeline.models import POCKET, is_hub_id, model_fingerprint
 from dino_pipeline.options import accepts
 from dino_pipeline.publish_options import ExportOptions, VerifyOptions
 from dino_pipeline.record import RecordError, parse_record, versions
 from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.training.corpus import Source
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def verify(target: Path | str, **options: Any) -> Verification:
     chosen = VerifyOptions.of(options)
     folder = Path(target)
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(str(target)):
+        if not is_hub_id(str(target)):
             raise OptionError(f"{target}: is neither a folder here nor user/name", "give one of them")
         folder = download(str(target), "model" if chosen.model else "dataset", chosen.revision)
     return verify_folder(folder, str(target))

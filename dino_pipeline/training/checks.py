@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import has_static_embedding_input
 from torch import nn
 
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.objective import Objective

@@ -20,14 +20,13 @@ from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from dino_pipeline.cards.model_card import lineage, model_card, texts_origin
-from dino_pipeline.console import reporter_for
+from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions
 from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
-from dino_pipeline.finetune_options import FinetuneOptions, Hyperparameters, TrainingOptions
 from dino_pipeline.models import ModelRef, model_fingerprint, model_path
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from dino_pipeline.encoder_options import Hyperparameters, OptionValue
 from dino_pipeline.errors import OptionError
-from dino_pipeline.finetune_options import Hyperparameters, OptionValue
 
 REGISTRY = {
     "dino": "pair_objectives:DINO",

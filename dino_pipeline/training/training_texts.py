@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +11,11 @@ from typing import Any
 
 from dino_pipeline.cards.hub import download
 from dino_pipeline.cards.manifest import Manifest
+from dino_pipeline.encoder_options import TrainingOptions
 from dino_pipeline.errors import DataError, HubError, RunError
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
-from dino_pipeline.finetune_options import TrainingOptions
+from dino_pipeline.models import is_hub_id
 from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
@@ -28,7 +28,6 @@ HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT = 500
 IN_MEMORY = "examples in memory"
 """Name of texts that a Python user hands over."""
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Sourc
 
 def _published_origin(name: str, revision: str | None) -> TextsOrigin | None:
     """Return what is known of a dataset that this package published, None for any other dataset."""
-    folder, on_hub = Path(name), not Path(name).exists() and bool(_HUB_ID.fullmatch(name))
+    folder, on_hub = Path(name), not Path(name).exists() and is_hub_id(name)
     with contextlib.suppress(HubError, OSError):  # reading its texts raises an error that says what is wrong
         if on_hub:
             folder = download(name, "dataset", revision, only=[LINEAGE, "run.json", "spec.json"])

@@ -19,15 +19,14 @@ from statistics import fmean, stdev
 import click
 import torch
 
-from dino_pipeline.console import Console, table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
 from dino_pipeline.errors import DinoError
 from dino_pipeline.files import write_json
-from dino_pipeline.model_options import ModelOptions
+from dino_pipeline.generate_options import ModelOptions
 from dino_pipeline.options import Sampling
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Console, Progress, Reporter, table
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.text import distinct_n, normalise
 from tools.pocket.corpus import RELATIONS, prompt, relation_holds

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_pipeline.encoder_options import Aggregate
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluate_options import Aggregate
 from dino_pipeline.evaluation.suites.suite import Embedder, Measures, cosines, percent
 from dino_pipeline.measures import Measurement, Vector, mean, pearson, spearman
 from dino_pipeline.text import word_overlap

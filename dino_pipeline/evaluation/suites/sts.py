@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError, first_line
-from dino_pipeline.evaluate_options import StsProtocol
 from dino_pipeline.evaluation.suites.pairs import Pair, ScoredPairs
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
 from dino_pipeline.files import folder_replaced

@@ -13,8 +13,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError
-from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.training.objective import Columns, Objective, Row, TrainingContext, drawn_rows
 from dino_pipeline.training.objectives.contrastive import NT_XENT_DIRECTIONS, embedding_sizes, nt_xent, ranking_loss
 from dino_pipeline.training.objectives.masked_words import MaskedWordLoss

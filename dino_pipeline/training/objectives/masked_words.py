@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from transformers.modeling_outputs import BaseModelOutput
 
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import ModelError, first_line
-from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.models import quiet_loading, safe_loading
 from dino_pipeline.training.objective import Objective, TrainingContext, fixed_rows
 from dino_pipeline.training.objectives.contrastive import embedding_sizes, module_per_size

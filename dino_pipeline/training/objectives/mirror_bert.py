@@ -12,8 +12,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import ModelError, OptionError
-from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.text import has_spaced_words
 from dino_pipeline.training.objective import Columns, Objective, Row, TrainingContext, drawn_rows
 from dino_pipeline.training.objectives.contrastive import NTXentLoss

@@ -18,8 +18,8 @@ from sentence_transformers.util import cos_sim
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import ModelError
-from dino_pipeline.finetune_options import Hyperparameters
 from dino_pipeline.training.objective import Columns, Objective, TrainingContext, fixed_rows
 from dino_pipeline.training.objectives.contrastive import EmbeddingLoss, module_per_size
 

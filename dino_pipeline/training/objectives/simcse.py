@@ -11,7 +11,7 @@ from sentence_transformers.util import all_gather
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dino_pipeline.finetune_options import Hyperparameters
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.training.objective import Columns, Objective, TrainingContext, fixed_rows
 from dino_pipeline.training.objectives.contrastive import InfoNCELoss, module_per_size
 

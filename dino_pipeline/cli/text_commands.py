@@ -1,4 +1,4 @@
-"""The commands that write texts: ``dino preview`` and ``dino generate``."""
+"""The commands that write and choose texts: preview, generate and filter."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ import click
 from dino_pipeline.cli.base import COMMAND_LINE, command, or_dash, watching
 from dino_pipeline.cli.flags import GroupedCommand, flags
 from dino_pipeline.cli.spec_commands import SpecFile
-from dino_pipeline.console import Console, table
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
-from dino_pipeline.progress import clock
+from dino_pipeline.progress import Console, clock, table
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts
     from dino_pipeline.generation.preview import Preview, PreviewText
 
 
+from dino_pipeline.cli.base import FOLDER
+from dino_pipeline.errors import OptionError, worded
+from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.run import is_unpublished
+
+
 def _default_run(spec: Path) -> Path:
     return Path("outputs") / spec.stem
 
 
-@click.command(cls=GroupedCommand)
+@click.command("generate", cls=GroupedCommand)
 @click.argument("spec", type=SpecFile())
 @command
 @flags(GenerateOptions)
-def generate(spec: Path, **given: Any) -> None:
+def generate_command(spec: Path, **given: Any) -> None:
     """Write texts for every input and label of a task SPEC; continue where an earlier call stopped."""
-    from dino_pipeline.generation.generate import generate as generate_texts
+    from dino_pipeline.generation.generate import generate
 
     with watching("Finishing the shards begun") as console:
-        texts = generate_texts(spec, progress=console, **{"run": _default_run(spec), **given})
+        texts = generate(spec, progress=console, **{"run": _default_run(spec), **given})
     _print_counts(texts)
 
 
@@ -54,11 +59,11 @@ def _print_counts(texts: GeneratedTexts) -> None:
     click.echo(table(["label", "written", "accepted", "mean margin"], rows))
 
 
-@click.command(cls=GroupedCommand)
+@click.command("preview", cls=GroupedCommand)
 @click.argument("spec", type=SpecFile())
 @command
 @flags(PreviewOptions)
-def preview(spec: Path, **given: Any) -> None:
+def preview_command(spec: Path, **given: Any) -> None:
     """Write a few texts of a task SPEC, with debiasing and without, and estimate time and memory of the whole run.
 
     The estimate comes from a short trial. dino generate notes if the run is much slower.
@@ -113,3 +118,57 @@ def _print_estimate(result: Preview) -> None:
         f"million row-tokens; {estimate.per_second:.1f} texts a second were measured here.\n"
         f"It would take about {clock(estimate.seconds)} and {estimate.memory / 2**30:.1f} GiB of memory."
     )
+
+
+@click.command("filter", cls=GroupedCommand)
+@click.argument("source", metavar="RUN|FILE", required=False, type=FOLDER)
+@click.option("--list", "list_rules", is_flag=True, help="Show the rules with these options, and leave.")
+@command
+@flags(FilterOptions)
+def filter_command(source: Path | None, list_rules: bool = False, **given: Any) -> None:
+    """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE or DATASET."""
+    from dino_pipeline.filtering.filter import filter
+
+    if list_rules:
+        _list_rules(FilterOptions.of(given))
+        return
+    if source is None:
+        raise OptionError("nothing to filter", "give a run's folder or a JSONL file")
+    if not given.keys() & {"run", "dry_run", "ablate"}:
+        _require_run(source)
+    result = filter(source, progress=Console(wording=COMMAND_LINE), **given)
+    if result.outcome == "done" and result.run:
+        click.echo(f"{result.run.path}: filtered data is up to date")
+    funnel = result.funnel
+    click.echo(table(funnel.header(), funnel.without_idle().rows(COMMAND_LINE)))
+    if idle := funnel.idle_rules():
+        click.echo(f"Nothing to drop for: {', '.join(idle)}.")
+    for label, missing in result.missing:
+        target = result.record.options.target_per_label
+        click.echo(f"label {label}: {missing} of {target} are missing: dino generate --until-target")
+
+
+def _require_run(source: Path) -> None:
+    """Raise `OptionError` unless the source is a run, which is where the result is written."""
+    if is_unpublished(source):
+        return
+    if not source.exists():
+        raise OptionError(
+            f"{source}: is not there",
+            "give a run's folder or a JSONL file or, for a dataset on the Hub, {run=FOLDER} as well",
+        )
+    kind = "dataset" if source.is_dir() else "file"
+    raise OptionError(f"{source}: is a {kind}", "name the folder to write with {run}")
+
+
+def _list_rules(options: FilterOptions) -> None:
+    from dino_pipeline.filtering.filter import rules
+
+    described = [
+        (rule.name, worded(rule.option, COMMAND_LINE), rule.help if rule.is_on else f"(off) {rule.help}")
+        for rule in rules(options)
+    ]
+    name_width = max(len(name) for name, _, _ in described)
+    option_width = max(len(option) for _, option, _ in described)
+    for name, option, help in described:
+        click.echo(f"{name:{name_width}}  {option:{option_width}}  {help}")

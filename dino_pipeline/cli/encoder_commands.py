@@ -1,18 +1,19 @@
-"""dino finetune and dino compare: train a sentence encoder by one objective, or by several."""
+"""The commands about encoders: finetune, compare and evaluate."""
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dino_pipeline.cli.base import command, watching
+from dino_pipeline.cli.base import COMMAND_LINE, command, watching
 from dino_pipeline.cli.flags import GroupedCommand, flags
-from dino_pipeline.console import table
+from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, FinetuneOptions
 from dino_pipeline.errors import OptionError
-from dino_pipeline.finetune_options import OBJECTIVES, CompareOptions, FinetuneOptions
+from dino_pipeline.progress import Console, table
 
 
 @click.command("finetune", cls=GroupedCommand)
@@ -90,3 +91,27 @@ def _list_objectives() -> None:
         click.echo(f"  --set {own}" if own else "  no options of its own")
         if objective.faithful:
             click.echo(f"  --faithful: {', '.join(f'{name}={value}' for name, value in objective.faithful.items())}")
+
+
+@click.command("evaluate", cls=GroupedCommand)
+@click.argument("targets", metavar="[RUN|MODEL]...", nargs=-1)
+@command
+@flags(EvaluateOptions)
+def evaluate_command(targets: tuple[str, ...], **given: Any) -> None:
+    """Score encoders: MODELs by folder or Hub id (id@revision), or a RUN's encoder before and after training. With
+    several, differences from the first are given with their own intervals.
+
+    The scores are written to scores.json in the RUN, or here.
+    """
+    from dino_pipeline.evaluation.candidates import is_run
+    from dino_pipeline.evaluation.evaluate import evaluate
+
+    if sum(map(is_run, targets)) != 1:
+        given.setdefault("output", "scores.json")
+    with closing(Console(wording=COMMAND_LINE)) as console:
+        scores = evaluate(*targets, progress=console, **given)
+    if scores.was_kept:
+        click.echo(f"{scores.path and scores.path.parent}: scores are up to date")
+    click.echo(scores)
+    if "output" in given:
+        click.echo(f"written: {scores.path}")
