@@ -113,7 +113,10 @@ def accepts(model: type[Options]) -> Callable[[Function], Function]:
         named = {each.name for each in own}
         further = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default_of(field), annotation=_bare(field.annotation)
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else default_of(field),
+                annotation=_bare(field.annotation),
             )
             for name, _, field in flags_of(model)
             if name not in named
@@ -134,6 +137,8 @@ def _bare(annotation: Any) -> Any:
     if typing.get_origin(annotation) in (tuple, list, dict):
         inner = tuple(part if part is Ellipsis else _bare(part) for part in typing.get_args(annotation))
         return typing.get_origin(annotation)[inner]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_bare(part) for part in typing.get_args(annotation))]  # noqa: UP007
     return annotation
 
 

@@ -115,6 +115,8 @@ def _help(flag: Flag, field: FieldInfo) -> str:
     value = default_of(field)
     if default is None and value not in (None, (), False) and not isinstance(value, Mapping):
         default = "on" if value is True else f"{value}"
+    if field.is_required():
+        return f"{field.description}  [required]"
     return f"{field.description}  [default: {default}]" if default else field.description or ""
 
 
