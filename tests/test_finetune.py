@@ -28,8 +28,8 @@ from dino_pipeline.training.objective import Objective, TrainingContext, get_obj
 from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
-from tests.records import chosen_by, recorded, write_record
 from tests.pairs import Words
+from tests.records import chosen_by, recorded, write_record
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
 
 pytestmark = pytest.mark.slow
