@@ -139,13 +139,21 @@ class ServerCost(Record):
     dollars_a_million_tokens: ServerPrices
 
 
+Dialect = Literal["fields", "generation_config", "plain"]
+"""How a server takes top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), or not."""
+Seeds = Literal["hold", "hold one at a time", "do not hold"]
+"""Whether a seed gives the same text again, with some servers only while no other request runs."""
+
+
 class ServerAbilities(Record):
     """What a server was found to support."""
 
-    dialect: Literal["fields", "generation_config", "plain"]
-    seeds: Literal["hold", "hold one at a time", "do not hold"]
+    dialect: Dialect
+    seeds: Seeds
     logprobs: bool
+    """Whether it reports the log-probabilities of tokens."""
     tells_ends: bool
+    """Whether it tells the stop string from the model's end of text."""
 
 
 class GenerateRecord(StageRecord):

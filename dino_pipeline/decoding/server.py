@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, product
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from dino_pipeline.decoding.completions_client import (
     CompletionsClient,
@@ -17,14 +17,10 @@ from dino_pipeline.decoding.engine import Completion, EngineFacts, Finish, Reque
 from dino_pipeline.decoding.sampling import key_digest
 from dino_pipeline.errors import OptionError, first_line
 from dino_pipeline.options import Sampling
-from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerPrices, ServerUsage
+from dino_pipeline.stage_records import Dialect, Seeds, ServerAbilities, ServerCost, ServerPrices, ServerUsage
 
 PROBES = 4
 """Texts that show whether a server samples, and whether its seeds hold."""
-Dialect = Literal["fields", "generation_config", "plain"]
-"""How a server takes top-k: as a field (vLLM, SGLang, llama.cpp, TGI), in a configuration (transformers), or not."""
-Seeds = Literal["hold", "hold one at a time", "do not hold"]
-"""Whether a seed gives the same text again, with some servers only while no other request runs."""
 
 
 class Server:
