@@ -154,7 +154,7 @@ def combined_digest(digests: Mapping[Path, str]) -> str:
 
 
 class Checksums:
-    """The SHA-256 of finished files in a folder, kept in ``SHA256SUMS``, which ``sha256sum --check`` can read.
+    """The SHA-256 of finished files in a folder, kept in ``SHA256SUMS``, which sha256sum can check.
 
     A line is added after its file is complete. A file without a line was never finished.
 
