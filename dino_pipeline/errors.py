@@ -10,8 +10,8 @@ DinoError                 shown as one message, exit code 2
 └── OutputError           something could not be written (disk full, no permission)
 
 The library does not know who calls it, so a remedy names options and stages as data: ``"give {inputs=FILE}, or run
-{filter()} first"``. Python reads "give inputs=FILE, or run dino.filter() first", the command line "give --inputs FILE,
-or run dino filter first". See `worded`.
+{filter()} first"``. Python users read "give inputs=FILE, or run dino.filter() first". The command line writes the same
+with its flags and commands. See `worded`.
 """
 
 from __future__ import annotations

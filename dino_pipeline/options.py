@@ -32,7 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Flag:
-    """What the command line and the record have to know of an option beside its type, default and help."""
+    """What the command line and the record need to know about an option: all but its type, default and help."""
 
     group: str = "Options"
     """Title in the command's help under which it is listed."""

@@ -92,7 +92,10 @@ def parse_record(content: str | bytes) -> RunRecord:
         raise RecordError("must be a JSON object")
     made_with = found.get("format", 1)
     if made_with == 2:
-        found = _upgraded(found)
+        try:
+            found = _upgraded(found)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"is damaged ({type(error).__name__}: {error})") from error
     elif made_with != FORMAT:
         raise RecordError(f"is of format {made_with!r}, and this version reads 2 and {FORMAT}")
     try:
@@ -101,13 +104,6 @@ def parse_record(content: str | bytes) -> RunRecord:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise RecordError(f"{place}: {problem['msg']}") from error
-
-
-def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return upgraded(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecordError(f"is damaged ({type(error).__name__}: {error})") from error
 
 
 def now() -> str:
@@ -129,11 +125,8 @@ _FILTER_INPUTS = ("source", "numeric_labels", "stop", "fields", "excluded", "sem
 _WOULD_DROP = re.compile(r"\(--(min-(?:margin|logprob)) (\S+) would drop\)")
 
 
-def upgraded(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a run.json of format 2 as format 3 has it.
-
-    Wrongly typed parts raise whatever they do, or are refused by the types afterwards.
-    """
+def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a run.json of format 2 as format 3 has it. A damaged one may raise any error."""
     stages: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "generate": _generate,
         "filter": _filter,

@@ -40,12 +40,12 @@ class At:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of a folder that holds one dataset and what was made of it."""
+    """The files and folders of a run."""
 
     path: Path
 
     record_file = At("run.json")
-    """What each stage was made with."""
+    """The record of each stage; see `record`."""
     spec = At("spec.json")
     """The task spec, inputs spec included."""
     inputs = At("inputs.jsonl")
@@ -53,7 +53,7 @@ class Layout:
     shards = At("shards")
     """Accepted texts, in files of fixed content."""
     rejected = At("rejected")
-    """Texts that generation itself turned down, a file beside each shard."""
+    """Texts that generation rejected, with the reasons: one file for each shard."""
     input_shards = At("input-shards")
     """Accepted texts of the spec that writes the inputs."""
     input_rejected = At("input-rejected")
@@ -113,7 +113,7 @@ class Layout:
 
     @property
     def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-        """Where shards of texts and of inputs lie, each with the rejected ones beside them."""
+        """Return the folders of shards of texts and of inputs, each with the folder of its rejected texts."""
         return (self.shards, self.rejected), (self.input_shards, self.input_rejected)
 
     @property

@@ -75,7 +75,7 @@ def _load(content: str, path: Path, parents: tuple[Path, ...]) -> TaskSpec:
     raw = _parse(content, path)
     parents = (*parents, path.resolve())
     problems = [
-        *(f'{_named(place)}: key "{key}" stands twice; keep one' for place, key in _repeated_keys(raw, ())),
+        *(f'{_named(place)}: key "{key}" occurs twice; keep one' for place, key in _repeated_keys(raw, ())),
         *_inline_variables(raw, path),
         *_problems(raw, path, parents),
     ]
@@ -282,7 +282,7 @@ def _counter_label_problems(name: str, label: dict[str, Any], names: list[str]) 
         elif isinstance(counter, str) and counter not in names:
             yield f'{where}: counter label "{counter}" is not a label; choose from {_quoted_names(names)}'
     if len(counters) > len(dict.fromkeys(map(str, counters))):
-        yield f"{where}: a counter label stands twice; keep one"
+        yield f"{where}: a counter label occurs twice; keep one"
 
 
 def _shot_problems(label: dict[str, Any], instruction: str, stop: Any, where: str) -> Iterator[str]:

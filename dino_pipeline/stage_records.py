@@ -180,7 +180,7 @@ class GenerateRecord(StageRecord):
 
 
 class FilterInputs(Record):
-    """What decides the result of a filter beside its options; found when it starts."""
+    """What decides the result of a filter apart from its options. It is found when the filter starts."""
 
     source: str
     """``shards``, or the name of the file that was filtered."""

@@ -26,7 +26,9 @@ def floor(module: str) -> int:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The project's own modules that a file imports, inside functions too."""
+    """The project's own modules that a file imports, inside functions too. The face imports none at run time."""
+    if path == PACKAGE / "__init__.py":
+        return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -113,5 +115,5 @@ def test_public_signatures_have_types_of_their_own() -> None:
 def test_only_the_command_line_prints_or_exits() -> None:
     for path in PACKAGE.rglob("*.py"):
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        if path.relative_to(PACKAGE).with_suffix("").parts[0] not in {"cli", "console"}:
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] not in {"cli", "progress"}:
             assert not calls & {"print", "sys.exit", "click.echo"}, path.name

@@ -60,7 +60,7 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
         ({"labels/1/instructions": "x"}, ['label "1", instructions: unknown key']),
         ({"labels/0/counter_labels": ["2"]}, ['label "0": counter label "2" is not a label; choose from "1", "0"']),
         ({"labels/0/counter_labels": ["0"]}, ['label "0": counter label "0" is the label itself']),
-        ({"labels/0/counter_labels": ["1", "1"]}, ['label "0": a counter label stands twice']),
+        ({"labels/0/counter_labels": ["1", "1"]}, ['label "0": a counter label occurs twice']),
         ({"labels/0/counter_labels": [1]}, ['label "0", counter_labels, item 1: must be a string (it is 1)']),
         ({"labels/0/counter_labels": "1"}, ['label "0", counter_labels: must be a list (it is "1")']),
         ({"labels/0/instruction": 'No end "<X1>"'}, []),
@@ -133,7 +133,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
     [
         (b'{"task_name": "t", ', "line 1, column 20: not JSON"),
         (b'{"task_name": "\xff"}', "byte 15 is not UTF-8"),
-        (b'{"task_name": "t", "labels": {"1": {}, "1": {}}}', 'labels: key "1" stands twice'),
+        (b'{"task_name": "t", "labels": {"1": {}, "1": {}}}', 'labels: key "1" occurs twice'),
         (b"[]", "top level: must be an object"),
     ],
 )

@@ -38,7 +38,7 @@ class ScoreRequest(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the scores depend on, beside the model: the prompts and the text, hashed."""
+        """The hash of the prompts and the text: what the scores depend on apart from the model."""
         prompts = (prompt for prompt, _ in self.prompts)
         return xxhash.xxh3_128_hexdigest("\x1f".join((*prompts, self.text)).encode())
 
