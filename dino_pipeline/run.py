@@ -20,16 +20,16 @@ State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
 CHECKSUMS = "SHA256SUMS"
 LINEAGE = "lineage.json"
-"""Of a published folder: where it comes from."""
+"""File of a published folder that says where it comes from."""
 
 
 def is_unpublished(path: Path) -> bool:
-    """Whether a path is a folder, and none that was published: that has a copy of run.json, and lineage.json."""
+    """Return whether a path is a folder other than a published one, which holds a copy of run.json, too."""
     return path.is_dir() and not (path / LINEAGE).exists()
 
 
 class At:
-    """A place in a run's folder, by its name there."""
+    """The path of a file or folder of a run, given its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
