@@ -359,7 +359,7 @@ def test_a_run_from_python_is_the_command_lines(tmp_path: Path, toy_generator: P
         *("--inputs", tmp_path / "run" / "inputs.jsonl", "--samples", "2", "--more", "0.5=1"),
     )
     in_run = dino.filter(again, dry_run=True, progress=False)
-    assert in_run.run.path == tmp_path / "run", "the run is filtered, where its texts are"
+    assert in_run.run and in_run.run.path == tmp_path / "run", "the run is filtered, where its texts are"
     with pytest.raises(RunError, match=r"earlier calls asked for other extra samples; give more=0.5=1 first"):
         dino.generate(TOY_SPEC, run=tmp_path / "run", more={"1": 1}, **options)
 

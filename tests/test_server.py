@@ -193,7 +193,7 @@ def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: 
     assert (record["options"]["best_of"], record["options"]["scorer"]["name"]) == (4, "pocket")
     invoke("filter", tmp_path / "four", "--verify", "--dev-share", "0", "--near-duplicates", "0", "--no-balance")
     refused = answer(*call(address, inputs, tmp_path / "none", "--best-of", "4"))
-    assert (refused.exit_code, "--best-of needs --scorer" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "--best-of 4: needs a scorer" in refused.stderr) == (2, True)
 
 
 def ask(of: MadeUp, **options: Any) -> tuple[Server, list[Any], list[str]]:
@@ -356,12 +356,26 @@ def test_a_server_tells_margins_of_its_own_texts(inputs: Path, tmp_path: Path) -
 def test_options_of_the_other_engine_are_refused(inputs: Path, tmp_path: Path) -> None:
     spec = f"{SPECS / 'sts-x2.json'}"
     calls = {
-        ("--engine", "openai"): "--engine openai needs --base-url",
-        ("--base-url", "http://x/v1"): "--base-url belongs to --engine openai",
-        ("--engine", "openai", "--base-url", "http://x/v1", "--dtype", "float32"): "--dtype belongs to --engine trans",
+        ("--engine", "openai"): "--engine openai: needs the server's address; give --base-url",
+        ("--base-url", "http://x/v1"): "--base-url: belongs to the engine openai",
+        (
+            "--engine",
+            "openai",
+            "--base-url",
+            "http://x/v1",
+            "--dtype",
+            "float32",
+        ): "--dtype: belongs to the engine transf",
         ("--engine", "openai", "--base-url", "http://x/v1", "--decay", "3"): "--decay: a server cannot debias",
         ("--engine", "openai", "--base-url", "http://x/v1", "--floor", "0.5"): "--floor: a server cannot debias",
-        ("--engine", "openai", "--base-url", "http://x/v1", "--device", "cpu"): "--device belongs to a model that runs",
+        (
+            "--engine",
+            "openai",
+            "--base-url",
+            "http://x/v1",
+            "--device",
+            "cpu",
+        ): "--device cpu: belongs to a model that runs",
     }
     for options, said in calls.items():
         refused = answer("generate", spec, "--run", tmp_path / "run", *options)

@@ -169,12 +169,7 @@ def filter(
     chosen = FilterOptions.of(options)
     writes = not (chosen.dry_run or chosen.ablate)
     own_run = _run_of(source)
-    task = load_spec(Path(spec)) if isinstance(spec, str | Path) else spec
-    own_spec = getattr(source, "spec", None)  # that of texts which `dino.generate` wrote
-    if own_run is not None and task == own_spec:
-        task = None
-    elif own_run is None and task is None:
-        task = own_spec
+    task = _spec_of(source, own_run, spec)
     with ExitStack() as stack:
         reporter = stack.enter_context(reporter_for(progress))
         folder = chosen.run
@@ -213,6 +208,15 @@ def _run_of(source: Any) -> Run | None:
         return Run(Path(source))
     own_run = getattr(source, "run", None)  # that of texts which `dino.generate` keeps on disk
     return own_run if isinstance(own_run, Run) and not isinstance(source, FilteredPairs) else None
+
+
+def _spec_of(source: Any, run: Run | None, given: TaskSpec | str | Path | None) -> TaskSpec | None:
+    """Return the spec that comes with the texts of `dino.generate` or was given; None for a run, which has its own."""
+    spec = None if given is None else load_spec(given)
+    own = getattr(source, "spec", None)
+    if run is None:
+        return spec or own
+    return None if spec == own else spec
 
 
 def _use_run(run: Run, options: FilterOptions, spec: TaskSpec | None) -> _Texts:
