@@ -99,7 +99,7 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["generate", "SPEC", "--inputs", "nowhere.txt"], "error: nowhere.txt: cannot be read"),
         (["filter", "nowhere"], "error: nowhere: is not there"),
         (["filter", "bad.jsonl"], "error: bad.jsonl: is a file; name the folder to write with --run"),
-        (["filter", "folder", "--run", "r"], "error: --run r: folder is a run itself and written to; leave it out"),
+        (["filter", "folder", "--run", "r"], "error: --run r: folder is a run and keeps its own results; leave it out"),
         (["filter", "published"], "error: published: is a dataset; name the folder to write with --run"),
         (["filter", "folder", "--verify"], "error: folder: no texts are written there; run dino generate first"),
         (

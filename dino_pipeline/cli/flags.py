@@ -113,7 +113,7 @@ def _help(flag: Flag, field: FieldInfo) -> str:
     """Return the help of an option with its default at the end."""
     default = flag.default
     value = default_of(field)
-    if default is None and value not in (None, (), False) and not isinstance(value, Mapping):
+    if default is None and value is not False and value not in (None, ()) and not isinstance(value, Mapping):
         default = "on" if value is True else f"{value}"
     if field.is_required():
         return f"{field.description}  [required]"

@@ -146,7 +146,7 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
     """Yield each text of a file with its line.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, holds no text, or what ends in .json or .jsonl is no JSON.
+        DataError: the file cannot be read, is not UTF-8, holds no text, or ends in .json or .jsonl and is not JSON.
     """
     kind = file.suffix.lower()
     lines: Iterable[tuple[int, str]] = enumerate(read_lines(file), start=1)
@@ -183,7 +183,7 @@ def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
 
     Args:
         names: files, or names of `HUB_SETS`, or ``pocket``.
-        folder: for what is fetched.
+        folder: where fetched sets are stored.
 
     Raises:
         OptionError: there is no such file or set, or the Hub cannot be reached.

@@ -24,7 +24,7 @@ from dino_pipeline.text import as_number
 
 
 class LabelScorer(Protocol):
-    """Scores how likely the generator finds each text under each label's instruction."""
+    """Scores texts with the generator: how likely each is under each label's instruction."""
 
     def fill(self, table: ExampleTable, rows: str) -> None:
         """Add the missing scores of these rows to the table ``scores (id, label, logprob, tokens)``."""
@@ -81,10 +81,10 @@ def _duplicate_rules(options: FilterOptions) -> list[DatasetRule]:
         DatasetRule(
             "duplicate",
             lambda _, rows: duplicates(rows),
-            "texts and label stand before; similarities in either order",
+            "texts and label of an earlier pair; similarities in either order",
             is_duplicate_rule=True,
         ),
-        DatasetRule("conflicting labels", lambda _, rows: conflicts(rows), "the pair stands under another label, too"),
+        DatasetRule("conflicting labels", lambda _, rows: conflicts(rows), "the pair has another label, too"),
         DatasetRule(
             "near-duplicate input",
             lambda context, rows: near_duplicate_inputs(context.table, rows, threshold, context.spread),
@@ -151,7 +151,7 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
         DatasetRule(
             "beyond the target",
             lambda _, rows: surplus(rows, str(options.target_per_label)),
-            "more than were asked for of the label",
+            "more than the target of the label",
             "{target_per_label}",
             options.target_per_label is not None,
             is_balancing=True,
@@ -159,7 +159,7 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
         DatasetRule(
             "balance",
             lambda _, rows: surplus(rows, smallest_count(rows)),
-            "more than there are of the rarest label",
+            "more than the rarest label has",
             "{balance=False}",
             options.balance,
             is_balancing=True,

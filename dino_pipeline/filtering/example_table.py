@@ -40,7 +40,7 @@ class ExampleTable:
     """The examples of one dataset, in a DuckDB file.
 
     Args:
-        file: made here; what does not fit into memory is written beside it.
+        file: created here; data that does not fit into memory is spilled next to it.
         threads: of DuckDB.
         memory: that DuckDB may take before it spills, such as ``2GB``.
 

@@ -85,12 +85,12 @@ class FilteredPairs(ExampleList):
 
     @property
     def funnel(self) -> Funnel:
-        """How many examples each step dropped."""
+        """The number of examples that each step read, dropped, kept or added."""
         return Funnel.of(self.record)
 
     @property
     def missing(self) -> LabelCounts:
-        """How many examples of each label the target lacks."""
+        """The number of examples of each label that the target lacks."""
         return self.record.missing
 
     @property
@@ -155,7 +155,7 @@ def filter(
             Hub id), a list of examples, dicts or ``(text_a, text_b, label)`` tuples, a `datasets.Dataset`, or a frame.
         spec: the task spec of a list or file, by name, path or content. It says whether labels are scores or classes,
             and which parts of prompts texts must not repeat.
-        progress: True shows progress, False shows nothing; or a function that takes each progress and note.
+        progress: True shows progress, False shows nothing; a function is called with each progress and note.
 
     Returns:
         The examples to train on, with ``.dev``, ``.dropped``, ``.flagged`` and ``.funnel``.
@@ -221,7 +221,9 @@ def _open_texts(source: Any, folder: Path | None, spec: TaskSpec | None, options
         run = Run(folder)
         _write_run(run, source)
     elif options.run is not None and options.run.resolve() != run.path.resolve():
-        raise OptionError(f"{run.path} is a run itself and written to", "leave it out", option="run", value=options.run)
+        raise OptionError(
+            f"{run.path} is a run and keeps its own results", "leave it out", option="run", value=options.run
+        )
     if options.label_type is not None:
         raise OptionError(
             "the labels of a run are what its spec says", "leave it out", option="label_type", value=options.label_type
@@ -308,6 +310,6 @@ def rules(options: FilterOptions) -> list[RuleDescription]:
     described.append(RuleDescription(personal.name, personal.help, personal.option, options.pii == "drop"))
     for own in options.rule:
         described.append(RuleDescription(rule_name(own), "your own", "{rule}", True))
-    for each in dataset_rules(options):
-        described.append(RuleDescription(each.name, each.help, each.option, each.is_on))
+    for dataset_rule in dataset_rules(options):
+        described.append(RuleDescription(dataset_rule.name, dataset_rule.help, dataset_rule.option, dataset_rule.is_on))
     return described

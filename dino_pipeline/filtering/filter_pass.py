@@ -65,7 +65,9 @@ class FilterPass:
     prompt: PromptParts
     steps: list[FunnelStep] = field(default_factory=list)
     available: Counts | None = None
-    """What is left before rules that even out label counts; None until they run."""
+    """Examples left before the rules that even out label counts; None until they run."""
+    rule_names: list[str] = field(default_factory=list)
+    """Names of the rules about single examples, by their number."""
 
     def read(self, files: Sequence[Path], numeric_labels: bool) -> None:
         """Read the examples of JSONL files and check each by itself.
@@ -74,7 +76,7 @@ class FilterPass:
             DataError: a line is not an example, labels are missing or of two kinds, or there are no examples.
         """
         rules = example_rules(self.options, self.prompt, self.runtime.excluded)
-        self.example_rules = [rule.name for rule in rules]
+        self.rule_names = [rule.name for rule in rules]
         file_pieces = pieces(files)
         checker = partial(
             ExampleChecker, self.options, self.prompt, self.runtime.excluded, numeric_labels, self.table.file.parent
@@ -166,7 +168,7 @@ class FilterPass:
     def ablate(self) -> None:
         """Record what each rule alone would drop."""
         self._record("read", self.table.counts("keys"))
-        for number, name in enumerate(self.example_rules):
+        for number, name in enumerate(self.rule_names):
             broken = f"SELECT id FROM keys WHERE broken_rules & {1 << number} <> 0"
             self._record("dropped", self.table.count(broken), name)
         context = self._context()
@@ -211,7 +213,7 @@ class FilterPass:
         masks = [mask for (mask,) in self.table.run("SELECT DISTINCT broken_rules FROM keys WHERE broken_rules <> 0")]
         own = [rule_name(rule) for rule in self.options.rule]
         shown = []
-        for number, name in enumerate(self.example_rules):
+        for number, name in enumerate(self.rule_names):
             # An example is dropped by the first rule that it breaks: the lowest bit that is set in its mask.
             has_dropped = any(mask % (1 << number + 1) == 1 << number for mask in masks)
             if name not in own or not has_dropped:

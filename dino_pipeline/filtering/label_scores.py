@@ -1,4 +1,4 @@
-"""How likely the generator finds each text under every label's instruction; scores are stored and never made twice."""
+"""How likely the generator finds each text under every label's instruction. Scores are stored and computed once."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from dino_pipeline.text import normalise
 GROUPS_AT_ONCE = 1000
 """Groups of texts that a process compares in one job."""
 MAX_NEIGHBOURS = 100
-"""Similar inputs that are looked for by embeddings, for each input."""
+"""Nearest inputs by embedding that are considered for each input."""
 SIMILAR = pa.schema({"earlier": pa.int64(), "later": pa.int64(), "similarity": pa.float64()})
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""

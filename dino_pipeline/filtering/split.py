@@ -17,7 +17,7 @@ from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.funnel import Counts, by_tenths
 
 MAX_DRAWS = 20
-"""Draws for each random pair that is wanted, before there are fewer of them."""
+"""Most draws for each random pair; inputs that found none by then get fewer pairs."""
 
 
 def split(table: ExampleTable, dev_share: float, seed: int) -> None:

@@ -71,7 +71,7 @@ class ExampleRule:
     option: str = ""
     """The option that sets it, a reference of `errors.worded`. Empty: only ``without`` switches it off."""
     skip_if_plain: bool = False
-    """Never drops an example whose texts are all plain (`is_plain`), so that those need no check."""
+    """It never drops an example whose texts are all plain (`is_plain`): such examples are not checked."""
 
 
 @dataclass(frozen=True)
