@@ -118,7 +118,10 @@ def test_what_a_user_can_do_wrong_is_said(tmp_path: Path, monkeypatch: pytest.Mo
         (["--workers", "2"], "--workers: has no meaning without a cluster; give --ray"),
         (["--ray", str(SPEC)], "was taken for a cluster's address"),
         (["--ray", "127.0.0.1:9", "--workers", "1"], "no cluster can be reached"),
-        (["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"], "--ray: a cluster runs models of its own"),
+        (
+            ["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"],
+            "--ray: a cluster runs models of its own",
+        ),
     ):
         failed = answer(*call, *wrong)
         assert failed.exit_code == 2, (wrong, failed.output)
