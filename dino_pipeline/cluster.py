@@ -23,7 +23,7 @@ CALLS_PER_WORKER = 2
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """How many workers to run on a cluster, and what each of them gets."""
+    """The number of workers on a cluster, and the CPUs and GPUs that each of them gets."""
 
     workers: int
     """At most. Workers that the cluster has no room for start when nodes are added."""
@@ -116,7 +116,7 @@ def worker_error(error: Any) -> BaseException:
 
 @dataclass(frozen=True)
 class WorkerEnvironment:
-    """What a worker shares with the process that started it: working folder, permission to read pickled weights."""
+    """Working folder and permission to read pickled weights, to reproduce on workers."""
 
     folder: str
     allow_pickle: str

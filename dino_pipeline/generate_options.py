@@ -111,7 +111,7 @@ class InputOptions(Options):
 
 
 class SamplingOptions(Options):
-    """How tokens are drawn, where that is not left to the spec."""
+    """Options of sampling; None leaves a value to the spec."""
 
     top_k: Annotated[int | None, _else("top_k")] = _spec_default("top_k")
     top_p: Annotated[float | None, _else("top_p")] = _spec_default("top_p")
@@ -121,7 +121,7 @@ class SamplingOptions(Options):
 
 
 class TextSettings(Options):
-    """How many texts to write, and which of them to reject."""
+    """The number of texts to write, and the rules that reject some of them."""
 
     num_inputs: Annotated[int | None, Flag(INPUTS, default=f"all that are given, else {WRITTEN_INPUTS}")] = Field(
         None, ge=1, description="Number of inputs."
@@ -137,7 +137,7 @@ class TextSettings(Options):
 
 
 class ShardSettings(Options):
-    """How many texts to choose from, and how many to store in one file."""
+    """The number of candidates per text, and of texts per file."""
 
     best_of: Annotated[int, Flag(SERVER, metavar="N")] = Field(
         1,

@@ -115,10 +115,13 @@ def test_what_a_user_can_do_wrong_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     call = [*JOB, "--run", "run"]
     for wrong, said in (
-        (["--workers", "2"], "--workers belongs to --ray"),
+        (["--workers", "2"], "--workers: has no meaning without a cluster; give --ray"),
         (["--ray", str(SPEC)], "was taken for a cluster's address"),
         (["--ray", "127.0.0.1:9", "--workers", "1"], "no cluster can be reached"),
-        (["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"], "--ray runs models of its own"),
+        (
+            ["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"],
+            "--ray: a cluster runs models of its own",
+        ),
     ):
         failed = answer(*call, *wrong)
         assert failed.exit_code == 2, (wrong, failed.output)

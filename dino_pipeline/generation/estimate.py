@@ -32,7 +32,7 @@ def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, measured by a short trial."""
+    """Time, memory and quality of a run, estimated from a short trial."""
 
     texts: int
     """To write in all."""

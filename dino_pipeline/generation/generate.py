@@ -172,7 +172,7 @@ def _generate(
 
 @dataclass(frozen=True)
 class _GenerateCall:
-    """What one call writes, and with which engine."""
+    """The arguments of one call, which all rounds of writing share."""
 
     run: Run
     spec: TaskSpec
@@ -234,15 +234,15 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
 
 def _stripped_texts(texts: Iterable[Any]) -> list[str]:
     """Return texts as they are read from a file: without space around them, and without empty ones."""
-    found = []
+    stripped_texts = []
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"input {number}: is {short(text)}", "give a file, or texts")
         if stripped := text.strip():
-            found.append(stripped)
-    if not found:
+            stripped_texts.append(stripped)
+    if not stripped_texts:
         raise DataError("the inputs hold no text", "give some, or leave {inputs} out")
-    return found
+    return stripped_texts
 
 
 def resolve_settings(
@@ -340,10 +340,10 @@ def _further_samples(
     Raises:
         RunError: earlier calls asked for others.
     """
-    asked = list(options.more)
+    requested = list(options.more)
     recorded = [(extra.label, extra.samples) for extra in before.more] if before else []
-    shared = min(len(asked), len(recorded))
-    if asked[:shared] != recorded[:shared]:
+    shared = min(len(requested), len(recorded))
+    if requested[:shared] != recorded[:shared]:
         earlier = " ".join(f"{{more={label}={number}}}" for label, number in recorded)
         raise RunError(
             f"{run.path}: earlier calls asked for other extra samples",
@@ -351,7 +351,7 @@ def _further_samples(
         )
     samples = dict.fromkeys(spec.labels, options.samples)
     further = []
-    for label, number in asked:
+    for label, number in requested:
         further.append(ExtraSamples(label=label, first=samples[label], samples=number))
         samples[label] += number
     return further[len(recorded) :]

@@ -62,8 +62,8 @@ def write_texts(
         ModelError: the model cannot be loaded, or no text was accepted.
         Stopped: the user asked to stop before all was written.
     """
-    asked = GenerateRecord(options=settings, settings=dict(speed or {}))
-    state = run.state_of(asked, fresh=fresh)
+    requested = GenerateRecord(options=settings, settings=dict(speed or {}))
+    state = run.state_of(requested, fresh=fresh)
     before = None if state == "new" else run.record().generate
     plan = Plan(run, spec, settings, (*(before.more if before else ()), *extra_samples))
     if before and run.inputs.exists() and not is_intact([run.inputs], run.checksums, reporter):
@@ -75,7 +75,7 @@ def write_texts(
     writer = load_writer()  # before anything is deleted: a model that cannot be loaded loses no texts
     facts = writer.facts()
     _check_commit(run, before, facts)
-    state = run.begin(asked.updated(more=plan.extra_samples, **facts), fresh=fresh)
+    state = run.begin(requested.updated(more=plan.extra_samples, **facts), fresh=fresh)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     work = _Generation(plan, writer, reporter, run.checksums, _begun(run))
     if not plan.has_inputs:

@@ -27,7 +27,7 @@ class GenerationJob:
     spec: TaskSpec
     settings: GenerateSettings
     use_scorer: bool = False
-    """Whether a separate scorer, if there is one, computes log-probabilities and margins."""
+    """Let a separate scorer, if there is one, compute log-probabilities and margins."""
 
 
 @dataclass

@@ -181,7 +181,10 @@ def _changed_tokens(decoder: Decoder, request: Request, tokens: Sequence[int], s
 
 
 class _Stopwatch:
-    """A reporter that records when how many texts were done. It drops notes: a small trial's are no run's."""
+    """A reporter that records time and number of texts at each update.
+
+    It drops notes: those of a small trial need not hold for the run.
+    """
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter, self.should_stop = reporter, reporter.should_stop

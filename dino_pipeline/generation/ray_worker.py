@@ -26,7 +26,7 @@ LoadEngine = Callable[[], tuple[Engine, str | None]]
 
 @dataclass(frozen=True)
 class LoadedWorker:
-    """What a worker returns once its model is loaded."""
+    """The result of loading the model on a worker."""
 
     version: str
     """Of this package."""
@@ -36,7 +36,7 @@ class LoadedWorker:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What a worker returns for a shard: the contents of both files, counts since its last shard, and notes."""
+    """The result of writing a shard: the contents of both files, counts since its last shard, and notes."""
 
     accepted: bytes
     rejected: bytes

@@ -23,7 +23,7 @@ LEAST_YIELD = 0.1
 
 @dataclass(frozen=True)
 class LabelYield:
-    """What one label has after a round of generating and filtering."""
+    """Counts of one label after a round of generating and filtering."""
 
     written: int
     kept: int
