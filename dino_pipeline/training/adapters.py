@@ -215,7 +215,9 @@ def contrast_classes(examples: Sequence[Example]) -> list[Example]:
         return []
     others_of: dict[str, list[str]] = {}
     for name in texts_of:
-        others_of[name] = [text for other in texts_of if other != name for text in texts_of[other]]
+        others_of[name] = []
+        for other, texts in texts_of.items():
+            others_of[name] += texts if other != name else []
     random = Random(0)
     pairs = []
     for example in examples:

@@ -203,7 +203,10 @@ class RowViews:
         for number, *values in zip(numbers, *batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
             drawn.append(self.draw(row, Random(f"{self.seed}/{self.epoch}/{number}")))
-        return {name: [row[name] for row in drawn] for name in drawn[0]}
+        columns: Columns = {}
+        for name in drawn[0]:
+            columns[name] = [row[name] for row in drawn]
+        return columns
 
 
 def row_views(dataset: Dataset) -> RowViews | None:
