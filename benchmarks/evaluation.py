@@ -22,8 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks.common import distinct_sentences, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.encoder_options import StsProtocol
-from dino_pipeline.evaluation.candidates import Candidate
-from dino_pipeline.evaluation.evaluate import score_candidates
+from dino_pipeline.evaluation.evaluate import Candidate, score_candidates
 from dino_pipeline.evaluation.suites.sts import SIZES, read_sts
 from dino_pipeline.progress import SilentReporter, table
 

@@ -16,11 +16,9 @@ from sentence_transformers import SentenceTransformer
 
 import dino_pipeline as dino
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.evaluation.candidates import Candidate
-from dino_pipeline.evaluation.evaluate import baselines, score_candidates, scores_of
+from dino_pipeline.evaluation.evaluate import Candidate, baselines, score_candidates, scores_of
 from dino_pipeline.evaluation.scores import ScoresFile
-from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP, ScoredPairs
-from dino_pipeline.evaluation.suites.suite import Embedder
+from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, Embedder, ScoredPairs
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.measures import RESAMPLES
 from tests.commands import answer, invoke

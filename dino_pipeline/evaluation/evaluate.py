@@ -4,29 +4,77 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.encoder_options import STS_OPTIONS, EvaluateOptions
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.evaluation.candidates import Candidate, all_candidates, as_run, is_run
-from dino_pipeline.evaluation.evaluation_data import evaluation_sets
-from dino_pipeline.evaluation.scores import Difference, Figure, ScoreRow, Scores, ScoresFile
+from dino_pipeline.evaluation.scores import Difference, EvaluatedModel, Figure, ScoreRow, Scores, ScoresFile
+from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
 from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
-from dino_pipeline.models import POCKET
+from dino_pipeline.models import POCKET, ModelRef, model_fingerprint, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import EvaluateRecord
+from dino_pipeline.stage_records import EvaluateRecord, FinetuneRecord
+from dino_pipeline.training.training_texts import as_run
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to evaluate."""
+
+    name: str
+    """Name in tables."""
+    path: str | None
+    """Folder or Hub id; None for an encoder in memory."""
+    revision: str | None = None
+    chosen_on_human_labels: str | None = None
+    """Name of the human-labelled data that its checkpoint was chosen on, if any."""
+    model: SentenceTransformer | None = field(default=None, compare=False)
+    """The encoder, if it is in memory."""
+
+    def load(self) -> SentenceTransformer:
+        """Return the encoder.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if self.model is not None:
+            return self.model
+        from dino_pipeline.encoders import load_encoder
+
+        return load_encoder(str(self.path), self.revision)
+
+    def describe(self, model: SentenceTransformer) -> EvaluatedModel:
+        """Return what scores.json holds of the encoder, once it is loaded."""
+        backbone = model.transformers_model
+        return EvaluatedModel(
+            name=self.name,
+            path=self.path,
+            revision=self.revision,
+            chosen_on_human_labels=self.chosen_on_human_labels,
+            commit=getattr(backbone.config, "_commit_hash", None) if backbone is not None else None,
+            fingerprint=None if self.path is None else model_fingerprint(self.path),
+            dimension=model.get_embedding_dimension(),
+            max_length=model.max_seq_length,
+        )
+
+    @property
+    def source(self) -> str:
+        """Text that changes if the encoder does; run.json compares it."""
+        return f"{self.name}:{model_fingerprint(str(self.path)) or self.path}:{self.revision}"
 
 
 @accepts(EvaluateOptions)
@@ -63,8 +111,8 @@ def evaluate(
         raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
     if settings.output:
         _check_output(settings.output)
-    candidates = all_candidates(targets)
-    runs = [as_run(target) for target in targets if is_run(target)]
+    runs = [run for target in targets if (run := as_run(target))]
+    candidates = _all_candidates(targets, only_run=len(runs) == 1)
     with reporter_for(progress) as reporter:
         sets = evaluation_sets(settings, runs, reporter, of_pocket=any(map(_starts_from_pocket, runs)))
         differing = unlike_papers(sets) if settings.published else None
@@ -187,16 +235,7 @@ def baselines(sets: Sequence[EvaluationSet]) -> list[Score]:
 
 def _score_row(score: Score) -> ScoreRow:
     measures = {name: _figure(measurement) for name, measurement in score.measures.items()}
-    return ScoreRow(
-        suite=score.suite,
-        data=score.data,
-        model=score.model,
-        counted=score.counted,
-        size=score.size,
-        protocol=dict(score.protocol),
-        digest=score.digest,
-        measures=measures,
-    )
+    return ScoreRow(**{**vars(score), "measures": measures})
 
 
 def _figure(measurement: Measurement) -> Figure:
@@ -218,16 +257,84 @@ def _differences(scores: Sequence[Score], names: Sequence[str]) -> list[Differen
         measure = next(iter(first.measures))
         for name in names[1:]:
             figure = _figure(by_model[name].measures[measure] - first.measures[measure])
-            differences.append(
-                Difference(
-                    suite=first.suite,
-                    data=first.data,
-                    measure=measure,
-                    model=name,
-                    minus=names[0],
-                    difference=figure.value,
-                    low=figure.low,
-                    high=figure.high,
-                )
-            )
+            where = {"suite": first.suite, "data": first.data, "measure": measure, "model": name, "minus": names[0]}
+            differences.append(Difference(**where, difference=figure.value, low=figure.low, high=figure.high))
     return differences
+
+
+# The encoders of targets
+
+
+def _all_candidates(targets: Sequence[object], *, only_run: bool) -> list[Candidate]:
+    """Return the encoders of targets, each once.
+
+    Raises:
+        OptionError: a target is none, a run has no trained encoder, or two encoders have one name.
+    """
+    candidates: dict[Candidate, None] = {}
+    in_memory = 0
+    for target in targets:
+        if isinstance(target, str | Path | Run):
+            candidates.update(dict.fromkeys(candidates_of(target, only_run=only_run)))
+        elif hasattr(target, "encode") and hasattr(target, "transformers_model"):
+            in_memory += 1
+            name = "encoder" if in_memory == 1 else f"encoder {in_memory}"
+            candidates[Candidate(name, None, model=target)] = None
+        else:
+            raise OptionError(
+                f"{type(target).__name__}: cannot be evaluated",
+                "give a run, a SentenceTransformer, a folder or a Hub id",
+            )
+    names = [candidate.name for candidate in candidates]
+    if repeated := [name for at, name in enumerate(names) if name in names[:at]]:
+        raise OptionError(f"{repeated[0]}: two different encoders have this name", "evaluate them one by one")
+    return list(candidates)
+
+
+def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Candidate]:
+    """Return a run's encoder before and after training, or the model of a folder or Hub id.
+
+    Args:
+        target: a run, or a model by folder or Hub id, which may have a revision: ``id@revision``.
+        only_run: whether no other run is evaluated; else the run's name is part of its encoders' names.
+
+    Raises:
+        OptionError: the run has no trained encoder.
+    """
+    run = as_run(target)
+    name = str(target.path if isinstance(target, Run) else target)
+    if run is None:
+        return [_named_model(name)]
+    trained = run.record().finetune
+    if trained is None or not trained.is_done:
+        raise OptionError(f"{name}: holds no trained encoder", f"run {{finetune({name})}} first")
+    encoder = trained.options.encoder
+    shown = _public_name(encoder) if only_run else encoder.name
+    finetuned = f"{shown} finetuned" if only_run else f"{shown} finetuned on {name.rstrip('/')}"
+    return [
+        Candidate(f"{shown} before", encoder.path("encoder"), encoder.revision),
+        Candidate(finetuned, str(run.model), None, _human_labels(trained)),
+    ]
+
+
+def _named_model(target: str) -> Candidate:
+    name, at, revision = target.rpartition("@")
+    if not at or Path(target).exists():
+        name, revision = target, ""
+    path = model_path(name, "encoder")
+    run = Run(Path(path).parent)
+    trained = run.record().finetune if Path(path) == run.model else None
+    return Candidate(target, path, revision or None, _human_labels(trained))
+
+
+def _human_labels(trained: FinetuneRecord | None) -> str | None:
+    """Return the name of the human-labelled data that a run's encoder was chosen on, None if there was none."""
+    selection = trained.selection if trained else None
+    return selection.on if selection and selection.human_labels else None
+
+
+def _public_name(encoder: ModelRef) -> str:
+    """Return the name of an encoder without the folders of this machine."""
+    if encoder.fingerprint is None or encoder.name == POCKET:
+        return encoder.name
+    return re.split(r"[/\\]", encoder.name.rstrip("/\\"))[-1]

@@ -13,7 +13,7 @@ from typing import Any
 from dino_pipeline import __version__
 from dino_pipeline.cards.document import Block, Picture, Section, number, read_template, render_html, visible
 from dino_pipeline.errors import PYTHON, Wording, worded
-from dino_pipeline.evaluation.candidates import Candidate, candidates_of
+from dino_pipeline.evaluation.evaluate import Candidate, candidates_of
 from dino_pipeline.files import write_bytes
 from dino_pipeline.measures import measure_title
 from dino_pipeline.options import accepts
@@ -125,7 +125,7 @@ def report_candidates(opened: OpenedRun, encoders: Sequence[str]) -> list[Candid
     """Return the encoders that a report compares: the named ones, else the run's before and after training."""
     finetuned = opened.record.finetune
     names = encoders or ([str(opened.run.path)] if finetuned and finetuned.is_done else [])
-    return [candidate for name in names for candidate in candidates_of(name, only_run=True)]
+    return [candidate for name in names for candidate in candidates_of(name)]
 
 
 def _sections(source: ReportSource) -> tuple[list[Section], list[MissingSection]]:

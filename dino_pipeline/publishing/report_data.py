@@ -21,9 +21,8 @@ from dino_pipeline.cards.document import (
     visible,
 )
 from dino_pipeline.errors import ModelError
-from dino_pipeline.evaluation.candidates import Candidate
-from dino_pipeline.evaluation.suites.pairs import WORD_OVERLAP
-from dino_pipeline.evaluation.suites.suite import Embedder, cosines
+from dino_pipeline.evaluation.evaluate import Candidate
+from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, Embedder, cosines
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.contamination import LEAKED, WORDS
 from dino_pipeline.filtering.dataset_rules import dataset_rules

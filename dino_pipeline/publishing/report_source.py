@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from dino_pipeline.errors import DataError, RunError, first_line
-from dino_pipeline.evaluation.candidates import Candidate
+from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.files import shard_files
 from dino_pipeline.progress import Reporter
 from dino_pipeline.readers import COLUMN_TYPES, connect, json_rows

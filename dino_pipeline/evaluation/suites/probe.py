@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, percent
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, digest_rows, percent
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import is_unpublished
 from dino_pipeline.text import plain_label
-from dino_pipeline.training.corpus import evaluation_source
+from dino_pipeline.training.corpus import Corpus, evaluation_source
 
 FOLDS = 10
 INNER_FOLDS = 3
@@ -51,36 +50,29 @@ class Probe:
         Raises:
             DataError: a row has no class, there is only one class, or test has classes that train lacks.
         """
-        return cls._read_folder(name, path) if is_unpublished(path) else cls.of(name, _read(path), str(path))
+        if not is_unpublished(path):
+            return cls.of(name, _read(path))
+        files = [path / "train.jsonl", path / "test.jsonl"]
+        if missing := [file for file in files if not file.exists()]:
+            raise DataError(f"{missing[0]}: does not exist; the folder of a probe holds train.jsonl and test.jsonl")
+        train, test = [_with_classes(_read(file)) for file in files]
+        if (train[0].text_b is None) != (test[0].text_b is None):
+            raise DataError(f"{path}: one of train.jsonl and test.jsonl holds texts, the other pairs")
+        _check_classes(str(files[0]), train)
+        if unknown := sorted(_class_names(test) - _class_names(train)):
+            raise DataError(f"{files[1]}: class {unknown[0]} is not in train.jsonl, so it cannot be learned")
+        return cls(name, train, test)
 
     @classmethod
-    def of(cls, name: str, examples: Sequence[Example], source: str) -> Probe:
-        """Return a probe by cross-validation.
-
-        Args:
-            name: name in tables.
-            examples: texts or pairs; each label is a class.
-            source: where they are from, for errors.
-        """
-        _check_classes(source, examples)
+    def of(cls, name: str, corpus: Corpus) -> Probe:
+        """Return a probe by cross-validation on a corpus, each label of which is a class; see `read`."""
+        examples = _with_classes(corpus)
+        _check_classes(corpus.name, examples)
         rarest, count = min(Counter(str(example.label) for example in examples).items(), key=lambda item: item[1])
         folds = min(FOLDS, count)
         if folds < 2:
-            raise DataError(f"{source}: class {rarest} has only one text; give at least two of each class")
+            raise DataError(f"{corpus.name}: class {rarest} has only one text; give at least two of each class")
         return cls(name, examples, folds=folds)
-
-    @classmethod
-    def _read_folder(cls, name: str, folder: Path) -> Probe:
-        files = [folder / "train.jsonl", folder / "test.jsonl"]
-        if missing := [file for file in files if not file.exists()]:
-            raise DataError(f"{missing[0]}: does not exist; the folder of a probe holds train.jsonl and test.jsonl")
-        train, test = map(_read, files)
-        if (train[0].text_b is None) != (test[0].text_b is None):
-            raise DataError(f"{folder}: one of train.jsonl and test.jsonl holds texts, the other pairs")
-        _check_classes(str(files[0]), train)
-        if unknown := sorted({str(example.label) for example in test} - {str(example.label) for example in train}):
-            raise DataError(f"{files[1]}: class {unknown[0]} is not in train.jsonl, so it cannot be learned")
-        return cls(name, train, test)
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -92,15 +84,13 @@ class Probe:
 
     @property
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        for example in (*self.train, *(self.test or ())):
-            digest.update(f"{example.text_a}\0{example.text_b}\0{example.label}\0".encode())
-        return digest.hexdigest()[:16]
+        examples = (*self.train, *(self.test or ()))
+        return digest_rows((example.text_a, example.text_b, example.label) for example in examples)
 
     @cached_property
     def classes(self) -> list[str]:
         """Names of the classes, sorted."""
-        return sorted({str(example.label) for example in self.train})
+        return sorted(_class_names(self.train))
 
     def texts(self) -> Iterator[str]:
         for example in (*self.train, *(self.test or ())):
@@ -203,24 +193,31 @@ def _fit_and_classify(features: Embeddings, gold: Integers, test_features: Embed
     return predicted
 
 
-def _read(path: Path) -> list[Example]:
-    return with_classes(evaluation_source(path, classes=True).corpus.examples, str(path))
+def _read(path: Path) -> Corpus:
+    return evaluation_source(path, classes=True).corpus
 
 
-def with_classes(examples: Sequence[Example], source: str) -> list[Example]:
+def _with_classes(corpus: Corpus) -> list[Example]:
     """Return examples whose labels are class names; ``1`` and ``1.0`` are one class.
 
     Raises:
         DataError: an example has no class, or some are texts and some pairs.
     """
+    examples = corpus.examples
     for number, example in enumerate(examples, start=1):
         if example.label is None:
-            raise DataError(f"{source}: example {number} has no class; give it as label")
+            raise DataError(f"{corpus.name}: example {number} has no class; give it as label")
         if (example.text_b is None) != (examples[0].text_b is None):
-            raise DataError(f"{source}: examples 1 and {number} are a text and a pair; give only texts or only pairs")
+            raise DataError(
+                f"{corpus.name}: examples 1 and {number} are a text and a pair; give only texts or only pairs"
+            )
     return [replace(example, label=plain_label(str(example.label))) for example in examples]
 
 
+def _class_names(examples: Sequence[Example]) -> set[str]:
+    return {str(example.label) for example in examples}
+
+
 def _check_classes(source: str, examples: Sequence[Example]) -> None:
-    if len({example.label for example in examples}) < 2:
+    if len(_class_names(examples)) < 2:
         raise DataError(f"{source}: all texts have the same class; give at least two classes")

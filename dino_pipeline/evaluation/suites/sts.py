@@ -14,8 +14,7 @@ from typing import Literal
 
 from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError, first_line
-from dino_pipeline.evaluation.suites.pairs import Pair, ScoredPairs
-from dino_pipeline.evaluation.suites.suite import EvaluationSet, Score
+from dino_pipeline.evaluation.suites.suite import EvaluationSet, Pair, Score, ScoredPairs
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
 from dino_pipeline.readers import read_lines, read_tab_separated
