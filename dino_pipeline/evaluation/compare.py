@@ -1,9 +1,9 @@
-"""Which objective learns most from some texts: trains one encoder by each of them, and puts the scores on one table."""
+"""Which objective learns most from given texts: trains one encoder by each, and puts the scores on one table."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites import evaluation_sets
-from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet, Score
+from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet
 from dino_pipeline.files import write_atomic, write_bytes
 from dino_pipeline.in_memory import table_html
 from dino_pipeline.models import POCKET, ModelRef, model_path
@@ -28,7 +28,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, encoder_ref, finetune_run, load_to_train
 from dino_pipeline.training.objective import Objective, get_objective, resolve_hyperparameters, rows_are_independent
-from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+from dino_pipeline.training.training_texts import as_run, training_texts
 
 if TYPE_CHECKING:
     import pandas
@@ -124,24 +124,6 @@ class Comparison:
         return pandas.DataFrame(records)
 
 
-@dataclass(frozen=True)
-class ComparisonPlan:
-    """What is trained and evaluated."""
-
-    folder: Path
-    objectives: Sequence[tuple[Objective, Hyperparameters]]
-    options: CompareOptions
-    encoder: ModelRef
-    texts: TrainingTexts
-    sets: Sequence[EvaluationSet]
-    """Sets of scored pairs."""
-
-    @property
-    def seeds(self) -> range:
-        """Return the seeds of the trainings of an objective."""
-        return range(self.options.seed, self.options.seed + self.options.seeds)
-
-
 @accepts(CompareOptions)
 def compare(
     source: object,
@@ -170,13 +152,24 @@ def compare(
     objectives = [_with_hyperparameters(name, chosen) for name in chosen.objectives or OBJECTIVES]
     texts = training_texts(source, chosen)
     own = as_run(source)
+    encoder = encoder_ref(chosen)
+    jobs = []
+    for objective, hyperparameters in objectives:
+        load = partial(load_to_train, chosen, hyperparameters)
+        jobs.append(TrainingJob(objective, hyperparameters, encoder, load, texts))
     with reporter_for(progress) as reporter, _folder_to_write(own, chosen.run) as folder:
-        plan = ComparisonPlan(folder, objectives, chosen, encoder_ref(chosen), texts, _sets(chosen, own, reporter))
-        rows = _trained_rows(plan, reporter)
-        sets = [data.name for data in plan.sets]
-        files = _write(plan, rows, sets)
+        sets = _sets(chosen, own, reporter)
+        file = ComparisonFile(
+            encoder=encoder,
+            texts=texts.settings(),
+            seeds=tuple(_seeds(chosen)),
+            training={objective.name: hyperparameters for objective, hyperparameters in objectives},
+            rows=(*_baseline_rows(encoder, sets, reporter), *_trained_rows(jobs, chosen, sets, folder, reporter)),
+        )
+        names = [data.name for data in sets]
+        files = _write(file, names, folder)
         is_kept = own is not None or chosen.run is not None
-    return Comparison(rows, sets, plan.seeds, files if is_kept else ())
+    return Comparison(file.rows, names, file.seeds, files if is_kept else ())
 
 
 @contextlib.contextmanager
@@ -209,27 +202,41 @@ def _with_hyperparameters(name: str, options: CompareOptions) -> tuple[Objective
     return objective, resolve_hyperparameters(objective, {**shared, **alone}, own)
 
 
-def _trained_rows(plan: ComparisonPlan, reporter: Reporter) -> list[ComparisonRow]:
-    """Train and evaluate each objective with each seed, and return the table with the baselines on top.
+def _seeds(options: CompareOptions) -> range:
+    """Return the seeds of the trainings of each objective."""
+    return range(options.seed, options.seed + options.seeds)
+
+
+def _baseline_rows(encoder: ModelRef, sets: Sequence[EvaluationSet], reporter: Reporter) -> list[ComparisonRow]:
+    """Return the rows of word overlap and of the encoder as it is."""
+    untrained = load_encoder(model_path(encoder.name, "encoder"), encoder.revision)
+    scores = {WORD_OVERLAP: baselines(sets), UNTRAINED: scores_of(UNTRAINED, untrained, sets, reporter)}
+    rows = []
+    for name, of_name in scores.items():
+        values = {score.data: (score.measures["spearman"].value,) for score in of_name}
+        rows.append(ComparisonRow(name=name, learns_from="-", scores=values))
+    return rows
+
+
+def _trained_rows(
+    jobs: Sequence[TrainingJob],
+    options: CompareOptions,
+    sets: Sequence[EvaluationSet],
+    folder: Path,
+    reporter: Reporter,
+) -> list[ComparisonRow]:
+    """Train and evaluate each objective with each seed.
 
     If the user named no objectives, those that the texts or the encoder do not suit are left out with a note.
     """
-    encoder = plan.encoder
-    untrained = load_encoder(model_path(encoder.name, "encoder"), encoder.revision)
-    rows = [
-        ComparisonRow(name=WORD_OVERLAP, learns_from="-", scores=_spearman(baselines(plan.sets))),
-        ComparisonRow(
-            name=UNTRAINED,
-            learns_from="-",
-            scores=_spearman(scores_of(UNTRAINED, untrained, plan.sets, reporter)),
-        ),
-    ]
+    rows = []
     refused: Exception | None = None
-    for objective, hyperparameters in plan.objectives:
+    for job in jobs:
+        objective = job.objective
         try:
-            rows.append(_row(plan, objective, hyperparameters, reporter))
+            rows.append(_row(job, options, sets, folder, reporter))
         except (DataError, ModelError) as error:
-            if plan.options.objectives:
+            if options.objectives:
                 raise
             reporter.note(f"{objective.name}: left out: {error.message}", error.remedy)
             rows.append(ComparisonRow(name=objective.name, learns_from=objective.needs, remarks=(error.message,)))
@@ -240,48 +247,35 @@ def _trained_rows(plan: ComparisonPlan, reporter: Reporter) -> list[ComparisonRo
 
 
 def _row(
-    plan: ComparisonPlan, objective: Objective, hyperparameters: Hyperparameters, reporter: Reporter
+    job: TrainingJob, options: CompareOptions, sets: Sequence[EvaluationSet], folder: Path, reporter: Reporter
 ) -> ComparisonRow:
     """Train and evaluate an objective with each seed."""
-    load = partial(load_to_train, plan.options, hyperparameters)
-    job = TrainingJob(objective, hyperparameters, plan.encoder, load, plan.texts)
+    name = job.objective.name
+    human = job.texts.select_on.label if job.texts.select_on else None
     records: list[FinetuneRecord] = []
-    scores: dict[str, tuple[float | None, ...]] = {data.name: () for data in plan.sets}
-    for seed in plan.seeds:
-        cell = Run(plan.folder / objective.name / f"seed-{seed}")
+    scores: dict[str, tuple[float | None, ...]] = {data.name: () for data in sets}
+    for seed in _seeds(options):
+        cell = Run(folder / name / f"seed-{seed}")
         with cell.locked():
-            finetune_run(cell, replace(job, seed=seed), reporter, fresh=plan.options.fresh)
+            finetune_run(cell, replace(job, seed=seed), reporter, fresh=options.fresh)
             record = cell.record().finetune
             assert record is not None
             records.append(record)
-            for name, value in _cell_scores(cell, objective, plan, reporter).items():
-                scores[name] += (value,)
-    human = plan.texts.select_on.label if plan.texts.select_on else None
+            file, _ = evaluate_run(cell, [Candidate(name, str(cell.model), None, human)], sets, reporter)
+        for score in file.scores:
+            if score.model == name:
+                scores[score.data] += (score.measures["spearman"].value,)
     collapsed = ["collapsed"] if any(record.collapsed for record in records) else []
     chosen = [f"chosen on human labels ({human})"] if human else []
     return ComparisonRow(
-        name=objective.name,
-        learns_from=objective.needs,
+        name=name,
+        learns_from=job.objective.needs,
         rows=records[0].train or 0,
         rows_seen=records[0].rows_seen or 0,
         seconds=fmean(record.seconds or 0.0 for record in records),
         scores=scores,
         remarks=(*collapsed, *chosen),
     )
-
-
-def _cell_scores(
-    cell: Run, objective: Objective, plan: ComparisonPlan, reporter: Reporter
-) -> Mapping[str, float | None]:
-    """Return Spearman x 100 of a trained encoder by set."""
-    human = plan.texts.select_on.label if plan.texts.select_on else None
-    file, _ = evaluate_run(cell, [Candidate(objective.name, str(cell.model), None, human)], plan.sets, reporter)
-    own = [score for score in file.scores if score.model == objective.name]
-    return {score.data: score.measures["spearman"].value for score in own}
-
-
-def _spearman(scores: Sequence[Score]) -> dict[str, tuple[float | None, ...]]:
-    return {score.data: (score.measures["spearman"].value,) for score in scores}
 
 
 def table_lines(rows: Sequence[ComparisonRow], sets: Sequence[str]) -> list[list[str]]:
@@ -308,26 +302,19 @@ def remarks(rows: Sequence[ComparisonRow]) -> list[str]:
     return [f"* {row.name}: {'; '.join(row.remarks)}" for row in rows if row.remarks]
 
 
-def _write(plan: ComparisonPlan, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> list[Path]:
+def _write(file: ComparisonFile, sets: Sequence[str], folder: Path) -> list[Path]:
     """Write the table as JSON and Markdown and draw it; return the files."""
-    path = plan.folder / "compare"
-    file = ComparisonFile(
-        encoder=plan.encoder,
-        texts=plan.texts.settings(),
-        seeds=tuple(plan.seeds),
-        training={objective.name: hyperparameters for objective, hyperparameters in plan.objectives},
-        rows=tuple(rows),
-    )
+    path = folder / "compare"
     write_bytes(path.with_suffix(".json"), f"{file.model_dump_json(indent=2)}\n".encode())
-    header, *body = [f"| {' | '.join(line)} |" for line in table_lines(rows, sets)]
+    header, *body = [f"| {' | '.join(line)} |" for line in table_lines(file.rows, sets)]
     ruler = "|" + "---|" * (5 + len(sets))
-    markdown = "\n".join([header, ruler, *body, "", *remarks(rows)]).rstrip() + "\n"
+    markdown = "\n".join([header, ruler, *body, "", *remarks(file.rows)]).rstrip() + "\n"
     write_bytes(path.with_suffix(".md"), markdown.encode())
-    draw(path.with_suffix(".svg"), rows, sets)
+    _draw(path.with_suffix(".svg"), file.rows, sets)
     return [path.with_suffix(suffix) for suffix in (".json", ".md", ".svg")]
 
 
-def draw(path: Path, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> None:
+def _draw(path: Path, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> None:
     """Draw each objective's seeds and their mean, one panel per set, with lines for the baselines."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -20,8 +20,6 @@ from dino_pipeline.stage_records import Record
 if TYPE_CHECKING:
     import pandas
 
-FORMAT: Literal[1] = 1
-"""Format of scores.json."""
 COLUMNS = ("data", "model", "size", "measure", "value", "95 % interval", "protocol")
 """Header of `score_rows`."""
 MARK = "†"
@@ -94,7 +92,7 @@ class EvaluatedModel(Record):
 class ScoresFile(Record):
     """scores.json."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     unit: str = "x 100"
     interval: str = f"95 % percentile bootstrap over items, {RESAMPLES} resamples"
     versions: dict[str, str]
@@ -234,32 +232,26 @@ class Scores(Sequence[ScoreRow]):
         return pandas.DataFrame(records)
 
     def __repr__(self) -> str:
-        return "\n".join(tables(self.file, self.unlike_papers))
+        """Return a table for each kind of data, the differences, remarks, and the published figures."""
+        remarks = self.file.human_label_remarks()
+        parts = []
+        # Pairs of the pocket grammar share the table of other pairs.
+        for suite, group in groupby(self.rows, key=lambda score: score.suite.replace("pocket", "pairs")):
+            scores = list(group)
+            parts += _sts_tables(scores, remarks) if suite == "sts" else [_set_table(scores, remarks)]
+        if differences := self.file.difference_rows():
+            parts.append(table(["data", "difference", "of", "", "95 % interval"], differences))
+        parts += [f"* {remark}" for remark in remarks.values()]
+        if self.unlike_papers:
+            problems = "; ".join(self.unlike_papers)
+            parts.append(f"Published figures are of another protocol and not shown: {problems}")
+        elif self.unlike_papers is not None:
+            rows = [[name, *map(_shown, values)] for name, values in PUBLISHED.items()]
+            parts.append(table(["published, Spearman x 100", *SIZES, MEAN], rows))
+        return "\n".join(parts)
 
     def _repr_html_(self) -> str:
         return table_html(f"scores, {self.file.unit}", COLUMNS, self.file.score_rows())
-
-
-def tables(file: ScoresFile, unlike_papers: Sequence[str] | None = None) -> list[str]:
-    """Return the tables of scores: a table for each kind of data, the differences, and remarks.
-
-    Args:
-        file: the scores.
-        unlike_papers: the settings in which suite sts differs from published figures; the figures are shown if there
-            are none. None leaves them out.
-    """
-    remarks = file.human_label_remarks()
-    parts = []
-    # Pairs of the pocket grammar share the table of other pairs.
-    for suite, group in groupby(file.scores, key=lambda score: score.suite.replace("pocket", "pairs")):
-        scores = list(group)
-        parts += _sts_tables(scores, remarks) if suite == "sts" else [_set_table(scores, remarks)]
-    if differences := file.difference_rows():
-        parts.append(table(["data", "difference", "of", "", "95 % interval"], differences))
-    parts += [f"* {remark}" for remark in remarks.values()]
-    if unlike_papers is not None:
-        parts.append(_published_table(unlike_papers))
-    return parts
 
 
 def _set_table(scores: Sequence[ScoreRow], remarked: Mapping[str, str]) -> str:
@@ -323,11 +315,3 @@ def _sts_marks(columns: Sequence[ScoreRow]) -> dict[str, str]:
     if marks and columns[-1].data == MEAN:
         marks[MEAN] = f"of {', '.join(marks)} too"
     return marks
-
-
-def _published_table(unlike_papers: Sequence[str]) -> str:
-    """Return the papers' figures, or why they are not comparable."""
-    if unlike_papers:
-        return f"Published figures are of another protocol and not shown: {'; '.join(unlike_papers)}"
-    rows = [[name, *map(_shown, values)] for name, values in PUBLISHED.items()]
-    return table(["published, Spearman x 100", *SIZES, MEAN], rows)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -157,17 +156,14 @@ def nearest(queries: Embeddings, documents: Embeddings, count: int) -> list[list
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the ``_id`` and the text, title included, of each object in a JSONL file."""
     for number, row in read_json_lines(path):
-        yield _checked_row(row, f"{path}, line {number}")
-
-
-def _checked_row(row: Any, where: str) -> tuple[str, str]:
-    identity = row.get("_id") if isinstance(row, dict) else None
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
-        raise DataError(f'{where}: must be an object with "_id" and "text"')
-    text = f"{row.get('title') or ''} {row['text']}".strip()
-    if has_lone_surrogate(text):
-        raise DataError(f"{where}: its text holds half a character (a lone surrogate); remove it")
-    return str(identity), text
+        where = f"{path}, line {number}"
+        identity = row.get("_id") if isinstance(row, dict) else None
+        if isinstance(identity, bool) or not isinstance(identity, str | int) or not isinstance(row.get("text"), str):
+            raise DataError(f'{where}: must be an object with "_id" and "text"')
+        text = f"{row.get('title') or ''} {row['text']}".strip()
+        if has_lone_surrogate(text):
+            raise DataError(f"{where}: its text holds half a character (a lone surrogate); remove it")
+        yield str(identity), text
 
 
 def _read_judgements(path: Path) -> dict[str, dict[str, int]]:

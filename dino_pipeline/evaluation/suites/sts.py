@@ -81,7 +81,10 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             notes.append(f"{folder}: not read: {', '.join(ignored)}")
     sets = []
     for name in SIZES:
-        subsets = {subset: pairs for subset, pairs in available.get(name, {}).items() if _is_subset(name, subset)}
+        subsets = dict(available.get(name, {}))
+        for subset in available.get(name, {}):
+            if (name, subset.upper()) in LEFT_OUT:
+                del subsets[subset]
         if not subsets:
             notes.append(f"{name}: is not in {folder}; there is no mean of seven without it")
             continue
@@ -101,10 +104,6 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
 def usual_size(name: str, protocol: Mapping[str, str]) -> int:
     """Return the number of pairs in a complete set."""
     return FULL_SICK if protocol.get("sick") == "full" else SIZES[name]
-
-
-def _is_subset(name: str, subset: str) -> bool:
-    return (name, subset.upper()) not in LEFT_OUT
 
 
 def _check_subsets(name: str, subsets: Subsets, protocol: StsProtocol, folder: Path) -> None:
@@ -135,13 +134,9 @@ def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
         stamp["text"] = "tokenized"
     elif protocol.text == "tokenized":
         stamp["text"] = "tokenized"
-        subsets = {subset: list(map(_tokenize_pair, pairs)) for subset, pairs in subsets.items()}
+        for subset, pairs in subsets.items():
+            subsets[subset] = [(tokenized(first), tokenized(second), gold) for first, second, gold in pairs]
     return ScoredPairs(name, list(subsets.values()), "sts", aggregate=protocol.aggregate, protocol=stamp)
-
-
-def _tokenize_pair(pair: Pair) -> Pair:
-    first, second, gold = pair
-    return tokenized(first), tokenized(second), gold
 
 
 def looks_tokenized(subsets: Iterable[Sequence[Pair]]) -> bool:
