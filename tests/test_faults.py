@@ -498,7 +498,7 @@ def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     from dino_pipeline.errors import OptionError
     from dino_pipeline.evaluation.suites import sts
 
-    monkeypatch.setattr(sts, "LARGEST", 2**20)
+    monkeypatch.setattr(sts, "MAX_UNPACKED_BYTES", 2**20)
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as packed:
         member = tarfile.TarInfo("STS/STS12-en-test/bomb.txt")
         member.size = 64 * 2**20

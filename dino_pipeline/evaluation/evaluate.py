@@ -104,8 +104,7 @@ def evaluate(
         DataError: data is malformed.
         ModelError: an encoder cannot be loaded, or gives values that are not numbers.
     """
-    named = {"data": data, "suite": suite, "output": output}
-    settings = EvaluateOptions.of({**{name: value for name, value in named.items() if value is not None}, **options})
+    settings = EvaluateOptions.of({"data": data, "suite": suite, "output": output, **options})
     _refuse_sts_options(settings)
     if not targets:
         raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
@@ -186,13 +185,7 @@ def evaluate_run(
 def score_candidates(
     candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], reporter: Reporter, *, batch_size: int = 64
 ) -> ScoresFile:
-    """Score encoders and baselines on sets of data.
-
-    Args:
-        candidates: the encoders; each has its own name.
-        sets: the data; each set of a suite has its own name.
-        reporter: follows the progress.
-        batch_size: texts per batch; changes speed only.
+    """Score encoders and baselines on sets of data. Each encoder, and each set of a suite, has its own name.
 
     Raises:
         ModelError: an encoder cannot be loaded, or gives values that are not numbers.

@@ -30,7 +30,7 @@ def evaluation_sets(
 
     Args:
         options: the suites and the user's data.
-        runs: the runs that are evaluated.
+        runs: the runs that are evaluated; by default it is on their dev pairs.
         reporter: takes notes on the data.
         of_pocket: whether an encoder was trained from the pocket encoder, for which there are gold pairs.
 

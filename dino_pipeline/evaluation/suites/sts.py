@@ -81,10 +81,10 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             notes.append(f"{folder}: not read: {', '.join(ignored)}")
     sets = []
     for name in SIZES:
-        subsets = dict(available.get(name, {}))
-        for subset in available.get(name, {}):
-            if (name, subset.upper()) in LEFT_OUT:
-                del subsets[subset]
+        subsets = {}
+        for subset, pairs in available.get(name, {}).items():
+            if (name, subset.upper()) not in LEFT_OUT:
+                subsets[subset] = pairs
         if not subsets:
             notes.append(f"{name}: is not in {folder}; there is no mean of seven without it")
             continue
@@ -134,6 +134,7 @@ def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
         stamp["text"] = "tokenized"
     elif protocol.text == "tokenized":
         stamp["text"] = "tokenized"
+        subsets = dict(subsets)
         for subset, pairs in subsets.items():
             subsets[subset] = [(tokenized(first), tokenized(second), gold) for first, second, gold in pairs]
     return ScoredPairs(name, list(subsets.values()), "sts", aggregate=protocol.aggregate, protocol=stamp)
@@ -194,15 +195,16 @@ def _read_senteval(root: Path, sick: Literal["test", "full"]) -> dict[str, Subse
 def _read_parallel(path: Path) -> list[Pair]:
     """Read a file of two texts a line, and its file of scores. A pair with a blank score is left out."""
     scores = path.with_name(path.name.replace("STS.input.", "STS.gs.", 1))
-    rows, gold = _read_lines(path), _read_lines(scores)
+    # Only a line feed ends a line: texts hold characters that Unicode counts as line ends.
+    rows = [columns for _, columns in read_tab_separated(path, newline="\n")]
+    gold = [line.strip() for line in read_lines(scores, newline="\n")]
     while len(gold) > len(rows) and not gold[-1]:
         gold.pop()
     if len(rows) != len(gold):
         raise DataError(f"{scores}: {len(gold)} scores for the {len(rows)} pairs of {path.name}; give one a pair")
     pairs = []
-    for number, (row, score) in enumerate(zip(rows, gold, strict=True), start=1):
-        if score.strip():
-            columns = row.split("\t")
+    for number, (columns, score) in enumerate(zip(rows, gold, strict=True), start=1):
+        if score:
             if len(columns) < 2:
                 raise DataError(f"{path}, line {number}: holds one text; give two with a tab between them")
             pairs.append((_joined(columns[0]), _joined(columns[1]), _parse_score(score, scores, number)))
@@ -263,11 +265,6 @@ def _is_evaluated(name: str, subset: str, sick: str) -> bool:
     """Return whether a part is for evaluation; some sets have parts for training."""
     for_training = subset.lower().partition(".")[0] in {"train", "trial", "dev", "validation"}
     return not for_training or (name == "SICK-R" and sick == "full")
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Return a file's lines. Only a line feed ends one: texts hold characters that Unicode counts as line ends."""
-    return [line.removesuffix("\n").removesuffix("\r") for line in read_lines(path, newline="\n")]
 
 
 def _parse_score(value: str, path: Path, number: int) -> float:

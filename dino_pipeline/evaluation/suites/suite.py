@@ -93,14 +93,7 @@ class Score:
 
 
 class Embedder:
-    """The embeddings of one encoder. Each text is embedded once, texts of similar length together.
-
-    Args:
-        name: the encoder's name in messages.
-        model: the encoder.
-        batch_size: texts per batch; changes speed only.
-        reporter: follows the progress.
-    """
+    """The embeddings of one encoder. Each text is embedded once, texts of similar length together."""
 
     def __init__(self, name: str, model: SentenceTransformer, batch_size: int, reporter: Reporter) -> None:
         self.name = name
@@ -247,11 +240,7 @@ class ScoredPairs:
         return WORD_OVERLAP, self.correlate(lambda part: np.array([word_overlap(a, b) for a, b, _ in part]))
 
     def correlate(self, predict: Callable[[Sequence[Pair]], Vector]) -> Measures:
-        """Return the correlations of predicted scores with the gold scores.
-
-        Args:
-            predict: returns the predicted scores of some pairs, ``(pairs,)``.
-        """
+        """Return the correlations of gold scores with those that a function predicts for pairs, ``(pairs,)``."""
         predicted, gold = [], []
         for part in self.parts:
             predicted.append(predict(part))
