@@ -178,7 +178,7 @@ def test_a_dev_set_without_different_scores_is_refused(tmp_path: Path, data: tup
 
 
 def test_missing_data_is_named(tmp_path: Path, train: Train) -> None:
-    with pytest.raises(DataError, match=r"gone\.jsonl: is not there; make it with dino filter"):
+    with pytest.raises(DataError, match=r"gone\.jsonl: is not there; make it with dino\.filter"):
         train(Run(tmp_path / "run"), texts=TrainingTexts(Source(str(tmp_path / "gone.jsonl"))))
 
 
