@@ -138,7 +138,7 @@ def check_weights(path: str) -> None:
 
 
 _ONLY_PICKLED = "holds pickled weights only, which can run code when they are read"
-_PICKLE_REMEDY = "convert them to safetensors or, if you trust them, set {allow_pickle=True}"
+_PICKLE_REMEDY = f"convert them to safetensors or, if you trust them, set {ALLOW_PICKLE}=1 in the environment"
 
 
 def pick_device(name: str | None) -> str:

@@ -164,28 +164,43 @@ def with_own_code(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Damage, str]] = {
-    "the record is cut short": (lambda run: cut(run.record_file), "run.json: cannot be read"),
-    "the record is a list": (lambda run: run.record_file.write_text("[]"), "run.json: is no object"),
-    "the record is deep": (lambda run: run.record_file.write_text("[" * 99_999), "run.json: cannot be read"),
-    "the record is no text": (lambda run: run.record_file.write_bytes(b"\xff\xfe\x00"), "run.json: cannot be read"),
+    "the record is cut short": (
+        lambda run: cut(run.record_file),
+        "run.json: is not a record that this version reads (not JSON: ",
+    ),
+    "the record is a list": (
+        lambda run: run.record_file.write_text("[]"),
+        "run.json: is not a record that this version reads (must be a JSON object)",
+    ),
+    "the record is deep": (
+        lambda run: run.record_file.write_text("[" * 99_999),
+        "run.json: is not a record that this version reads (not JSON: ",
+    ),
+    "the record is no text": (
+        lambda run: run.record_file.write_bytes(b"\xff\xfe\x00"),
+        "run.json: is not a record that this version reads (not JSON: ",
+    ),
     "the run is of no format": (
         lambda run: edit(run.record_file, lambda record: record.pop("format")),
-        "of format 1, and this dino_pipeline knows 2; use the version that wrote it",
+        "of format 1, and this version reads 2 and 3); restore it, use the version that wrote it",
     ),
-    "the run is of a later format": (set_format(FORMAT + 1), f"of format {FORMAT + 1}, and this dino_pipeline knows"),
-    "the run's format is no number": (set_format("new"), "of format 'new', and this dino_pipeline knows"),
-    "no record tells whose shards these are": (lambda run: run.record_file.unlink(), "made by no recorded generate"),
+    "the run is of a later format": (set_format(FORMAT + 1), f"of format {FORMAT + 1}, and this version reads 2 and 3"),
+    "the run's format is no number": (set_format("new"), "of format 'new', and this version reads 2 and 3"),
+    "no record tells whose shards these are": (
+        lambda run: run.record_file.unlink(),
+        "was not made by a recorded generate",
+    ),
     "the weights are others": (
         lambda run: flip(run.path.parent / "generator" / "model.safetensors"),
-        "begun with other options: fingerprint was",
+        "begun with other options: model.fingerprint was",
     ),
     "the tokenizer is another": (
         lambda run: edit(run.path.parent / "generator" / "tokenizer.json", lambda found: found.update(x=1)),
-        "begun with other options: fingerprint was",
+        "begun with other options: model.fingerprint was",
     ),
     "the model is gone": (
         lambda run: shutil.rmtree(run.path.parent / "generator"),
-        "generator: was a folder when the run began, and is not there",
+        "generator: was a folder when the run started, and is missing; bring it back",
     ),
     "the weights are pickled": (lambda run: pickled(run.path.parent / "generator"), ""),
     "the run's folder is a file": (
@@ -213,7 +228,7 @@ def test_models_from_strangers_run_nothing(folder: Path) -> None:
     failed = generate(folder)
     assert failed.exit_code == 2
     assert "pytorch_model.bin: holds pickled weights only" in failed.stderr
-    assert "dino --allow-pickle" in failed.stderr
+    assert "if you trust them, set DINO_ALLOW_PICKLE=1 in the environment" in failed.stderr
     (folder / "generator" / "pytorch_model.bin").rename(folder / "generator" / "model.safetensors")
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.bin").write_bytes(b"\x80")

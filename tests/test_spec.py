@@ -155,7 +155,9 @@ def test_a_spec_comes_from_a_file_a_shipped_name_or_fields(tmp_path: Path, monke
         load_spec(changed({"labels/0/counter_labels": ["2"]}))
     with pytest.raises(SpecError, match=r"spec, top level: cannot be written as JSON"):
         load_spec({"task_name": object()})
-    with pytest.raises(SpecError, match=r"sts-x9, top level: is neither a file nor a shipped spec; .*sts-x2"):
+    with pytest.raises(
+        SpecError, match=r"sts-x9, top level: is neither a file nor the name of a shipped spec; choose from .*sts-x2"
+    ):
         load_spec("sts-x9")
 
 
