@@ -142,7 +142,7 @@ class ExampleList(Sequence[Example]):
         """Return what the list holds, in a line."""
         return f"{len(self)} examples"
 
-    def to_dicts(self) -> list[dict[str, Any]]:
+    def to_dicts(self) -> list[dict[str, object]]:
         """Return the examples as dicts with the record's fields."""
         return [asdict(example) for example in self]
 
