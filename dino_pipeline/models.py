@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -99,7 +99,7 @@ def pickle_allowed() -> bool:
     return os.environ.get(ALLOW_PICKLE, "0") not in {"", "0"}
 
 
-def safe_loading() -> dict[str, Any]:
+def safe_loading() -> dict[str, bool]:
     """Return the arguments that make `transformers`' loaders read safetensors only."""
     return {} if pickle_allowed() else {"use_safetensors": True}
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -72,11 +72,11 @@ class Options(BaseModel):
             unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
             raise _option_error(cls, (unknown or problems)[0]) from error
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> dict[str, object]:
         """Return the options that were given, by name."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, JsonValue]:
         """Return the options that change the result, by name, as JSON values."""
         names = {name for name, flag, _ in flags_of(type(self)) if flag.data}
         return self.model_dump(mode="json", include=names)

@@ -23,7 +23,8 @@ from dino_pipeline.examples import (
     write_examples,
 )
 from dino_pipeline.files import file_digest, folder_replaced, write_atomic, write_bytes
-from dino_pipeline.readers import InputFile, connect, input_file, json_rows, quoted, read_json_lines, read_tab_separated
+from dino_pipeline.readers import InputFile, input_file, read_json_lines, read_tab_separated
+from dino_pipeline.sql import connect, json_rows, quoted
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:

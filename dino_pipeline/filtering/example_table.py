@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
-from dino_pipeline.readers import connect, parquet_rows, quoted
+from dino_pipeline.sql import connect, parquet_rows, quoted
 from dino_pipeline.stage_records import Label
 
 BATCH = 4096

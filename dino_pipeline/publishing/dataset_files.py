@@ -28,10 +28,10 @@ from dino_pipeline.funnel import Funnel
 from dino_pipeline.publishing.rebuild import rebuild_of
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.report_source import OpenedRun
-from dino_pipeline.readers import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.text import as_number
 
 Rows = Mapping[str, int]

@@ -16,11 +16,11 @@ from dino_pipeline.errors import DataError, RunError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.files import shard_files
 from dino_pipeline.progress import Reporter
-from dino_pipeline.readers import COLUMN_TYPES, connect, json_rows
 from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows
 from dino_pipeline.stage_records import EvaluateRecord, FilterRecord, FinetuneRecord, GenerateRecord, StageRecord
 from dino_pipeline.text import as_number, plain_label
 
