@@ -217,9 +217,11 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
     @field_validator("more", mode="before")
     @classmethod
     def _label_counts(cls, value: Any) -> Any:
-        """Take a mapping, ``LABEL=N`` strings, or pairs."""
+        """Take a mapping, pairs, ``LABEL=N`` strings, or one such string."""
         items = value.items() if isinstance(value, Mapping) else value
-        if isinstance(items, str) or not hasattr(items, "__iter__"):
+        if isinstance(items, str):
+            items = (items,)
+        if not hasattr(items, "__iter__"):
             raise ValueError("must give a number of texts for each label")
         return tuple(_label_count(item) for item in items)
 

@@ -339,8 +339,8 @@ def test_texts_from_python_are_a_list_that_the_filter_takes() -> None:
     assert len(texts) == len(list(texts)) == sum(total.accepted for total in texts.record.counts.values())
     assert {text.text_a for text in texts} == {"A man runs.", "A dog sleeps."}
     assert len(texts) + len(texts.rejected) == 12
-    assert (texts.state, texts.run, texts.spec.task_name) == ("new", None, "sts-x2")
-    assert repr(texts).startswith(f"GeneratedTexts({len(texts)} texts for sts-x2; accepted: 1 ")
+    assert (texts.state, texts.run, texts.spec.task_name) == ("new", None, "sts")
+    assert repr(texts).startswith(f"GeneratedTexts({len(texts)} texts for sts; accepted: 1 ")
     kept = dino.filter(texts, random_pairs=0, near_duplicates=0, dev_share=0.0, progress=False)
     assert {pair.text_a for pair in kept} <= {text.text_a for text in texts}
     assert kept.record.inputs.stop == '"', "the prompts' parts come with the texts"
@@ -360,7 +360,7 @@ def test_a_run_from_python_is_the_command_lines(tmp_path: Path, toy_generator: P
     )
     in_run = dino.filter(again, dry_run=True, progress=False)
     assert in_run.run and in_run.run.path == tmp_path / "run", "the run is filtered, where its texts are"
-    with pytest.raises(RunError, match=r"earlier calls asked for other extra samples; give more=0.5=1 first"):
+    with pytest.raises(RunError, match=r"earlier calls asked for other extra samples; give more='0.5=1' first"):
         dino.generate(TOY_SPEC, run=tmp_path / "run", more={"1": 1}, **options)
 
 
