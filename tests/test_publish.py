@@ -267,7 +267,7 @@ def test_a_run_is_reported_published_verified_and_exported_from_python(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = dino.report(run, progress=False)
-    assert (written.path, written.missing) == (run / "report.html", []) and "13 sections" in repr(written)
+    assert (written.path, written.missing) == (run / "report.html", {}) and "13 sections" in repr(written)
     opened: Counter[str] = Counter()
 
     def counting(path: Any, *arguments: Any, **others: Any) -> Any:

@@ -97,10 +97,6 @@ class HandWritten:
     def or_newer(self, on_hub: HandWritten, published: HandWritten) -> HandWritten:
         """Return these parts or those of the card on the Hub, whichever people changed since the last publication.
 
-        Args:
-            on_hub: parts of the card that is on the Hub now.
-            published: parts of the card that was published last.
-
         Raises:
             HubError: both were changed, and neither has all lines of the other.
         """
@@ -129,12 +125,9 @@ def read_card(path: Path) -> str:
 
 
 def card_text(front: Mapping[str, object], body: str, hand_written: HandWritten) -> str:
-    """Return a whole card.
+    """Return a whole card of generated fields and Markdown, and of the parts of the earlier card that are kept.
 
-    Args:
-        front: generated fields of the front matter; None leaves a field out.
-        body: generated Markdown.
-        hand_written: parts of the earlier card that are kept.
+    A field that is None is left out.
     """
     generated = {key: value for key, value in front.items() if value is not None}
     merged: FrontMatter = {**generated}

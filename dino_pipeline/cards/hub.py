@@ -90,11 +90,7 @@ class Manifest(Record):
 
     @classmethod
     def read(cls, path: Path, name: str) -> Manifest:
-        """Read lineage.json.
-
-        Args:
-            path: the file.
-            name: folder or repository, for errors.
+        """Read lineage.json; errors name its folder or repository.
 
         Raises:
             HubError: it was not written by this package, or is damaged.
@@ -110,13 +106,7 @@ class Manifest(Record):
 
 
 def seal(folder: Path, record: RunRecord, manifest: Manifest) -> None:
-    """Write run.json and then lineage.json into a folder that holds everything else.
-
-    Args:
-        folder: the folder to be published.
-        record: of the run that is published.
-        manifest: everything but the hashes of files.
-    """
+    """Write run.json and then lineage.json, with the hashes of files, into a folder that holds everything else."""
     content = public_record(record).model_dump_json(indent=2)
     write_bytes(folder / "run.json", f"{content}\n".encode())
     manifest.updated(files=file_hashes(folder)).write(folder)
@@ -195,14 +185,7 @@ class Upload(Record):
 
 
 class Repository:
-    """A repository on the Hub.
-
-    Args:
-        name: ``user/name``.
-        kind: dataset or model.
-        private: create it so that only its owner can see it.
-        api: the client of the Hub.
-    """
+    """A repository on the Hub, ``user/name``; it may not exist yet. If it is private, only its owner can see it."""
 
     def __init__(self, name: str, kind: Kind, *, private: bool = False, api: HfApi | None = None) -> None:
         self.name = name
@@ -242,11 +225,8 @@ class Repository:
     def check(self, run: Manifest, *, force: bool = False) -> None:
         """Find out which files on the Hub this run may replace.
 
-        A repository that holds nothing but a card counts as this run's: people may begin a card on the website.
-
-        Args:
-            run: identifies the run; see `run_manifest`.
-            force: replace the files of any repository.
+        With ``force``, the files of any repository. A repository that holds nothing but a card counts as this run's:
+        people may begin a card on the website.
 
         Raises:
             HubError: the repository holds the files of another run, or is public and should be private.

@@ -80,18 +80,16 @@ def write_dataset(
         OutputError: the folder cannot be written.
     """
     run, record, spec = opened.run, public_record(opened.record), opened.spec
+    generated, filtered = record.generate, record.filter
+    assert filtered is not None  # nothing is published that was not filtered
     shape, rebuild = shape_of(opened), rebuild_of(record)
     with run.scratch("publish") as scratch:
         written = [write_split(split, folder, scratch) for split in splits_of(run, shape, raw=raw)]
-    shutil.copy(run.report, folder / "report.html")
-    shutil.copytree(run.pictures, folder / "pictures")
-    if spec:
-        shutil.copy(run.spec, folder / "spec.json")
-    if rebuild.needs_inputs:
-        shutil.copy(run.inputs, folder / "inputs.jsonl")
+    _copy_files(opened, folder, with_inputs=rebuild.needs_inputs)
     title = repository.rpartition("/")[2]
     body = _body(
-        record,
+        generated,
+        filtered,
         written,
         raw=raw,
         title=title,
@@ -103,24 +101,37 @@ def write_dataset(
         sections=report.sections,
         rebuild=rebuild,
     )
-    front = _front_matter(written, shape, spec, title=title, license=license, generated=record.generate is not None)
+    front = _front_matter(written, shape, spec, title=title, license=license, generated=generated is not None)
     (folder / README).write_text(card_text(front, body, hand_written), encoding="utf-8")
     manifest = run_manifest(record, "dataset", repository).updated(
         rows={f"{part.split.config}/{part.split.name}": part.rows for part in written},
-        made_with=(record.generate or _filtered(record)).versions,
+        made_with=(generated or filtered).versions,
         lacks=rebuild.missing,
     )
     seal(folder, record, manifest)
 
 
-def _filtered(record: RunRecord) -> FilterRecord:
-    assert record.filter is not None  # nothing is published that was not filtered
-    return record.filter
+def _copy_files(opened: OpenedRun, folder: Path, *, with_inputs: bool) -> None:
+    """Copy those files of a run that are published as they are."""
+    run = opened.run
+    shutil.copy(run.report, folder / "report.html")
+    shutil.copytree(run.pictures, folder / "pictures")
+    if opened.spec:
+        shutil.copy(run.spec, folder / "spec.json")
+    if with_inputs:
+        shutil.copy(run.inputs, folder / "inputs.jsonl")
 
 
-def _body(record: RunRecord, written: Sequence[WrittenSplit], *, raw: bool, encoder: str | None, **facts: Any) -> str:
+def _body(
+    generated: GenerateRecord | None,
+    filtered: FilterRecord,
+    written: Sequence[WrittenSplit],
+    *,
+    raw: bool,
+    encoder: str | None,
+    **facts: Any,
+) -> str:
     """Return the generated text of a card; the template shows other facts as they are."""
-    filtered, generated = _filtered(record), record.generate
     funnel = Funnel.of(filtered)
     return render_markdown(
         "dataset_card.md.j2",
@@ -227,11 +238,7 @@ def size_category(rows: int) -> str:
 
 
 def rebuild_of(record: RunRecord) -> Rebuild:
-    """Return the commands that make a run's dataset again.
-
-    Args:
-        record: of the run, without paths of this machine.
-    """
+    """Return the commands that make a run's dataset again; its record holds no paths of this machine."""
     generated, filtered = record.generate, record.filter
     if generated is None or filtered is None or not filtered.is_done:
         return Rebuild()

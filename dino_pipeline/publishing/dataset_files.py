@@ -69,7 +69,7 @@ class WrittenSplit:
 
 @dataclass(frozen=True)
 class DataShape:
-    """The kind of examples that a run holds."""
+    """Which kind of examples a run holds."""
 
     paired: bool
     """True for pairs, False for single texts."""
@@ -100,11 +100,8 @@ def shape_of(opened: OpenedRun) -> DataShape:
 def splits_of(run: Run, shape: DataShape, *, raw: bool) -> list[DatasetSplit]:
     """Return the splits that are published.
 
-    Args:
-        run: the run that is published.
-        shape: of its examples.
-        raw: publish written and dropped texts too, with their provenance. Texts that were dropped as personal data or
-            as evaluation data are in no split.
+    With ``raw``, written and dropped texts are, too, with their provenance. Texts that were dropped as personal data or
+    as evaluation data are in no split.
     """
     columns = _training_columns(shape)
     splits = [DatasetSplit("default", "train", [run.train], columns)]
@@ -156,9 +153,7 @@ def _example_columns(shape: DataShape, more: Sequence[str]) -> list[ParquetColum
 
 
 def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSplit:
-    """Write a split as Parquet files whose names hold their number and count.
-
-    The same rows give the same bytes.
+    """Write a split as Parquet files whose names hold their number and count. The same rows give the same bytes.
 
     Args:
         split: the split to write.

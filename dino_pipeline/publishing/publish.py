@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,13 +120,7 @@ def publish(
 
 
 class _Publisher:
-    """One publication of a run.
-
-    Args:
-        opened: the run, read once.
-        options: the options of the publication.
-        reporter: follows the report.
-    """
+    """One publication of a run."""
 
     def __init__(self, opened: OpenedRun, options: PublishOptions, reporter: Reporter) -> None:
         self.run, self.record, self.spec = opened.run, opened.record, opened.spec
@@ -288,20 +282,21 @@ def _hand_written(folder: Path, place: Repository, published: str) -> HandWritte
         HubError: a card cannot be read, or people changed both.
     """
     here, on_hub = folder / README, place.card()
-    parts_on_hub = _read_hand_written(on_hub, place.name) if on_hub else HandWritten()
+    parts_on_hub = HandWritten()
+    if on_hub:
+        with _errors_named(place.name):
+            parts_on_hub = HandWritten.of(read_card(on_hub))
     if not here.exists():
         return parts_on_hub
-    parts = _read_hand_written(here, str(folder))
-    if not on_hub:
-        return parts
-    try:
-        return parts.or_newer(parts_on_hub, HandWritten.of(published))
-    except HubError as error:
-        raise HubError(f"{folder}/{error.message}", error.remedy) from error
+    with _errors_named(str(folder)):
+        parts = HandWritten.of(read_card(here))
+        return parts.or_newer(parts_on_hub, HandWritten.of(published)) if on_hub else parts
 
 
-def _read_hand_written(path: Path, name: str) -> HandWritten:
+@contextlib.contextmanager
+def _errors_named(place: str) -> Iterator[None]:
+    """Let errors about a card begin with the folder or repository that holds it."""
     try:
-        return HandWritten.of(read_card(path))
+        yield
     except HubError as error:
-        raise HubError(f"{name}/{error.message}", error.remedy) from error
+        raise HubError(f"{place}/{error.message}", error.remedy) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,10 +26,10 @@ from dino_pipeline.cards.document import (
     render_html,
     visible,
 )
-from dino_pipeline.errors import PYTHON, DataError, Wording, worded
-from dino_pipeline.evaluation.evaluate import candidates_of
+from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.compare import ComparisonFile, table_lines
 from dino_pipeline.evaluation.compare import remarks as row_remarks
+from dino_pipeline.evaluation.evaluate import candidates_of
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.files import write_bytes
 from dino_pipeline.measures import measure_title
@@ -50,23 +50,6 @@ Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class MissingSection:
-    """A section that the report leaves out."""
-
-    title: str
-    reason: str
-    remedy: str = ""
-    """A template of `errors.worded`."""
-
-    def worded(self, wording: Wording) -> str:
-        """Return reason and remedy for one kind of caller."""
-        return "; ".join(part for part in (self.reason, worded(self.remedy, wording)) if part)
-
-    def __str__(self) -> str:
-        return f"{self.title}: {self.worded(PYTHON)}"
-
-
-@dataclass(frozen=True)
 class Report:
     """A written report."""
 
@@ -75,10 +58,11 @@ class Report:
     pictures: list[Path]
     sections: dict[str, Section]
     """By id."""
-    missing: list[MissingSection]
+    missing: dict[str, SectionMissing]
+    """Why sections are left out, by title."""
 
     def __repr__(self) -> str:
-        left_out = f", without {', '.join(section.title for section in self.missing)}" if self.missing else ""
+        left_out = f", without {', '.join(self.missing)}" if self.missing else ""
         return f"Report({self.path}: {len(self.sections)} sections{left_out})"
 
 
@@ -125,28 +109,30 @@ def write_report(
         sections, missing = _sections(source)
         html = _html(source, sections, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
-    pictures = [block for section in sections for block in section.blocks if isinstance(block, Picture)]
-    written = _write_pictures(run, pictures)
-    return Report(run.report, written, {section.id: section for section in sections}, missing)
+    return Report(run.report, _write_pictures(run, sections.values()), sections, missing)
 
 
-def _sections(source: ReportSource) -> tuple[list[Section], list[MissingSection]]:
-    sections: list[Section] = []
-    missing: list[MissingSection] = []
+def _sections(source: ReportSource) -> tuple[dict[str, Section], dict[str, SectionMissing]]:
+    sections: dict[str, Section] = {}
+    missing: dict[str, SectionMissing] = {}
     progress = Progress("report: sections", total=len(SECTIONS))
     for name, title, blocks_of in SECTIONS:
         try:
-            sections.append(Section(name, title, blocks_of(source)))
+            sections[name] = Section(name, title, blocks_of(source))
         except SectionMissing as error:
-            missing.append(MissingSection(title, error.reason, error.remedy))
+            missing[title] = error
         progress.done += 1
         source.reporter.update(progress)
     return sections, missing
 
 
-def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
+def _write_pictures(run: Run, sections: Iterable[Section]) -> list[Path]:
     """Write the PNG copies, and delete those that an earlier report left behind."""
-    contents = {run.pictures / f"{picture.name}.png": picture.png for picture in pictures}
+    contents: dict[Path, bytes] = {}
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                contents[run.pictures / f"{block.name}.png"] = block.png
     for path in run.pictures.glob("*.png"):
         if path not in contents:
             path.unlink()
@@ -155,14 +141,14 @@ def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
     return list(contents)
 
 
-def _html(source: ReportSource, sections: Sequence[Section], missing: Sequence[MissingSection]) -> str:
+def _html(source: ReportSource, sections: Mapping[str, Section], missing: Mapping[str, SectionMissing]) -> str:
     script = read_template("page.js")
     return render_html(
         "page.html.j2",
         name=visible(source.run.path.resolve().name, 120),
         language=(source.spec.language if source.spec else None) or "en",
         headline=_headline(source),
-        sections=sections,
+        sections=sections.values(),
         missing=missing,
         version=__version__,
         style=read_template("page.css"),

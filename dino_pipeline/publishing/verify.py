@@ -78,9 +78,7 @@ def verify(target: Path | str, **options: Any) -> Verification:
 def verify_folder(folder: Path, name: str = "") -> Verification:
     """Compare files and rows of a published folder with its lineage.json, and its versions with those here.
 
-    Args:
-        folder: the folder.
-        name: of the folder, or of the repository that it is a copy of.
+    ``name`` is that of the repository that the folder is a copy of.
 
     Raises:
         HubError: the folder was not published by this package.
