@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.cards.model_card import lineage, model_card
+from dino_pipeline.cards.card import ModelCard
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.models import ModelRef
 from dino_pipeline.run import Run
@@ -27,7 +27,7 @@ def card(
         origin = TextsOrigin(filter=filtered)
     finetuned = RECORD.finetune.updated(options=options, **results)
     shape: dict[str, Any] = {"dimension": 8, "max_length": 64, "citation": "Who", "prompts": prompts}
-    return model_card(lineage(finetuned, origin, name="name", **shape))
+    return ModelCard("name", finetuned=finetuned, origin=origin, **shape).text()
 
 
 def test_the_card_tells_how_the_model_was_made_and_chosen() -> None:

@@ -24,16 +24,15 @@ from matplotlib.figure import Figure
 
 import dino_pipeline as dino
 from dino_pipeline.cards.card import BEGIN, END, GeneratorLicense, HandWritten, card_text, split_card
-from dino_pipeline.cards.hub import Repository, license_of
-from dino_pipeline.cards.manifest import Manifest, file_hashes, run_manifest
+from dino_pipeline.cards.hub import Manifest, Repository, file_hashes, license_of, run_manifest
 from dino_pipeline.errors import DataError, HubError, OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.models import ModelRef
 from dino_pipeline.publishing import dataset_files
-from dino_pipeline.publishing.dataset_files import size_category
-from dino_pipeline.publishing.publish import PublishedRecord, last_upload, publish_folder
+from dino_pipeline.publishing.dataset_card import size_category
+from dino_pipeline.publishing.publish import publish_folder
 from dino_pipeline.publishing.verify import verify_folder
 from dino_pipeline.record import RunRecord, public
 from dino_pipeline.run import Run
@@ -268,7 +267,7 @@ def test_a_run_is_reported_published_verified_and_exported_from_python(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = dino.report(run, progress=False)
-    assert (written.path, written.missing) == (run / "report.html", []) and "13 sections" in repr(written)
+    assert (written.path, written.missing) == (run / "report.html", {}) and "13 sections" in repr(written)
     opened: Counter[str] = Counter()
 
     def counting(path: Any, *arguments: Any, **others: Any) -> Any:
@@ -497,9 +496,7 @@ def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub,
             MINE.write(folder)
 
         repo.check(MINE)
-        last = PublishedRecord.read(run.hub).dataset
-        publication = publish_folder(run.hub / "dataset", repo, write, last, dry_run=False)
-        PublishedRecord(dataset=last_upload(publication, last)).write(run.hub)
+        publish_folder(run.hub, repo, write, dry_run=False)
         return hub.repos["datasets/me/data"].files["README.md"].decode()
 
     def edit_there(text: str) -> None:

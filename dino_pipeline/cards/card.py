@@ -1,20 +1,35 @@
-"""What does a card hold: front matter that the Hub reads, the text of this package, and what people wrote around it?
+"""What do cards hold: front matter that the Hub reads, the text of this package, and what people wrote around it?
 
 A card is Markdown under YAML. Two marks enclose the generated text, which each publication writes again. Everything
 outside of the marks belongs to people and is kept, and so are fields of the front matter that are not generated.
+
+A trained encoder has a card before it is published; publishing adds what is known then.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dino_pipeline.errors import HubError, first_line
+from dino_pipeline.cards.document import render_markdown
+from dino_pipeline.errors import HubError, RunError, first_line
+from dino_pipeline.funnel import Funnel
+from dino_pipeline.measures import measure_title
+from dino_pipeline.record import RunRecord
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import (
+    FinetuneRecord,
+    PublishedDataset,
+    SelectionRecord,
+    TextsOrigin,
+    TrainingSettings,
+)
 
 FrontMatter = dict[str, Any]
 """The fields of a card's YAML."""
@@ -36,6 +51,11 @@ FREE_LICENSES = (
 )
 """Licenses that do not restrict what a model writes. Any other may, and people have to read it."""
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
+HYPER_PARAMETERS = (
+    *("objective", "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule"),
+    *("max_length", "mini_batch_size", "bf16", "faithful", "seed"),
+)
+"""Options that every objective has."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class GeneratorLicense:
     """The license of the model that wrote the texts."""
 
     name: str | None
-    """As the Hub spells it, for example ``apache-2.0``; None if it is not known."""
+    """As the Hub spells it, such as ``apache-2.0``; None if it is not known."""
 
     @property
     def restricts(self) -> bool:
@@ -77,10 +97,6 @@ class HandWritten:
     def or_newer(self, on_hub: HandWritten, published: HandWritten) -> HandWritten:
         """Return these parts or those of the card on the Hub, whichever people changed since the last publication.
 
-        Args:
-            on_hub: parts of the card that is on the Hub now.
-            published: parts of the card that was published last.
-
         Raises:
             HubError: both were changed, and neither has all lines of the other.
         """
@@ -109,12 +125,9 @@ def read_card(path: Path) -> str:
 
 
 def card_text(front: Mapping[str, object], body: str, hand_written: HandWritten) -> str:
-    """Return a whole card.
+    """Return a whole card of generated fields and Markdown, and of the parts of the earlier card that are kept.
 
-    Args:
-        front: generated fields of the front matter; None leaves a field out.
-        body: generated Markdown.
-        hand_written: parts of the earlier card that are kept.
+    A field that is None is left out.
     """
     generated = {key: value for key, value in front.items() if value is not None}
     merged: FrontMatter = {**generated}
@@ -144,3 +157,104 @@ def split_card(text: str) -> tuple[FrontMatter, str]:
             f"{README}: the front matter is not valid YAML ({first_line(error)})", "correct it, and run again"
         ) from error
     return (front if isinstance(front, dict) else {}), parts[2]
+
+
+def texts_origin(record: RunRecord, spec: TaskSpec | None) -> TextsOrigin:
+    """Return the origin of the texts that a run's encoder was trained on.
+
+    The run's spec knows language and license of the run's own texts.
+    """
+    origin = record.texts_origin()
+    return origin.updated(language=spec.language, license=spec.license) if origin.own and spec else origin
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The card of a trained encoder; its records hold no paths of this machine."""
+
+    title: str
+    dimension: int
+    """Length of an embedding."""
+    max_length: int
+    """In tokens."""
+    finetuned: FinetuneRecord
+    origin: TextsOrigin
+    citation: str
+    """Of the objective's paper."""
+    prompts: bool
+    """True if queries and documents are encoded differently."""
+
+    # what is known once the encoder is published
+    repository: str | None = None
+    """``user/name``."""
+    license: str | None = None
+    """None: the license of the texts."""
+    dataset: PublishedDataset | None = None
+    """The dataset that it was trained on, if that is published."""
+    dataset_address: str = ""
+    generator_license: GeneratorLicense | None = None
+    """None if no generator wrote the texts."""
+    score_columns: Sequence[str] = ()
+    scores: Sequence[Sequence[str]] = ()
+    """Rows of the table of scores."""
+    remarks: Sequence[str] = ()
+
+    @property
+    def selection(self) -> SelectionRecord:
+        """Return how the checkpoint was chosen.
+
+        Raises:
+            RunError: the training has not ended.
+        """
+        if self.finetuned.selection is None:
+            raise RunError(f"{self.title}: the training has not ended", "run {finetune()} again")
+        return self.finetuned.selection
+
+    def text(self) -> str:
+        """Return the whole card for a model folder that is not published yet."""
+        front = [f"{key}: {json.dumps(value)}\n" for key, value in self.front_matter().items()]  # JSON is YAML
+        return f"---\n{''.join(front)}---\n\n{self.body()}\n"
+
+    def front_matter(self) -> FrontMatter:
+        """Return the generated fields that every card of an encoder has."""
+        tags = ["sentence-transformers", "sentence-similarity", "feature-extraction"]
+        fields = {
+            "library_name": "sentence-transformers",
+            "pipeline_tag": "sentence-similarity",
+            "tags": [*tags, "dino", "synthetic"] if self.origin.generate else tags,
+            "language": self.origin.language,
+            "license": self.license or self.origin.license,
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+
+    def body(self) -> str:
+        """Return the generated text as Markdown."""
+        return render_markdown(
+            "model_card.md.j2",
+            card=self,
+            finetuned=self.finetuned,
+            options=self.finetuned.options,
+            head=self.finetuned.head,
+            generated=self.origin.generate,
+            filtered=self.origin.filter,
+            training=self._training(),
+            funnel=Funnel.of(self.origin.filter).brief(),
+        )
+
+    def _training(self) -> list[tuple[str, object]]:
+        """Return the rows of the table on training."""
+        finetuned, options, selection = self.finetuned, self.finetuned.options, self.selection
+        values = {name: getattr(options, name) for name in effective(options, HYPER_PARAMETERS)}
+        values |= {"pooling": finetuned.pooling, **options.options}
+        shown = {name: value for name, value in values.items() if value is not None and value is not False}
+        return [
+            *((name.replace("_", " "), value) for name, value in shown.items()),
+            ("rows", f"{finetuned.train} to train on, {finetuned.dev} held out"),
+            (f"best {measure_title(selection.measure)}, on {selection.on}", selection.best),
+            ("versions", ", ".join(f"{name} {version}" for name, version in finetuned.versions.items())),
+        ]
+
+
+def effective(options: TrainingSettings, names: Sequence[str]) -> list[str]:
+    """Return the names of the hyper-parameters that took effect: not the epochs, if steps were given."""
+    return [name for name in names if name != "epochs" or not options.steps]

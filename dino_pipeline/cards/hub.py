@@ -1,13 +1,18 @@
-"""How do folders reach the Hugging Face Hub and come back: in one commit, without overwriting what others made?"""
+"""How do folders reach the Hugging Face Hub and come back, and what does lineage.json say of a published folder?
+
+An upload is one commit. It does not overwrite what others made, which lineage.json tells: it names the run that made a
+folder, from what, and the hash of each file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
@@ -17,13 +22,22 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from pydantic import Field, JsonValue
 
 from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
-from dino_pipeline.cards.manifest import Kind, Manifest, published_files
 from dino_pipeline.errors import HubError
+from dino_pipeline.files import file_digest, write_bytes, write_json
+from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.run import LINEAGE
+from dino_pipeline.stage_records import PublishedDataset, Record
 
+FORMAT: Literal[2] = 2
+Kind = Literal["dataset", "model"]
+FOREIGN_FOLDERS = {".cache", ".git"}
+"""Folders that git and the Hub's client make."""
+NOT_HASHED = (README, ".gitattributes", LINEAGE)
+"""People edit the card, and the Hub writes .gitattributes."""
 PROBLEMS = {
     401: ("the Hub does not know who you are", "log in with `hf auth login`, or set HF_TOKEN"),
     402: ("the account's storage is used up", "make room, or publish with {raw=False}"),
@@ -41,16 +55,91 @@ CARD_ONLY = {".gitattributes", README}
 """The files of a repository in which somebody has only begun a card on the website."""
 
 
-@dataclass(frozen=True)
-class Upload:
-    """A repository after an upload."""
+class Manifest(Record):
+    """The content of lineage.json: where a published folder comes from."""
 
-    repository: str
-    address: str
-    commit: str
-    changed: bool
-    """False if the Hub held the same files before."""
-    private: bool
+    kind: Kind
+    origin: str
+    """A hash of spec, generator and seed; no two different runs share it."""
+    spec: str | None = None
+    """The task spec's digest."""
+    dataset: PublishedDataset | None = None
+    """Of a model: the dataset that it was trained on, if that is published."""
+    repository: str | None = None
+    """The repository that the folder was written for."""
+    rows: dict[str, int] = Field(default_factory=dict)
+    """Of a dataset: the number of rows in each split, by ``config/split``."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """The SHA-256 of each file."""
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Versions of the libraries that wrote the texts, or trained the encoder."""
+    lacks: tuple[str, ...] = ()
+    """In words, what the card's commands need and the folder does not hold."""
+    format: Literal[1, 2] = FORMAT
+    """In format 1, the last version's, ``origin`` was computed differently."""
+
+    def write(self, folder: Path) -> None:
+        """Write lineage.json into a folder."""
+        write_json(folder / LINEAGE, self.model_dump(mode="json"))
+
+    def is_of(self, run: Manifest) -> bool:
+        """Return True if this folder and another one of the same kind were published by the same run."""
+        if self.format == 1:
+            return (self.kind, self.spec, self.repository) == (run.kind, run.spec, run.repository)
+        return (self.kind, self.origin) == (run.kind, run.origin)
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> Manifest:
+        """Read lineage.json; errors name its folder or repository.
+
+        Raises:
+            HubError: it was not written by this package, or is damaged.
+            OSError: it cannot be read.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValueError as error:  # pydantic's too
+            problem = f"{' '.join(str(error).split()):.200}"
+            raise HubError(
+                f"{name}: this version cannot read its {LINEAGE} ({problem})", "publish it again with {publish()}"
+            ) from error
+
+
+def seal(folder: Path, record: RunRecord, manifest: Manifest) -> None:
+    """Write run.json and then lineage.json, with the hashes of files, into a folder that holds everything else."""
+    content = public_record(record).model_dump_json(indent=2)
+    write_bytes(folder / "run.json", f"{content}\n".encode())
+    manifest.updated(files=file_hashes(folder)).write(folder)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each published file by its name, without the files that others may change."""
+    by_name = {path.relative_to(folder).as_posix(): path for path in published_files(folder)}
+    return {name: file_digest(path) for name, path in by_name.items() if name not in NOT_HASHED}
+
+
+def published_files(folder: Path) -> list[Path]:
+    """Return all files of a folder in order, without those of git and of the Hub's client."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not FOREIGN_FOLDERS & {*path.relative_to(folder).parts}:
+            files.append(path)
+    return files
+
+
+def run_manifest(record: RunRecord, kind: Kind, repository: str) -> Manifest:
+    """Return a manifest that identifies a run: by what its texts were made from, so that filtering again keeps it."""
+    made_from: JsonValue
+    if record.generate:
+        made_from = public_record(record.generate.options).model_dump(mode="json")
+    elif record.filter:
+        made_from = {"source": record.filter.sources}
+    else:
+        made_from = {"trained on": record.finetune.sources if record.finetune else None}
+    origin = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    generated = record.generate or record.texts_origin().generate
+    spec = generated.options.spec if generated else None
+    return Manifest(kind=kind, origin=origin, spec=spec, repository=repository)
 
 
 @contextmanager
@@ -82,15 +171,21 @@ def _message(error: BaseException) -> str:
     return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ..."
 
 
-class Repository:
-    """A repository on the Hub.
+class Upload(Record):
+    """A repository after an upload, as published.json keeps it."""
 
-    Args:
-        name: ``user/name``.
-        kind: dataset or model.
-        private: create it so that only its owner can see it.
-        api: the client of the Hub.
-    """
+    repository: str
+    address: str
+    commit: str
+    changed: bool
+    """False if the Hub held the same files before."""
+    private: bool
+    card: str
+    """The card that was uploaded."""
+
+
+class Repository:
+    """A repository on the Hub, ``user/name``; it may not exist yet. If it is private, only its owner can see it."""
 
     def __init__(self, name: str, kind: Kind, *, private: bool = False, api: HfApi | None = None) -> None:
         self.name = name
@@ -130,11 +225,8 @@ class Repository:
     def check(self, run: Manifest, *, force: bool = False) -> None:
         """Find out which files on the Hub this run may replace.
 
-        A repository that holds nothing but a card counts as this run's: people may begin a card on the website.
-
-        Args:
-            run: identifies the run; see `run_manifest`.
-            force: replace the files of any repository.
+        With ``force``, the files of any repository. A repository that holds nothing but a card counts as this run's:
+        people may begin a card on the website.
 
         Raises:
             HubError: the repository holds the files of another run, or is public and should be private.
@@ -190,8 +282,14 @@ class Repository:
                 parent_commit=self.last_commit or before.sha,
             )
             commit = self.last_commit = self.api.repo_info(self.name, repo_type=self.kind).sha
-        page = address(self.name, self.kind, self.api.endpoint)
-        return Upload(self.name, page, commit or "", commit != before.sha, bool(before.private))
+        return Upload(
+            repository=self.name,
+            address=address(self.name, self.kind, self.api.endpoint),
+            commit=commit or "",
+            changed=commit != before.sha,
+            private=bool(before.private),
+            card=(folder / README).read_text(encoding="utf-8"),
+        )
 
 
 def address(repository: str, kind: Kind, endpoint: str = constants.ENDPOINT) -> str:

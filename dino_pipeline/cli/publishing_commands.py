@@ -27,8 +27,8 @@ def report_command(run: Path, **given: Any) -> None:
     size = written.path.stat().st_size / 1e6
     pictures = written.path.parent / "pictures"
     click.echo(f"{written.path}: {size:.1f} MB; {len(written.pictures)} pictures in {pictures}")
-    for section in written.missing:
-        click.echo(f"left out: {section.title}: {section.worded(COMMAND_LINE)}")
+    for title, section in written.missing.items():
+        click.echo(f"left out: {title}: {section.worded(COMMAND_LINE)}")
 
 
 @click.command("publish", cls=GroupedCommand)

@@ -57,15 +57,11 @@ def draw_picture(
     height: float,
     panels: int = 1,
 ) -> Picture:
-    """Return a picture.
+    """Return a picture; see `Picture`.
 
     Args:
-        name: the file name of its PNG copy, without the suffix.
-        title: what the picture shows, in a sentence.
-        numbers: the same as a table.
-        draw: fills the panels.
+        draw: fills the panels, which are side by side.
         height: in inches; the width is `WIDTH`.
-        panels: number of panels, side by side.
     """
     with rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that the PNG's font lacks
@@ -120,12 +116,7 @@ def _add_legend(panel: Axes, drawn: Sequence[Any], labels: Sequence[str]) -> Non
 
 
 def draw_funnel(panels: Sequence[Axes], steps: Sequence[tuple[str, int, int]]) -> None:
-    """Draw the rows that each step leaves and drops, a bar a step.
-
-    Args:
-        panels: one panel.
-        steps: name, rows left, rows dropped.
-    """
+    """Draw the rows that each step leaves and drops, a bar for each (name, rows left, rows dropped)."""
     (panel,) = panels
     longest = max(left + dropped for _, left, dropped in steps)
     for row, (_, left, dropped) in enumerate(steps):
@@ -151,8 +142,7 @@ def draw_bars(
     _name_rows(panel, labels)
     panel.set_xlabel(unit)
     panel.margins(x=0.15)
-    if len(series) > 1:
-        _add_legend(panel, panel.containers, list(series))
+    _add_legend(panel, panel.containers, list(series))
 
 
 def draw_histogram(panels: Sequence[Axes], histogram: Histogram, unit: str) -> None:
@@ -172,9 +162,7 @@ def draw_histogram(panels: Sequence[Axes], histogram: Histogram, unit: str) -> N
 def draw_boxes(panels: Sequence[Axes], quantiles: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draw box plots, a panel for each measure and a box for each label.
 
-    Args:
-        panels: one for each measure.
-        quantiles: by measure and label, the 5th, 25th, 50th, 75th and 95th percentile.
+    A box shows the 5th, 25th, 50th, 75th and 95th percentile.
     """
     keys = ("whislo", "q1", "med", "q3", "whishi")
     lowest = min((values[0] for by_label in quantiles.values() for values in by_label.values()), default=0.0)

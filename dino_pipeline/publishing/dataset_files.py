@@ -1,47 +1,29 @@
-"""How does a run become a dataset repository: Parquet in the columns that other tools expect, and its front matter?"""
+"""How do a run's examples become Parquet files, in the columns that other tools expect?"""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import duckdb
-from datasets import DatasetInfo, Features
-from datasets.info import DatasetInfosDict
-from datasets.splits import SplitDict, SplitInfo
-from huggingface_hub import DatasetCardData
 
-from dino_pipeline.cards.card import README, FrontMatter, GeneratorLicense, HandWritten, card_text
-from dino_pipeline.cards.dataset_card import DatasetCard, dataset_card_body
-from dino_pipeline.cards.hub import address
-from dino_pipeline.cards.manifest import run_manifest, seal
 from dino_pipeline.errors import DataError, OutputError, first_line
 from dino_pipeline.examples import PROVENANCE, REASONS
 from dino_pipeline.files import shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
-from dino_pipeline.funnel import Funnel
-from dino_pipeline.publishing.rebuild import rebuild_of
-from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.report_source import OpenedRun
-from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.run import Run
-from dino_pipeline.spec import TaskSpec
 from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.text import as_number
 
-Rows = Mapping[str, int]
-"""Numbers of rows by ``configuration/split``."""
 SHARD = 512 * 2**20
 """Bytes of JSONL in a Parquet file, at most."""
 MEMORY = "1GB"
 THREADS = 2
 """A constant, so that the bytes do not depend on the machine."""
-SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 STRING = {"dtype": "string", "_type": "Value"}
 FLOAT = {"dtype": "float64", "_type": "Value"}
 INTEGER = {"dtype": "int64", "_type": "Value"}
@@ -86,94 +68,13 @@ class WrittenSplit:
 
 
 @dataclass(frozen=True)
-class DatasetRequest:
-    """The wishes for a published dataset."""
-
-    repository: str
-    """``user/name``."""
-    license: str | None
-    generator: GeneratorLicense | None
-    """Of the model that wrote the texts; None if none did."""
-    encoder: str | None
-    """The repository of the encoder that was trained on it, if that is or was published."""
-    raw: bool
-    """Publish written and dropped texts, too."""
-
-
-@dataclass(frozen=True)
 class DataShape:
-    """The kind of examples that a run holds."""
+    """Which kind of examples a run holds."""
 
     paired: bool
     """True for pairs, False for single texts."""
     classes: tuple[str, ...] | None
     """Names of the classes; None if labels are similarities."""
-
-
-def write_dataset(
-    opened: OpenedRun, request: DatasetRequest, report: Report, folder: Path, hand_written: HandWritten
-) -> None:
-    """Write a dataset's repository into an empty folder: Parquet, card, spec, report and lineage.
-
-    Args:
-        opened: the run that is published.
-        request: repository, license and what the card names.
-        report: of the run, as it was just written.
-        folder: where to write.
-        hand_written: parts of the earlier card that are kept.
-
-    Raises:
-        DataError: there is nothing to publish, or it cannot be read.
-        OutputError: the folder cannot be written.
-    """
-    run, record, spec = opened.run, public_record(opened.record), opened.spec
-    shape = shape_of(opened)
-    with run.scratch("publish") as scratch:
-        written = [write_split(split, folder, scratch) for split in splits_of(run, shape, raw=request.raw)]
-    shutil.copy(run.report, folder / "report.html")
-    shutil.copytree(run.pictures, folder / "pictures")
-    if spec:
-        shutil.copy(run.spec, folder / "spec.json")
-    rows = {f"{split.split.config}/{split.split.name}": split.rows for split in written}
-    card = _card(record, spec, request, report, shape, rows)
-    if card.rebuild.needs_inputs:
-        shutil.copy(run.inputs, folder / "inputs.jsonl")
-    front = dataset_front_matter(
-        written,
-        shape,
-        name=card.title,
-        language=spec.language if spec else None,
-        license=request.license,
-        generated=record.generate is not None,
-    )
-    (folder / README).write_text(card_text(front, dataset_card_body(card), hand_written), encoding="utf-8")
-    made_with = (record.generate or card.filtered).versions
-    manifest = run_manifest(record, "dataset", request.repository)
-    manifest = manifest.updated(rows=rows, made_with=made_with, lacks=card.rebuild.missing)
-    seal(folder, record, manifest)
-
-
-def _card(
-    record: RunRecord, spec: TaskSpec | None, request: DatasetRequest, report: Report, shape: DataShape, rows: Rows
-) -> DatasetCard:
-    assert record.filter is not None  # nothing is published that was not filtered
-    funnel = Funnel.of(record.filter)
-    return DatasetCard(
-        repository=request.repository,
-        description=spec.description if spec else None,
-        rows=rows,
-        encoder=request.encoder,
-        encoder_address=address(request.encoder, "model") if request.encoder else "",
-        generator_license=request.generator,
-        generated=record.generate,
-        filtered=record.filter,
-        classes=shape.classes is not None,
-        random_pairs=funnel.total("added", "random pairs"),
-        flagged=funnel.total("flagged", "personal data"),
-        withheld=sum(funnel.total("dropped", reason) for reason in WITHHELD_REASONS) if request.raw else 0,
-        sections=report.sections,
-        rebuild=rebuild_of(record),
-    )
 
 
 def shape_of(opened: OpenedRun) -> DataShape:
@@ -199,11 +100,8 @@ def shape_of(opened: OpenedRun) -> DataShape:
 def splits_of(run: Run, shape: DataShape, *, raw: bool) -> list[DatasetSplit]:
     """Return the splits that are published.
 
-    Args:
-        run: the run that is published.
-        shape: of its examples.
-        raw: publish written and dropped texts too, with their provenance. Texts that were dropped as personal data or
-            as evaluation data are in no split.
+    With ``raw``, written and dropped texts are, too, with their provenance. Texts that were dropped as personal data or
+    as evaluation data are in no split.
     """
     columns = _training_columns(shape)
     splits = [DatasetSplit("default", "train", [run.train], columns)]
@@ -255,9 +153,7 @@ def _example_columns(shape: DataShape, more: Sequence[str]) -> list[ParquetColum
 
 
 def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSplit:
-    """Write a split as Parquet files whose names hold their number and count.
-
-    The same rows give the same bytes.
+    """Write a split as Parquet files whose names hold their number and count. The same rows give the same bytes.
 
     Args:
         split: the split to write.
@@ -309,61 +205,3 @@ def _copy(db: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], opti
         bounds = f"rowid >= {index * per_file} AND rowid < {(index + 1) * per_file}"
         db.execute(f"COPY (SELECT * FROM rows WHERE {bounds} ORDER BY rowid) TO {quoted(file)} ({options})")
     return int(rows)
-
-
-def dataset_front_matter(
-    written: Sequence[WrittenSplit], shape: DataShape, *, name: str, language: str | None, license: str | None,
-    generated: bool,
-) -> FrontMatter:  # fmt: skip
-    """Return the fields of a dataset card's front matter that the Hub and `datasets` read.
-
-    Args:
-        written: the splits, ordered by configuration.
-        shape: of the examples.
-        name: the dataset's name on its page.
-        language: of its texts, if known.
-        license: of its texts, if known.
-        generated: True if a language model wrote the texts.
-    """
-    by_config = {config: list(splits) for config, splits in groupby(written, key=lambda split: split.split.config)}
-    data = DatasetCardData(
-        language=language,
-        license=license,
-        pretty_name=name,
-        size_categories=size_category(sum(split.rows for split in by_config["default"])),
-        task_categories=["sentence-similarity" if shape.paired else "text-classification"],
-        annotations_creators=["machine-generated"] if generated else None,
-        language_creators=["machine-generated"] if generated else None,
-        source_datasets=["original"] if generated else None,
-        tags=[*(["synthetic", "dino"] if generated else []), "sentence-transformers"],
-        configs=[_config(config, splits) for config, splits in by_config.items()],
-    )
-    infos = {config: _info(config, splits) for config, splits in by_config.items()}
-    DatasetInfosDict(infos).to_dataset_card_data(data)
-    return dict(data.to_dict())
-
-
-def _config(name: str, written: Sequence[WrittenSplit]) -> dict[str, Any]:
-    data_files = []
-    for split in written:
-        paths = [f"{split.split.folder}/{file.name}" for file in split.files]
-        data_files.append({"split": split.split.name, "path": paths})
-    return {"config_name": name, "data_files": data_files, **({"default": True} if name == "default" else {})}
-
-
-def _info(name: str, written: Sequence[WrittenSplit]) -> DatasetInfo:
-    features = Features.from_dict({column.name: column.feature for column in written[0].split.columns})
-    splits = SplitDict()
-    for split in written:
-        size = sum(file.stat().st_size for file in split.files)
-        splits.add(SplitInfo(split.split.name, num_bytes=size, num_examples=split.rows))
-    total = sum(info.num_bytes for info in splits.values())
-    return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total, config_name=name)
-
-
-def size_category(rows: int) -> str:
-    """Return the Hub's name for a number of rows, for example ``1K<n<10K``."""
-    if rows < 1000:
-        return "n<1K"
-    lower = max(index for index in range(len(SIZES)) if rows >= 10 ** (index + 3))
-    return f"{SIZES[lower]}<n<{SIZES[lower + 1]}" if lower + 1 < len(SIZES) else "n>1T"

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, card_text
-from dino_pipeline.cards.hub import address
-from dino_pipeline.cards.manifest import run_manifest, seal
-from dino_pipeline.cards.model_card import (
-    ModelPublication,
-    lineage,
-    model_card_body,
-    model_front_matter,
-    texts_origin,
-)
+from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, ModelCard, card_text, texts_origin
+from dino_pipeline.cards.hub import address, run_manifest, seal
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
@@ -28,6 +19,7 @@ from dino_pipeline.examples import iter_examples
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import POCKET, model_fingerprint
 from dino_pipeline.publishing.report_source import OpenedRun
+from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, PublishedDataset
 from dino_pipeline.training.objective import get_objective
@@ -38,78 +30,70 @@ TASKS = {"probe": "text-classification", "retrieval": "text-retrieval"}
 """The Hub's name of the task that a suite measures; other suites measure sentence similarity."""
 
 
-@dataclass(frozen=True)
-class ModelRequest:
-    """The wishes for a published encoder."""
-
-    repository: str
-    """``user/name``."""
-    license: str | None
-    dataset: PublishedDataset | None
-    """The dataset that it was trained on, if that is published."""
-    generator: GeneratorLicense | None = None
-    """Of the model that wrote its training texts; None if none did."""
-    widgets: bool = False
-    """Put held-out pairs on the model's page."""
-
-
-def write_model(opened: OpenedRun, request: ModelRequest, folder: Path, hand_written: HandWritten) -> None:
-    """Write a model repository into an empty folder: encoder, card and lineage.
+def write_model(
+    opened: OpenedRun,
+    folder: Path,
+    hand_written: HandWritten,
+    *,
+    repository: str,
+    license: str | None,
+    dataset: PublishedDataset | None,
+    generator: GeneratorLicense | None,
+    widgets: bool,
+) -> None:
+    """Write a model's repository into an empty folder: encoder, card and lineage.
 
     Args:
         opened: the run whose encoder is published.
-        request: repository, license and what the card names.
         folder: where to write.
         hand_written: parts of the earlier card that are kept.
+        repository: ``user/name``.
+        license: of the encoder, if known.
+        dataset: the dataset that it was trained on, if that is published.
+        generator: the license of the model that wrote its training texts; None if none did.
+        widgets: put held-out pairs on the model's page.
     """
-    run, record = opened.run, opened.record
-    assert record.finetune is not None  # nothing is published that was not trained
+    run, record = opened.run, public_record(opened.record)
+    finetuned, evaluated = record.finetune, record.evaluate
+    assert finetuned is not None  # nothing is published that was not trained
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
-    objective, model = get_objective(record.finetune.options.objective), load_encoder(str(run.model))
-    made_from = lineage(
-        record.finetune,
-        texts_origin(record, opened.spec),
-        name=request.repository.rpartition("/")[2],
+    objective, model = get_objective(finetuned.options.objective), load_encoder(str(run.model))
+    scores, own_name = _own_scores(run) if evaluated and evaluated.is_done else (None, "")
+    card = ModelCard(
+        title=repository.rpartition("/")[2],
         dimension=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
+        finetuned=finetuned,
+        origin=texts_origin(record, opened.spec),
         citation=objective.citation,
         prompts=bool(objective.prompts),
-    )
-    made_from = replace(made_from, address=request.repository, license=request.license)
-    evaluated = record.evaluate is not None and record.evaluate.is_done
-    scores, own_name = _own_scores(run) if evaluated else (None, "")
-    base = record.finetune.options.encoder
-    front = {
-        **model_front_matter(made_from),
-        "base_model": base.name if base.name != POCKET and base.fingerprint is None else None,
-        "widget": (_widgets(run) or None) if request.widgets else None,
-        "datasets": [request.dataset.repository] if request.dataset else None,
-        "model-index": eval_results_to_model_index(made_from.name, _results(scores, own_name)) if scores else None,
-    }
-    text = card_text(front, model_card_body(made_from, _publication(request, scores)), hand_written)
-    (folder / README).write_text(text, encoding="utf-8")
-    manifest = run_manifest(record, "model", request.repository)
-    fields = {"dataset": request.dataset, "lacks": _lacks(made_from.finetuned, request)}
-    seal(folder, record, manifest.updated(made_with=record.finetune.versions, **fields))
-
-
-def _publication(request: ModelRequest, scores: ScoresFile | None) -> ModelPublication:
-    """Return what the card says besides the lineage."""
-    repository = request.dataset.repository if request.dataset else None
-    return ModelPublication(
-        dataset=request.dataset,
-        dataset_address=address(repository, "dataset") if repository else "",
-        generator_license=request.generator,
+        repository=repository,
+        license=license,
+        dataset=dataset,
+        dataset_address=address(dataset.repository, "dataset") if dataset and dataset.repository else "",
+        generator_license=generator,
         score_columns=COLUMNS,
         scores=scores.score_rows() if scores else (),
         remarks=list(scores.human_label_remarks().values()) if scores else (),
     )
+    base = finetuned.options.encoder
+    front = {
+        **card.front_matter(),
+        "base_model": base.name if base.name != POCKET and base.fingerprint is None else None,
+        "widget": (_widgets(run) or None) if widgets else None,
+        "datasets": [dataset.repository] if dataset else None,
+        "model-index": eval_results_to_model_index(card.title, _results(scores, own_name)) if scores else None,
+    }
+    (folder / README).write_text(card_text(front, card.body(), hand_written), encoding="utf-8")
+    manifest = run_manifest(record, "model", repository)
+    manifest = manifest.updated(dataset=dataset, made_with=finetuned.versions, lacks=_lacks(finetuned, dataset))
+    seal(folder, record, manifest)
 
 
-def _lacks(finetuned: FinetuneRecord, request: ModelRequest) -> list[str]:
+def _lacks(finetuned: FinetuneRecord, dataset: PublishedDataset | None) -> list[str]:
     """Return, in words, what training again needs and is not published."""
     options = finetuned.options
-    lacks = [] if request.dataset else [f"what it was trained on, {options.data}"]
+    lacks = [] if dataset else [f"what it was trained on, {options.data}"]
     if options.encoder.name != POCKET and options.encoder.fingerprint:
         lacks.append(f"the encoder {options.encoder.name}, a folder")
     return lacks

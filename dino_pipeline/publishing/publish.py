@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, read_card
-from dino_pipeline.cards.hub import Repository, Upload, license_of
-from dino_pipeline.cards.manifest import Kind, run_manifest
-from dino_pipeline.cards.model_card import texts_origin
+from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, read_card, texts_origin
+from dino_pipeline.cards.hub import Kind, Repository, Upload, license_of, run_manifest
 from dino_pipeline.errors import HubError, OptionError, RunError
 from dino_pipeline.files import folder_replaced, write_json
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import PublishOptions
-from dino_pipeline.publishing.dataset_files import DatasetRequest, write_dataset
-from dino_pipeline.publishing.model_files import ModelRequest, write_model
-from dino_pipeline.publishing.report import report_candidates, write_report
+from dino_pipeline.publishing.dataset_card import write_dataset
+from dino_pipeline.publishing.model_files import write_model
+from dino_pipeline.publishing.report import write_report
 from dino_pipeline.publishing.report_source import OpenedRun
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import GenerateRecord, PublishedDataset, Record
 from dino_pipeline.training.corpus import Source
+
+PUBLISHED = "published.json"
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,14 @@ class Published:
     __repr__ = __str__
 
 
-class LastUpload(Record):
-    """What was uploaded last to a repository."""
-
-    repository: str
-    address: str
-    commit: str
-    changed: bool
-    private: bool
-    card: str
-
-
 class PublishedRecord(Record):
-    """published.json, in the folder of both repositories. It is not part of run.json, which is published itself."""
+    """The last upload of each kind: published.json, in the folder of both repositories.
 
-    dataset: LastUpload | None = None
-    model: LastUpload | None = None
+    It is not part of run.json, which is published itself. Its commits are those that changed a repository.
+    """
+
+    dataset: Upload | None = None
+    model: Upload | None = None
 
     @classmethod
     def read(cls, folder: Path) -> PublishedRecord:
@@ -82,12 +74,21 @@ class PublishedRecord(Record):
             return cls.model_validate_json((folder / PUBLISHED).read_bytes())
         return cls()
 
-    def write(self, folder: Path) -> None:
-        """Write published.json into a folder."""
-        write_json(folder / PUBLISHED, self.model_dump(mode="json", exclude_none=True))
+    def last(self, kind: Kind, repository: str) -> Upload | None:
+        """Return the last upload of a kind, if it went to this repository."""
+        upload = self.dataset if kind == "dataset" else self.model
+        return upload if upload and upload.repository == repository else None
 
+    def write(self, folder: Path, kind: Kind, upload: Upload) -> None:
+        """Write a folder's published.json with a new upload.
 
-PUBLISHED = "published.json"
+        An upload that changed nothing has the commit of the earlier one: people may have edited the card since.
+        """
+        last = self.last(kind, upload.repository)
+        if last and not upload.changed:
+            upload = upload.updated(commit=last.commit)
+        record = self.updated(**{kind: upload})
+        write_json(folder / PUBLISHED, record.model_dump(mode="json", exclude_none=True))
 
 
 @accepts(PublishOptions)
@@ -119,13 +120,7 @@ def publish(
 
 
 class _Publisher:
-    """One publication of a run.
-
-    Args:
-        opened: the run, read once.
-        options: the options of the publication.
-        reporter: follows the report.
-    """
+    """One publication of a run."""
 
     def __init__(self, opened: OpenedRun, options: PublishOptions, reporter: Reporter) -> None:
         self.run, self.record, self.spec = opened.run, opened.record, opened.spec
@@ -183,22 +178,37 @@ class _Publisher:
         return same
 
     def _publish_dataset(self, place: Repository, *, with_model: bool, own: bool) -> Publication:
-        generated = self.record.generate
-        generator, license = self._licenses(generated, self.spec.license if self.spec else None)
-        encoder: str | None = None
+        generator, license = self._licenses(self.record.generate, self.spec.license if self.spec else None)
+        encoder = None
         if own:
             last = self.last.model
             encoder = self.options.repository("model") if with_model else last.repository if last else None
-        candidates = report_candidates(self.opened, ())
-        report = write_report(self.opened, candidates, self.reporter, dropped=self.options.raw)
-        request = DatasetRequest(place.name, license, generator, encoder, self.options.raw)
-        return self._publish_folder(place, partial(write_dataset, self.opened, request, report))
+        report = write_report(self.opened, self.reporter, dropped=self.options.raw)
+        write = partial(
+            write_dataset,
+            self.opened,
+            report,
+            repository=place.name,
+            license=license,
+            generator=generator,
+            encoder=encoder,
+            raw=self.options.raw,
+        )
+        return publish_folder(self.run.hub, place, write, dry_run=self.options.dry_run)
 
     def _publish_model(self, place: Repository, dataset: PublishedDataset | None) -> Publication:
         origin = texts_origin(self.record, self.spec)
         generator, license = self._licenses(origin.generate, origin.license)
-        request = ModelRequest(place.name, license, dataset, generator, self.options.widgets)
-        return self._publish_folder(place, partial(write_model, self.opened, request))
+        write = partial(
+            write_model,
+            self.opened,
+            repository=place.name,
+            license=license,
+            dataset=dataset,
+            generator=generator,
+            widgets=self.options.widgets,
+        )
+        return publish_folder(self.run.hub, place, write, dry_run=self.options.dry_run)
 
     def _training_data(self, dataset: Publication | None, *, own: bool) -> PublishedDataset | None:
         """Return the dataset that the encoder was trained on, if it is or was published.
@@ -207,19 +217,14 @@ class _Publisher:
             dataset: the run's dataset, if it is published now.
             own: True if the encoder was trained on it.
         """
-        last = self.last.dataset
         if not own:
             return texts_origin(self.record, self.spec).dataset
+        last = PublishedRecord.read(self.run.hub).last("dataset", self.options.repo)
         if dataset:
-            return PublishedDataset(repository=dataset.repository, commit=self._commit(dataset))
-        if last and last.repository == self.options.repo:
-            return PublishedDataset(repository=last.repository, commit=last.commit)
-        return None
-
-    def _commit(self, publication: Publication) -> str | None:
-        """Return the commit that changed a repository last; people may have edited the card since."""
-        last = self.last.dataset if publication.kind == "dataset" else self.last.model
-        return last.commit if publication.upload and last else None
+            return PublishedDataset(
+                repository=dataset.repository, commit=last.commit if dataset.upload and last else None
+            )
+        return PublishedDataset(repository=last.repository, commit=last.commit) if last else None
 
     def _licenses(
         self, generated: GenerateRecord | None, spec_license: str | None
@@ -242,50 +247,27 @@ class _Publisher:
             )
         return generator, chosen
 
-    def _publish_folder(self, place: Repository, write: Callable[[Path, HandWritten], object]) -> Publication:
-        """Write a folder and, unless it is a dry run, upload it."""
-        folder = self.run.hub / place.kind
-        last = self.last.dataset if place.kind == "dataset" else self.last.model
-        publication = publish_folder(folder, place, write, last, dry_run=self.options.dry_run)
-        if uploaded := last_upload(publication, last):
-            self.last = self.last.updated(**{place.kind: uploaded})
-            self.last.write(self.run.hub)
-        return publication
-
 
 def publish_folder(
-    folder: Path,
-    place: Repository,
-    write: Callable[[Path, HandWritten], object],
-    last: LastUpload | None,
-    *,
-    dry_run: bool,
+    hub: Path, place: Repository, write: Callable[[Path, HandWritten], object], *, dry_run: bool
 ) -> Publication:
-    """Write a folder and, unless it is a dry run, upload it.
+    """Write a folder and, unless it is a dry run, upload it and record that.
 
     Args:
-        folder: replaced as a whole.
+        hub: holds published.json, and the folder of each kind, which is replaced as a whole.
         place: the repository to upload to.
         write: fills an empty folder; takes the hand-written parts of the earlier card, too.
-        last: the last upload of this kind.
         dry_run: upload nothing.
     """
-    last = last if last and last.repository == place.name else None
+    folder, record = hub / place.kind, PublishedRecord.read(hub)
+    last = record.last(place.kind, place.name)
     with folder_replaced(folder) as empty:
         write(empty, _hand_written(folder, place, last.card if last else ""))
-    return Publication(place.kind, folder, place.name, None if dry_run else place.upload(folder))
-
-
-def last_upload(publication: Publication, last: LastUpload | None) -> LastUpload | None:
-    """Return what published.json holds after a publication; None if nothing was uploaded."""
-    upload = publication.upload
-    if upload is None:
-        return None
-    # if nothing changed, the commit of the earlier upload: people may have edited the card since
-    same_place = last is not None and last.repository == upload.repository
-    commit = last.commit if last and same_place and not upload.changed else upload.commit
-    card = (publication.folder / README).read_text(encoding="utf-8")
-    return LastUpload(**{**asdict(upload), "commit": commit}, card=card)
+    if dry_run:
+        return Publication(place.kind, folder, place.name)
+    upload = place.upload(folder)
+    record.write(hub, place.kind, upload)
+    return Publication(place.kind, folder, place.name, upload)
 
 
 def _hand_written(folder: Path, place: Repository, published: str) -> HandWritten:
@@ -300,20 +282,21 @@ def _hand_written(folder: Path, place: Repository, published: str) -> HandWritte
         HubError: a card cannot be read, or people changed both.
     """
     here, on_hub = folder / README, place.card()
-    parts_on_hub = _read_hand_written(on_hub, place.name) if on_hub else HandWritten()
+    parts_on_hub = HandWritten()
+    if on_hub:
+        with _errors_named(place.name):
+            parts_on_hub = HandWritten.of(read_card(on_hub))
     if not here.exists():
         return parts_on_hub
-    parts = _read_hand_written(here, str(folder))
-    if not on_hub:
-        return parts
-    try:
-        return parts.or_newer(parts_on_hub, HandWritten.of(published))
-    except HubError as error:
-        raise HubError(f"{folder}/{error.message}", error.remedy) from error
+    with _errors_named(str(folder)):
+        parts = HandWritten.of(read_card(here))
+        return parts.or_newer(parts_on_hub, HandWritten.of(published)) if on_hub else parts
 
 
-def _read_hand_written(path: Path, name: str) -> HandWritten:
+@contextlib.contextmanager
+def _errors_named(place: str) -> Iterator[None]:
+    """Let errors about a card begin with the folder or repository that holds it."""
     try:
-        return HandWritten.of(read_card(path))
+        yield
     except HubError as error:
-        raise HubError(f"{name}/{error.message}", error.remedy) from error
+        raise HubError(f"{place}/{error.message}", error.remedy) from error

@@ -1,62 +1,52 @@
-"""How does a run become one self-contained HTML page, with a PNG of each picture?"""
+"""How does a run become one self-contained HTML page, with a PNG of each picture; what does it show of the encoder?"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dino_pipeline import __version__
-from dino_pipeline.cards.document import Block, Picture, Section, number, read_template, render_html, visible
-from dino_pipeline.errors import PYTHON, Wording, worded
-from dino_pipeline.evaluation.evaluate import Candidate, candidates_of
+from dino_pipeline.cards.card import effective
+from dino_pipeline.cards.document import (
+    Block,
+    DataTable,
+    FactList,
+    Paragraph,
+    Picture,
+    Section,
+    number,
+    read_template,
+    render_html,
+    visible,
+)
+from dino_pipeline.errors import DataError
+from dino_pipeline.evaluation.compare import ComparisonFile, table_lines
+from dino_pipeline.evaluation.compare import remarks as row_remarks
+from dino_pipeline.evaluation.evaluate import candidates_of
+from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.files import write_bytes
 from dino_pipeline.measures import measure_title
+from dino_pipeline.models import ModelRef
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import ReportOptions
-from dino_pipeline.publishing import report_data, report_model
+from dino_pipeline.publishing import charts, report_data
 from dino_pipeline.publishing.report_source import OpenedRun, ReportSource, RunTexts, SectionMissing
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
+from dino_pipeline.stage_records import GenerateRecord, HistoryPoint, StageRecord
 
-SECTIONS: Sequence[tuple[str, str, Callable[[ReportSource], list[Block]]]] = (
-    ("spec", "Task spec and prompts", report_data.spec),
-    ("generation", "Generation", report_data.generation),
-    ("funnel", "Filter", report_data.funnel),
-    ("balance", "Label balance", report_data.balance),
-    ("similarity", "Similarity within pairs", report_data.similarity),
-    ("lengths", "Lengths", report_data.lengths),
-    ("diversity", "Duplicates and diversity", report_data.diversity),
-    ("contamination", "Evaluation data", report_data.contamination),
-    ("training", "Training", report_model.training),
-    ("scores", "Scores", report_model.scores),
-    ("comparison", "Objectives compared", report_model.comparison),
-    ("samples", "Samples", report_data.samples),
-    ("lineage", "Lineage", report_model.lineage),
-)
-"""Id, title, and the function that returns the blocks, in the order of the page."""
-
-
-@dataclass(frozen=True)
-class MissingSection:
-    """A section that the report leaves out."""
-
-    title: str
-    reason: str
-    remedy: str = ""
-    """A template of `errors.worded`."""
-
-    def worded(self, wording: Wording) -> str:
-        """Return reason and remedy for one kind of caller."""
-        return "; ".join(part for part in (self.reason, worded(self.remedy, wording)) if part)
-
-    def __str__(self) -> str:
-        return f"{self.title}: {self.worded(PYTHON)}"
+HYPER_PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed")
+MOST_SCORES = 40
+"""Scores that the chart shows; the table lists all."""
+Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,11 @@ class Report:
     pictures: list[Path]
     sections: dict[str, Section]
     """By id."""
-    missing: list[MissingSection]
+    missing: dict[str, SectionMissing]
+    """Why sections are left out, by title."""
 
     def __repr__(self) -> str:
-        left_out = f", without {', '.join(section.title for section in self.missing)}" if self.missing else ""
+        left_out = f", without {', '.join(self.missing)}" if self.missing else ""
         return f"Report({self.path}: {len(self.sections)} sections{left_out})"
 
 
@@ -92,59 +83,56 @@ def report(
     """
     chosen = ReportOptions.of(options)
     with OpenedRun.locked(run) as opened, reporter_for(progress) as reporter:
-        return write_report(opened, report_candidates(opened, chosen.encoder), reporter)
+        return write_report(opened, reporter, encoders=chosen.encoder)
 
 
 def write_report(
-    opened: OpenedRun, candidates: Sequence[Candidate], reporter: Reporter, *, dropped: bool = True
+    opened: OpenedRun, reporter: Reporter, *, encoders: Sequence[str] = (), dropped: bool = True
 ) -> Report:
     """Write a run's report and its pictures.
 
     Args:
         opened: the run to report on.
-        candidates: encoders that show how similar the texts of each label are.
         reporter: follows the sections.
+        encoders: show how similar the texts of each label are; none: the run's before and after training.
         dropped: False keeps dropped texts out of the samples.
 
     Raises:
         DataError: a file of the run cannot be read.
     """
-    run = opened.run
+    run, record = opened.run, public_record(opened.record)
+    trained = record.finetune is not None and record.finetune.is_done
+    names = encoders or ([str(run.path)] if trained else [])
+    candidates = [candidate for name in names for candidate in candidates_of(name)]
     with run.scratch("report") as folder, closing(RunTexts(run, folder)) as texts:
-        record = public_record(opened.record)
         source = ReportSource(run, record, opened.spec, texts, candidates, reporter, dropped)
         sections, missing = _sections(source)
         html = _html(source, sections, missing)
     write_bytes(run.report, html.encode("utf-8", "replace"))
-    pictures = [block for section in sections for block in section.blocks if isinstance(block, Picture)]
-    written = _write_pictures(run, pictures)
-    return Report(run.report, written, {section.id: section for section in sections}, missing)
+    return Report(run.report, _write_pictures(run, sections.values()), sections, missing)
 
 
-def report_candidates(opened: OpenedRun, encoders: Sequence[str]) -> list[Candidate]:
-    """Return the encoders that a report compares: the named ones, else the run's before and after training."""
-    finetuned = opened.record.finetune
-    names = encoders or ([str(opened.run.path)] if finetuned and finetuned.is_done else [])
-    return [candidate for name in names for candidate in candidates_of(name)]
-
-
-def _sections(source: ReportSource) -> tuple[list[Section], list[MissingSection]]:
-    sections: list[Section] = []
-    missing: list[MissingSection] = []
+def _sections(source: ReportSource) -> tuple[dict[str, Section], dict[str, SectionMissing]]:
+    sections: dict[str, Section] = {}
+    missing: dict[str, SectionMissing] = {}
     progress = Progress("report: sections", total=len(SECTIONS))
     for name, title, blocks_of in SECTIONS:
         try:
-            sections.append(Section(name, title, blocks_of(source)))
+            sections[name] = Section(name, title, blocks_of(source))
         except SectionMissing as error:
-            missing.append(MissingSection(title, error.reason, error.remedy))
+            missing[title] = error
         progress.done += 1
         source.reporter.update(progress)
     return sections, missing
 
 
-def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
+def _write_pictures(run: Run, sections: Iterable[Section]) -> list[Path]:
     """Write the PNG copies, and delete those that an earlier report left behind."""
-    contents = {run.pictures / f"{picture.name}.png": picture.png for picture in pictures}
+    contents: dict[Path, bytes] = {}
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                contents[run.pictures / f"{block.name}.png"] = block.png
     for path in run.pictures.glob("*.png"):
         if path not in contents:
             path.unlink()
@@ -153,14 +141,14 @@ def _write_pictures(run: Run, pictures: Sequence[Picture]) -> list[Path]:
     return list(contents)
 
 
-def _html(source: ReportSource, sections: Sequence[Section], missing: Sequence[MissingSection]) -> str:
+def _html(source: ReportSource, sections: Mapping[str, Section], missing: Mapping[str, SectionMissing]) -> str:
     script = read_template("page.js")
     return render_html(
         "page.html.j2",
         name=visible(source.run.path.resolve().name, 120),
         language=(source.spec.language if source.spec else None) or "en",
         headline=_headline(source),
-        sections=sections,
+        sections=sections.values(),
         missing=missing,
         version=__version__,
         style=read_template("page.css"),
@@ -185,3 +173,176 @@ def _headline(source: ReportSource) -> list[tuple[str, str]]:
         headline.append(("encoder", visible(Path(encoder.name).name, 60)))
         headline.append((f"best dev {measure_title(selection.measure)}", number(selection.best)))
     return headline
+
+
+def training(source: ReportSource) -> list[Block]:
+    """Return hyper-parameters, results and the curves of training."""
+    trained = source.finetuned()
+    selection, options = trained.selection, trained.options
+    if selection is None:
+        raise SectionMissing("run.json does not record how the checkpoint was chosen")
+    measure = measure_title(selection.measure)
+    items = [("objective", visible(options.objective, 80)), ("encoder", visible(options.encoder.name, 80))]
+    for name in effective(options, HYPER_PARAMETERS):
+        items.append((name.replace("_", " "), visible(str(getattr(options, name)), 80)))
+    items += [
+        ("rows", f"{number(trained.train)} to train on, {number(trained.dev)} held out"),
+        ("steps", number(trained.steps)),
+        ("seconds", f"{trained.seconds:.1f}"),
+        (f"best {measure}, on {selection.on}", number(selection.best)),
+    ]
+    if selection.human_labels:
+        items.append(("chosen on human labels", visible(selection.on, 80)))
+    if trained.collapsed:
+        items.append(("collapsed", f"cosines of different texts average {trained.mean_cosine}"))
+    return [FactList(items), _training_curves(trained.history, measure)]
+
+
+def _training_curves(history: Sequence[HistoryPoint], measure: str) -> Block:
+    """Return a picture of the training loss and of the measure that chose the checkpoint, by step."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if losses := [(float(point.step), point.loss) for point in history if point.loss is not None]:
+        curves["training loss"] = losses
+    if dev := [(float(point.step), point.dev) for point in history if point.dev is not None]:
+        curves[f"dev {measure}"] = dev
+    by_step = [dict(points) for points in curves.values()]
+    steps = sorted({point.step for point in history if (point.loss, point.dev) != (None, None)})
+    rows = [[str(step), *(_four_digits(values.get(step)) for values in by_step)] for step in steps]
+    return charts.draw_picture(
+        "curves",
+        "Loss of training, and what the checkpoint was chosen by",
+        DataTable("Curves", ["step", *curves], rows),
+        lambda panels: charts.draw_lines(panels, curves, "step"),
+        height=2.3,
+        panels=len(curves),
+    )
+
+
+def _four_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def scores(source: ReportSource) -> list[Block]:
+    """Return the encoder's scores with their intervals, next to those of baselines."""
+    source.evaluated()
+    try:
+        file = ScoresFile.read(source.run.scores)
+    except DataError as error:
+        raise SectionMissing(
+            "scores.json is not there, damaged, or of another version", "run {evaluate()} again"
+        ) from error
+    remarks = file.human_label_remarks()
+    rows = [[data, model + "*" * (model in remarks), *cells] for data, model, *cells in file.score_rows()]
+    all_alike = len({score.main[0] for score in file.scores}) == 1
+    drawn = []
+    for score in file.scores[:MOST_SCORES]:
+        measure, figure = score.main
+        drawn.append((f"{score.data}: {score.model}" + ("" if all_alike else f" ({measure})"), figure))
+    picture = charts.draw_picture(
+        "scores",
+        "Scores with their 95 % bootstrap intervals, baselines beside them",
+        _cut_table("Scores; compare only rows of the same data, measure and protocol", COLUMNS, rows),
+        lambda panels: charts.draw_intervals(panels, drawn, "x 100"),
+        height=0.26 * len(drawn) + 0.8,
+    )
+    blocks: list[Block] = [picture]
+    if rows := file.difference_rows():
+        caption = (
+            "Differences, resampled in pairs: an interval without 0 is a difference that other items would show, too"
+        )
+        blocks.append(_cut_table(caption, ["data", "difference", "measure", "x 100", "95 % interval"], rows))
+    return [*blocks, *(Paragraph(f"* {remark}") for remark in remarks.values())]
+
+
+def _cut_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> DataTable:
+    return DataTable(caption, header, [[visible(cell, 120) for cell in row] for row in rows])
+
+
+def comparison(source: ReportSource) -> list[Block]:
+    """Return the table of objectives that were compared on this run."""
+    path = source.run.comparison / "compare.json"
+    if not path.exists():
+        raise SectionMissing("", "{compare()} has not run")
+    try:
+        compared = ComparisonFile.read(path)
+    except DataError as error:
+        raise SectionMissing("compare.json is damaged", error.remedy) from error
+    sets = list(dict.fromkeys(name for row in compared.rows for name in row.scores or ()))
+    header, *lines = table_lines(compared.rows, sets)
+    caption = f"{compared.unit}, mean and range of seeds {', '.join(map(str, compared.seeds))}"
+    return [DataTable(caption, header, lines), *(Paragraph(remark) for remark in row_remarks(compared.rows))]
+
+
+def lineage(source: ReportSource) -> list[Block]:
+    """Return for each stage its inputs, options, versions, times and speed."""
+    record = source.record
+    blocks: list[Block] = []
+    if record.generate:
+        blocks.append(_facts(record.generate, _texts_facts(record.generate), _texts_per_second(record.generate)))
+    if record.filter:
+        blocks.append(_facts(record.filter, [("seed", str(record.filter.options.seed))], []))
+    if record.finetune:
+        options, seconds, rows = record.finetune.options, record.finetune.seconds, record.finetune.rows_seen or 0
+        facts = [*_model_facts(options.encoder, None), ("seed", str(options.seed))]
+        blocks.append(_facts(record.finetune, facts, [("rows per second", f"{rows / seconds:.0f}")] if seconds else []))
+    if record.evaluate:
+        blocks.append(_facts(record.evaluate, [], []))
+    if not blocks:
+        raise SectionMissing("run.json records nothing")
+    return blocks
+
+
+def _facts(record: StageRecord, origin: Facts, speed: Facts) -> FactList:
+    """Return the facts of a stage.
+
+    Args:
+        record: of the stage.
+        origin: what it was made from.
+        speed: how fast it was.
+    """
+    items = [("status", record.status), *((term, visible(value, 200)) for term, value in origin)]
+    if record.sources:
+        items.append(("made from (digest)", visible(record.sources, 300)))
+    items += [(name, time) for name, time in (("started", record.started), ("ended", record.ended)) if time]
+    items += speed
+    if options := record.options.model_dump(mode="json"):
+        items.append(("options", visible(json.dumps(options, ensure_ascii=False), 4000)))
+    items.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
+    return FactList(items, f"{{{record.stage}()}}")
+
+
+def _texts_facts(generated: GenerateRecord) -> Facts:
+    options = generated.options
+    model = _model_facts(options.model, generated.model_commit)
+    return [("spec (digest)", options.spec), *model, ("seed", str(options.seed))]
+
+
+def _model_facts(model: ModelRef, commit: str | None) -> Facts:
+    terms = {"model": model.name, "revision": model.revision, "commit": commit, "weights (digest)": model.fingerprint}
+    return [(term, value) for term, value in terms.items() if value is not None]
+
+
+def _texts_per_second(generated: GenerateRecord) -> Facts:
+    if not generated.counts or generated.ended is None:
+        return []
+    seconds = (datetime.fromisoformat(generated.ended) - datetime.fromisoformat(generated.started)).total_seconds()
+    written = sum(count.written for count in generated.counts.values())
+    return [("texts per second", f"{written / max(seconds, 1):.0f} (start and pauses included)")]
+
+
+SECTIONS: Sequence[tuple[str, str, Callable[[ReportSource], list[Block]]]] = (
+    ("spec", "Task spec and prompts", report_data.spec),
+    ("generation", "Generation", report_data.generation),
+    ("funnel", "Filter", report_data.funnel),
+    ("balance", "Label balance", report_data.balance),
+    ("similarity", "Similarity within pairs", report_data.similarity),
+    ("lengths", "Lengths", report_data.lengths),
+    ("diversity", "Duplicates and diversity", report_data.diversity),
+    ("contamination", "Evaluation data", report_data.contamination),
+    ("training", "Training", training),
+    ("scores", "Scores", scores),
+    ("comparison", "Objectives compared", comparison),
+    ("samples", "Samples", report_data.samples),
+    ("lineage", "Lineage", lineage),
+)
+"""Id, title, and the function that returns the blocks, in the order of the page."""

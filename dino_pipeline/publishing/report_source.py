@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from dino_pipeline.errors import DataError, RunError, first_line
+from dino_pipeline.errors import PYTHON, DataError, RunError, Wording, first_line, worded
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.files import shard_files
 from dino_pipeline.progress import Reporter
@@ -43,6 +43,13 @@ class SectionMissing(Exception):  # noqa: N818
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason, remedy)
         self.reason, self.remedy = reason, remedy
+
+    def worded(self, wording: Wording) -> str:
+        """Return reason and remedy for one kind of caller."""
+        return "; ".join(part for part in (self.reason, worded(self.remedy, wording)) if part)
+
+    def __str__(self) -> str:
+        return self.worded(PYTHON)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
-from dino_pipeline.cards.hub import download
-from dino_pipeline.cards.manifest import Manifest, file_hashes
+from dino_pipeline.cards.hub import Manifest, download, file_hashes
 from dino_pipeline.errors import DataError, DinoError, HubError, OptionError, first_line
 from dino_pipeline.files import digest_files, write_json_lines
 from dino_pipeline.models import POCKET, is_hub_id, model_fingerprint
@@ -79,9 +78,7 @@ def verify(target: Path | str, **options: Any) -> Verification:
 def verify_folder(folder: Path, name: str = "") -> Verification:
     """Compare files and rows of a published folder with its lineage.json, and its versions with those here.
 
-    Args:
-        folder: the folder.
-        name: of the folder, or of the repository that it is a copy of.
+    ``name`` is that of the repository that the folder is a copy of.
 
     Raises:
         HubError: the folder was not published by this package.

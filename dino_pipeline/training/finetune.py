@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from dino_pipeline.cards.model_card import lineage, model_card, texts_origin
+from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions
 from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
@@ -27,6 +27,7 @@ from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import ModelRef, model_fingerprint, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
+from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
@@ -356,15 +357,15 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
 
 def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
     """Return the card of an encoder that was trained in a run with an objective."""
-    record = run.record()
+    record = public_record(run.record())
     assert record.finetune is not None
-    made_from = lineage(
-        record.finetune,
-        texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
-        name=f"{run.path.resolve().name} ({objective.name})",
+    card = ModelCard(
+        title=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
         max_length=model.max_seq_length,
+        finetuned=record.finetune,
+        origin=texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
         citation=objective.citation,
         prompts=bool(objective.prompts),
     )
-    return model_card(made_from)
+    return card.text()

@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.cards.hub import download
-from dino_pipeline.cards.manifest import Manifest
+from dino_pipeline.cards.hub import Manifest, download
 from dino_pipeline.encoder_options import TrainingOptions
 from dino_pipeline.errors import DataError, HubError, RunError
 from dino_pipeline.files import digest_files, shard_files
