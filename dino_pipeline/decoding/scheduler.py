@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_pipeline.decoding.cache import DecodingRows, round_up
-from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.engine import Request, uniforms
 from dino_pipeline.decoding.prefill import PrefilledPrompts
-from dino_pipeline.decoding.sampling import uniforms
 from dino_pipeline.decoding.tokenization import Prompt
 
 LENGTH_UNIT = 32
