@@ -263,10 +263,10 @@ def test_ctrl_c_waits_for_no_answer(inputs: Path, tmp_path: Path) -> None:
                 time.sleep(60)
             return super().completion(body)
 
-    server = Hanging()
-    with made_up(server) as address:
+    hanging = Hanging()
+    with made_up(hanging) as address:
         process = start(*call(address, inputs, tmp_path / "run", "--samples", "9"), cwd=tmp_path)
-        while len(server.bodies) <= 30:
+        while len(hanging.bodies) <= 30:
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""One decoding step for many rows: a preallocated cache of keys and values in which rows start and stop independently.
+"""One decoding step for many rows, which start and stop independently in a preallocated cache of keys and values.
 
 A row holds one prompt and the tokens written after it. Rows have different lengths: each step feeds every row its
 newest token at the row's own position.
@@ -21,9 +21,9 @@ from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
 
 STEP_UNIT = 32
-"""A step looks at a multiple of this many positions."""
+"""A step in fixed shapes looks at a multiple of this many positions."""
 FIXED_LENGTH_UNIT = 128
-"""Rows have room for a multiple of this many tokens, since another length changes all shapes."""
+"""Rows of fixed shapes have room for a multiple of this many tokens, since another length changes all shapes."""
 
 
 def round_up(length: int, unit: int) -> int:
@@ -54,12 +54,7 @@ class RowCacheLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store one new position per row. Return views that end at the longest row.
-
-        Args:
-            key_states: ``(rows, heads, 1, dim)``.
-            value_states: likewise.
-        """
+        """Store one new position per row, ``(rows, heads, 1, dim)``. Return views that end at the longest row."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         every_row = self.rows.every_row.to(self.keys.device)  # layers can be spread over devices
@@ -69,13 +64,12 @@ class RowCacheLayer(CacheLayerMixin):
         return self.keys[:, :, : self.rows.reach], self.values[:, :, : self.rows.reach]
 
     def load(self, rows: Tensor, keys: Tensor, values: Tensor, prompts: Tensor) -> None:
-        """Copy prompts' keys and values to the start of rows.
+        """Copy prompts' keys and values to the start of rows: those of prompt ``prompts[i]`` to row ``rows[i]``.
 
         Args:
-            rows: ``(n,)`` rows to write.
-            keys: ``(prompts, heads, length, dim)``.
-            values: likewise.
-            prompts: ``(n,)`` the prompt for each of the rows.
+            rows: ``(n,)``.
+            keys: ``(prompts, heads, length, dim)``, like ``values``.
+            prompts: ``(n,)``.
         """
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
@@ -272,11 +266,6 @@ class UncachedRows:
     """The same interface without a cache: each step runs the whole text of each row through the model.
 
     Slow, and exact for every causal language model. Models that `CachedRows` cannot serve exactly run here.
-
-    Args:
-        model: the causal language model.
-        count: number of rows.
-        length: tokens that a row can hold.
     """
 
     shrinks = True

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, product
 from typing import Any, get_args
@@ -298,15 +297,7 @@ class CompletionsClient:
     """Sends requests to a server until it answers, and counts them.
 
     The key is taken from the environment variable ``OPENAI_API_KEY``, if the server needs one. It is stored nowhere.
-
-    Args:
-        model: name of the model on the server.
-        base_url: the server's address, ending in /v1.
-        timeout: seconds after which a request is given up and sent again.
-        usage: counts so far.
-
-    Raises:
-        OptionError: the address is malformed.
+    Arguments and errors are those of `Server`.
     """
 
     def __init__(self, model: str, base_url: str, timeout: float, usage: ServerUsage) -> None:
@@ -344,20 +335,13 @@ class CompletionsClient:
         return answer
 
     def _send(self, body: Mapping[str, object], may_refuse: bool) -> ServerAnswer | None:
-        """Return an answer, None if it is cut or malformed."""
-        with self._named_errors(may_refuse):
-            try:
-                answer = self.client.completions.create(model=self.model, prompt=str(body["prompt"]), extra_body=body)
-                return parse_answer(answer.model_dump()) if isinstance(answer, openai.BaseModel) else None
-            except (openai.APIResponseValidationError, ValueError):
-                return None
-
-    @contextmanager
-    def _named_errors(self, may_refuse: bool) -> Iterator[None]:
-        """Turn the client's errors into messages with a remedy."""
+        """Return an answer, None if it is cut or malformed. Name the client's errors, each with a remedy."""
         where = self.base_url
         try:
-            yield
+            answer = self.client.completions.create(model=self.model, prompt=str(body["prompt"]), extra_body=body)
+            return parse_answer(answer.model_dump()) if isinstance(answer, openai.BaseModel) else None
+        except (openai.APIResponseValidationError, ValueError):
+            return None
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if may_refuse:
                 raise RequestRefusedError(first_line(error)) from error
