@@ -47,7 +47,7 @@ def drawn_values(spec: TaskSpec, seed: int, task: Task) -> dict[str, str]:
 
 
 def task_prompts(spec: TaskSpec, seed: int, task: Task, render: Callable[[str, str], str]) -> list[str]:
-    """Return the label's own prompt, then one for each counter-label, each as `Engine.render` (``render``) returns it."""
+    """Return the label's own prompt, then one for each counter-label, each as ``render`` (`Engine.render`) gives it."""
     values = drawn_values(spec, seed, task)
     labels = (task.label, *spec.labels[task.label].counter_labels)
     return [render(spec.prompt(label, task.text, values), spec.opening(label)) for label in labels]
