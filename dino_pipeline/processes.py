@@ -1,4 +1,4 @@
-"""Processes: the lock of a folder, the signals that stop work, and pools that share work."""
+"""Processes: the lock of a folder, the signals that stop work, and the processes and threads that share it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -248,3 +249,43 @@ def process_pool(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[int, Result]]:
+    """Do jobs in threads. Yield the number of each job with its result, as results come.
+
+    The threads are daemons, which those of `concurrent.futures` are not: after Ctrl-C, the process does not wait until
+    a server answers.
+    """
+    tasks: SimpleQueue[tuple[int, Job] | None] = SimpleQueue()
+    results: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        while (task := tasks.get()) is not None:
+            number, job = task
+            try:
+                results.put((number, work(job), None))
+            except BaseException as error:  # raised again by `next_result`
+                results.put((number, None, error))
+
+    def next_result() -> tuple[int, Result]:
+        number, result, error = results.get()
+        if error is not None:
+            raise error
+        return number, result
+
+    for _ in range(workers):
+        threading.Thread(target=run, daemon=True).start()
+    running = 0
+    try:
+        for number, job in enumerate(jobs):
+            tasks.put((number, job))
+            running += 1
+            if running == workers:
+                yield next_result()
+                running -= 1
+        for _ in range(running):
+            yield next_result()
+    finally:
+        for _ in range(workers):
+            tasks.put(None)

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from dino_pipeline.decoding import hardware, scoring, self_check
-from dino_pipeline.decoding.cache import CachedRows, UncachedRows
+from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, UncachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
-from dino_pipeline.decoding.fixed_cache import FixedShapeRows
 from dino_pipeline.decoding.prefill import Prefiller
 from dino_pipeline.decoding.scoring import Continuation, continuation
 from dino_pipeline.decoding.self_check import row_defect

@@ -11,7 +11,7 @@ import pytest
 
 import dino_pipeline as dino
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.prompts import Task, task_prompts
+from dino_pipeline.decoding.engine import Task, task_prompts
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generate_options import GenerateOptions

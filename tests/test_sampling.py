@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dino_pipeline.decoding import sampling
-from dino_pipeline.decoding.sampling import choose, uniforms
+from dino_pipeline.decoding import next_token
+from dino_pipeline.decoding.engine import uniforms
+from dino_pipeline.decoding.next_token import choose
 
 
 def draw(probs: list[float], uniform: list[float], top_k: int = 0, top_p: float = 0) -> list[int]:
@@ -27,14 +28,14 @@ def test_the_most_probable_alone() -> None:
 def test_where_a_number_falls_on_a_border() -> None:
     """The border belongs to the next token; with those before at exactly p, a token stays."""
     halves = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
-    assert sampling.draw(halves, torch.tensor([0.5], dtype=torch.float64), 0).tolist() == [[1]]
-    assert sampling.draw(halves, torch.tensor([0.99], dtype=torch.float64), 0.5).tolist() == [[1]]
+    assert next_token.draw(halves, torch.tensor([0.5], dtype=torch.float64), 0).tolist() == [[1]]
+    assert next_token.draw(halves, torch.tensor([0.99], dtype=torch.float64), 0.5).tolist() == [[1]]
 
 
 def test_rounding_up_never_leaves_the_candidates() -> None:
     """A number next to 1 times the sum may be the sum."""
     rows = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    assert sampling.draw(rows, torch.ones(2, dtype=torch.float64), 0).tolist() == [[1], [0]]
+    assert next_token.draw(rows, torch.ones(2, dtype=torch.float64), 0).tolist() == [[1], [0]]
 
 
 def test_top_p_keeps_the_token_that_passes_p_and_none_after() -> None:

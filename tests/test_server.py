@@ -15,10 +15,9 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from dino_pipeline import pocket
-from dino_pipeline.decoding import completions_client
+from dino_pipeline.decoding import server
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Request
-from dino_pipeline.decoding.prompts import Task, task_prompts
+from dino_pipeline.decoding.engine import Request, Task, task_prompts
 from dino_pipeline.decoding.server import Server
 from dino_pipeline.errors import PYTHON, ModelError, OptionError
 from dino_pipeline.examples import iter_examples, read_examples
@@ -264,10 +263,10 @@ def test_ctrl_c_waits_for_no_answer(inputs: Path, tmp_path: Path) -> None:
                 time.sleep(60)
             return super().completion(body)
 
-    server = Hanging()
-    with made_up(server) as address:
+    hanging = Hanging()
+    with made_up(hanging) as address:
         process = start(*call(address, inputs, tmp_path / "run", "--samples", "9"), cwd=tmp_path)
-        while len(server.bodies) <= 30:
+        while len(hanging.bodies) <= 30:
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)
@@ -309,7 +308,7 @@ def test_texts_end_as_they_do_here() -> None:
     ],
 )
 def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions_client, "RETRIES", 1)
+    monkeypatch.setattr(server, "RETRIES", 1)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     of = MadeUp(status=status)
     with pytest.raises(ModelError, match=said) as error:
@@ -319,7 +318,7 @@ def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.Monke
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions_client, "RETRIES", 1)
+    monkeypatch.setattr(server, "RETRIES", 1)
     nobody = Server("model", "http://127.0.0.1:9/v1", print)
     with pytest.raises(ModelError, match=r"127.0.0.1:9/v1: no answer, after 1 further attempts"):
         list(nobody.sample([Request(("prompt",), ("key",))], PLAIN))

@@ -19,7 +19,7 @@ from dino_pipeline.decoding.next_token import next_tokens
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
 from dino_pipeline.decoding.scoring import continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.decoding.self_check import fastest_rows, model_name
-from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptEncoder, StopRule, banned_tokens, template_marks
+from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule, banned_tokens, render_chat, template_marks
 from dino_pipeline.errors import ModelError
 from dino_pipeline.options import Sampling
 
@@ -65,7 +65,7 @@ class Decoder:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.rows = rows
-        self.encoder = PromptEncoder(tokenizer, chat=chat)
+        self.chat = chat
         self.marks = template_marks(tokenizer) if chat else ()
         self.vocab = model.get_output_embeddings().weight.shape[0]
         self.banned = banned_tokens(tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
@@ -79,11 +79,19 @@ class Decoder:
 
     def render(self, prompt: str, opening: str) -> str:
         """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
-        return self.encoder.render(prompt, opening)
+        return render_chat(self.tokenizer, prompt, opening) if self.chat else prompt
 
     def encode(self, texts: Sequence[str]) -> list[Prompt]:
-        """Return the token ids of rendered prompts."""
-        return self.encoder.encode(texts)
+        """Return the token ids of rendered prompts, with the special tokens that the tokenizer puts in front.
+
+        A special token written out in a text, such as ``</s>``, is encoded as plain text. In a chat template it is the
+        template's own and keeps its meaning.
+        """
+        if self.chat:
+            encoded = self.tokenizer(list(texts), add_special_tokens=False)
+        else:
+            encoded = self.tokenizer(list(texts), split_special_tokens=True)
+        return [tuple(ids) for ids in encoded["input_ids"]]
 
     def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
         """Return whether the model's context has room for a text after each prompt."""

@@ -1,16 +1,71 @@
-"""What every engine offers: requests in, completions out, and scores of given texts."""
+"""From a task to its text: prompts, random numbers, requests, and what every engine returns, completions and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dino_pipeline.options import Sampling
+from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerUsage
 
 Finish = Literal["stop", "newline", "length", "refused"]
 """Why a text ended: the stop string, a newline, the longest length, or a server that refused the prompt."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text to write."""
+
+    input: int | None
+    """Index of the input; None if the spec needs no inputs."""
+    text: str | None
+    """The input, which fills ``<X1>``; None if the spec needs no inputs."""
+    label: str
+    sample: int
+    """Index of the text among those of the same input and label."""
+
+
+def task_key(spec: TaskSpec, seed: int, task: Task) -> tuple[str | int, ...]:
+    """Return the key of a task's random numbers.
+
+    The input counts by its text, not by its index: a text does not depend on the order of the inputs.
+    """
+    return (seed, spec.digest, task.text or "", task.label, task.sample)
+
+
+def drawn_values(spec: TaskSpec, seed: int, task: Task) -> dict[str, str]:
+    """Return a value for each of the spec's variables, drawn by the task's key."""
+    variables = sorted(spec.variables.items())
+    draws = uniforms((*task_key(spec, seed, task), "variables"), len(variables))
+    return {name: values[int(draw * len(values))] for (name, values), draw in zip(variables, draws, strict=True)}
+
+
+def task_prompts(spec: TaskSpec, seed: int, task: Task, render: Callable[[str, str], str]) -> list[str]:
+    """Return the label's own prompt, then one for each counter-label, each as ``render`` (`Engine.render`) gives it."""
+    values = drawn_values(spec, seed, task)
+    labels = (task.label, *spec.labels[task.label].counter_labels)
+    return [render(spec.prompt(label, task.text, values), spec.opening(label)) for label in labels]
+
+
+def key_digest(key: Sequence[str | int], size: int) -> bytes:
+    """Return a hash of a sample's key, of ``size`` bytes."""
+    return hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=size).digest()
+
+
+def uniforms(key: Sequence[str | int], count: int) -> NDArray[np.float64]:
+    """Return ``count`` numbers in [0, 1), one per step, that depend on ``key`` alone.
+
+    The key is hashed to the 128-bit key of a Philox generator (Salmon et al. 2011). NumPy keeps its raw output stable,
+    so the same sample draws the same numbers in any order, batch, process or machine.
+    """
+    raw = np.random.Philox(key=np.frombuffer(key_digest(key, 16), dtype="<u8")).random_raw(count)
+    return np.asarray((raw >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # the upper 53 bits fill a float64
 
 
 @dataclass(frozen=True)
@@ -76,12 +131,7 @@ class Engine(Protocol):
     texts that end. If False, each shard gets a call of its own, and its bytes depend on nothing but the shard."""
 
     def render(self, prompt: str, opening: str) -> str:
-        """Return a prompt as the model reads it.
-
-        Args:
-            prompt: the filled instruction.
-            opening: its last part, with which the model's answer begins.
-        """
+        """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
 
     def encode(self, texts: Sequence[str]) -> Sequence[Any]:
         """Return rendered prompts in the form that `Request.prompts` takes."""

@@ -44,7 +44,7 @@ def resolve_model(options: ModelOptions, device: str, started: ModelRef | None =
 
     Args:
         options: the user's options.
-        device: device that the model will run on.
+        device: device on which the dtype is measured.
         started: the model in the record of the run that continues, None for a new run.
 
     Raises:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from dino_pipeline.decoding.debias import debias
-from dino_pipeline.decoding.sampling import choose, draw
 from dino_pipeline.options import Sampling
 
 SHORTLIST = {True: 32, False: 1024}
@@ -162,3 +161,43 @@ def _from_all(logits: Tensor, totals: Tensor, groups: Tensor, uniform: Tensor, s
         scores = debias(log_probs, rows_of_texts, sampling.decay, sampling.floor)  # (texts, vocab)
         tokens.append(choose(scores, numbers, sampling.top_k, sampling.top_p))
     return torch.cat(tokens)
+
+
+def choose(log_probs: Tensor, uniform: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Draw one token per row by inverse transform, after top-k and then top-p.
+
+    Top-p works on the probabilities that top-k left, renormalised. It keeps a token as long as those before it sum to
+    at most p, and so always keeps the first.
+
+    Args:
+        log_probs: ``(rows, vocab)`` natural-log probabilities.
+        uniform: ``(rows,)`` float64 numbers in [0, 1).
+        top_k: candidates per row, 0 for all.
+        top_p: probability mass to keep, 0 or 1 for all.
+
+    Returns:
+        ``(rows,)`` token ids.
+    """
+    vocab = log_probs.shape[-1]
+    scores, tokens = log_probs.topk(min(top_k, vocab) if top_k > 0 else vocab, dim=-1)  # (rows, candidates)
+    return tokens.gather(-1, draw(scores.double().softmax(dim=-1), uniform, top_p)).squeeze(-1)
+
+
+def draw(probs: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """Draw one candidate per row, after top-p.
+
+    Args:
+        probs: ``(rows, candidates)`` float64 probabilities, the largest first. They need not sum to 1.
+        uniform: ``(rows,)`` float64 numbers in [0, 1).
+        top_p: probability mass to keep, 0 or 1 for all.
+
+    Returns:
+        ``(rows, 1)`` indices of candidates.
+    """
+    before = probs.cumsum(dim=-1) - probs  # mass of the likelier candidates
+    if 0 < top_p < 1:
+        probs = probs.masked_fill(before > top_p, 0.0)
+    reached = probs.cumsum(dim=-1)
+    target = uniform.unsqueeze(-1) * reached[:, -1:]
+    last = (probs > 0).sum(dim=-1, keepdim=True) - 1
+    return (reached <= target).sum(dim=-1, keepdim=True).minimum(last)  # rounding must not lead past the last one

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_pipeline.decoding.cache import DecodingRows, round_up
-from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.engine import Request, uniforms
 from dino_pipeline.decoding.prefill import PrefilledPrompts
-from dino_pipeline.decoding.sampling import uniforms
 from dino_pipeline.decoding.tokenization import Prompt
 
 LENGTH_UNIT = 32
@@ -57,32 +56,6 @@ Location = tuple[PrefilledPrompts, int]
 """A batch of prefilled prompts, and the index of one in it."""
 
 
-class PrefillCache:
-    """Finds prompts that were computed recently.
-
-    Holds two batches: the latest, from which texts start now, and the one before, whose prompts the next requests may
-    still share. A third batch replaces the older of them.
-    """
-
-    def __init__(self) -> None:
-        self.batches: deque[dict[Prompt, Location]] = deque(maxlen=2)
-
-    def find(self, prompt: Prompt) -> Location | None:
-        """Return where a prompt's keys and values are, None if they are not held."""
-        for batch in self.batches:
-            if prompt in batch:
-                return batch[prompt]
-        return None
-
-    def add(self, prefilled: PrefilledPrompts) -> None:
-        """Hold a new batch."""
-        self.batches.append({prompt: (prefilled, index) for index, prompt in enumerate(prefilled.prompts)})
-
-    def clear(self) -> None:
-        """Free the memory."""
-        self.batches.clear()
-
-
 class Scheduler:
     """Starts requests in rows as rows come free, in their order.
 
@@ -113,7 +86,9 @@ class Scheduler:
         self.queue: deque[QueuedRequest] = deque()
         self.length = LENGTH_UNIT
         """Tokens of the longest row that requests read so far need."""
-        self.prefilled = PrefillCache()
+        self.prefilled: deque[dict[Prompt, Location]] = deque(maxlen=2)
+        """The latest batch of prefilled prompts, from which texts start now, and the one before, whose prompts the
+        next requests may still share."""
         self.texts: list[ActiveText] = []
         self.free: list[int] = []
         """Rows without a text."""
@@ -126,12 +101,13 @@ class Scheduler:
         if self.rows.length < self.length:
             self.rows.lengthen(self.length)
         if self.queue and not self.texts and self.queue[0].width > self.rows.count:
-            self._remake_rows()
+            self.close()
+            self._make_rows()
         placements: dict[PrefilledPrompts, list[tuple[int, int]]] = {}  # row and index of the prompt that starts there
         while self.queue and self.queue[0].width <= len(self.free):
             text = self._new_text(self.queue[0])
             for row, prompt in zip(text.rows, text.request.prompts, strict=True):
-                batch, index = self.prefilled.find(prompt) or self._prefill(prompt)
+                batch, index = self._find(prompt) or self._prefill(prompt)
                 placements.setdefault(batch, []).append((row, index))
             self.texts.append(text)
             self.queue.popleft()
@@ -178,7 +154,8 @@ class Scheduler:
             return False
         self.max_rows = max(widest, self.rows.count // 2)
         self.queue.extendleft(reversed(unfinished))
-        self._remake_rows()
+        self.close()
+        self._make_rows()
         return True
 
     def close(self) -> None:
@@ -200,14 +177,14 @@ class Scheduler:
         self.free = list(range(count))
         self.texts = []
 
-    def _remake_rows(self) -> None:
-        self.close()
-        self._make_rows()
-
     def _new_text(self, queued: QueuedRequest) -> ActiveText:
         rows = [self.free.pop() for _ in range(queued.width)]
         draws = uniforms(queued.request.key, self.max_new_tokens)
         return ActiveText(queued.number, queued.request, rows, draws)
+
+    def _find(self, prompt: Prompt) -> Location | None:
+        """Return where a prompt's keys and values are, None if they are not held."""
+        return next((batch[prompt] for batch in self.prefilled if prompt in batch), None)
 
     def _prefill(self, prompt: Prompt) -> Location:
         """Compute a prompt together with others that the queue needs soon. Return where the prompt is.
@@ -217,9 +194,9 @@ class Scheduler:
         enough = max(min(8, self.rows.count), self.rows.count // 8)
         batch = {prompt: None}  # a dict keeps the order
         for queued in self.queue:
-            batch.update({other: None for other in queued.request.prompts if not self.prefilled.find(other)})
+            batch.update({other: None for other in queued.request.prompts if not self._find(other)})
             if len(batch) >= enough:
                 break
         prefilled = self.rows.prefill(list(batch))
-        self.prefilled.add(prefilled)
+        self.prefilled.append({prompt: (prefilled, index) for index, prompt in enumerate(batch)})
         return prefilled, 0

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dino_pipeline.decoding.cache import CachedRows, RowFactory, UncachedRows, attention_windows
-from dino_pipeline.decoding.fixed_cache import FixedShapeRows
+from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, RowFactory, UncachedRows, attention_windows
 from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
 

@@ -18,35 +18,6 @@ UNFINISHED_BYTES = "\ufffd"
 """Text that a token decodes to if it holds only part of a character's bytes."""
 
 
-class PromptEncoder:
-    """Turns prompts into token ids, as a completion or in the model's chat template.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        chat: whether prompts go into its chat template.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> None:
-        self.tokenizer = tokenizer
-        self.chat = chat
-
-    def render(self, prompt: str, opening: str) -> str:
-        """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
-        return render_chat(self.tokenizer, prompt, opening) if self.chat else prompt
-
-    def encode(self, texts: Sequence[str]) -> list[Prompt]:
-        """Return the token ids of rendered prompts, with the special tokens that the tokenizer puts in front.
-
-        A special token written out in a text, such as ``</s>``, is encoded as plain text. In a chat template it is the
-        template's own and keeps its meaning.
-        """
-        if self.chat:
-            encoded = self.tokenizer(list(texts), add_special_tokens=False)
-        else:
-            encoded = self.tokenizer(list(texts), split_special_tokens=True)
-        return [tuple(ids) for ids in encoded["input_ids"]]
-
-
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, prompt: str, opening: str, *, alternative: str = "{chat=off}"
 ) -> str:

@@ -10,8 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Scored
-from dino_pipeline.decoding.prompts import Task, drawn_values
+from dino_pipeline.decoding.engine import Scored, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.files import remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable

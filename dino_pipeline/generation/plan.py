@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dino_pipeline.decoding.engine import Engine, Request
-from dino_pipeline.decoding.prompts import Task, task_key, task_prompts
+from dino_pipeline.decoding.engine import Engine, Request, Task, task_key, task_prompts
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
 from dino_pipeline.progress import Progress, Reporter, SilentReporter

@@ -16,9 +16,8 @@ from typing import Any, cast
 import torch
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Completion, Engine, Request
-from dino_pipeline.decoding.prompts import Task, task_key, task_prompts
-from dino_pipeline.decoding.sampling import choose, uniforms
+from dino_pipeline.decoding.engine import Completion, Engine, Request, Task, task_key, task_prompts, uniforms
+from dino_pipeline.decoding.next_token import choose
 from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dino_pipeline import __version__
-from dino_pipeline.decoding.engine import Engine, EngineFacts
-from dino_pipeline.decoding.prompts import Task
+from dino_pipeline.decoding.engine import Engine, EngineFacts, Task
 from dino_pipeline.examples import dropped_row
 from dino_pipeline.files import json_line
 from dino_pipeline.generation.plan import GenerationJob, Shard

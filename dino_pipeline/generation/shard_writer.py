@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer
-from dino_pipeline.decoding.prompts import Task, task_prompts
+from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer, Task, task_prompts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import GenerationJob, Shard, count_text, shard_requests
 from dino_pipeline.progress import Progress, Reporter
