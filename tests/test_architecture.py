@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -19,6 +20,12 @@ FILES = {path.relative_to(PACKAGE.parent).with_suffix(""): path for path in PACK
 MODULES = {".".join(name.parts).removesuffix(".__init__"): path for name, path in FILES.items()}
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
 def floor(module: str) -> int:
     """On which floor a module stands, the lowest being 0."""
     part = module.split(".")[1]
@@ -29,7 +36,7 @@ def imports(path: Path) -> Iterator[str]:
     """The project's own modules that a file imports, inside functions too. The face imports none at run time."""
     if path == PACKAGE / "__init__.py":
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from {name if name in MODULES else node.module for name in inside} & MODULES.keys()
@@ -59,7 +66,7 @@ def test_the_page_on_the_architecture_names_all_of_it() -> None:
 
 def test_a_file_says_at_its_head_which_question_it_answers() -> None:
     for path in PACKAGE.rglob("*.py"):
-        assert ast.get_docstring(ast.parse(path.read_text())), path.name
+        assert ast.get_docstring(tree(path)), path.name
 
 
 def test_files_stay_readable() -> None:
@@ -69,7 +76,7 @@ def test_files_stay_readable() -> None:
 
 def test_functions_tell_their_story_in_a_screen() -> None:
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
 
@@ -84,7 +91,7 @@ def test_every_module_and_class_has_a_name_of_its_own() -> None:
     classes = [
         node.name
         for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.ClassDef)
     ]
     for names in (modules, classes):
@@ -95,7 +102,7 @@ def test_only_the_command_line_names_flags_and_commands() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] == "cli":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named = re.search(r"(?<![\w-])--[a-z]|\bdino [a-z]", node.value)
                 assert not named, f"{path.name}:{node.lineno}: {node.value}"
@@ -104,7 +111,7 @@ def test_only_the_command_line_names_flags_and_commands() -> None:
 def test_public_signatures_have_types_of_their_own() -> None:
     """A dict of anything tells a reader nothing."""
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 for annotation in (*(each.annotation for each in arguments), node.returns):
@@ -114,6 +121,6 @@ def test_public_signatures_have_types_of_their_own() -> None:
 
 def test_only_the_command_line_prints_or_exits() -> None:
     for path in PACKAGE.rglob("*.py"):
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        calls = {ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)}
         if path.relative_to(PACKAGE).with_suffix("").parts[0] not in {"cli", "progress"}:
             assert not calls & {"print", "sys.exit", "click.echo"}, path.name
