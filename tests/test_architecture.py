@@ -89,10 +89,7 @@ def test_few_files_are_small() -> None:
 def test_every_module_and_class_has_a_name_of_its_own() -> None:
     modules = [path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
     classes = [
-        node.name
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.ClassDef)
+        node.name for path in PACKAGE.rglob("*.py") for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)
     ]
     for names in (modules, classes):
         assert not {name for name, count in Counter(names).items() if count > 1}
