@@ -92,7 +92,7 @@ class LabelScores:
 
     def _open_cache(self, table: ExampleTable) -> None:
         """Make the table ``cache`` of the stored scores, unless it is there."""
-        if table.has("cache"):
+        if table.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'cache'"):
             return
         table.run("CREATE TABLE cache (key VARCHAR, logprobs DOUBLE[], tokens INTEGER[])")
         files = sorted(self.run.label_scores.glob("*.jsonl"))
