@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dino_pipeline import readers
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering import example_table
-from dino_pipeline.filtering.filter import rules
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
+from dino_pipeline.filtering.filter import rules
 from dino_pipeline.filtering.filter_stage import available, file_source, filter_run, look, recorded_options
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.run import Run
@@ -222,7 +223,7 @@ def test_data_that_cannot_be_used_is_refused_and_nothing_written(
 
 
 def test_an_error_names_its_line_in_whatever_piece_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example_table, "PIECE", 500)
+    monkeypatch.setattr(readers, "PIECE", 500)
     monkeypatch.setattr(example_table, "LINES", 7)
     lines = [json.dumps({"text_a": f"text {n}", "text_b": f"other {n}", "label": n % 2}) for n in range(100)]
     lines[5] = ""
@@ -256,13 +257,13 @@ def test_the_same_bytes_for_any_order_number_of_processes_and_size_of_pieces(
     options = FilterOptions(min_logprob=("5%",), dev_share=0.2)
     first = outputs(filtered(tmp_path / "one", messy(0), options))
     assert all(first)
-    monkeypatch.setattr(example_table, "PIECE", 50_000)
+    monkeypatch.setattr(readers, "PIECE", 50_000)
     monkeypatch.setattr(example_table, "PARALLEL_FROM", 1)
     assert (
         outputs(filtered(tmp_path / "two", messy(1), options, runtime=FilterRuntime(workers=2, memory="200MB")))
         == first
     )
-    monkeypatch.setattr(example_table, "PIECE", 20_000)
+    monkeypatch.setattr(readers, "PIECE", 20_000)
     assert outputs(filtered(tmp_path / "three", messy(2), options, runtime=FilterRuntime(workers=1))) == first
 
 

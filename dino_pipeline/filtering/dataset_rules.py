@@ -163,7 +163,9 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
         ),
         DatasetRule(
             "balance",
-            lambda table, runtime, rows: surplus(rows, smallest_count(rows)),
+            lambda table, runtime, rows: surplus(
+                rows, f"SELECT min(count) FROM (SELECT count(*) AS count FROM {rows} GROUP BY label)"
+            ),
             "more than the rarest label has",
             "{balance=False}",
             options.balance,
@@ -178,9 +180,28 @@ def _same_meaning(table: ExampleTable, runtime: FilterRuntime, rows: str, thresh
     return same_meaning_inputs(table, rows, threshold, runtime.embed)
 
 
-def _unconfirmed(table: ExampleTable, runtime: FilterRuntime, rows: str, margin: float) -> str:
+def _unconfirmed(table: ExampleTable, runtime: FilterRuntime, rows: str, least: float) -> str:
+    """Find rows whose own label is not the likeliest by at least ``least`` nats a token.
+
+    The evidence names the likeliest other label: ``own label -1.250, label 0.5 -1.100``.
+    """
     runtime.score(table, rows)
-    return unconfirmed(rows, margin)
+    return f"""
+        WITH scored_rows AS (
+            SELECT id, k.label = s.label AS is_own, s.logprob, value
+            FROM {rows} AS k JOIN scores AS s USING (id) JOIN labels ON labels.label = s.label
+        ),
+        compared AS (
+            SELECT
+                id,
+                max(logprob) FILTER (is_own) AS own,
+                max(logprob) FILTER (NOT is_own) AS other,
+                arg_max(value::VARCHAR, logprob) FILTER (NOT is_own) AS best_other
+            FROM scored_rows GROUP BY id
+        )
+        SELECT id, printf('own label %.3f, label %s %.3f', own, best_other, other) AS evidence, NULL AS duplicate_of
+        FROM compared WHERE own - other < {least!r} OR own <= other
+    """
 
 
 def _below_thresholds(table: ExampleTable, rows: str, column: str, given: Sequence[str]) -> str:
@@ -263,18 +284,10 @@ def surplus(rows: str, most: str) -> str:
     """
 
 
-def smallest_count(rows: str) -> str:
-    """Return a query of the number of rows of the rarest label."""
-    return f"SELECT min(count) FROM (SELECT count(*) AS count FROM {rows} GROUP BY label)"
-
-
 def below(rows: str, column: str, limits: Mapping[int, Threshold]) -> str:
-    """Find rows below the threshold of their label; rows without a value stay.
+    """Find rows below the threshold of their label, by number; rows without a value stay.
 
-    Args:
-        rows: a table.
-        column: ``margin`` or ``logprob``.
-        limits: by label number. A share of 0.1 finds the tenth of the label's rows with the lowest values.
+    A share of 0.1 finds the tenth of the label's rows with the lowest values.
     """
     queries = ["SELECT NULL::BIGINT AS id, NULL AS evidence, NULL AS duplicate_of WHERE false"]
     for label, limit in limits.items():
@@ -289,26 +302,3 @@ def below(rows: str, column: str, limits: Mapping[int, Threshold]) -> str:
             FROM {rows} WHERE label = {label} AND {column} IS NOT NULL {condition}
         )""")
     return " UNION ALL ".join(queries)
-
-
-def unconfirmed(rows: str, least: float) -> str:
-    """Find rows whose own label is not the likeliest in ``scores`` by at least ``least`` nats a token.
-
-    The evidence names the likeliest other label: ``own label -1.250, label 0.5 -1.100``.
-    """
-    return f"""
-        WITH scored_rows AS (
-            SELECT id, k.label = s.label AS is_own, s.logprob, value
-            FROM {rows} AS k JOIN scores AS s USING (id) JOIN labels ON labels.label = s.label
-        ),
-        compared AS (
-            SELECT
-                id,
-                max(logprob) FILTER (is_own) AS own,
-                max(logprob) FILTER (NOT is_own) AS other,
-                arg_max(value::VARCHAR, logprob) FILTER (NOT is_own) AS best_other
-            FROM scored_rows GROUP BY id
-        )
-        SELECT id, printf('own label %.3f, label %s %.3f', own, best_other, other) AS evidence, NULL AS duplicate_of
-        FROM compared WHERE own - other < {least!r} OR own <= other
-    """

@@ -22,7 +22,6 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 from pyarrow import parquet
 
 from dino_pipeline.errors import DataError, OptionError, OutputError, first_line
@@ -39,17 +37,13 @@ from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import ContaminationFilter
 from dino_pipeline.filtering.text_rules import PromptParts, example_rules, is_plain, personal_data
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
+from dino_pipeline.readers import FilePiece
 from dino_pipeline.sql import connect, parquet_rows, quoted
 from dino_pipeline.stage_records import Label
 from dino_pipeline.text import normalise
 
-PIECE = 8 * 2**20
-"""Bytes of a file that a process reads at a time."""
-BLOCK = 2**20
-"""Bytes read at a time to count lines."""
 LINES = 1000
 """Lines parsed at a time."""
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARALLEL_FROM = 50_000
 """Examples from which on several processes are faster than one."""
 SCHEMA = pa.schema(
@@ -77,68 +71,13 @@ DROPS = pa.schema({"id": pa.int64(), "evidence": pa.string(), "duplicate_of": pa
 """Columns of a query that finds rows to drop: the row, evidence for it, and the row that it repeats."""
 
 
-@dataclass(frozen=True)
-class FilePiece:
-    """The lines of a file that begin in a range of bytes."""
-
-    number: int
-    file: Path
-    start: int
-    end: int
-
-    def lines(self) -> list[bytes]:
-        """Return the lines. A line that begins before the range belongs to the piece before.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        try:
-            with open(self.file, "rb") as file:
-                file.seek(max(0, self.start - 1))
-                if self.start:
-                    file.readline()
-                content = file.read(max(0, self.end - file.tell()))
-                if content and not content.endswith(b"\n"):
-                    content += file.readline()
-        except OSError as error:
-            raise DataError(f"{self.file}: cannot be read: {error.strerror}") from error
-        return (content if self.start else content.removeprefix(BYTE_ORDER_MARK)).split(b"\n")
-
-    def place(self, line: int) -> str:
-        """Return the file and the line number in it of one of the piece's lines."""
-        lines_before, bytes_left, block = 0, self.start, b"\n"
-        with open(self.file, "rb") as file:
-            while bytes_left and (block := file.read(min(bytes_left, BLOCK))):
-                lines_before += block.count(b"\n")
-                bytes_left -= len(block)
-        lines_before += not block.endswith(b"\n")  # the line that begins before the piece
-        return f"{self.file}, line {lines_before + line + 1}"
-
-
-def pieces(files: Sequence[Path]) -> list[FilePiece]:
-    """Return the pieces of all files.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    all_pieces: list[FilePiece] = []
-    for file in files:
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-        for start in range(0, size, PIECE):
-            all_pieces.append(FilePiece(len(all_pieces), file, start, min(size, start + PIECE)))
-    return all_pieces
-
-
 class ExampleChecker:
     """Writes a piece's examples to a Parquet file of `SCHEMA`, with what the rules say of them.
 
     Each worker process makes its own.
 
     Args:
-        options: the options of the stage.
+        options: of the stage.
         prompt: parts of the spec's prompts.
         excluded: files of evaluation data.
         numeric_labels: read labels that spell a number as numbers.
@@ -299,11 +238,6 @@ class ExampleTable:
         """Yield a query's rows. Run no other statement meanwhile."""
         for batch in self.stream(sql):
             yield from zip(*batch.values(), strict=True)
-
-    def columns(self, sql: str) -> dict[str, NDArray[Any]]:
-        """Return the columns of a query by name."""
-        with self._errors():
-            return self.db.sql(sql).fetchnumpy()
 
     def store(self, table: str, rows: pa.Table) -> None:
         """Make a temporary table of rows, replacing a table of this name."""

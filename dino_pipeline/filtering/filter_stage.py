@@ -12,11 +12,12 @@ from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.dataset_rules import DatasetRule, FilterRuntime, dataset_rules
-from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable, pieces
+from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
 from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side_counts, split, write_files
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules, rules_digest
-from dino_pipeline.funnel import Counts, funnel_step, label_counts
+from dino_pipeline.funnel import Counts
 from dino_pipeline.models import model_fingerprint
+from dino_pipeline.readers import pieces
 from dino_pipeline.record import now, versions
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
@@ -195,14 +196,7 @@ def _open_pass(run: Run, options: FilterOptions, runtime: FilterRuntime, source:
 
 @dataclass
 class FilterPass:
-    """A dataset in a table, and everything that is done to it.
-
-    Args:
-        table: an empty table.
-        options: of the stage.
-        runtime: workers and models.
-        source: what is read.
-    """
+    """A dataset in a table, empty at first, and everything that is done to it."""
 
     table: ExampleTable
     options: FilterOptions
@@ -305,17 +299,20 @@ class FilterPass:
     def add_results(self, record: FilterRecord) -> FilterRecord:
         """Return the record with the results of this pass."""
         target = self.options.target_per_label
-        missing = {label: target - count for label, count in self.available.items() if target and count < target}
+        missing = []
+        for label, count in self.available.items():
+            if target and count < target:
+                missing.append((label, target - count))
         return record.updated(
             funnel=tuple(self.steps),
-            available=label_counts(self.available),
-            missing=label_counts(missing),
+            available=tuple(self.available.items()),
+            missing=tuple(missing),
             margin_quantiles=self._quantiles("margin"),
             logprob_quantiles=self._quantiles("logprob"),
         )
 
     def _record(self, kind: StepKind, counts: Counts, rule: str = "") -> None:
-        self.steps.append(funnel_step(kind, counts, rule))
+        self.steps.append(FunnelStep(kind=kind, rule=rule, counts=tuple(counts.items())))
 
     def _dataset_rules(self) -> list[DatasetRule]:
         """Return the rules about the dataset that are on; scores of many grades are not balanced."""
