@@ -155,7 +155,7 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
         ),
         DatasetRule(
             "beyond the target",
-            lambda table, runtime, rows: surplus(rows, str(options.target_per_label)),
+            lambda table, runtime, rows: surplus(rows, options.target_per_label),
             "more than the target of the label",
             "{target_per_label}",
             options.target_per_label is not None,
@@ -163,9 +163,7 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
         ),
         DatasetRule(
             "balance",
-            lambda table, runtime, rows: surplus(
-                rows, f"SELECT min(count) FROM (SELECT count(*) AS count FROM {rows} GROUP BY label)"
-            ),
+            lambda table, runtime, rows: surplus(rows, None),
             "more than the rarest label has",
             "{balance=False}",
             options.balance,
@@ -276,11 +274,14 @@ def beyond_cap(rows: str, most: int) -> str:
     """
 
 
-def surplus(rows: str, most: str) -> str:
-    """Find rows beyond ``most`` (a number or a query) of their label, drawn by the hash of their line."""
+def surplus(rows: str, most: int | None) -> str:
+    """Find rows beyond ``most`` of their label, drawn by the hash of their line; None: as many as the rarest has."""
+    limit = str(most)
+    if most is None:
+        limit = f"SELECT min(count) FROM (SELECT count(*) AS count FROM {rows} GROUP BY label)"
     return f"""
         SELECT id, NULL AS evidence, NULL AS duplicate_of FROM {rows}
-        QUALIFY row_number() OVER (PARTITION BY label ORDER BY random_rank, id) > ({most})
+        QUALIFY row_number() OVER (PARTITION BY label ORDER BY random_rank, id) > ({limit})
     """
 
 

@@ -102,9 +102,8 @@ class FilteredPairs(ExampleList):
     def summary(self) -> str:
         """Return what was kept and dropped, in a line."""
         funnel = self.funnel
-        counts = {"train": funnel.total("train"), "dev": funnel.total("dev")}
-        counts["dropped"] = sum(step.total for step in funnel if step.kind == "dropped")
-        return ", ".join(f"{name}: {count}" for name, count in counts.items())
+        dropped = sum(step.total for step in funnel if step.kind == "dropped")
+        return f"train: {funnel.total('train')}, dev: {funnel.total('dev')}, dropped: {dropped}"
 
     def in_memory(self) -> FilteredPairs:
         """Return this after reading all files, because they are about to be deleted."""

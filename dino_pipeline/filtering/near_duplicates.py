@@ -72,11 +72,7 @@ def near_duplicate_inputs(table: ExampleTable, rows: str, threshold: float, spre
 def same_meaning_inputs(table: ExampleTable, rows: str, threshold: float, embed: Embed) -> str:
     """Find rows whose text_a means the same as an earlier one; return a query of `DROPS`.
 
-    Args:
-        table: the examples.
-        rows: the table of those to look at.
-        threshold: least cosine of the embeddings.
-        embed: a sentence encoder.
+    The threshold is the least cosine of the embeddings.
     """
     import torch
     from sentence_transformers import util

@@ -314,10 +314,7 @@ WITHHELD_REASONS = (PERSONAL_DATA.name, LEAKED)
 def example_rules(options: FilterOptions, prompt: PromptParts, excluded: Sequence[str]) -> list[ExampleRule]:
     """Return the rules about single examples that are on, in the order in which they are tried.
 
-    Args:
-        options: the options of the stage.
-        prompt: parts of the spec's prompts.
-        excluded: files of evaluation data.
+    ``excluded`` are files of evaluation data.
 
     Raises:
         OptionError: a rule to switch off, or one of the user's own, does not exist.
