@@ -197,11 +197,6 @@ class FilterOptions(Options):
         """Whether the generator has to score each example under every label."""
         return self.verify or self.labels == "posterior"
 
-    @property
-    def has_callable_rules(self) -> bool:
-        """Whether a rule is given as a function rather than by its name."""
-        return any(callable(rule) for rule in self.rule)
-
 
 def rule_name(rule: str | Check) -> str:
     """Return the name of a user's own rule: ``module:function``."""

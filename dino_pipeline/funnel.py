@@ -32,9 +32,6 @@ class Funnel:
     def __iter__(self) -> Iterator[FunnelStep]:
         return iter(self.steps)
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
     def total(self, kind: StepKind, rule: str = "") -> int:
         """Return the examples of a step over all labels, 0 if there is no such step."""
         return sum(step.total for step in self.steps if (step.kind, step.rule) == (kind, rule))

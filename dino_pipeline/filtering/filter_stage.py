@@ -220,7 +220,7 @@ class FilterPass:
         file_pieces = pieces(self.source.files)
         make_checker = partial(ExampleChecker, options, prompt, excluded, self.source.numeric_labels, table.file.parent)
         # A function made in an interactive session cannot be sent to other processes.
-        is_large = len(file_pieces) > 1 and not options.has_callable_rules
+        is_large = len(file_pieces) > 1 and not any(map(callable, options.rule))
         with self.runtime.spread(is_large)(make_checker) as check_pieces:
             parquet_files = list(check_pieces(iter(file_pieces)))
         if not parquet_files or not table.open(parquet_files):
