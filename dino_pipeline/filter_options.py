@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -69,20 +69,13 @@ def parse_threshold(given: str) -> tuple[str, Threshold | None]:
     return label, Threshold(number / 100 if is_share else number, is_share)
 
 
-def _check_rule(given: Any) -> Any:
-    if not isinstance(given, str) and not callable(given):
-        raise ValueError("must be module:function, or a function of an Example that returns None or a reason")
-    return given
-
-
-def _check_number_of_rules(rules: tuple[str | Check, ...]) -> tuple[str | Check, ...]:
+def _check_rules(rules: tuple[Any, ...]) -> tuple[Any, ...]:
+    for rule in rules:
+        if not isinstance(rule, str) and not callable(rule):
+            raise ValueError("must be module:function, or a function of an Example that returns None or a reason")
     if len(rules) > MAX_CUSTOM_RULES:
         raise ValueError(f"{len(rules)} rules, {MAX_CUSTOM_RULES} at most; let one function call others")
     return rules
-
-
-def _rule_names(rules: Sequence[str | Check]) -> list[str]:
-    return [rule_name(rule) for rule in rules]
 
 
 Names = Annotated[tuple[Annotated[str, BeforeValidator(_as_text)], ...], BeforeValidator(_as_tuple)]
@@ -90,10 +83,10 @@ Thresholds = Annotated[
     tuple[Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_threshold)], ...], BeforeValidator(_as_tuple)
 ]
 Rules = Annotated[
-    tuple[Annotated[Any, AfterValidator(_check_rule)], ...],
+    tuple[Any, ...],
     BeforeValidator(_as_tuple),
-    AfterValidator(_check_number_of_rules),
-    PlainSerializer(_rule_names),
+    AfterValidator(_check_rules),
+    PlainSerializer(lambda rules: [rule_name(rule) for rule in rules]),
 ]
 
 
@@ -203,11 +196,6 @@ class FilterOptions(Options):
     def needs_scores(self) -> bool:
         """Whether the generator has to score each example under every label."""
         return self.verify or self.labels == "posterior"
-
-    @property
-    def has_callable_rules(self) -> bool:
-        """Whether a rule is given as a function rather than by its name."""
-        return any(callable(rule) for rule in self.rule)
 
 
 def rule_name(rule: str | Check) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dino_pipeline.errors import PYTHON, Wording, worded
 from dino_pipeline.in_memory import table_html
 from dino_pipeline.progress import table
-from dino_pipeline.stage_records import FilterRecord, FunnelStep, Label, LabelCounts, StepKind
+from dino_pipeline.stage_records import FilterRecord, FunnelStep, Label, StepKind
 
 Counts = dict[Label, int]
 MAX_LABELS = 12
@@ -31,9 +31,6 @@ class Funnel:
 
     def __iter__(self) -> Iterator[FunnelStep]:
         return iter(self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
     def total(self, kind: StepKind, rule: str = "") -> int:
         """Return the examples of a step over all labels, 0 if there is no such step."""
@@ -86,7 +83,8 @@ class Funnel:
             together.update(dict(step.counts))
         steps = [step for step in self.steps if step not in rare]
         kept = next(number for number, step in enumerate(steps) if step.kind == "kept")
-        steps.insert(kept, funnel_step("dropped", together, f"{len(rare)} other reasons"))
+        others = FunnelStep(kind="dropped", rule=f"{len(rare)} other reasons", counts=tuple(together.items()))
+        steps.insert(kept, others)
         return Funnel(tuple(steps))
 
     def __str__(self) -> str:
@@ -111,16 +109,6 @@ def step_title(step: FunnelStep, wording: Wording = PYTHON) -> str:
             return f"(flagged: {step.rule})"
         case _:
             return step.kind
-
-
-def funnel_step(kind: StepKind, counts: Mapping[Label, int], rule: str = "") -> FunnelStep:
-    """Return a step of a funnel."""
-    return FunnelStep(kind=kind, rule=rule, counts=label_counts(counts))
-
-
-def label_counts(counts: Mapping[Label, int]) -> LabelCounts:
-    """Return counts as a record holds them."""
-    return tuple(counts.items())
 
 
 def by_tenths(counts: Counts, scale: tuple[float, float]) -> Counts:

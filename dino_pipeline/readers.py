@@ -8,7 +8,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,3 +223,58 @@ def _sts_sentences(path: Path) -> Iterator[str]:
                 f"{first + 1} and {second + 1}; is this an STS-benchmark file?",
                 "{input_format} chooses another format",
             )
+
+
+PIECE = 8 * 2**20
+"""Bytes of a file that a process reads at a time."""
+BLOCK = 2**20
+"""Bytes read at a time to count lines."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class FilePiece:
+    """The lines of a file that begin in a range of bytes."""
+
+    number: int
+    file: Path
+    start: int
+    end: int
+
+    def lines(self) -> list[bytes]:
+        """Return the lines. A line that begins before the range belongs to the piece before.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(max(0, self.start - 1))
+                if self.start:
+                    file.readline()
+                content = file.read(max(0, self.end - file.tell()))
+                if content and not content.endswith(b"\n"):
+                    content += file.readline()
+        except OSError as error:
+            raise DataError(f"{self.file}: cannot be read: {error.strerror}") from error
+        return (content if self.start else content.removeprefix(BYTE_ORDER_MARK)).split(b"\n")
+
+    def place(self, line: int) -> str:
+        """Return the file and the line number in it of one of the piece's lines."""
+        lines_before, bytes_left, block = 0, self.start, b"\n"
+        with open(self.file, "rb") as file:
+            while bytes_left and (block := file.read(min(bytes_left, BLOCK))):
+                lines_before += block.count(b"\n")
+                bytes_left -= len(block)
+        lines_before += not block.endswith(b"\n")  # the line that begins before the piece
+        return f"{self.file}, line {lines_before + line + 1}"
+
+
+def pieces(files: Sequence[Path]) -> list[FilePiece]:
+    """Return the pieces of all files, each of about `PIECE` bytes."""
+    all_pieces: list[FilePiece] = []
+    for file in files:
+        size = file.stat().st_size
+        for start in range(0, size, PIECE):
+            all_pieces.append(FilePiece(len(all_pieces), file, start, min(size, start + PIECE)))
+    return all_pieces

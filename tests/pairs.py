@@ -10,8 +10,8 @@ from typing import Any
 
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.filtering.filter_pass import FilterRuntime
-from dino_pipeline.filtering.filter_stage import filter_run
+from dino_pipeline.filtering.dataset_rules import FilterRuntime
+from dino_pipeline.filtering.filter_stage import file_source, filter_run
 from dino_pipeline.funnel import Counts, Funnel, step_title
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FilterRecord
@@ -51,13 +51,19 @@ class Words:
         ]
 
 
-def filtered(folder: Path, examples: Sequence[Example], options: FilterOptions = RAW, **kwargs: Any) -> Run:
+def filtered(
+    folder: Path,
+    examples: Sequence[Example],
+    options: FilterOptions = RAW,
+    runtime: FilterRuntime | None = None,
+    numeric_labels: bool = True,
+) -> Run:
     """Filter examples from a file into a new run and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_examples(folder / "data.jsonl", examples)
     run = Run(folder / "run")
-    runtime = kwargs.pop("runtime", FilterRuntime())
-    filter_run(run, options, runtime, source=folder / "data.jsonl", fresh=True, **kwargs)
+    source = file_source(folder / "data.jsonl", numeric_labels)
+    filter_run(run, options.model_copy(update={"fresh": True}), runtime, source)
     return run
 
 

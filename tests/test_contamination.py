@@ -12,7 +12,7 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.contamination import ContaminationFilter, exclusion_files, texts_of
-from dino_pipeline.filtering.filter_pass import FilterRuntime
+from dino_pipeline.filtering.dataset_rules import FilterRuntime
 from tests.pairs import Words, dropped, filtered
 
 LEAKED = "The quick brown fox jumps over the lazy dog near the river bank today."

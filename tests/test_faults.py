@@ -22,12 +22,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dino_pipeline import files as file_writers
-from dino_pipeline import models, processes
+from dino_pipeline import models, processes, readers
 from dino_pipeline.cli import main
 from dino_pipeline.errors import RunError
 from dino_pipeline.evaluation.suites.sts import hub_folder
 from dino_pipeline.files import Checksums
-from dino_pipeline.filtering import ingest
 from dino_pipeline.generation import plan, shard_writer
 from dino_pipeline.generation.shard_writer import EngineWriter, TextWriter
 from dino_pipeline.models import model_fingerprint
@@ -528,7 +527,7 @@ def test_a_worker_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "killer.py").write_text("import os\n\n\ndef die(example):\n    os.kill(os.getpid(), 9)\n")
     row = '{"text_a": "a dog runs", "text_b": "it barks", "label": 1}\n'
     (tmp_path / "data.jsonl").write_text(row * 99)
-    monkeypatch.setattr(ingest, "PIECE", 1000)
+    monkeypatch.setattr(readers, "PIECE", 1000)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     failed = CliRunner().invoke(

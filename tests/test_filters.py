@@ -13,14 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dino_pipeline import readers
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.filtering import filter_pass, ingest
+from dino_pipeline.filtering import example_table
+from dino_pipeline.filtering.dataset_rules import FilterRuntime
 from dino_pipeline.filtering.filter import rules
-from dino_pipeline.filtering.filter_pass import FilterRuntime
-from dino_pipeline.filtering.filter_stage import available, filter_run, look, recorded_options
+from dino_pipeline.filtering.filter_stage import available, file_source, filter_run, look, recorded_options
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -222,17 +223,17 @@ def test_data_that_cannot_be_used_is_refused_and_nothing_written(
 
 
 def test_an_error_names_its_line_in_whatever_piece_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "PIECE", 500)
-    monkeypatch.setattr(ingest, "LINES", 7)
+    monkeypatch.setattr(readers, "PIECE", 500)
+    monkeypatch.setattr(example_table, "LINES", 7)
     lines = [json.dumps({"text_a": f"text {n}", "text_b": f"other {n}", "label": n % 2}) for n in range(100)]
     lines[5] = ""
     lines[70] = '{"text_a": "cut off'
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"data.jsonl, line 71: not JSON"):
-        filter_run(Run(tmp_path / "run"), RAW, source=tmp_path / "data.jsonl")
+        filter_run(Run(tmp_path / "run"), RAW, source=file_source(tmp_path / "data.jsonl"))
     lines[70] = ""
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    filter_run(Run(tmp_path / "run"), RAW, source=tmp_path / "data.jsonl")
+    filter_run(Run(tmp_path / "run"), RAW, source=file_source(tmp_path / "data.jsonl"))
     assert len(read_examples(Run(tmp_path / "run").train)) == 98
 
 
@@ -256,13 +257,13 @@ def test_the_same_bytes_for_any_order_number_of_processes_and_size_of_pieces(
     options = FilterOptions(min_logprob=("5%",), dev_share=0.2)
     first = outputs(filtered(tmp_path / "one", messy(0), options))
     assert all(first)
-    monkeypatch.setattr(ingest, "PIECE", 50_000)
-    monkeypatch.setattr(filter_pass, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(readers, "PIECE", 50_000)
+    monkeypatch.setattr(example_table, "PARALLEL_FROM", 1)
     assert (
         outputs(filtered(tmp_path / "two", messy(1), options, runtime=FilterRuntime(workers=2, memory="200MB")))
         == first
     )
-    monkeypatch.setattr(ingest, "PIECE", 20_000)
+    monkeypatch.setattr(readers, "PIECE", 20_000)
     assert outputs(filtered(tmp_path / "three", messy(2), options, runtime=FilterRuntime(workers=1))) == first
 
 
@@ -286,11 +287,11 @@ def test_thresholds_are_absolute_or_shares_for_all_labels_or_one(tmp_path: Path)
 
 def test_each_rule_alone_is_counted_and_nothing_written(tmp_path: Path) -> None:
     write_examples(tmp_path / "data.jsonl", [Example("A dog runs.", "a dog RUNS", 1.0)] * 2 + Words().pairs(5))
-    found = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl", ablate=True)
+    found = look(Run(tmp_path / "run"), FilterOptions(ablate=True), source=file_source(tmp_path / "data.jsonl"))
     steps = Funnel.of(found)
     alone = [steps.total("dropped", rule) for rule in ("identical texts", "duplicate", "balance")]
     assert (steps.total("read"), *alone) == (32, 2, 1, 2)
-    found = look(Run(tmp_path / "run"), FilterOptions(), source=tmp_path / "data.jsonl")
+    found = look(Run(tmp_path / "run"), FilterOptions(), source=file_source(tmp_path / "data.jsonl"))
     assert Funnel.of(found).counts("dropped", "duplicate") == {}
     assert found.available
     assert not list((tmp_path / "run").iterdir())
@@ -362,17 +363,17 @@ def test_filtering_again_is_up_to_date_refused_or_redone(tmp_path: Path) -> None
     source, pairs = tmp_path / "data.jsonl", Words().pairs(30)
     write_examples(source, pairs)
     run = Run(tmp_path / "run")
-    _, first = filter_run(run, FilterOptions(), source=source)
+    _, first = filter_run(run, FilterOptions(), source=file_source(source))
     written = run.train.stat().st_ino
-    state, stored = filter_run(run, FilterOptions(), source=source)
+    state, stored = filter_run(run, FilterOptions(), source=file_source(source))
     assert (state, stored.funnel, run.train.stat().st_ino) == ("done", first.funnel, written)
     assert record_of(run).inputs.source == "data.jsonl"
     assert recorded_options(run) == FilterOptions()
     with pytest.raises(RunError, match=r"smoothing was 0\.2, now 0\.1.*fresh=True"):
-        filter_run(run, FilterOptions(smoothing=0.1), source=source)
-    assert filter_run(run, FilterOptions(smoothing=0.1), source=source, fresh=True)[0] == "new"
+        filter_run(run, FilterOptions(smoothing=0.1), source=file_source(source))
+    assert filter_run(run, FilterOptions(smoothing=0.1, fresh=True), source=file_source(source))[0] == "new"
     write_examples(source, pairs[:-1])
-    assert filter_run(run, FilterOptions(smoothing=0.1), source=source)[0] == "new"
+    assert filter_run(run, FilterOptions(smoothing=0.1), source=file_source(source))[0] == "new"
 
 
 def generated(folder: Path, examples: Sequence[Example], accepted: int = 1) -> Run:
@@ -391,9 +392,8 @@ def test_a_run_of_its_own_texts_is_filtered_and_asked_again(tmp_path: Path) -> N
     assert recorded_options(run) == FilterOptions()
     seen = look(run, raw())
     assert (files(run.path), Funnel.of(seen).total("train")) == (before, 72)
-    there = available(run, raw(target_per_label=3, balance=True), FilterRuntime(), numeric_labels=True)
+    there = available(run, raw(target_per_label=3, balance=True), FilterRuntime())
     assert there == {1.0: 24, 0.5: 24, 0.0: 24}
-    assert "0.5" in available(run, raw(), FilterRuntime(), numeric_labels=False)
     assert files(run.path) == before
     state, made = filter_run(run, raw())
     assert (state, made.funnel, record_of(run).inputs.source) == ("new", seen.funnel, "shards")
@@ -403,7 +403,7 @@ def test_a_run_of_its_own_texts_is_filtered_and_asked_again(tmp_path: Path) -> N
     assert filter_run(run, raw())[0] == "done"
     write_examples(tmp_path / "data.jsonl", pairs)
     with pytest.raises(OptionError, match=r"has texts of its own; name another folder with run for .*data"):
-        filter_run(run, raw(), source=tmp_path / "data.jsonl")
+        filter_run(run, raw(), source=file_source(tmp_path / "data.jsonl"))
     run.checksums.add(run.shards / "00000.jsonl")
     write_examples(run.shards / "00000.jsonl", pairs[:-1])
     with pytest.raises(RunError, match=r"00000.jsonl: is not what was written"):
@@ -414,11 +414,11 @@ def test_a_label_without_texts_is_refused_unless_there_will_be_more(tmp_path: Pa
     run = generated(tmp_path / "run", [each for each in Words().pairs(12) if each.label], accepted=0)
     with pytest.raises(DataError, match=r"no text of label 0 was accepted; .*rejected says why"):
         filter_run(run, raw())
-    assert available(run, raw(), FilterRuntime(), numeric_labels=True) == {1.0: 24, 0.5: 24}
+    assert available(run, raw(), FilterRuntime()) == {1.0: 24, 0.5: 24}
     all_gone = generated(tmp_path / "gone", [*Words().pairs(4), Example("a", "a", 2.0)])
     with pytest.raises(DataError, match=r"no example of label 2.0 is left"):
         look(all_gone, raw())
-    assert available(all_gone, raw(), FilterRuntime(), numeric_labels=True) == {1.0: 8, 0.5: 8, 0.0: 8}
+    assert available(all_gone, raw(), FilterRuntime()) == {1.0: 8, 0.5: 8, 0.0: 8}
 
 
 @pytest.mark.parametrize(
@@ -435,8 +435,8 @@ def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, cha
     options = raw(semantic=semantic, exclude=(str(gold),))
     runtime = FilterRuntime(embed=lambda texts: np.eye(len(texts), dtype=np.float32), excluded=(str(gold),))
     run = Run(tmp_path / "run")
-    filter_run(run, options, runtime, source=source)
-    assert filter_run(run, options, runtime, source=source)[0] == "done"
+    filter_run(run, options, runtime, source=file_source(source))
+    assert filter_run(run, options, runtime, source=file_source(source))[0] == "done"
     match changed:
         case "numeric_labels":
             numeric = False
@@ -445,18 +445,18 @@ def test_what_the_filter_works_with_is_recorded_and_compared(tmp_path: Path, cha
         case "semantic_fingerprint":
             encoder.write_text("{ }")
     with pytest.raises(RunError, match=f"filter was begun with other options: {changed} was"):
-        filter_run(run, options, runtime, source=source, numeric_labels=numeric)
+        filter_run(run, options, runtime, source=file_source(source, numeric))
 
 
 def test_a_filter_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     source, pairs = tmp_path / "data.jsonl", Words().pairs(30)
     write_examples(source, pairs)
     run = Run(tmp_path / "run")
-    filter_run(run, FilterOptions(), source=source)
+    filter_run(run, FilterOptions(), source=file_source(source))
     before, record = outputs(run), record_of(run)
     write_examples(source, [Example("a", "b", "x"), *pairs])
     with pytest.raises(DataError):
-        filter_run(run, FilterOptions(), source=source)
+        filter_run(run, FilterOptions(), source=file_source(source))
     assert (outputs(run), record_of(run)) == (before, record)
 
 
@@ -466,8 +466,8 @@ def test_what_was_cut_short_between_two_renames_is_brought_to_its_end(
     source = tmp_path / "data.jsonl"
     write_examples(source, Words().pairs(30))
     whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
-    filter_run(whole, FilterOptions(seed=2), source=source)
-    filter_run(cut, FilterOptions(seed=1), source=source)
+    filter_run(whole, FilterOptions(seed=2), source=file_source(source))
+    filter_run(cut, FilterOptions(seed=1), source=file_source(source))
     replace = Path.replace
 
     def fail_at_the_third(path: Path, target: Path) -> Path:
@@ -477,7 +477,7 @@ def test_what_was_cut_short_between_two_renames_is_brought_to_its_end(
 
     monkeypatch.setattr(Path, "replace", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        filter_run(cut, FilterOptions(seed=2), source=source, fresh=True)
+        filter_run(cut, FilterOptions(seed=2, fresh=True), source=file_source(source))
     monkeypatch.undo()
     assert outputs(cut) != outputs(whole)
     with cut.locked():
@@ -507,8 +507,8 @@ def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
     source = tmp_path / "data.jsonl"
     write_examples(source, [*FINE, Example("c", "d", "neutral")])
     with pytest.raises(DataError, match=r"data\.jsonl: some labels are numbers and some are names"):
-        look(Run(tmp_path / "run"), raw(), source=source)
-    names = look(Run(tmp_path / "run"), raw(), source=source, numeric_labels=False)
+        look(Run(tmp_path / "run"), raw(), source=file_source(source))
+    names = look(Run(tmp_path / "run"), raw(), source=file_source(source, False))
     assert Funnel.of(names).counts("kept") == {"0.0": 1, "1.0": 1, "neutral": 1}
 
 
@@ -577,15 +577,15 @@ def test_random_pairs_are_unrelated_in_both_directions(tmp_path: Path) -> None:
 def test_neither_the_source_nor_a_strangers_files_are_overwritten(tmp_path: Path) -> None:
     write_examples(tmp_path / "train.jsonl", Words().pairs(20))
     with pytest.raises(OptionError, match=r"train.jsonl: is what the filter would write, too; name another folder"):
-        filter_run(Run(tmp_path), FilterOptions(), source=tmp_path / "train.jsonl")
+        filter_run(Run(tmp_path), FilterOptions(), source=file_source(tmp_path / "train.jsonl"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "dev.jsonl").write_text("precious")
     with pytest.raises(RunError, match=r"dev.jsonl: was not made by a recorded filter; move it away, or .*fresh=True"):
-        filter_run(Run(tmp_path / "mine"), FilterOptions(), source=tmp_path / "train.jsonl")
+        filter_run(Run(tmp_path / "mine"), FilterOptions(), source=file_source(tmp_path / "train.jsonl"))
     assert (tmp_path / "mine" / "dev.jsonl").read_text() == "precious"
     with pytest.raises(DataError, match="is not a file that can be read twice"):
-        filter_run(Run(tmp_path / "mine"), FilterOptions(), source=Path("/dev/stdin"))
-    filter_run(Run(tmp_path / "mine"), FilterOptions(), source=tmp_path / "train.jsonl", fresh=True)
+        filter_run(Run(tmp_path / "mine"), FilterOptions(), source=file_source(Path("/dev/stdin")))
+    filter_run(Run(tmp_path / "mine"), FilterOptions(fresh=True), source=file_source(tmp_path / "train.jsonl"))
     assert (tmp_path / "mine" / "dev.jsonl").read_text() != "precious"
 
 
@@ -600,10 +600,10 @@ def test_a_changed_rule_of_ones_own_is_a_changed_option(tmp_path: Path, my_rules
     my_rules.write_text("def rule(example):\n    return None\n")
     write_examples(tmp_path / "data.jsonl", FINE)
     run, options = Run(tmp_path / "run"), raw(rule=("my_rules:rule",))
-    filter_run(run, options, source=tmp_path / "data.jsonl")
+    filter_run(run, options, source=file_source(tmp_path / "data.jsonl"))
     my_rules.write_text("def rule(example):\n    return 'no'\n")
     with pytest.raises(RunError, match="rule_digest was"):
-        filter_run(run, options, source=tmp_path / "data.jsonl")
+        filter_run(run, options, source=file_source(tmp_path / "data.jsonl"))
 
 
 def test_a_threshold_without_anything_to_compare_is_refused(tmp_path: Path) -> None:

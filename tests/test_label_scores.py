@@ -13,8 +13,8 @@ from dino_pipeline.decoding.engine import Scored
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
-from dino_pipeline.filtering.filter_pass import FilterRuntime
-from dino_pipeline.filtering.filter_stage import filter_run
+from dino_pipeline.filtering.dataset_rules import FilterRuntime
+from dino_pipeline.filtering.filter_stage import file_source, filter_run
 from dino_pipeline.filtering.label_scores import LabelScores
 from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Console
@@ -79,8 +79,8 @@ def scores(run: Run, oracle: Oracle, model: ModelRef = MODEL) -> LabelScores:
 
 def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) -> None:
     for margin in (0.0, 0.1):
-        options = raw(verify=True, verify_margin=margin)
-        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())), fresh=True)
+        options = raw(verify=True, verify_margin=margin, fresh=True)
+        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())))
         gone = {row["text_b"]: row for row in dropped(run)}
         assert 0 < len(gone) < 30
         for label, text in texts_as_told():
@@ -94,8 +94,8 @@ def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) ->
 
 def test_posterior_labels_are_the_expected_label(run: Run) -> None:
     for temperature in (1.0, 3.0):
-        options = raw(labels="posterior", temperature=temperature)
-        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())), fresh=True)
+        options = raw(labels="posterior", temperature=temperature, fresh=True)
+        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())))
         found = {row.text_b: row.label for row in read_examples(run.train)}
         assert len(found) == 30
         for text, label in found.items():
@@ -112,17 +112,17 @@ def test_nothing_is_asked_twice_of_the_same_model(run: Run) -> None:
     assert prompt.startswith("Task: Write two sentences that mean the same thing.")
     assert prompt.endswith('Sentence 2: "')
     assert text in {told for _, told in texts_as_told()}
-    filter_run(run, raw(labels="posterior"), FilterRuntime(scorer=scores(run, second)), fresh=True)
+    filter_run(run, raw(labels="posterior", fresh=True), FilterRuntime(scorer=scores(run, second)))
     assert second.asked == []
     another = MODEL.model_copy(update={"fingerprint": "another"})
-    filter_run(run, raw(verify=True), FilterRuntime(scorer=scores(run, third, another)), fresh=True)
+    filter_run(run, raw(verify=True, fresh=True), FilterRuntime(scorer=scores(run, third, another)))
     assert len(third.asked) == 90
 
 
 def test_classes_have_no_posterior_mean(tmp_path: Path) -> None:
     write_examples(tmp_path / "data.jsonl", [Example(f"a{n}", f"b{n}", "xy"[n % 2]) for n in range(9)])
     with pytest.raises(OptionError, match="these labels are classes"):
-        filter_run(Run(tmp_path / "run"), raw(labels="posterior"), source=tmp_path / "data.jsonl", numeric_labels=False)
+        filter_run(Run(tmp_path / "run"), raw(labels="posterior"), source=file_source(tmp_path / "data.jsonl", False))
 
 
 def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

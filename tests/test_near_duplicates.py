@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer
 
 from dino_pipeline.examples import Example
-from dino_pipeline.filtering.filter_pass import FilterRuntime
+from dino_pipeline.filtering.dataset_rules import FilterRuntime
 from dino_pipeline.minhash import (
     MAX_BUCKET_SIZE,
     NGRAM,

@@ -61,29 +61,20 @@ class ContaminationFilter:
         """For texts that `prepare` compared: the reason to drop them, if they are nearly evaluation data."""
 
     def _read(self) -> None:
-        """Read the files that are not read yet.
-
-        Raises:
-            DataError: a file cannot be read.
-        """
+        """Read the files that are not read yet."""
         files, self.unread = self.unread, []
         for file in files:
             for line, text in texts_of(Path(file)):
-                self._add(normalise(text), (file, line))
+                normal = normalise(text)
+                if normal not in self.by_text and _is_telling(normal):
+                    self.by_text[normal] = len(self.texts)
+                    for words in word_hashes(normal):
+                        self.by_words.setdefault(words, len(self.texts))
+                    self.texts.append(normal)
+                    self.places.append((file, line))
         for number, keys in enumerate(band_keys(self.texts).tolist()):
             for key in keys:
                 self.by_band.setdefault(key, []).append(number)
-
-    def _add(self, normal: str, place: tuple[str, int]) -> None:
-        # From U+2E80 on are the scripts of East Asia.
-        is_telling = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= MIN_CHARACTERS)
-        if normal in self.by_text or not is_telling or not any(map(str.isalpha, normal)):
-            return
-        self.by_text[normal] = len(self.texts)
-        for words in word_hashes(normal):
-            self.by_words.setdefault(words, len(self.texts))
-        self.texts.append(normal)
-        self.places.append(place)
 
     def prepare(self, examples: Sequence[Example]) -> None:
         """Look for near-duplicates of many examples' texts at once, which is faster than one by one."""
@@ -130,6 +121,13 @@ class ContaminationFilter:
         file, line = self.places[number]
         # The file's name without its folder: a run's files are the same on every machine.
         return f"{LEAKED}: {relation} {Path(file).name}, line {line}: {self.texts[number][:80]}"
+
+
+def _is_telling(normal: str) -> bool:
+    """Return whether a text is long enough to be more than a label, and holds a letter."""
+    # From U+2E80 on are the scripts of East Asia.
+    is_long = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= MIN_CHARACTERS)
+    return is_long and any(map(str.isalpha, normal))
 
 
 def word_hashes(normal: str) -> Iterator[int]:
@@ -179,11 +177,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
-    """Return the files of evaluation data to exclude; sets of the Hub are fetched into ``folder``.
+    """Return the files of evaluation data to exclude: ``names`` are files, names of `HUB_SETS`, or ``pocket``.
 
-    Args:
-        names: files, or names of `HUB_SETS`, or ``pocket``.
-        folder: where fetched sets are stored.
+    Sets of the Hub are fetched into ``folder``.
 
     Raises:
         OptionError: there is no such file or set, or the Hub cannot be reached.

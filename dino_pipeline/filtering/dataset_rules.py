@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.filter_options import FilterOptions, Threshold, parse_threshold
@@ -19,38 +20,40 @@ from dino_pipeline.filtering.near_duplicates import (
     near_duplicate_texts,
     same_meaning_inputs,
 )
-from dino_pipeline.processes import OpenPool
+from dino_pipeline.processes import OpenPool, process_pool
 from dino_pipeline.text import as_number
 
-
-class LabelScorer(Protocol):
-    """Scores texts with the generator: how likely each is under each label's instruction."""
-
-    def fill(self, table: ExampleTable, rows: str) -> None:
-        """Add the missing scores of these rows to the table ``scores (id, label, logprob, tokens)``."""
+if TYPE_CHECKING:
+    from dino_pipeline.filtering.label_scores import LabelScores
 
 
 @dataclass(frozen=True)
-class RuleContext:
-    """The dataset that a rule runs on, and the models and processes that it may use."""
+class FilterRuntime:
+    """Workers, memory limit, models and evaluation data of a filter: what rules work with."""
 
-    table: ExampleTable
-    source: str
-    """Name of the data, for errors."""
-    spread: OpenPool
-    """Spreads work on texts over processes."""
-    embed: Embed | None
-    scorer: LabelScorer | None
+    workers: int = 1
+    memory: str = "1400MB"
+    """That DuckDB may take before it spills to disk."""
+    scorer: LabelScores | None = None
+    embed: Embed | None = None
+    excluded: tuple[str, ...] = ()
+    """Files of the evaluation data that ``exclude`` names."""
+    cluster: OpenPool | None = None
+    """Spreads work on texts over a cluster, instead of processes on this machine."""
 
-    def score(self, rows: str) -> None:
-        """Have the generator score these rows under every label.
+    def spread(self, is_large: bool) -> OpenPool:
+        """Return what spreads work on texts: over the cluster, over processes if there is much, else over one."""
+        return self.cluster or partial(process_pool, workers=self.workers if is_large else 1)
+
+    def score(self, table: ExampleTable, rows: str) -> None:
+        """Have the generator score rows under every label.
 
         Raises:
             OptionError: there is no generator.
         """
         if self.scorer is None:
             raise OptionError("needs the generator of a run", "filter a run", option="verify")
-        self.scorer.fill(self.table, rows)
+        self.scorer.fill(table, rows)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class DatasetRule:
     """A rule about examples and their place in the dataset."""
 
     name: str
-    find: Callable[[RuleContext, str], str]
-    """Returns a query of the rows to drop from a table of rows."""
+    find: Callable[[ExampleTable, FilterRuntime, str], str]
+    """Returns a query of the rows to drop, given the dataset and the name of the table of rows to look at."""
     help: str
     option: str = ""
     """The option that sets it or turns it on, a reference of `errors.worded`."""
@@ -80,14 +83,16 @@ def _duplicate_rules(options: FilterOptions) -> list[DatasetRule]:
     return [
         DatasetRule(
             "duplicate",
-            lambda _, rows: duplicates(rows),
+            lambda table, runtime, rows: duplicates(rows),
             "texts and label of an earlier pair; similarities in either order",
             is_duplicate_rule=True,
         ),
-        DatasetRule("conflicting labels", lambda _, rows: conflicts(rows), "the pair has another label, too"),
+        DatasetRule(
+            "conflicting labels", lambda table, runtime, rows: conflicts(rows), "the pair has another label, too"
+        ),
         DatasetRule(
             "near-duplicate input",
-            lambda context, rows: near_duplicate_inputs(context.table, rows, threshold, context.spread),
+            lambda table, runtime, rows: near_duplicate_inputs(table, rows, threshold, runtime.spread(table.is_large)),
             f"text_a resembles an earlier one (Jaccard of character 5-grams, {threshold:g})",
             "{near_duplicates}",
             bool(threshold),
@@ -95,7 +100,7 @@ def _duplicate_rules(options: FilterOptions) -> list[DatasetRule]:
         ),
         DatasetRule(
             "near-duplicate text_b",
-            lambda context, rows: near_duplicate_texts(context.table, rows, threshold, context.spread),
+            lambda table, runtime, rows: near_duplicate_texts(table, rows, threshold, runtime.spread(table.is_large)),
             f"text_b resembles an earlier one of the same text_a and label ({threshold:g})",
             "{near_duplicates}",
             bool(threshold),
@@ -103,7 +108,7 @@ def _duplicate_rules(options: FilterOptions) -> list[DatasetRule]:
         ),
         DatasetRule(
             "input of the same meaning",
-            lambda context, rows: _same_meaning(context, rows, options.semantic_threshold),
+            lambda table, runtime, rows: _same_meaning(table, runtime, rows, options.semantic_threshold),
             f"text_a means what an earlier one means (cosine, {options.semantic_threshold:g})",
             "{semantic}",
             options.semantic is not None,
@@ -116,21 +121,21 @@ def _likelihood_rules(options: FilterOptions) -> list[DatasetRule]:
     return [
         DatasetRule(
             "low margin",
-            lambda context, rows: _below_thresholds(context, rows, "margin", options.min_margin),
+            lambda table, runtime, rows: _below_thresholds(table, rows, "margin", options.min_margin),
             "about as likely under a counter-label's instruction",
             "{min_margin}",
             bool(options.min_margin),
         ),
         DatasetRule(
             "low logprob",
-            lambda context, rows: _below_thresholds(context, rows, "logprob", options.min_logprob),
+            lambda table, runtime, rows: _below_thresholds(table, rows, "logprob", options.min_logprob),
             "unlikely under its own instruction",
             "{min_logprob}",
             bool(options.min_logprob),
         ),
         DatasetRule(
             "label not confirmed",
-            lambda context, rows: _unconfirmed(context, rows, options.verify_margin),
+            lambda table, runtime, rows: _unconfirmed(table, runtime, rows, options.verify_margin),
             "the generator finds another label's instruction likelier",
             "{verify}",
             options.verify,
@@ -143,14 +148,14 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
     return [
         DatasetRule(
             f"more than {most or 'N'} per text and label",
-            lambda _, rows: beyond_cap(rows, most),
+            lambda table, runtime, rows: beyond_cap(rows, most),
             "text_b beyond the first of the same text_a and label",
             "{max_per_text}",
             bool(most),
         ),
         DatasetRule(
             "beyond the target",
-            lambda _, rows: surplus(rows, str(options.target_per_label)),
+            lambda table, runtime, rows: surplus(rows, options.target_per_label),
             "more than the target of the label",
             "{target_per_label}",
             options.target_per_label is not None,
@@ -158,7 +163,7 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
         ),
         DatasetRule(
             "balance",
-            lambda _, rows: surplus(rows, smallest_count(rows)),
+            lambda table, runtime, rows: surplus(rows, None),
             "more than the rarest label has",
             "{balance=False}",
             options.balance,
@@ -167,49 +172,62 @@ def _count_rules(options: FilterOptions) -> list[DatasetRule]:
     ]
 
 
-def _same_meaning(context: RuleContext, rows: str, threshold: float) -> str:
-    if context.embed is None:
+def _same_meaning(table: ExampleTable, runtime: FilterRuntime, rows: str, threshold: float) -> str:
+    if runtime.embed is None:
         raise OptionError("needs a sentence encoder", option="semantic")
-    return same_meaning_inputs(context.table, rows, threshold, context.embed)
+    return same_meaning_inputs(table, rows, threshold, runtime.embed)
 
 
-def _unconfirmed(context: RuleContext, rows: str, margin: float) -> str:
-    context.score(rows)
-    return unconfirmed(rows, margin)
+def _unconfirmed(table: ExampleTable, runtime: FilterRuntime, rows: str, least: float) -> str:
+    """Find rows whose own label is not the likeliest by at least ``least`` nats a token.
+
+    The evidence names the likeliest other label: ``own label -1.250, label 0.5 -1.100``.
+    """
+    runtime.score(table, rows)
+    return f"""
+        WITH scored_rows AS (
+            SELECT id, k.label = s.label AS is_own, s.logprob, value
+            FROM {rows} AS k JOIN scores AS s USING (id) JOIN labels ON labels.label = s.label
+        ),
+        compared AS (
+            SELECT
+                id,
+                max(logprob) FILTER (is_own) AS own,
+                max(logprob) FILTER (NOT is_own) AS other,
+                arg_max(value::VARCHAR, logprob) FILTER (NOT is_own) AS best_other
+            FROM scored_rows GROUP BY id
+        )
+        SELECT id, printf('own label %.3f, label %s %.3f', own, best_other, other) AS evidence, NULL AS duplicate_of
+        FROM compared WHERE own - other < {least!r} OR own <= other
+    """
 
 
-def _below_thresholds(context: RuleContext, rows: str, column: str, given: tuple[str, ...]) -> str:
+def _below_thresholds(table: ExampleTable, rows: str, column: str, given: Sequence[str]) -> str:
+    """Find rows below the thresholds of an option; a threshold for one label beats one for all.
+
+    Raises:
+        OptionError: no row has a value, or a threshold names an unknown label.
+    """
     option = f"min_{column}"
-    if not context.table.value(f"SELECT count({column}) FROM keys"):
+    if not table.value(f"SELECT count({column}) FROM keys"):
         raise OptionError(
-            f"{context.source} holds no {column}; only generated texts have one",
+            f"{table.source} holds no {column}; only generated texts have one",
             "leave {" + option + "} out",
             option=option,
         )
-    return below(rows, column, thresholds(given, context.table.labels, option))
-
-
-def thresholds(given: Sequence[str], labels: Sequence[float | str], option: str) -> dict[int, Threshold]:
-    """Return the threshold of each label, by the label's number. A threshold for one label beats one for all.
-
-    Args:
-        given: values of ``min_margin`` or ``min_logprob``.
-        labels: all labels, in order.
-        option: the option's name, for errors.
-
-    Raises:
-        OptionError: a threshold names an unknown label.
-    """
-    by_label: dict[int, Threshold] = {}
+    limits: dict[int, Threshold] = {}
     for text in sorted(given, key=lambda text: "=" in text):
         name, threshold = parse_threshold(text)
         assert threshold is not None  # `FilterOptions` refuses others
-        chosen = [number for number, label in enumerate(labels) if name in ("", str(label)) or as_number(name) == label]
+        chosen = []
+        for number, label in enumerate(table.labels):
+            if name in ("", str(label)) or as_number(name) == label:
+                chosen.append(number)
         if not chosen:
-            known = ", ".join(map(str, labels))
+            known = ", ".join(map(str, table.labels))
             raise OptionError(f"there is no label {name}; choose from {known}", option=option, value=text)
-        by_label.update(dict.fromkeys(chosen, threshold))
-    return by_label
+        limits.update(dict.fromkeys(chosen, threshold))
+    return below(rows, column, limits)
 
 
 def duplicates(rows: str) -> str:
@@ -256,26 +274,21 @@ def beyond_cap(rows: str, most: int) -> str:
     """
 
 
-def surplus(rows: str, most: str) -> str:
-    """Find rows beyond ``most`` (a number or a query) of their label, drawn by the hash of their line."""
+def surplus(rows: str, most: int | None) -> str:
+    """Find rows beyond ``most`` of their label, drawn by the hash of their line; None: as many as the rarest has."""
+    limit = str(most)
+    if most is None:
+        limit = f"SELECT min(count) FROM (SELECT count(*) AS count FROM {rows} GROUP BY label)"
     return f"""
         SELECT id, NULL AS evidence, NULL AS duplicate_of FROM {rows}
-        QUALIFY row_number() OVER (PARTITION BY label ORDER BY random_rank, id) > ({most})
+        QUALIFY row_number() OVER (PARTITION BY label ORDER BY random_rank, id) > ({limit})
     """
 
 
-def smallest_count(rows: str) -> str:
-    """Return a query of the number of rows of the rarest label."""
-    return f"SELECT min(count) FROM (SELECT count(*) AS count FROM {rows} GROUP BY label)"
-
-
 def below(rows: str, column: str, limits: Mapping[int, Threshold]) -> str:
-    """Find rows below the threshold of their label; rows without a value stay.
+    """Find rows below the threshold of their label, by number; rows without a value stay.
 
-    Args:
-        rows: a table.
-        column: ``margin`` or ``logprob``.
-        limits: by label number. A share of 0.1 finds the tenth of the label's rows with the lowest values.
+    A share of 0.1 finds the tenth of the label's rows with the lowest values.
     """
     queries = ["SELECT NULL::BIGINT AS id, NULL AS evidence, NULL AS duplicate_of WHERE false"]
     for label, limit in limits.items():
@@ -290,26 +303,3 @@ def below(rows: str, column: str, limits: Mapping[int, Threshold]) -> str:
             FROM {rows} WHERE label = {label} AND {column} IS NOT NULL {condition}
         )""")
     return " UNION ALL ".join(queries)
-
-
-def unconfirmed(rows: str, least: float) -> str:
-    """Find rows whose own label is not the likeliest in ``scores`` by at least ``least`` nats a token.
-
-    The evidence names the likeliest other label: ``own label -1.250, label 0.5 -1.100``.
-    """
-    return f"""
-        WITH scored_rows AS (
-            SELECT id, k.label = s.label AS is_own, s.logprob, value
-            FROM {rows} AS k JOIN scores AS s USING (id) JOIN labels ON labels.label = s.label
-        ),
-        compared AS (
-            SELECT
-                id,
-                max(logprob) FILTER (is_own) AS own,
-                max(logprob) FILTER (NOT is_own) AS other,
-                arg_max(value::VARCHAR, logprob) FILTER (NOT is_own) AS best_other
-            FROM scored_rows GROUP BY id
-        )
-        SELECT id, printf('own label %.3f, label %s %.3f', own, best_other, other) AS evidence, NULL AS duplicate_of
-        FROM compared WHERE own - other < {least!r} OR own <= other
-    """

@@ -1,7 +1,10 @@
-"""Where the examples of one dataset are while they are filtered: tables in a DuckDB file, larger than memory.
+"""Where the examples of one dataset are while they are filtered: from JSON lines to tables larger than memory.
+
+`ExampleChecker` parses a piece of a file, checks each example by the rules about single examples, and writes Parquet.
+`ExampleTable` makes these tables of it, in a DuckDB file:
 
 ====================  =================================================================================================
-``rows``              the examples as `ingest` wrote them to Parquet files, in the order of the source
+``rows``              the examples in the order of the source
 ``keys``              for each row its ``id`` and what rules compare: hashes of texts, label number, scores
 ``examples``          the texts and fields of each id
 ``labels``            number and value of each label, in order
@@ -15,25 +18,170 @@ ids are "earlier". The result is therefore the same for any order of files and a
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-from numpy.typing import NDArray
+import xxhash
+from pyarrow import parquet
 
-from dino_pipeline.errors import OptionError, OutputError, first_line
+from dino_pipeline.errors import DataError, OptionError, OutputError, first_line
+from dino_pipeline.examples import Example, parse_example, parse_examples
+from dino_pipeline.filter_options import FilterOptions, rule_name
+from dino_pipeline.filtering.contamination import ContaminationFilter
+from dino_pipeline.filtering.text_rules import PromptParts, example_rules, is_plain, personal_data
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
+from dino_pipeline.readers import FilePiece
 from dino_pipeline.sql import connect, parquet_rows, quoted
 from dino_pipeline.stage_records import Label
+from dino_pipeline.text import normalise
 
+LINES = 1000
+"""Lines parsed at a time."""
+PARALLEL_FROM = 50_000
+"""Examples from which on several processes are faster than one."""
+SCHEMA = pa.schema(
+    {
+        "line": pa.int64(),  # number of the piece, and of the line in it
+        "text_a": pa.string(),
+        "text_b": pa.string(),
+        "score": pa.float64(),
+        "class": pa.string(),
+        "logprob": pa.float64(),
+        "margin": pa.float64(),
+        "input": pa.int64(),
+        "sample": pa.int64(),
+        "hash_a": pa.uint64(),  # hashes of the texts in normal form
+        "hash_b": pa.uint64(),
+        "random_rank": pa.uint64(),  # hash of the line: its place in a random order
+        "broken_rules": pa.int64(),  # bit i is set if the example breaks rule i
+        "reason": pa.string(),  # by the first of these rules
+        "personal_data": pa.string(),
+    }
+)
 BATCH = 4096
 """Rows streamed at a time."""
 DROPS = pa.schema({"id": pa.int64(), "evidence": pa.string(), "duplicate_of": pa.int64()})
 """Columns of a query that finds rows to drop: the row, evidence for it, and the row that it repeats."""
+
+
+class ExampleChecker:
+    """Writes a piece's examples to a Parquet file of `SCHEMA`, with what the rules say of them.
+
+    Each worker process makes its own.
+
+    Args:
+        options: of the stage.
+        prompt: parts of the spec's prompts.
+        excluded: files of evaluation data.
+        numeric_labels: read labels that spell a number as numbers.
+        folder: where to write.
+    """
+
+    def __init__(
+        self, options: FilterOptions, prompt: PromptParts, excluded: Sequence[str], numeric_labels: bool, folder: Path
+    ) -> None:
+        self.options, self.numeric_labels, self.folder = options, numeric_labels, folder
+        rules = example_rules(options, prompt, excluded)
+        self.own_rules = [rule_name(rule) for rule in options.rule]
+        self.rules = list(enumerate(rules))
+        self.rules_if_plain = [(number, rule) for number, rule in self.rules if not rule.skip_if_plain]
+        self.contamination = [rule.check for rule in rules if isinstance(rule.check, ContaminationFilter)]
+        self.analyse_input = lru_cache(maxsize=1024)(self._analyse)  # the same input comes many times in a row
+
+    def _analyse(self, text: str) -> tuple[bool, int]:
+        """Return whether a text is plain, and the 64-bit hash of its normal form."""
+        return is_plain(text, self.options), xxhash.xxh3_64_intdigest(normalise(text).encode())
+
+    def __call__(self, piece: FilePiece) -> Path:
+        """Check a piece's examples and write them to a file of their own.
+
+        Raises:
+            DataError: a line is not an example, or has no label.
+            OutputError: the file cannot be written.
+        """
+        lines = [(number, line) for number, line in enumerate(piece.lines()) if line and not line.isspace()]
+        tables: list[pa.Table] = []
+        gc.disable()  # saves time: nothing here makes cycles of references
+        try:
+            for start in range(0, max(1, len(lines)), LINES):
+                tables.append(self._check_lines(lines[start : start + LINES], piece))
+        finally:
+            gc.enable()
+        path = self.folder / f"{piece.number:08d}.parquet"
+        try:
+            parquet.write_table(pa.concat_tables(tables), path, compression="none", use_dictionary=False)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}; make room and run again") from error
+        return path
+
+    def _check_lines(self, lines: Sequence[tuple[int, bytes]], piece: FilePiece) -> pa.Table:
+        """Return the table of some lines, each with its number in the piece."""
+        examples = parse_examples([line for _, line in lines], self.numeric_labels)
+        if examples is None:  # a label must be converted, or an error reported with its line
+            examples = [
+                parse_example(line, partial(piece.place, number), self.numeric_labels) for number, line in lines
+            ]
+        for contamination in self.contamination:
+            contamination.prepare(examples)
+        rows = []
+        for (number, line), example in zip(lines, examples, strict=True):
+            is_plain_a, hash_a = self.analyse_input(example.text_a)
+            is_plain_b, hash_b = (True, None) if example.text_b is None else self._analyse(example.text_b)
+            all_plain = is_plain_a and is_plain_b
+            broken_rules, reason = self._check(example, all_plain, partial(piece.place, number))
+            is_flagged = self.options.pii == "flag" and not all_plain
+            is_name = isinstance(example.label, str)
+            rows.append(
+                (  # in the order of SCHEMA
+                    piece.number << 32 | number,
+                    example.text_a,
+                    example.text_b,
+                    None if is_name else example.label,
+                    example.label if is_name else None,
+                    example.logprob,
+                    example.margin,
+                    example.input,
+                    example.sample,
+                    hash_a,
+                    hash_b,
+                    xxhash.xxh3_64_intdigest(line, self.options.seed),
+                    broken_rules,
+                    reason,
+                    personal_data(example) if is_flagged else None,
+                )
+            )
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in SCHEMA]
+        return pa.table(columns, schema=SCHEMA)
+
+    def _check(self, example: Example, all_plain: bool, place: Callable[[], str]) -> tuple[int, str | None]:
+        """Return the bit mask of the rules that an example breaks, and the reason given by the first of them.
+
+        Raises:
+            DataError: the example has no label, or one of the user's own rules failed on it.
+        """
+        if example.label is None:
+            raise DataError(f'{place()}: has no label; add "label" to each line')
+        broken_rules, first_reason = 0, None
+        for number, rule in self.rules_if_plain if all_plain else self.rules:
+            try:
+                reason = rule.check(example)
+                if not isinstance(reason, str | None):
+                    raise TypeError(f"returned {reason!r}; return None, or the reason to drop the text")
+            except Exception as error:
+                if rule.name not in self.own_rules:
+                    raise
+                raise DataError(f"{place()}: the rule {rule.name} failed ({type(error).__name__}: {error})") from error
+            if reason is not None:
+                broken_rules |= 1 << number
+                first_reason = first_reason or reason
+        return broken_rules, first_reason
 
 
 class ExampleTable:
@@ -41,6 +189,7 @@ class ExampleTable:
 
     Args:
         file: created here; data that does not fit into memory is spilled next to it.
+        source: name of the data, for errors.
         threads: of DuckDB.
         memory: that DuckDB may take before it spills, such as ``2GB``.
 
@@ -48,8 +197,8 @@ class ExampleTable:
         OptionError: the memory is not an amount of memory.
     """
 
-    def __init__(self, file: Path, threads: int, memory: str) -> None:
-        self.file = file
+    def __init__(self, file: Path, source: str, threads: int, memory: str) -> None:
+        self.file, self.source = file, source
         try:
             self.db = connect(file, memory=memory, threads=threads, spill=file.parent / "spilled")
         except (duckdb.ParserException, duckdb.InvalidInputException) as error:
@@ -59,6 +208,7 @@ class ExampleTable:
         self.has_scores = True
         """Labels are numbers: similarities. Else they are names of classes."""
         self.size = 0
+        """Number of rows."""
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -78,10 +228,6 @@ class ExampleTable:
         """Return the single value of a query."""
         return self.run(sql, *values)[0][0]
 
-    def has(self, table: str) -> bool:
-        """Return whether there is a table of this name."""
-        return bool(self.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = ?", table))
-
     def stream(self, sql: str) -> Iterator[dict[str, list[Any]]]:
         """Yield a query's rows in batches, each as columns by name. Run no other statement meanwhile."""
         with self._errors():
@@ -93,35 +239,42 @@ class ExampleTable:
         for batch in self.stream(sql):
             yield from zip(*batch.values(), strict=True)
 
-    def columns(self, sql: str) -> dict[str, NDArray[Any]]:
-        """Return the columns of a query by name."""
-        with self._errors():
-            return self.db.sql(sql).fetchnumpy()
-
     def store(self, table: str, rows: pa.Table) -> None:
         """Make a temporary table of rows, replacing a table of this name."""
-        self._from_arrow(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT * FROM arrow_rows", rows)
+        self.db.register("arrow_rows", rows)
+        self.run(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT * FROM arrow_rows")
+        self.db.unregister("arrow_rows")
 
     def insert(self, table: str, rows: pa.Table) -> None:
         """Append rows to a table."""
-        self._from_arrow(f"INSERT INTO {table} SELECT * FROM arrow_rows", rows)
-
-    def _from_arrow(self, statement: str, rows: pa.Table) -> None:
         self.db.register("arrow_rows", rows)
-        self.run(statement)
+        self.run(f"INSERT INTO {table} SELECT * FROM arrow_rows")
         self.db.unregister("arrow_rows")
 
     def close(self) -> None:
         """Close the file."""
         self.db.close()
 
-    def open_rows(self, files: Sequence[Path]) -> None:
-        """Make the view ``rows`` of Parquet files of `ingest.SCHEMA`."""
-        self.run(f"CREATE VIEW rows AS SELECT * FROM {parquet_rows(files)}")
+    def open(self, files: Sequence[Path]) -> int:
+        """Make all tables from Parquet files of `SCHEMA`; return the number of rows.
 
-    def index(self) -> None:
-        """Make all other tables from ``rows``. All labels must be numbers, or all names."""
-        self.has_scores = self.value("SELECT count(score) > 0 FROM rows")
+        Raises:
+            DataError: some labels are numbers and some are names, or some examples have one text and some two.
+        """
+        self.run(f"CREATE VIEW rows AS SELECT * FROM {parquet_rows(files)}")
+        ((self.size, scores, names, second_texts),) = self.run(
+            'SELECT count(*), count(score), count("class"), count(text_b) FROM rows'
+        )
+        if scores and names:
+            raise DataError(f"{self.source}: some labels are numbers and some are names; use one kind")
+        if second_texts not in (0, self.size):
+            raise DataError(f'{self.source}: some examples have a "text_b" and some have none; split the file')
+        self.has_scores = bool(scores)
+        self._index()
+        return self.size
+
+    def _index(self) -> None:
+        """Make the other tables from ``rows``."""
         label = "score" if self.has_scores else '"class"'
         self.run(f"""
             CREATE TABLE labels AS
@@ -193,6 +346,11 @@ class ExampleTable:
         ):
             by_reason.setdefault(reason, Counter())[self.labels[label]] += count
         return {reason: dict(counts) for reason, counts in by_reason.items()}
+
+    @property
+    def is_large(self) -> bool:
+        """Whether several processes work faster on the texts than one."""
+        return self.size >= PARALLEL_FROM
 
     @property
     def scale(self) -> tuple[float, float]:

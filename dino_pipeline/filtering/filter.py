@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
-from dino_pipeline.filtering.contamination import LEAKED
-from dino_pipeline.filtering.dataset_rules import dataset_rules
-from dino_pipeline.filtering.filter_stage import filter_run, look, open_runtime
+from dino_pipeline.filtering.contamination import LEAKED, exclusion_files
+from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
+from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filter_run, look
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.in_memory import ExampleList, as_examples
+from dino_pipeline.models import model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import load_table, read_json_lines
@@ -27,6 +29,9 @@ from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts
+
+if TYPE_CHECKING:
+    from dino_pipeline.filtering.label_scores import LabelScores
 
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
@@ -97,9 +102,8 @@ class FilteredPairs(ExampleList):
     def summary(self) -> str:
         """Return what was kept and dropped, in a line."""
         funnel = self.funnel
-        counts = {"train": funnel.total("train"), "dev": funnel.total("dev")}
-        counts["dropped"] = sum(step.total for step in funnel if step.kind == "dropped")
-        return ", ".join(f"{name}: {count}" for name, count in counts.items())
+        dropped = sum(step.total for step in funnel if step.kind == "dropped")
+        return f"train: {funnel.total('train')}, dev: {funnel.total('dev')}, dropped: {dropped}"
 
     def in_memory(self) -> FilteredPairs:
         """Return this after reading all files, because they are about to be deleted."""
@@ -108,36 +112,19 @@ class FilteredPairs(ExampleList):
         return self
 
     def _examples(self, path: Path) -> list[Example]:
-        if self.outcome == "dry run":
-            return []
-        if path not in self._read:
+        if path not in self._read and self.outcome != "dry run":
             self._read[path] = list(iter_examples(path, numeric_labels=self.record.inputs.numeric_labels))
-        return self._read[path]
+        return self._read.get(path, [])
 
     def _explained(self, path: Path) -> list[DroppedExample]:
-        if self.outcome == "dry run":
-            return []
-        if path not in self._read:
+        if path not in self._read and self.outcome != "dry run":
             self._read[path] = [_dropped_example(row) for _, row in read_json_lines(path)]
-        return self._read[path]
+        return self._read.get(path, [])
 
 
 def _dropped_example(row: dict[str, Any]) -> DroppedExample:
     reason, evidence, original = row.pop("reason"), row.pop("evidence"), row.pop("duplicate_of", None)
     return DroppedExample(Example(**row), reason, evidence, Example(**original) if original else None)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The texts to filter, and the run that the result is written to."""
-
-    run: Run
-    file: Path | None = None
-    """A file to read; None: the run's own texts."""
-    numeric_labels: bool | None = None
-    prompt: PromptParts | None = None
-    is_final: bool = False
-    """They were filtered before, so that their labels are final."""
 
 
 @accepts(FilterOptions)
@@ -170,26 +157,30 @@ def filter(
     writes = not (chosen.dry_run or chosen.ablate)
     with ExitStack() as stack:
         reporter = stack.enter_context(reporter_for(progress))
-        folder = chosen.run
-        is_temporary = _run_of(source) is None and (folder is None or not writes)
+        run = _run_of(source)
+        is_temporary = run is None and (chosen.run is None or not writes)
         if is_temporary:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-")))
-        texts = _open_texts(source, folder, task, chosen)
-        if texts.is_final:
+            run = Run(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-"))))
+        elif run is None and chosen.run is not None:
+            run = Run(chosen.run)
+        elif run and chosen.run and chosen.run.resolve() != run.path.resolve():
+            raise OptionError(
+                f"{run.path} is a run and keeps its own results", "leave it out", option="run", value=chosen.run
+            )
+        assert run is not None
+        texts = _open_source(source, run, task, chosen.label_type)
+        if texts and texts.is_final:
             chosen = FilterOptions.of({**FINAL_LABELS, **chosen.given()})
             reporter.note(
                 "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
             )
-        run = texts.run
         stack.enter_context(run.locked())
-        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts.file is None))
-        data = (texts.file, texts.numeric_labels, texts.prompt)
-        if writes:
-            state, record = filter_run(run, chosen, runtime, *data, fresh=chosen.fresh)
-            result = FilteredPairs(run, record, "done" if state == "done" else "new")
+        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts is None))
+        if not writes:
+            result = FilteredPairs(run, look(run, chosen, runtime, texts), "dry run")
         else:
-            record = look(run, chosen, runtime, *data, ablate=chosen.ablate)
-            result = FilteredPairs(run, record, "dry run")
+            state, record = filter_run(run, chosen, runtime, texts)
+            result = FilteredPairs(run, record, "done" if state == "done" else "new")
         return result.in_memory() if is_temporary else result
 
 
@@ -206,31 +197,25 @@ def _is_generated(source: Any) -> bool:
     return isinstance(getattr(source, "record", None), GenerateRecord)
 
 
-def _open_texts(source: Any, folder: Path | None, spec: TaskSpec | None, options: FilterOptions) -> _Texts:
-    """Return the texts of a source, written into the folder unless they are a run's own or a file's.
+def _open_source(
+    source: Any, run: Run, spec: TaskSpec | None, label_type: Literal["score", "class"] | None
+) -> FilterSource | None:
+    """Return what to read, written into the run unless it is a file; None: the run's own texts.
 
     Raises:
         OptionError: an option contradicts what a run says.
     """
-    run = _run_of(source)
-    if run is None and not _is_generated(source):
-        assert folder is not None
-        return _write_texts(source, Run(folder), spec, options.label_type)
-    if run is None:
-        assert folder is not None
-        run = Run(folder)
+    if _is_generated(source) and source.run is None:
         _write_run(run, source)
-    elif options.run is not None and options.run.resolve() != run.path.resolve():
+    elif _run_of(source) is None:
+        return _open_examples(source, run, spec, label_type)
+    if label_type is not None:
         raise OptionError(
-            f"{run.path} is a run and keeps its own results", "leave it out", option="run", value=options.run
-        )
-    if options.label_type is not None:
-        raise OptionError(
-            "the labels of a run are what its spec says", "leave it out", option="label_type", value=options.label_type
+            "the labels of a run are what its spec says", "leave it out", option="label_type", value=label_type
         )
     if spec is not None and spec.digest != load_spec(run.spec).digest:
         raise OptionError("a run has a spec of its own", "leave it out", option="spec", value=spec.task_name)
-    return _Texts(run)
+    return None
 
 
 def _write_run(run: Run, texts: Any) -> None:
@@ -245,10 +230,12 @@ def _write_run(run: Run, texts: Any) -> None:
         run.save(texts.record)
 
 
-def _write_texts(source: Any, run: Run, spec: TaskSpec | None, label_type: str | None) -> _Texts:
-    """Return the texts of a file or, of any other source, of a file that is written into the run's folder."""
+def _open_examples(source: Any, run: Run, spec: TaskSpec | None, label_type: str | None) -> FilterSource:
+    """Return a file as a source or, of any other data, a file that is written into the run's folder."""
     prompt = PromptParts(spec.stop, spec.fields) if spec else None
     is_final = isinstance(source, FilteredPairs)
+    if isinstance(source, FilteredPairs) and prompt is None:
+        prompt = PromptParts(source.record.inputs.stop, source.record.inputs.fields)
     if isinstance(source, str | Path) and (path := Path(source)).exists() and not path.is_dir():
         file, has_names = path, False
     else:
@@ -261,13 +248,10 @@ def _write_texts(source: Any, run: Run, spec: TaskSpec | None, label_type: str |
         file = run.path / "source" / f"{name}.jsonl"
         write_examples(file, examples)
         has_names = any(isinstance(example.label, str) for example in examples)
-    if is_final and isinstance(source, FilteredPairs):
-        inputs = source.record.inputs
-        prompt = prompt or PromptParts(inputs.stop, inputs.fields)
     numeric_labels = spec.is_scored if spec else not has_names
     if label_type is not None:
         numeric_labels = label_type == "score"
-    return _Texts(run, file, numeric_labels, prompt, is_final)
+    return file_source(file, numeric_labels, prompt, is_final=is_final)
 
 
 def _published_examples(source: str) -> tuple[str, list[Example], bool]:
@@ -286,6 +270,51 @@ def _published_examples(source: str) -> tuple[str, list[Example], bool]:
     except DataError:
         pass  # there is no such configuration; the next line says if anything else is wrong
     return name, as_examples(load_table(source)), True
+
+
+@contextmanager
+def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_spec: bool) -> Iterator[FilterRuntime]:
+    """Give the workers, models and evaluation data that options ask for.
+
+    Args:
+        run: the run that is filtered.
+        options: of the filter.
+        reporter: follows the scoring.
+        has_spec: the texts are the run's own, so that its generator can score them.
+
+    Raises:
+        OptionError: scores are wanted of texts without a generator, or evaluation data is not there.
+    """
+    scorer = embed = cluster = None
+    if options.needs_scores:
+        if not has_spec:
+            name, value = ("verify", True) if options.verify else ("labels", "posterior")
+            raise OptionError("needs a run's spec and generator; these texts have none", option=name, value=value)
+        scorer = _scorer(run, options.device, reporter)
+    if options.semantic:
+        from dino_pipeline import encoders
+
+        encoder = encoders.load_encoder(model_path(options.semantic, "encoder"))
+        embed = partial(encoders.embed, encoder.to(pick_device(options.device)))
+    excluded = tuple(exclusion_files(options.exclude, run.path / "evaluation-data"))
+    with ExitStack() as stack:
+        if options.ray:
+            from dino_pipeline.cluster import RayPool, choose_resources, connected
+
+            stack.enter_context(connected(options.ray))
+            cluster = RayPool(choose_resources(options.workers, None, 0.0), run.path).spread
+        workers = options.workers or os.cpu_count() or 1
+        yield FilterRuntime(workers, options.memory, scorer, embed, excluded, cluster)
+
+
+def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
+    from dino_pipeline.decoding.loading import load_decoder
+    from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
+
+    generated = run.record().generate
+    model = scoring_model(run, generated)
+    assert generated is not None  # else it has no model
+    return LabelScores(run, generated, model, lambda: load_decoder(model, device=pick_device(device)), reporter)
 
 
 class RuleDescription(NamedTuple):

@@ -1,37 +1,32 @@
-"""How a run is filtered: what is read, whether it was done before, and the files and the record that it leaves."""
+"""How a dataset is filtered: read the examples, run the rules, split and label what is left, and record it all."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
-from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.filtering.contamination import exclusion_files
-from dino_pipeline.filtering.dataset_rules import LabelScorer
-from dino_pipeline.filtering.example_table import ExampleTable
-from dino_pipeline.filtering.filter_pass import FilterPass, FilterRuntime
-from dino_pipeline.filtering.ingest import rules_digest
-from dino_pipeline.filtering.near_duplicates import Embed
-from dino_pipeline.filtering.split import write_files
-from dino_pipeline.filtering.text_rules import PromptParts
+from dino_pipeline.filter_options import FilterOptions, rule_name
+from dino_pipeline.filtering.dataset_rules import DatasetRule, FilterRuntime, dataset_rules
+from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
+from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side_counts, split, write_files
+from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules, rules_digest
 from dino_pipeline.funnel import Counts
-from dino_pipeline.models import model_fingerprint, model_path, pick_device
-from dino_pipeline.processes import OpenPool
-from dino_pipeline.progress import Reporter, SilentReporter
+from dino_pipeline.models import model_fingerprint
+from dino_pipeline.readers import pieces
 from dino_pipeline.record import now, versions
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterInputs, FilterRecord
+from dino_pipeline.stage_records import FilterInputs, FilterRecord, FunnelStep, StepKind
 
-if TYPE_CHECKING:
-    from dino_pipeline.decoding.decoder import Decoder
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
+"""Of margins and log-probabilities, recorded to choose thresholds by."""
+LOWEST_SHARE = 0.05
+"""Without a threshold of the log-probability, the funnel shows what dropping this share of each label would drop."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +41,58 @@ class FilterSource:
     numeric_labels: bool
     """Labels that spell a number are numbers."""
     prompt: PromptParts
+    """Parts of the prompts that wrote the texts."""
+    is_final: bool = False
+    """They were filtered before, so that their labels are final."""
+
+
+def file_source(
+    file: Path, numeric_labels: bool = True, prompt: PromptParts | None = None, *, is_final: bool = False
+) -> FilterSource:
+    """Return a JSONL file as a source.
+
+    Raises:
+        DataError: it is not a regular file.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: is not a file that can be read twice; save it to one first")
+    return FilterSource([file], str(file), file.name, numeric_labels, prompt or PromptParts(), is_final)
+
+
+def run_source(run: Run, *, strict: bool = True) -> FilterSource:
+    """Return the shards of a run as a source.
+
+    Args:
+        run: the run.
+        strict: raise an error if no text of a label was accepted.
+
+    Raises:
+        RunError: the texts are not all written.
+        DataError: a label has no texts.
+    """
+    generated = run.record().generate
+    if generated is None or not generated.is_done:
+        raise RunError(f"{run.path}: its texts are not all written", "finish with {generate()}, or name a JSONL file")
+    empty = [label for label, count in generated.counts.items() if not count.accepted]
+    if empty and strict:
+        raise DataError(f"{run.shards}: no text of label {', '.join(empty)} was accepted; {run.rejected} says why")
+    spec = load_spec(run.spec)
+    prompt = PromptParts(spec.stop, spec.fields)
+    return FilterSource(shard_files(run.shards), str(run.shards), "shards", spec.is_scored, prompt)
 
 
 def filter_run(
-    run: Run,
-    options: FilterOptions,
-    runtime: FilterRuntime | None = None,
-    source: Path | None = None,
-    numeric_labels: bool | None = None,
-    prompt: PromptParts | None = None,
-    *,
-    fresh: bool = False,
+    run: Run, options: FilterOptions, runtime: FilterRuntime | None = None, source: FilterSource | None = None
 ) -> tuple[State, FilterRecord]:
-    """Filter a run's shards, or a JSONL file, into the run's train, dev, dropped and flagged files.
+    """Filter a run's shards, or a source, into the run's train, dev, dropped and flagged files.
 
     Killed at any moment, it leaves the files as they were before, or all of the new ones.
 
     Args:
-        run: where to write, and to read unless ``source`` is given.
+        run: where to write, and to read unless there is a source.
         options: decide the result.
         runtime: workers and models; nothing there changes the result.
-        source: a JSONL file of examples to read instead of the run's shards.
-        numeric_labels: read labels that spell a number as numbers; None: yes, unless the run's spec has classes.
-        prompt: parts of the prompts that wrote a file's texts.
-        fresh: filter again with other options than before.
+        source: what to read instead of the run's shards.
 
     Returns:
         Whether it was done before, and the record.
@@ -78,67 +101,55 @@ def filter_run(
         DataError: the data cannot be used.
         RunError: the run was filtered with other options, or its texts are not all written.
     """
-    runtime = runtime or FilterRuntime()
-    if source is not None and run.record().generate:
-        raise OptionError(f"{run.path}: has texts of its own", f"name another folder with {{run}} for {source}")
-    data = _open_source(run, source, numeric_labels, prompt)
-    digests = {file: file_digest(file) for file in data.files}
-    if source is None:
+    if source and run.record().generate:
+        raise OptionError(f"{run.path}: has texts of its own", f"name another folder with {{run}} for {source.place}")
+    runtime, texts = runtime or FilterRuntime(), source or run_source(run)
+    digests = {file: file_digest(file) for file in texts.files}
+    if not source:
         run.checksums.check(digests)
     record = FilterRecord(
         options=options,
-        inputs=_record_inputs(options, data, runtime),
+        inputs=_inputs_of(options, texts, runtime),
         sources=combined_digest(digests),
         versions=versions(),
         started=now(),
     )
-    _refuse_to_overwrite(run, data.files, fresh)
-    state = run.state_of(record, fresh=fresh)
+    _refuse_to_overwrite(run, texts.files, options.fresh)
+    state = run.state_of(record, fresh=options.fresh)
     if state == "done" and (before := run.record().filter):
         return state, before
-    with _filter_pass(run, options, runtime, data) as (filter_pass, folder):
+    with _open_pass(run, options, runtime, texts) as filter_pass:
         filter_pass.run()
-        ready = folder / "ready"
+        ready = filter_pass.table.file.with_name("ready")
         ready.mkdir()
         write_files(filter_pass.table, ready)
-        record = filter_pass.add_results(record)
-        filter_pass.table.close()
-        done = run.replace(record, ready)
+        done = run.replace(filter_pass.add_results(record), ready)
     assert isinstance(done, FilterRecord)
     return state, done
 
 
 def look(
-    run: Run,
-    options: FilterOptions,
-    runtime: FilterRuntime | None = None,
-    source: Path | None = None,
-    numeric_labels: bool | None = None,
-    prompt: PromptParts | None = None,
-    *,
-    ablate: bool = False,
+    run: Run, options: FilterOptions, runtime: FilterRuntime | None = None, source: FilterSource | None = None
 ) -> FilterRecord:
     """Return the record that `filter_run` would make, and write nothing.
 
-    With ``ablate``, its funnel counts what each rule alone would drop.
+    With the option ``ablate``, its funnel counts what each rule alone would drop.
     """
-    runtime = runtime or FilterRuntime()
-    data = _open_source(run, source, numeric_labels, prompt)
-    record = FilterRecord(options=options, inputs=_record_inputs(options, data, runtime))
-    with _filter_pass(run, options, runtime, data) as (filter_pass, _):
-        if ablate:
+    runtime, texts = runtime or FilterRuntime(), source or run_source(run)
+    record = FilterRecord(options=options, inputs=_inputs_of(options, texts, runtime))
+    with _open_pass(run, options, runtime, texts) as filter_pass:
+        if options.ablate:
             filter_pass.ablate()
-            return record.updated(funnel=tuple(filter_pass.steps))
-        filter_pass.run()
+        else:
+            filter_pass.run()
         return filter_pass.add_results(record)
 
 
-def available(run: Run, options: FilterOptions, runtime: FilterRuntime, *, numeric_labels: bool) -> Counts:
+def available(run: Run, options: FilterOptions, runtime: FilterRuntime) -> Counts:
     """Return the number of a run's texts of each label that a filter would keep before label counts are evened out."""
-    data = _open_source(run, None, numeric_labels, strict=False)
-    with _filter_pass(run, options, runtime, data) as (filter_pass, _):
+    with _open_pass(run, options, runtime, run_source(run, strict=False)) as filter_pass:
         filter_pass.drop(strict=False)
-        return filter_pass.available or {}
+        return filter_pass.available
 
 
 def recorded_options(run: Run) -> FilterOptions:
@@ -147,43 +158,13 @@ def recorded_options(run: Run) -> FilterOptions:
     return record.options if record else FilterOptions()
 
 
-def _open_source(
-    run: Run,
-    source: Path | None,
-    numeric_labels: bool | None,
-    prompt: PromptParts | None = None,
-    *,
-    strict: bool = True,
-) -> FilterSource:
-    """Return what to read: a file, or the run's shards.
-
-    Args:
-        strict: raise an error if no text of a label was accepted.
-    """
-    if source is not None:
-        if not source.is_file():
-            raise DataError(f"{source}: is not a file that can be read twice; save it to one first")
-        is_numeric = True if numeric_labels is None else numeric_labels
-        return FilterSource([source], str(source), source.name, is_numeric, prompt or PromptParts())
-    generated = run.record().generate
-    if generated is None or not generated.is_done:
-        raise RunError(f"{run.path}: its texts are not all written", "finish with {generate()}, or name a JSONL file")
-    empty = [label for label, count in generated.counts.items() if not count.accepted]
-    if empty and strict:
-        raise DataError(f"{run.shards}: no text of label {', '.join(empty)} was accepted; {run.rejected} says why")
-    spec = load_spec(run.spec)
-    is_numeric = generated.label_type != "class" if numeric_labels is None else numeric_labels
-    prompt = PromptParts(spec.stop, spec.fields)
-    return FilterSource(shard_files(run.shards), str(run.shards), "shards", is_numeric, prompt)
-
-
-def _record_inputs(options: FilterOptions, data: FilterSource, runtime: FilterRuntime) -> FilterInputs:
+def _inputs_of(options: FilterOptions, source: FilterSource, runtime: FilterRuntime) -> FilterInputs:
     semantic = options.semantic
     return FilterInputs(
-        source=data.name,
-        numeric_labels=data.numeric_labels,
-        stop=data.prompt.stop,
-        fields=data.prompt.fields,
+        source=source.name,
+        numeric_labels=source.numeric_labels,
+        stop=source.prompt.stop,
+        fields=source.prompt.fields,
         excluded=digest_files(list(map(Path, runtime.excluded))),
         rule_digest=rules_digest(options.rule),
         semantic_fingerprint=model_fingerprint(semantic) if semantic else None,
@@ -203,73 +184,197 @@ def _refuse_to_overwrite(run: Run, files: Sequence[Path], fresh: bool) -> None:
 
 
 @contextmanager
-def _filter_pass(
-    run: Run, options: FilterOptions, runtime: FilterRuntime, data: FilterSource
-) -> Iterator[tuple[FilterPass, Path]]:
-    """Give a pass whose examples are read, and the folder that holds its table."""
-    with (
-        run.scratch("filter") as folder,
-        closing(ExampleTable(folder / "filter.duckdb", runtime.workers, runtime.memory)) as table,
-    ):
-        filter_pass = FilterPass(table, options, runtime, data.place, data.prompt)
-        filter_pass.read(data.files, data.numeric_labels)
-        yield filter_pass, folder
+def _open_pass(run: Run, options: FilterOptions, runtime: FilterRuntime, source: FilterSource) -> Iterator[FilterPass]:
+    """Give a pass whose examples are read. Its table lies in an empty folder of the run."""
+    with run.scratch("filter") as folder:
+        table = ExampleTable(folder / "filter.duckdb", source.place, runtime.workers, runtime.memory)
+        with closing(table):
+            filter_pass = FilterPass(table, options, runtime, source)
+            filter_pass.read()
+            yield filter_pass
 
 
-@contextmanager
-def open_runtime(
-    run: Run, options: FilterOptions, reporter: Reporter | None = None, *, has_spec: bool
-) -> Iterator[FilterRuntime]:
-    """Give the workers, models and evaluation data that options ask for.
+@dataclass
+class FilterPass:
+    """A dataset in a table, empty at first, and everything that is done to it."""
 
-    Args:
-        run: the run that is filtered.
-        options: of the filter.
-        reporter: follows the scoring.
-        has_spec: the texts are the run's own, so that its generator can score them.
+    table: ExampleTable
+    options: FilterOptions
+    runtime: FilterRuntime
+    source: FilterSource
+    steps: list[FunnelStep] = field(default_factory=list)
+    available: Counts = field(default_factory=dict)
+    """Examples left before the rules that even out label counts."""
+    rule_names: list[str] = field(default_factory=list)
+    """Names of the rules about single examples, by their number."""
 
-    Raises:
-        OptionError: scores are wanted of texts without a generator, or evaluation data is not there.
-    """
-    if options.needs_scores and not has_spec:
-        name, value = ("verify", True) if options.verify else ("labels", "posterior")
-        raise OptionError("needs a run's spec and generator; these texts have none", option=name, value=value)
-    with ExitStack() as stack:
-        yield FilterRuntime(
-            workers=options.workers or os.cpu_count() or 1,
-            memory=options.memory,
-            scorer=_scorer(run, options.device, reporter or SilentReporter()) if options.needs_scores else None,
-            embed=_embed(options.semantic, options.device) if options.semantic else None,
-            excluded=tuple(exclusion_files(options.exclude, run.path / "evaluation-data")),
-            cluster=stack.enter_context(_ray_cluster(options, run.path)) if options.ray else None,
+    def read(self) -> None:
+        """Read the examples and check each by itself.
+
+        Raises:
+            DataError: a line is not an example, labels are missing or of two kinds, or there are no examples.
+        """
+        table, options, prompt = self.table, self.options, self.source.prompt
+        excluded = self.runtime.excluded
+        self.rule_names = [rule.name for rule in example_rules(options, prompt, excluded)]
+        file_pieces = pieces(self.source.files)
+        make_checker = partial(ExampleChecker, options, prompt, excluded, self.source.numeric_labels, table.file.parent)
+        # A function made in an interactive session cannot be sent to other processes.
+        is_large = len(file_pieces) > 1 and not any(map(callable, options.rule))
+        with self.runtime.spread(is_large)(make_checker) as check_pieces:
+            parquet_files = list(check_pieces(iter(file_pieces)))
+        if not parquet_files or not table.open(parquet_files):
+            raise DataError(f"{table.source}: holds no examples; give a file with one JSON object a line")
+
+    def drop(self, *, strict: bool = True) -> None:
+        """Drop what the rules find, and record each step.
+
+        Args:
+            strict: raise an error if a label has no examples left.
+
+        Raises:
+            DataError: a label has no examples left.
+        """
+        table = self.table
+        self._record("read", table.counts("keys"))
+        table.drop_by_example_rules()
+        for reason, counts in table.drops_by_reason(self._rules_to_show()).items():
+            self._record("dropped", counts, reason)
+        if strict:
+            self._check_labels_left()
+        is_balanced = False
+        for rule in self._dataset_rules():
+            if rule.is_balancing and not is_balanced:
+                is_balanced, self.available = True, table.counts("remaining")
+            query = rule.find(table, self.runtime, "remaining")
+            self._record("dropped", table.drop(rule.name, query), rule.name)
+            if strict:
+                self._check_labels_left()
+        kept = table.counts("remaining")
+        self._record("kept", kept)
+        if not is_balanced:
+            self.available = kept
+        self._record_hints()
+
+    def run(self) -> None:
+        """Drop, split what is left into train and dev, give it its labels, and add random pairs.
+
+        Raises:
+            OptionError: an option does not fit the data.
+            DataError: nothing is left of a label, or there are too few examples for two sides.
+        """
+        table, options = self.table, self.options
+        if options.labels == "posterior" and not table.has_scores:
+            raise OptionError(
+                "these labels are classes, which have no mean", "use {labels=hard}", option="labels", value="posterior"
+            )
+        self.drop()
+        split(table, options.dev_share, options.seed)
+        sizes = dict(table.run("SELECT is_dev, count(*) FROM sides GROUP BY is_dev"))
+        if not sizes.get(False) or (options.dev_share and not sizes.get(True)):
+            raise DataError(
+                f"{table.source}: {sum(sizes.values())} examples are too few for a train and a dev side without a "
+                "common text",
+                "generate more, or {dev_share=0}",
+            )
+        if options.labels == "posterior":
+            self.runtime.score(table, "remaining")
+        assign_labels(table, options)
+        if table.has_scores and options.random_pairs and table.value("SELECT count(hash_b) FROM keys"):
+            draw_random_pairs(table, options.random_pairs, options.seed)
+            pairs = table.value("SELECT count(*) FROM random_pairs")
+            self._record("added", {table.unrelated: pairs}, "random pairs")
+        self._record("train", side_counts(table, is_dev=False))
+        self._record("dev", side_counts(table, is_dev=True))
+
+    def ablate(self) -> None:
+        """Record what each rule alone would drop."""
+        self._record("read", self.table.counts("keys"))
+        for number, name in enumerate(self.rule_names):
+            broken = f"SELECT id FROM keys WHERE broken_rules & {1 << number} <> 0"
+            self._record("dropped", self.table.count(broken), name)
+        for rule in self._dataset_rules():
+            self._record("dropped", self.table.count(rule.find(self.table, self.runtime, "keys")), rule.name)
+
+    def add_results(self, record: FilterRecord) -> FilterRecord:
+        """Return the record with the results of this pass."""
+        target = self.options.target_per_label
+        missing = []
+        for label, count in self.available.items():
+            if target and count < target:
+                missing.append((label, target - count))
+        return record.updated(
+            funnel=tuple(self.steps),
+            available=tuple(self.available.items()),
+            missing=tuple(missing),
+            margin_quantiles=self._quantiles("margin"),
+            logprob_quantiles=self._quantiles("logprob"),
         )
 
+    def _record(self, kind: StepKind, counts: Counts, rule: str = "") -> None:
+        self.steps.append(FunnelStep(kind=kind, rule=rule, counts=tuple(counts.items())))
 
-def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScorer:
-    from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
+    def _dataset_rules(self) -> list[DatasetRule]:
+        """Return the rules about the dataset that are on; scores of many grades are not balanced."""
+        rules = [rule for rule in dataset_rules(self.options) if rule.is_on]
+        return [rule for rule in rules if rule.name != "balance" or not self.table.has_graded_scores]
 
-    generated = run.record().generate
-    model = scoring_model(run, generated)
-    assert generated is not None  # else it has no model
+    def _rules_to_show(self) -> list[str]:
+        """Return the rules about single examples that the funnel shows even if they drop nothing.
 
-    def load() -> Decoder:
-        from dino_pipeline.decoding.loading import load_decoder
+        A user's own rule gives reasons of any name. Its own name is shown only if it dropped nothing.
+        """
+        masks = [mask for (mask,) in self.table.run("SELECT DISTINCT broken_rules FROM keys WHERE broken_rules <> 0")]
+        own = [rule_name(rule) for rule in self.options.rule]
+        shown = []
+        for number, name in enumerate(self.rule_names):
+            # An example is dropped by the first rule that it breaks: the lowest bit that is set in its mask.
+            has_dropped = any(mask % (1 << number + 1) == 1 << number for mask in masks)
+            if name not in own or not has_dropped:
+                shown.append(name)
+        return shown
 
-        return load_decoder(model, device=pick_device(device))
+    def _check_labels_left(self) -> None:
+        """Raise `DataError` if a label has no examples left; it names the step that dropped the last one."""
+        if self.table.has_graded_scores:
+            return
+        left = {label for (label,) in self.table.run("SELECT DISTINCT label FROM remaining")}
+        lost = [value for number, value in enumerate(self.table.labels) if number not in left]
+        if not lost:
+            return
+        last_rule = ""
+        for step in self.steps:
+            if step.kind == "dropped" and any(label in lost for label, _ in step.counts):
+                last_rule = step.rule
+        raise DataError(
+            f"{self.table.source}: no example of label {', '.join(map(str, lost))} is left "
+            f'(the last was dropped as "{last_rule}")',
+            "generate more, or read the instruction of that label in the spec",
+        )
 
-    return LabelScores(run, generated, model, load, reporter)
+    def _record_hints(self) -> None:
+        """Record what thresholds that are off would drop, and what is flagged."""
+        table, options = self.table, self.options
+        known = table.run("""
+            SELECT label, count(margin), count(*) FILTER (margin < 0), count(logprob) FROM remaining GROUP BY label
+        """)
+        if not options.min_margin and any(margins for _, margins, _, _ in known):
+            negative = table.by_label((label, below_zero) for label, _, below_zero, _ in known)
+            self._record("would_drop", negative, "min_margin=0")
+        if not options.min_logprob and any(logprobs for *_, logprobs in known):
+            lowest = table.by_label((label, int(LOWEST_SHARE * logprobs)) for label, _, _, logprobs in known)
+            self._record("would_drop", lowest, f"min_logprob={LOWEST_SHARE:.0%}")
+        if options.pii == "flag":
+            flagged = (
+                "SELECT id FROM remaining JOIN (SELECT line FROM rows WHERE personal_data IS NOT NULL) USING (line)"
+            )
+            self._record("flagged", table.count(flagged), PERSONAL_DATA.name)
 
-
-def _embed(name: str, device: str | None) -> Embed:
-    from dino_pipeline.encoders import embed, load_encoder
-
-    return partial(embed, load_encoder(model_path(name, "encoder")).to(pick_device(device)))
-
-
-@contextmanager
-def _ray_cluster(options: FilterOptions, folder: Path) -> Iterator[OpenPool]:
-    from dino_pipeline.cluster import RayPool, choose_resources, connected
-
-    assert options.ray is not None
-    with connected(options.ray):
-        yield RayPool(choose_resources(options.workers, None, 0.0), folder).spread
+    def _quantiles(self, column: str) -> tuple[tuple[float | str, dict[str, float]], ...]:
+        """Return `QUANTILES` of a column for each label that has values."""
+        rows = self.table.run(f"""
+            SELECT value, quantile_disc({column}, {list(QUANTILES)}) FROM keys JOIN labels USING (label)
+            WHERE {column} IS NOT NULL GROUP BY value ORDER BY value
+        """)
+        names = [str(quantile) for quantile in QUANTILES]
+        return tuple((label, dict(zip(names, values, strict=True))) for label, values in rows)

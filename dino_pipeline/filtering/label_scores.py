@@ -56,12 +56,7 @@ class LabelScores:
     """
 
     def __init__(
-        self,
-        run: Run,
-        generated: GenerateRecord,
-        model: ModelRef,
-        load: Callable[[], Decoder],
-        reporter: Reporter,
+        self, run: Run, generated: GenerateRecord, model: ModelRef, load: Callable[[], Decoder], reporter: Reporter
     ) -> None:
         self.run, self.load, self.reporter = run, load, reporter
         self.spec: TaskSpec = load_spec(run.spec)
@@ -92,7 +87,7 @@ class LabelScores:
 
     def _open_cache(self, table: ExampleTable) -> None:
         """Make the table ``cache`` of the stored scores, unless it is there."""
-        if table.has("cache"):
+        if table.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'cache'"):
             return
         table.run("CREATE TABLE cache (key VARCHAR, logprobs DOUBLE[], tokens INTEGER[])")
         files = sorted(self.run.label_scores.glob("*.jsonl"))
@@ -114,17 +109,14 @@ class LabelScores:
             last_id = examples[-1][0]
             requests = []
             for id, text_a, text_b, label, sample in examples:
-                requests.append(self._request(id, text_a, text_b, names[label], sample or 0))
+                # Of a single text there is no input: the text itself was written.
+                input_text, text = (None, text_a) if text_b is None else (text_a, text_b)
+                values = drawn_values(self.spec, self.seed, Task(None, input_text, names[label], sample or 0))
+                prompts = []
+                for name in self.spec.labels:
+                    prompts.append((self.spec.prompt(name, input_text, values), self.spec.opening(name)))
+                requests.append(ScoreRequest(id, text, tuple(prompts)))
             yield requests
-
-    def _request(self, id: int, text_a: str, text_b: str | None, label: str, sample: int) -> ScoreRequest:
-        # Of a single text there is no input: the text itself was written.
-        input_text, text = (text_a, text_b) if text_b is not None else (None, text_a)
-        values = drawn_values(self.spec, self.seed, Task(None, input_text, label, sample))
-        prompts = []
-        for name in self.spec.labels:
-            prompts.append((self.spec.prompt(name, input_text, values), self.spec.opening(name)))
-        return ScoreRequest(id, text, tuple(prompts))
 
     def _score(self, table: ExampleTable, batch: list[ScoreRequest]) -> None:
         """Take scores from the cache, make and store the others, and add all to the table ``scores``."""
@@ -187,7 +179,6 @@ def scoring_model(run: Run, generated: GenerateRecord | None) -> ModelRef:
 
 def _description(generated: GenerateRecord, model: ModelRef) -> dict[str, Any]:
     """Return what identifies spec and model of stored scores."""
-    names = ("revision", "fingerprint", "dtype")
     optional = {
         "chat": "on" if model.chat else None,
         "adapter": model.adapter,
@@ -197,6 +188,8 @@ def _description(generated: GenerateRecord, model: ModelRef) -> dict[str, Any]:
     return {
         "spec": generated.options.spec,
         "model": model.name,
-        **{name: getattr(model, name) for name in names},
+        "revision": model.revision,
+        "fingerprint": model.fingerprint,
+        "dtype": model.dtype,
         **{name: value for name, value in optional.items() if value is not None},
     }

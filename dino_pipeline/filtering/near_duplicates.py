@@ -1,13 +1,13 @@
 """Which rows nearly repeat an earlier one: three searches for similar texts, and one choice of the rows to drop.
 
-Each search adds pairs of similar rows to the table ``similar_rows``: inputs by their n-grams (`near_duplicate_inputs`),
-inputs by their embeddings (`same_meaning_inputs`), and second texts of one input and label by their n-grams
-(`near_duplicate_texts`). `_store_drops` then goes through the pairs in order and drops later rows.
+The searches find inputs by their n-grams (`near_duplicate_inputs`), inputs by their embeddings (`same_meaning_inputs`),
+and second texts of one input and label by their n-grams (`near_duplicate_texts`). `_store_drops` then goes through the
+similar pairs in order and drops later rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
@@ -39,6 +39,8 @@ GROUPS_AT_ONCE = 1000
 MAX_NEIGHBOURS = 100
 """Nearest inputs by embedding that are considered for each input."""
 SIMILAR = pa.schema({"earlier": pa.int64(), "later": pa.int64(), "similarity": pa.float64()})
+BY_LATER_ROW = itemgetter(1, 0)
+"""Sorts similar pairs by their second row, then by their first."""
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns ``(texts, dimensions)`` embeddings of length 1."""
 TextGroup = list[tuple[int, str]]
@@ -66,17 +68,15 @@ def near_duplicate_inputs(table: ExampleTable, rows: str, threshold: float, spre
                 _add_verified(table, ids[pairs], verify)
     for file in files:
         file.unlink()
-    return _rows_of_later_inputs(table, rows)
+    # DuckDB sorts the pairs, which may be more than fit into memory.
+    _store_drops(table, table.stream_rows("SELECT * FROM similar_rows ORDER BY later, earlier"))
+    return _rows_of_later_inputs(rows)
 
 
 def same_meaning_inputs(table: ExampleTable, rows: str, threshold: float, embed: Embed) -> str:
     """Find rows whose text_a means the same as an earlier one; return a query of `DROPS`.
 
-    Args:
-        table: the examples.
-        rows: the table of those to look at.
-        threshold: least cosine of the embeddings.
-        embed: a sentence encoder.
+    The threshold is the least cosine of the embeddings.
     """
     import torch
     from sentence_transformers import util
@@ -86,19 +86,18 @@ def same_meaning_inputs(table: ExampleTable, rows: str, threshold: float, embed:
     for batch in table.stream(_inputs(table, rows)):
         ids += batch["id"]
         embeddings.append(embed(batch["text_a"]))
-    table.store("similar_rows", SIMILAR.empty_table())
+    pairs: list[SimilarPair] = []
     if len(ids) > 1:
         vectors = torch.from_numpy(np.concatenate(embeddings))  # (inputs, dimensions)
         neighbours = util.paraphrase_mining_embeddings(
             vectors, max_pairs=MAX_NEIGHBOURS * len(ids), top_k=MAX_NEIGHBOURS
         )
-        pairs: list[SimilarPair] = []
         for cosine, one, other in neighbours:
             if cosine >= threshold:
                 earlier, later = sorted((ids[one], ids[other]))
                 pairs.append((earlier, later, float(cosine)))
-        _add_similar(table, pairs)
-    return _rows_of_later_inputs(table, rows)
+    _store_drops(table, sorted(pairs, key=BY_LATER_ROW))
+    return _rows_of_later_inputs(rows)
 
 
 def near_duplicate_texts(table: ExampleTable, rows: str, threshold: float, spread: OpenPool) -> str:
@@ -115,25 +114,20 @@ def near_duplicate_texts(table: ExampleTable, rows: str, threshold: float, sprea
     with spread(partial(_GroupComparer, threshold)) as compare:
         for similar in compare(_groups(table.stream_rows(query))):
             pairs += similar
-    table.store("similar_rows", SIMILAR.empty_table())
-    _add_similar(table, pairs)
-    _store_drops(table)
+    _store_drops(table, sorted(pairs, key=BY_LATER_ROW))
     return "SELECT * FROM near_drops"
 
 
-def _store_drops(table: ExampleTable) -> None:
-    """Store the rows to drop, by the pairs in ``similar_rows``, in the table ``near_drops`` of `DROPS`."""
-    # DuckDB sorts the pairs, which may be more than fit into memory.
-    pairs = table.stream_rows("SELECT earlier, later, similarity FROM similar_rows ORDER BY later, earlier")
+def _store_drops(table: ExampleTable, pairs: Iterable[SimilarPair]) -> None:
+    """Store the rows to drop in the table ``near_drops`` of `DROPS`, given similar rows sorted by `BY_LATER_ROW`."""
     drops = []
     for dropped, kept, similarity in later_duplicates(pairs):
         drops.append({"id": dropped, "evidence": f"similarity {similarity:.2f}", "duplicate_of": kept})
     table.store("near_drops", pa.Table.from_pylist(drops, schema=DROPS))
 
 
-def _rows_of_later_inputs(table: ExampleTable, rows: str) -> str:
-    """Return a query of all rows whose text_a is to be dropped, by the pairs in ``similar_rows``."""
-    _store_drops(table)
+def _rows_of_later_inputs(rows: str) -> str:
+    """Return a query of all rows that have the text_a of one in ``near_drops``."""
     return f"""
         SELECT same_input.id, evidence, duplicate_of
         FROM near_drops
@@ -188,11 +182,7 @@ def _add_verified(
     verified: list[SimilarPair] = []
     for similar in verify(jobs):
         verified += similar
-    _add_similar(table, verified)
-
-
-def _add_similar(table: ExampleTable, pairs: Sequence[SimilarPair]) -> None:
-    columns = list(map(list, zip(*pairs, strict=True))) or [[], [], []]
+    columns = list(map(list, zip(*verified, strict=True))) or [[], [], []]
     table.insert("similar_rows", pa.table(columns, schema=SIMILAR))
 
 

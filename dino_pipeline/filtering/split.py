@@ -65,7 +65,7 @@ def _store_groups(table: ExampleTable) -> None:
     table.run("CREATE TABLE groups AS SELECT hash_a, hash_a AS group_hash, count(*) AS size FROM remaining GROUP BY 1")
     # A text links the inputs whose rows hold it, as first or as second text. Linking each to the least of them is
     # enough to make one component.
-    links = table.columns("""
+    links = table.db.sql("""
         WITH occurrences AS (
             SELECT hash_a AS text, hash_a FROM groups
             UNION ALL SELECT hash_b, hash_a FROM remaining WHERE hash_b IS NOT NULL
@@ -74,7 +74,7 @@ def _store_groups(table: ExampleTable) -> None:
             SELECT text, min(hash_a) AS first_input FROM occurrences GROUP BY text HAVING min(hash_a) <> max(hash_a)
         )
         SELECT DISTINCT first_input, hash_a FROM occurrences JOIN shared USING (text) WHERE hash_a <> first_input
-    """)
+    """).fetchnumpy()
     if len(links["hash_a"]):
         pairs = np.stack([links["first_input"], links["hash_a"]], axis=1).astype(np.uint64)  # (links, 2)
         inputs, group_hashes = _components(pairs)

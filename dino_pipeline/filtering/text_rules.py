@@ -1,20 +1,26 @@
-"""Which single examples are unfit to train on: rules about the texts of one example.
+"""Which single examples are unfit to train on: rules about the texts of one example, built-in ones and a user's own.
 
 The check of a rule takes an `Example` and returns None to keep it, or the reason to drop it. What follows the first
-": " of the reason is its evidence. Rules of users are functions of the same kind.
+": " of the reason is its evidence.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import inspect
 import re
+import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.filter_options import Check, FilterOptions
-from dino_pipeline.filtering.contamination import LEAKED
+from dino_pipeline.filter_options import Check, FilterOptions, rule_name
+from dino_pipeline.filtering.contamination import LEAKED, ContaminationFilter
 from dino_pipeline.text import has_spaced_words, normalise
 
 MAX_PHRASE_REPEATS, MAX_WORD_REPEATS = 3, 5
@@ -303,3 +309,69 @@ PERSONAL_DATA = ExampleRule(
 )
 WITHHELD_REASONS = (PERSONAL_DATA.name, LEAKED)
 """Examples dropped for these reasons are neither shown in a report nor published."""
+
+
+def example_rules(options: FilterOptions, prompt: PromptParts, excluded: Sequence[str]) -> list[ExampleRule]:
+    """Return the rules about single examples that are on, in the order in which they are tried.
+
+    ``excluded`` are files of evaluation data.
+
+    Raises:
+        OptionError: a rule to switch off, or one of the user's own, does not exist.
+    """
+    built_in = text_rules(options, prompt)
+    names = [rule.name for rule in built_in]
+    if unknown := [name for name in options.without if name not in names]:
+        known = ", ".join(map(repr, names))
+        raise OptionError(f"no such rule; choose from {known}", option="without", value=unknown[0])
+    rules: list[ExampleRule] = []
+    if excluded:  # the first rule, so that evaluation data is always dropped for this reason
+        contamination = ContaminationFilter(excluded, options.near_duplicates or 1.0)
+        rules.append(ExampleRule(LEAKED, contamination, "a text of evaluation data"))
+    rules += [rule for rule in built_in if rule.name not in options.without]
+    if options.pii == "drop":
+        rules.append(PERSONAL_DATA)
+    return rules + [ExampleRule(rule_name(rule), resolve_rule(rule), "your own") for rule in options.rule]
+
+
+def resolve_rule(rule: str | Check) -> Check:
+    """Return the function of a user's own rule; modules are looked for in the current folder, too.
+
+    Raises:
+        OptionError: it cannot be imported, or is not a function.
+    """
+    if not isinstance(rule, str):
+        return rule
+    module, _, function = rule.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        check = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing runs the user's code
+        raise OptionError(
+            f"cannot be imported ({type(error).__name__}: {error}); write module:function", option="rule", value=rule
+        ) from error
+    if not callable(check):
+        raise OptionError("is not a function of an Example that returns None or a reason", option="rule", value=rule)
+    return check  # type: ignore[no-any-return]
+
+
+def rules_digest(rules: Iterable[str | Check]) -> str:
+    """Return a hash of the source of the user's own rules: a changed rule counts as a changed option."""
+    digest = hashlib.sha256()
+    for rule in rules:
+        resolve_rule(rule)
+        digest.update(_source_of(rule))
+    return digest.hexdigest()[:16]
+
+
+def _source_of(rule: str | Check) -> bytes:
+    """Return the content of the module that a rule is named in, or the source of a function itself."""
+    if isinstance(rule, str):
+        file = sys.modules[rule.partition(":")[0]].__file__
+        return Path(file).read_bytes() if file else b""
+    try:
+        return inspect.getsource(rule).encode()
+    except (OSError, TypeError):  # entered at a prompt, or not a plain function
+        code = getattr(rule, "__code__", None)
+        return repr((code.co_code, code.co_consts, code.co_names) if code else rule_name(rule)).encode()

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from dino_pipeline.filtering.filter_pass import FilterRuntime
-from dino_pipeline.filtering.filter_stage import available, filter_run, open_runtime, recorded_options
+from dino_pipeline.filtering.dataset_rules import FilterRuntime
+from dino_pipeline.filtering.filter import open_runtime
+from dino_pipeline.filtering.filter_stage import available, filter_run, recorded_options
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -69,7 +70,7 @@ def generate_until_target(
 
         def write_and_filter(further: Sequence[ExtraSamples]) -> dict[str, LabelYield]:
             record = write(further)
-            kept = available(run, options, runtime(), numeric_labels=spec.is_scored)
+            kept = available(run, options, runtime())
             samples = dict.fromkeys(spec.labels, record.options.samples)
             for extra in record.more:
                 samples[extra.label] = extra.first + extra.samples
@@ -82,7 +83,7 @@ def generate_until_target(
         yields = write_until_target(target, budget, write_and_filter, reporter.note)
         filtered = run.record().filter
         is_same = filtered is not None and filtered.options.target_per_label == target
-        filter_run(run, options, runtime(), numeric_labels=spec.is_scored, fresh=not is_same)
+        filter_run(run, options.model_copy(update={"fresh": not is_same}), runtime())
         record = run.record().generate
         assert record is not None  # `write` has written it
         return record, yields
