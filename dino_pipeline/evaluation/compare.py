@@ -27,7 +27,7 @@ from dino_pipeline.progress import Progress, Reporter, reporter_for, table
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, encoder_ref, finetune_run, load_to_train
-from dino_pipeline.training.objective import Objective, get_objective, resolve_hyperparameters, rows_are_independent
+from dino_pipeline.training.objectives import Objective, get_objective, resolve_hyperparameters, rows_are_independent
 from dino_pipeline.training.training_texts import as_run, training_texts
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import Corpus, distinct_texts
-from dino_pipeline.training.objective import Columns, RowKind
+from dino_pipeline.training.objectives import Columns, RowKind
 
 SAME, RELATED = 2 / 3, 1 / 3
 """Texts with a score above SAME mean the same, with a score above RELATED they are about the same thing."""

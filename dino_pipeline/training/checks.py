@@ -16,7 +16,7 @@ from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import distinct_texts
-from dino_pipeline.training.objective import Objective
+from dino_pipeline.training.objectives import Objective
 
 COLLAPSED = 0.99
 """Mean cosine of different texts from which embeddings count as collapsed."""

@@ -40,7 +40,7 @@ from dino_pipeline.training.checks import (
     probe_texts,
 )
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
-from dino_pipeline.training.objective import Objective, TrainingContext, get_objective, resolve_hyperparameters
+from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.selection import SelectionCriterion, criterion_for
 from dino_pipeline.training.trainer import COUNTS_FILE, TrainingResult, count_steps, train
 from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts

@@ -21,7 +21,7 @@ from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
-from dino_pipeline.training.objective import Objective
+from dino_pipeline.training.objectives import Objective
 
 HELD_OUT_SHARE = 0.1
 """Share of the texts that is kept out of training to choose the best checkpoint, if no others are given."""
