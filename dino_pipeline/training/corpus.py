@@ -17,28 +17,11 @@ from datasets import ClassLabel, Dataset, get_dataset_split_names
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.files import file_digest
-from dino_pipeline.in_memory import as_examples
+from dino_pipeline.in_memory import COLUMN_NAMES, as_examples
 from dino_pipeline.readers import JSON_ENDINGS, TABLE_FORMATS, load_table, read_json_lines, read_lines
 from dino_pipeline.text import as_number, normalise
 
 Content = Literal["scored pairs", "classified pairs", "pairs", "classified texts", "texts"]
-COLUMN_NAMES = {
-    "text_a": (
-        "text_a",
-        "sentence1",
-        "premise",
-        "anchor",
-        "query",
-        "question",
-        "text",
-        "sentence",
-        "document",
-        "content",
-    ),
-    "text_b": ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code"),
-    "label": ("label", "score", "similarity_score", "class"),
-}
-"""Names by which the columns of a dataset are recognised. The first that a dataset has counts."""
 
 
 @dataclass(frozen=True)
