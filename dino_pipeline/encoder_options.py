@@ -160,6 +160,11 @@ class TrainingOptions(ChosenHyperparameters):
         description="Pairs scored by people that choose the best checkpoint instead. Card and scores say so.",
     )
 
+    @field_validator("run", mode="before", check_fields=False)
+    @classmethod
+    def _folder_of_run(cls, value: object) -> object:
+        return getattr(value, "path", value)
+
     @property
     def hyperparameters(self) -> dict[str, object]:
         """Return the hyper-parameters that were given, by name."""

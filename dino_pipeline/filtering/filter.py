@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from dino_pipeline.record import public
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts, TextsOrigin
 
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
@@ -101,9 +102,14 @@ class FilteredPairs(ExampleList):
         counts["dropped"] = sum(step.total for step in funnel if step.kind == "dropped")
         return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
+    @cached_property
+    def origin(self) -> TextsOrigin:
+        """The records of the texts: how they were generated, if they were, and filtered."""
+        return self._folder.origin().updated(filter=self.record)
+
     def in_memory(self) -> FilteredPairs:
         """Return this after reading all files, because they are about to be deleted."""
-        _ = self.examples, self.dev, self.dropped, self.flagged
+        _ = self.examples, self.dev, self.dropped, self.flagged, self.origin
         self.run = None
         return self
 
