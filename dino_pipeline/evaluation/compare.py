@@ -24,8 +24,8 @@ from dino_pipeline.progress import Progress, Reporter, reporter_for, table
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, finetune_run, folder_or_temporary
-from dino_pipeline.training.objectives import Objective, get_objective, resolve_hyperparameters, rows_are_independent
-from dino_pipeline.training.training_texts import as_run, training_texts
+from dino_pipeline.training.objectives import get_objective, resolve_hyperparameters, rows_are_independent
+from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
 
 if TYPE_CHECKING:
     import pandas
@@ -139,13 +139,10 @@ def compare(
         DinoError: an option, the texts, the encoder or a run does not allow the comparison.
     """
     chosen = CompareOptions.of(options)
-    objectives = [_with_hyperparameters(name, chosen) for name in chosen.objectives or OBJECTIVES]
     texts = training_texts(source, chosen)
-    own = as_run(source)
-    jobs = []
-    for objective, hyperparameters in objectives:
-        jobs.append(TrainingJob.of(objective, hyperparameters, chosen, texts, chosen.seed))
+    jobs = [_training_job(name, chosen, texts) for name in chosen.objectives or OBJECTIVES]
     encoder = jobs[0].encoder
+    own = as_run(source)
     to_keep = chosen.run or (own.comparison if own else None)
     with reporter_for(progress) as reporter, folder_or_temporary(to_keep) as folder:
         sets = _sets(chosen, own, reporter)
@@ -153,7 +150,7 @@ def compare(
             encoder=encoder,
             texts=texts.settings(),
             seeds=tuple(_seeds(chosen)),
-            training={objective.name: hyperparameters for objective, hyperparameters in objectives},
+            training={job.objective.name: job.hyperparameters for job in jobs},
             rows=(*_baseline_rows(encoder, sets, reporter), *_trained_rows(jobs, chosen, sets, folder, reporter)),
         )
         names = [data.name for data in sets]
@@ -168,8 +165,11 @@ def _sets(options: CompareOptions, own: Run | None, reporter: Reporter) -> list[
     return evaluation_sets(wanted, [own] if own else [], reporter, of_pocket=options.encoder == POCKET)
 
 
-def _with_hyperparameters(name: str, options: CompareOptions) -> tuple[Objective, Hyperparameters]:
-    """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
+def _training_job(name: str, options: CompareOptions, texts: TrainingTexts) -> TrainingJob:
+    """Return the training by an objective with the first seed.
+
+    Its hyper-parameters are those for all, as far as it has them, and those for it alone.
+    """
     objective = get_objective(name)
     shared = options.hyperparameters
     if not (objective.caches_gradients or rows_are_independent(objective, objective.defaults)):
@@ -177,7 +177,8 @@ def _with_hyperparameters(name: str, options: CompareOptions) -> tuple[Objective
     if not objective.faithful:
         shared.pop("faithful", None)
     alone, own = options.for_objective(name)
-    return objective, resolve_hyperparameters(objective, {**shared, **alone}, own)
+    hyperparameters = resolve_hyperparameters(objective, {**shared, **alone}, own)
+    return TrainingJob.of(objective, hyperparameters, options, texts, options.seed)
 
 
 def _seeds(options: CompareOptions) -> range:

@@ -126,15 +126,11 @@ def inspect_data(
     wanted_rows: int,
     wanted_batch: int,
 ) -> DataReport:
-    """Return what is worth knowing of the data of a training.
+    """Return what is worth knowing of the dataset that an objective built.
 
     Args:
-        model: the encoder.
-        objective: how it learns.
-        hyperparameters: with the batch size of `fit_batch_size`.
-        dataset: as the objective built it.
         wanted_rows: the rows before the objective left some out.
-        wanted_batch: the batch size before it was fitted.
+        wanted_batch: the batch size before `fit_batch_size`.
 
     Raises:
         DataError: there are too few rows for in-batch negatives.

@@ -222,12 +222,8 @@ def _splits(source: Source) -> list[str]:
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:
     """Split a corpus into a large and a small part that share no first text.
 
-    The split depends on the texts alone, not on their order.
-
-    Args:
-        corpus: at least two different first texts.
-        share: share of the first texts that go to the small part.
-        most: upper bound of their number.
+    The split depends on the texts alone, not on their order. The small part has a share of the first texts, but no more
+    than ``most`` of them.
 
     Raises:
         DataError: the corpus is too small to be split.

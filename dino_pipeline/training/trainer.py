@@ -247,19 +247,13 @@ class _EpochCallback(TrainerCallback):
 
 
 class _CheckpointCallback(TrainerCallback):
-    """Counts rows and seconds. Writes both and the loss's tensors into checkpoints; restores them from one.
+    """Counts rows and seconds. Writes both, and the loss's own tensors, into checkpoints.
 
-    Args:
-        loss: the loss module.
-        loss_tensors: its own parameters and buffers.
-        processes: how many train together.
-        checkpoint: from which training goes on.
+    With a checkpoint, it restores them from there, and training goes on.
     """
 
-    def __init__(
-        self, loss: Any, loss_tensors: dict[str, torch.Tensor], processes: int, checkpoint: str | None
-    ) -> None:
-        self.loss_tensors, self.processes, self.checkpoint = loss_tensors, processes, checkpoint
+    def __init__(self, loss: Any, tensors: dict[str, torch.Tensor], processes: int, checkpoint: str | None) -> None:
+        self.loss_tensors, self.processes, self.checkpoint = tensors, processes, checkpoint
         self.rows, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         loss.register_forward_pre_hook(self._count)
 

@@ -198,12 +198,9 @@ def _holds_classes(filtered: FilterRecord | None) -> bool:
 
 
 def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Source:
-    """Return one source of texts.
+    """Return a run's filtered texts, a path, a Hub id, or examples in memory as a source.
 
-    Args:
-        texts: a run, whose filtered texts are meant, a path, a Hub id, or examples in memory.
-        options: how to read it; None: by default.
-        classes: whether labels are names of classes, unless the options say so.
+    Without options, it is read by default. Labels are names of classes if ``classes``, unless the options say.
     """
     run = as_run(texts)
     if run is not None:

@@ -112,7 +112,6 @@ def resolve_hyperparameters(
     """Return an objective's defaults, overridden by what a user gave.
 
     Args:
-        objective: gives the defaults.
         given: hyper-parameters by name.
         own: the objective's own options by name; numbers may be written as strings.
 
@@ -187,10 +186,6 @@ class RowViews:
     """The transform of a dataset of `drawn_rows`.
 
     A view depends on the seed, the epoch and the row, and not on the order of rows, the batch, or an interruption.
-
-    Args:
-        draw: makes the views of a row.
-        seed: of all random numbers.
     """
 
     def __init__(self, draw: Draw, seed: int) -> None:
