@@ -24,8 +24,8 @@ from dino_pipeline.encoders import load_encoder
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import table
 from dino_pipeline.run import Run
-from dino_pipeline.training.objective import TrainingContext, get_objective
-from dino_pipeline.training.objectives.simcse import MemoryBuffer
+from dino_pipeline.training.objectives import TrainingContext, get_objective
+from dino_pipeline.training.objectives.view_objectives import MemoryBuffer
 
 PARTS = ("mirror", "steps", "memory")
 ROUNDS = 40

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, create_model, field_validator
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.options import Flag, Options, flags_of
+from dino_pipeline.text import as_number
 
 ObjectiveName = Literal["dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
@@ -21,9 +22,9 @@ TRAINING = "Training (default of most: the objective's)"
 
 
 def _parts(value: object) -> object:
-    """Return the parts of a list with commas, each once; other values as they are."""
-    if isinstance(value, str):
-        value = (value,)
+    """Return the parts of a list with commas, each once: ``("sts,pairs", "sts")`` is ``("sts", "pairs")``."""
+    if value is None or isinstance(value, str):
+        value = (value or "",)
     if not isinstance(value, tuple | list):
         return value
     parts: list[object] = []
@@ -35,7 +36,7 @@ def _parts(value: object) -> object:
 
 def _dimensions(value: object) -> object:
     """Return dimensions as whole numbers, the largest first."""
-    parts = _parts(value)
+    parts = None if value is None else _parts(value)
     if not isinstance(parts, tuple):
         return parts
     try:
@@ -47,10 +48,20 @@ def _dimensions(value: object) -> object:
     return tuple(sorted(set(dimensions), reverse=True))
 
 
+def _number(value: object) -> object:
+    """Return the number that a string spells, an integer if it is whole; other values as they are."""
+    if value is None:
+        return None
+    number = as_number(value) if isinstance(value, str) else value
+    if not isinstance(number, int | float):
+        raise ValueError("must be a number")
+    return int(number) if isinstance(value, str) and float(number).is_integer() else number
+
+
 class Hyperparameters(Options):
     """Hyper-parameters of a training. Each objective has defaults of its own, those of its paper."""
 
-    epochs: Annotated[int | float, Flag(TRAINING, metavar="FLOAT")] = Field(
+    epochs: Annotated[int | float, BeforeValidator(_number), Flag(TRAINING, metavar="FLOAT")] = Field(
         default=1, gt=0, description="Passes over the texts."
     )
     steps: Annotated[int | None, Flag(TRAINING)] = Field(
@@ -149,6 +160,11 @@ class TrainingOptions(ChosenHyperparameters):
         description="Pairs scored by people that choose the best checkpoint instead. Card and scores say so.",
     )
 
+    @field_validator("run", mode="before", check_fields=False)
+    @classmethod
+    def _folder_of_run(cls, value: object) -> object:
+        return getattr(value, "path", value)
+
     @property
     def hyperparameters(self) -> dict[str, object]:
         """Return the hyper-parameters that were given, by name."""
@@ -186,9 +202,9 @@ class CompareOptions(TrainingOptions):
         default=None, description="Folder to write."
     )
     fresh: bool = Field(default=False, description="Train all again.")
-    objectives: Annotated[
-        tuple[ObjectiveName, ...], BeforeValidator(_parts), Flag(metavar="NAME,...", default="all")
-    ] = Field(default=(), description=f"Objectives to compare: {', '.join(OBJECTIVES)}.")
+    objectives: Annotated[tuple[ObjectiveName, ...], Flag(metavar="NAME,...", default="all")] = Field(
+        default=(), description=f"Objectives to compare: {', '.join(OBJECTIVES)}."
+    )
     seeds: int = Field(default=3, ge=1, description="Trainings of each objective.")
     seed: int = Field(default=42, description="First seed; the others follow it.")
     data: Annotated[tuple[Any, ...], Flag(metavar="FILE")] = Field(
@@ -263,7 +279,9 @@ class EvaluateOptions(StsProtocol):
     """What `evaluate` takes besides the encoders."""
 
     suite: Annotated[
-        tuple[SuiteName, ...], Flag(metavar="NAME", default="a run's dev pairs; the suite that fits the data")
+        tuple[SuiteName, ...],
+        BeforeValidator(_parts),
+        Flag(metavar="NAME", default="a run's dev pairs; the suite that fits the data"),
     ] = Field(
         default=(),
         description="What to evaluate on; several times, or with commas. sts: the seven sets of the papers. probe: "
@@ -288,16 +306,6 @@ class EvaluateOptions(StsProtocol):
     published: Annotated[bool, Flag(WITH_STS)] = Field(
         default=False, description="Show the papers' figures, too, if they were made with the same protocol."
     )
-
-    @field_validator("suite", mode="before")
-    @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        """Split names at commas and drop repetitions: ``("sts,pairs", "sts")`` is ``("sts", "pairs")``."""
-        given = list(value) if isinstance(value, list | tuple) else [value] if value else []
-        names: list[Any] = []
-        for item in given:
-            names += [part.strip() for part in item.split(",") if part.strip()] if isinstance(item, str) else [item]
-        return tuple(dict.fromkeys(names))
 
     @field_validator("data", mode="before")
     @classmethod

@@ -14,7 +14,8 @@ from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.files import Checksums, remove, write_bytes, write_json
 from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
-from dino_pipeline.stage_records import StageRecord
+from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import StageRecord, TextsOrigin
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
@@ -160,6 +161,17 @@ class Run(Layout):
                 f"{self.record_file}: is not a record that this version reads ({error})",
                 "restore it, use the version that wrote it, or start over with {fresh=True}",
             ) from error
+
+    def origin(self) -> TextsOrigin:
+        """Return the records of the run's texts, with the language and license of its spec."""
+        record = self.record()
+        spec = load_spec(self.spec) if self.spec.exists() else None
+        return TextsOrigin(
+            generate=record.generate,
+            filter=record.filter,
+            language=spec.language if spec else None,
+            license=spec.license if spec else None,
+        )
 
     def save(self, record: StageRecord) -> None:
         """Put the record of a stage into run.json."""

@@ -8,7 +8,7 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.training.adapters import adapt, split_sentences
 from dino_pipeline.training.corpus import Corpus
-from dino_pipeline.training.objective import Columns, RowKind
+from dino_pipeline.training.objectives import Columns, RowKind
 
 SCORED = [
     Example("a", "a same", 0.9),

@@ -11,7 +11,7 @@ from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import PYTHON, DataError, ModelError, OptionError
 from dino_pipeline.progress import full_note
 from dino_pipeline.training.checks import DataReport, check_encoder, fit_batch_size, has_dropout, inspect_data
-from dino_pipeline.training.objective import TrainingContext, get_objective, resolve_hyperparameters
+from dino_pipeline.training.objectives import TrainingContext, get_objective, resolve_hyperparameters
 from tests.toys import static_encoder, without_dropout
 
 

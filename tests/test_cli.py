@@ -210,13 +210,13 @@ WATCHED = """
 import json, os, sys
 from pathlib import Path
 from dino_pipeline.cli import main
-from dino_pipeline.training.objectives import simcse
+from dino_pipeline.training.objectives import view_objectives
 made = []
-plain = simcse.InstanceSmoothedLoss.__init__
+plain = view_objectives.InstanceSmoothedLoss.__init__
 def watched(self, *args):
     plain(self, *args)
     made.append(self)
-simcse.InstanceSmoothedLoss.__init__ = watched
+view_objectives.InstanceSmoothedLoss.__init__ = watched
 main(standalone_mode=False)
 memory = made[0].memories["32"]
 kept = (memory.entries, *made[0].heads.parameters())

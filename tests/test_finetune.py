@@ -24,7 +24,7 @@ from dino_pipeline.run import Run, State
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.finetune import TrainingJob, finetune_run
-from dino_pipeline.training.objective import Objective, TrainingContext, get_objective
+from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective
 from dino_pipeline.training.selection import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
@@ -486,12 +486,20 @@ def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
     assert set(told.dino.head.predict(told.encode(texts))) <= {"cat", "dog"}
 
 
-def test_what_a_filter_kept_becomes_an_encoder_that_knows_how_it_was_filtered(toy_encoder: Path) -> None:
+def test_what_a_filter_kept_becomes_an_encoder_that_knows_how_it_was_filtered(
+    tmp_path: Path, toy_encoder: Path
+) -> None:
     kept = dino.filter(Words().pairs(40), dev_share=0.2, progress=False)
     encoder = dino.finetune(kept, encoder=str(toy_encoder), steps=1, progress=False)
     record = encoder.dino.record
     assert (record.train, record.dev) == (len(kept.train), len(kept.dev))
     assert record.origin.filter == kept.record
+    texts = dino.generate("sts-x2", num_inputs=10, samples=2, progress=False)
+    kept = dino.filter(texts, near_duplicates=0, dev_share=0.3, progress=False)
+    record = dino.finetune(kept, run=tmp_path / "run", encoder=str(toy_encoder), steps=1, progress=False).dino.record
+    assert (record.origin.generate, record.origin.filter) == (texts.record, kept.record)
+    assert (record.origin.language, record.origin.license) == (texts.spec.language, texts.spec.license)
+    assert "pocket" in (tmp_path / "run" / "model" / "README.md").read_text(), "the card names the generator"
 
 
 def test_a_run_named_from_python_is_kept_and_not_trained_again(
@@ -514,6 +522,7 @@ def test_a_run_named_from_python_is_kept_and_not_trained_again(
         ({"learningrate": 1}, "learningrate: there is no such option; did you mean learning_rate?"),
         ({"matryoshka": (0,)}, "dimensions are 1 and more"),
         ({"warmup": 2.0}, "warmup=2.0: must be at most 1"),
+        ({"epochs": "abc"}, "epochs='abc': must be a number"),
         ({"objective_options": {"loss": "cos"}}, "loss=cos: must be one of cosine, cosent, angle"),
         ({"objective_options": {"temperature": 1}}, "temperature: dino has no such option; it has loss"),
         ({"max_length": 500}, "max_length=500: the encoder takes at most 128 tokens"),

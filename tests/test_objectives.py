@@ -18,7 +18,7 @@ from scipy.stats import beta, chisquare, kstest
 from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
-from dino_pipeline.training.objective import (
+from dino_pipeline.training.objectives import (
     REGISTRY,
     TrainingContext,
     get_objective,
@@ -26,10 +26,17 @@ from dino_pipeline.training.objective import (
     row_views,
 )
 from dino_pipeline.training.objectives.contrastive import InfoNCELoss, NTXentLoss, own_tensors
-from dino_pipeline.training.objectives.declutr import SpanSampler
-from dino_pipeline.training.objectives.mirror_bert import draw_view, mask_characters, mask_words
+from dino_pipeline.training.objectives.masked_words import SpanSampler
 from dino_pipeline.training.objectives.pair_objectives import LearnedTemperature, PairClassificationLoss
-from dino_pipeline.training.objectives.simcse import InstanceSmoothedLoss, MemoryBuffer, SimCSELoss, smooth_views
+from dino_pipeline.training.objectives.view_objectives import (
+    InstanceSmoothedLoss,
+    MemoryBuffer,
+    SimCSELoss,
+    draw_view,
+    mask_characters,
+    mask_words,
+    smooth_views,
+)
 from tests.toys import without_dropout
 
 DOCS = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text()

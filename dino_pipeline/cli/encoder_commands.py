@@ -76,7 +76,7 @@ def _folder(source: str, given: dict[str, Any]) -> Path:
 
 
 def _list_objectives() -> None:
-    from dino_pipeline.training.objective import get_objective
+    from dino_pipeline.training.objectives import get_objective
 
     objectives = [get_objective(name) for name in OBJECTIVES]
     rows = []

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
@@ -26,9 +23,9 @@ from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for, table
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
-from dino_pipeline.training.finetune import TrainingJob, encoder_ref, finetune_run, load_to_train
-from dino_pipeline.training.objective import Objective, get_objective, resolve_hyperparameters, rows_are_independent
-from dino_pipeline.training.training_texts import as_run, training_texts
+from dino_pipeline.training.finetune import TrainingJob, finetune_run, folder_or_temporary
+from dino_pipeline.training.objectives import get_objective, resolve_hyperparameters, rows_are_independent
+from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
 
 if TYPE_CHECKING:
     import pandas
@@ -126,61 +123,39 @@ class Comparison:
 
 @accepts(CompareOptions)
 def compare(
-    source: object,
-    *,
-    run: str | Path | Run | None = None,
-    fresh: bool = False,
-    progress: bool | Callable[[Progress | str], object] | Reporter = True,
-    **options: Any,
+    source: object, *, progress: bool | Callable[[Progress | str], object] | Reporter = True, **options: Any
 ) -> Comparison:
     """Train the same encoder by several objectives on the same texts, and evaluate it on the same sets.
 
-    Each training is a run of its own in the folder. Those that are finished are not done again.
+    Each training is a run of its own in the folder ``run``, by default the folder ``compare`` of the run that the texts
+    are from; of other texts, nothing is kept. Finished trainings are not done again. Hyper-parameters are for all
+    objectives; those that are not given are each objective's own.
 
     Args:
         source: the texts, as `finetune` takes them.
-        run: folder to write. By default the folder ``compare`` of the run that the texts are from; for other texts, a
-            temporary folder.
-        fresh: train all again.
         progress: show progress; a function is called with each `Progress` and each note.
-        options: see below. Hyper-parameters are for all objectives; those that are not given are each objective's own.
 
     Raises:
         DinoError: an option, the texts, the encoder or a run does not allow the comparison.
     """
-    chosen = CompareOptions.of({**options, "run": run.path if isinstance(run, Run) else run, "fresh": fresh})
-    objectives = [_with_hyperparameters(name, chosen) for name in chosen.objectives or OBJECTIVES]
+    chosen = CompareOptions.of(options)
     texts = training_texts(source, chosen)
+    jobs = [_training_job(name, chosen, texts) for name in chosen.objectives or OBJECTIVES]
+    encoder = jobs[0].encoder
     own = as_run(source)
-    encoder = encoder_ref(chosen)
-    jobs = []
-    for objective, hyperparameters in objectives:
-        load = partial(load_to_train, chosen, hyperparameters)
-        jobs.append(TrainingJob(objective, hyperparameters, encoder, load, texts))
-    with reporter_for(progress) as reporter, _folder_to_write(own, chosen.run) as folder:
+    to_keep = chosen.run or (own.comparison if own else None)
+    with reporter_for(progress) as reporter, folder_or_temporary(to_keep) as folder:
         sets = _sets(chosen, own, reporter)
         file = ComparisonFile(
             encoder=encoder,
             texts=texts.settings(),
             seeds=tuple(_seeds(chosen)),
-            training={objective.name: hyperparameters for objective, hyperparameters in objectives},
+            training={job.objective.name: job.hyperparameters for job in jobs},
             rows=(*_baseline_rows(encoder, sets, reporter), *_trained_rows(jobs, chosen, sets, folder, reporter)),
         )
         names = [data.name for data in sets]
         files = _write(file, names, folder)
-        is_kept = own is not None or chosen.run is not None
-    return Comparison(file.rows, names, file.seeds, files if is_kept else ())
-
-
-@contextlib.contextmanager
-def _folder_to_write(own: Run | None, folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield folder
-    elif own is not None:
-        yield own.comparison
-    else:
-        with TemporaryDirectory(prefix="dino-compare-") as temporary:
-            yield Path(temporary)
+    return Comparison(file.rows, names, file.seeds, files if to_keep else ())
 
 
 def _sets(options: CompareOptions, own: Run | None, reporter: Reporter) -> list[EvaluationSet]:
@@ -190,8 +165,11 @@ def _sets(options: CompareOptions, own: Run | None, reporter: Reporter) -> list[
     return evaluation_sets(wanted, [own] if own else [], reporter, of_pocket=options.encoder == POCKET)
 
 
-def _with_hyperparameters(name: str, options: CompareOptions) -> tuple[Objective, Hyperparameters]:
-    """Return an objective and its hyper-parameters: those for all, as far as it has them, and those for it alone."""
+def _training_job(name: str, options: CompareOptions, texts: TrainingTexts) -> TrainingJob:
+    """Return the training by an objective with the first seed.
+
+    Its hyper-parameters are those for all, as far as it has them, and those for it alone.
+    """
     objective = get_objective(name)
     shared = options.hyperparameters
     if not (objective.caches_gradients or rows_are_independent(objective, objective.defaults)):
@@ -199,7 +177,8 @@ def _with_hyperparameters(name: str, options: CompareOptions) -> tuple[Objective
     if not objective.faithful:
         shared.pop("faithful", None)
     alone, own = options.for_objective(name)
-    return objective, resolve_hyperparameters(objective, {**shared, **alone}, own)
+    hyperparameters = resolve_hyperparameters(objective, {**shared, **alone}, own)
+    return TrainingJob.of(objective, hyperparameters, options, texts, options.seed)
 
 
 def _seeds(options: CompareOptions) -> range:

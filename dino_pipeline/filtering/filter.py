@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from dino_pipeline.record import public
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts, TextsOrigin
 
 if TYPE_CHECKING:
     from dino_pipeline.filtering.label_scores import LabelScores
@@ -105,9 +105,14 @@ class FilteredPairs(ExampleList):
         dropped = sum(step.total for step in funnel if step.kind == "dropped")
         return f"train: {funnel.total('train')}, dev: {funnel.total('dev')}, dropped: {dropped}"
 
+    @cached_property
+    def origin(self) -> TextsOrigin:
+        """The records of the texts: how they were generated, if they were, and filtered."""
+        return self._folder.origin().updated(filter=self.record)
+
     def in_memory(self) -> FilteredPairs:
         """Return this after reading all files, because they are about to be deleted."""
-        _ = self.examples, self.dev, self.dropped, self.flagged
+        _ = self.examples, self.dev, self.dropped, self.flagged, self.origin
         self.run = None
         return self
 
@@ -309,7 +314,7 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
 
 def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
     from dino_pipeline.decoding.loading import load_decoder
-    from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
+    from dino_pipeline.filtering.label_scores import scoring_model
 
     generated = run.record().generate
     model = scoring_model(run, generated)

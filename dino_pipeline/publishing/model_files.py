@@ -22,7 +22,7 @@ from dino_pipeline.publishing.report_source import OpenedRun
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, PublishedDataset
-from dino_pipeline.training.objective import get_objective
+from dino_pipeline.training.objectives import get_objective
 
 WIDGET_SENTENCES = 3
 """Sentences that the model's page offers for comparison."""

@@ -14,7 +14,7 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import Corpus, distinct_texts
-from dino_pipeline.training.objective import Columns, RowKind
+from dino_pipeline.training.objectives import Columns, RowKind
 
 SAME, RELATED = 2 / 3, 1 / 3
 """Texts with a score above SAME mean the same, with a score above RELATED they are about the same thing."""
@@ -54,9 +54,9 @@ def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", 
     Args:
         corpus: the texts.
         needs: the kind of rows.
-        objective: name of the objective, for errors.
-        language: two-letter code of the language, whose rules say where sentences end.
-        split: split texts into their sentences if the objective needs sentences.
+        objective: its name, for errors.
+        language: two-letter code; its rules say where sentences end.
+        split: split texts if sentences are needed.
 
     Raises:
         DataError: the corpus does not hold such rows, and they cannot be made from it.
@@ -66,9 +66,11 @@ def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", 
         raise DataError(f"{corpus.name}: holds {corpus.content}, but {objective} needs {needs}", REMEDIES[needs])
     if corpus.content == "scored pairs":
         _check_scores(corpus)
-    examples: Sequence[Example] = corpus.examples
+    examples = corpus.examples
     if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
-        examples = _sentence_examples(corpus.examples, language)
+        examples = []
+        for example in corpus.examples:
+            examples += [Example(sentence) for sentence in split_sentences(example.text_a, language)]
     columns, remarks = make(examples, language)
     if not next(iter(columns.values())):
         raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}", REMEDIES[needs])
@@ -83,13 +85,6 @@ def split_sentences(text: str, language: str) -> list[str]:
     """
     stripped = (segment.strip() for segment in _segmenter(language).segment(text))
     return [sentence for sentence in stripped if sentence]
-
-
-def _sentence_examples(examples: Sequence[Example], language: str) -> list[Example]:
-    sentences = []
-    for example in examples:
-        sentences += split_sentences(example.text_a, language)
-    return [Example(sentence) for sentence in sentences]
 
 
 @lru_cache(maxsize=4)

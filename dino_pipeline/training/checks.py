@@ -16,7 +16,7 @@ from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import distinct_texts
-from dino_pipeline.training.objective import Objective
+from dino_pipeline.training.objectives import Objective
 
 COLLAPSED = 0.99
 """Mean cosine of different texts from which embeddings count as collapsed."""
@@ -126,15 +126,11 @@ def inspect_data(
     wanted_rows: int,
     wanted_batch: int,
 ) -> DataReport:
-    """Return what is worth knowing of the data of a training.
+    """Return what is worth knowing of the dataset that an objective built.
 
     Args:
-        model: the encoder.
-        objective: how it learns.
-        hyperparameters: with the batch size of `fit_batch_size`.
-        dataset: as the objective built it.
         wanted_rows: the rows before the objective left some out.
-        wanted_batch: the batch size before it was fitted.
+        wanted_batch: the batch size before `fit_batch_size`.
 
     Raises:
         DataError: there are too few rows for in-batch negatives.

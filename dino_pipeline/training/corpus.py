@@ -17,28 +17,11 @@ from datasets import ClassLabel, Dataset, get_dataset_split_names
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.files import file_digest
-from dino_pipeline.in_memory import as_examples
+from dino_pipeline.in_memory import COLUMN_NAMES, as_examples
 from dino_pipeline.readers import JSON_ENDINGS, TABLE_FORMATS, load_table, read_json_lines, read_lines
 from dino_pipeline.text import as_number, normalise
 
 Content = Literal["scored pairs", "classified pairs", "pairs", "classified texts", "texts"]
-COLUMN_NAMES = {
-    "text_a": (
-        "text_a",
-        "sentence1",
-        "premise",
-        "anchor",
-        "query",
-        "question",
-        "text",
-        "sentence",
-        "document",
-        "content",
-    ),
-    "text_b": ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code"),
-    "label": ("label", "score", "similarity_score", "class"),
-}
-"""Names by which the columns of a dataset are recognised. The first that a dataset has counts."""
 
 
 @dataclass(frozen=True)
@@ -239,12 +222,8 @@ def _splits(source: Source) -> list[str]:
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:
     """Split a corpus into a large and a small part that share no first text.
 
-    The split depends on the texts alone, not on their order.
-
-    Args:
-        corpus: at least two different first texts.
-        share: share of the first texts that go to the small part.
-        most: upper bound of their number.
+    The split depends on the texts alone, not on their order. The small part has a share of the first texts, but no more
+    than ``most`` of them.
 
     Raises:
         DataError: the corpus is too small to be split.

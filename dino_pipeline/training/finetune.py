@@ -41,7 +41,7 @@ from dino_pipeline.training.checks import (
     probe_texts,
 )
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
-from dino_pipeline.training.objective import Objective, TrainingContext, get_objective, resolve_hyperparameters
+from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.selection import SelectionCriterion, criterion_for
 from dino_pipeline.training.trainer import COUNTS_FILE, TrainingResult, count_steps, train
 from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
@@ -61,23 +61,17 @@ class FinetuneInfo:
 
 @accepts(FinetuneOptions)
 def finetune(
-    source: object,
-    *,
-    run: str | Path | Run | None = None,
-    fresh: bool = False,
-    progress: bool | Callable[[Progress | str], object] | Reporter = True,
-    **options: Any,
+    source: object, *, progress: bool | Callable[[Progress | str], object] | Reporter = True, **options: Any
 ) -> SentenceTransformer:
     """Train a sentence encoder on texts and return it.
+
+    A run keeps the encoder, and a stopped training goes on there. Without ``run``, it is the run that the texts are
+    from; of other texts, nothing is kept.
 
     Args:
         source: a run's folder, the result of `filter`, examples in memory (a list, a `datasets.Dataset`, a pandas
             frame), a file, or a dataset on the Hub.
-        run: folder in which the encoder is kept, and a stopped training goes on. By default the run that the texts are
-            from; for other texts, a temporary folder.
-        fresh: train again from the start.
         progress: show progress; a function is called with each `Progress` and each note.
-        options: see below.
 
     Returns:
         The encoder with the best checkpoint's weights. ``encoder.dino`` is a `FinetuneInfo`: how it was trained.
@@ -85,37 +79,30 @@ def finetune(
     Raises:
         DinoError: an option, the texts, the encoder or the run does not allow the training.
     """
-    chosen = FinetuneOptions.of({**options, "run": run.path if isinstance(run, Run) else run, "fresh": fresh})
+    chosen = FinetuneOptions.of(options)
     objective = get_objective(chosen.objective)
     hyperparameters = resolve_hyperparameters(objective, chosen.hyperparameters, chosen.own_options)
-    job = TrainingJob(
-        objective,
-        hyperparameters,
-        encoder_ref(chosen),
-        partial(load_to_train, chosen, hyperparameters),
-        training_texts(source, chosen),
-        chosen.seed,
-    )
+    job = TrainingJob.of(objective, hyperparameters, chosen, training_texts(source, chosen), chosen.seed)
+    own = as_run(source)
+    folder = chosen.run or (own.path if own else None)
+    if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("several processes need a folder in common", "name one with {run=FOLDER}")
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`
-    with reporter_for(progress) as reporter, _run_to_write(source, chosen.run) as target:
-        with target.locked() if is_first else contextlib.nullcontext():
-            state = finetune_run(target, job, reporter, fresh=chosen.fresh)
-        return _load_trained(target, state)
+    with reporter_for(progress) as reporter, folder_or_temporary(folder) as kept:
+        run = Run(kept)
+        with run.locked() if is_first else contextlib.nullcontext():
+            state = finetune_run(run, job, reporter, fresh=chosen.fresh)
+        return _load_trained(run, state)
 
 
 @contextlib.contextmanager
-def _run_to_write(source: object, folder: Path | None) -> Iterator[Run]:
-    """Give the run to train in: the one named, the texts' own, or one in a temporary folder."""
-    own = as_run(source)
+def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
+    """Give a folder, or one that is deleted at the end."""
     if folder is not None:
-        yield Run(folder)
-    elif own is not None:
-        yield own
-    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise OptionError("several processes need a folder in common", "name one with {run=FOLDER}")
+        yield folder
     else:
-        with TemporaryDirectory(prefix="dino-finetune-") as temporary:
-            yield Run(Path(temporary) / "run")
+        with TemporaryDirectory(prefix="dino-") as temporary:
+            yield Path(temporary) / "run"
 
 
 def _load_trained(run: Run, state: State) -> SentenceTransformer:
@@ -127,13 +114,7 @@ def _load_trained(run: Run, state: State) -> SentenceTransformer:
     return encoder
 
 
-def encoder_ref(options: TrainingOptions) -> ModelRef:
-    """Return which encoder a training starts from."""
-    fingerprint = model_fingerprint(model_path(options.encoder, "encoder"))
-    return ModelRef(name=options.encoder, revision=options.revision, fingerprint=fingerprint)
-
-
-def load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -> SentenceTransformer:
+def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -> SentenceTransformer:
     """Load the encoder to start from.
 
     Raises:
@@ -165,6 +146,20 @@ class TrainingJob:
     seed: int = 42
     """Seed of head initialisation, dropout, views and data order."""
 
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        hyperparameters: Hyperparameters,
+        options: TrainingOptions,
+        texts: TrainingTexts,
+        seed: int,
+    ) -> TrainingJob:
+        """Return the training of the encoder that the options name."""
+        fingerprint = model_fingerprint(model_path(options.encoder, "encoder"))
+        encoder = ModelRef(name=options.encoder, revision=options.revision, fingerprint=fingerprint)
+        return cls(objective, hyperparameters, encoder, partial(_load_to_train, options, hyperparameters), texts, seed)
+
     def settings(self) -> TrainingSettings:
         """Return the job as the run's record holds it."""
         return TrainingSettings(
@@ -180,15 +175,6 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
     """Train an encoder into the run's ``model`` folder. Go on from the last checkpoint of an earlier call.
 
     Runs in one process, or in each process of ``accelerate launch``.
-
-    Args:
-        run: where to write.
-        job: what to train, and on what.
-        reporter: follows the training.
-        fresh: start over.
-
-    Returns:
-        Whether the work was new, resumed, or done before.
 
     Raises:
         DataError: the data is not what the objective needs.

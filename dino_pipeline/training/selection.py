@@ -18,7 +18,7 @@ from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
 from dino_pipeline.training.adapters import contrast_classes
 from dino_pipeline.training.corpus import Corpus
-from dino_pipeline.training.objective import Objective
+from dino_pipeline.training.objectives import Objective
 
 MAX_TEXTS = 2000
 """Texts that uniformity compares with one another."""

@@ -26,7 +26,7 @@ from dino_pipeline.files import write_json
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.training.checks import COLLAPSED
-from dino_pipeline.training.objective import Objective, RowViews, TrainingContext, row_views
+from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, row_views
 from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors
 from dino_pipeline.training.selection import SelectionCriterion
 
@@ -75,7 +75,7 @@ def train(
         model: the encoder.
         dataset: as the objective built it.
         objective: gives the loss.
-        context: hyper-parameters, with the number of steps.
+        context: with the number of steps.
         criterion: chooses the best checkpoint.
         probe: texts in which to look for collapse.
         reporter: follows the training.
@@ -90,10 +90,10 @@ def train(
     if context.processes > 1:
         average_gradients(loss_tensors.values())
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    counter = RowCounter(trainer.loss, context.processes)
+    counter = _CheckpointCallback(trainer.loss, loss_tensors, context.processes, checkpoint)
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {context.seed}", total=0, resumed=resumed)
-    trainer.add_callback(_CheckpointCallback(loss_tensors, counter, checkpoint))
+    trainer.add_callback(counter)
     trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -236,16 +236,24 @@ def _rows_per_process(objective: Objective, context: TrainingContext) -> tuple[i
     return rows, parts
 
 
-class RowCounter:
-    """Counts the rows that a loss takes, over all processes, and the time.
+@dataclass(eq=False)
+class _EpochCallback(TrainerCallback):
+    """Sets the epoch of the dataset's views."""
 
-    Args:
-        loss: the loss module.
-        processes: how many train together.
+    views: RowViews
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.views.epoch = math.floor((state.epoch or 0) + 1e-6)
+
+
+class _CheckpointCallback(TrainerCallback):
+    """Counts rows and seconds. Writes both, and the loss's own tensors, into checkpoints.
+
+    With a checkpoint, it restores them from there, and training goes on.
     """
 
-    def __init__(self, loss: Any, processes: int) -> None:
-        self.processes = processes
+    def __init__(self, loss: Any, tensors: dict[str, torch.Tensor], processes: int, checkpoint: str | None) -> None:
+        self.loss_tensors, self.processes, self.checkpoint = tensors, processes, checkpoint
         self.rows, self.seconds_before, self.started = 0, 0.0, time.monotonic()
         loss.register_forward_pre_hook(self._count)
 
@@ -259,30 +267,11 @@ class RowCounter:
         rows = len(features["attention_mask"] if "attention_mask" in features else features["offsets"])
         self.rows += rows * self.processes
 
-
-@dataclass(eq=False)
-class _EpochCallback(TrainerCallback):
-    """Sets the epoch of the dataset's views."""
-
-    views: RowViews
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.views.epoch = math.floor((state.epoch or 0) + 1e-6)
-
-
-@dataclass(eq=False)
-class _CheckpointCallback(TrainerCallback):
-    """Writes counts and the loss's tensors into checkpoints, and restores them when training goes on from one."""
-
-    loss_tensors: dict[str, torch.Tensor]
-    counter: RowCounter
-    checkpoint: str | None
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.checkpoint:
             return
         counts = json.loads((Path(self.checkpoint) / COUNTS_FILE).read_text())
-        self.counter.rows, self.counter.seconds_before = counts["rows"], counts["seconds"]
+        self.rows, self.seconds_before = counts["rows"], counts["seconds"]
         if self.loss_tensors:
             saved = load_file(Path(self.checkpoint) / LOSS_FILE)
             with torch.no_grad():
@@ -296,7 +285,7 @@ class _CheckpointCallback(TrainerCallback):
         if self.loss_tensors:
             tensors = {name: tensor.detach().contiguous() for name, tensor in self.loss_tensors.items()}
             save_file(tensors, folder / LOSS_FILE)
-        write_json(folder / COUNTS_FILE, {"rows": self.counter.rows, "seconds": self.counter.seconds})
+        write_json(folder / COUNTS_FILE, {"rows": self.rows, "seconds": self.seconds})
 
 
 @dataclass(eq=False)

@@ -16,11 +16,10 @@ from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.models import is_hub_id
 from dino_pipeline.run import LINEAGE, Run
-from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
-from dino_pipeline.training.objective import Objective
+from dino_pipeline.training.objectives import Objective
 
 HELD_OUT_SHARE = 0.1
 """Share of the texts that is kept out of training to choose the best checkpoint, if no others are given."""
@@ -161,7 +160,7 @@ def _of_run(run: Run, options: TrainingOptions) -> Sources:
         raise DataError(f"{run.train}: is not there", remedy)
     classes = _holds_classes(run.record().filter)
     train = _source(run.train, options, classes)
-    return train, _source(run.held_out, options, classes) if run.held_out else None, run_origin(run)
+    return train, _source(run.held_out, options, classes) if run.held_out else None, run.origin()
 
 
 def _of_dataset(name: str, options: TrainingOptions) -> Sources:
@@ -189,7 +188,7 @@ def _in_memory(source: Any, options: TrainingOptions) -> Sources:
     classes = _holds_classes(source.record)
     train = _source(source.train, options, classes)
     dev = _source(source.dev, options, classes) if source.dev else None
-    return train, dev, TextsOrigin(filter=source.record)
+    return train, dev, source.origin
 
 
 def _holds_classes(filtered: FilterRecord | None) -> bool:
@@ -198,12 +197,9 @@ def _holds_classes(filtered: FilterRecord | None) -> bool:
 
 
 def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Source:
-    """Return one source of texts.
+    """Return a run's filtered texts, a path, a Hub id, or examples in memory as a source.
 
-    Args:
-        texts: a run, whose filtered texts are meant, a path, a Hub id, or examples in memory.
-        options: how to read it; None: by default.
-        classes: whether labels are names of classes, unless the options say so.
+    Without options, it is read by default. Labels are names of classes if ``classes``, unless the options say.
     """
     run = as_run(texts)
     if run is not None:
@@ -233,17 +229,5 @@ def _published_origin(name: str, revision: str | None) -> TextsOrigin | None:
         dataset = PublishedDataset(repository=manifest.repository)
         if on_hub:
             dataset = PublishedDataset(repository=name, commit=folder.name)
-        return run_origin(Run(folder)).updated(dataset=dataset)
+        return Run(folder).origin().updated(dataset=dataset)
     return None
-
-
-def run_origin(run: Run) -> TextsOrigin:
-    """Return a run's records of its texts, with the language and license of its spec."""
-    record = run.record()
-    spec = load_spec(run.spec) if run.spec.exists() else None
-    return TextsOrigin(
-        generate=record.generate,
-        filter=record.filter,
-        language=spec.language if spec else None,
-        license=spec.license if spec else None,
-    )

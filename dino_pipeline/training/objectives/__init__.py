@@ -1,1 +1,210 @@
-"""The training objectives, one or a few related ones in each module."""
+"""What a training objective is: a record that says which rows it needs and how an encoder learns from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from random import Random
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from dino_pipeline.encoder_options import Hyperparameters, OptionValue
+from dino_pipeline.errors import OptionError
+
+REGISTRY = {
+    "dino": "pair_objectives:DINO",
+    "sbert": "pair_objectives:SBERT",
+    "simcse": "view_objectives:SIMCSE",
+    "simcse-sup": "view_objectives:SUPERVISED_SIMCSE",
+    "mirror-bert": "view_objectives:MIRROR_BERT",
+    "is-cse": "view_objectives:IS_CSE",
+    "declutr": "masked_words:DECLUTR",
+    "cpt": "pair_objectives:CPT",
+    "cmlm": "masked_words:CMLM",
+}
+"""Where each objective is defined, in this package: ``module:variable``."""
+RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentences", "documents"]
+"""Kinds of training rows.
+
+- scored pairs: two texts with a number between 0 and 1
+- classified pairs: two texts with the name of a class
+- pairs: two texts that belong together, such as neighbouring sentences, or a text and its code
+- triplets: a text, a positive and a negative
+- sentences: one sentence
+- documents: one text of several sentences
+"""
+Columns = dict[str, list[Any]]
+"""Training rows by column, the columns in the order in which the trainer hands them to the loss."""
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """Everything besides rows and encoder that an objective builds its dataset and its loss from."""
+
+    hyperparameters: Hyperparameters
+    tokenizer: Any
+    seed: int
+    revision: str | None = None
+    """The encoder's revision on the Hub."""
+    processes: int = 1
+    """Number of processes that train together."""
+    steps: int = 0
+    """Steps of the whole training. Set once the dataset is built."""
+    classes: int = 0
+    """Number of classes of classified rows. Set once the dataset is built."""
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of one of the objective's own options."""
+        return self.hyperparameters.options[name]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One way to train a sentence encoder on the stock trainer of sentence-transformers."""
+
+    name: str
+    needs: RowKind
+    """The kind of rows that it learns from."""
+    method: str
+    """How it learns, in one line."""
+    build: Callable[[Columns, TrainingContext], Dataset]
+    """Turns rows of the kind that it needs into the trainer's dataset."""
+    loss: Callable[[Any, TrainingContext], Any]
+    """Makes the loss module for an encoder."""
+    defaults: Hyperparameters
+    """Default hyper-parameters, all of its own options included."""
+    citation: str
+    faithful: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Own options as in the paper's reference code. Empty if the defaults are the paper's."""
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Allowed values of own options that are words."""
+    may_be_zero: tuple[str, ...] = ()
+    """Own options that are numbers and may be 0."""
+    shares: tuple[str, ...] = ()
+    """Own options that are shares, at most 1."""
+    in_batch_negatives: bool = False
+    """Whether the other rows of a batch are negatives."""
+    no_duplicates: bool = False
+    """Whether rows that share a text are kept out of each other's batches."""
+    needs_dropout: bool = False
+    """Whether its two views of a text differ by dropout alone."""
+    caches_gradients: bool = False
+    """Whether a batch can be encoded in mini-batches with gradient caching (Gao et al. 2021, arXiv:2101.06983)."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of the texts, by column."""
+    prepare: Callable[[Any], None] | None = None
+    """Changes an encoder for good before it is trained."""
+
+
+def get_objective(name: str) -> Objective:
+    """Return an objective by its name. Only the module that defines it is imported."""
+    module, _, variable = REGISTRY[name].partition(":")
+    objective: Objective = getattr(import_module(f"{__name__}.{module}"), variable)
+    return objective
+
+
+def resolve_hyperparameters(
+    objective: Objective, given: Mapping[str, object], own: Mapping[str, OptionValue]
+) -> Hyperparameters:
+    """Return an objective's defaults, overridden by what a user gave.
+
+    Args:
+        given: hyper-parameters by name.
+        own: the objective's own options by name; numbers may be written as strings.
+
+    Raises:
+        OptionError: the objective has no such option, or the value is not allowed.
+    """
+    defaults, faithful = objective.defaults, bool(given.get("faithful"))
+    if faithful and not objective.faithful:
+        raise OptionError(f"{objective.name} has nothing to choose; its defaults are the paper's", option="faithful")
+    chosen = {name: _option_value(objective, name, str(value)) for name, value in own.items()}
+    options = {**defaults.options, **(objective.faithful if faithful else {}), **chosen}
+    resolved = defaults.updated(**{**given, "options": options})
+    if resolved.mini_batch_size and not (objective.caches_gradients or rows_are_independent(objective, resolved)):
+        raise OptionError(
+            f"the rows of a batch are compared with one another, and {objective.name} cannot cache gradients",
+            "leave it out",
+            option="mini_batch_size",
+        )
+    return resolved
+
+
+def rows_are_independent(objective: Objective, hyperparameters: Hyperparameters) -> bool:
+    """Return whether the loss of a batch is the mean of the losses of its rows, each computed alone."""
+    return not objective.in_batch_negatives and hyperparameters.options.get("loss", "cosine") == "cosine"
+
+
+def _option_value(objective: Objective, name: str, text: str) -> OptionValue:
+    """Return the value of an objective's own option, converted to the type of its default."""
+    if name not in objective.defaults.options:
+        names = ", ".join(objective.defaults.options) or "none"
+        raise OptionError(f"{name}: {objective.name} has no such option; it has {names}")
+    default, choices = objective.defaults.options[name], objective.choices.get(name)
+    if choices and text not in choices:
+        raise OptionError(f"{name}={text}: must be one of {', '.join(choices)}")
+    try:
+        value = type(default)(text)
+    except ValueError as error:
+        wanted = "a whole number" if isinstance(default, int) else "a number"
+        raise OptionError(f"{name}={text}: must be {wanted}") from error
+    if isinstance(value, int) and value < 1:
+        raise OptionError(f"{name}={text}: must be 1 or more")
+    if isinstance(value, float) and not (0 < value < math.inf or (value == 0 and name in objective.may_be_zero)):
+        raise OptionError(f"{name}={text}: must be more than 0")
+    if name in objective.shares and float(value) > 1:
+        raise OptionError(f"{name}={text}: is a share and must not be more than 1")
+    return value
+
+
+# Datasets: rows that stay the same, and rows from which views are drawn in every epoch.
+
+ROW_NUMBER = "row"
+Row = dict[str, Any]
+"""One row, or one drawn view of it, by column."""
+Draw = Callable[[Row, Random], Row]
+"""Draws a view of a row: the columns that the trainer sees in one epoch."""
+
+
+def fixed_rows(columns: Columns, context: TrainingContext) -> Dataset:
+    """Return a dataset of the rows as they are, the same in every epoch."""
+    return Dataset.from_dict(columns)
+
+
+def drawn_rows(columns: Columns, draw: Draw, seed: int) -> Dataset:
+    """Return a dataset whose rows are drawn from these, differently in each epoch."""
+    count = len(next(iter(columns.values())))
+    dataset = Dataset.from_dict({**columns, ROW_NUMBER: list(range(count))})
+    dataset.set_transform(RowViews(draw, seed))
+    return dataset
+
+
+class RowViews:
+    """The transform of a dataset of `drawn_rows`.
+
+    A view depends on the seed, the epoch and the row, and not on the order of rows, the batch, or an interruption.
+    """
+
+    def __init__(self, draw: Draw, seed: int) -> None:
+        self.draw, self.seed, self.epoch = draw, seed, 0
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the columns that the trainer sees for some rows."""
+        numbers = batch.pop(ROW_NUMBER)
+        drawn = []
+        for number, *values in zip(numbers, *batch.values(), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            drawn.append(self.draw(row, Random(f"{self.seed}/{self.epoch}/{number}")))
+        columns: Columns = {}
+        for name in drawn[0]:
+            columns[name] = [row[name] for row in drawn]
+        return columns
+
+
+def row_views(dataset: Dataset) -> RowViews | None:
+    """Return the transform that draws a dataset's views, or None if its rows stay as they are."""
+    transform = dataset.format["format_kwargs"].get("transform")
+    return transform if isinstance(transform, RowViews) else None

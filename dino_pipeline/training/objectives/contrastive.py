@@ -12,7 +12,7 @@ from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor, nn
 
-from dino_pipeline.training.objective import TrainingContext
+from dino_pipeline.training.objectives import TrainingContext
 
 NT_XENT_DIRECTIONS = ("query_to_doc", "query_to_query")
 """The stock loss then takes both the second views and the other first views of a batch as negatives."""

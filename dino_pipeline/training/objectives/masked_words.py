@@ -1,21 +1,31 @@
-"""Masked language modelling on top of a sentence encoder, and the objective cmlm that conditions it on a neighbour."""
+"""Masked language modelling on top of a sentence encoder, and the objectives that use it: cmlm and declutr."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
 from typing import Any
 
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from transformers.modeling_outputs import BaseModelOutput
 
 from dino_pipeline.encoder_options import Hyperparameters
-from dino_pipeline.errors import ModelError, first_line
+from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.models import quiet_loading, safe_loading
-from dino_pipeline.training.objective import Objective, TrainingContext, fixed_rows
-from dino_pipeline.training.objectives.contrastive import embedding_sizes, module_per_size
+from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows, fixed_rows
+from dino_pipeline.training.objectives.contrastive import (
+    NT_XENT_DIRECTIONS,
+    embedding_sizes,
+    module_per_size,
+    nt_xent,
+    ranking_loss,
+)
 
 IGNORED = -100
 """Label of tokens that are not masked, as `transformers` has it."""
@@ -87,6 +97,9 @@ class MaskedWordLoss(nn.Module):
         return nn.functional.cross_entropy(logits, labels[chosen], reduction="sum") / chosen.sum().clamp(min=1)
 
 
+# CMLM: the masked words of a text are predicted with the help of its neighbour's embedding.
+
+
 class ConditionalMaskedLoss(nn.Module):
     """Masked language modelling of the second text, the first one's embedding put before it as vectors.
 
@@ -143,4 +156,175 @@ CMLM = Objective(
     shares=("masked",),
     citation="Yang et al. 2021, Universal Sentence Representation Learning with Conditional Masked Language Model, "
     "arXiv:2012.14388",
+)
+
+# DeCLUTR: a span of a document finds the spans near it among those of other places; its masked words are predicted.
+
+Span = tuple[int, int]
+"""Token positions, start and end."""
+
+
+@dataclass(frozen=True)
+class SpanSampler:
+    """Draws spans from a document (Giorgi et al. 2021, section 3.1)."""
+
+    anchors: int
+    positives: int
+    """Per anchor."""
+    shortest: int
+    longest: int
+    """In tokens."""
+    scaled: bool
+    """Whether shorter documents give shorter spans; otherwise they are refused."""
+
+    @property
+    def min_tokens(self) -> int:
+        """Return the number of tokens that a document must have."""
+        return 2 * self.anchors * (1 if self.scaled else self.longest)
+
+    def bounds(self, tokens: int) -> tuple[int, int]:
+        """Return the lengths of the shortest and the longest span of a document, in tokens."""
+        longest = min(self.longest, tokens // (2 * self.anchors)) if self.scaled else self.longest
+        return min(self.shortest, max(longest // 2, 1)), longest
+
+    def draw(self, tokens: int, random: Random) -> list[list[Span]]:
+        """Return, for each anchor, its span and then those of its positives.
+
+        The document is divided into as many equal stretches as there are anchors. An anchor begins in a stretch of
+        its own; its length follows Beta(4, 2), so that anchors are long. A positive overlaps its anchor, lies inside it
+        or touches it; its length follows Beta(2, 4), so that positives are short.
+        """
+        shortest, longest = self.bounds(tokens)
+        stretch = tokens // self.anchors
+        drawn = []
+        for first in random.sample(range(0, stretch * self.anchors, stretch), self.anchors):
+            length = int(random.betavariate(4, 2) * (longest - shortest) + shortest)
+            start = random.randint(first, max(min(first + stretch, tokens) - length, first))
+            spans = [(start, start + length)]
+            for _ in range(self.positives):
+                size = int(random.betavariate(2, 4) * (longest - shortest) + shortest)
+                low, high = max(start - size, 0), min(start + length, tokens - size)
+                near = random.randint(low, max(high, low))
+                spans.append((near, near + size))
+            drawn.append(spans)
+        return drawn
+
+
+def drawn_spans(columns: Columns, context: TrainingContext) -> Dataset:
+    """Return spans of each document, other ones in each epoch: all anchors, then the positives of each.
+
+    Documents that are too short are left out.
+
+    Raises:
+        DataError: all documents are too short, or one is and spans have the paper's lengths.
+    """
+    sizes = {name: context[name] for name in ("anchors", "positives", "shortest", "longest")}
+    sampler = SpanSampler(**sizes, scaled=context["spans"] == "scaled")
+    rows: Columns = {"document": [], "offsets": []}
+    short = []
+    for number, text in enumerate(columns["document"], start=1):
+        offsets = _token_offsets(text, context.tokenizer)
+        if len(offsets) < sampler.min_tokens:
+            short.append((number, len(offsets)))
+        else:
+            rows["document"].append(text)
+            rows["offsets"].append(offsets)
+    if short and not (sampler.scaled and rows["document"]):
+        number, tokens = short[0]
+        remedy = "give longer documents" if sampler.scaled else "give longer documents, or leave out {faithful}"
+        raise DataError(
+            f"document {number}: has {tokens} tokens, as {len(short)} of {len(columns['document'])} have under "
+            f"{sampler.min_tokens}",
+            f"{remedy}, or fewer anchors (the objective's option anchors=1)",
+        )
+    return drawn_rows(rows, partial(span_texts, sampler=sampler), context.seed)
+
+
+def _token_offsets(text: str, tokenizer: Any) -> list[list[int]]:
+    """Return the (start, end) of each token in the text."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
+    return [list(pair) for pair in encoded["offset_mapping"]]
+
+
+def span_texts(row: Row, random: Random, *, sampler: SpanSampler) -> Row:
+    """Return a document's spans as texts: ``anchor0``, ``anchor1``, ... then ``near0x0``, ``near0x1``, ..."""
+    text, offsets = row["document"], row["offsets"]
+    anchors, positives = {}, {}
+    for number, (anchor, *near) in enumerate(sampler.draw(len(offsets), random)):
+        anchors[f"anchor{number}"] = _cut(text, offsets, anchor)
+        for place, span in enumerate(near):
+            positives[f"near{number}x{place}"] = _cut(text, offsets, span)
+    return {**anchors, **positives}
+
+
+def _cut(text: str, offsets: list[list[int]], span: Span) -> str:
+    """Return the text of a span, extended to the ends of the words that it touches."""
+    start, end = offsets[span[0]][0], offsets[span[1] - 1][1]
+    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+        start -= 1
+    while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
+        end += 1
+    return text[start:end]
+
+
+class SpanContrastLoss(nn.Module):
+    """NT-Xent between anchors and the means of their positives, plus masked language modelling on the anchors.
+
+    See Giorgi et al. 2021, section 3.2.
+    """
+
+    def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
+        super().__init__()
+        self.model = model
+        self.anchors = context["anchors"]
+        self.size = embedding_sizes(model, context)[0]
+        self.words = MaskedWordLoss(model, context)
+        self.stock = ranking_loss(model, context, directions=NT_XENT_DIRECTIONS)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """Return the loss of a batch: the columns are all anchors, then the positives of each."""
+        columns = list(sentence_features)
+        masked = [self.words.mask(features) for features in columns[: self.anchors]]
+        encoded = [self.model(features) for features, _ in masked]
+        anchors = torch.cat([output["sentence_embedding"] for output in encoded])  # (anchors * rows, dimension)
+        near = [self.model(features)["sentence_embedding"] for features in columns[self.anchors :]]
+        per_anchor = len(near) // self.anchors
+        means = []
+        for first in range(0, len(near), per_anchor):
+            means.append(torch.stack(near[first : first + per_anchor]).mean(0))  # (rows, dimension)
+        loss = nt_xent(self.stock, anchors, torch.cat(means))
+        if anchors.shape[-1] < self.size:  # a shorter embedding of the same states: their words are counted already
+            return loss
+        word_losses = []
+        for output, (_, word_labels) in zip(encoded, masked, strict=True):
+            word_losses.append(self.words(output["token_embeddings"], word_labels))
+        return loss + torch.stack(word_losses).mean()
+
+
+DECLUTR = Objective(
+    name="declutr",
+    needs="documents",
+    method="spans near one another, NT-Xent, and masked words",
+    build=drawn_spans,
+    loss=SpanContrastLoss,
+    defaults=Hyperparameters(
+        batch_size=16,
+        learning_rate=5e-5,
+        weight_decay=0.1,
+        options={
+            "temperature": 0.05,
+            "masked": 0.15,
+            "anchors": 2,
+            "positives": 2,
+            "shortest": 32,
+            "longest": 512,
+            "spans": "scaled",
+        },
+    ),
+    citation="Giorgi et al. 2021, DeCLUTR: Deep Contrastive Learning for Unsupervised Textual Representations, "
+    "arXiv:2006.03659",
+    faithful={"spans": "fixed"},
+    choices={"spans": ("scaled", "fixed")},
+    shares=("masked",),
+    in_batch_negatives=True,
 )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import ModelError
-from dino_pipeline.training.objective import Columns, Objective, TrainingContext, fixed_rows
+from dino_pipeline.training.objectives import Columns, Objective, TrainingContext, fixed_rows
 from dino_pipeline.training.objectives.contrastive import EmbeddingLoss, module_per_size
 
 # DINO: the cosine of two embeddings regresses on the pair's score.
