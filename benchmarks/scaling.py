@@ -33,8 +33,7 @@ from dino_pipeline.cluster import CALLS_PER_WORKER
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generation.plan import GenerationJob, Plan, Shard
-from dino_pipeline.generation.ray_worker import WrittenShard
-from dino_pipeline.generation.ray_writer import STORING_THREADS, store_shard
+from dino_pipeline.generation.ray_writer import STORING_THREADS, WrittenShard, store_shard
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling

@@ -157,7 +157,7 @@ class RayPool:
 
     @contextlib.contextmanager
     def spread(self, make: MakeWork) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
-        """Give a map over jobs that yields their results in order, few jobs ahead; see `processes.Spread`.
+        """Give a map over jobs that yields their results in order, few jobs ahead; see `processes.OrderedMap`.
 
         Raises:
             DinoError: as the jobs do.

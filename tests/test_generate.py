@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +16,9 @@ from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation import generate_stage as stage
 from dino_pipeline.generation import shard_writer
-from dino_pipeline.generation.generate import generate, resolve_settings
+from dino_pipeline.generation.generate import generate
 from dino_pipeline.generation.generate_stage import write_texts
+from dino_pipeline.generation.plan import resolve_settings
 from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
@@ -31,9 +31,7 @@ from tests.toys import Listener, char_tokenizer, tiny_model
 
 pytestmark = pytest.mark.slow
 
-ENGINE: Any = SimpleNamespace(
-    engine="transformers", model=ModelRef(name="toy", dtype="float32"), scorer=None, debiases=True
-)
+MODEL = ModelRef(name="toy", dtype="float32")
 WIDE = Sampling(top_k=0, top_p=0.99, max_new_tokens=30)
 OPTIONS: dict[str, Any] = {"shard_size": 18, "samples": 3, "num_inputs": 8}
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings.", "Rain, rain."]
@@ -50,7 +48,7 @@ def settings(spec: TaskSpec, inputs: Any = None, **options: Any) -> GenerateSett
     input_sampling = options.pop("input_sampling", WIDE)
     if inputs is None and spec.inputs:
         sampling["input_sampling"] = input_sampling
-    resolved = resolve_settings(GenerateOptions.of({**OPTIONS, **options}), spec, inputs, ENGINE)
+    resolved = resolve_settings(GenerateOptions.of({**OPTIONS, **options}), spec, inputs, MODEL)
     return resolved.model_copy(update=sampling)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dino_pipeline.examples import read_examples
-from dino_pipeline.generation.until_target import LabelYield, write_until_target
+from dino_pipeline.generation.generate import LabelYield, write_until_target
 from dino_pipeline.stage_records import ExtraSamples
 from tests.commands import answer, files, invoke
 from tests.test_spec import SPECS

@@ -26,18 +26,12 @@ from dino_pipeline.stage_records import GenerateRecord, ServerPrices
 class EngineChoice:
     """An engine that options name, before it is loaded."""
 
-    engine: Literal["transformers", "openai"]
     model: ModelRef
     load_writer: Callable[[], ShardWriter]
     """Loads the model, and returns what writes shards with it; further calls return the same writer."""
     speed: dict[str, JsonValue]
     """Settings that do not change the texts, for the record."""
     scorer: ModelRef | Literal["server"] | None = None
-
-    @property
-    def debiases(self) -> bool:
-        """Return whether the engine can debias, which a server cannot."""
-        return self.engine == "transformers"
 
 
 def choose_engine(options: GenerateOptions, before: GenerateRecord | None, reporter: Reporter) -> EngineChoice:
@@ -76,8 +70,11 @@ def local_engine(options: ModelOptions, started: ModelRef | None, reporter: Repo
     def load() -> EngineWriter:
         return EngineWriter(load_decoder(model, device=device, device_map=options.device_map, rows=options.rows))
 
-    speed: dict[str, JsonValue] = {"device": device, "device_map": options.device_map, "rows": options.rows}
-    return EngineChoice("transformers", model, load, speed)
+    return EngineChoice(model, load, _local_speed(options, device))
+
+
+def _local_speed(options: ModelOptions, device: str) -> dict[str, JsonValue]:
+    return {"device": device, "device_map": options.device_map, "rows": options.rows}
 
 
 def _note_template(model: ModelRef, options: ModelOptions, reporter: Reporter) -> None:
@@ -106,8 +103,8 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
             writer.load_model(load_engine, model.fingerprint)
         return writer
 
-    speed: dict[str, JsonValue] = {"device": device, "device_map": options.device_map, "rows": options.rows}
-    return EngineChoice("transformers", model, load, {**speed, "ray": True, "workers": resources.workers})
+    speed = {**_local_speed(options, device), "ray": True, "workers": resources.workers}
+    return EngineChoice(model, load, speed)
 
 
 def _resolve_on_worker(
@@ -179,4 +176,4 @@ def _server_engine(options: GenerateOptions, before: GenerateRecord | None, repo
     def load() -> EngineWriter:
         return EngineWriter(load_server(), load_scorer)
 
-    return EngineChoice("openai", ModelRef(name=options.model), load, speed, scorer)
+    return EngineChoice(ModelRef(name=options.model), load, speed, scorer)

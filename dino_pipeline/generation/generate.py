@@ -1,9 +1,9 @@
-"""What a user calls to write texts: a task spec and options in, labelled texts out."""
+"""What a user calls to write texts, once or until the filter keeps enough: a task spec in, labelled texts out."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
+import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,24 +13,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dino_pipeline.cluster import connected
-from dino_pipeline.errors import DataError, OptionError, RunError, short
+from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import shard_files
-from dino_pipeline.generate_options import WRITTEN_INPUTS, GenerateOptions, InputOptions, ShardSettings, TextSettings
+from dino_pipeline.generate_options import GenerateOptions
+from dino_pipeline.generation.plan import count_inputs, num_inputs, open_inputs, resolve_settings
 from dino_pipeline.in_memory import ExampleList
-from dino_pipeline.options import Sampling, accepts
+from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
-from dino_pipeline.readers import input_file, read_json_lines
+from dino_pipeline.readers import read_json_lines
 from dino_pipeline.run import Run, State
-from dino_pipeline.spec import SpecSampling, TaskSpec
+from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, InputsRef
+from dino_pipeline.stage_records import ExtraSamples, GenerateRecord
 
 if TYPE_CHECKING:
-    from dino_pipeline.generation.engines import EngineChoice
-    from dino_pipeline.generation.shard_writer import ShardWriter
-    from dino_pipeline.generation.storage import RemoteStorage
-    from dino_pipeline.generation.until_target import LabelYield
+    from dino_pipeline.filtering.dataset_rules import FilterRuntime
+
+MARGIN = 1.1
+"""Write this factor more than the shares predict: the filter keeps further samples a little less often."""
+LEAST_YIELD = 0.1
+"""Stop writing a label once the filter keeps its new texts less often than the earlier ones by this factor."""
+
+
+@dataclass(frozen=True)
+class LabelYield:
+    """Counts of one label after a round of generating and filtering."""
+
+    written: int
+    kept: int
+    """Texts that the filter keeps, before balance and target."""
+    samples: int
+    """Samples written per input (in all without inputs); the index of the next one."""
+
+    @property
+    def share(self) -> float:
+        """Kept / written texts; above 0, to be able to predict."""
+        return max(self.kept, 1) / max(self.written, 1)
 
 
 class GeneratedTexts(ExampleList):
@@ -115,8 +134,7 @@ def generate(
     chosen = GenerateOptions.of(options)
     task = load_spec(spec)
     inputs = open_inputs(task, chosen)
-    _check_budget(chosen, task, inputs)
-    _check_labels(chosen, task)
+    _check_options(chosen, task, inputs)
     with ExitStack() as stack:
         reporter = stack.enter_context(reporter_for(progress))
         if chosen.ray is not None:
@@ -133,7 +151,8 @@ def _generate(
 ) -> GeneratedTexts:
     """Write the texts into the run's folder, which is locked."""
     from dino_pipeline.generation.engines import choose_engine
-    from dino_pipeline.generation.generate_stage import forget_unwritten
+    from dino_pipeline.generation.generate_stage import forget_unwritten, write_texts
+    from dino_pipeline.generation.monitors import SpeedMonitor, estimate_key
     from dino_pipeline.generation.storage import RemoteStorage
 
     storage = RemoteStorage(options.storage) if options.storage else None
@@ -144,169 +163,40 @@ def _generate(
             if forget_unwritten(run):
                 storage.clear(run)
     before = None if options.fresh else run.record().generate
-    extra_samples = _further_samples(run, options, spec, before)
+    requested = _requested_samples(run, options, spec, before)
     engine = choose_engine(options, before, reporter)
-    settings = resolve_settings(options, spec, inputs, engine)
-    call = _GenerateCall(run, spec, inputs, settings, engine, storage, reporter)
+    settings = resolve_settings(options, spec, inputs, engine.model, engine.scorer)
+
+    def write(extra_samples: Sequence[ExtraSamples], fresh: bool) -> tuple[State, GenerateRecord]:
+        return write_texts(
+            run,
+            spec,
+            engine.load_writer,
+            settings,
+            SpeedMonitor(reporter, run, estimate_key(settings)),
+            inputs=inputs,
+            speed=engine.speed,
+            fresh=fresh,
+            extra_samples=extra_samples,
+            storage=storage,
+        )
+
     if options.until_target:
-        from dino_pipeline.generation.until_target import generate_until_target
-
-        budget = options.budget or 20 * options.until_target * len(spec.labels)
-        rounds: list[State] = []
-
-        def write(further: Sequence[ExtraSamples]) -> GenerateRecord:
-            state, record = call.write(further, fresh=options.fresh and not rounds)
-            rounds.append(state)
-            return record
-
-        record, yields = generate_until_target(run, spec, options.until_target, budget, write, reporter)
-        state: State = next((state for state in rounds if state != "done"), "done")
-        texts = GeneratedTexts(run, spec, record, state, target=options.until_target, yields=yields)
+        texts = _generate_until_target(run, spec, options, options.until_target, write, reporter)
     else:
-        state, record = call.write(extra_samples, fresh=options.fresh)
+        state, record = write(requested, options.fresh)
         texts = GeneratedTexts(run, spec, record, state)
     if storage:
         storage.store_record(run)
     return texts
 
 
-@dataclass(frozen=True)
-class _GenerateCall:
-    """The arguments of one call, which all rounds of writing share."""
-
-    run: Run
-    spec: TaskSpec
-    inputs: Iterable[str] | None
-    settings: GenerateSettings
-    engine: EngineChoice
-    storage: RemoteStorage | None
-    reporter: Reporter
-
-    def write(self, extra_samples: Sequence[ExtraSamples], *, fresh: bool) -> tuple[State, GenerateRecord]:
-        """Write the texts, and extra samples in addition; see `generate_stage.write_texts`."""
-        from dino_pipeline.generation.estimate import SpeedMonitor, estimate_key
-        from dino_pipeline.generation.generate_stage import write_texts
-        from dino_pipeline.generation.storage import RemoteShardWriter
-
-        def load_writer() -> ShardWriter:
-            writer = self.engine.load_writer()
-            if self.storage is None:
-                return writer
-            if fresh:
-                self.storage.clear(self.run)  # only now: a model that cannot be loaded loses no texts
-            return RemoteShardWriter(writer, self.storage, self.run)
-
-        return write_texts(
-            self.run,
-            self.spec,
-            load_writer,
-            self.settings,
-            SpeedMonitor(self.reporter, self.run, estimate_key(self.settings)),
-            inputs=self.inputs,
-            speed=self.engine.speed,
-            fresh=fresh,
-            extra_samples=extra_samples,
-        )
-
-
-def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
-    """Return the texts for ``<X1>`` that the user brings, None if there are none.
-
-    Raises:
-        OptionError: the spec needs inputs and there are none, or it needs none and there are some.
-        DataError: an input is not a text.
-    """
-    if spec.needs_inputs and options.inputs is None and spec.inputs is None:
-        raise OptionError(
-            f"spec {spec.task_name}: its instructions hold <X1>, but there are no inputs",
-            'give {inputs=FILE}, or name a spec that writes them under "inputs"',
-        )
-    if options.inputs is None:
-        return None
-    if not spec.needs_inputs:
-        raise OptionError(
-            f"spec {spec.task_name} takes no inputs: its instructions lack <X1>", "leave it out", option="inputs"
-        )
-    if isinstance(options.inputs, str | Path):
-        return input_file(Path(options.inputs), options.input_format)
-    return _stripped_texts(options.inputs)
-
-
-def _stripped_texts(texts: Iterable[Any]) -> list[str]:
-    """Return texts as they are read from a file: without space around them, and without empty ones."""
-    stripped_texts = []
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"input {number}: is {short(text)}", "give a file, or texts")
-        if stripped := text.strip():
-            stripped_texts.append(stripped)
-    if not stripped_texts:
-        raise DataError("the inputs hold no text", "give some, or leave {inputs} out")
-    return stripped_texts
-
-
-def resolve_settings(
-    options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | None, engine: EngineChoice
-) -> GenerateSettings:
-    """Return what decides the texts: options, with what they leave open filled in from the spec or the paper.
-
-    Args:
-        options: of the generate stage or of a preview.
-        spec: the instructions.
-        inputs: the user's; None if the spec's own inputs spec writes them.
-        engine: its model takes part.
-    """
-    own = {name: getattr(options, name) for name in TextSettings.model_fields}
-    if isinstance(options, ShardSettings):
-        own |= {name: getattr(options, name) for name in ShardSettings.model_fields}
-    own |= {
-        "num_inputs": num_inputs(options, spec, inputs),
-        "keep_newlines": options.keep_newlines or spec.newlines,
-        "sampling": _sampling(spec.sampling, options, debias=engine.debiases),
-        "spec": spec.digest,
-        "labels": tuple(spec.labels),
-        "engine": engine.engine,
-        "model": engine.model,
-        "scorer": engine.scorer,
-    }
-    if inputs is not None:
-        own["inputs"] = InputsRef(texts=_texts_digest(inputs))
-    elif isinstance(spec.inputs, TaskSpec):
-        own["inputs"] = InputsRef(spec=spec.inputs.digest)
-        own["input_sampling"] = _sampling(spec.inputs.sampling)  # the options are about the texts, not the inputs
-    return GenerateSettings(**own)
-
-
-def num_inputs(options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | None) -> int | None:
-    """Return how many inputs to use, or to write; None: all that the user brings, or none are needed."""
-    if not spec.needs_inputs:
-        return None
-    return options.num_inputs or (WRITTEN_INPUTS if inputs is None else None)
-
-
-def count_inputs(limit: int | None, inputs: Iterable[str] | None) -> int:
-    """Return the number of inputs that a run uses: of the user's, or to be written."""
-    return limit or 0 if inputs is None else sum(1 for _ in itertools.islice(inputs, limit))
-
-
-def _sampling(in_spec: SpecSampling, options: TextSettings | None = None, *, debias: bool = True) -> Sampling:
-    """Return how tokens are drawn: an option counts before the spec's value, and that before the paper's."""
-    values = in_spec.model_dump(exclude_none=True)
-    for name in Sampling.model_fields:
-        if (value := getattr(options, name, None)) is not None:
-            values[name] = value
-    return Sampling(**values if debias else {**values, "decay": 0.0})
-
-
-def _texts_digest(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _check_budget(options: GenerateOptions, spec: TaskSpec, inputs: Iterable[str] | None) -> None:
-    """Raise `OptionError` if the budget does not even suffice for the samples that are asked for."""
+def _check_options(options: GenerateOptions, spec: TaskSpec, inputs: Iterable[str] | None) -> None:
+    """Raise `OptionError` if extra samples are of an unknown label, or the budget is less than the first round."""
+    for label, number in options.more:
+        if label not in spec.labels:
+            remedy = f"choose from {', '.join(spec.labels)}"
+            raise OptionError("there is no such label", remedy, option="more", value=f"{label}={number}")
     if options.budget is None:
         return
     limit = num_inputs(options, spec, inputs)
@@ -320,19 +210,7 @@ def _check_budget(options: GenerateOptions, spec: TaskSpec, inputs: Iterable[str
         )
 
 
-def _check_labels(options: GenerateOptions, spec: TaskSpec) -> None:
-    """Raise `OptionError` if extra samples are of a label that the spec does not have."""
-    for label, number in options.more:
-        if label not in spec.labels:
-            raise OptionError(
-                "there is no such label",
-                f"choose from {', '.join(spec.labels)}",
-                option="more",
-                value=f"{label}={number}",
-            )
-
-
-def _further_samples(
+def _requested_samples(
     run: Run, options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None
 ) -> list[ExtraSamples]:
     """Return the extra samples that the run does not have yet.
@@ -355,3 +233,106 @@ def _further_samples(
         further.append(ExtraSamples(label=label, first=samples[label], samples=number))
         samples[label] += number
     return further[len(recorded) :]
+
+
+def _generate_until_target(
+    run: Run,
+    spec: TaskSpec,
+    options: GenerateOptions,
+    target: int,
+    write: Callable[[Sequence[ExtraSamples], bool], tuple[State, GenerateRecord]],
+    reporter: Reporter,
+) -> GeneratedTexts:
+    """Generate and filter in turn until the filter keeps ``target`` texts of each label, then filter to that number.
+
+    The filter has the options of the run's last filter, else its defaults. ``write`` writes extra samples in addition
+    to what is there, or starts over.
+    """
+    from dino_pipeline.filtering.filter import open_runtime
+    from dino_pipeline.filtering.filter_stage import available, filter_run, recorded_options
+
+    filter_options = recorded_options(run).model_copy(update={"target_per_label": target})
+    states: list[State] = []  # of each round
+    with ExitStack() as stack:
+
+        @functools.cache  # models are loaded once for all rounds, and only after the first texts are written
+        def runtime() -> FilterRuntime:
+            return stack.enter_context(open_runtime(run, filter_options, reporter, has_spec=True))
+
+        def write_and_filter(extra_samples: Sequence[ExtraSamples]) -> dict[str, LabelYield]:
+            state, record = write(extra_samples, options.fresh and not states)
+            states.append(state)
+            kept = available(run, filter_options, runtime())
+            samples = dict.fromkeys(spec.labels, options.samples)
+            for extra in record.more:
+                samples[extra.label] = extra.first + extra.samples
+            yields = {}
+            for label in spec.labels:
+                written = record.counts[label].written
+                yields[label] = LabelYield(written, kept.get(spec.value(label), 0), samples[label])
+            return yields
+
+        budget = options.budget or 20 * target * len(spec.labels)
+        yields = write_until_target(target, budget, write_and_filter, reporter.note)
+        filtered = run.record().filter
+        is_same = filtered is not None and filtered.options.target_per_label == target
+        filter_run(run, filter_options.model_copy(update={"fresh": not is_same}), runtime())
+    record = run.record().generate
+    assert record is not None  # `write` has written it
+    state: State = next((state for state in states if state != "done"), "done")
+    return GeneratedTexts(run, spec, record, state, target=target, yields=yields)
+
+
+def write_until_target(
+    target: int,
+    budget: int,
+    write_and_filter: Callable[[Sequence[ExtraSamples]], Mapping[str, LabelYield]],
+    note: Callable[[str, str], None],
+) -> Mapping[str, LabelYield]:
+    """Write and filter, round after round, until each label has enough or the budget is spent.
+
+    Args:
+        target: texts to keep of each label.
+        budget: texts to write in all.
+        write_and_filter: writes further samples, filters, and returns the labels' yields.
+        note: receives a note for each round, and the reason for which the last one ends; see `Reporter.note`.
+    """
+    yields = write_and_filter([])
+    exhausted: list[str] = []
+    while short := [label for label, count in yields.items() if count.kept < target and label not in exhausted]:
+        left = budget - sum(count.written for count in yields.values())
+        further = _further_samples(yields, short, target, left)
+        if not further:
+            note(f"the budget of {budget} texts is spent", "")
+            break
+        missing = "; ".join(f"label {label}: {yields[label].kept} of {target} kept" for label in short)
+        note(f"{missing}; writing more", "")
+        before, yields = yields, write_and_filter(further)
+        for label in (extra.label for extra in further):
+            old, new = before[label], yields[label]
+            if new.kept - old.kept < LEAST_YIELD * old.share * (new.written - old.written):
+                exhausted.append(label)
+                note(
+                    f"label {label}: further samples of the same inputs are no longer kept, as duplicates or because "
+                    "of the limit of texts per input",
+                    "begin with more inputs, or with a larger {max_per_text}",
+                )
+    return yields
+
+
+def _further_samples(
+    yields: Mapping[str, LabelYield], short: Sequence[str], target: int, left: int
+) -> list[ExtraSamples]:
+    """Return extra samples for the labels in ``short``, as many as each one's share of kept texts predicts to suffice.
+
+    The budget leaves ``left`` texts for all of them.
+    """
+    further = []
+    for label in short:
+        state = yields[label]
+        texts_per_sample = max(state.written / max(state.samples, 1), 1)  # the number of inputs
+        wanted = math.ceil(MARGIN * (target - state.kept) / state.share / texts_per_sample)
+        samples = min(wanted, int(left / len(short) / texts_per_sample))
+        if samples:
+            further.append(ExtraSamples(label=label, first=state.samples, samples=samples))
+    return further

@@ -6,14 +6,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
-from dino_pipeline.files import Checksums, remove, shard_files, write_json
-from dino_pipeline.generation.diversity import DiversityMonitor, variety_remedy
+from dino_pipeline.files import remove, shard_files, write_json
+from dino_pipeline.generation.monitors import DiversityMonitor, variety_remedy
 from dino_pipeline.generation.plan import GenerationJob, Plan, Shard, input_shards, is_intact, missing_shards
 from dino_pipeline.generation.shard_writer import ShardWriter
 from dino_pipeline.processes import Stopped
@@ -22,6 +23,9 @@ from dino_pipeline.readers import DistinctTexts, distinct
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
+
+if TYPE_CHECKING:
+    from dino_pipeline.generation.storage import RemoteStorage
 
 MIN_INPUT_SHARD = 64
 """Fewest inputs written at a time: fewer would not show whether the model still writes new ones."""
@@ -40,22 +44,21 @@ def write_texts(
     speed: Mapping[str, JsonValue] | None = None,
     fresh: bool = False,
     extra_samples: Sequence[ExtraSamples] = (),
+    storage: RemoteStorage | None = None,
 ) -> tuple[State, GenerateRecord]:
     """Write the spec's texts into the run's shards; continue what an earlier call left unfinished.
 
     Args:
         run: folder to write.
         spec: the instructions.
-        load_writer: loads what writes shards; called only if there is something to write.
-        settings: what decides the texts.
+        load_writer: loads the writer of shards; called only if a shard is missing.
+        settings: decide the texts.
         reporter: gets updates and notes.
         inputs: texts for ``<X1>``, iterated more than once; None lets the spec's own inputs spec write them.
         speed: settings that do not change the texts, for the record.
         fresh: start over.
         extra_samples: to write in addition to the settings' samples and to the extra samples of earlier calls.
-
-    Returns:
-        Whether the work was new, resumed, or done before; and the record.
+        storage: gets a copy of the texts.
 
     Raises:
         RunError: the run was begun with other options.
@@ -73,11 +76,13 @@ def write_texts(
             return state, before
         run.save(before.updated(status="running"))
     writer = load_writer()  # before anything is deleted: a model that cannot be loaded loses no texts
+    if storage and fresh:
+        storage.clear(run)
     facts = writer.facts()
     _check_commit(run, before, facts)
     state = run.begin(requested.updated(more=plan.extra_samples, **facts), fresh=fresh)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    work = _Generation(plan, writer, reporter, run.checksums, _begun(run))
+    work = _Generation(plan, writer, reporter, storage)
     if not plan.has_inputs:
         plan.num_inputs = work.store_inputs(inputs)
     elif spec.needs_inputs:
@@ -88,12 +93,6 @@ def write_texts(
     return state, work.finish(progress)
 
 
-def _begun(run: Run) -> GenerateRecord:
-    record = run.record().generate
-    assert record is not None  # it has just been written
-    return record
-
-
 @dataclass
 class _Generation:
     """The writing of a plan's missing shards."""
@@ -101,16 +100,16 @@ class _Generation:
     plan: Plan
     writer: ShardWriter
     reporter: Reporter
-    checksums: Checksums
-    record: GenerateRecord
-    """As run.json holds it."""
+    storage: RemoteStorage | None
+
+    def __post_init__(self) -> None:
+        self.checksums = self.plan.run.checksums
+        record = self.plan.run.record().generate
+        assert record is not None  # `begin` has written it
+        self.record = record
 
     def store_inputs(self, inputs: Iterable[str] | None) -> int:
-        """Store the distinct inputs: those of the user or, if None, those that the inputs spec writes.
-
-        Returns:
-            Their number.
-        """
+        """Store the distinct inputs, the user's or those that the inputs spec writes, and return their number."""
         run, wanted = self.plan.run, self.plan.settings.num_inputs
         texts = self._written_inputs() if inputs is None else distinct(inputs)
         count = 0
@@ -183,13 +182,7 @@ class _Generation:
         progress: Progress,
         measure: Callable[[Sequence[Example]], None],
     ) -> None:
-        """Write the shards that are not stored yet.
-
-        Args:
-            job: what the shards share.
-            shards: all of them.
-            progress: counts the texts of all.
-            measure: receives the accepted texts of each shard that is written.
+        """Write those of all shards that are not stored yet; ``measure`` receives the accepted texts of each.
 
         Raises:
             Stopped: the user asked to stop, and some are still missing.
@@ -199,7 +192,11 @@ class _Generation:
             self.checksums.add_digests(shard.digests)
             self._record_facts()
             measure(accepted)
+            if self.storage:
+                self.storage.store(self.plan.run, shard.files)
 
+        if self.storage:
+            self.storage.store_record(self.plan.run)
         missing = missing_shards(shards, progress, job.spec, self.checksums, self.reporter)
         self.writer.write(job, missing, self.reporter, progress, record)
         self.reporter.update(progress)
@@ -243,10 +240,9 @@ def _check_commit(run: Run, before: GenerateRecord | None, facts: EngineFacts) -
 
 
 def forget_unwritten(run: Run) -> bool:
-    """Forget a call that failed before it wrote any text, so that the next may have other options.
+    """Forget a call that failed before it wrote any text; return whether there was one.
 
-    Returns:
-        Whether there was such a call.
+    The next call may then have other options.
     """
     record = run.record().generate
     if record is None or record.status != "running" or any(map(shard_files, run.text_folders)):

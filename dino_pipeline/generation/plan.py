@@ -1,22 +1,126 @@
-"""What a run has to write: tasks in shards of fixed content, their requests, and the shards that are still missing."""
+"""What a run has to write: its inputs and settings, tasks in shards of fixed content, and the shards still missing."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from dino_pipeline.decoding.engine import Engine, Request, Task, task_key, task_prompts
+from dino_pipeline.decoding.engine import Task
+from dino_pipeline.errors import DataError, OptionError, short
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
+from dino_pipeline.generate_options import WRITTEN_INPUTS, GenerateOptions, InputOptions, ShardSettings, TextSettings
+from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, Reporter, SilentReporter
+from dino_pipeline.readers import input_file
 from dino_pipeline.run import Run
-from dino_pipeline.spec import TaskSpec
-from dino_pipeline.stage_records import ExtraSamples, GenerateSettings
+from dino_pipeline.spec import SpecSampling, TaskSpec
+from dino_pipeline.stage_records import ExtraSamples, GenerateSettings, InputsRef
 
-LONGEST_INPUT = 1_000_000
-"""In characters. Longer inputs are not even tokenised."""
+
+def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
+    """Return the texts for ``<X1>`` that the user brings, None if there are none.
+
+    Raises:
+        OptionError: the spec needs inputs and there are none, or it needs none and there are some.
+        DataError: an input is not a text.
+    """
+    if spec.needs_inputs and options.inputs is None and spec.inputs is None:
+        raise OptionError(
+            f"spec {spec.task_name}: its instructions hold <X1>, but there are no inputs",
+            'give {inputs=FILE}, or name a spec that writes them under "inputs"',
+        )
+    if options.inputs is None:
+        return None
+    if not spec.needs_inputs:
+        raise OptionError(
+            f"spec {spec.task_name} takes no inputs: its instructions lack <X1>", "leave it out", option="inputs"
+        )
+    if isinstance(options.inputs, str | Path):
+        return input_file(Path(options.inputs), options.input_format)
+    return _stripped_texts(options.inputs)
+
+
+def _stripped_texts(texts: Iterable[Any]) -> list[str]:
+    """Return texts as they are read from a file: without space around them, and without empty ones."""
+    stripped_texts = []
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"input {number}: is {short(text)}", "give a file, or texts")
+        if stripped := text.strip():
+            stripped_texts.append(stripped)
+    if not stripped_texts:
+        raise DataError("the inputs hold no text", "give some, or leave {inputs} out")
+    return stripped_texts
+
+
+def resolve_settings(
+    options: TextSettings,
+    spec: TaskSpec,
+    inputs: Iterable[str] | None,
+    model: ModelRef,
+    scorer: ModelRef | Literal["server"] | None = None,
+) -> GenerateSettings:
+    """Return what decides the texts: options, with what they leave open filled in from the spec or the paper.
+
+    Args:
+        options: of the generate stage or of a preview.
+        spec: the instructions.
+        inputs: the user's; None if the spec's own inputs spec writes them.
+        model: writes the texts.
+        scorer: measures the margins of a server's texts.
+    """
+    fields: dict[str, Any] = {name: getattr(options, name) for name in TextSettings.model_fields}
+    debias = True
+    if isinstance(options, GenerateOptions):
+        fields |= {name: getattr(options, name) for name in ShardSettings.model_fields}
+        fields["engine"] = options.engine
+        debias = options.engine == "transformers"  # a server cannot
+    fields |= {
+        "num_inputs": num_inputs(options, spec, inputs),
+        "keep_newlines": options.keep_newlines or spec.newlines,
+        "sampling": _sampling(spec.sampling, options, debias=debias),
+        "spec": spec.digest,
+        "labels": tuple(spec.labels),
+        "model": model,
+        "scorer": scorer,
+    }
+    if inputs is not None:
+        digest = hashlib.sha256()
+        for text in inputs:
+            digest.update(text.encode() + b"\0")
+        fields["inputs"] = InputsRef(texts=digest.hexdigest()[:16])
+    elif isinstance(spec.inputs, TaskSpec):
+        fields["inputs"] = InputsRef(spec=spec.inputs.digest)
+        fields["input_sampling"] = _sampling(spec.inputs.sampling)  # the options are about the texts, not the inputs
+    return GenerateSettings(**fields)
+
+
+def num_inputs(options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | None) -> int | None:
+    """Return how many inputs to use, or to write; None: all that the user brings, or none are needed."""
+    if not spec.needs_inputs:
+        return None
+    return options.num_inputs or (WRITTEN_INPUTS if inputs is None else None)
+
+
+def count_inputs(limit: int | None, inputs: Iterable[str] | None) -> int:
+    """Return the number of inputs that a run uses: of the user's, or to be written."""
+    return limit or 0 if inputs is None else sum(1 for _ in itertools.islice(inputs, limit))
+
+
+def _sampling(in_spec: SpecSampling, options: TextSettings | None = None, *, debias: bool = True) -> Sampling:
+    """Return how tokens are drawn: an option counts before the spec's value, and that before the paper's."""
+    values = in_spec.model_dump(exclude_none=True)
+    for name in Sampling.model_fields:
+        if (value := getattr(options, name, None)) is not None:
+            values[name] = value
+    return Sampling(**values if debias else {**values, "decay": 0.0})
 
 
 @dataclass(frozen=True)
@@ -61,6 +165,10 @@ class Shard:
         """The skipped inputs, then the rejected texts in the order of the tasks."""
         results = (self.results[index] for index in sorted(self.results))
         return [*self.skipped, *(result for result in results if isinstance(result, Dropped))]
+
+
+OnStored = Callable[[Shard, Sequence[Example]], None]
+"""Receives a shard whose files are stored, and its accepted texts."""
 
 
 @dataclass
@@ -156,6 +264,54 @@ def missing_shards(
             yield shard
 
 
+@dataclass
+class ShardQueue:
+    """The shards that several workers write: those still to begin, those begun, and those to begin again."""
+
+    job: GenerationJob
+    shards: Iterator[Shard]
+    progress: Progress
+    on_stored: OnStored
+    is_exhausted: bool = False
+    lost: deque[Shard] = field(default_factory=deque)
+    begun: dict[Path, Shard] = field(default_factory=dict)
+    copied: set[Path] = field(default_factory=set)
+    """Begun shards that a second worker writes, too."""
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether no shard is left to begin or to end."""
+        return self.is_exhausted and not self.lost and not self.begun
+
+    def next_shard(self) -> Shard | None:
+        """Begin a lost shard or the next one; None if there is none."""
+        shard = self.lost.popleft() if self.lost else next(self.shards, None)
+        if shard is None:
+            self.is_exhausted = True
+        else:
+            self.begun[shard.path] = shard
+        return shard
+
+    def next_copy(self) -> Shard | None:
+        """Return the shard begun last that only one worker writes, for a second one; None if there is none."""
+        for path, shard in reversed(self.begun.items()):
+            if path not in self.copied:
+                self.copied.add(path)
+                return shard
+        return None
+
+    def finish(self, shard: Shard) -> bool:
+        """Take a shard out; return False if another worker has finished it before."""
+        return self.begun.pop(shard.path, None) is not None
+
+    def put_back(self, shards: Iterable[Shard]) -> None:
+        """Have begun shards begun again."""
+        for shard in shards:
+            if self.finish(shard):
+                self.lost.append(shard)
+                self.copied.discard(shard.path)
+
+
 def _count_stored(progress: Progress, spec: TaskSpec, shard: Shard) -> None:
     """Count the texts of a shard that an earlier call stored."""
     names = {spec.value(label): label for label in spec.labels}
@@ -181,54 +337,3 @@ def count_text(progress: Progress, label: str, example: Example, reason: str | N
         if example.margin is not None:
             count.margin_sum += example.margin
             count.margins += 1
-
-
-def shard_requests(
-    job: GenerationJob, engine: Engine, tasks: Sequence[Task]
-) -> tuple[dict[int, Request], list[Dropped]]:
-    """Return the requests of a shard's tasks, and the inputs that the model cannot be asked about.
-
-    One defect excludes an input with all its tasks. Without inputs it excludes the one task.
-
-    Returns:
-        Requests by the index of the task, shortest inputs first, so that rows of similar length run together; and what
-        is excluded, with the reason.
-    """
-    spec, seed = job.spec, job.settings.seed
-    prompts = [
-        task_prompts(spec, seed, task, engine.render) if len(task.text or "") <= LONGEST_INPUT else [""]
-        for task in tasks
-    ]
-    distinct = list(dict.fromkeys(itertools.chain.from_iterable(prompts)))
-    encoded = dict(zip(distinct, engine.encode(distinct), strict=True))
-    requests: dict[int, Request] = {}
-    excluded: dict[int | Task | None, Dropped] = {}
-    for index, task in enumerate(tasks):
-        request = Request(tuple(encoded[prompt] for prompt in prompts[index]), task_key(spec, seed, task))
-        requests[index] = request
-        if reason := _input_defect(job, engine, task, request):
-            sample = task.sample if task.text is None else None
-            dropped = Dropped(Example(task.text or "", input=task.input, sample=sample), reason)
-            excluded.setdefault(_subject(task), dropped)
-    remaining = [index for index in requests if _subject(tasks[index]) not in excluded]
-    remaining.sort(key=lambda index: (len(tasks[index].text or ""), index))
-    return {index: requests[index] for index in remaining}, list(excluded.values())
-
-
-def _subject(task: Task) -> int | Task | None:
-    """Return what a defect of a task's prompt excludes: its input or, without inputs, the task alone."""
-    return task if task.text is None else task.input
-
-
-def _input_defect(job: GenerationJob, engine: Engine, task: Task, request: Request) -> str | None:
-    """Return why the model cannot be asked about a task's input, None if it can."""
-    text, max_new_tokens = task.text or "", job.settings.sampling.max_new_tokens
-    if task.text is not None and not job.spec.can_show(task.text):
-        return f"the input holds the stop string {job.spec.stop}"
-    if mark := next((mark for mark in engine.marks if mark in text), None):
-        return f"the input holds {mark} of the model's chat template"
-    if len(text) > LONGEST_INPUT:
-        return f"the input is longer than {LONGEST_INPUT:,} characters"
-    if not engine.fits(request.prompts, max_new_tokens):
-        return f"the prompt leaves less than {max_new_tokens} tokens of the model's context"
-    return None

@@ -24,9 +24,9 @@ from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.generate_options import PreviewOptions
 from dino_pipeline.generation.engines import local_engine
-from dino_pipeline.generation.estimate import LONG_ENOUGH, Estimate, estimate_key
-from dino_pipeline.generation.generate import count_inputs, open_inputs, resolve_settings
 from dino_pipeline.generation.generate_stage import write_texts
+from dino_pipeline.generation.monitors import LONG_ENOUGH, Estimate, estimate_key
+from dino_pipeline.generation.plan import count_inputs, open_inputs, resolve_settings
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.options import Sampling, accepts
 from dino_pipeline.processes import peak_memory
@@ -96,7 +96,7 @@ def preview(
     inputs = open_inputs(task, chosen)
     with reporter_for(progress) as reporter:
         engine = local_engine(chosen, None, reporter)
-        settings = resolve_settings(chosen, task, inputs, engine)
+        settings = resolve_settings(chosen, task, inputs, engine.model)
         decoder = cast(Decoder, cast(EngineWriter, engine.load_writer()).engine)
         loading = time.monotonic() - started  # a run begins like this, too
         estimate, some_inputs = measure(decoder, task, inputs, settings, reporter, loading=loading)
@@ -123,14 +123,13 @@ def preview_texts(
 ) -> list[PreviewText]:
     """Write ``count`` texts of each label, with debiasing and without.
 
-    Args:
-        decoder: writes them.
-        spec: the instructions.
-        inputs: texts for ``<X1>``, taken in turn; empty if the spec needs none.
-        settings: how to write.
-        count: texts of each label.
+    The inputs are texts for ``<X1>``, taken in turn; there are none if the spec needs none.
     """
-    tasks = [_preview_task(label, number, inputs) for label in spec.labels for number in range(count)]
+    tasks = []
+    for label in spec.labels:
+        for number in range(count):
+            sample, index = divmod(number, len(inputs)) if inputs else (number, 0)
+            tasks.append(Task(number, inputs[index], label, sample) if inputs else Task(None, None, label, sample))
     requests = []
     for task in tasks:
         prompts = decoder.encode(task_prompts(spec, settings.seed, task, decoder.render))
@@ -150,13 +149,6 @@ def preview_texts(
         pieces = list(zip(token_pieces(decode, with_debiasing.tokens), changed, strict=True))
         texts.append(PreviewText(task.label, task.text, pieces, with_debiasing, without))
     return texts
-
-
-def _preview_task(label: str, number: int, inputs: Sequence[str]) -> Task:
-    if not inputs:
-        return Task(None, None, label, number)
-    sample, index = divmod(number, len(inputs))
-    return Task(number, inputs[index], label, sample)
 
 
 def token_pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
@@ -224,7 +216,7 @@ def measure(
     *,
     loading: float,
 ) -> tuple[Estimate, list[str]]:
-    """Do a small part of a run, and estimate the whole.
+    """Do a small part of a run; return an estimate of the whole, and some inputs.
 
     Args:
         decoder: writes the texts.
@@ -233,9 +225,6 @@ def measure(
         settings: of the whole run.
         reporter: gets updates.
         loading: seconds that it took to load the model.
-
-    Returns:
-        The estimate, and some inputs.
     """
     counter = _CountingDecoder(decoder)
     num_inputs = count_inputs(settings.num_inputs, inputs) if spec.needs_inputs else None

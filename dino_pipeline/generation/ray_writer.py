@@ -1,25 +1,30 @@
-"""How workers of a Ray cluster write shards, while workers and nodes are lost and others join."""
+"""How a Ray cluster writes shards: a worker that holds the model once, and the process that leads the workers.
+
+Workers and nodes may be lost at any time, and others may join.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import queue
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dino_pipeline import __version__
 from dino_pipeline.cluster import CALLS_PER_WORKER, ClusterResources, total_resources, worker_error
-from dino_pipeline.decoding.engine import EngineFacts
+from dino_pipeline.decoding.engine import Engine, EngineFacts, Task
 from dino_pipeline.errors import ModelError, RunError, first_line
-from dino_pipeline.examples import parse_example
-from dino_pipeline.files import write_bytes
-from dino_pipeline.generation.plan import GenerationJob, Shard
-from dino_pipeline.generation.ray_worker import LoadedWorker, LoadEngine, RayWorker, WrittenShard
-from dino_pipeline.generation.shard_writer import OnStored
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.examples import dropped_row, parse_example
+from dino_pipeline.files import json_line, write_bytes
+from dino_pipeline.generation.plan import GenerationJob, OnStored, Shard, ShardQueue
+from dino_pipeline.generation.shard_writer import TextWriter
+from dino_pipeline.progress import LabelCount, Progress, Reporter, SilentReporter, no_counts
 
 MAX_LOSSES = 5
 """Give up after this many workers died with the same shard: the shard is the reason."""
@@ -29,6 +34,111 @@ POLLS_BEFORE_NOTE = 20
 """Polls without a single worker after which a note says why."""
 STORING_THREADS = 8
 """Shards stored at the same time: each waits until the disk has it."""
+LoadEngine = Callable[[], tuple[Engine, str | None]]
+"""Loads the engine on a worker; returns it with the fingerprint that its model's folder has there."""
+
+
+@dataclass(frozen=True)
+class LoadedWorker:
+    """The result of loading the model on a worker."""
+
+    version: str
+    """Of this package."""
+    fingerprint: str | None
+    facts: EngineFacts
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """The result of writing a shard: the contents of both files, counts since its last shard, and notes."""
+
+    accepted: bytes
+    rejected: bytes
+    labels: dict[str, LabelCount]
+    notes: list[tuple[str, str]]
+    """Messages with their remedies."""
+
+
+class _NoteCollector(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[tuple[str, str]] = []
+
+    def note(self, message: str, remedy: str = "") -> None:
+        self.notes.append((message, remedy))
+
+
+class _WorkerCall(NamedTuple):
+    """A call to write a shard, kept by the worker that received it."""
+
+    job: GenerationJob
+    shard: Shard
+    result: Future[WrittenShard]
+
+
+class RayWorker:
+    """A worker on the cluster, which holds the model once and writes shards.
+
+    Calls only enter shards into a queue, and wait: one thread of its own writes them all. So an engine that
+    refills its rows takes the next shard's texts while the last texts of a shard are being written.
+    """
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[_WorkerCall] = queue.SimpleQueue()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the result of a function on this machine."""
+        return function(*arguments)
+
+    def load(self, load: LoadEngine) -> LoadedWorker:
+        """Load the model, and begin to serve calls."""
+        logging.disable(logging.INFO)
+        self.engine, fingerprint = load()
+        threading.Thread(target=self._serve, daemon=True).start()
+        return LoadedWorker(__version__, fingerprint, self.engine.facts())
+
+    def write(self, job: GenerationJob, tasks: list[Task]) -> WrittenShard:
+        """Write a shard, and return it."""
+        call = _WorkerCall(job, Shard(Path(), Path(), tasks), Future())
+        self.calls.put(call)
+        return call.result.result()
+
+    def _serve(self) -> None:
+        call = self.calls.get()
+        while True:
+            call = self._write_consecutive(call) or self.calls.get()
+
+    def _write_consecutive(self, first: _WorkerCall) -> _WorkerCall | None:
+        """Write a call's shard, and those of further calls while they follow in time; return one of another job."""
+        job = first.job
+        progress, reporter = Progress("", 0, labels=no_counts(job.spec.labels)), _NoteCollector()
+        begun: dict[int, _WorkerCall] = {}  # by the identity of the shard
+        other_job: _WorkerCall | None = None
+
+        def shards() -> Iterator[Shard]:
+            nonlocal other_job
+            call = first
+            while call.job == job:
+                begun[id(call.shard)] = call
+                yield call.shard
+                try:
+                    call = self.calls.get_nowait()
+                except queue.Empty:
+                    return
+            other_job = call
+
+        def return_shard(shard: Shard) -> None:
+            accepted = b"".join(json_line(asdict(example)) for example in shard.accepted)
+            rejected = b"".join(json_line(dropped_row(dropped)) for dropped in shard.rejected)
+            written = WrittenShard(accepted, rejected, progress.labels, reporter.notes)
+            progress.labels, reporter.notes = no_counts(job.spec.labels), []
+            begun.pop(id(shard)).result.set_result(written)
+
+        try:
+            TextWriter(job, self.engine, reporter, progress, return_shard).write(shards())
+        except BaseException as error:  # raised by the calls, and so in the process that made them
+            for call in begun.values():
+                call.result.set_exception(error)
+        return other_job
 
 
 @dataclass(eq=False)
@@ -46,60 +156,6 @@ class _Worker:
         return list(self.writing) if self.loading is None else [self.loading]
 
 
-class _ShardQueue:
-    """The shards of one job: those still to begin, those begun, and those to begin again."""
-
-    def __init__(self, shards: Iterator[Shard]) -> None:
-        self.shards = shards
-        self.is_exhausted = False
-        self.lost: deque[Shard] = deque()
-        self.begun: dict[Path, Shard] = {}
-        self.copied: set[Path] = set()
-        """Begun shards that a second worker writes, too."""
-
-    @property
-    def is_done(self) -> bool:
-        return self.is_exhausted and not self.lost and not self.begun
-
-    def next_shard(self) -> Shard | None:
-        """Begin a lost shard or the next one; None if there is none."""
-        shard = self.lost.popleft() if self.lost else next(self.shards, None)
-        if shard is None:
-            self.is_exhausted = True
-        else:
-            self.begun[shard.path] = shard
-        return shard
-
-    def next_copy(self) -> Shard | None:
-        """Return the shard begun last that only one worker writes, for a second one; None if there is none."""
-        for path, shard in reversed(self.begun.items()):
-            if path not in self.copied:
-                self.copied.add(path)
-                return shard
-        return None
-
-    def finish(self, shard: Shard) -> bool:
-        """Take a shard out; return False if another worker has finished it before."""
-        return self.begun.pop(shard.path, None) is not None
-
-    def put_back(self, shards: Iterable[Shard]) -> None:
-        """Have begun shards begun again."""
-        for shard in shards:
-            if self.finish(shard):
-                self.lost.append(shard)
-                self.copied.discard(shard.path)
-
-
-@dataclass(frozen=True)
-class _WriteCall:
-    """The arguments of one call of `RayShardWriter.write`."""
-
-    job: GenerationJob
-    queue: _ShardQueue
-    progress: Progress
-    on_stored: OnStored
-
-
 def store_shard(shard: Shard, written: WrittenShard) -> None:
     """Write a shard's files, the accepted texts last: a shard that has them is complete."""
     rejected_digest = write_bytes(shard.rejected_path, written.rejected)
@@ -109,9 +165,8 @@ def store_shard(shard: Shard, written: WrittenShard) -> None:
 class RayShardWriter:
     """Writes shards with workers of a cluster; this process stores what they return.
 
-    Workers and nodes may be lost at any time, and others may join. A shard is a pure function of its tasks, so what a
-    lost worker was writing is written again by another. When no shard is left to begin, idle workers write copies of
-    shards that others have begun, and the first result counts.
+    A shard is a pure function of its tasks, so what a lost worker was writing is written again by another. When no
+    shard is left to begin, idle workers write copies of shards that others have begun, and the first result counts.
 
     Args:
         resources: how many workers, and what each gets.
@@ -155,11 +210,7 @@ class RayShardWriter:
             raise ModelError(f"a worker could not be started ({first_line(error)}); look at the cluster") from error
 
     def load_model(self, load: LoadEngine, fingerprint: str | None) -> None:
-        """Load the model on all workers, and wait for the first one.
-
-        Args:
-            load: loads the model on a worker.
-            fingerprint: of the model, if it is a folder.
+        """Load the model on all workers, and wait for the first one. A model in a folder has a fingerprint.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -182,24 +233,24 @@ class RayShardWriter:
         """Write the texts of the shards into their files; see `ShardWriter`.
 
         Raises:
-            ModelError: the model cannot be loaded, or workers die again and again.
-            RunError: a worker has another model, or another version of this package.
+            ModelError: workers die again and again, or one that joins cannot load the model.
+            RunError: a worker that joins has another model, or another version of this package.
         """
         import ray
 
         shared_job = ray.put(job)
-        call = _WriteCall(job, _ShardQueue(iter(shards)), progress, on_stored)
+        pending = ShardQueue(job, iter(shards), progress, on_stored)
         while True:
             self._start_workers()
             if reporter.should_stop():
-                call.queue.lost.clear()
-            self._assign(shared_job, call.queue)
-            if call.queue.is_done:
+                pending.lost.clear()
+            self._assign(shared_job, pending)
+            if pending.is_done:
                 break
-            self._wait_for_results(call)
-            self._report_stored(call, wait=False)
+            self._wait_for_results(pending)
+            self._report_stored(pending, wait=False)
             reporter.update(progress)
-        self._report_stored(call, wait=True)
+        self._report_stored(pending, wait=True)
 
     def _start_workers(self) -> None:
         import ray
@@ -210,7 +261,7 @@ class RayShardWriter:
             actor = ray.remote(max_concurrency=CALLS_PER_WORKER + 1, **size)(RayWorker).remote()
             self.workers.append(_Worker(actor, actor.load.remote(self.load) if self.load else None))
 
-    def _assign(self, shared_job: Any, shards: _ShardQueue) -> None:
+    def _assign(self, shared_job: Any, shards: ShardQueue) -> None:
         """Give shards to the loaded workers: one each first, then a second one, then copies to those without any."""
         loaded = [worker for worker in self.workers if worker.loading is None]
         for calls in range(1, CALLS_PER_WORKER + 1):
@@ -221,7 +272,7 @@ class RayShardWriter:
             if not worker.writing and (shard := shards.next_copy()):
                 worker.writing[worker.actor.write.remote(shared_job, shard.tasks)] = shard
 
-    def _wait_for_results(self, write_call: _WriteCall | None) -> None:
+    def _wait_for_results(self, pending: ShardQueue | None) -> None:
         """Handle the results that are ready, or become ready within `POLL_SECONDS`."""
         import ray
 
@@ -232,9 +283,9 @@ class RayShardWriter:
         if self.idle_polls == POLLS_BEFORE_NOTE:
             self.reporter.note(self._no_worker_note())
         for call in ready:
-            self._handle_result(call, workers[call], write_call)
+            self._handle_result(call, workers[call], pending)
 
-    def _handle_result(self, call: Any, worker: _Worker, write_call: _WriteCall | None) -> None:
+    def _handle_result(self, call: Any, worker: _Worker, pending: ShardQueue | None) -> None:
         import ray
 
         try:
@@ -242,7 +293,7 @@ class RayShardWriter:
         except ray.exceptions.RayTaskError as error:
             raise worker_error(error) from error
         except ray.exceptions.RayError as error:
-            self._handle_loss(worker, error, write_call)
+            self._handle_loss(worker, error, pending)
             return
         if isinstance(result, LoadedWorker):
             self._check_same(result)
@@ -250,17 +301,12 @@ class RayShardWriter:
             worker.loading = None
             return
         shard = worker.writing.pop(call)
-        if write_call and write_call.queue.finish(shard):
+        if pending and pending.finish(shard):
             self.losses.pop(shard.path, None)
             self.storing.append((self.pool.submit(store_shard, shard, result), shard, result))
 
-    def _report_stored(self, call: _WriteCall, *, wait: bool) -> None:
-        """Count the shards that are stored, in the order in which they were returned.
-
-        Args:
-            call: whose shards.
-            wait: wait for those that are still being stored.
-        """
+    def _report_stored(self, pending: ShardQueue, *, wait: bool) -> None:
+        """Count the shards that are stored, in the order in which they were returned; wait for the others or not."""
         while self.storing and (wait or self.storing[0][0].done()):
             stored, shard, written = self.storing.popleft()
             stored.result()
@@ -268,21 +314,18 @@ class RayShardWriter:
                 if note not in self.notes:
                     self.notes.add(note)
                     self.reporter.note(*note)
-            call.progress.done += len(shard.tasks)
+            pending.progress.done += len(shard.tasks)
             for label, count in written.labels.items():
-                call.progress.labels[label].add(count)
-            is_scored = call.job.spec.is_scored
+                pending.progress.labels[label].add(count)
+            is_scored = pending.job.spec.is_scored
             lines = written.accepted.splitlines()
-            call.on_stored(shard, [parse_example(line, shard.path.as_posix, is_scored) for line in lines])
+            pending.on_stored(shard, [parse_example(line, shard.path.as_posix, is_scored) for line in lines])
 
     def _check_same(self, loaded: LoadedWorker) -> None:
         """Refuse a worker that would write other texts than the others, or than the run records."""
         facts: dict[str, object] = {"version": loaded.version, "model": loaded.fingerprint, **loaded.facts}
-        expected: dict[str, object] = {
-            "version": __version__,
-            "model": self.fingerprint,
-            **(self.loaded_facts or loaded.facts),
-        }
+        own_facts = self.loaded_facts or loaded.facts
+        expected: dict[str, object] = {"version": __version__, "model": self.fingerprint, **own_facts}
         for name, value in facts.items():
             if value != expected.get(name):
                 raise RunError(
@@ -291,7 +334,7 @@ class RayShardWriter:
                 )
         self.loaded_facts = loaded.facts
 
-    def _handle_loss(self, worker: _Worker, error: Exception, write_call: _WriteCall | None) -> None:
+    def _handle_loss(self, worker: _Worker, error: Exception, pending: ShardQueue | None) -> None:
         """Have the shards of a lost worker written again, unless another worker has begun them as well."""
         import ray
 
@@ -308,9 +351,9 @@ class RayShardWriter:
                 "was finished is kept",
                 "use fewer {rows} or larger nodes",
             )
-        if write_call:
+        if pending:
             begun_elsewhere = {shard.path for other in self.workers for shard in other.writing.values()}
-            write_call.queue.put_back(shard for shard in shards if shard.path not in begun_elsewhere)
+            pending.put_back(shard for shard in shards if shard.path not in begun_elsewhere)
         self.reporter.note(f"a worker was lost ({type(error).__name__}); {len(shards)} shards are written again")
 
     def _no_worker_note(self) -> str:

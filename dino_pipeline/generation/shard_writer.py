@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer, Task, task_prompts
+from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer, Task, task_key, task_prompts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
-from dino_pipeline.generation.plan import GenerationJob, Shard, count_text, shard_requests
+from dino_pipeline.generation.plan import GenerationJob, OnStored, Shard, count_text
 from dino_pipeline.progress import Progress, Reporter
 
+LONGEST_INPUT = 1_000_000
+"""In characters. Longer inputs are not even tokenised."""
 SCORING_BATCH = 128
 """Texts that a separate scorer scores at a time."""
-
-OnStored = Callable[[Shard, Sequence[Example]], None]
-"""Receives a shard whose files are stored, and its accepted texts."""
 
 
 class ShardWriter(Protocol):
@@ -124,10 +123,13 @@ class TextWriter:
     def _requests(self, shards: Iterable[Shard], pending: dict[int, _PendingText]) -> Iterator[Request]:
         """Yield the requests of the shards' texts, and enter each into ``pending``."""
         numbers = itertools.count()
+        kind = "inputs" if self.job.spec.needs_inputs else "prompts"
         for shard in shards:
             requests, shard.skipped = shard_requests(self.job, self.engine, shard.tasks)
             shard.num_unfinished = len(requests)
-            self._count_skipped(shard)
+            self.progress.done += len(shard.tasks) - len(requests)
+            for reason, count in Counter(dropped.reason for dropped in shard.skipped).items():
+                self.reporter.note(f"{count} {kind} left out: {reason}")
             if not requests:
                 self.store(shard)
             for index, request in requests.items():
@@ -168,12 +170,6 @@ class TextWriter:
             own, *counters = [next(scores).logprob for _ in range(num_prompts)]
             margin = own - max(counters) if counters else None
             text.candidates[number] = replace(text.candidates[number], logprob=own, margin=margin)
-
-    def _count_skipped(self, shard: Shard) -> None:
-        self.progress.done += len(shard.tasks) - shard.num_unfinished
-        kind = "inputs" if self.job.spec.needs_inputs else "prompts"
-        for reason, count in Counter(dropped.reason for dropped in shard.skipped).items():
-            self.reporter.note(f"{count} {kind} left out: {reason}")
 
     def _example(self, task: Task, completion: Completion) -> Example:
         text = completion.text.strip()
@@ -222,3 +218,54 @@ class TextWriter:
 
 def _margin(completion: Completion) -> float:
     return -math.inf if completion.margin is None else completion.margin
+
+
+def shard_requests(
+    job: GenerationJob, engine: Engine, tasks: Sequence[Task]
+) -> tuple[dict[int, Request], list[Dropped]]:
+    """Return the requests of a shard's tasks, and the inputs that the model cannot be asked about.
+
+    One defect excludes an input with all its tasks. Without inputs it excludes the one task.
+
+    Returns:
+        Requests by the index of the task, shortest inputs first, so that rows of similar length run together; and what
+        is excluded, with the reason.
+    """
+    spec, seed = job.spec, job.settings.seed
+    prompts = [
+        task_prompts(spec, seed, task, engine.render) if len(task.text or "") <= LONGEST_INPUT else [""]
+        for task in tasks
+    ]
+    distinct = list(dict.fromkeys(itertools.chain.from_iterable(prompts)))
+    encoded = dict(zip(distinct, engine.encode(distinct), strict=True))
+    requests: dict[int, Request] = {}
+    excluded: dict[int | Task | None, Dropped] = {}
+    for index, task in enumerate(tasks):
+        request = Request(tuple(encoded[prompt] for prompt in prompts[index]), task_key(spec, seed, task))
+        requests[index] = request
+        if reason := _input_defect(job, engine, task, request):
+            sample = task.sample if task.text is None else None
+            dropped = Dropped(Example(task.text or "", input=task.input, sample=sample), reason)
+            excluded.setdefault(_subject(task), dropped)
+    remaining = [index for index in requests if _subject(tasks[index]) not in excluded]
+    remaining.sort(key=lambda index: (len(tasks[index].text or ""), index))
+    return {index: requests[index] for index in remaining}, list(excluded.values())
+
+
+def _subject(task: Task) -> int | Task | None:
+    """Return what a defect of a task's prompt excludes: its input or, without inputs, the task alone."""
+    return task if task.text is None else task.input
+
+
+def _input_defect(job: GenerationJob, engine: Engine, task: Task, request: Request) -> str | None:
+    """Return why the model cannot be asked about a task's input, None if it can."""
+    text, max_new_tokens = task.text or "", job.settings.sampling.max_new_tokens
+    if task.text is not None and not job.spec.can_show(task.text):
+        return f"the input holds the stop string {job.spec.stop}"
+    if mark := next((mark for mark in engine.marks if mark in text), None):
+        return f"the input holds {mark} of the model's chat template"
+    if len(text) > LONGEST_INPUT:
+        return f"the input is longer than {LONGEST_INPUT:,} characters"
+    if not engine.fits(request.prompts, max_new_tokens):
+        return f"the prompt leaves less than {max_new_tokens} tokens of the model's context"
+    return None

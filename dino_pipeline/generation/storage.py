@@ -5,18 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 
-from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
-from dino_pipeline.examples import Example
 from dino_pipeline.files import Checksums, shard_files, write_bytes
-from dino_pipeline.generation.plan import GenerationJob, Shard
-from dino_pipeline.generation.shard_writer import OnStored, ShardWriter
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Reporter
 from dino_pipeline.record import parse_record
 from dino_pipeline.run import Run
 
@@ -159,27 +154,3 @@ class RemoteStorage:
 def _text_names(run: Run) -> list[str]:
     """Return the names of a run's inputs and of the folders of its shards."""
     return [run.inputs.name, *(folder.name for folder in run.text_folders)]
-
-
-@dataclass(frozen=True)
-class RemoteShardWriter:
-    """Writes shards with another writer, and stores each at a URL as well."""
-
-    writer: ShardWriter
-    storage: RemoteStorage
-    run: Run
-
-    def write(
-        self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
-    ) -> None:
-        """Write the texts of the shards into their files, and store each; see `ShardWriter`."""
-        self.storage.store_record(self.run)
-
-        def store(shard: Shard, accepted: Sequence[Example]) -> None:
-            on_stored(shard, accepted)
-            self.storage.store(self.run, shard.files)
-
-        self.writer.write(job, shards, reporter, progress, store)
-
-    def facts(self) -> EngineFacts:
-        return self.writer.facts()
