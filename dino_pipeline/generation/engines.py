@@ -55,13 +55,7 @@ def choose_engine(options: GenerateOptions, before: GenerateRecord | None, repor
 
 
 def local_engine(options: ModelOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
-    """Return the model that options name, to be run on this machine.
-
-    Args:
-        options: the model's.
-        started: the model in the record of the run that continues.
-        reporter: gets notes.
-    """
+    """Return the model that options name, to be run on this machine; ``started`` is that of the run that continues."""
     device = pick_device(options.device)
     model = resolve_model(options, device, started)
     _note_template(model, options, reporter)
@@ -97,10 +91,10 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     model: ModelRef = writer.run_on_worker(_resolve_on_worker, own_options, device, started, environment)
     _note_template(model, options, reporter)
 
+    @functools.cache
     def load() -> RayShardWriter:
-        if writer.load is None:
-            load_engine = functools.partial(_load_on_worker, model, device, own_options, environment)
-            writer.load_model(load_engine, model.fingerprint)
+        load_engine = functools.partial(_load_on_worker, model, device, own_options, environment)
+        writer.load_model(load_engine, model.fingerprint)
         return writer
 
     speed = {**_local_speed(options, device), "ray": True, "workers": resources.workers}
@@ -129,11 +123,7 @@ def _server_engine(options: GenerateOptions, before: GenerateRecord | None, repo
     from dino_pipeline.decoding.server import Server
 
     base_url = options.base_url or ""  # the options check that there is one
-    speed: dict[str, JsonValue] = {
-        "base_url": base_url,
-        "concurrency": options.concurrency,
-        "timeout": options.timeout,
-    }
+    speed: dict[str, JsonValue] = {name: getattr(options, name) for name in ("base_url", "concurrency", "timeout")}
 
     @functools.cache
     def load_server() -> Server:
