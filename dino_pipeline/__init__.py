@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dino_pipeline.filtering.filter import FilteredPairs, filter
     from dino_pipeline.generation.generate import GeneratedTexts, generate
     from dino_pipeline.generation.preview import Preview, preview
+    from dino_pipeline.processes import Stopped
     from dino_pipeline.publishing.publish import publish
     from dino_pipeline.publishing.report import report
     from dino_pipeline.publishing.verify import export, verify
@@ -63,6 +64,7 @@ __all__ = [
     "RunError",
     "Scores",
     "SpecError",
+    "Stopped",
     "TaskSpec",
     "compare",
     "evaluate",
@@ -90,6 +92,7 @@ _MODULES = {
     "publishing.publish": ("publish",),
     "publishing.report": ("report",),
     "publishing.verify": ("export", "verify"),
+    "processes": ("Stopped",),
     "run": ("Run",),
     "spec": ("TaskSpec",),
     "spec_file": ("load_spec",),
@@ -108,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*__all__, "__version__"]

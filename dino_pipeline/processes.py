@@ -92,7 +92,10 @@ SignalHandler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(KeyboardInterrupt):
-    """The user stopped the work by a signal; ``exit_code`` is what shells expect."""
+    """The user stopped the work: by a signal, or by a progress function that returned False.
+
+    Finished work is kept, and the same call goes on from there. ``exit_code`` is what shells expect.
+    """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(signal.Signals(number).name)

@@ -126,6 +126,18 @@ class Layout:
 class Run(Layout):
     """A folder that holds one dataset and everything made from it."""
 
+    @classmethod
+    def of(cls, target: object) -> Run:
+        """Return the run that a folder, a `Run` or the result of a stage stands for.
+
+        Raises:
+            RunError: it is something else, or a result that is in memory only.
+        """
+        run = cls(Path(target)) if isinstance(target, str | Path) else getattr(target, "run", target)
+        if not isinstance(run, Run):
+            raise RunError(f"{target!r}: is not a run", "give a run's folder; {run=FOLDER} makes a stage keep one")
+        return run
+
     @property
     def checksums(self) -> Checksums:
         """Return the SHA-256 of the files that generation wrote, as SHA256SUMS holds them now."""

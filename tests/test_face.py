@@ -15,7 +15,7 @@ import pytest
 
 import dino_pipeline as dino
 from dino_pipeline.cli import main
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.options import Options, flags_of
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,9 @@ def options_of(verb: str) -> type[Options]:
 def test_the_public_names_are_these() -> None:
     classes = ["Comparison", "Example", "FilteredPairs", "GeneratedTexts", "Generator", "Preview", "Run", "Scores"]
     errors = ["DataError", "DinoError", "HubError", "ModelError", "OptionError", "OutputError", "RunError", "SpecError"]
-    assert sorted(dino.__all__) == sorted([*classes, *errors, *VERBS, "TaskSpec", "load_generator", "load_spec"])
+    others = ["Stopped", "TaskSpec", "load_generator", "load_spec"]
+    assert sorted(dino.__all__) == sorted([*classes, *errors, *VERBS, *others])
+    assert dir(dino) == sorted([*dino.__all__, "__version__"])
     for name in dino.__all__:
         assert inspect.getdoc(getattr(dino, name)), name
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
@@ -101,6 +103,12 @@ def test_a_verb_takes_what_its_command_takes(verb: str) -> None:
 def test_an_unknown_option_is_named(verb: str) -> None:
     with pytest.raises(OptionError, match="sede: there is no such option"):
         getattr(dino, verb)("sts-x2", sede=1)
+
+
+@pytest.mark.parametrize("verb", ["report", "publish"])
+def test_what_is_no_run_is_named(verb: str) -> None:
+    with pytest.raises(RunError, match=r"3: is not a run; give a run's folder; run=FOLDER makes a stage keep one"):
+        getattr(dino, verb)(3, **({"repo": "me/it"} if verb == "publish" else {}))
 
 
 def test_every_option_has_its_help() -> None:

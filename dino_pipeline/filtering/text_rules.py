@@ -342,7 +342,9 @@ def resolve_rule(rule: str | Check) -> Check:
     """
     if not isinstance(rule, str):
         return rule
-    module, _, function = rule.partition(":")
+    module, colon, function = rule.partition(":")
+    if not (module and colon and function):  # checked first, because importing runs the module
+        raise OptionError("must be module:function", option="rule", value=rule)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

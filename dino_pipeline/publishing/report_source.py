@@ -51,6 +51,8 @@ class SectionMissing(Exception):  # noqa: N818
     def __str__(self) -> str:
         return self.worded(PYTHON)
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -80,7 +82,7 @@ class OpenedRun:
             RunError: the folder is not a run, its run.json is damaged, or another process holds it.
             SpecError: its spec.json is damaged.
         """
-        run = run if isinstance(run, Run) else Run(Path(run))
+        run = Run.of(run)
         if not run.is_run:
             raise RunError(f"{run.path}: is not a run", "name a folder that {generate()} or {filter()} wrote")
         with run.locked():

@@ -139,7 +139,7 @@ class Source:
         if text_a is None:
             raise DataError(
                 f"{self.name}: none of its columns {', '.join(dataset.column_names)} is known to hold texts",
-                "name one with {column=text_a=NAME}",
+                "rename them to text_a, text_b and label; for training, {column=text_a=NAME} names one, too",
             )
         class_label = dataset.features[label] if label and isinstance(dataset.features[label], ClassLabel) else None
         missing = [None] * len(dataset)
