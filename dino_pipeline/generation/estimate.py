@@ -74,7 +74,7 @@ class SpeedMonitor:
         """Time and number of texts at the first update."""
 
     def update(self, progress: Progress) -> None:
-        """Pass the update on; compare the speed once there are enough texts."""
+        """Pass the update on. Once there are enough texts, note if they take much longer than the preview found."""
         self.reporter.update(progress)
         if progress.title != "texts" or not self.estimate:
             return

@@ -1,4 +1,4 @@
-"""What a user calls to write texts: a task spec and options in, labelled texts out."""
+"""What a user calls to write texts. It takes a task spec and options, and returns labelled texts."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class GeneratedTexts(ExampleList):
         spec: the instructions.
         record: what the texts were made with, and their counts.
         state: "new", "resumed", or "done" if nothing was left to do.
-        target: texts of each label that the filter was to keep, if texts were written until there are enough.
-        yields: for each label what the filter keeps, if there is a target.
+        target: how many texts of each label the filter should keep; None if that was not asked for.
+        yields: how many it does keep, by label, if there is a target.
     """
 
     def __init__(
@@ -58,18 +58,19 @@ class GeneratedTexts(ExampleList):
         self.run: Run | None = run
         self.spec, self.record, self.state = spec, record, state
         self.target, self.yields = target, yields
-        self._folders = (run.shards, run.rejected)
+        self._shards, self._rejected = run.shards, run.rejected
 
     @cached_property
     def examples(self) -> list[Example]:  # type: ignore[override]
         """The accepted texts, in the order of the inputs."""
-        files = shard_files(self._folders[0])
+        files = shard_files(self._shards)
         return [example for path in files for example in iter_examples(path, numeric_labels=self.spec.is_scored)]
 
     @cached_property
     def rejected(self) -> list[Dropped]:
         """The rejected texts and the skipped inputs, each with its reason."""
-        rows = (dict(row) for path in shard_files(self._folders[1]) for _, row in read_json_lines(path))
+        rows = (dict(row) for path in shard_files(self._rejected) for _, row in read_json_lines(path))
+        # the reason is taken out first: the rest of the row is the example
         return [Dropped(reason=row.pop("reason"), example=Example(**row)) for row in rows]
 
     @property
@@ -141,10 +142,10 @@ def _generate(
         forget_unwritten(run)
         if storage:
             storage.synchronise(run, reporter)  # the copy may be all that is left of the run
-            if forget_unwritten(run):
+            if forget_unwritten(run):  # now of the record that came from the storage
                 storage.clear(run)
     before = None if options.fresh else run.record().generate
-    extra_samples = _further_samples(run, options, spec, before)
+    extra_samples = _missing_extra_samples(run, options, spec, before)
     engine = choose_engine(options, before, reporter)
     settings = resolve_settings(options, spec, inputs, engine)
     call = _GenerateCall(run, spec, inputs, settings, engine, storage, reporter)
@@ -214,7 +215,7 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
 
     Raises:
         OptionError: the spec needs inputs and there are none, or it needs none and there are some.
-        DataError: an input is not a text.
+        DataError: an input is not a text, or all are empty.
     """
     if spec.needs_inputs and options.inputs is None and spec.inputs is None:
         raise OptionError(
@@ -254,12 +255,12 @@ def resolve_settings(
         options: of the generate stage or of a preview.
         spec: the instructions.
         inputs: the user's; None if the spec's own inputs spec writes them.
-        engine: its model takes part.
+        engine: names the model and the scorer, and says whether it can debias.
     """
-    own = {name: getattr(options, name) for name in TextSettings.model_fields}
+    fields = {name: getattr(options, name) for name in TextSettings.model_fields}
     if isinstance(options, ShardSettings):
-        own |= {name: getattr(options, name) for name in ShardSettings.model_fields}
-    own |= {
+        fields |= {name: getattr(options, name) for name in ShardSettings.model_fields}
+    fields |= {
         "num_inputs": num_inputs(options, spec, inputs),
         "keep_newlines": options.keep_newlines or spec.newlines,
         "sampling": _sampling(spec.sampling, options, debias=engine.debiases),
@@ -270,15 +271,15 @@ def resolve_settings(
         "scorer": engine.scorer,
     }
     if inputs is not None:
-        own["inputs"] = InputsRef(texts=_texts_digest(inputs))
+        fields["inputs"] = InputsRef(texts=_texts_digest(inputs))
     elif isinstance(spec.inputs, TaskSpec):
-        own["inputs"] = InputsRef(spec=spec.inputs.digest)
-        own["input_sampling"] = _sampling(spec.inputs.sampling)  # the options are about the texts, not the inputs
-    return GenerateSettings(**own)
+        fields["inputs"] = InputsRef(spec=spec.inputs.digest)
+        fields["input_sampling"] = _sampling(spec.inputs.sampling)  # the options are about the texts, not the inputs
+    return GenerateSettings(**fields)
 
 
 def num_inputs(options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | None) -> int | None:
-    """Return how many inputs to use, or to write; None: all that the user brings, or none are needed."""
+    """Return how many inputs to use or to write. None means all that the user brings, or that the spec needs none."""
     if not spec.needs_inputs:
         return None
     return options.num_inputs or (WRITTEN_INPUTS if inputs is None else None)
@@ -286,11 +287,11 @@ def num_inputs(options: TextSettings, spec: TaskSpec, inputs: Iterable[str] | No
 
 def count_inputs(limit: int | None, inputs: Iterable[str] | None) -> int:
     """Return the number of inputs that a run uses: of the user's, or to be written."""
-    return limit or 0 if inputs is None else sum(1 for _ in itertools.islice(inputs, limit))
+    return (limit or 0) if inputs is None else sum(1 for _ in itertools.islice(inputs, limit))
 
 
 def _sampling(in_spec: SpecSampling, options: TextSettings | None = None, *, debias: bool = True) -> Sampling:
-    """Return how tokens are drawn: an option counts before the spec's value, and that before the paper's."""
+    """Return how tokens are drawn: by the option, else the spec, else the paper. Without ``debias``, the decay is 0."""
     values = in_spec.model_dump(exclude_none=True)
     for name in Sampling.model_fields:
         if (value := getattr(options, name, None)) is not None:
@@ -332,13 +333,13 @@ def _check_labels(options: GenerateOptions, spec: TaskSpec) -> None:
             )
 
 
-def _further_samples(
+def _missing_extra_samples(
     run: Run, options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None
 ) -> list[ExtraSamples]:
-    """Return the extra samples that the run does not have yet.
+    """Return the extra samples that are asked for (``more``) and that the run does not have yet.
 
     Raises:
-        RunError: earlier calls asked for others.
+        RunError: earlier calls asked for others: neither list begins with the other.
     """
     requested = list(options.more)
     recorded = [(extra.label, extra.samples) for extra in before.more] if before else []
@@ -349,9 +350,9 @@ def _further_samples(
             f"{run.path}: earlier calls asked for other extra samples",
             f"give {earlier} first, or start over with {{fresh=True}}",
         )
-    samples = dict.fromkeys(spec.labels, options.samples)
-    further = []
+    next_sample = dict.fromkeys(spec.labels, options.samples)  # the number of each label's next sample
+    extra_samples = []
     for label, number in requested:
-        further.append(ExtraSamples(label=label, first=samples[label], samples=number))
-        samples[label] += number
-    return further[len(recorded) :]
+        extra_samples.append(ExtraSamples(label=label, first=next_sample[label], samples=number))
+        next_sample[label] += number
+    return extra_samples[len(recorded) :]
