@@ -78,8 +78,8 @@ class DinoError(Exception):
     """Base of all errors that a user can fix.
 
     Args:
-        message: what is wrong: file, place and value. It is shown as it is.
-        remedy: what to do about it; a template of `worded`.
+        message: what is wrong: file, place and value. It is shown as it is, braces included.
+        remedy: what to do about it; a template for `worded`.
         option: the option that is wrong, if it is one. It is written before the message.
         value: what was given for that option.
     """
@@ -98,7 +98,8 @@ class DinoError(Exception):
     def __str__(self) -> str:
         return self.worded(PYTHON)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # errors travel from worker processes
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes send errors by pickle, which would call the class with ``args``; `SpecError` takes others.
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
@@ -148,7 +149,7 @@ def require_package(package: str, option: str, value: object = None) -> None:
 
 
 def short(value: Any) -> str:
-    """Return a value as JSON, cut where it is long."""
+    """Return a value as JSON, cut to 60 characters."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 

@@ -26,7 +26,7 @@ COLUMN_NAMES = {"text_a": TEXT_A_NAMES, "text_b": TEXT_B_NAMES, "label": LABEL_N
 
 
 def as_examples(source: Iterable[Any]) -> list[Example]:
-    """Return examples of whatever holds them.
+    """Return the examples in data that a Python user hands in.
 
     Args:
         source: a list of `Example`, of dicts with the record's fields, of ``(text_a, text_b, label)`` or
@@ -52,7 +52,7 @@ def _items(source: Iterable[Any]) -> Iterator[Any]:
 
 
 def _with_class_names(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dataset, class numbers replaced by names; rows of an unknown class (-1) are left out."""
+    """Yield the rows of a dataset with names for class numbers. Rows without a class (None or -1) are left out."""
     classes = {name: feature for name, feature in dataset.features.items() if hasattr(feature, "int2str")}
     label = next((name for name in LABEL_NAMES if name in dataset.column_names), None)
     for row in dataset:
@@ -147,13 +147,13 @@ class ExampleList(Sequence[Example]):
         return [asdict(example) for example in self]
 
     def to_dataset(self) -> datasets.Dataset:
-        """Return the examples as a `datasets.Dataset`, a field a column."""
+        """Return the examples as a `datasets.Dataset`, one column per field."""
         from datasets import Dataset
 
         return Dataset.from_list(self.to_dicts())
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return the examples as a pandas frame, a field a column."""
+        """Return the examples as a pandas frame, one column per field."""
         import pandas
 
         return pandas.DataFrame(self.to_dicts())

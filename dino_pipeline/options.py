@@ -39,7 +39,7 @@ class Flag:
     metavar: str | None = None
     """Name of its value in the help; by default made from the type."""
     data: bool = True
-    """Whether it changes the result. Options that do are recorded and compared; the others only change speed."""
+    """Whether it changes the result. Such options are recorded and compared when a run goes on; others are not."""
     default: str | None = None
     """Words for the default in the help, if it is not simply the field's."""
     aliases: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Options(BaseModel):
         Raises:
             OptionError: a name or a value is wrong; it names option, value and what is right.
         """
-        for name, value in given.items():
+        for name, value in given.items():  # pydantic would take True for the number 1
             if isinstance(value, bool) and name in cls.model_fields and not _takes_bool(cls.model_fields[name]):
                 raise OptionError("must not be true or false", option=name, value=value)
         try:
@@ -70,6 +70,7 @@ class Options(BaseModel):
         except ValidationError as error:
             problems = error.errors()
             unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+            # first an unknown name: misspelling an option also makes the right one missing
             raise _option_error(cls, (unknown or problems)[0]) from error
 
     def given(self) -> dict[str, object]:
@@ -131,7 +132,7 @@ def accepts(model: type[Options]) -> Callable[[Function], Function]:
 
 
 def _bare(annotation: Any) -> Any:
-    """Return a type without the notes inside it: ``tuple[str, ...]``."""
+    """Return a type for a signature: without ``Annotated``, and without it in its parts."""
     if typing.get_origin(annotation) is Annotated:
         return _bare(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (tuple, list, dict):
@@ -148,13 +149,13 @@ def default_of(field: FieldInfo) -> Any:
 
 
 def choices_of(annotation: Any) -> tuple[str, ...]:
-    """Return the values of an option that is one of some words, nothing for other options."""
+    """Return the words to choose from if an option is a ``Literal``, else none."""
     inner = without_none(annotation)
     return tuple(map(str, typing.get_args(inner))) if typing.get_origin(inner) is Literal else ()
 
 
 def without_none(annotation: Any) -> Any:
-    """Return the type of an option without ``None`` and without its notes."""
+    """Return the type of an option without ``None`` and without ``Annotated``."""
     if typing.get_origin(annotation) is Annotated:
         return without_none(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -164,6 +165,7 @@ def without_none(annotation: Any) -> Any:
 
 
 def _takes_bool(field: FieldInfo) -> bool:
+    """Return whether true and false are values of an option."""
     kind = without_none(field.annotation)
     return kind in (bool, Any, object) or bool in typing.get_args(kind)
 

@@ -246,8 +246,8 @@ def process_pool(
             )
         except BrokenProcessPool as error:
             raise DinoError(
-                "a worker process was killed, most likely because memory was full",
-                "run again with fewer {workers}",
+                "a worker process ended early: its memory was full, or a script without a main guard started it",
+                "give fewer {workers}, or put the script's calls under if __name__ == '__main__'",
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
 """run.json: the records of all stages of a run, and what others may see of them.
 
-The file is read once, where a run is opened (`run.Run.record`), and handed on as values. A file written by the last
-version (format 2) is brought to these types when it is read.
+`run.Run.record` reads the file; its callers hand the record on as a value. A file in the format before (2) is brought
+to these types when it is read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class RunRecord(Record):
         return self.model_copy(update={stage: None})
 
     def texts_origin(self) -> TextsOrigin:
-        """Return where the texts of the run's encoder come from; for those of the run itself, its own records."""
+        """Return where the texts that the run's encoder learnt from come from.
+
+        If they are the run's own, the records of its generate and filter stages are part of it.
+        """
         if self.finetune is None:
             return TextsOrigin()
         origin = self.finetune.origin
@@ -90,14 +93,14 @@ def parse_record(content: str | bytes) -> RunRecord:
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(found, dict):
         raise RecordError("must be a JSON object")
-    made_with = found.get("format", 1)
-    if made_with == 2:
+    file_format = found.get("format", 1)
+    if file_format == 2:
         try:
             found = _upgraded(found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"is damaged ({type(error).__name__}: {error})") from error
-    elif made_with != FORMAT:
-        raise RecordError(f"is of format {made_with!r}, and this version reads 2 and {FORMAT}")
+    elif file_format != FORMAT:
+        raise RecordError(f"is of format {file_format!r}, and this version reads 2 and {FORMAT}")
     try:
         return RunRecord.model_validate_json(json.dumps(found))
     except ValidationError as error:
@@ -135,13 +138,13 @@ def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
     }
     result: dict[str, Any] = {"format": 3}
     for name, upgrade in stages.items():
-        if name in found and found[name]["status"] != "clearing":
+        if name in found and found[name]["status"] != "clearing":  # nothing goes on from a stage that was being cleared
             result[name] = upgrade(found[name])
     return result
 
 
 def _model(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """Take the fields of a model out of flat options."""
+    """Remove the fields of a model from flat options, and return them as a `ModelRef` has them."""
     model = {"name": options.pop(name)}
     model |= {field: options.pop(field) for field in _MODEL_FIELDS if field in options}
     model["chat"] = options.pop("chat", "off") == "on"
@@ -167,7 +170,7 @@ def _filter(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step(name: str, counts: Any) -> dict[str, Any]:
-    """Return a step of the funnel whose kind was part of the words that it was shown by."""
+    """Return a step of the funnel. In format 2, its name was its line of the table, such as ``- duplicate``."""
     if name.startswith("- "):
         return {"kind": "dropped", "rule": name[2:], "counts": counts}
     if name.startswith("+ "):
@@ -189,13 +192,14 @@ def _finetune(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "options": options, "origin": origin}
 
 
+# A path of two parts or more; its last part is kept. What follows a colon or a slash is part of an address.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/(?:[^\s/:+\"',]+/)+([^\s/:+\"',]+)")
 _FINGERPRINTS = {
     **dict.fromkeys(("name", "model", "encoder"), "fingerprint"),
     "semantic": "semantic_fingerprint",
     "adapter": "adapter_fingerprint",
 }
-"""Fields that name a model, and the fields that are set if it lies in a folder."""
+"""For each field that names a model, the field of its fingerprint, which is set if the model lies in a folder."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -208,8 +212,8 @@ def public_record(record: R) -> R:
 def public(value: Any) -> Any:
     """Return a JSON value in which paths of this machine are cut to their last part.
 
-    Absolute paths are found in any string. Relative ones are found in fields that name files, and in fields that name
-    a model if its fingerprint says that it lies in a folder. A server's address is left out.
+    Absolute paths are found in any string. Relative ones are found in ``exclude``, and in fields that name a model if
+    its fingerprint says that it lies in a folder. A server's address is left out.
     """
     if isinstance(value, dict):
         shown = {}
@@ -218,7 +222,7 @@ def public(value: Any) -> Any:
             if key == "exclude" or (fingerprint and inner != POCKET):
                 shown[key] = _last_parts(inner)
             elif key == "options" and isinstance(value.get("inputs"), dict):
-                # of a filter: fingerprints are among its inputs
+                # of a filter, whose fingerprints are among its inputs: each option is shown as if it were beside them
                 shown[key] = {name: public({**value["inputs"], name: option})[name] for name, option in inner.items()}
             elif key != "base_url":
                 shown[key] = public(inner)

@@ -25,7 +25,10 @@ LINEAGE = "lineage.json"
 
 
 def is_unpublished(path: Path) -> bool:
-    """Return whether a path is a folder other than a published one, which holds a copy of run.json, too."""
+    """Return whether a path is a folder that can be a run.
+
+    A published folder also holds a run.json, a copy; its lineage.json tells it from a run.
+    """
     return path.is_dir() and not (path / LINEAGE).exists()
 
 
@@ -96,7 +99,7 @@ class Layout:
         }[stage]
 
     def partial(self, stage: str) -> list[Path]:
-        """Return the unfinished work of a stage, which a later call goes on with."""
+        """Return the files and folders that a later call of an unfinished stage goes on with."""
         return {
             "generate": [self.inputs, *self.text_folders, self.path / CHECKSUMS],
             "finetune": [self.checkpoints],
@@ -119,7 +122,7 @@ class Layout:
 
     @property
     def text_folders(self) -> list[Path]:
-        """All of these, in that order."""
+        """The folders of `shard_folders`, in one list."""
         return [folder for folders in self.shard_folders for folder in folders]
 
 
@@ -208,7 +211,7 @@ class Run(Layout):
 
         Returns:
             "done" if its outputs were made with these options from these sources, "resumed" if that was begun, else
-            "new".
+            "new": if it never ran, if its sources have changed, or if ``fresh``.
 
         Raises:
             RunError: the stage was begun with other options, or left files that no record explains.
@@ -222,8 +225,8 @@ class Run(Layout):
                     "move it away, or delete it with {fresh=True}",
                 )
             return "new"
-        some = any(path.exists() for path in (*partial, *outputs))
-        if fresh or not some or before.status == "clearing" or before.sources != record.sources:
+        has_files = any(path.exists() for path in (*partial, *outputs))
+        if fresh or not has_files or before.status == "clearing" or before.sources != record.sources:
             return "new"
         self._refuse_differences(before, record)
         return "done" if before.is_done and all(path.exists() for path in outputs) else "resumed"
@@ -231,7 +234,8 @@ class Run(Layout):
     def begin(self, record: StageRecord, *, fresh: bool = False) -> State:
         """Return what a stage has to do, as `state_of`, and record that it has begun unless it is done.
 
-        What an earlier call left is deleted if the stage starts over.
+        If the stage starts over, the unfinished work of an earlier call is deleted. Finished outputs stay until the
+        stage replaces them.
         """
         state = self.state_of(record, fresh=fresh)
         if state == "done":
@@ -269,7 +273,12 @@ class Run(Layout):
     def replace(self, record: StageRecord, folder: Path) -> StageRecord:
         """Put all files of a folder, and the record of the stage that made them, in the place of those before.
 
-        All or nothing: if this is cut short after the first rename, `locked` finishes it when the run is next used.
+        All or nothing: the folder is first renamed to ``ready``. If this is cut short later, `locked` finishes it when
+        the run is next used.
+
+        Args:
+            record: of the stage.
+            folder: in the run, of files only; see `scratch`.
 
         Returns:
             The record, marked as done.
@@ -288,15 +297,16 @@ class Run(Layout):
         return self.path / "ready"
 
     def _settle(self) -> None:
-        """Finish a `replace`."""
+        """Finish a `replace` that was cut short, if there is one."""
         if not self._ready.exists():
             return
         record_file = self._ready / READY_RECORD
-        if not record_file.exists():  # everything is in place, only the folder is left
+        if not record_file.exists():  # all files are in place; deleting the folder was cut short
             remove(self._ready)
             return
         try:
             ready = json.loads(record_file.read_text(encoding="utf-8"))
+            # read as a run.json with this stage alone, so that it is checked like one
             content = {"format": RunRecord().format, ready["stage"]: ready["record"]}
             record = parse_record(json.dumps(content)).of(ready["stage"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

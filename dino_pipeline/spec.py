@@ -128,7 +128,7 @@ class TaskSpec(_Closed):
 
     @property
     def digest(self) -> str:
-        """Return a hash of everything that decides the generated texts. Descriptions do not count."""
+        """Return a hash of what decides the texts, apart from inputs and sampling, which a run records themselves."""
         parts = self.model_dump(mode="json", include={"labels", "stop", "variables", "label_type"})
         parts |= {"newlines": True} if self.newlines else {}
         for label in parts["labels"].values():
@@ -196,7 +196,7 @@ class TaskSpec(_Closed):
         return tuple(dict.fromkeys([*names, *(text for text in phrases if len(text) >= MIN_LONG_LINE)]))
 
     def can_show(self, text: str) -> bool:
-        """Return whether a text can be shown in a prompt: it its only stop string may be the straight mark."""
+        """Return whether a text can be shown in a prompt: if its stop string is in it, that must be ``"``."""
         return self.stop == '"' or self.stop not in text
 
 

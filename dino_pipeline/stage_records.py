@@ -14,6 +14,7 @@ from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
 
 Status = Literal["running", "clearing", "done"]
+"""``clearing``: the stage starts over, and what an earlier call left is being deleted."""
 Label = float | str
 
 
@@ -36,7 +37,7 @@ class StageRecord(Record):
     options: BaseModel
     """Everything that a user can choose and that decides what the stage makes."""
     sources: str = ""
-    """Digest of what the stage reads; if that changes, the stage starts over."""
+    """What the stage reads, as digests joined by ``+``. If that changes, the stage starts over."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Options that only change speed. They are never compared."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -54,6 +55,7 @@ class StageRecord(Record):
 
     @field_serializer("options")
     def _recorded_options(self, options: BaseModel) -> dict[str, JsonValue]:
+        """Leave out options that do not change the result, in run.json and so in `compared`."""
         return options.recorded() if isinstance(options, Options) else options.model_dump(mode="json")
 
     def differences(self, other: Self) -> dict[str, tuple[JsonValue, JsonValue]]:
@@ -85,7 +87,7 @@ class InputsRef(Record):
 
 
 class GenerateSettings(TextSettings, ShardSettings, Record):
-    """What decides the texts of a run: options, with what they leave to the spec filled in, spec, inputs and model."""
+    """What decides the texts of a run: spec, inputs, model and options. What the user left open is filled in."""
 
     spec: str
     """Digest of the task spec."""
@@ -189,7 +191,7 @@ class FilterInputs(Record):
     stop: str | None = None
     """The spec's stop string."""
     fields: tuple[str, ...] = ()
-    """First words of the lines of the spec's instructions, and their sentences."""
+    """Parts of the prompts that a text must not repeat; see `TaskSpec.fields`."""
     excluded: str
     """Digest of the evaluation data to keep out."""
     rule_digest: str
@@ -248,7 +250,7 @@ class TextsSettings(Record):
     columns: dict[str, str] = Field(default_factory=dict)
     class_labels: bool
     select_on: str | None = None
-    """Name of the pairs scored by people that choose the best checkpoint."""
+    """Name of the pairs, scored by people, on which the best checkpoint is chosen."""
     language: str
     split_sentences: bool
 
@@ -317,7 +319,7 @@ class FinetuneRecord(StageRecord):
     cut: float | None = None
     """Share of texts longer than the encoder's limit."""
     repeated: float | None = None
-    """Share of rows whose first text another row has, too."""
+    """Share of rows whose first text is in another row, too."""
     notes: tuple[str, ...] = ()
     selection: SelectionRecord | None = None
     train: int | None = None
@@ -339,7 +341,7 @@ class FinetuneRecord(StageRecord):
 
 
 class EvaluateSettings(Record):
-    """The evaluate stage compares its sources only."""
+    """No options: an evaluation is kept or made again by its sources alone."""
 
 
 class EvaluateRecord(StageRecord):

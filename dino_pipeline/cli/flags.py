@@ -40,6 +40,7 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
             return function(**given)
 
         parameters = [_option(name, flag, field) for name, flag, field in flags_of(model) if not flag.hidden]
+        # click expects them last first, as decorators add them
         wrapped.__click_params__ = [*reversed(parameters), *getattr(function, "__click_params__", [])]  # type: ignore[attr-defined]
         return wrapped
 
@@ -53,12 +54,12 @@ class GroupedOption(click.Option):
 
 
 def _option(name: str, flag: Flag, field: FieldInfo) -> GroupedOption:
-    """Return the click option for an option."""
+    """Return the flag for an option of a model. Its value stays a string, which the model validates."""
     kind = without_none(field.annotation)
     flag_name = f"--{name.replace('_', '-')}"
     default = default_of(field)
     settings: dict[str, Any] = {"help": _help(flag, field), "metavar": flag.metavar, "default": None}
-    names = [flag_name, *(f"--{alias}" for alias in flag.aliases), name]
+    names = [flag_name, *(f"--{alias}" for alias in flag.aliases), name]  # the last is the Python argument's
     if kind is bool:
         if default is False:
             settings["is_flag"] = True

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import COMMAND_LINE, command, or_dash, watching
+from dino_pipeline.cli.base import COMMAND_LINE, FOLDER, command, or_dash, watching
 from dino_pipeline.cli.flags import GroupedCommand, flags
 from dino_pipeline.cli.spec_commands import SpecFile
+from dino_pipeline.errors import OptionError, worded
+from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
 from dino_pipeline.progress import Console, clock, table
+from dino_pipeline.run import is_unpublished
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts
     from dino_pipeline.generation.preview import Preview, PreviewText
-
-
-from dino_pipeline.cli.base import FOLDER
-from dino_pipeline.errors import OptionError, worded
-from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.run import is_unpublished
 
 
 def _default_run(spec: Path) -> Path:
@@ -48,8 +45,8 @@ def _print_counts(texts: GeneratedTexts) -> None:
     record, target = texts.record, texts.target
     if texts.yields and target:
         rows = []
-        for label, state in texts.yields.items():
-            rows.append([label, str(min(state.kept, target)), str(max(0, target - state.kept))])
+        for label, found in texts.yields.items():
+            rows.append([label, str(min(found.kept, target)), str(max(0, target - found.kept))])
         click.echo(table(["label", "pairs", "missing"], rows))
     if texts.state == "done" and texts.run:
         click.echo(f"{texts.run.path}: texts are up to date")
@@ -92,18 +89,18 @@ def _print_texts(texts: Sequence[PreviewText], *, has_counters: bool) -> None:
 
 
 def marked(text: PreviewText) -> str:
-    """Return a debiased text with marks around the tokens that debiasing changed."""
+    """Return a debiased text with the tokens that debiasing chose in colour or, outside a terminal, in brackets."""
     is_coloured = sys.stdout.isatty()
-    left, parts, is_marked = len(text.debiased.text), [], False
+    remaining, parts, is_marked = len(text.debiased.text), [], False
     for piece, is_changed in text.pieces:
-        shown = piece[:left]  # without the string that closes the text
-        left -= len(shown)
+        shown = piece[:remaining]  # without the string that closes the text
+        remaining -= len(shown)
         is_marked |= is_changed
         if is_marked and shown.strip():
             parts.append(click.style(shown, fg="green", bold=True) if is_coloured else f"[{shown}]")
         else:
             parts.append(shown)
-        is_marked &= not piece  # the first token of a character of several adds nothing yet
+        is_marked &= not piece  # a token that ends within a character adds no text yet: the next shows its mark
     return "".join(parts).strip()
 
 

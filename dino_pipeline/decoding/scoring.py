@@ -65,7 +65,10 @@ def plain_mean_log_prob(model: PreTrainedModel, wanted: Continuation, banned: Te
 
 
 def _batches(wanted: Sequence[Continuation], max_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of indices: similar prompts together, padded texts of ``max_tokens`` tokens at most."""
+    """Yield batches of indices, similar prompts together.
+
+    A batch has `MAX_BATCH` rows at most, and its texts, padded, ``max_tokens`` tokens in all.
+    """
 
     def similarity(number: int) -> tuple[int, Prompt, int]:
         return len(wanted[number].prompt), wanted[number].prompt, len(wanted[number].tokens)

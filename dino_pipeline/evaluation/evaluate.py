@@ -88,7 +88,8 @@ def evaluate(
 ) -> Scores:
     """Score encoders on sets of data, with 95 % intervals, and paired differences from the first encoder.
 
-    The scores of a single run are kept in its folder, and are not computed again while nothing has changed.
+    If one target is a run, none is in memory and no ``output`` is given, the scores are kept in the run's folder. They
+    are computed again only if the encoders or the data have changed.
 
     Args:
         targets: runs (their encoder before and after training), encoders by folder or Hub id (``id@revision``), or
@@ -97,32 +98,33 @@ def evaluate(
             of several of these, or a dict of them by name. By default the dev pairs of a run.
         suite: suites to evaluate on: ``sts``, ``probe``, ``retrieval``, ``pairs``, ``pocket``.
         output: file to write the scores to.
-        progress: show progress; or a function that is called with it.
+        progress: show progress; a function is called with each `Progress` and each note.
 
     Raises:
+        RunError: the run cannot be read, or another process uses it.
         OptionError: an option is wrong, or there is nothing to evaluate.
         DataError: data is malformed.
         ModelError: an encoder cannot be loaded, or gives values that are not numbers.
     """
-    settings = EvaluateOptions.of({"data": data, "suite": suite, "output": output, **options})
-    _refuse_sts_options(settings)
+    chosen = EvaluateOptions.of({"data": data, "suite": suite, "output": output, **options})
+    _refuse_sts_options(chosen)
     if not targets:
         raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
-    if settings.output:
-        _check_output(settings.output)
+    if chosen.output:
+        _check_output(chosen.output)
     runs = [run for target in targets if (run := as_run(target))]
     candidates = _all_candidates(targets, only_run=len(runs) == 1)
     with reporter_for(progress) as reporter:
-        sets = evaluation_sets(settings, runs, reporter, of_pocket=any(map(_starts_from_pocket, runs)))
-        differing = unlike_papers(sets) if settings.published else None
-        if settings.output is None and len(runs) == 1 and all(candidate.path for candidate in candidates):
+        sets = evaluation_sets(chosen, runs, reporter, of_pocket=any(map(_starts_from_pocket, runs)))
+        differing = unlike_papers(sets) if chosen.published else None
+        if chosen.output is None and len(runs) == 1 and all(candidate.path for candidate in candidates):
             with runs[0].locked():
-                file, was_kept = evaluate_run(runs[0], candidates, sets, reporter, batch_size=settings.batch_size)
+                file, was_kept = evaluate_run(runs[0], candidates, sets, reporter, batch_size=chosen.batch_size)
             return Scores(file, path=runs[0].scores, was_kept=was_kept, unlike_papers=differing)
-        file = score_candidates(candidates, sets, reporter, batch_size=settings.batch_size)
-    if settings.output:
-        write_json(settings.output, file.model_dump(mode="json"))
-    return Scores(file, path=settings.output, unlike_papers=differing)
+        file = score_candidates(candidates, sets, reporter, batch_size=chosen.batch_size)
+    if chosen.output:
+        write_json(chosen.output, file.model_dump(mode="json"))
+    return Scores(file, path=chosen.output, unlike_papers=differing)
 
 
 def _refuse_sts_options(options: EvaluateOptions) -> None:
@@ -163,7 +165,7 @@ def evaluate_run(
     *,
     batch_size: int = 64,
 ) -> tuple[ScoresFile, bool]:
-    """Return the scores in a run's folder, computed first unless they are of these encoders on these sets.
+    """Return a run's scores. They are computed and kept unless it holds those of these encoders on these sets.
 
     Returns:
         The scores, and whether they were there already.
@@ -185,7 +187,15 @@ def evaluate_run(
 def score_candidates(
     candidates: Sequence[Candidate], sets: Sequence[EvaluationSet], reporter: Reporter, *, batch_size: int = 64
 ) -> ScoresFile:
-    """Score encoders and baselines on sets of data. Each encoder, and each set of a suite, has its own name.
+    """Score encoders and baselines on sets of data.
+
+    The encoders' names must differ, and so must the sets' within a suite.
+
+    Args:
+        candidates: the encoders, at least one.
+        sets: what to score them on.
+        reporter: shows progress.
+        batch_size: texts to embed at a time.
 
     Raises:
         ModelError: an encoder cannot be loaded, or gives values that are not numbers.
@@ -197,6 +207,7 @@ def score_candidates(
         models.append(candidate.describe(model))
         last = scores_of(candidate.name, model, sets, reporter, batch_size)
         scores += last
+    # sorted by set; baselines, which not every set has, come first. Every encoder has the same sets, so the last tells.
     place = {(score.suite, score.data): number for number, score in enumerate(last)}
     scores.sort(key=lambda score: place[score.suite, score.data])
     return ScoresFile(
@@ -247,7 +258,7 @@ def _differences(scores: Sequence[Score], names: Sequence[str]) -> list[Differen
     for _, group in groupby(scores, key=lambda score: (score.suite, score.data)):
         by_model = {score.model: score for score in group}
         first = by_model[names[0]]
-        measure = next(iter(first.measures))
+        measure = next(iter(first.measures))  # the first one is the main one
         for name in names[1:]:
             figure = _figure(by_model[name].measures[measure] - first.measures[measure])
             where = {"suite": first.suite, "data": first.data, "measure": measure, "model": name, "minus": names[0]}
@@ -262,9 +273,9 @@ def _all_candidates(targets: Sequence[object], *, only_run: bool) -> list[Candid
     """Return the encoders of targets, each once.
 
     Raises:
-        OptionError: a target is none, a run has no trained encoder, or two encoders have one name.
+        OptionError: a target is no encoder, a run has no trained encoder, or two encoders have one name.
     """
-    candidates: dict[Candidate, None] = {}
+    candidates: dict[Candidate, None] = {}  # a set that keeps the order
     in_memory = 0
     for target in targets:
         if isinstance(target, str | Path | Run):
@@ -285,7 +296,7 @@ def _all_candidates(targets: Sequence[object], *, only_run: bool) -> list[Candid
 
 
 def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Candidate]:
-    """Return a run's encoder before and after training, or the model of a folder or Hub id.
+    """Return a run's encoder before and after training, or the one encoder of a folder or Hub id.
 
     Args:
         target: a run, or a model by folder or Hub id, which may have a revision: ``id@revision``.
@@ -311,6 +322,7 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
 
 
 def _named_model(target: str) -> Candidate:
+    """Return the encoder of ``PATH`` or ``ID[@REVISION]``. Of ``RUN/model``, the run's record is read, too."""
     name, at, revision = target.rpartition("@")
     if not at or Path(target).exists():
         name, revision = target, ""

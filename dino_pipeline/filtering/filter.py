@@ -1,4 +1,4 @@
-"""What a user calls to filter: texts from a run, a file, a data set or a list in, the pairs to train on out."""
+"""What a user calls to filter. Texts come from a run, a file, a dataset or a list; it returns the pairs to train on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FilteredPairs(ExampleList):
     """What a filter kept, dropped and flagged. It is a list of the examples to train on.
 
     Args:
-        folder: the run that was filtered; its files are read when they are first looked at.
+        folder: the run that holds the result; its files are read when they are first looked at.
         record: the record of the filter.
         outcome: ``new``; ``done`` if it was filtered with these options before; ``dry run`` if nothing was written.
     """
@@ -111,7 +111,7 @@ class FilteredPairs(ExampleList):
         return self._folder.origin().updated(filter=self.record)
 
     def in_memory(self) -> FilteredPairs:
-        """Return this after reading all files, because they are about to be deleted."""
+        """Read all files now, because the run's folder is about to be deleted."""
         _ = self.examples, self.dev, self.dropped, self.flagged, self.origin
         self.run = None
         return self
@@ -163,7 +163,7 @@ def filter(
     with ExitStack() as stack:
         reporter = stack.enter_context(reporter_for(progress))
         run = _run_of(source)
-        is_temporary = run is None and (chosen.run is None or not writes)
+        is_temporary = run is None and (chosen.run is None or not writes)  # a dry run leaves the named folder alone
         if is_temporary:
             run = Run(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dino-filter-"))))
         elif run is None and chosen.run is not None:
@@ -173,24 +173,24 @@ def filter(
                 f"{run.path} is a run and keeps its own results", "leave it out", option="run", value=chosen.run
             )
         assert run is not None
-        texts = _open_source(source, run, task, chosen.label_type)
-        if texts and texts.is_final:
+        brought = _open_source(source, run, task, chosen.label_type)
+        if brought and brought.is_final:
             chosen = FilterOptions.of({**FINAL_LABELS, **chosen.given()})
             reporter.note(
                 "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
             )
         stack.enter_context(run.locked())
-        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts is None))
+        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=brought is None))
         if not writes:
-            result = FilteredPairs(run, look(run, chosen, runtime, texts), "dry run")
+            result = FilteredPairs(run, look(run, chosen, runtime, brought), "dry run")
         else:
-            state, record = filter_run(run, chosen, runtime, texts)
+            state, record = filter_run(run, chosen, runtime, brought)
             result = FilteredPairs(run, record, "done" if state == "done" else "new")
         return result.in_memory() if is_temporary else result
 
 
 def _run_of(source: Any) -> Run | None:
-    """Return the run on disk that a source is or was generated in, None if it is something else."""
+    """Return the run on disk that a source is, or whose generated texts it is; None if it is neither."""
     if isinstance(source, str | Path) and is_unpublished(Path(source)):
         return Run(Path(source))
     run = source.run if _is_generated(source) else source
@@ -205,10 +205,14 @@ def _is_generated(source: Any) -> bool:
 def _open_source(
     source: Any, run: Run, spec: TaskSpec | None, label_type: Literal["score", "class"] | None
 ) -> FilterSource | None:
-    """Return what to read, written into the run unless it is a file; None: the run's own texts.
+    """Return the texts that the user brings, None if the run's own texts are filtered.
+
+    Texts in memory are written into the run's folder first.
 
     Raises:
-        OptionError: an option contradicts what a run says.
+        DataError: the source holds no examples, or wrong ones.
+        OptionError: ``label_type`` or ``spec`` is given for a run, which has its own.
+        RunError: the run holds other texts.
     """
     if _is_generated(source) and source.run is None:
         _write_run(run, source)
@@ -236,13 +240,13 @@ def _write_run(run: Run, texts: Any) -> None:
 
 
 def _open_examples(source: Any, run: Run, spec: TaskSpec | None, label_type: str | None) -> FilterSource:
-    """Return a file as a source or, of any other data, a file that is written into the run's folder."""
+    """Return examples that are no run as a source. Those that are no file are first written into the run's folder."""
     prompt = PromptParts(spec.stop, spec.fields) if spec else None
     is_final = isinstance(source, FilteredPairs)
     if isinstance(source, FilteredPairs) and prompt is None:
         prompt = PromptParts(source.record.inputs.stop, source.record.inputs.fields)
     if isinstance(source, str | Path) and (path := Path(source)).exists() and not path.is_dir():
-        file, has_names = path, False
+        file, has_names = path, False  # its labels are numbers unless the spec or the user says otherwise
     else:
         if isinstance(source, str | Path):
             name, examples, is_final = _published_examples(str(source))
@@ -262,7 +266,8 @@ def _open_examples(source: Any, run: Run, spec: TaskSpec | None, label_type: str
 def _published_examples(source: str) -> tuple[str, list[Example], bool]:
     """Return the file name for a published dataset, its examples, and whether they were filtered before.
 
-    The configuration ``raw`` holds the texts as they were written. A dataset without it holds the filtered ones.
+    The configuration ``raw`` holds the texts as they were written; other people's ``raw`` lacks our columns. A dataset
+    without it holds the filtered texts.
 
     Raises:
         DataError: there is no such file or dataset, or it holds no texts.
@@ -283,9 +288,9 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
 
     Args:
         run: the run that is filtered.
-        options: of the filter.
-        reporter: follows the scoring.
-        has_spec: the texts are the run's own, so that its generator can score them.
+        options: the options of the filter.
+        reporter: shows the progress of scoring.
+        has_spec: whether the texts are the run's own: then its generator can score them under its spec.
 
     Raises:
         OptionError: scores are wanted of texts without a generator, or evaluation data is not there.
@@ -307,7 +312,7 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
             from dino_pipeline.cluster import RayPool, choose_resources, connected
 
             stack.enter_context(connected(options.ray))
-            cluster = RayPool(choose_resources(options.workers, None, 0.0), run.path).spread
+            cluster = RayPool(choose_resources(options.workers, worker_cpus=None, worker_gpus=0.0), run.path).spread
         workers = options.workers or os.cpu_count() or 1
         yield FilterRuntime(workers, options.memory, scorer, embed, excluded, cluster)
 
@@ -318,7 +323,7 @@ def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
 
     generated = run.record().generate
     model = scoring_model(run, generated)
-    assert generated is not None  # else it has no model
+    assert generated is not None  # `scoring_model` refuses a run without
     return LabelScores(run, generated, model, lambda: load_decoder(model, device=pick_device(device)), reporter)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dino_pipeline import readers
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filter_options import FilterOptions, rule_name
@@ -17,7 +18,6 @@ from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules, rules_digest
 from dino_pipeline.funnel import Counts
 from dino_pipeline.models import model_fingerprint
-from dino_pipeline.readers import pieces
 from dino_pipeline.record import now, versions
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
@@ -217,10 +217,11 @@ class FilterPass:
         table, options, prompt = self.table, self.options, self.source.prompt
         excluded = self.runtime.excluded
         self.rule_names = [rule.name for rule in example_rules(options, prompt, excluded)]
-        file_pieces = pieces(self.source.files)
+        file_pieces = readers.pieces(self.source.files)
         make_checker = partial(ExampleChecker, options, prompt, excluded, self.source.numeric_labels, table.file.parent)
         # A function made in an interactive session cannot be sent to other processes.
-        is_large = len(file_pieces) > 1 and not any(map(callable, options.rule))
+        size = sum(piece.end - piece.start for piece in file_pieces)
+        is_large = size > readers.PIECE and not any(map(callable, options.rule))
         with self.runtime.spread(is_large)(make_checker) as check_pieces:
             parquet_files = list(check_pieces(iter(file_pieces)))
         if not parquet_files or not table.open(parquet_files):

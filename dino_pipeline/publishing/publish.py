@@ -1,4 +1,4 @@
-"""What of a run is published where, under which license: first as folders, then on the Hub?"""
+"""Publishes a run's dataset and encoder, first as folders, then on the Hub; decides what, where and which license."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PUBLISHED = "published.json"
 
 @dataclass(frozen=True)
 class Publication:
-    """A folder of a run that is published, or was written for a rehearsal."""
+    """A dataset or model that was written as a folder and, unless it was a dry run, uploaded."""
 
     kind: Kind
     folder: Path
@@ -47,7 +47,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class Published:
-    """The result of a publication."""
+    """What `publish` wrote and uploaded; None for what it did not."""
 
     dataset: Publication | None = None
     model: Publication | None = None
@@ -59,9 +59,9 @@ class Published:
 
 
 class PublishedRecord(Record):
-    """The last upload of each kind: published.json, in the folder of both repositories.
+    """published.json: the last upload of the dataset and of the model. It lies beside their folders.
 
-    It is not part of run.json, which is published itself. Its commits are those that changed a repository.
+    It is not part of run.json, which is published itself. Its commits are the last that changed a repository.
     """
 
     dataset: Upload | None = None
@@ -82,7 +82,8 @@ class PublishedRecord(Record):
     def write(self, folder: Path, kind: Kind, upload: Upload) -> None:
         """Write a folder's published.json with a new upload.
 
-        An upload that changed nothing has the commit of the earlier one: people may have edited the card since.
+        An upload that changed nothing keeps the commit of the one before. The newest commit on the Hub may be another
+        one, in which people edited the card.
         """
         last = self.last(kind, upload.repository)
         if last and not upload.changed:
@@ -132,15 +133,17 @@ class _Publisher:
         options = self.options
         kinds = self._kinds()
         places = {kind: Repository(options.repository(kind), kind, private=options.private) for kind in kinds}
-        own = self._is_trained_on_dataset(strict="model" in places)
+        trained_on_it = self._is_trained_on_dataset(strict="model" in places)
         if not options.dry_run:
             for kind, place in places.items():  # both are checked before anything is written
                 place.check(run_manifest(self.record, kind, place.name), force=options.force)
         dataset = model = None
         if "dataset" in places:
-            dataset = self._publish_dataset(places["dataset"], with_model="model" in places, own=own)
+            dataset = self._publish_dataset(
+                places["dataset"], with_model="model" in places, trained_on_it=trained_on_it
+            )
         if "model" in places:
-            model = self._publish_model(places["model"], self._training_data(dataset, own=own))
+            model = self._publish_model(places["model"], self._training_data(dataset, trained_on_it=trained_on_it))
         return Published(dataset, model)
 
     def _kinds(self) -> list[Kind]:
@@ -169,6 +172,7 @@ class _Publisher:
         finetuned, train = self.record.finetune, self.run.train
         if finetuned is None or not finetuned.origin.own:
             return False
+        # the digest of the training file comes first, see `TrainingTexts.digest`
         same = train.exists() and finetuned.sources.split("+")[0] == Source(str(train)).digest()
         if not same and strict:
             raise RunError(
@@ -177,10 +181,10 @@ class _Publisher:
             )
         return same
 
-    def _publish_dataset(self, place: Repository, *, with_model: bool, own: bool) -> Publication:
+    def _publish_dataset(self, place: Repository, *, with_model: bool, trained_on_it: bool) -> Publication:
         generator, license = self._licenses(self.record.generate, self.spec.license if self.spec else None)
         encoder = None
-        if own:
+        if trained_on_it:
             last = self.last.model
             encoder = self.options.repository("model") if with_model else last.repository if last else None
         report = write_report(self.opened, self.reporter, dropped=self.options.raw)
@@ -210,15 +214,16 @@ class _Publisher:
         )
         return publish_folder(self.run.hub, place, write, dry_run=self.options.dry_run)
 
-    def _training_data(self, dataset: Publication | None, *, own: bool) -> PublishedDataset | None:
+    def _training_data(self, dataset: Publication | None, *, trained_on_it: bool) -> PublishedDataset | None:
         """Return the dataset that the encoder was trained on, if it is or was published.
 
         Args:
             dataset: the run's dataset, if it is published now.
-            own: True if the encoder was trained on it.
+            trained_on_it: True if the encoder was trained on the run's dataset.
         """
-        if not own:
+        if not trained_on_it:
             return texts_origin(self.record, self.spec).dataset
+        # read again: the dataset may have been uploaded just now
         last = PublishedRecord.read(self.run.hub).last("dataset", self.options.repo)
         if dataset:
             return PublishedDataset(
@@ -232,7 +237,7 @@ class _Publisher:
         """Return the license of the generator, if one wrote the texts, and the license of the publication.
 
         Raises:
-            OptionError: the first may restrict the second, and the user has not chosen the second.
+            OptionError: the generator's license may restrict that of its texts, and the user has not chosen one.
         """
         chosen = self.options.license or spec_license
         if generated is None:
@@ -254,14 +259,14 @@ def publish_folder(
     """Write a folder and, unless it is a dry run, upload it and record that.
 
     Args:
-        hub: holds published.json, and the folder of each kind, which is replaced as a whole.
+        hub: holds published.json, and a folder each for the dataset and the model, which is replaced as a whole.
         place: the repository to upload to.
         write: fills an empty folder; takes the hand-written parts of the earlier card, too.
         dry_run: upload nothing.
     """
     folder, record = hub / place.kind, PublishedRecord.read(hub)
     last = record.last(place.kind, place.name)
-    with folder_replaced(folder) as empty:
+    with folder_replaced(folder) as empty:  # until the end of the block, the earlier folder is still there to read
         write(empty, _hand_written(folder, place, last.card if last else ""))
     if dry_run:
         return Publication(place.kind, folder, place.name)
@@ -271,7 +276,7 @@ def publish_folder(
 
 
 def _hand_written(folder: Path, place: Repository, published: str) -> HandWritten:
-    """Return what people wrote into the card: in the folder or on the Hub, whichever was changed.
+    """Return what people wrote into the card: in the folder or, if only that was edited since, on the Hub.
 
     Args:
         folder: the folder of the last publication.

@@ -162,7 +162,7 @@ def _rerun_differences(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _embedded_differences(folder: Path) -> Iterator[str]:
-    """Yield what this package embeds and the run used, if it differs here."""
+    """Yield what the run used of the models and data that come with the package, where this package has others."""
     try:
         record = parse_record((folder / "run.json").read_bytes())
     except (OSError, RecordError) as error:

@@ -180,7 +180,7 @@ class Source:
 
 
 def _has_other_columns(path: Path) -> bool:
-    """Return whether a JSONL file has fields of another dataset, so that texts are found by `COLUMN_NAMES`."""
+    """Return whether the first row of a JSONL file lacks ``text_a`` but has another name of it in `COLUMN_NAMES`."""
     if path.suffix.lower() not in JSON_ENDINGS:
         return False
     try:

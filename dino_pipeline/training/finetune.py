@@ -65,8 +65,8 @@ def finetune(
 ) -> SentenceTransformer:
     """Train a sentence encoder on texts and return it.
 
-    A run keeps the encoder, and a stopped training goes on there. Without ``run``, it is the run that the texts are
-    from; of other texts, nothing is kept.
+    The encoder is kept in the folder ``run`` or, without it, in the run that the texts are from. There, a stopped
+    training goes on. If there is neither, nothing is kept on disk.
 
     Args:
         source: a run's folder, the result of `filter`, examples in memory (a list, a `datasets.Dataset`, a pandas
@@ -106,7 +106,7 @@ def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
 
 
 def _load_trained(run: Run, state: State) -> SentenceTransformer:
-    """Return the encoder of a run, how it was trained attached."""
+    """Return the encoder of a run, with its `FinetuneInfo` attached."""
     record = run.record().finetune
     assert record is not None
     encoder = load_encoder(str(run.model))
@@ -193,7 +193,7 @@ def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
     """Decide what is left to do, and record that it has begun."""
     job.texts.check_run()
     for folder in run.checkpoints.glob("checkpoint-*"):
-        if not (folder / COUNTS_FILE).exists():  # it was cut short: go on from the last whole one
+        if not (folder / COUNTS_FILE).exists():  # writing it was cut short: training goes on from the one before
             remove(folder)
     record = FinetuneRecord(options=job.settings(), sources=job.texts.digest(), settings={"processes": processes})
     return run.begin(record, fresh=fresh)
@@ -223,7 +223,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     result = train(run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter)
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
-        if full_length:
+        if full_length:  # `_prepare_encoder` has cut it for training
             model.max_seq_length = full_length
         record = run.record().finetune
         assert record is not None
@@ -233,7 +233,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
 
 
 def _decide_together(processes: PartialState, decide: Callable[[], State]) -> State:
-    """Let the main process decide, and all processes follow, into an error, too."""
+    """Return what the main process decides, in all processes. If it raises a `DinoError`, all raise it."""
     decision: list[Any] = [None]
     if processes.is_main_process:
         try:
@@ -266,7 +266,7 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
 
 
 def _with_dataset(context: TrainingContext, objective: Objective, dataset: Dataset) -> TrainingContext:
-    """Return the context with what is known once the dataset is built: batch size, classes, steps."""
+    """Return the context completed with what the dataset decides: batch size, classes and steps."""
     fitted = fit_batch_size(objective, context.hyperparameters, dataset, context.processes)
     context = replace(context, hyperparameters=fitted)
     classes = len(getattr(dataset.features.get("label"), "names", ()))
@@ -319,7 +319,7 @@ def _finish(
         scores = score_head(head, model, held_out.examples) if held_out.content == "classified texts" else {}
         record = record.updated(head=HeadRecord(classes=head.classes, **scores))
     record = record.updated(origin=texts.origin_for(run))
-    run.save(record)
+    run.save(record)  # the card, which is written next, reads it
     _save(model, run, objective, head)
     run.finish(record)
     remove(run.checkpoints)

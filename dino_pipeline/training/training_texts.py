@@ -66,7 +66,7 @@ class TrainingTexts:
         )
 
     def digest(self) -> str:
-        """Return a hash of all texts."""
+        """Return the digests of all texts, joined by ``+``; that of the texts to train on is first."""
         sources = (self.train, self.dev, self.select_on)
         return "+".join(source.digest() for source in sources if source)
 

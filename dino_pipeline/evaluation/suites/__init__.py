@@ -129,7 +129,11 @@ def _sources(data: Sequence[Any]) -> list[tuple[str, str | None, Any]]:
 
 
 def _suite_and_path(given: str) -> tuple[str | None, Path]:
-    """Return suite and path of ``[SUITE=]PATH``; the suite is None if it is not named."""
+    """Return suite and path of ``[SUITE=]PATH``; the suite is None if it is not named.
+
+    Raises:
+        OptionError: there is no such path, and it cannot be a Hub id.
+    """
     suite, _, rest = given.partition("=")
     is_named = suite in OF_DATA and bool(rest) and not Path(given).exists()
     path = Path(rest) if is_named else Path(given)

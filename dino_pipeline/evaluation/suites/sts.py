@@ -120,7 +120,11 @@ def _check_subsets(name: str, subsets: Subsets, protocol: StsProtocol, folder: P
 
 
 def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
-    """Return a set with its texts prepared as the protocol says, and the settings that it was made with."""
+    """Return a set as the protocol says; its ``protocol`` records what was done.
+
+    Texts that are tokenized already stay so, and are recorded as such, whatever the protocol says. SICK-R is never
+    tokenized, as in SentEval.
+    """
     if name in ONE_PART:  # even if it comes in several files
         subsets = {name: list(chain.from_iterable(subsets.values()))}
     stamp = {
@@ -141,7 +145,10 @@ def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
 
 
 def looks_tokenized(subsets: Iterable[Sequence[Pair]]) -> bool:
-    """Return whether texts are in lower case with punctuation set apart, as SentEval's preparation leaves them."""
+    """Return whether nearly all texts are in lower case, and most final marks have a space before them.
+
+    SentEval's preparation leaves texts like that.
+    """
     texts: list[str] = []
     for pairs in subsets:
         for first, second, _ in pairs:

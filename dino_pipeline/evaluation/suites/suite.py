@@ -240,7 +240,11 @@ class ScoredPairs:
         return WORD_OVERLAP, self.correlate(lambda part: np.array([word_overlap(a, b) for a, b, _ in part]))
 
     def correlate(self, predict: Callable[[Sequence[Pair]], Vector]) -> Measures:
-        """Return the correlations of gold scores with those that a function predicts for pairs, ``(pairs,)``."""
+        """Return Spearman and Pearson correlation x 100 of predicted with gold scores, over parts as `aggregate` says.
+
+        Args:
+            predict: returns a score for each pair of a part, ``(pairs,)``.
+        """
         predicted, gold = [], []
         for part in self.parts:
             predicted.append(predict(part))
