@@ -229,7 +229,11 @@ def public(value: Any) -> Any:
         return shown
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
-    return _ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value.startswith("/"):  # a path as a whole, which may hold blanks and commas
+        return value.rstrip("/").rpartition("/")[2]
+    return _ABSOLUTE_PATH.sub(r"\1", value)
 
 
 def _last_parts(value: Any) -> Any:

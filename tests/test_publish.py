@@ -632,6 +632,7 @@ def test_what_was_asked_for_tells_runs_apart() -> None:
     older = mine.updated(format=1, origin="computed differently")
     assert older.is_of(mine) and not older.updated(repository="me/other").is_of(mine)
     assert public({"settings": {"base_url": "http://host.of.mine:8000/v1", "rows": 8}}) == {"settings": {"rows": 8}}
+    assert public("/home/jo doe/a, b/x.tsv") == "x.tsv"
     assert public("Without /home/me/enc: /home/me/x y; see https://hub.co/a/b and a/b") == (
         "Without enc: x y; see https://hub.co/a/b and a/b"
     )
