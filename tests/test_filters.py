@@ -523,7 +523,7 @@ def test_rules_are_described_with_their_options() -> None:
         "too short": "{min_chars}",
         "too long": "{max_chars}",
         "not text": "{max_symbols}",
-        "near-copy": "{without='near-copy'}",
+        "near-copy": "{without=near-copy}",
         "personal data": "{pii=drop}",
     }.items():
         assert on[name].option == option

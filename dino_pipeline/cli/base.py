@@ -29,7 +29,9 @@ class CommandLineWording:
         flag = name.replace("_", "-")
         if str(value) == "False":
             return f"--no-{flag}"
-        return f"--{flag}" if str(value) in ("None", "True") else f"--{flag} {value}"
+        if str(value) in ("None", "True"):
+            return f"--{flag}"
+        return f"--{flag} '{value}'" if " " in str(value) else f"--{flag} {value}"
 
     def stage(self, name: str, target: str) -> str:
         """Return the command of a stage."""

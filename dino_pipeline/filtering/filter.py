@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
@@ -29,9 +29,6 @@ from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts, TextsOrigin
-
-if TYPE_CHECKING:
-    from dino_pipeline.filtering.label_scores import LabelScores
 
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
@@ -317,9 +314,10 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
         yield FilterRuntime(workers, options.memory, scorer, embed, excluded, cluster)
 
 
-def _scorer(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
+def _scorer(run: Run, device: str | None, reporter: Reporter) -> Any:
+    """Return the model that scores a run's texts: its generator or, for texts of a server, its scorer."""
     from dino_pipeline.decoding.loading import load_decoder
-    from dino_pipeline.filtering.label_scores import scoring_model
+    from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
 
     generated = run.record().generate
     model = scoring_model(run, generated)
@@ -343,10 +341,12 @@ def rules(options: FilterOptions) -> list[RuleDescription]:
     contamination_help = "a text of evaluation data: the same, nearly, or 13 words of it"
     described = [RuleDescription(LEAKED, contamination_help, "{exclude}", bool(options.exclude))]
     for rule in text_rules(options, PromptParts()):
-        option = rule.option or "{without='" + rule.name + "'}"
-        described.append(RuleDescription(rule.name, rule.help, option, rule.name not in options.without))
-    personal = PERSONAL_DATA
-    described.append(RuleDescription(personal.name, personal.help, personal.option, options.pii == "drop"))
+        option = rule.option or f"{{without={rule.name}}}"
+        is_on = rule.is_on and rule.name not in options.without
+        described.append(RuleDescription(rule.name, rule.help, option, is_on))
+    described.append(
+        RuleDescription(PERSONAL_DATA.name, PERSONAL_DATA.help, PERSONAL_DATA.option, options.pii == "drop")
+    )
     for own in options.rule:
         described.append(RuleDescription(rule_name(own), "your own", "{rule}", True))
     for dataset_rule in dataset_rules(options):

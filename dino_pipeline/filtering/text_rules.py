@@ -78,6 +78,8 @@ class ExampleRule:
     """The option that sets it, a reference of `errors.worded`. Empty: only ``without`` switches it off."""
     skip_if_plain: bool = False
     """It never drops an example whose texts are all plain (`is_plain`): such examples are not checked."""
+    is_on: bool = True
+    """A rule that is off is only listed."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ def example_rules(options: FilterOptions, prompt: PromptParts, excluded: Sequenc
     if excluded:  # the first rule, so that evaluation data is always dropped for this reason
         contamination = ContaminationFilter(excluded, options.near_duplicates or 1.0)
         rules.append(ExampleRule(LEAKED, contamination, "a text of evaluation data"))
-    rules += [rule for rule in built_in if rule.name not in options.without]
+    rules += [rule for rule in built_in if rule.is_on and rule.name not in options.without]
     if options.pii == "drop":
         rules.append(PERSONAL_DATA)
     return rules + [ExampleRule(rule_name(rule), resolve_rule(rule), "your own") for rule in options.rule]

@@ -207,7 +207,7 @@ def export(source: Run | Path | str, **options: Any) -> Export:
     run, output = Run(Path(name)), chosen.output
     path = run.train if chosen.split == "train" else run.dev
     if run.is_run and not path.exists():
-        raise DataError(f"{path}: does not exist", f"run {{filter({name})}} first")
+        raise DataError(f"{path}: is not there", f"run {{filter({name})}} first")
     if run.path.is_file() and chosen.split != "train":
         raise OptionError(f"{name} is a file and has no splits", "leave it out", option="split", value=chosen.split)
     if output.exists() and (Run(output.parent).is_run or (run.path.is_file() and output.samefile(run.path))):
