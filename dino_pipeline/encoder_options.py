@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, create_model, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
 from dino_pipeline.errors import OptionError
+from dino_pipeline.in_memory import COLUMN_NAMES
 from dino_pipeline.options import Flag, Options, flags_of
 from dino_pipeline.text import as_number
 
@@ -17,6 +18,8 @@ OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 """Names of the objectives, in the order in which they are listed."""
 OptionValue = float | int | str
 """The value of an option that one objective alone has."""
+MAX_SEED = 2**32 - 1
+"""The largest seed that numpy takes."""
 TEXTS = "The texts"
 TRAINING = "Training (default of most: the objective's)"
 
@@ -165,6 +168,13 @@ class TrainingOptions(ChosenHyperparameters):
     def _folder_of_run(cls, value: object) -> object:
         return getattr(value, "path", value)
 
+    @field_validator("column")
+    @classmethod
+    def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := [role for role in value if role not in COLUMN_NAMES]:
+            raise ValueError(f"there is no role {unknown[0]}; choose from {', '.join(COLUMN_NAMES)}")
+        return value
+
     @property
     def hyperparameters(self) -> dict[str, object]:
         """Return the hyper-parameters that were given, by name."""
@@ -187,7 +197,7 @@ class FinetuneOptions(TrainingOptions):
     objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("set",))] = Field(
         default_factory=dict, description="The objective's own options."
     )
-    seed: int = Field(default=42, description="Seed of all random choices.")
+    seed: int = Field(default=42, ge=0, le=MAX_SEED, description="Seed of all random choices.")
 
     @property
     def own_options(self) -> dict[str, OptionValue]:
@@ -206,7 +216,7 @@ class CompareOptions(TrainingOptions):
         default=(), description=f"Objectives to compare: {', '.join(OBJECTIVES)}."
     )
     seeds: int = Field(default=3, ge=1, description="Trainings of each objective.")
-    seed: int = Field(default=42, description="First seed; the others follow it.")
+    seed: int = Field(default=42, ge=0, le=MAX_SEED, description="First seed; the others follow it.")
     data: Annotated[tuple[Any, ...], Flag(metavar="FILE")] = Field(
         default=(), description="Scored pairs to evaluate on (JSONL)."
     )
@@ -229,6 +239,14 @@ class CompareOptions(TrainingOptions):
         if isinstance(value, str | tuple | list) and value and parts == ():
             raise ValueError(f"names no objective; choose from {', '.join(OBJECTIVES)}, or all")
         return parts
+
+    @field_validator("seed")
+    @classmethod
+    def _check_last_seed(cls, value: int, info: ValidationInfo) -> int:
+        seeds = info.data.get("seeds", 1)
+        if value + seeds - 1 > MAX_SEED:
+            raise ValueError(f"the last of {seeds} seeds must be at most {MAX_SEED}")
+        return value
 
     @field_validator("data", mode="before")
     @classmethod

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 
+from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.options import Flag, Options
 from dino_pipeline.text import as_number
@@ -191,6 +192,32 @@ class FilterOptions(Options):
         if value != 1 and info.data.get("labels") != "posterior":
             raise ValueError("applies to posterior labels only", "give {labels=posterior}, too, or leave it out")
         return value
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Self:
+        """Return the options with some given by name. Refuse those that would change nothing.
+
+        The records of runs are read without this check, because they hold every option.
+
+        Raises:
+            OptionError: a name or a value is wrong, or an option belongs to another one that is missing.
+        """
+        options = super().of(given)
+        if "smoothing" in options.model_fields_set and options.labels != "smoothed":
+            raise OptionError(
+                "applies to smoothed labels only",
+                "give {labels=smoothed}, too, or leave it out",
+                option="smoothing",
+                value=options.smoothing,
+            )
+        if "semantic_threshold" in options.model_fields_set and options.semantic is None:
+            raise OptionError(
+                "applies to semantic duplicates only",
+                "give {semantic=MODEL}, too, or leave it out",
+                option="semantic_threshold",
+                value=options.semantic_threshold,
+            )
+        return options
 
     @property
     def needs_scores(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,20 +105,28 @@ def safe_loading() -> dict[str, bool]:
     return {} if pickle_allowed() else {"use_safetensors": True}
 
 
+_loading = threading.RLock()
+"""Held while a model is loaded or saved: `transformers` patches torch for the whole process while it loads."""
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide the progress bars and reports of `transformers` while a model is loaded inside the block."""
+    """Hide the progress bars and reports of `transformers` while a model is loaded or saved inside the block.
+
+    One thread at a time is inside; others wait.
+    """
     from transformers.utils import logging
 
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shows_bars:
-            logging.enable_progress_bar()
+    with _loading:
+        verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if shows_bars:
+                logging.enable_progress_bar()
 
 
 def check_weights(path: str) -> None:

@@ -175,7 +175,8 @@ def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
     name, kind, context = str(problem["loc"][0]), problem["type"], problem.get("ctx", {})
     remedy = ""
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(name, model.model_fields, n=1)
+        aliased = [option for option, flag, _ in flags_of(model) if name.replace("_", "-") in flag.aliases]
+        near = aliased or difflib.get_close_matches(name, model.model_fields, n=1)
         remedy = f"did you mean {{{near[0]}}}?" if near else f"choose from {', '.join(model.model_fields)}"
         return OptionError("there is no such option", remedy, option=name)
     bounds = {
@@ -186,7 +187,8 @@ def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
     }
     if kind in bounds:
         words, bound = bounds[kind]
-        message = f"{words} {context[bound]:g}"
+        limit = context[bound]
+        message = f"{words} {limit}" if isinstance(limit, int) else f"{words} {limit:g}"
     elif kind == "literal_error":
         message = f"must be one of {context['expected'].replace(' or ', ', ')}".replace("'", "")
     elif kind == "missing":

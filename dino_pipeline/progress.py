@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from dino_pipeline.errors import PYTHON, Wording, worded
+from dino_pipeline.errors import PYTHON, OptionError, Wording, worded
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -227,6 +227,9 @@ def reporter_for(progress: bool | Callable[[Progress | str], object] | Reporter)
     Args:
         progress: True shows progress on standard error, False shows nothing; a function is called with each `Progress`
             and each note (a string), and may return False to stop; a `Reporter` is used as it is.
+
+    Raises:
+        OptionError: it is none of these.
     """
     if progress is True:
         with closing(Console()) as console:
@@ -235,5 +238,7 @@ def reporter_for(progress: bool | Callable[[Progress | str], object] | Reporter)
         yield SilentReporter()
     elif callable(progress):
         yield CallbackReporter(progress)
-    else:
+    elif all(hasattr(progress, method) for method in ("update", "note", "should_stop")):
         yield progress
+    else:
+        raise OptionError("must be True, False, a function or a Reporter", option="progress", value=progress)

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
-from dino_pipeline.progress import Console, LabelCount, Progress
+from dino_pipeline.errors import OptionError
+from dino_pipeline.progress import Console, LabelCount, Progress, SilentReporter, reporter_for
+
+
+@pytest.mark.parametrize("progress", [None, 0, 1, "yes"])
+def test_progress_is_true_false_a_function_or_a_reporter(progress: Any) -> None:
+    message = r"^progress.*: must be True, False, a function or a Reporter"
+    with pytest.raises(OptionError, match=message), reporter_for(progress):
+        pass
+    with reporter_for(reporter := SilentReporter()) as given:
+        assert given is reporter
 
 
 def test_a_terminal_shows_a_bar_for_each_stage_and_notes_above_it(

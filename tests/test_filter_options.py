@@ -41,6 +41,14 @@ EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
         ({"labels": "posterior"}, "labels='posterior': needs a run's spec and generator"),
         ({"verify_margin": 0.1}, "verify_margin=0.1: applies to verification only; give verify=True, too"),
         ({"temperature": 2}, "temperature=2: applies to posterior labels only; give labels='posterior', too"),
+        (
+            {"labels": "hard", "smoothing": 0.9},
+            "smoothing=0.9: applies to smoothed labels only; give labels='smoothed'",
+        ),
+        (
+            {"semantic_threshold": 0.5},
+            "semantic_threshold=0.5: applies to semantic duplicates only; give semantic=MODEL",
+        ),
         ({"semantic": 3}, "semantic=3: must be a valid string"),
         ({"rule": 3}, "rule=3: must be module:function, or a function"),
         ({"without": ["near copy"]}, "without='near copy': no such rule; choose from 'empty'"),
@@ -62,6 +70,11 @@ def test_plain_values_are_welcome() -> None:
     options = FilterOptions.of(given)
     assert (options.min_margin, options.min_logprob) == (("0.1",), ("0.5=10%",))
     assert (options.exclude, options.without, options.seed) == (("a.tsv",), ("empty",), 7)
+
+
+def test_a_record_holds_options_that_a_user_could_not_give() -> None:
+    recorded = FilterOptions(labels="hard").recorded()
+    assert FilterOptions.model_validate(recorded).labels == "hard"
 
 
 def test_lists_are_filtered_in_memory_as_files_are_on_disk(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging
 
 import dino_pipeline as dino
 from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
@@ -451,6 +453,55 @@ def test_a_tokenizer_without_padding_pads_with_its_end(toy_generator: Path, tmp_
     model = load_encoder(str(tmp_path / "model"))
     assert model.tokenizer.pad_token == tokenizer.eos_token
     assert np.allclose(model.encode("a dog"), model.encode(["a dog", "a longer text"])[0], atol=1e-5)
+
+
+NAMED = [{"first": "a dog", "second": "a cat", "label": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong", "message"),
+    [
+        (NAMED, {"seed": -1}, "seed=-1: must be at least 0"),
+        (NAMED, {"seed": 2**32}, "seed=4294967296: must be at most 4294967295"),
+        (NAMED, {"lr": 1e-3}, "lr: there is no such option; did you mean learning_rate?"),
+        (NAMED, {"split": "test"}, "split='test': applies to a dataset in a folder or on the Hub only; leave it out"),
+        (NAMED, {"config": "python"}, "config='python': applies to a dataset in a folder or on the Hub only"),
+        ("train.jsonl", {"config": "python"}, "config='python': applies to a dataset in a folder or on the Hub only"),
+        (".", {"data_revision": "main"}, "data_revision='main': applies to a dataset on the Hub only"),
+        (NAMED, {"column": {"text_a": "third"}}, "column='text_a=third': there is no such column; choose from first"),
+        (NAMED, {"column": {"text": "first"}}, "there is no role text; choose from text_a, text_b, label"),
+        ([("a", "b", 1)], {"column": {"text_a": "first"}}, "column: these examples have no columns; leave it out"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, wrong: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_examples(tmp_path / "train.jsonl", rows(8))
+    with pytest.raises(OptionError, match=re.escape(message)):
+        dino.finetune(source, progress=False, **wrong)
+
+
+def test_the_last_seed_of_a_comparison_is_one_too() -> None:
+    with pytest.raises(OptionError, match="seed=4294967295: the last of 2 seeds must be at most 4294967295"):
+        dino.compare(NAMED, seed=2**32 - 1, seeds=2, progress=False)
+
+
+def test_a_silent_training_shows_nothing_and_keeps_the_callers_random_numbers(
+    toy_encoder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def states() -> list[str]:
+        return [str(random.getstate()), str(np.random.get_state()[1]), str(torch.get_rng_state().tolist())]
+
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    before = states()
+    named = [{"first": row.text_a, "second": row.text_b, "label": row.label} for row in rows(40)]
+    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 2, "batch_size": 8, "progress": False}
+    encoder = dino.finetune(named, column={"text_a": "first", "text_b": "second"}, seed=2**32 - 1, **few)
+    assert encoder.dino.record.train + encoder.dino.record.dev == 40
+    assert states() == before
+    shown = capfd.readouterr()
+    assert "Writing" not in shown.err + shown.out and "Loading" not in shown.err + shown.out
 
 
 def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:

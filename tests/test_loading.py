@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from dino_pipeline.decoding import loading
 from dino_pipeline.decoding.decoder import Decoder
@@ -45,6 +47,26 @@ def test_a_model_spread_over_devices_writes_the_same(tmp_path: Path) -> None:
     model = dispatch_model(tiny_model("llama"), places, main_device="cpu", offload_dir=tmp_path / "offload")
     assert any(parameter.is_meta for parameter in model.parameters())
     assert sampled(Decoder(model, char_tokenizer(), rows=16), wanted) == expected
+
+
+def test_threads_load_in_turn_and_bars_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loading_now, most = AutoModelForCausalLM.from_pretrained, list[int](), list[int]()
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        loading_now.append(1)
+        most.append(len(loading_now))
+        assert not logging.is_progress_bar_enabled()
+        loaded = load(*args, **kwargs)
+        loading_now.pop()
+        return loaded
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    with ThreadPoolExecutor(4) as threads:
+        decoders = list(threads.map(lambda _: load_decoder(ModelRef(name="pocket"), device="cpu", rows=2), range(4)))
+    assert not any(parameter.is_meta for decoder in decoders for parameter in decoder.model.parameters())
+    assert most == [1] * 4
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

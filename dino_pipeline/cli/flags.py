@@ -35,6 +35,7 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
             context = click.get_current_context()
             left_out = [name for name in names if context.get_parameter_source(name) == ParameterSource.DEFAULT]
             given = {name: value for name, value in values.items() if name not in left_out}
+            _refuse_flags_as_values(given)
             for name in given.keys() & mappings:
                 given[name] = _assignments(name, given[name])
             return function(**given)
@@ -45,6 +46,14 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
         return wrapped
 
     return decorate
+
+
+def _refuse_flags_as_values(given: Mapping[str, object]) -> None:
+    """Raise `OptionError` if an option has no value, so that click took the flag after it for one."""
+    for name, value in given.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str) and part.startswith("--"):
+                raise OptionError("needs a value, which cannot begin with --", "give one", option=name, value=part)
 
 
 class GroupedOption(click.Option):

@@ -153,8 +153,8 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
         settings = {**source, **safe_loading(), **placement}
         with quiet_loading():
             loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)
-        loaded = loaded if placement else loaded.to(device)
-        return tokenizer, _with_adapter(loaded, model).eval()
+            loaded = loaded if placement else loaded.to(device)
+            return tokenizer, _with_adapter(loaded, model).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{path}: does not fit on {device_map or device} in {dtype}",

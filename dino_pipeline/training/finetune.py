@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -24,7 +26,7 @@ from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, Trai
 from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
-from dino_pipeline.models import ModelRef, model_fingerprint, model_path
+from dino_pipeline.models import ModelRef, model_fingerprint, model_path, quiet_loading
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import public_record
@@ -185,8 +187,21 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
     processes = PartialState(cpu=not torch.cuda.is_available())
     state = _decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
     if state != "done":
-        _train_into(run, job, reporter, processes)
+        with _random_states_kept():
+            _train_into(run, job, reporter, processes)
     return state
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Restore the global random generators of Python, numpy and torch, which a training seeds, at the end."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
@@ -333,7 +348,8 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
     """
     try:
         with folder_replaced(run.model) as folder:
-            model.save(str(folder), create_model_card=False)
+            with quiet_loading():
+                model.save(str(folder), create_model_card=False)
             if head:
                 head.save(folder)
             (folder / "README.md").write_text(_card(model, run, objective), encoding="utf-8")

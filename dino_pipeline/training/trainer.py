@@ -23,6 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from dino_pipeline.encoders import mean_cosine
 from dino_pipeline.errors import ModelError, OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
+from dino_pipeline.models import quiet_loading
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.training.checks import COLLAPSED
@@ -125,7 +126,7 @@ def _make_trainer(
     loss = objective.loss(model, context)
     if context.hyperparameters.matryoshka:
         loss = MatryoshkaLoss(model, loss, embedding_sizes(model, context))
-    trainer = SentenceTransformerTrainer(
+    trainer = _QuietTrainer(
         model=model,
         args=trainer_arguments(folder, objective, context, criterion, dataset),
         train_dataset=dataset,
@@ -234,6 +235,18 @@ def _rows_per_process(objective: Objective, context: TrainingContext) -> tuple[i
     if rows % parts:
         raise OptionError(f"must divide the {rows} rows of a batch", option="mini_batch_size", value=mini_batch_size)
     return rows, parts
+
+
+class _QuietTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+    """The stock trainer without progress bars where it writes and reads checkpoints."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with quiet_loading():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with quiet_loading():
+            super()._load_from_checkpoint(*args, **kwargs)
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from dino_pipeline.cards.hub import Manifest, download
 from dino_pipeline.encoder_options import TrainingOptions
-from dino_pipeline.errors import DataError, HubError, RunError
+from dino_pipeline.errors import DataError, HubError, OptionError, RunError
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.models import is_hub_id
@@ -126,8 +126,10 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
 
     Raises:
         DataError: the texts cannot be read.
+        OptionError: an option does not apply to such a source.
     """
     run = as_run(source)
+    _refuse_unused(source, options)
     if run is not None:
         train, dev, origin = _of_run(run, options)
     elif isinstance(source, str | Path):
@@ -139,6 +141,22 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
     language = (options.language or origin.language or "en").split("-")[0]
     select_on = None if options.select_on is None else _source(options.select_on, None, classes=False)
     return TrainingTexts(train, dev, select_on, language, options.split_sentences, origin)
+
+
+def _refuse_unused(source: object, options: TrainingOptions) -> None:
+    """Raise `OptionError` if an option says how to read a dataset, and neither the source nor the dev data is one."""
+    sources = (source, options.dev)
+    datasets = [str(each) for each in sources if isinstance(each, str | Path) and as_run(each) is None]
+    of_splits = [name for name in datasets if not Path(name).is_file()]
+    of_hub = [name for name in datasets if not Path(name).exists()]
+    for option, users, kind in (
+        ("split", of_splits, "a dataset in a folder or on the Hub"),
+        ("config", of_splits, "a dataset in a folder or on the Hub"),
+        ("data_revision", of_hub, "a dataset on the Hub"),
+    ):
+        value = getattr(options, option)
+        if not users and value is not None and option in options.model_fields_set:
+            raise OptionError(f"applies to {kind} only", "leave it out", option=option, value=value)
 
 
 def as_run(source: object) -> Run | None:
@@ -181,14 +199,44 @@ def _in_memory(source: Any, options: TrainingOptions) -> Sources:
         if "train" not in source:
             raise DataError(f"the splits are {', '.join(map(str, source))}, and train is missing", "give one of them")
         held_out = source.get("validation")
-        train = _source(source["train"], options, classes=False)
+        train = _source(_with_roles(source["train"], options.column), options, classes=False)
         return train, None if held_out is None else _source(held_out, options, classes=False), TextsOrigin()
     if not isinstance(source, FilteredPairs):
-        return _source(source, options, classes=False), None, TextsOrigin()
+        return _source(_with_roles(source, options.column), options, classes=False), None, TextsOrigin()
+    _with_roles(source.train, options.column)
     classes = _holds_classes(source.record)
     train = _source(source.train, options, classes)
     dev = _source(source.dev, options, classes) if source.dev else None
     return train, dev, source.origin
+
+
+def _with_roles(source: Any, columns: Mapping[str, str]) -> Any:
+    """Return texts in memory whose columns are renamed to their roles. A `datasets.Dataset` stays as it is.
+
+    Raises:
+        OptionError: the texts have no such column, or no columns at all.
+    """
+    if not columns or not isinstance(source, Iterable):
+        return source
+    is_table = hasattr(source, "column_names")
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
+        source = source.to_dict(orient="records")
+    rows = source if is_table else list(source)
+    if not is_table and not all(isinstance(row, Mapping) for row in rows):
+        raise OptionError("these examples have no columns", "leave it out, or give dicts or a frame", option="column")
+    names = source.column_names if is_table else list(dict.fromkeys(name for row in rows for name in row))
+    for role, column in columns.items():
+        if column not in names:
+            remedy = f"choose from {', '.join(map(str, names)) or 'none'}"
+            raise OptionError("there is no such column", remedy, option="column", value=f"{role}={column}")
+    if is_table:
+        return source
+    taken = set(columns.values())
+    renamed = []
+    for row in rows:
+        others = {name: value for name, value in row.items() if name not in taken}
+        renamed.append(others | {role: row.get(column) for role, column in columns.items()})
+    return renamed
 
 
 def _holds_classes(filtered: FilterRecord | None) -> bool:
