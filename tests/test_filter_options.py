@@ -23,6 +23,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import LabelTotals
 from dino_pipeline.training.corpus import Source
+from dino_pipeline.training.training_texts import as_run
 from tests.conftest import TOY_SPEC
 from tests.records import generate_record, write_record
 
@@ -167,12 +168,16 @@ def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
         (tmp_path / "run").rename("run")
         (tmp_path / "texts").rename("texts")
         assert len(texts) == 2
-        message = r"(run|texts): is not there any more; call dino\.\w+\(\) again"
+        message = r"(run|texts): is not there any more; move it back, or call dino\.\w+\(\) again"
         texts = GeneratedTexts(Run(tmp_path / "texts"), texts.spec, record, "new")
     elif change == "overwritten":
         dino.filter(PAIRS[:20], run=tmp_path / "run", fresh=True, dev_share=0, **EXACT)
         write_record(tmp_path / "texts", record.updated(counts={"1": LabelTotals(written=1, accepted=1)}))
         message = "was overwritten: it holds the result of a later"
+        with pytest.raises(RunError, match=message):
+            as_run(kept)
+        with pytest.raises(RunError, match=message):
+            dino.filter(texts, **EXACT)
     else:
         (tmp_path / "run" / "dropped.jsonl").unlink()
         (tmp_path / "texts" / "shards" / "00000.jsonl").unlink()

@@ -61,7 +61,7 @@ class FilteredPairs(ExampleList):
     """
 
     def __init__(self, folder: Run, record: FilterRecord, outcome: Literal["new", "done", "dry run"]) -> None:
-        self.run: Run | None = Run(folder.path.absolute())
+        self.run: Run | None = Run(folder.path.resolve())
         """The run on disk; None if everything is in memory."""
         self.record, self.outcome = record, outcome
         self._folder = self.run

@@ -74,7 +74,7 @@ class GeneratedTexts(ExampleList):
         target: int | None = None,
         yields: Mapping[str, LabelYield] | None = None,
     ) -> None:
-        self.run: Run | None = Run(run.path.absolute())
+        self.run: Run | None = Run(run.path.resolve())
         """The run on disk; None if everything is in memory."""
         self.spec, self.record, self.state = spec, record, state
         self.target, self.yields = target, yields
