@@ -200,7 +200,7 @@ class Run(Layout):
         """Raise `RunError` unless the run still holds the files that belong to the record of a finished stage."""
         if not self.path.is_dir():
             raise RunError(
-                f"{self.path}: is not there any more", "move it back, or call {" + record.stage + "()} again"
+                f"{self.path}: no longer exists", "move it back, or call {" + record.stage + "()} again"
             )
         current = self.record().of(record.stage)
         if current is None or _result(current) != _result(record):
@@ -209,7 +209,7 @@ class Run(Layout):
                 "use the result of the later call",
             )
         if missing := [path for path in self.outputs(record.stage) if not path.exists()]:
-            raise RunError(f"{missing[0]}: is not there any more", "call {" + record.stage + "()} again")
+            raise RunError(f"{missing[0]}: no longer exists", "call {" + record.stage + "()} again")
 
     def save(self, record: StageRecord) -> None:
         """Put the record of a stage into run.json."""

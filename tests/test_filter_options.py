@@ -168,7 +168,7 @@ def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
         (tmp_path / "run").rename("run")
         (tmp_path / "texts").rename("texts")
         assert len(texts) == 2
-        message = r"(run|texts): is not there any more; move it back, or call dino\.\w+\(\) again"
+        message = r"(run|texts): no longer exists; move it back, or call dino\.\w+\(\) again"
         texts = GeneratedTexts(Run(tmp_path / "texts"), texts.spec, record, "new")
     elif change == "overwritten":
         dino.filter(PAIRS[:20], run=tmp_path / "run", fresh=True, dev_share=0, **EXACT)
@@ -181,7 +181,7 @@ def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
     else:
         (tmp_path / "run" / "dropped.jsonl").unlink()
         (tmp_path / "texts" / "shards" / "00000.jsonl").unlink()
-        message = "dropped.jsonl: is not there any more|shards: holds 0 texts, not the 2 that were written"
+        message = "dropped.jsonl: no longer exists|shards: holds 0 texts, not the 2 that were written"
     for read in (lambda: kept.dropped, lambda: kept.origin, lambda: len(texts)):
         with pytest.raises(RunError, match=message):
             read()
