@@ -199,9 +199,7 @@ class Run(Layout):
     def require(self, record: StageRecord) -> None:
         """Raise `RunError` unless the run still holds the files that belong to the record of a finished stage."""
         if not self.path.is_dir():
-            raise RunError(
-                f"{self.path}: no longer exists", "move it back, or call {" + record.stage + "()} again"
-            )
+            raise RunError(f"{self.path}: no longer exists", "move it back, or call {" + record.stage + "()} again")
         current = self.record().of(record.stage)
         if current is None or _result(current) != _result(record):
             raise RunError(
