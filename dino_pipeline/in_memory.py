@@ -30,13 +30,23 @@ def as_examples(source: Iterable[Any]) -> list[Example]:
 
     Args:
         source: a list of `Example`, of dicts with the record's fields, of ``(text_a, text_b, label)`` or
-            ``(text_a, text_b)`` tuples, or of single texts; a `datasets.Dataset`; a pandas frame.
+            ``(text_a, text_b)`` tuples, or of single texts; a `datasets.Dataset`; a pandas frame. Of a
+            `datasets.DatasetDict`, the split ``train`` is taken.
+
+    Returns:
+        The examples. A label that is a whole number stays an int, because as the name of a class it is ``1``, not
+        ``1.0``.
 
     Raises:
         DataError: an item is none of these, or holds a wrong value; the message names its position.
     """
     if isinstance(source, str):
         raise DataError(f"{short(source)}: is one text", "give a list of texts or examples")
+    if isinstance(source, Mapping):
+        if "train" not in source:
+            names = ", ".join(map(str, source)) or "none"
+            raise DataError(f"a dict of {names}: is not a list of examples", "give a list, a dataset or a frame")
+        source = source["train"]  # a split of a datasets.DatasetDict
     if not isinstance(source, Iterable):
         raise DataError(f"{short(source)}: holds no examples", "give a list of examples, a dataset or a frame")
     return [_example(item, number) for number, item in enumerate(_items(source))]
@@ -89,20 +99,49 @@ def _known_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_missing(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    """Return whether a value is what a frame holds where there is none: NaN, or pandas' NA or NaT."""
+    value = _plain(value)
+    return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of numpy as a value of Python, anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _checked(example: Example, where: str) -> Example:
+    """Return an example with plain values.
+
+    Raises:
+        DataError: a field holds a wrong value.
+    """
+    values = {name: _plain(getattr(example, name)) for name in FIELDS}
     for name in ("text_a", "text_b"):
-        value = getattr(example, name)
-        if not (isinstance(value, str) or (value is None and name == "text_b")):
-            raise DataError(f"{where}: {name} must be a string (it is {short(value)})")
-    label = example.label
-    if isinstance(label, bool) or not (label is None or isinstance(label, str | int | float)):
-        raise DataError(f"{where}: label must be a number or a name (it is {short(label)})")
-    if isinstance(label, int):
-        return Example(**{**{name: getattr(example, name) for name in FIELDS}, "label": float(label)})
-    return example
+        if not (isinstance(values[name], str) or (values[name] is None and name == "text_b")):
+            raise DataError(f"{where}: {name} must be a string (it is {short(values[name])})")
+    label = values["label"]
+    if not (label is None or isinstance(label, str) or _is_finite(label)):
+        raise DataError(f"{where}: label must be a finite number or a name (it is {short(label)})")
+    for name in ("logprob", "margin"):
+        if values[name] is not None and not _is_finite(values[name]):
+            raise DataError(f"{where}: {name} must be a finite number (it is {short(values[name])})")
+    for name in ("input", "sample"):
+        if values[name] is None:
+            continue
+        if not _is_finite(values[name]) or values[name] != int(values[name]):
+            raise DataError(f"{where}: {name} must be a whole number (it is {short(values[name])})")
+        values[name] = int(values[name])  # pandas makes floats of a column in which some are missing
+    return Example(**values)
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 SHOWN = 5
@@ -126,10 +165,10 @@ class ExampleList(Sequence[Example]):
     def __getitem__(self, index: int) -> Example: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: slice) -> ExampleList: ...
 
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        return self.examples[index]
+    def __getitem__(self, index: int | slice) -> Example | ExampleList:
+        return ExampleList(self.examples[index]) if isinstance(index, slice) else self.examples[index]
 
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
@@ -150,13 +189,13 @@ class ExampleList(Sequence[Example]):
         """Return the examples as a `datasets.Dataset`, one column per field."""
         from datasets import Dataset
 
-        return Dataset.from_list(self.to_dicts())
+        return Dataset.from_list(self.to_dicts()) if len(self) else Dataset.from_dict({name: [] for name in FIELDS})
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the examples as a pandas frame, one column per field."""
         import pandas
 
-        return pandas.DataFrame(self.to_dicts())
+        return pandas.DataFrame(self.to_dicts(), columns=list(FIELDS))
 
     def _repr_html_(self) -> str:
         return table_html(self.summary, ("text_a", "text_b", "label"), [_cells(each) for each in self[:SHOWN]])

@@ -240,6 +240,8 @@ class FilePiece:
     file: Path
     start: int
     end: int
+    is_list: bool = False
+    """The file was written from a list, an example a line; errors name the place in the list."""
 
     def lines(self) -> list[bytes]:
         """Return the lines. A line that begins before the range belongs to the piece before.
@@ -260,21 +262,22 @@ class FilePiece:
         return (content if self.start else content.removeprefix(BYTE_ORDER_MARK)).split(b"\n")
 
     def place(self, line: int) -> str:
-        """Return the file and the line number in it of one of the piece's lines."""
+        """Return the file and the line number of one of the piece's lines, or the example's index in the list."""
         lines_before, bytes_left, block = 0, self.start, b"\n"
         with open(self.file, "rb") as file:
             while bytes_left and (block := file.read(min(bytes_left, BLOCK))):
                 lines_before += block.count(b"\n")
                 bytes_left -= len(block)
         lines_before += not block.endswith(b"\n")  # the line that begins before the piece
-        return f"{self.file}, line {lines_before + line + 1}"
+        index = lines_before + line
+        return f"example {index}" if self.is_list else f"{self.file}, line {index + 1}"
 
 
-def pieces(files: Sequence[Path]) -> list[FilePiece]:
-    """Return the pieces of all files, each of about `PIECE` bytes."""
+def pieces(files: Sequence[Path], *, are_lists: bool = False) -> list[FilePiece]:
+    """Return the pieces of all files, each of about `PIECE` bytes; ``are_lists``: see `FilePiece.is_list`."""
     all_pieces: list[FilePiece] = []
     for file in files:
         size = file.stat().st_size
         for start in range(0, size, PIECE):
-            all_pieces.append(FilePiece(len(all_pieces), file, start, min(size, start + PIECE)))
+            all_pieces.append(FilePiece(len(all_pieces), file, start, min(size, start + PIECE), are_lists))
     return all_pieces

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import JsonValue
+
 from dino_pipeline.errors import OutputError, RunError, short
 from dino_pipeline.files import Checksums, remove, write_bytes, write_json
 from dino_pipeline.processes import locked
@@ -30,6 +32,12 @@ def is_unpublished(path: Path) -> bool:
     A published folder also holds a run.json, a copy; its lineage.json tells it from a run.
     """
     return path.is_dir() and not (path / LINEAGE).exists()
+
+
+def _result(record: StageRecord) -> dict[str, JsonValue]:
+    """Return what a record says of the result, without the circumstances in which it was made."""
+    circumstances = {"status", "settings", "versions", "started", "ended"}
+    return record.model_dump(mode="json", exclude=circumstances)  # type: ignore[no-any-return]
 
 
 class At:
@@ -187,6 +195,19 @@ class Run(Layout):
             language=spec.language if spec else None,
             license=spec.license if spec else None,
         )
+
+    def require(self, record: StageRecord) -> None:
+        """Raise `RunError` unless the run still holds the files that belong to the record of a finished stage."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path}: no longer exists", "move it back, or call {" + record.stage + "()} again")
+        current = self.record().of(record.stage)
+        if current is None or _result(current) != _result(record):
+            raise RunError(
+                f"{self.path}: was overwritten: it holds the result of a later {record.stage}",
+                "use the result of the later call",
+            )
+        if missing := [path for path in self.outputs(record.stage) if not path.exists()]:
+            raise RunError(f"{missing[0]}: no longer exists", "call {" + record.stage + "()} again")
 
     def save(self, record: StageRecord) -> None:
         """Put the record of a stage into run.json."""

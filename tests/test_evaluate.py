@@ -271,6 +271,8 @@ def test_python_takes_encoders_and_examples_in_memory(toy_encoder: Path) -> None
     by_name = dino.evaluate(model, str(toy_encoder), data={"mine": dataset, "yours": PAIRS}, progress=False)
     assert by_name.value("pearson", data="mine", model="encoder") == scores["pearson"]
     assert [each.difference for each in by_name.differences] == [0, 0]
+    with pytest.raises(DataError, match="example 0: label must be a finite number or a name"):
+        dino.evaluate(model, data=[("x y", "u v", float("nan")), *tuples], progress=False)
     with pytest.raises(OptionError, match="4 scores fit measure 'pearson'; name data and model: data='mine'"):
         by_name["pearson"]
     classes = [{"text_a": f"{kind} {at}", "label": kind} for kind in ("good", "bad") for at in range(6)]

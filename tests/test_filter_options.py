@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 
 import dino_pipeline as dino
-from dino_pipeline.examples import Example, read_examples, write_examples
+from dino_pipeline.errors import DataError, RunError
+from dino_pipeline.examples import FIELDS, Example, read_examples, write_examples
+from dino_pipeline.files import write_json_lines
 from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.generation.generate import GeneratedTexts
+from dino_pipeline.in_memory import ExampleList, as_examples
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import LabelTotals
+from dino_pipeline.training.corpus import Source
+from dino_pipeline.training.training_texts import as_run
 from tests.conftest import TOY_SPEC
+from tests.records import generate_record, write_record
 
 PAIRS: list[tuple[str, str, float]] = [
     (f"A man waters {n} trees.", f"Somebody sings song {label} and {n * 7}.", label)
@@ -148,3 +160,93 @@ def test_generated_texts_are_filtered_in_memory_as_a_run_on_disk(tmp_path: Path)
     assert dino.filter(tmp_path / "verified", verify=True, progress=False).outcome == "done"
     with pytest.raises(dino.OptionError, match="spec='topics': a run has a spec of its own"):
         dino.filter(texts, spec="topics", progress=False)
+
+
+@pytest.mark.parametrize("change", ["moved", "overwritten", "missing"])
+def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = dino.filter(PAIRS, run="run", dev_share=0, **EXACT)
+    record = generate_record(counts={label: LabelTotals(written=1, accepted=1) for label in ("1", "0")})
+    write_record(tmp_path / "texts", record)
+    write_examples(tmp_path / "texts" / "shards" / "00000.jsonl", [Example("A", "B", 1.0), Example("A", "C", 0.0)])
+    (tmp_path / "texts" / "spec.json").write_text("{}")
+    texts = GeneratedTexts(Run(Path("texts")), TaskSpec.model_validate(TOY_SPEC), record, "new")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if change == "moved":
+        unread: list[Any] = pickle.loads(pickle.dumps([kept, texts]))
+        assert [len(kept), len(texts), len(unread[1])] == [kept.funnel.total("train"), 2, 2]
+        (tmp_path / "run").rename("run")
+        (tmp_path / "texts").rename("texts")
+        assert len(texts) == 2
+        message = r"(run|texts): no longer exists; move it back, or call dino\.\w+\(\) again"
+        texts = GeneratedTexts(Run(tmp_path / "texts"), texts.spec, record, "new")
+    elif change == "overwritten":
+        dino.filter(PAIRS[:20], run=tmp_path / "run", fresh=True, dev_share=0, **EXACT)
+        write_record(tmp_path / "texts", record.updated(counts={"1": LabelTotals(written=1, accepted=1)}))
+        message = "was overwritten: it holds the result of a later"
+        with pytest.raises(RunError, match=message):
+            as_run(kept)
+        with pytest.raises(RunError, match=message):
+            dino.filter(texts, **EXACT)
+    else:
+        (tmp_path / "run" / "dropped.jsonl").unlink()
+        (tmp_path / "texts" / "shards" / "00000.jsonl").unlink()
+        message = "dropped.jsonl: no longer exists|shards: holds 0 texts, not the 2 that were written"
+    for read in (lambda: kept.dropped, lambda: kept.origin, lambda: len(texts)):
+        with pytest.raises(RunError, match=message):
+            read()
+
+
+@pytest.mark.parametrize("number", [int, np.int64, np.int8])
+def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, number: Any) -> None:
+    pairs = [(a, np.str_(b), number(label)) for a, b, label in PAIRS]
+    rows = [{"text_a": a, "text_b": b, "label": int(label)} for a, b, label in PAIRS]
+    write_json_lines(tmp_path / "pairs.jsonl", rows)
+    for options in ({"label_type": "class"}, {"label_type": "score"}):
+        from_file = dino.filter(tmp_path / "pairs.jsonl", **options, **EXACT)
+        for source in (pairs, pandas.DataFrame(pairs, columns=["text_a", "text_b", "label"])):
+            assert {str(each.label) for each in dino.filter(source, **options, **EXACT)} == {
+                str(each.label) for each in from_file
+            }
+    memory = Source("texts", classes=True, memory=pairs)
+    assert {each.label for each in memory.corpus.examples} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (("x", "y", float("nan")), "example 60: label must be a finite number or a name (it is NaN)"),
+        (Example("x", "y", float("inf")), "example 60: label must be a finite number or a name (it is Infinity)"),
+        ({"text_a": "x", "text_b": "y", "label": np.float32("inf")}, "example 60: label must be a finite number"),
+        (("x", "y", 10**400), "example 60: label must be a finite number or a name"),
+        (Example("x", "y", 1.0, margin=float("nan")), "example 60: margin must be a finite number (it is NaN)"),
+        ({"text_a": "x", "text_b": "y", "label": 1.0, "input": 0.5}, "example 60: input must be a whole number"),
+        ({"text_a": "x", "text_b": "y", "label": np.nan}, "example 60: has no label"),
+        (("x", None, 1.0), 'the examples: some examples have a "text_b" and some have none'),
+    ],
+)
+def test_a_wrong_example_in_a_list_is_named_by_its_place_and_changes_nothing(
+    tmp_path: Path, item: Any, message: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        dino.filter([*PAIRS, item], run=tmp_path / "run", **EXACT)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
+
+
+def test_results_survive_pandas_and_may_be_empty(tmp_path: Path) -> None:
+    examples = [Example(*pair, input=number // 2 or None, sample=0) for number, pair in enumerate(PAIRS)]
+    kept = dino.filter(examples, **EXACT)
+    assert as_examples(kept.to_pandas()) == as_examples(kept.to_dataset()) == list(kept)
+    assert type(kept[:2]) is type(kept.train) is ExampleList and list(kept[:2]) == list(kept)[:2]
+    empty = ExampleList([])
+    assert [*empty.to_pandas().columns] == empty.to_dataset().column_names == [*FIELDS]
+    assert repr(dino.filter(PAIRS, dry_run=True, **EXACT)).startswith(
+        "FilteredPairs(dry run without examples; read: 60"
+    )
+    splits = datasets.DatasetDict({"train": kept.to_dataset()})
+    assert list(dino.filter(splits, **EXACT)) == list(dino.filter(kept.to_dataset(), **EXACT))
+    with pytest.raises(DataError, match="a dict of text_a, label: is not a list of examples"):
+        dino.filter({"text_a": ["x"], "label": [1]}, **EXACT)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pandas
 import pytest
 
 import dino_pipeline as dino
@@ -373,6 +374,8 @@ def test_a_run_from_python_is_the_command_lines(tmp_path: Path, toy_generator: P
         ({"rows": "many"}, "rows='many': must be a valid integer"),
         ({"inputs": [3]}, "input 0: is 3; give a file, or texts"),
         ({"inputs": []}, "the inputs hold no text"),
+        ({"inputs": {"text": ["x"]}}, "the inputs are a table or dict of text; give one of its columns"),
+        ({"inputs": pandas.DataFrame({"text": ["x"]})}, "the inputs are a table or dict of text; give one of its col"),
         ({"more": {"0.7": 1}}, "more='0.7=1': there is no such label; choose from 1, 0.5, 0"),
         ({"more": {"1": 0}}, "more='1=0': is not LABEL=N with N of 1 or more"),
         ({"more": 3}, "must give a number of texts for each label"),

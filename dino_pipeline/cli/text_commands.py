@@ -37,19 +37,20 @@ def generate_command(spec: Path, **given: Any) -> None:
     from dino_pipeline.generation.generate import generate
 
     with watching("Finishing the shards begun") as console:
-        texts = generate(spec, progress=console, **{"run": _default_run(spec), **given})
-    _print_counts(texts)
+        given = {"run": _default_run(spec), **given}
+        texts = generate(spec, progress=console, **given)
+    _print_counts(texts, given["run"])
 
 
-def _print_counts(texts: GeneratedTexts) -> None:
+def _print_counts(texts: GeneratedTexts, folder: Path) -> None:
     record, target = texts.record, texts.target
     if texts.yields and target:
         rows = []
         for label, found in texts.yields.items():
             rows.append([label, str(min(found.kept, target)), str(max(0, target - found.kept))])
         click.echo(table(["label", "pairs", "missing"], rows))
-    if texts.state == "done" and texts.run:
-        click.echo(f"{texts.run.path}: texts are up to date")
+    if texts.state == "done":
+        click.echo(f"{folder}: texts are up to date")
     rows = []
     for label, total in record.counts.items():
         rows.append([label, str(total.written), str(total.accepted), or_dash(record.mean_margins[label], "+.2f")])
@@ -135,7 +136,7 @@ def filter_command(source: Path | None, list_rules: bool = False, **given: Any) 
         _require_run(source)
     result = filter(source, progress=Console(wording=COMMAND_LINE), **given)
     if result.outcome == "done" and result.run:
-        click.echo(f"{result.run.path}: filtered data is up to date")
+        click.echo(f"{given.get('run', source)}: filtered data is up to date")
     funnel = result.funnel
     click.echo(table(funnel.header(), funnel.without_idle().rows(COMMAND_LINE)))
     if idle := funnel.idle_rules():

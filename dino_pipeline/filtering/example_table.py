@@ -167,7 +167,7 @@ class ExampleChecker:
             DataError: the example has no label, or one of the user's own rules failed on it.
         """
         if example.label is None:
-            raise DataError(f'{place()}: has no label; add "label" to each line')
+            raise DataError(f"{place()}: has no label", "give each example one")
         broken_rules, first_reason = 0, None
         for number, rule in self.rules_if_plain if all_plain else self.rules:
             try:

@@ -6,13 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
-from dino_pipeline.files import write_json
+from dino_pipeline.files import remove, write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, exclusion_files
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
@@ -32,6 +33,9 @@ from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCount
 
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
+
+EXAMPLES = "examples"
+"""Name of examples in memory."""
 
 
 class DroppedExample(NamedTuple):
@@ -54,15 +58,15 @@ class FilteredPairs(ExampleList):
     """
 
     def __init__(self, folder: Run, record: FilterRecord, outcome: Literal["new", "done", "dry run"]) -> None:
-        self.run: Run | None = folder
+        self.run: Run | None = Run(folder.path.resolve())
         """The run on disk; None if everything is in memory."""
         self.record, self.outcome = record, outcome
-        self._folder = folder
+        self._folder = self.run
         self._read: dict[Path, list[Any]] = {}
 
     @property
     def examples(self) -> list[Example]:  # type: ignore[override]
-        """The examples to train on."""
+        """The examples to train on. `RunError` if the run is gone, lacks files, or holds other examples by now."""
         return self._examples(self._folder.train)
 
     @property
@@ -100,11 +104,16 @@ class FilteredPairs(ExampleList):
         """Return what was kept and dropped, in a line."""
         funnel = self.funnel
         dropped = sum(step.total for step in funnel if step.kind == "dropped")
-        return f"train: {funnel.total('train')}, dev: {funnel.total('dev')}, dropped: {dropped}"
+        counts = f"train: {funnel.total('train')}, dev: {funnel.total('dev')}, dropped: {dropped}"
+        if self.outcome != "dry run":
+            return counts
+        return f"dry run without examples; read: {funnel.total('read')}, dropped: {dropped}"
 
     @cached_property
     def origin(self) -> TextsOrigin:
         """The records of the texts: how they were generated, if they were, and filtered."""
+        if self.outcome != "dry run":
+            self._folder.require(self.record)
         return self._folder.origin().updated(filter=self.record)
 
     def in_memory(self) -> FilteredPairs:
@@ -115,11 +124,13 @@ class FilteredPairs(ExampleList):
 
     def _examples(self, path: Path) -> list[Example]:
         if path not in self._read and self.outcome != "dry run":
+            self._folder.require(self.record)
             self._read[path] = list(iter_examples(path, numeric_labels=self.record.inputs.numeric_labels))
         return self._read.get(path, [])
 
     def _explained(self, path: Path) -> list[DroppedExample]:
         if path not in self._read and self.outcome != "dry run":
+            self._folder.require(self.record)
             self._read[path] = [_dropped_example(row) for _, row in read_json_lines(path)]
         return self._read.get(path, [])
 
@@ -177,11 +188,14 @@ def filter(
                 "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
             )
         stack.enter_context(run.locked())
-        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=brought is None))
+        texts = stack.enter_context(brought.written(run)) if isinstance(brought, ListSource) else brought
+        if _is_generated(source) and source.run is None:
+            _write_run(run, source)
+        runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts is None))
         if not writes:
-            result = FilteredPairs(run, look(run, chosen, runtime, brought), "dry run")
+            result = FilteredPairs(run, look(run, chosen, runtime, texts), "dry run")
         else:
-            state, record = filter_run(run, chosen, runtime, brought)
+            state, record = filter_run(run, chosen, runtime, texts)
             result = FilteredPairs(run, record, "done" if state == "done" else "new")
         return result.in_memory() if is_temporary else result
 
@@ -201,25 +215,24 @@ def _is_generated(source: Any) -> bool:
 
 def _open_source(
     source: Any, run: Run, spec: TaskSpec | None, label_type: Literal["score", "class"] | None
-) -> FilterSource | None:
-    """Return the texts that the user brings, None if the run's own texts are filtered.
-
-    Texts in memory are written into the run's folder first.
+) -> FilterSource | ListSource | None:
+    """Return the texts that the user brings; None for the run's own texts, and for generated ones in memory.
 
     Raises:
         DataError: the source holds no examples, or wrong ones.
         OptionError: ``label_type`` or ``spec`` is given for a run, which has its own.
         RunError: the run holds other texts.
     """
-    if _is_generated(source) and source.run is None:
-        _write_run(run, source)
-    elif _run_of(source) is None:
-        return _open_examples(source, run, spec, label_type)
+    in_memory = _is_generated(source) and source.run is None
+    if _is_generated(source) and source.run is not None:
+        source.run.require(source.record)
+    if not in_memory and _run_of(source) is None:
+        return _open_examples(source, spec, label_type)
     if label_type is not None:
         raise OptionError(
             "the labels of a run are what its spec says", "leave it out", option="label_type", value=label_type
         )
-    if spec is not None and spec.digest != load_spec(run.spec).digest:
+    if spec is not None and spec.digest != (source.spec if in_memory else load_spec(run.spec)).digest:
         raise OptionError("a run has a spec of its own", "leave it out", option="spec", value=spec.task_name)
     return None
 
@@ -236,28 +249,59 @@ def _write_run(run: Run, texts: Any) -> None:
         run.save(texts.record)
 
 
-def _open_examples(source: Any, run: Run, spec: TaskSpec | None, label_type: str | None) -> FilterSource:
-    """Return examples that are no run as a source. Those that are no file are first written into the run's folder."""
+@dataclass(frozen=True)
+class ListSource:
+    """Examples in memory that a filter is to read."""
+
+    name: str
+    """Of the file that they are written to."""
+    examples: list[Example]
+    numeric_labels: bool
+    prompt: PromptParts
+    is_final: bool
+
+    @contextmanager
+    def written(self, run: Run) -> Iterator[FilterSource]:
+        """Write the examples to a file in the run's folder, which is locked, and delete it afterwards."""
+        folder = run.path / "source.part"
+        file = folder / f"{self.name}.jsonl"
+        place = "the examples" if self.name == EXAMPLES else self.name
+        try:
+            remove(folder)  # a crash may have left it
+            write_examples(file, self._labelled())
+            yield FilterSource([file], place, file.name, self.numeric_labels, self.prompt, self.is_final, is_list=True)
+        finally:
+            remove(folder)
+
+    def _labelled(self) -> Iterator[Example]:
+        """Yield the examples; labels that are whole numbers and scores become floats."""
+        for example in self.examples:
+            is_score = self.numeric_labels and isinstance(example.label, int)
+            yield replace(example, label=float(example.label)) if is_score else example  # type: ignore[arg-type]
+
+
+def _open_examples(source: Any, spec: TaskSpec | None, label_type: str | None) -> FilterSource | ListSource:
+    """Return examples that are no run as a source."""
     prompt = PromptParts(spec.stop, spec.fields) if spec else None
     is_final = isinstance(source, FilteredPairs)
     if isinstance(source, FilteredPairs) and prompt is None:
         prompt = PromptParts(source.record.inputs.stop, source.record.inputs.fields)
-    if isinstance(source, str | Path) and (path := Path(source)).exists() and not path.is_dir():
-        file, has_names = path, False  # its labels are numbers unless the spec or the user says otherwise
-    else:
-        if isinstance(source, str | Path):
-            name, examples, is_final = _published_examples(str(source))
-        else:
-            name, examples = "examples", as_examples(source)
-        if not examples:
-            raise DataError(f"{name}: holds no examples")
-        file = run.path / "source" / f"{name}.jsonl"
-        write_examples(file, examples)
-        has_names = any(isinstance(example.label, str) for example in examples)
-    numeric_labels = spec.is_scored if spec else not has_names
+    numeric_labels: bool | None = None  # None: nobody says
     if label_type is not None:
         numeric_labels = label_type == "score"
-    return file_source(file, numeric_labels, prompt, is_final=is_final)
+    elif spec:
+        numeric_labels = spec.is_scored
+    if isinstance(source, str | Path) and (path := Path(source)).exists() and not path.is_dir():
+        return file_source(path, numeric_labels is not False, prompt)
+    if isinstance(source, str | Path):
+        name, examples, is_final = _published_examples(str(source))
+    else:
+        name, examples = EXAMPLES, as_examples(source)
+    if not examples:
+        raise DataError(f"{name}: holds no examples")
+    if numeric_labels is None:
+        numeric_labels = not any(isinstance(example.label, str) for example in examples)
+    return ListSource(name, examples, numeric_labels, prompt or PromptParts(), is_final)
 
 
 def _published_examples(source: str) -> tuple[str, list[Example], bool]:

@@ -44,6 +44,8 @@ class FilterSource:
     """Parts of the prompts that wrote the texts."""
     is_final: bool = False
     """They were filtered before, so that their labels are final."""
+    is_list: bool = False
+    """The only file was written from a list of examples."""
 
 
 def file_source(
@@ -217,7 +219,7 @@ class FilterPass:
         table, options, prompt = self.table, self.options, self.source.prompt
         excluded = self.runtime.excluded
         self.rule_names = [rule.name for rule in example_rules(options, prompt, excluded)]
-        file_pieces = readers.pieces(self.source.files)
+        file_pieces = readers.pieces(self.source.files, are_lists=self.source.is_list)
         make_checker = partial(ExampleChecker, options, prompt, excluded, self.source.numeric_labels, table.file.parent)
         # A function made in an interactive session cannot be sent to other processes.
         size = sum(piece.end - piece.start for piece in file_pieces)

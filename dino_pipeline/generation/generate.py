@@ -56,7 +56,7 @@ class GeneratedTexts(ExampleList):
     """The accepted texts of a run, as a list of examples.
 
     Args:
-        run: the run; its files are read when the texts are first looked at.
+        run: the run; its files are read when the texts are first looked at, wherever the process works by then.
         spec: the instructions.
         record: what the texts were made with, and their counts.
         state: "new", "resumed", or "done" if nothing was left to do.
@@ -74,22 +74,41 @@ class GeneratedTexts(ExampleList):
         target: int | None = None,
         yields: Mapping[str, LabelYield] | None = None,
     ) -> None:
-        self.run: Run | None = run
+        self.run: Run | None = Run(run.path.resolve())
+        """The run on disk; None if everything is in memory."""
         self.spec, self.record, self.state = spec, record, state
         self.target, self.yields = target, yields
-        self._folders = (run.shards, run.rejected)
 
     @cached_property
     def examples(self) -> list[Example]:  # type: ignore[override]
-        """The accepted texts, in the order of the inputs."""
-        files = shard_files(self._folders[0])
-        return [example for path in files for example in iter_examples(path, numeric_labels=self.spec.is_scored)]
+        """The accepted texts, in the order of the inputs.
+
+        Raises:
+            RunError: the run is gone, lacks files, or holds other texts by now.
+        """
+        run = self._unchanged_run()
+        examples: list[Example] = []
+        for path in shard_files(run.shards):
+            examples += iter_examples(path, numeric_labels=self.spec.is_scored)
+        accepted = sum(total.accepted for total in self.record.counts.values())
+        if len(examples) != accepted:
+            raise RunError(
+                f"{run.shards}: holds {len(examples)} texts, not the {accepted} that were written",
+                "call {generate()} again to complete it",
+            )
+        return examples
 
     @cached_property
     def rejected(self) -> list[Dropped]:
-        """The rejected texts and the skipped inputs, each with its reason."""
-        rows = (dict(row) for path in shard_files(self._folders[1]) for _, row in read_json_lines(path))
+        """The rejected texts and the skipped inputs, each with its reason; see `examples`."""
+        rows = (dict(row) for path in shard_files(self._unchanged_run().rejected) for _, row in read_json_lines(path))
         return [Dropped(reason=row.pop("reason"), example=Example(**row)) for row in rows]
+
+    def _unchanged_run(self) -> Run:
+        """Return the run, which still holds these texts."""
+        assert self.run is not None  # `load` has read everything before it was set to None
+        self.run.require(self.record)
+        return self.run
 
     @property
     def summary(self) -> str:

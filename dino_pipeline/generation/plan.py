@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,9 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
 
 def _stripped_texts(texts: Iterable[Any]) -> list[str]:
     """Return texts as they are read from a file: without space around them, and without empty ones."""
+    if columns := list(getattr(texts, "columns", texts if isinstance(texts, Mapping) else ())):
+        names = ", ".join(map(str, columns))
+        raise DataError(f"the inputs are a table or dict of {names}", "give one of its columns, as a list of texts")
     stripped_texts = []
     for number, text in enumerate(texts):
         if not isinstance(text, str):

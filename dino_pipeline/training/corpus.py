@@ -171,11 +171,14 @@ class Source:
             raise DataError(f"{self.name}: a row holds {text_a!r:.60} and {text_b!r:.60}; texts must be strings")
         if not isinstance(label, str | int | float | None):
             raise DataError(f"{self.name}: a label is {label!r:.60}; labels are numbers or names")
-        if label is None or classes or isinstance(label, bool):
-            return Example(text_a, text_b, None if label is None else str(label))
-        number = as_number(label) if isinstance(label, str) else float(label)
+        is_name = classes or isinstance(label, bool)
+        number = label if isinstance(label, float) else None
+        if isinstance(label, str | int) and not is_name:
+            number = as_number(label) if isinstance(label, str) else float(label)
         if number is not None and not math.isfinite(number):
             raise DataError(f"{self.name}: a label is {label!r:.60}", "give finite numbers")
+        if label is None or is_name:
+            return Example(text_a, text_b, None if label is None else str(label))
         return Example(text_a, text_b, label if number is None else number)
 
 

@@ -16,7 +16,7 @@ from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.models import is_hub_id
 from dino_pipeline.run import LINEAGE, Run
-from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
 from dino_pipeline.training.objectives import Objective
@@ -160,11 +160,20 @@ def _refuse_unused(source: object, options: TrainingOptions) -> None:
 
 
 def as_run(source: object) -> Run | None:
-    """Return the run that a source is, None if it is something else."""
+    """Return the run that a source is, None if it is something else.
+
+    Raises:
+        RunError: the source is the result of an earlier call, and the run was overwritten by a later one.
+    """
     if isinstance(source, Run):
         return source
     run = Run(Path(source)) if isinstance(source, str | Path) else getattr(source, "run", None)
-    return run if isinstance(run, Run) and run.is_run else None
+    if not (isinstance(run, Run) and run.is_run):
+        return None
+    record = getattr(source, "record", None)
+    if isinstance(record, GenerateRecord | FilterRecord) and getattr(source, "outcome", "") != "dry run":
+        run.require(record)
+    return run
 
 
 Sources = tuple[Source, Source | None, TextsOrigin]

@@ -169,4 +169,4 @@ def _read(name: str, suite: str | None, source: Any, reporter: Reporter) -> Eval
 
 def _holds_scored_pairs(corpus: Corpus) -> bool:
     first = corpus.examples[0]
-    return first.text_b is not None and isinstance(first.label, float | None)
+    return first.text_b is not None and isinstance(first.label, float | int | None)

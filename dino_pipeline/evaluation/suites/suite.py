@@ -210,11 +210,11 @@ class ScoredPairs:
         """Return the pairs of a corpus; see `read`."""
         pairs = []
         for number, example in enumerate(corpus.examples, start=1):
-            if example.text_b is None or not isinstance(example.label, float):
+            if example.text_b is None or not isinstance(example.label, float | int):
                 raise DataError(
                     f"{corpus.name}: example {number} is not a scored pair; give text_a, text_b and a number as label"
                 )
-            pairs.append((example.text_a, example.text_b, example.label))
+            pairs.append((example.text_a, example.text_b, float(example.label)))
         if len({gold for _, _, gold in pairs}) < 2:
             raise DataError(f"{corpus.name}: all pairs have the same label; a correlation needs different ones")
         return cls(name, [pairs], suite)
