@@ -26,10 +26,8 @@ TRAINING = "Training (default of most: the objective's)"
 
 def _parts(value: object) -> object:
     """Return the parts of a list with commas, each once: ``("sts,pairs", "sts")`` is ``("sts", "pairs")``."""
-    if value is None or isinstance(value, str):
-        value = (value or "",)
     if not isinstance(value, tuple | list):
-        return value
+        value = ("" if value is None else value,)
     parts: list[object] = []
     for item in value:
         parts += item.split(",") if isinstance(item, str) else [item]

@@ -205,10 +205,10 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
     pairs = [(a, np.str_(b), number(label)) for a, b, label in PAIRS]
     rows = [{"text_a": a, "text_b": b, "label": int(label)} for a, b, label in PAIRS]
     write_json_lines(tmp_path / "pairs.jsonl", rows)
-    for options in ({"label_type": "class"}, {"label_type": "score"}):
-        from_file = dino.filter(tmp_path / "pairs.jsonl", **options, **EXACT)
+    for label_type in ("class", "score"):
+        from_file = dino.filter(tmp_path / "pairs.jsonl", label_type=label_type, **EXACT)
         for source in (pairs, pandas.DataFrame(pairs, columns=["text_a", "text_b", "label"])):
-            assert {str(each.label) for each in dino.filter(source, **options, **EXACT)} == {
+            assert {str(each.label) for each in dino.filter(source, label_type=label_type, **EXACT)} == {
                 str(each.label) for each in from_file
             }
     memory = Source("texts", classes=True, memory=pairs)

@@ -491,7 +491,7 @@ def test_a_silent_training_shows_nothing_and_keeps_the_callers_random_numbers(
     toy_encoder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def states() -> list[str]:
-        return [str(random.getstate()), str(np.random.get_state()[1]), str(torch.get_rng_state().tolist())]
+        return [str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())]
 
     monkeypatch.setattr(logging, "_tqdm_active", True)
     before = states()
