@@ -27,6 +27,18 @@ from pydantic_core import ErrorDetails
 
 from dino_pipeline.errors import OptionError, short
 
+PLAIN_WORDS = {
+    "bool": "must be True or False",
+    "dict": "must be a mapping, or NAME=VALUE",
+    "float": "must be a number",
+    "int": "must be a whole number",
+    "list": "must be a list",
+    "path": "must be a path",
+    "string": "must be a string",
+    "tuple": "must be a list",
+}
+"""What to say for pydantic's findings about types, by the first word of their names."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -66,7 +78,7 @@ class Options(BaseModel):
             if isinstance(value, bool) and name in cls.model_fields and not _takes_bool(cls.model_fields[name]):
                 raise OptionError("must not be true or false", option=name, value=value)
         try:
-            return cls(**given)
+            return cls(**{name: _mapped(cls, name, value) for name, value in given.items()})
         except ValidationError as error:
             problems = error.errors()
             unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
@@ -170,6 +182,31 @@ def _takes_bool(field: FieldInfo) -> bool:
     return kind in (bool, Any, object) or bool in typing.get_args(kind)
 
 
+def is_mapping(annotation: Any) -> bool:
+    """Return whether an option is a mapping, which may also be given as NAME=VALUE strings."""
+    return typing.get_origin(without_none(annotation)) in (dict, Mapping)
+
+
+def _mapped(model: type[Options], name: str, value: object) -> object:
+    """Return the value of an option; for a mapping, NAME=VALUE strings become one.
+
+    Raises:
+        OptionError: a string has no equals sign.
+    """
+    texts = (value,) if isinstance(value, str) else value
+    if name not in model.model_fields or not is_mapping(model.model_fields[name].annotation):
+        return value
+    if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+        return value
+    mapping = {}
+    for text in texts:
+        key, equals, inner = text.partition("=")
+        if not equals:
+            raise OptionError("must be NAME=VALUE", option=name, value=text)
+        mapping[key.strip()] = inner.strip()
+    return mapping
+
+
 def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
     """Return the error for one finding of pydantic."""
     name, kind, context = str(problem["loc"][0]), problem["type"], problem.get("ctx", {})
@@ -196,8 +233,12 @@ def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
     elif kind == "value_error":  # raised by a validator of ours: ValueError(message) or ValueError(message, remedy)
         message, *more = context["error"].args
         remedy = more[0] if more else ""
+    elif kind.endswith(("_type", "_parsing", "_from_float")) and kind.partition("_")[0] in PLAIN_WORDS:
+        message = PLAIN_WORDS[kind.partition("_")[0]]
     else:
         message = problem["msg"].replace("Input should be", "must be")
     value = problem["input"]
+    if value is None:
+        return OptionError("must not be None", option=name)
     shown = value if isinstance(value, str | int | float) else short(value)
     return OptionError(message, remedy, option=name, value=shown)

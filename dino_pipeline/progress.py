@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,7 +109,7 @@ class CallbackReporter:
 
     def update(self, progress: Progress) -> None:
         """Pass the state on."""
-        self._call(progress)
+        self._call(copy.deepcopy(progress))  # the stage goes on to change its own
 
     def note(self, message: str, remedy: str = "") -> None:
         """Pass the note on, options written as Python arguments."""

@@ -61,7 +61,7 @@ EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
             {"semantic_threshold": 0.5},
             "semantic_threshold=0.5: applies to semantic duplicates only; give semantic=MODEL",
         ),
-        ({"semantic": 3}, "semantic=3: must be a valid string"),
+        ({"semantic": 3}, "semantic=3: must be a string"),
         ({"rule": 3}, "rule=3: must be module:function, or a function"),
         ({"without": ["near copy"]}, "without='near copy': no such rule; choose from 'empty'"),
         ({"exclude": "sts99"}, "exclude='sts99': no such file, and no evaluation set of this name"),

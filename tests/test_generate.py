@@ -371,7 +371,7 @@ def test_a_run_from_python_is_the_command_lines(tmp_path: Path, toy_generator: P
         ({"samplse": 3}, r"samplse: there is no such option; did you mean samples\?"),
         ({"seed": True}, "seed=True: must not be true or false"),
         ({"input_format": "word"}, "input_format='word': must be one of auto, text, jsonl, sts"),
-        ({"rows": "many"}, "rows='many': must be a valid integer"),
+        ({"rows": "many"}, "rows='many': must be a whole number"),
         ({"inputs": [3]}, "input 0: is 3; give a file, or texts"),
         ({"inputs": []}, "the inputs hold no text"),
         ({"inputs": {"text": ["x"]}}, "the inputs are a table or dict of text; give one of its columns"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
 from dino_pipeline.errors import OptionError
-from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, without_none
+from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
 
 Command = Callable[..., Any]
 METAVARS = {int: "INTEGER", float: "FLOAT", str: "TEXT", Path: "PATH"}
@@ -28,7 +28,6 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
 
     def decorate(function: Command) -> Command:
         names = [name for name, flag, _ in flags_of(model) if not flag.hidden]
-        mappings = {name for name, _, field in flags_of(model) if _is_mapping(without_none(field.annotation))}
 
         @wraps(function)
         def wrapped(**values: Any) -> Any:
@@ -36,8 +35,6 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
             left_out = [name for name in names if context.get_parameter_source(name) == ParameterSource.DEFAULT]
             given = {name: value for name, value in values.items() if name not in left_out}
             _refuse_flags_as_values(given)
-            for name in given.keys() & mappings:
-                given[name] = _assignments(name, given[name])
             return function(**given)
 
         parameters = [_option(name, flag, field) for name, flag, field in flags_of(model) if not flag.hidden]
@@ -94,23 +91,7 @@ def _option(name: str, flag: Flag, field: FieldInfo) -> GroupedOption:
 
 def _is_repeated(kind: Any) -> bool:
     """Return whether an option is given several times: tuples of any length, and mappings as NAME=VALUE."""
-    return (typing.get_origin(kind) is tuple and _tuple_size(kind) is None) or _is_mapping(kind)
-
-
-def _is_mapping(kind: Any) -> bool:
-    return typing.get_origin(kind) in (dict, Mapping)
-
-
-def _assignments(name: str, values: Sequence[str]) -> dict[str, str]:
-    """Return NAME=VALUE strings as a mapping.
-
-    Raises:
-        OptionError: one of them has no equals sign.
-    """
-    pairs = [value.partition("=") for value in values]
-    if wrong := [value for value, (_, equals, _) in zip(values, pairs, strict=True) if not equals]:
-        raise OptionError("must be NAME=VALUE", option=name, value=wrong[0])
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return (typing.get_origin(kind) is tuple and _tuple_size(kind) is None) or is_mapping(kind)
 
 
 def _tuple_size(kind: Any) -> int | None:
