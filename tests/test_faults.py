@@ -534,7 +534,7 @@ def test_a_worker_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest
         main, ["filter", "data.jsonl", "--run", "run", "--rule", "killer:die", "--workers", "2"]
     )
     assert failed.exit_code == 2, failed.output
-    assert "a worker process was killed" in failed.stderr
+    assert "a worker process ended early: its memory was full" in failed.stderr
     assert not list((tmp_path / "run").glob("*.jsonl"))
 
 
