@@ -63,7 +63,7 @@ def test_a_wheel_holds_all_code_specs_and_models(wheels: tuple[Path, Path]) -> N
     models = {str(path.relative_to(ROOT)) for path in (ROOT / "dino_pipeline").rglob("*.safetensors")}
     assert len(models) >= 2
     assert not [name for name in names if "lexicon" in name]
-    assert code | specs | models <= names
+    assert code | specs | models | {"dino_pipeline/py.typed", "dino_pipeline/cards/templates/page.html.j2"} <= names
     assert not [name for name in names if name.startswith(("tests/", "tools/", "benchmarks/"))]
 
 
