@@ -122,20 +122,21 @@ def accepts(model: type[Options]) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-        named = {each.name for each in own}
-        further = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.is_required() else default_of(field),
-                annotation=_bare(field.annotation),
+        parameters = {
+            name: parameter
+            for name, parameter in signature.parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        lines = []
+        for name, _, field in flags_of(model):
+            if name in parameters:  # the function documents it itself
+                continue
+            default = inspect.Parameter.empty if field.is_required() else default_of(field)
+            parameters[name] = inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_bare(field.annotation)
             )
-            for name, _, field in flags_of(model)
-            if name not in named
-        ]
-        lines = [f"    {name}: {field.description}" for name, _, field in flags_of(model) if name not in named]
-        function.__signature__ = signature.replace(parameters=[*own, *further])  # type: ignore[attr-defined]
+            lines.append(f"    {name}: {field.description}")
+        function.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
         function.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Options:", *lines])
         function.options = model  # type: ignore[attr-defined]
         return function

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-INPUT_FORMATS = ("auto", "text", "jsonl", "sts")
 TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
 """File endings of tables, and the format under which `datasets` reads them."""
 JSON_ENDINGS = frozenset({".json", ".jsonl"})

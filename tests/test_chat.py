@@ -136,7 +136,7 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
     torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
     assert (result - plain).abs().max() > 0.01
     save_generator(tmp_path / "other", "gpt2")
-    with pytest.raises(ModelError, match=r"adapter: is no adapter for .*other"):
+    with pytest.raises(ModelError, match=r"adapter: is not an adapter for .*other"):
         load_decoder(ModelRef(name=f"{tmp_path / 'other'}", adapter=f"{tmp_path / 'adapter'}"), device="cpu")
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({"task_name": "t", "labels": {"a": {"instruction": 'Say: "'}}}))

@@ -187,7 +187,7 @@ def _with_adapter(loaded: Any, model: ModelRef) -> Any:
         return adapted.get_base_model() if model.quantize else adapted.merge_and_unload()
     except Exception as error:  # peft raises whatever the libraries below it do
         raise ModelError(
-            f"{adapter}: is no adapter for {model.path('generator')} ({first_line(error)})",
+            f"{adapter}: is not an adapter for {model.path('generator')} ({first_line(error)})",
             "give one that was trained on this model and is stored as safetensors",
         ) from error
 

@@ -325,7 +325,7 @@ class CompletionsClient:
             pause = min(2 * pause, LONGEST_PAUSE)
             answer = self._send(body, may_refuse)
         if answer is None:
-            raise ModelError(f"{self.base_url}: its answers are no completions", "give the server's /v1 address")
+            raise ModelError(f"{self.base_url}: its answers are not completions", "give the server's /v1 address")
         with self.lock:
             self.usage = ServerUsage(
                 requests=self.usage.requests + 1,

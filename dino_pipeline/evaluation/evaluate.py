@@ -273,7 +273,7 @@ def _all_candidates(targets: Sequence[object], *, only_run: bool) -> list[Candid
     """Return the encoders of targets, each once.
 
     Raises:
-        OptionError: a target is no encoder, a run has no trained encoder, or two encoders have one name.
+        OptionError: a target is not an encoder, a run has no trained encoder, or two encoders have one name.
     """
     candidates: dict[Candidate, None] = {}  # a set that keeps the order
     in_memory = 0

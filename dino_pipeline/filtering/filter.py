@@ -15,7 +15,7 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
 from dino_pipeline.files import remove, write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
-from dino_pipeline.filtering.contamination import LEAKED, exclusion_files
+from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
 from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filter_run, look
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
@@ -281,7 +281,7 @@ class ListSource:
 
 
 def _open_examples(source: Any, spec: TaskSpec | None, label_type: str | None) -> FilterSource | ListSource:
-    """Return examples that are no run as a source."""
+    """Return the source for examples that do not come from a run."""
     prompt = PromptParts(spec.stop, spec.fields) if spec else None
     is_final = isinstance(source, FilteredPairs)
     if isinstance(source, FilteredPairs) and prompt is None:
@@ -382,7 +382,7 @@ class RuleDescription(NamedTuple):
 
 def rules(options: FilterOptions) -> list[RuleDescription]:
     """Return all rules in the order in which they run."""
-    contamination_help = "a text of evaluation data: the same, nearly, or 13 words of it"
+    contamination_help = f"a text of evaluation data: the same, nearly, or {WORDS} words of it"
     described = [RuleDescription(LEAKED, contamination_help, "{exclude}", bool(options.exclude))]
     for rule in text_rules(options, PromptParts()):
         option = rule.option or f"{{without={rule.name}}}"

@@ -106,7 +106,7 @@ class GeneratedTexts(ExampleList):
 
     def _unchanged_run(self) -> Run:
         """Return the run, which still holds these texts."""
-        assert self.run is not None  # `load` has read everything before it was set to None
+        assert self.run is not None  # `in_memory` has read everything before it was set to None
         self.run.require(self.record)
         return self.run
 
@@ -118,7 +118,7 @@ class GeneratedTexts(ExampleList):
         accepted = sum(total.accepted for total in counts.values())
         return f"{accepted} texts for {self.spec.task_name}; accepted: {', '.join(shares)}"
 
-    def load(self) -> Self:
+    def in_memory(self) -> Self:
         """Read all texts now, because the run's folder is about to be deleted."""
         _ = self.examples, self.rejected
         self.run = None
@@ -162,7 +162,7 @@ def generate(
         run = Run(folder)
         stack.enter_context(run.locked())
         texts = _generate(run, task, inputs, chosen, reporter)
-        return texts if chosen.run else texts.load()
+        return texts if chosen.run else texts.in_memory()
 
 
 def _generate(

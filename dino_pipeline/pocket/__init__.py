@@ -1,10 +1,8 @@
 """Paths of the embedded models and of their gold set: graded pairs for testing and for choosing hyper-parameters."""
 
-from pathlib import Path
+from dino_pipeline.models import POCKET_FOLDER
 
-_HERE = Path(__file__).parent
-
-GENERATOR = _HERE / "generator"
-ENCODER = _HERE / "encoder"
-GOLD_TEST = _HERE / "gold" / "test.jsonl"
-GOLD_DEV = _HERE / "gold" / "dev.jsonl"
+GENERATOR = POCKET_FOLDER / "generator"
+ENCODER = POCKET_FOLDER / "encoder"
+GOLD_TEST = POCKET_FOLDER / "gold" / "test.jsonl"
+GOLD_DEV = POCKET_FOLDER / "gold" / "dev.jsonl"
