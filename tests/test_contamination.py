@@ -13,6 +13,9 @@ from dino_pipeline.examples import Example
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.contamination import ContaminationFilter, exclusion_files, texts_of
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
+from dino_pipeline.filtering.filter import open_runtime
+from dino_pipeline.progress import SilentReporter
+from dino_pipeline.run import Run
 from tests.pairs import Words, dropped, filtered
 
 LEAKED = "The quick brown fox jumps over the lazy dog near the river bank today."
@@ -99,6 +102,11 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exclusion_files(["sts12"], tmp_path)
     with pytest.raises(OptionError, match="exclude='sts99': no such file, and no evaluation set of this name"):
         exclusion_files(["sts99"], tmp_path)
+    run = Run(tmp_path / "run")
+    dry = FilterOptions(exclude=("stsb",), dry_run=True)
+    with open_runtime(run, dry, SilentReporter(), has_spec=False) as runtime:
+        assert Path(runtime.excluded[0]).read_text() == Path(file).read_text()
+    assert not [*run.path.iterdir()], "a dry run leaves nothing"
 
 
 COUNT = 50

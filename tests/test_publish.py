@@ -30,8 +30,8 @@ from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.models import ModelRef
-from dino_pipeline.publishing import dataset_files
-from dino_pipeline.publishing.dataset_card import size_category
+from dino_pipeline.publishing import run_texts
+from dino_pipeline.publishing.folders import size_category
 from dino_pipeline.publishing.publish import publish_folder
 from dino_pipeline.publishing.verify import verify_folder
 from dino_pipeline.record import RunRecord, public
@@ -240,7 +240,7 @@ def test_classes_that_are_numbers_stay_classes(tmp_path: Path) -> None:
 
 
 def test_large_splits_are_cut_into_shards_in_order(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_files, "SHARD", 20_000)
+    monkeypatch.setattr(run_texts, "SHARD", 20_000)
     invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
     shards = sorted((run / "hub" / "dataset" / "data").glob("train-*"))
     assert len(shards) > 1
@@ -255,12 +255,12 @@ def test_large_splits_are_cut_into_shards_in_order(run: Path, monkeypatch: pytes
 def test_what_is_to_be_published_and_cannot_be_read_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.train.write_text('{"text_a": "a"\n')
-    (split,) = dataset_files.splits_of(run, dataset_files.DataShape(True, None), raw=False)
+    (split,) = run_texts.splits_of(run, run_texts.DataShape(True, None), raw=False)
     with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
-        dataset_files.write_split(split, tmp_path / "damaged", tmp_path)
+        run_texts.write_split(split, tmp_path / "damaged", tmp_path)
     run.train.unlink()
     with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
-        dataset_files.write_split(split, tmp_path / "gone", tmp_path)
+        run_texts.write_split(split, tmp_path / "gone", tmp_path)
 
 
 def test_a_run_is_reported_published_verified_and_exported_from_python(
@@ -422,7 +422,7 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
 
 
-def test_a_generator_whose_licence_may_restrict_needs_a_licence(run: Path, tmp_path: Path) -> None:
+def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path, run: Path, tmp_path: Path) -> None:
     model = tmp_path / "llama"
     model.mkdir()
     (model / "README.md").write_bytes(b"---\nlicense: mit\n---\nGr\xf6\xdfe")
@@ -440,6 +440,12 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(run: Path, tmp_p
     assert "is llama3.1: it may restrict" in answer(*of_model).stderr
     invoke(*of_model, "--license", "llama3.1")
     assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "model" / "README.md").read_text()
+    records["finetune"]["origin"] = {"generate": records["generate"]}
+    records["generate"] = json.loads((published / "run.json").read_text())["generate"]
+    (run / "run.json").write_text(json.dumps(records))
+    shutil.rmtree(run / "hub")
+    assert "is llama3.1: it may restrict" in answer("publish", run, "--repo", "me/sts", "--dry-run").stderr
+    assert not (run / "hub").exists(), "both licenses are checked before anything is written"
 
 
 def test_a_generator_s_licence_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.publishing import charts, report_data
 from dino_pipeline.publishing.report import SECTIONS
-from dino_pipeline.publishing.report_source import ReportSource, RunTexts, SectionMissing, label_name
+from dino_pipeline.publishing.report_data import ReportSource, SectionMissing
+from dino_pipeline.publishing.run_texts import RunTexts, label_name
 from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
 from tests.commands import invoke

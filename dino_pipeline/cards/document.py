@@ -170,13 +170,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 def render_markdown(template: str, **context: Any) -> str:
     """Return a Markdown template's text. Values are inserted as they are unless the template escapes them."""
     environment = _environment(autoescape=False)
-    environment.filters |= {"text": escape_markdown, "code": code_span, "one_line": _one_line}
+    environment.filters |= {"text": escape_markdown, "code": code_span, "one_line": lambda text: " ".join(text.split())}
     environment.globals |= {"table": markdown_table, "code_block": code_block}
     return environment.get_template(template).render(context)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def render_html(template: str, **context: Any) -> str:

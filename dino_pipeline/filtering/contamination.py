@@ -176,10 +176,10 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
+def exclusion_files(names: Sequence[str], folder: Path, fetch_into: Path | None = None) -> list[str]:
     """Return the files of evaluation data to exclude: ``names`` are files, names of `HUB_SETS`, or ``pocket``.
 
-    Sets of the Hub are fetched into ``folder``.
+    Sets of the Hub that are not in ``folder`` are fetched into it, or into another folder.
 
     Raises:
         OptionError: there is no such file or set, or the Hub cannot be reached.
@@ -191,7 +191,8 @@ def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
         elif name == "pocket":
             files.append(str(pocket.GOLD_TEST))
         elif name in HUB_SETS:
-            files.append(str(_fetch(name, folder)))
+            path = folder / f"{name}.jsonl"
+            files.append(str(path if path.exists() else _fetch(name, fetch_into or folder)))
         else:
             known = ", ".join(["pocket", *HUB_SETS])
             raise OptionError(
@@ -201,9 +202,6 @@ def exclusion_files(names: Sequence[str], folder: Path) -> list[str]:
 
 
 def _fetch(name: str, folder: Path) -> Path:
-    path = folder / f"{name}.jsonl"
-    if path.exists():
-        return path
     try:
         rows = load_table(HUB_SETS[name], split="test")
     except Exception as error:  # the library raises whatever its transport raises
@@ -213,5 +211,6 @@ def _fetch(name: str, folder: Path) -> Path:
             option="exclude",
             value=name,
         ) from error
+    path = folder / f"{name}.jsonl"
     write_json_lines(path, ({"sentence1": row["sentence1"], "sentence2": row["sentence2"]} for row in rows))
     return path

@@ -327,11 +327,7 @@ def _published_examples(source: str) -> tuple[str, list[Example], bool]:
 def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_spec: bool) -> Iterator[FilterRuntime]:
     """Give the workers, models and evaluation data that options ask for.
 
-    Args:
-        run: the run that is filtered.
-        options: the options of the filter.
-        reporter: shows the progress of scoring.
-        has_spec: whether the texts are the run's own: then its generator can score them under its spec.
+    With ``has_spec``, the texts are the run's own: its generator can score them under its spec.
 
     Raises:
         OptionError: scores are wanted of texts without a generator, or evaluation data is not there.
@@ -347,8 +343,11 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
 
         encoder = encoders.load_encoder(model_path(options.semantic, "encoder"))
         embed = partial(encoders.embed, encoder.to(pick_device(options.device)))
-    excluded = tuple(exclusion_files(options.exclude, run.path / "evaluation-data"))
     with ExitStack() as stack:
+        fetch_into = None
+        if options.exclude and (options.dry_run or options.ablate):  # nothing stays in the run
+            fetch_into = stack.enter_context(run.scratch("evaluation-data"))
+        excluded = tuple(exclusion_files(options.exclude, run.path / "evaluation-data", fetch_into))
         if options.ray:
             from dino_pipeline.cluster import RayPool, choose_resources, connected
 
@@ -391,8 +390,7 @@ def rules(options: FilterOptions) -> list[RuleDescription]:
     described.append(
         RuleDescription(PERSONAL_DATA.name, PERSONAL_DATA.help, PERSONAL_DATA.option, options.pii == "drop")
     )
-    for own in options.rule:
-        described.append(RuleDescription(rule_name(own), "your own", "{rule}", True))
-    for dataset_rule in dataset_rules(options):
-        described.append(RuleDescription(dataset_rule.name, dataset_rule.help, dataset_rule.option, dataset_rule.is_on))
-    return described
+    described += [RuleDescription(rule_name(own), "your own", "{rule}", True) for own in options.rule]
+    return described + [
+        RuleDescription(rule.name, rule.help, rule.option, rule.is_on) for rule in dataset_rules(options)
+    ]

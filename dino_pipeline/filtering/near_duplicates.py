@@ -63,7 +63,7 @@ def near_duplicate_inputs(table: ExampleTable, rows: str, threshold: float, spre
     table.store("similar_rows", SIMILAR.empty_table())
     if len(ids) > 1:
         bands = [np.memmap(file, dtype=np.uint64, mode="r") for file in files]  # BANDS times (inputs,)
-        with spread(partial(_PairVerifier, threshold)) as verify:
+        with spread(partial(_pair_verifier, threshold)) as verify:
             for pairs in candidate_pairs(bands):
                 _add_verified(table, ids[pairs], verify)
     for file in files:
@@ -111,7 +111,7 @@ def near_duplicate_texts(table: ExampleTable, rows: str, threshold: float, sprea
         FROM grouped JOIN examples USING (id) ORDER BY grouped.hash_a, grouped.label, id
     """
     pairs: list[SimilarPair] = []
-    with spread(partial(_GroupComparer, threshold)) as compare:
+    with spread(partial(_group_comparer, threshold)) as compare:
         for similar in compare(_groups(table.stream_rows(query))):
             pairs += similar
     _store_drops(table, sorted(pairs, key=BY_LATER_ROW))
@@ -153,18 +153,16 @@ def _store_band_keys(table: ExampleTable, rows: str, spread: OpenPool, files: Se
 
     with ExitStack() as stack:
         band_files = [stack.enter_context(open(file, "wb")) for file in files]
-        hash_texts = stack.enter_context(spread(_TextHasher))
+        hash_texts = stack.enter_context(spread(_text_hasher))
         for keys in hash_texts(texts()):  # (texts, BANDS)
             for band, file in enumerate(band_files):
                 file.write(np.ascontiguousarray(keys[:, band]).tobytes())
     return np.concatenate(ids)
 
 
-class _TextHasher:
-    """Returns the band keys of texts; runs in worker processes."""
-
-    def __call__(self, texts: Sequence[str]) -> BandKeys:
-        return band_keys(list(map(normalise, texts)))
+def _text_hasher() -> Callable[[Sequence[str]], BandKeys]:
+    """Make, in a worker process, the function that returns the band keys of texts."""
+    return lambda texts: band_keys(list(map(normalise, texts)))
 
 
 def _add_verified(
@@ -186,19 +184,18 @@ def _add_verified(
     table.insert("similar_rows", pa.table(columns, schema=SIMILAR))
 
 
-class _PairVerifier:
-    """Returns the pairs of texts that are similar enough; runs in worker processes."""
+def _pair_verifier(threshold: float) -> Callable[[list[tuple[int, int, str, str]]], list[SimilarPair]]:
+    """Make, in a worker process, the function that returns the pairs of texts that are similar enough."""
 
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-
-    def __call__(self, pairs: list[tuple[int, int, str, str]]) -> list[SimilarPair]:
+    def verify(pairs: list[tuple[int, int, str, str]]) -> list[SimilarPair]:
         similar: list[SimilarPair] = []
         for earlier, later, earlier_text, later_text in pairs:
             similarity = jaccard(ngrams(normalise(earlier_text)), ngrams(normalise(later_text)))
-            if similarity >= self.threshold:
+            if similarity >= threshold:
                 similar.append((earlier, later, similarity))
         return similar
+
+    return verify
 
 
 def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[TextGroup]]:
@@ -217,15 +214,14 @@ def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[TextGroup]]:
         yield chunk
 
 
-class _GroupComparer:
-    """Returns the similar pairs within each group of texts; runs in worker processes."""
+def _group_comparer(threshold: float) -> Callable[[list[TextGroup]], list[SimilarPair]]:
+    """Make, in a worker process, the function that returns the similar pairs within each group of texts."""
 
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-
-    def __call__(self, groups: list[TextGroup]) -> list[SimilarPair]:
+    def compare(groups: list[TextGroup]) -> list[SimilarPair]:
         pairs: list[SimilarPair] = []
         for group in groups:
-            for earlier, later, similarity in similar_pairs([text for _, text in group], self.threshold):
+            for earlier, later, similarity in similar_pairs([text for _, text in group], threshold):
                 pairs.append((group[earlier][0], group[later][0], similarity))
         return pairs
+
+    return compare

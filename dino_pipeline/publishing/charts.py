@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from dino_pipeline.cards.document import DataTable, Picture, visible
 from dino_pipeline.evaluation.scores import Figure as ScoreFigure
-from dino_pipeline.publishing.report_source import Histogram
+from dino_pipeline.publishing.run_texts import Histogram
 
 INK, MUTED, LINES = "#010203", "#5b5c5d", "#c7c8c9"
 """Placeholders that `_themed` replaces with the colours of the page's theme."""

@@ -16,12 +16,11 @@ from dino_pipeline.files import folder_replaced, write_json
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import PublishOptions
-from dino_pipeline.publishing.dataset_card import write_dataset
-from dino_pipeline.publishing.model_files import write_model
+from dino_pipeline.publishing.folders import Licenses, write_dataset, write_model
 from dino_pipeline.publishing.report import write_report
-from dino_pipeline.publishing.report_source import OpenedRun
+from dino_pipeline.publishing.run_texts import OpenedRun
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import GenerateRecord, PublishedDataset, Record
+from dino_pipeline.stage_records import PublishedDataset, Record
 from dino_pipeline.training.corpus import Source
 
 PUBLISHED = "published.json"
@@ -131,19 +130,25 @@ class _Publisher:
     def publish(self) -> Published:
         """Write the folders and, unless it is a dry run, upload them."""
         options = self.options
-        kinds = self._kinds()
-        places = {kind: Repository(options.repository(kind), kind, private=options.private) for kind in kinds}
+        places = {kind: Repository(options.repository(kind), kind, private=options.private) for kind in self._kinds()}
         trained_on_it = self._is_trained_on_dataset(strict="model" in places)
+        licenses = {kind: self._licenses(kind) for kind in places}  # all is checked before anything is written
         if not options.dry_run:
-            for kind, place in places.items():  # both are checked before anything is written
+            for kind, place in places.items():
                 place.check(run_manifest(self.record, kind, place.name), force=options.force)
         dataset = model = None
         if "dataset" in places:
-            dataset = self._publish_dataset(
-                places["dataset"], with_model="model" in places, trained_on_it=trained_on_it
-            )
+            encoder = None
+            if trained_on_it:
+                last = self.last.model
+                encoder = places["model"].name if "model" in places else last.repository if last else None
+            report = write_report(self.opened, self.reporter, dropped=options.raw)
+            write = partial(write_dataset, self.opened, report, options, licenses["dataset"], encoder)
+            dataset = publish_folder(self.run.hub, places["dataset"], write, dry_run=options.dry_run)
         if "model" in places:
-            model = self._publish_model(places["model"], self._training_data(dataset, trained_on_it=trained_on_it))
+            training_data = self._training_data(dataset, trained_on_it=trained_on_it)
+            write = partial(write_model, self.opened, options, licenses["model"], training_data)
+            model = publish_folder(self.run.hub, places["model"], write, dry_run=options.dry_run)
         return Published(dataset, model)
 
     def _kinds(self) -> list[Kind]:
@@ -181,46 +186,8 @@ class _Publisher:
             )
         return same
 
-    def _publish_dataset(self, place: Repository, *, with_model: bool, trained_on_it: bool) -> Publication:
-        generator, license = self._licenses(self.record.generate, self.spec.license if self.spec else None)
-        encoder = None
-        if trained_on_it:
-            last = self.last.model
-            encoder = self.options.repository("model") if with_model else last.repository if last else None
-        report = write_report(self.opened, self.reporter, dropped=self.options.raw)
-        write = partial(
-            write_dataset,
-            self.opened,
-            report,
-            repository=place.name,
-            license=license,
-            generator=generator,
-            encoder=encoder,
-            raw=self.options.raw,
-        )
-        return publish_folder(self.run.hub, place, write, dry_run=self.options.dry_run)
-
-    def _publish_model(self, place: Repository, dataset: PublishedDataset | None) -> Publication:
-        origin = texts_origin(self.record, self.spec)
-        generator, license = self._licenses(origin.generate, origin.license)
-        write = partial(
-            write_model,
-            self.opened,
-            repository=place.name,
-            license=license,
-            dataset=dataset,
-            generator=generator,
-            widgets=self.options.widgets,
-        )
-        return publish_folder(self.run.hub, place, write, dry_run=self.options.dry_run)
-
     def _training_data(self, dataset: Publication | None, *, trained_on_it: bool) -> PublishedDataset | None:
-        """Return the dataset that the encoder was trained on, if it is or was published.
-
-        Args:
-            dataset: the run's dataset, if it is published now.
-            trained_on_it: True if the encoder was trained on the run's dataset.
-        """
+        """Return the dataset that the encoder was trained on, if it is (``dataset``) or was published."""
         if not trained_on_it:
             return texts_origin(self.record, self.spec).dataset
         # read again: the dataset may have been uploaded just now
@@ -231,26 +198,27 @@ class _Publisher:
             )
         return PublishedDataset(repository=last.repository, commit=last.commit) if last else None
 
-    def _licenses(
-        self, generated: GenerateRecord | None, spec_license: str | None
-    ) -> tuple[GeneratorLicense | None, str | None]:
-        """Return the license of the generator, if one wrote the texts, and the license of the publication.
+    def _licenses(self, kind: Kind) -> Licenses:
+        """Return the license under which the dataset or the encoder is published, and the generator's.
 
         Raises:
             OptionError: the generator's license may restrict that of its texts, and the user has not chosen one.
         """
-        chosen = self.options.license or spec_license
+        generated, license = self.record.generate, self.spec.license if self.spec else None
+        if kind == "model":
+            origin = texts_origin(self.record, self.spec)
+            generated, license = origin.generate, origin.license
         if generated is None:
-            return None, chosen
+            return Licenses(self.options.license or license, None)
         model = generated.options.model.name
         generator = GeneratorLicense(license_of(model))
         if generator.restricts and not self.options.license:
             raise OptionError(
-                f"the licence of the generator {model} is {generator.name or 'not known'}: it may restrict what is "
+                f"the license of the generator {model} is {generator.name or 'not known'}: it may restrict what is "
                 "done with texts that it wrote",
-                "read it, and choose with {license=ID} under which licence these may be published",
+                "read it, and choose with {license=ID} under which license these may be published",
             )
-        return generator, chosen
+        return Licenses(self.options.license or license, generator)
 
 
 def publish_folder(

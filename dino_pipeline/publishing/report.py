@@ -38,10 +38,11 @@ from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import ReportOptions
 from dino_pipeline.publishing import charts, report_data
-from dino_pipeline.publishing.report_source import OpenedRun, ReportSource, RunTexts, SectionMissing
+from dino_pipeline.publishing.report_data import ReportSource, SectionMissing
+from dino_pipeline.publishing.run_texts import OpenedRun, RunTexts
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import GenerateRecord, HistoryPoint, StageRecord
+from dino_pipeline.stage_records import EvaluateRecord, FinetuneRecord, GenerateRecord, HistoryPoint, StageRecord
 
 HYPER_PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed")
 MOST_SCORES = 40
@@ -177,7 +178,7 @@ def _headline(source: ReportSource) -> list[tuple[str, str]]:
 
 def training(source: ReportSource) -> list[Block]:
     """Return hyper-parameters, results and the curves of training."""
-    trained = source.finetuned()
+    trained = source.done(FinetuneRecord)
     selection, options = trained.selection, trained.options
     if selection is None:
         raise SectionMissing("run.json does not record how the checkpoint was chosen")
@@ -224,7 +225,7 @@ def _four_digits(value: float | None) -> str:
 
 def scores(source: ReportSource) -> list[Block]:
     """Return the encoder's scores with their intervals, next to those of baselines."""
-    source.evaluated()
+    source.done(EvaluateRecord)
     try:
         file = ScoresFile.read(source.run.scores)
     except DataError as error:

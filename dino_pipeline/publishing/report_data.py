@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from dino_pipeline.cards.document import (
     percent,
     visible,
 )
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import PYTHON, ModelError, Wording, worded
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, Embedder, cosines
 from dino_pipeline.filter_options import FilterOptions
@@ -30,17 +31,17 @@ from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.progress import Reporter
 from dino_pipeline.publishing import charts
-from dino_pipeline.publishing.report_source import (
-    MOST_LABELS,
-    ReportSource,
-    SectionMissing,
-    in_order,
-    label_name,
-)
-from dino_pipeline.record import public
+from dino_pipeline.publishing.run_texts import RunTexts, in_order, label_name
+from dino_pipeline.record import RunRecord, public
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, StageRecord
 from dino_pipeline.text import distinct_n, normalise, word_overlap
 
+AnyRecord = TypeVar("AnyRecord", bound=StageRecord)
+
+MOST_LABELS = 12
+"""Labels that pictures and samples show: the most frequent ones."""
 SLICES = 10
 """Parts of a run whose diversity is compared."""
 TEXTS_PER_SLICE = 1000
@@ -50,6 +51,71 @@ KEPT_SHOWN, DROPPED_SHOWN = 40, 15
 """Samples of each label, and of each reason."""
 MOST_SAMPLES = 500
 """Samples of kept and of dropped texts. A user's own rule may give each text a reason of its own."""
+
+
+class SectionMissing(Exception):  # noqa: N818
+    """A section has nothing to show.
+
+    Args:
+        reason: why, shown as it is.
+        remedy: a template of `errors.worded`, shown after the reason.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason, remedy)
+        self.reason, self.remedy = reason, remedy
+
+    def worded(self, wording: Wording) -> str:
+        """Return reason and remedy for one kind of caller."""
+        return "; ".join(part for part in (self.reason, worded(self.remedy, wording)) if part)
+
+    def __str__(self) -> str:
+        return self.worded(PYTHON)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class ReportSource:
+    """Everything that the sections of a report are made from."""
+
+    run: Run
+    record: RunRecord
+    """As others may see it: without paths of this machine."""
+    spec: TaskSpec | None
+    texts: RunTexts
+    candidates: Sequence[Candidate]
+    """Encoders that show how similar the texts of each label are."""
+    reporter: Reporter
+    shows_dropped: bool = True
+    """False keeps dropped texts out of the samples."""
+
+    def done(self, kind: type[AnyRecord]) -> AnyRecord:
+        """Return the record of a stage.
+
+        Raises:
+            SectionMissing: the stage has not run, or has not ended.
+        """
+        record = self.record.of(kind.stage)
+        if not isinstance(record, kind) or not record.is_done:
+            raise SectionMissing("", f"{{{kind.stage}()}} has not {'ended' if record else 'run'}")
+        return record
+
+    def kept(self) -> dict[str, int]:
+        """Return the number of kept texts by label.
+
+        Raises:
+            SectionMissing: the filter kept nothing, or has not run.
+        """
+        if counts := self.texts.counts("kept"):
+            return counts
+        self.done(FilterRecord)
+        raise SectionMissing("the filter kept nothing")
+
+    def labels(self, table: str = "kept") -> list[str]:
+        """Return the labels that are shown, in order: the `MOST_LABELS` most frequent ones of a table."""
+        counts = self.texts.counts(table)
+        return in_order(sorted(counts, key=lambda label: -counts[label])[:MOST_LABELS])
 
 
 def spec(source: ReportSource) -> list[Block]:
@@ -83,7 +149,7 @@ def _prompts(spec: TaskSpec) -> list[PromptText]:
 
 def generation(source: ReportSource) -> list[Block]:
     """Return how many texts were written and accepted, their margins, and why texts were rejected at once."""
-    generated = source.generated()
+    generated = source.done(GenerateRecord)
     rows = []
     for label, count in generated.counts.items():
         margin, share = generated.mean_margins.get(label), percent(count.accepted, count.written)
@@ -119,7 +185,7 @@ def _distribution(
 
 def funnel(source: ReportSource) -> list[Block]:
     """Return how many texts each step of the filter dropped and left."""
-    funnel = Funnel.of(source.filtered()).brief()
+    funnel = Funnel.of(source.done(FilterRecord)).brief()
     steps: list[tuple[str, int, int]] = []
     left = 0
     for step in funnel:
@@ -226,7 +292,7 @@ def _cosines(
 
 def diversity(source: ReportSource) -> list[Block]:
     """Return if texts repeat themselves more towards the end of the run."""
-    generated = source.generated()
+    generated = source.done(GenerateRecord)
     text, position = ("text_b", "input") if source.texts.paired else ("text_a", "sample")
     parts = _diversity_by_part(source, text, position)
     if not parts:
@@ -282,7 +348,7 @@ def _diversity_by_part(source: ReportSource, text: str, position: str) -> list[t
 
 def contamination(source: ReportSource) -> list[Block]:
     """Return which evaluation data was kept out, and how many texts were dropped for it."""
-    filtered = source.filtered()
+    filtered = source.done(FilterRecord)
     excluded = filtered.options.exclude
     if not excluded:
         return [Paragraph("Nothing was compared with evaluation data", "{filter()} {exclude}")]
