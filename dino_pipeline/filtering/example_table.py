@@ -74,14 +74,7 @@ DROPS = pa.schema({"id": pa.int64(), "evidence": pa.string(), "duplicate_of": pa
 class ExampleChecker:
     """Writes a piece's examples to a Parquet file of `SCHEMA`, with what the rules say of them.
 
-    Each worker process makes its own.
-
-    Args:
-        options: of the stage.
-        prompt: parts of the spec's prompts.
-        excluded: files of evaluation data.
-        numeric_labels: read labels that spell a number as numbers.
-        folder: where to write.
+    Each worker process makes its own. With ``numeric_labels``, labels that spell a number are read as numbers.
     """
 
     def __init__(
@@ -190,7 +183,6 @@ class ExampleTable:
     Args:
         file: created here; data that does not fit into memory is spilled next to it.
         source: name of the data, for errors.
-        threads: of DuckDB.
         memory: that DuckDB may take before it spills, such as ``2GB``.
 
     Raises:

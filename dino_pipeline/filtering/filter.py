@@ -53,7 +53,6 @@ class FilteredPairs(ExampleList):
 
     Args:
         folder: the run that holds the result; its files are read when they are first looked at.
-        record: the record of the filter.
         outcome: ``new``; ``done`` if it was filtered with these options before; ``dry run`` if nothing was written.
     """
 

@@ -48,9 +48,7 @@ class FilterSource:
     """The only file was written from a list of examples."""
 
 
-def file_source(
-    file: Path, numeric_labels: bool = True, prompt: PromptParts | None = None, *, is_final: bool = False
-) -> FilterSource:
+def file_source(file: Path, numeric_labels: bool = True, prompt: PromptParts | None = None) -> FilterSource:
     """Return a JSONL file as a source.
 
     Raises:
@@ -58,19 +56,15 @@ def file_source(
     """
     if not file.is_file():
         raise DataError(f"{file}: is not a file that can be read twice; save it to one first")
-    return FilterSource([file], str(file), file.name, numeric_labels, prompt or PromptParts(), is_final)
+    return FilterSource([file], str(file), file.name, numeric_labels, prompt or PromptParts())
 
 
 def run_source(run: Run, *, strict: bool = True) -> FilterSource:
     """Return the shards of a run as a source.
 
-    Args:
-        run: the run.
-        strict: raise an error if no text of a label was accepted.
-
     Raises:
         RunError: the texts are not all written.
-        DataError: a label has no texts.
+        DataError: ``strict``, and no text of a label was accepted.
     """
     generated = run.record().generate
     if generated is None or not generated.is_done:
@@ -92,7 +86,6 @@ def filter_run(
 
     Args:
         run: where to write, and to read unless there is a source.
-        options: decide the result.
         runtime: workers and models; nothing there changes the result.
         source: what to read instead of the run's shards.
 
@@ -232,11 +225,8 @@ class FilterPass:
     def drop(self, *, strict: bool = True) -> None:
         """Drop what the rules find, and record each step.
 
-        Args:
-            strict: raise an error if a label has no examples left.
-
         Raises:
-            DataError: a label has no examples left.
+            DataError: ``strict``, and a label has no examples left.
         """
         table = self.table
         self._record("read", table.counts("keys"))

@@ -49,10 +49,7 @@ class LabelScores:
 
     Args:
         run: the run of the texts.
-        generated: the record of its generate stage.
-        model: the model that scores.
-        load: loads the model; called once, when the first text has to be scored.
-        reporter: follows the progress.
+        load: loads ``model``, which scores; called once, when the first text has to be scored.
     """
 
     def __init__(

@@ -54,9 +54,8 @@ def near_duplicate_inputs(table: ExampleTable, rows: str, threshold: float, spre
 
     Args:
         table: the examples.
-        rows: the table of those to look at.
+        rows: the name of the table of those to look at.
         threshold: least Jaccard similarity of n-grams.
-        spread: spreads the work over processes.
     """
     files = [table.file.with_name(f"band-{band}") for band in range(BANDS)]
     ids = _store_band_keys(table, rows, spread, files)
@@ -199,11 +198,7 @@ def _pair_verifier(threshold: float) -> Callable[[list[tuple[int, int, str, str]
 
 
 def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[TextGroup]]:
-    """Yield the groups of `GROUPS_AT_ONCE` inputs and labels at a time.
-
-    Args:
-        rows: ``(input, label, id, text)``, sorted by input and label.
-    """
+    """Yield the groups of `GROUPS_AT_ONCE` inputs and labels at a time, from sorted ``(input, label, id, text)``."""
     chunk: list[TextGroup] = []
     for _, group in groupby(rows, key=itemgetter(0, 1)):
         chunk.append([(id, text) for _, _, id, text in group])

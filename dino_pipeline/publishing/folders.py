@@ -77,9 +77,7 @@ def write_dataset(
         opened: the run that is published.
         report: of the run, as it was just written.
         options: name the repository, and whether written and dropped texts are published, too.
-        licenses: shown by the card.
         encoder: the repository of the encoder that was trained on it, if that is or was published.
-        folder: where to write.
         hand_written: parts of the earlier card that are kept.
 
     Raises:
@@ -235,9 +233,7 @@ def write_model(
     Args:
         opened: the run whose encoder is published.
         options: name the repository, and whether held-out pairs are put on the model's page.
-        licenses: shown by the card.
         dataset: the dataset that it was trained on, if that is published.
-        folder: where to write.
         hand_written: parts of the earlier card that are kept.
     """
     run, record = opened.run, public_record(opened.record)

@@ -228,9 +228,7 @@ def publish_folder(
 
     Args:
         hub: holds published.json, and a folder each for the dataset and the model, which is replaced as a whole.
-        place: the repository to upload to.
         write: fills an empty folder; takes the hand-written parts of the earlier card, too.
-        dry_run: upload nothing.
     """
     folder, record = hub / place.kind, PublishedRecord.read(hub)
     last = record.last(place.kind, place.name)
@@ -246,10 +244,7 @@ def publish_folder(
 def _hand_written(folder: Path, place: Repository, published: str) -> HandWritten:
     """Return what people wrote into the card: in the folder or, if only that was edited since, on the Hub.
 
-    Args:
-        folder: the folder of the last publication.
-        place: its repository.
-        published: the card that was published last; empty if none was.
+    ``published`` is the card that was published last; it is empty if none was.
 
     Raises:
         HubError: a card cannot be read, or people changed both.

@@ -93,8 +93,6 @@ def write_report(
     """Write a run's report and its pictures.
 
     Args:
-        opened: the run to report on.
-        reporter: follows the sections.
         encoders: show how similar the texts of each label are; none: the run's before and after training.
         dropped: False keeps dropped texts out of the samples.
 
@@ -279,7 +277,10 @@ def lineage(source: ReportSource) -> list[Block]:
     record = source.record
     blocks: list[Block] = []
     if record.generate:
-        blocks.append(_facts(record.generate, _texts_facts(record.generate), _texts_per_second(record.generate)))
+        written = record.generate.options
+        model = _model_facts(written.model, record.generate.model_commit)
+        facts = [("spec (digest)", written.spec), *model, ("seed", str(written.seed))]
+        blocks.append(_facts(record.generate, facts, _texts_per_second(record.generate)))
     if record.filter:
         blocks.append(_facts(record.filter, [("seed", str(record.filter.options.seed))], []))
     if record.finetune:
@@ -294,13 +295,7 @@ def lineage(source: ReportSource) -> list[Block]:
 
 
 def _facts(record: StageRecord, origin: Facts, speed: Facts) -> FactList:
-    """Return the facts of a stage.
-
-    Args:
-        record: of the stage.
-        origin: what it was made from.
-        speed: how fast it was.
-    """
+    """Return the facts of a stage, with what it was made from and how fast it was."""
     items = [("status", record.status), *((term, visible(value, 200)) for term, value in origin)]
     if record.sources:
         items.append(("made from (digest)", visible(record.sources, 300)))
@@ -310,12 +305,6 @@ def _facts(record: StageRecord, origin: Facts, speed: Facts) -> FactList:
         items.append(("options", visible(json.dumps(options, ensure_ascii=False), 4000)))
     items.append(("versions", ", ".join(f"{name} {version}" for name, version in record.versions.items())))
     return FactList(items, f"{{{record.stage}()}}")
-
-
-def _texts_facts(generated: GenerateRecord) -> Facts:
-    options = generated.options
-    model = _model_facts(options.model, generated.model_commit)
-    return [("spec (digest)", options.spec), *model, ("seed", str(options.seed))]
 
 
 def _model_facts(model: ModelRef, commit: str | None) -> Facts:

@@ -75,9 +75,7 @@ class Histogram:
 class RunTexts:
     """A run's texts as tables of a database: written, rejected, kept (train and dev), dropped, dev.
 
-    Args:
-        run: the run whose files are read.
-        folder: for temporary files of the database.
+    ``folder`` is for temporary files of the database.
 
     Raises:
         DataError: a file cannot be read.
@@ -303,10 +301,7 @@ def _example_columns(shape: DataShape, more: Sequence[str]) -> list[ParquetColum
 def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSplit:
     """Write a split as Parquet files whose names hold their number and count. The same rows give the same bytes.
 
-    Args:
-        split: the split to write.
-        folder: the dataset's folder.
-        scratch: for temporary files of the database.
+    ``scratch`` is for temporary files of the database.
 
     Raises:
         DataError: a source cannot be read.
