@@ -114,16 +114,16 @@ def seal(folder: Path, record: RunRecord, manifest: Manifest) -> None:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each published file by its name, without the files that others may change."""
-    by_name = {path.relative_to(folder).as_posix(): path for path in published_files(folder)}
-    return {name: file_digest(path) for name, path in by_name.items() if name not in NOT_HASHED}
+    return {name: file_digest(path) for name, path in published_files(folder).items() if name not in NOT_HASHED}
 
 
-def published_files(folder: Path) -> list[Path]:
-    """Return all files of a folder in order, without those of git and of the Hub's client."""
-    files = []
+def published_files(folder: Path) -> dict[str, Path]:
+    """Return all files of a folder by name, in order, without those of git and of the Hub's client."""
+    files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not FOREIGN_FOLDERS & {*path.relative_to(folder).parts}:
-            files.append(path)
+        name = path.relative_to(folder)
+        if path.is_file() and not FOREIGN_FOLDERS & {*name.parts}:
+            files[name.as_posix()] = path
     return files
 
 
@@ -263,7 +263,7 @@ class Repository:
 
         If the upload is interrupted, nothing of it is visible, and the next one sends only what is missing.
         """
-        local = {path.relative_to(folder).as_posix(): path for path in published_files(folder)}
+        local = published_files(folder)
         with hub_errors(self.name, "nothing of it is visible there; run again to continue"):
             names = self.files()
             if names is None:

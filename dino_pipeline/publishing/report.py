@@ -206,7 +206,9 @@ def _training_curves(history: Sequence[HistoryPoint], measure: str) -> Block:
         curves[f"dev {measure}"] = dev
     by_step = [dict(points) for points in curves.values()]
     steps = sorted({point.step for point in history if (point.loss, point.dev) != (None, None)})
-    rows = [[str(step), *(_four_digits(values.get(step)) for values in by_step)] for step in steps]
+    rows = []
+    for step in steps:
+        rows.append([str(step), *(f"{values[step]:.4g}" if step in values else "-" for values in by_step)])
     return charts.draw_picture(
         "curves",
         "Loss of training, and what the checkpoint was chosen by",
@@ -215,10 +217,6 @@ def _training_curves(history: Sequence[HistoryPoint], measure: str) -> Block:
         height=2.3,
         panels=len(curves),
     )
-
-
-def _four_digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def scores(source: ReportSource) -> list[Block]:
