@@ -16,6 +16,8 @@ from dino_pipeline.text import as_number
 ObjectiveName = Literal["dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 """Names of the objectives, in the order in which they are listed."""
+ScoreLoss = Literal["cosine", "cosent", "angle"]
+"""Losses of scored pairs."""
 OptionValue = float | int | str
 """The value of an option that one objective alone has."""
 MAX_SEED = 2**32 - 1
@@ -189,7 +191,7 @@ class FinetuneOptions(TrainingOptions):
     objective: Annotated[ObjectiveName, Flag(metavar="NAME")] = Field(
         default="dino", description=f"How the encoder learns: {', '.join(OBJECTIVES)}."
     )
-    loss: Annotated[Literal["cosine", "cosent", "angle"] | None, Flag(default="cosine")] = Field(
+    loss: Annotated[ScoreLoss | None, Flag(default="cosine")] = Field(
         default=None, description="Loss of the objective dino."
     )
     objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("set",))] = Field(

@@ -28,7 +28,7 @@ from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.training.checks import COLLAPSED
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, row_views
-from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors
+from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
 from dino_pipeline.training.selection import SelectionCriterion
 
 EVALUATIONS = 10
