@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
@@ -13,9 +13,22 @@ from dino_pipeline.in_memory import COLUMN_NAMES
 from dino_pipeline.options import Flag, Options, flags_of
 from dino_pipeline.text import as_number
 
-ObjectiveName = Literal["dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm"]
-OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
-"""Names of the objectives, in the order in which they are listed."""
+OBJECTIVES = {
+    "dino": "pairs",
+    "sbert": "pairs",
+    "simcse": "view_objectives",
+    "simcse-sup": "view_objectives",
+    "mirror-bert": "view_objectives",
+    "is-cse": "view_objectives",
+    "declutr": "masked_words",
+    "cpt": "pairs",
+    "cmlm": "masked_words",
+}
+"""The objectives in the order in which they are listed, and the module of ``training.objectives`` that defines each."""
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[*OBJECTIVES]
 ScoreLoss = Literal["cosine", "cosent", "angle"]
 """Losses of scored pairs."""
 OptionValue = float | int | str

@@ -10,22 +10,10 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from dino_pipeline.encoder_options import Hyperparameters, OptionValue
+from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters, OptionValue
 from dino_pipeline.errors import OptionError
 from dino_pipeline.options import Options
 
-REGISTRY = {
-    "dino": "pairs:DINO",
-    "sbert": "pairs:SBERT",
-    "simcse": "view_objectives:SIMCSE",
-    "simcse-sup": "view_objectives:SUPERVISED_SIMCSE",
-    "mirror-bert": "view_objectives:MIRROR_BERT",
-    "is-cse": "view_objectives:IS_CSE",
-    "declutr": "masked_words:DECLUTR",
-    "cpt": "pairs:CPT",
-    "cmlm": "masked_words:CMLM",
-}
-"""Where each objective is defined, in this package: ``module:variable``."""
 RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentences", "documents"]
 """Kinds of training rows.
 
@@ -115,9 +103,9 @@ class Objective:
 
 
 def get_objective(name: str) -> Objective:
-    """Return an objective by its name. Only the module that defines it is imported."""
-    module, _, variable = REGISTRY[name].partition(":")
-    objective: Objective = getattr(import_module(f"{__name__}.{module}"), variable)
+    """Return an objective by its name. ``mirror-bert`` is ``MIRROR_BERT`` in its module, which alone is imported."""
+    module = import_module(f"{__name__}.{OBJECTIVES[name]}")
+    objective: Objective = getattr(module, name.upper().replace("-", "_"))
     return objective
 
 

@@ -117,12 +117,8 @@ def ranking_loss(model: SentenceTransformer, context: TrainingContext, **kwargs:
 def nt_xent(loss: MultipleNegativesRankingLoss, first: Tensor, second: Tensor) -> Tensor:
     """Return NT-Xent (Chen et al. 2020, section 2.1) over the views of N rows.
 
-    The positive of a view is the row's other view. Its negatives are the remaining 2N - 2 views of the batch.
-
-    Args:
-        loss: the stock loss with `NT_XENT_DIRECTIONS`.
-        first: ``(rows, dimension)``.
-        second: the other views, ``(rows, dimension)``.
+    The positive of a view is the row's other view. Its negatives are the remaining 2N - 2 views of the batch. Both are
+    ``(rows, dimension)``. The stock loss has `NT_XENT_DIRECTIONS`.
     """
     forwards = loss.compute_loss_from_embeddings([first, second], None)
     backwards = loss.compute_loss_from_embeddings([second, first], None)

@@ -79,7 +79,7 @@ SIMCSE = Objective(
 # Supervised SimCSE: an anchor finds its positive among its batch's positives and hard negatives (section 4).
 # The head that the paper keeps in the encoder is left out, so that the encoder stays a plain one.
 
-SUPERVISED_SIMCSE = Objective(
+SIMCSE_SUP = Objective(
     name="simcse-sup",
     needs="triplets",
     method="InfoNCE with hard negatives",
