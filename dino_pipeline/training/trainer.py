@@ -90,14 +90,14 @@ def train(
             "numbers, or all the same)",
             "train with a lower {learning_rate}",
         )
-    cosine = mean_cosine(model, probe)
+    seconds, cosine = counter.seconds, mean_cosine(model, probe)
     assert record.selection is not None
     return record.updated(
         selection=record.selection.updated(best=round(criterion.scale * best, 2)),
         steps=steps,
         history=_history(trainer.state.log_history, criterion),
         rows_seen=counter.rows,
-        seconds=round(counter.seconds, 1),
+        seconds=round(seconds, 1),
         mean_cosine=round(cosine, 4),
         collapsed=cosine >= COLLAPSED,
     )
