@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
@@ -13,9 +13,24 @@ from dino_pipeline.in_memory import COLUMN_NAMES
 from dino_pipeline.options import Flag, Options, flags_of
 from dino_pipeline.text import as_number
 
-ObjectiveName = Literal["dino", "sbert", "simcse", "simcse-sup", "mirror-bert", "is-cse", "declutr", "cpt", "cmlm"]
-OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
-"""Names of the objectives, in the order in which they are listed."""
+OBJECTIVES = {
+    "dino": "pairs",
+    "sbert": "pairs",
+    "simcse": "view_objectives",
+    "simcse-sup": "view_objectives",
+    "mirror-bert": "view_objectives",
+    "is-cse": "view_objectives",
+    "declutr": "masked_words",
+    "cpt": "pairs",
+    "cmlm": "masked_words",
+}
+"""The objectives in the order in which they are listed, and the module of ``training.objectives`` that defines each."""
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[*OBJECTIVES]
+ScoreLoss = Literal["cosine", "cosent", "angle"]
+"""Losses of scored pairs."""
 OptionValue = float | int | str
 """The value of an option that one objective alone has."""
 MAX_SEED = 2**32 - 1
@@ -189,7 +204,7 @@ class FinetuneOptions(TrainingOptions):
     objective: Annotated[ObjectiveName, Flag(metavar="NAME")] = Field(
         default="dino", description=f"How the encoder learns: {', '.join(OBJECTIVES)}."
     )
-    loss: Annotated[Literal["cosine", "cosent", "angle"] | None, Flag(default="cosine")] = Field(
+    loss: Annotated[ScoreLoss | None, Flag(default="cosine")] = Field(
         default=None, description="Loss of the objective dino."
     )
     objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("set",))] = Field(

@@ -245,6 +245,7 @@ def test_finetune_learns_from_plain_text_and_lists_its_objectives(
     assert found.exit_code == 0
     for name in OBJECTIVES:
         assert f"\n{name}: " in found.output
+    assert "--set span=5: Characters that are masked." in found.output
     assert "--faithful: mask=characters, mean=padded" in found.output
     (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)[:150]))
     call: list[str | Path] = ["finetune", "texts.txt", "--objective", "mirror-bert", "--run", "run"]

@@ -27,7 +27,7 @@ from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.finetune import TrainingJob, finetune_run
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective
-from dino_pipeline.training.selection import selection_criterion
+from dino_pipeline.training.quality import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
 from tests.pairs import Words

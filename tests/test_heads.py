@@ -12,10 +12,9 @@ import pytest
 from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.training import heads
 from dino_pipeline.training.adapters import adapt, contrast_classes
 from dino_pipeline.training.corpus import Corpus
-from dino_pipeline.training.heads import HEAD_FILE
+from dino_pipeline.training.finetune import HEAD_FILE, fit_head
 from tests.commands import answer, execute, invoke
 
 pytestmark = pytest.mark.slow
@@ -86,9 +85,9 @@ def test_a_head_is_fitted_to_no_more_texts_than_help(toy_encoder: Path, monkeypa
         seen.extend(given)
         return encode(given, **how)
 
-    monkeypatch.setattr(heads, "MAX_FITTED", 12)
+    monkeypatch.setattr("dino_pipeline.training.finetune.MAX_FITTED", 12)
     monkeypatch.setattr(model, "encode", noted)
-    assert heads.fit_head(model, texts(20)).classes == ("10", "bad", "good")
+    assert fit_head(model, texts(20)).classes == ("10", "bad", "good")
     assert len(set(seen)) == len(seen) == 12
 
 

@@ -87,8 +87,10 @@ def _list_objectives() -> None:
     click.echo(table(["objective", "needs", "epochs", "batch", "rate", "pooling"], rows))
     for objective in objectives:
         click.echo(f"\n{objective.name}: {objective.method}\n  {objective.citation}")
-        own = ", ".join(f"{name}={value}" for name, value in objective.defaults.options.items())
-        click.echo(f"  --set {own}" if own else "  no options of its own")
+        for name, field in objective.options.model_fields.items():
+            click.echo(f"  --set {name}={field.default}: {field.description}")
+        if not objective.options.model_fields:
+            click.echo("  no options of its own")
         if objective.faithful:
             click.echo(f"  --faithful: {', '.join(f'{name}={value}' for name, value in objective.faithful.items())}")
 

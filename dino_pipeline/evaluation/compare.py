@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, Hyperparameters
 from dino_pipeline.encoders import load_encoder
@@ -58,8 +58,8 @@ class ComparisonRow(Record):
         return fmean(values) if values else None
 
 
-class ComparisonFile(Record):
-    """compare.json."""
+class Comparison(Record):
+    """Objectives that were trained on the same texts and evaluated on the same sets, as compare.json holds them."""
 
     unit: str = "Spearman x 100"
     encoder: ModelRef
@@ -68,6 +68,8 @@ class ComparisonFile(Record):
     training: dict[str, Hyperparameters]
     """Hyper-parameters by objective."""
     rows: tuple[ComparisonRow, ...]
+    files: tuple[Path, ...] = Field(default=(), exclude=True)
+    """The table as JSON and Markdown, and the chart. Empty if no folder was named."""
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -78,7 +80,7 @@ class ComparisonFile(Record):
         return encoder
 
     @classmethod
-    def read(cls, path: Path) -> ComparisonFile:
+    def read(cls, path: Path) -> Comparison:
         """Read compare.json.
 
         Raises:
@@ -89,25 +91,34 @@ class ComparisonFile(Record):
         except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise DataError(f"{path}: is damaged ({first_line(error)})", "run {compare()} again") from error
 
+    @property
+    def sets(self) -> list[str]:
+        """Return the names of the evaluation sets."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.scores or ()))
 
-@dataclass(frozen=True)
-class Comparison:
-    """Objectives that were trained on the same texts and evaluated on the same sets."""
+    def lines(self) -> list[list[str]]:
+        """Return the lines of the table, the header first."""
+        sets = self.sets
+        lines = [["objective", "learns from", "rows", "pairs seen", "seconds", *sets]]
+        for row in self.rows:
+            counts = [f"{row.rows}", f"{row.rows_seen}", f"{row.seconds:.1f}"] if row.rows else ["-", "-", "-"]
+            scores = [_with_spread(row, data) for data in sets]
+            lines.append([row.name + "*" * bool(row.remarks), row.learns_from, *counts, *scores])
+        return lines
 
-    rows: Sequence[ComparisonRow]
-    sets: Sequence[str]
-    """Names of the evaluation sets."""
-    seeds: Sequence[int]
-    files: Sequence[Path] = ()
-    """The table as JSON and Markdown, and the chart. Empty if no folder was named."""
+    def remarks(self) -> list[str]:
+        """Return the lines below the table, which explain its asterisks."""
+        return [f"* {row.name}: {'; '.join(row.remarks)}" for row in self.rows if row.remarks]
 
     def __repr__(self) -> str:
-        header, *lines = table_lines(self.rows, self.sets)
-        return "\n".join([table(header, lines), *remarks(self.rows)])
+        header, *lines = self.lines()
+        return "\n".join([table(header, lines), *self.remarks()])
+
+    __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        header, *lines = table_lines(self.rows, self.sets)
-        return table_html("; ".join(["Spearman x 100", *remarks(self.rows)]), header, lines)
+        header, *lines = self.lines()
+        return table_html("; ".join([self.unit, *self.remarks()]), header, lines)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the table as a pandas frame, with the mean over seeds for each set."""
@@ -146,16 +157,15 @@ def compare(
     to_keep = chosen.run or (own.comparison if own else None)
     with reporter_for(progress) as reporter, folder_or_temporary(to_keep) as folder:
         sets = _sets(chosen, own, reporter)
-        file = ComparisonFile(
+        comparison = Comparison(
             encoder=encoder,
             texts=texts.settings(),
             seeds=tuple(_seeds(chosen)),
             training={job.objective.name: job.hyperparameters for job in jobs},
             rows=(*_baseline_rows(encoder, sets, reporter), *_trained_rows(jobs, chosen, sets, folder, reporter)),
         )
-        names = [data.name for data in sets]
-        files = _write(file, names, folder)
-    return Comparison(file.rows, names, file.seeds, files if to_keep else ())
+        files = _write(comparison, folder)
+    return comparison.updated(files=files) if to_keep else comparison
 
 
 def _sets(options: CompareOptions, own: Run | None, reporter: Reporter) -> list[EvaluationSet]:
@@ -257,16 +267,6 @@ def _row(
     )
 
 
-def table_lines(rows: Sequence[ComparisonRow], sets: Sequence[str]) -> list[list[str]]:
-    """Return the lines of the table, the header first."""
-    lines = [["objective", "learns from", "rows", "pairs seen", "seconds", *sets]]
-    for row in rows:
-        counts = [f"{row.rows}", f"{row.rows_seen}", f"{row.seconds:.1f}"] if row.rows else ["-", "-", "-"]
-        scores = [_with_spread(row, data) for data in sets]
-        lines.append([row.name + "*" * bool(row.remarks), row.learns_from, *counts, *scores])
-    return lines
-
-
 def _with_spread(row: ComparisonRow, data: str) -> str:
     """Return mean and range over seeds, such as ``75.1 (74.8 .. 75.3)``."""
     values = row.values(data)
@@ -276,29 +276,25 @@ def _with_spread(row: ComparisonRow, data: str) -> str:
     return f"{fmean(values):.1f}" + (f" ({low:.1f} .. {high:.1f})" if low < high else "")
 
 
-def remarks(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return the lines below the table, which explain its asterisks."""
-    return [f"* {row.name}: {'; '.join(row.remarks)}" for row in rows if row.remarks]
-
-
-def _write(file: ComparisonFile, sets: Sequence[str], folder: Path) -> list[Path]:
+def _write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the table as JSON and Markdown and draw it; return the files."""
     path = folder / "compare"
-    write_bytes(path.with_suffix(".json"), f"{file.model_dump_json(indent=2)}\n".encode())
-    header, *body = [f"| {' | '.join(line)} |" for line in table_lines(file.rows, sets)]
-    ruler = "|" + "---|" * (5 + len(sets))
-    markdown = "\n".join([header, ruler, *body, "", *remarks(file.rows)]).rstrip() + "\n"
+    write_bytes(path.with_suffix(".json"), f"{comparison.model_dump_json(indent=2)}\n".encode())
+    header, *body = [f"| {' | '.join(line)} |" for line in comparison.lines()]
+    ruler = "|" + "---|" * (5 + len(comparison.sets))
+    markdown = "\n".join([header, ruler, *body, "", *comparison.remarks()]).rstrip() + "\n"
     write_bytes(path.with_suffix(".md"), markdown.encode())
-    _draw(path.with_suffix(".svg"), file.rows, sets)
+    _draw(path.with_suffix(".svg"), comparison)
     return [path.with_suffix(suffix) for suffix in (".json", ".md", ".svg")]
 
 
-def _draw(path: Path, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> None:
+def _draw(path: Path, comparison: Comparison) -> None:
     """Draw each objective's seeds and their mean, one panel per set, with lines for the baselines."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    trained = [row for row in rows if row.rows][::-1]
+    sets = comparison.sets
+    trained = [row for row in comparison.rows if row.rows][::-1]
     with rc_context({"svg.hashsalt": "dino", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(4.5 * len(sets) + 1.5, 0.35 * len(trained) + 1.2), layout="constrained")
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
@@ -308,11 +304,11 @@ def _draw(path: Path, rows: Sequence[ComparisonRow], sets: Sequence[str]) -> Non
                 panel.barh(height, row.mean(data) or 0, color="#8fb4d9", height=0.6)
                 panel.plot(values, [height] * len(values), "o", color="#1f4e79", markersize=4)
             for base, style in ((UNTRAINED, "--"), (WORD_OVERLAP, ":")):
-                value = next((row.mean(data) for row in rows if row.name == base), None)
+                value = next((row.mean(data) for row in comparison.rows if row.name == base), None)
                 if value is not None:
                     panel.axvline(value, color="#444444", linestyle=style, linewidth=1, label=base)
             panel.set_title(data)
-            panel.set_xlabel("Spearman x 100")
+            panel.set_xlabel(comparison.unit)
             panel.set_yticks(range(len(trained)), [row.name for row in trained])
         panels[-1].legend(loc="lower right", fontsize=7)
         write_atomic(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))

@@ -189,13 +189,7 @@ def score_candidates(
 ) -> ScoresFile:
     """Score encoders and baselines on sets of data.
 
-    The encoders' names must differ, and so must the sets' within a suite.
-
-    Args:
-        candidates: the encoders, at least one.
-        sets: what to score them on.
-        reporter: shows progress.
-        batch_size: texts to embed at a time.
+    There is at least one encoder. Their names must differ, and so must the sets' within a suite.
 
     Raises:
         ModelError: an encoder cannot be loaded, or gives values that are not numbers.
@@ -250,9 +244,7 @@ def _figure(measurement: Measurement) -> Figure:
 def _differences(scores: Sequence[Score], names: Sequence[str]) -> list[Difference]:
     """Return the paired differences of later encoders from the first on each set, by the main measure.
 
-    Args:
-        scores: of baselines and encoders, those of a set one after another.
-        names: the encoders' names, the first one first.
+    The scores of a set, baselines included, follow one another.
     """
     differences = []
     for _, group in groupby(scores, key=lambda score: (score.suite, score.data)):

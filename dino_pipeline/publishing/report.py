@@ -27,8 +27,7 @@ from dino_pipeline.cards.document import (
     visible,
 )
 from dino_pipeline.errors import DataError
-from dino_pipeline.evaluation.compare import ComparisonFile, table_lines
-from dino_pipeline.evaluation.compare import remarks as row_remarks
+from dino_pipeline.evaluation.compare import Comparison
 from dino_pipeline.evaluation.evaluate import candidates_of
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.files import write_bytes
@@ -261,13 +260,12 @@ def comparison(source: ReportSource) -> list[Block]:
     if not path.exists():
         raise SectionMissing("", "{compare()} has not run")
     try:
-        compared = ComparisonFile.read(path)
+        compared = Comparison.read(path)
     except DataError as error:
         raise SectionMissing("compare.json is damaged", error.remedy) from error
-    sets = list(dict.fromkeys(name for row in compared.rows for name in row.scores or ()))
-    header, *lines = table_lines(compared.rows, sets)
+    header, *lines = compared.lines()
     caption = f"{compared.unit}, mean and range of seeds {', '.join(map(str, compared.seeds))}"
-    return [DataTable(caption, header, lines), *(Paragraph(remark) for remark in row_remarks(compared.rows))]
+    return [DataTable(caption, header, lines), *(Paragraph(remark) for remark in compared.remarks())]
 
 
 def lineage(source: ReportSource) -> list[Block]:

@@ -49,14 +49,9 @@ class TrainingRows:
 
 
 def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", *, split: bool = False) -> TrainingRows:
-    """Return a corpus as rows of a kind.
+    """Return a corpus as rows of the kind that an objective needs.
 
-    Args:
-        corpus: the texts.
-        needs: the kind of rows.
-        objective: its name, for errors.
-        language: two-letter code; its rules say where sentences end.
-        split: split texts if sentences are needed.
+    The rules of a language, by its two-letter code, say where sentences end. With ``split``, texts are split into them.
 
     Raises:
         DataError: the corpus does not hold such rows, and they cannot be made from it.

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions
-from dino_pipeline.encoders import load_encoder, pooling_of
-from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
+from dino_pipeline.encoders import Vectors, embed, load_encoder, pooling_of
+from dino_pipeline.errors import OptionError, OutputError, first_line
+from dino_pipeline.examples import Example
 from dino_pipeline.files import folder_replaced, remove
+from dino_pipeline.measures import accuracy, macro_f1
 from dino_pipeline.models import ModelRef, model_fingerprint, model_path, quiet_loading
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
@@ -33,20 +36,20 @@ from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
-from dino_pipeline.training.adapters import TrainingRows
-from dino_pipeline.training.checks import (
-    COLLAPSED,
-    DataReport,
+from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
+from dino_pipeline.training.quality import (
     check_encoder,
+    criterion_for,
     fit_batch_size,
     inspect_data,
     probe_texts,
 )
-from dino_pipeline.training.heads import ClassHead, fit_head, score_head
-from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
-from dino_pipeline.training.selection import SelectionCriterion, criterion_for
-from dino_pipeline.training.trainer import COUNTS_FILE, TrainingResult, count_steps, train
+from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
 from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+
+HEAD_FILE = "head.safetensors"
+MAX_FITTED = 20_000
+"""Texts that a head is fitted to. More do not make it better."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def finetune(
     if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("several processes need a folder in common", "name one with {run=FOLDER}")
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes of `accelerate launch`
-    with reporter_for(progress) as reporter, folder_or_temporary(folder) as kept:
+    # the first process alone tells of the training
+    with reporter_for(progress if is_first else False) as reporter, folder_or_temporary(folder) as kept:
         run = Run(kept)
         with run.locked() if is_first else contextlib.nullcontext():
             state = finetune_run(run, job, reporter, fresh=chosen.fresh)
@@ -109,8 +113,7 @@ def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
 
 def _load_trained(run: Run, state: State) -> SentenceTransformer:
     """Return the encoder of a run, with its `FinetuneInfo` attached."""
-    record = run.record().finetune
-    assert record is not None
+    record = _recorded(run)
     encoder = load_encoder(str(run.model))
     encoder.dino = FinetuneInfo(record, state, ClassHead.load(run.model) if record.head else None)
     return encoder
@@ -185,23 +188,11 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
         RunError: the run was trained with other options.
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
-    state = _decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
+    state = decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
     if state != "done":
-        with _random_states_kept():
+        with random_states_kept():
             _train_into(run, job, reporter, processes)
     return state
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Restore the global random generators of Python, numpy and torch, which a training seeds, at the end."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
 
 
 def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
@@ -228,38 +219,33 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     )
     dataset = objective.build(rows.columns, context)
     context = _with_dataset(context, objective, dataset)
-    report = inspect_data(model, objective, context.hyperparameters, dataset, len(rows), job.hyperparameters.batch_size)
-    if processes.is_main_process:
-        for remark in rows.remarks:
-            reporter.note(remark)
-        for message, remedy in report.notes:
-            reporter.note(message, remedy)
+    for remark in rows.remarks:
+        reporter.note(remark)
+    record = _recorded(run)
+    selection = SelectionRecord(
+        measure=criterion.measure, best=None, on=texts.selection_name, human_labels=texts.select_on is not None
+    )
+    record = record.updated(
+        train=len(rows), dev=criterion.rows, made=rows.remarks, pooling=pooling_of(model), selection=selection
+    )
+    record = inspect_data(record, model, objective, dataset, context.hyperparameters.batch_size, reporter)
     probe = probe_texts(corpus.examples)
-    result = train(run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter)
+    record = train(
+        record, run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter
+    )
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
         if full_length:  # `_prepare_encoder` has cut it for training
             model.max_seq_length = full_length
-        record = run.record().finetune
-        assert record is not None
-        record = _with_results(record, result, criterion, texts, rows, report, model)
         _finish(run, record, model, objective, texts)
     processes.wait_for_everyone()
 
 
-def _decide_together(processes: PartialState, decide: Callable[[], State]) -> State:
-    """Return what the main process decides, in all processes. If it raises a `DinoError`, all raise it."""
-    decision: list[Any] = [None]
-    if processes.is_main_process:
-        try:
-            decision = [decide()]
-        except DinoError as error:
-            decision = [error]
-    broadcast_object_list(decision)
-    if isinstance(decision[0], DinoError):
-        raise decision[0]
-    state: State = decision[0]
-    return state
+def _recorded(run: Run) -> FinetuneRecord:
+    """Return the record of a stage that has begun."""
+    record = run.record().finetune
+    assert record is not None
+    return record
 
 
 def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperparameters: Hyperparameters) -> int | None:
@@ -286,41 +272,6 @@ def _with_dataset(context: TrainingContext, objective: Objective, dataset: Datas
     context = replace(context, hyperparameters=fitted)
     classes = len(getattr(dataset.features.get("label"), "names", ()))
     return replace(context, steps=count_steps(objective, context, len(dataset)), classes=classes)
-
-
-def _with_results(
-    record: FinetuneRecord,
-    result: TrainingResult,
-    criterion: SelectionCriterion,
-    texts: TrainingTexts,
-    rows: TrainingRows,
-    report: DataReport,
-    model: SentenceTransformer,
-) -> FinetuneRecord:
-    """Return the record of the stage with the results of the training."""
-    selection = SelectionRecord(
-        measure=criterion.measure,
-        best=round(criterion.scale * result.best, 2),
-        on=texts.selection_name,
-        human_labels=texts.select_on is not None,
-    )
-    return record.updated(
-        batch=report.batch,
-        cut=report.cut,
-        repeated=report.repeated,
-        notes=tuple(message for message, _ in report.notes),
-        selection=selection,
-        train=len(rows),
-        dev=criterion.rows,
-        made=rows.remarks,
-        pooling=pooling_of(model),
-        steps=result.steps,
-        history=result.history,
-        rows_seen=result.rows_seen,
-        seconds=round(result.seconds, 1),
-        mean_cosine=round(result.mean_cosine, 4),
-        collapsed=result.mean_cosine >= COLLAPSED,
-    )
 
 
 def _finish(
@@ -371,3 +322,72 @@ def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
         prompts=bool(objective.prompts),
     )
     return card.text()
+
+
+# The head of texts with classes
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """Scores of classes as a linear function of the embedding: ``embedding @ weight.T + bias``."""
+
+    classes: tuple[str, ...]
+    weight: Vectors
+    """``(classes, dimension)``."""
+    bias: Vectors
+    """``(classes,)``."""
+
+    def predict(self, embeddings: Vectors) -> list[str]:
+        """Return the class of each text from ``(texts, dimension)`` embeddings."""
+        scores = embeddings @ self.weight.T + self.bias  # (texts, classes)
+        return [self.classes[best] for best in scores.argmax(axis=1)]
+
+    def save(self, folder: Path) -> None:
+        """Write the head into the encoder's folder, as tensors and metadata that any safetensors reader loads."""
+        metadata = {"classes": json.dumps(self.classes, ensure_ascii=False)}
+        # save_file writes the raw memory of an array, so that its rows must lie in order
+        tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
+        save_file(tensors, folder / HEAD_FILE, metadata)
+
+    @classmethod
+    def load(cls, folder: Path) -> ClassHead:
+        """Read the head from the encoder's folder."""
+        with safe_open(folder / HEAD_FILE, "numpy") as file:
+            classes = json.loads(file.metadata()["classes"])
+            return cls(tuple(classes), file.get_tensor("weight"), file.get_tensor("bias"))
+
+
+def fit_head(model: SentenceTransformer, examples: Sequence[Example]) -> ClassHead:
+    """Fit a logistic regression to the embeddings of texts of two or more classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(examples) > MAX_FITTED:
+        examples = Random(0).sample(examples, MAX_FITTED)
+    classes = tuple(sorted({str(example.label) for example in examples}))
+    gold = [classes.index(str(example.label)) for example in examples]
+    embeddings = _embed_examples(model, examples)
+    mean, spread = embeddings.mean(axis=0), embeddings.std(axis=0) + 1e-6
+    regression = LogisticRegression(max_iter=1000).fit((embeddings - mean) / spread, gold)
+    weight, bias = regression.coef_, regression.intercept_  # (classes, dimension), (classes,)
+    if len(classes) == 2:  # scikit-learn then has one row, the log-odds of the second class
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    # fold the standardisation into the weights: w (x - mean) / spread + b = (w / spread) x + (b - (w / spread) mean)
+    weight = weight / spread
+    return ClassHead(classes, weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
+
+
+def score_head(head: ClassHead, model: SentenceTransformer, examples: Sequence[Example]) -> dict[str, float]:
+    """Return accuracy and macro F1, x 100, of a head on held-out texts."""
+    gold = [str(example.label) for example in examples]
+    numbers = {name: number for number, name in enumerate(sorted({*head.classes, *gold}))}
+    predicted_numbers = np.array([numbers[name] for name in head.predict(_embed_examples(model, examples))])
+    gold_numbers = np.array([numbers[name] for name in gold])
+    measures = {
+        "accuracy": accuracy(predicted_numbers, gold_numbers),
+        "macro_f1": macro_f1(predicted_numbers, gold_numbers, len(numbers)),
+    }
+    return {name: round(100 * (sample.value or 0.0), 2) for name, sample in measures.items()}
+
+
+def _embed_examples(model: SentenceTransformer, examples: Sequence[Example]) -> Vectors:
+    return embed(model, [example.text_a for example in examples], normalize=False)

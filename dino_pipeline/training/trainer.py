@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,15 +26,16 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.encoders import mean_cosine
-from dino_pipeline.errors import ModelError, OptionError, OutputError, first_line
+from dino_pipeline.errors import DinoError, ModelError, OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
 from dino_pipeline.models import quiet_loading
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.training.checks import COLLAPSED
+from dino_pipeline.run import State
+from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, row_views
-from dino_pipeline.training.objectives.contrastive import average_gradients, embedding_sizes, own_tensors
-from dino_pipeline.training.selection import SelectionCriterion
+from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
+from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion
 
 EVALUATIONS = 10
 """Evaluations, and checkpoints, during a training. One more follows at its end."""
@@ -41,24 +47,8 @@ LOSS_FILE = "loss.safetensors"
 """Holds a checkpoint's tensors of the loss: heads, temperature, memory."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training achieved."""
-
-    best: float
-    """The best checkpoint's measure."""
-    steps: int
-    rows_seen: int
-    """Repetitions counted."""
-    seconds: float
-    """Time of training, interrupted calls included up to the checkpoints from which training went on."""
-    mean_cosine: float
-    """Mean cosine of different texts under the best checkpoint."""
-    history: list[dict[str, float]]
-    """``step`` with the mean ``loss`` since the entry before, or with ``dev``, what chooses a checkpoint."""
-
-
 def train(
+    record: FinetuneRecord,
     folder: Path,
     model: SentenceTransformer,
     dataset: Dataset,
@@ -68,18 +58,14 @@ def train(
     *,
     probe: Sequence[str],
     reporter: Reporter,
-) -> TrainingResult:
+) -> FinetuneRecord:
     """Train an encoder in place and end with its best checkpoint. Go on from the last checkpoint in the folder.
 
-    Args:
-        folder: for checkpoints.
-        model: the encoder.
-        dataset: as the objective built it.
-        objective: gives the loss.
-        context: with the number of steps.
-        criterion: chooses the best checkpoint.
-        probe: texts in which to look for collapse.
-        reporter: follows the training.
+    The dataset is the one that the objective built, and the context holds the number of steps. ``probe`` are the texts
+    in which collapse is looked for.
+
+    Returns:
+        The record with what the training achieved.
 
     Raises:
         ModelError: training led to embeddings that are not numbers.
@@ -96,13 +82,7 @@ def train(
     progress = Progress(f"{objective.name}, seed {context.seed}", total=0, resumed=resumed)
     trainer.add_callback(counter)
     trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{folder}: training could not go on ({first_line(error)}); the last whole checkpoint is kept",
-            "make room and run again",
-        ) from error
+    _run_trainer(trainer, checkpoint)
     best, steps = trainer.state.best_metric, trainer.state.global_step
     if best is None or not math.isfinite(best):
         raise ModelError(
@@ -110,8 +90,17 @@ def train(
             "numbers, or all the same)",
             "train with a lower {learning_rate}",
         )
-    history = _history(trainer.state.log_history, criterion)
-    return TrainingResult(best, steps, counter.rows, counter.seconds, mean_cosine(model, probe), history)
+    seconds, cosine = counter.seconds, mean_cosine(model, probe)
+    assert record.selection is not None
+    return record.updated(
+        selection=record.selection.updated(best=round(criterion.scale * best, 2)),
+        steps=steps,
+        history=_history(trainer.state.log_history, criterion),
+        rows_seen=counter.rows,
+        seconds=round(seconds, 1),
+        mean_cosine=round(cosine, 4),
+        collapsed=cosine >= COLLAPSED,
+    )
 
 
 def _make_trainer(
@@ -139,15 +128,27 @@ def _make_trainer(
     return trainer
 
 
-def _history(log: Sequence[Mapping[str, float]], criterion: SelectionCriterion) -> list[dict[str, float]]:
-    """Return the finite losses and measures of the trainer's log."""
+def _run_trainer(trainer: SentenceTransformerTrainer, checkpoint: str | None) -> None:
+    """Train from a checkpoint, or from the start."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{trainer.args.output_dir}: training could not go on ({first_line(error)}); the last whole checkpoint is "
+            "kept",
+            "make room and run again",
+        ) from error
+
+
+def _history(log: Sequence[Mapping[str, float]], criterion: SelectionCriterion) -> tuple[HistoryPoint, ...]:
+    """Return the finite losses and measures of the trainer's log: mean losses since the entry before."""
     history = []
     for entry in log:
         for name, key, scale in (("loss", "loss", 1.0), ("dev", criterion.metric, criterion.scale)):
             value = scale * entry.get(key, math.nan)
             if math.isfinite(value):
-                history.append({"step": int(entry["step"]), name: round(value, 6)})
-    return history
+                history.append(HistoryPoint(step=int(entry["step"]), **{name: round(value, 6)}))
+    return tuple(history)
 
 
 def count_steps(objective: Objective, context: TrainingContext, rows: int) -> int:
@@ -340,3 +341,33 @@ class _ProgressCallback(TrainerCallback):
                 f"{cosine:.3f}",
                 "try a lower {learning_rate}, larger batches, or mean pooling",
             )
+
+
+# Processes and random states
+
+
+def decide_together(processes: PartialState, decide: Callable[[], State]) -> State:
+    """Return what the main process decides, in all processes. If it raises a `DinoError`, all raise it."""
+    decision: list[Any] = [None]
+    if processes.is_main_process:
+        try:
+            decision = [decide()]
+        except DinoError as error:
+            decision = [error]
+    broadcast_object_list(decision)
+    if isinstance(decision[0], DinoError):
+        raise decision[0]
+    state: State = decision[0]
+    return state
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restore the global random generators of Python, numpy and torch, which a training seeds, at the end."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)

@@ -28,11 +28,7 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """Return the sets to evaluate on: those that the options name, else those that belong to the runs.
 
-    Args:
-        options: the suites and the user's data.
-        runs: the runs that are evaluated; by default it is on their dev pairs.
-        reporter: takes notes on the data.
-        of_pocket: whether an encoder was trained from the pocket encoder, for which there are gold pairs.
+    By default these are the dev pairs of the runs and, if ``of_pocket``, the pocket encoder's gold pairs.
 
     Raises:
         OptionError: there is no data, or a set occurs twice.

@@ -287,11 +287,7 @@ def _parse_score(value: str, path: Path, number: int) -> float:
 
 
 def hub_folder(download: Callable[..., str], into: Path) -> Path:
-    """Download SentEval's STS and SICK files from the Hub, unpack them into a folder once, and return it.
-
-    Args:
-        download: `huggingface_hub.hf_hub_download`.
-        into: folder to unpack into.
+    """Download SentEval's STS and SICK files by `hf_hub_download`, unpack them in a folder once, and return theirs.
 
     Raises:
         OptionError: they cannot be downloaded or unpacked.

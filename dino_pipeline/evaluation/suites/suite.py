@@ -143,9 +143,7 @@ class Embedder:
     def embed(self, texts: Sequence[str], *, role: str = "") -> Embeddings:
         """Return the embeddings of texts, ``(texts, dimensions)``, without caching them.
 
-        Args:
-            texts: the texts.
-            role: ``query`` or ``document``, for encoders that embed the two differently.
+        Some encoders embed texts of the roles ``query`` and ``document`` differently.
 
         Raises:
             ModelError: an embedding holds values that are not numbers.
@@ -242,8 +240,7 @@ class ScoredPairs:
     def correlate(self, predict: Callable[[Sequence[Pair]], Vector]) -> Measures:
         """Return Spearman and Pearson correlation x 100 of predicted with gold scores, over parts as `aggregate` says.
 
-        Args:
-            predict: returns a score for each pair of a part, ``(pairs,)``.
+        ``predict`` returns a score for each pair of a part, ``(pairs,)``.
         """
         predicted, gold = [], []
         for part in self.parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,21 +10,10 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from dino_pipeline.encoder_options import Hyperparameters, OptionValue
+from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters, OptionValue
 from dino_pipeline.errors import OptionError
+from dino_pipeline.options import Options
 
-REGISTRY = {
-    "dino": "pair_objectives:DINO",
-    "sbert": "pair_objectives:SBERT",
-    "simcse": "view_objectives:SIMCSE",
-    "simcse-sup": "view_objectives:SUPERVISED_SIMCSE",
-    "mirror-bert": "view_objectives:MIRROR_BERT",
-    "is-cse": "view_objectives:IS_CSE",
-    "declutr": "masked_words:DECLUTR",
-    "cpt": "pair_objectives:CPT",
-    "cmlm": "masked_words:CMLM",
-}
-"""Where each objective is defined, in this package: ``module:variable``."""
 RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentences", "documents"]
 """Kinds of training rows.
 
@@ -74,17 +62,13 @@ class Objective:
     """Turns rows of the kind that it needs into the trainer's dataset."""
     loss: Callable[[Any, TrainingContext], Any]
     """Makes the loss module for an encoder."""
-    defaults: Hyperparameters
-    """Default hyper-parameters, all of its own options included."""
+    hyperparameters: Hyperparameters
+    """Defaults of what every objective lets a user choose."""
     citation: str
+    options: type[Options] = Options
+    """What it alone lets a user choose."""
     faithful: Mapping[str, OptionValue] = field(default_factory=dict)
     """Own options as in the paper's reference code. Empty if the defaults are the paper's."""
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Allowed values of own options that are words."""
-    may_be_zero: tuple[str, ...] = ()
-    """Own options that are numbers and may be 0."""
-    shares: tuple[str, ...] = ()
-    """Own options that are shares, at most 1."""
     in_batch_negatives: bool = False
     """Whether the other rows of a batch are negatives."""
     no_duplicates: bool = False
@@ -98,11 +82,30 @@ class Objective:
     prepare: Callable[[Any], None] | None = None
     """Changes an encoder for good before it is trained."""
 
+    @property
+    def defaults(self) -> Hyperparameters:
+        """Return the default hyper-parameters, its own options included."""
+        return self.hyperparameters.updated(options=self.options().model_dump())
+
+    def own_options(self, given: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+        """Return all of its own options; numbers may be given as strings.
+
+        Raises:
+            OptionError: it has no such option, or the value is not allowed.
+        """
+        known = self.options.model_fields
+        if unknown := [name for name in given if name not in known]:
+            raise OptionError(f"{unknown[0]}: {self.name} has no such option; it has {', '.join(known) or 'none'}")
+        try:
+            return self.options.of(given).model_dump()
+        except OptionError as error:  # it is no argument or flag of its own, so that the message has to name it
+            raise OptionError(f"{error.option}={error.value}: {error.message}", error.remedy) from error
+
 
 def get_objective(name: str) -> Objective:
-    """Return an objective by its name. Only the module that defines it is imported."""
-    module, _, variable = REGISTRY[name].partition(":")
-    objective: Objective = getattr(import_module(f"{__name__}.{module}"), variable)
+    """Return an objective by its name. ``mirror-bert`` is ``MIRROR_BERT`` in its module, which alone is imported."""
+    module = import_module(f"{__name__}.{OBJECTIVES[name]}")
+    objective: Objective = getattr(module, name.upper().replace("-", "_"))
     return objective
 
 
@@ -118,12 +121,11 @@ def resolve_hyperparameters(
     Raises:
         OptionError: the objective has no such option, or the value is not allowed.
     """
-    defaults, faithful = objective.defaults, bool(given.get("faithful"))
+    faithful = bool(given.get("faithful"))
     if faithful and not objective.faithful:
         raise OptionError(f"{objective.name} has nothing to choose; its defaults are the paper's", option="faithful")
-    chosen = {name: _option_value(objective, name, str(value)) for name, value in own.items()}
-    options = {**defaults.options, **(objective.faithful if faithful else {}), **chosen}
-    resolved = defaults.updated(**{**given, "options": options})
+    options = objective.own_options({**(objective.faithful if faithful else {}), **own})
+    resolved = objective.hyperparameters.updated(**{**given, "options": options})
     if resolved.mini_batch_size and not (objective.caches_gradients or rows_are_independent(objective, resolved)):
         raise OptionError(
             f"the rows of a batch are compared with one another, and {objective.name} cannot cache gradients",
@@ -136,28 +138,6 @@ def resolve_hyperparameters(
 def rows_are_independent(objective: Objective, hyperparameters: Hyperparameters) -> bool:
     """Return whether the loss of a batch is the mean of the losses of its rows, each computed alone."""
     return not objective.in_batch_negatives and hyperparameters.options.get("loss", "cosine") == "cosine"
-
-
-def _option_value(objective: Objective, name: str, text: str) -> OptionValue:
-    """Return the value of an objective's own option, converted to the type of its default."""
-    if name not in objective.defaults.options:
-        names = ", ".join(objective.defaults.options) or "none"
-        raise OptionError(f"{name}: {objective.name} has no such option; it has {names}")
-    default, choices = objective.defaults.options[name], objective.choices.get(name)
-    if choices and text not in choices:
-        raise OptionError(f"{name}={text}: must be one of {', '.join(choices)}")
-    try:
-        value = type(default)(text)
-    except ValueError as error:
-        wanted = "a whole number" if isinstance(default, int) else "a number"
-        raise OptionError(f"{name}={text}: must be {wanted}") from error
-    if isinstance(value, int) and value < 1:
-        raise OptionError(f"{name}={text}: must be 1 or more")
-    if isinstance(value, float) and not (0 < value < math.inf or (value == 0 and name in objective.may_be_zero)):
-        raise OptionError(f"{name}={text}: must be more than 0")
-    if name in objective.shares and float(value) > 1:
-        raise OptionError(f"{name}={text}: is a share and must not be more than 1")
-    return value
 
 
 # Datasets: rows that stay the same, and rows from which views are drawn in every epoch.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
+from pydantic import Field
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
@@ -18,9 +18,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.models import quiet_loading, safe_loading
+from dino_pipeline.options import Options
 from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows, fixed_rows
-from dino_pipeline.training.objectives.contrastive import (
+from dino_pipeline.training.objectives.pairs import (
     NT_XENT_DIRECTIONS,
+    ContrastOptions,
     embedding_sizes,
     module_per_size,
     nt_xent,
@@ -29,6 +31,12 @@ from dino_pipeline.training.objectives.contrastive import (
 
 IGNORED = -100
 """Label of tokens that are not masked, as `transformers` has it."""
+
+
+class MaskOptions(Options):
+    """Options of objectives that mask words."""
+
+    masked: float = Field(default=0.15, gt=0, le=1, description="Share of the tokens that is to be predicted.")
 
 
 class _PassThrough(nn.Module):
@@ -100,6 +108,12 @@ class MaskedWordLoss(nn.Module):
 # CMLM: the masked words of a text are predicted with the help of its neighbour's embedding.
 
 
+class CmlmOptions(MaskOptions):
+    """Options of cmlm."""
+
+    vectors: int = Field(default=15, ge=1, description="Vectors that the neighbour's embedding becomes.")
+
+
 class ConditionalMaskedLoss(nn.Module):
     """Masked language modelling of the second text, the first one's embedding put before it as vectors.
 
@@ -152,8 +166,8 @@ CMLM = Objective(
     method="tells masked words of the neighbour (experimental)",
     build=fixed_rows,
     loss=ConditionalMaskedLoss,
-    defaults=Hyperparameters(batch_size=64, learning_rate=5e-5, max_length=64, options={"masked": 0.15, "vectors": 15}),
-    shares=("masked",),
+    hyperparameters=Hyperparameters(batch_size=64, learning_rate=5e-5, max_length=64),
+    options=CmlmOptions,
     citation="Yang et al. 2021, Universal Sentence Representation Learning with Conditional Masked Language Model, "
     "arXiv:2012.14388",
 )
@@ -164,18 +178,21 @@ Span = tuple[int, int]
 """Token positions, start and end."""
 
 
-@dataclass(frozen=True)
-class SpanSampler:
-    """Draws spans from a document (Giorgi et al. 2021, section 3.1)."""
+class SpanOptions(MaskOptions, ContrastOptions):
+    """Options of declutr, by which spans are drawn from a document (Giorgi et al. 2021, section 3.1)."""
 
-    anchors: int
-    positives: int
-    """Per anchor."""
-    shortest: int
-    longest: int
-    """In tokens."""
-    scaled: bool
-    """Whether shorter documents give shorter spans; otherwise they are refused."""
+    anchors: int = Field(default=2, ge=1, description="Spans of a document that find others.")
+    positives: int = Field(default=2, ge=1, description="Spans near each of them.")
+    shortest: int = Field(default=32, ge=1, description="Tokens of the shortest span.")
+    longest: int = Field(default=512, ge=1, description="Tokens of the longest span.")
+    spans: Literal["scaled", "fixed"] = Field(
+        default="scaled", description="scaled: short documents give shorter spans. fixed: they are refused."
+    )
+
+    @property
+    def scaled(self) -> bool:
+        """Return whether shorter documents give shorter spans."""
+        return self.spans == "scaled"
 
     @property
     def min_tokens(self) -> int:
@@ -218,8 +235,7 @@ def drawn_spans(columns: Columns, context: TrainingContext) -> Dataset:
     Raises:
         DataError: all documents are too short, or one is and spans have the paper's lengths.
     """
-    sizes = {name: context[name] for name in ("anchors", "positives", "shortest", "longest")}
-    sampler = SpanSampler(**sizes, scaled=context["spans"] == "scaled")
+    sampler = SpanOptions.of(context.hyperparameters.options)
     rows: Columns = {"document": [], "offsets": []}
     short = []
     for number, text in enumerate(columns["document"], start=1):
@@ -246,7 +262,7 @@ def _token_offsets(text: str, tokenizer: Any) -> list[list[int]]:
     return [list(pair) for pair in encoded["offset_mapping"]]
 
 
-def span_texts(row: Row, random: Random, *, sampler: SpanSampler) -> Row:
+def span_texts(row: Row, random: Random, *, sampler: SpanOptions) -> Row:
     """Return a document's spans as texts: ``anchor0``, ``anchor1``, ... then ``near0x0``, ``near0x1``, ..."""
     text, offsets = row["document"], row["offsets"]
     anchors, positives = {}, {}
@@ -307,24 +323,10 @@ DECLUTR = Objective(
     method="spans near one another, NT-Xent, and masked words",
     build=drawn_spans,
     loss=SpanContrastLoss,
-    defaults=Hyperparameters(
-        batch_size=16,
-        learning_rate=5e-5,
-        weight_decay=0.1,
-        options={
-            "temperature": 0.05,
-            "masked": 0.15,
-            "anchors": 2,
-            "positives": 2,
-            "shortest": 32,
-            "longest": 512,
-            "spans": "scaled",
-        },
-    ),
+    hyperparameters=Hyperparameters(batch_size=16, learning_rate=5e-5, weight_decay=0.1),
+    options=SpanOptions,
     citation="Giorgi et al. 2021, DeCLUTR: Deep Contrastive Learning for Unsupervised Textual Representations, "
     "arXiv:2006.03659",
     faithful={"spans": "fixed"},
-    choices={"spans": ("scaled", "fixed")},
-    shares=("masked",),
     in_batch_negatives=True,
 )

@@ -6,10 +6,11 @@ import math
 import re
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
+from pydantic import Field
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import all_gather
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.text import has_spaced_words
 from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows, fixed_rows
-from dino_pipeline.training.objectives.contrastive import InfoNCELoss, NTXentLoss, module_per_size
+from dino_pipeline.training.objectives.pairs import ContrastOptions, InfoNCELoss, NTXentLoss, module_per_size
 
 # SimCSE: a sentence finds itself, seen through another dropout mask, among the others of its batch.
 
@@ -58,7 +59,6 @@ PAPER = Hyperparameters(
     warmup=0.0,
     max_length=32,
     pooling="cls",
-    options={"temperature": 0.05},
 )
 """The paper's values for BERT-base. For RoBERTa-base it used batches of 512 and a learning rate of 1e-5."""
 
@@ -68,7 +68,8 @@ SIMCSE = Objective(
     method="dropout twice, InfoNCE",
     build=repeated_sentences,
     loss=SimCSELoss,
-    defaults=PAPER,
+    hyperparameters=PAPER,
+    options=ContrastOptions,
     citation="Gao et al. 2021, SimCSE: Simple Contrastive Learning of Sentence Embeddings, arXiv:2104.08821",
     in_batch_negatives=True,
     needs_dropout=True,
@@ -78,13 +79,14 @@ SIMCSE = Objective(
 # Supervised SimCSE: an anchor finds its positive among its batch's positives and hard negatives (section 4).
 # The head that the paper keeps in the encoder is left out, so that the encoder stays a plain one.
 
-SUPERVISED_SIMCSE = Objective(
+SIMCSE_SUP = Objective(
     name="simcse-sup",
     needs="triplets",
     method="InfoNCE with hard negatives",
     build=fixed_rows,
     loss=InfoNCELoss,
-    defaults=PAPER.updated(epochs=3, batch_size=512, learning_rate=5e-5),
+    hyperparameters=PAPER.updated(epochs=3, batch_size=512, learning_rate=5e-5),
+    options=ContrastOptions,
     citation=SIMCSE.citation,
     in_batch_negatives=True,
     no_duplicates=True,
@@ -95,6 +97,16 @@ SUPERVISED_SIMCSE = Objective(
 
 ATTENTION_TEMPERATURE = 2.0
 """Temperature of the attention to the neighbours."""
+
+
+class IsCseOptions(ContrastOptions):
+    """Options of is-cse, the paper's for base models. For large ones it raised alpha from .005 to .05."""
+
+    buffer: int = Field(default=1024, ge=1, description="Sentences that are remembered.")
+    neighbours: int = Field(default=16, ge=1, description="Remembered sentences that a sentence is smoothed with.")
+    alpha: float = Field(default=0.1, ge=0, description="Weight of the smoothed views' loss.")
+    alpha_start: float = Field(default=0.1, ge=0, description="That weight at first.")
+    ramp: float = Field(default=0.5, ge=0, le=1, description="Share of the steps in which it reaches alpha.")
 
 
 def smooth_views(views: Tensor, memory: Tensor, neighbours: int) -> Tensor:
@@ -176,20 +188,16 @@ class InstanceSmoothedLoss(SimCSELoss):
         return loss
 
 
-IS_CSE_OPTIONS = {"buffer": 1024, "neighbours": 16, "alpha": 0.1, "alpha_start": 0.1, "ramp": 0.5}
-"""The paper's values for base models. For large ones it raised alpha from .005 to .05."""
-
 IS_CSE = Objective(
     name="is-cse",
     needs="sentences",
     method="SimCSE, and towards remembered neighbours",
     build=repeated_sentences,
     loss=InstanceSmoothedLoss,
-    defaults=PAPER.updated(options={**PAPER.options, **IS_CSE_OPTIONS}),
+    hyperparameters=PAPER,
+    options=IsCseOptions,
     citation="He et al. 2023, Instance Smoothed Contrastive Learning for Unsupervised Sentence Embedding, "
     "arXiv:2305.07424",
-    may_be_zero=("alpha", "alpha_start", "ramp"),
-    shares=("ramp",),
     in_batch_negatives=True,
     needs_dropout=True,
     caches_gradients=True,
@@ -199,6 +207,15 @@ IS_CSE = Objective(
 
 MIN_CHARACTERS = 30
 """Shorter texts are not masked."""
+
+
+class MirrorOptions(ContrastOptions):
+    """Options of mirror-bert."""
+
+    temperature: float = Field(default=0.04, gt=0, description="What cosines are divided by.")
+    mask: Literal["words", "characters", "none"] = Field(default="words", description="What is masked in the view.")
+    span: int = Field(default=5, ge=1, description="Characters that are masked.")
+    mean: Literal["texts", "padded"] = Field(default="texts", description="Token states whose mean is the embedding.")
 
 
 def masked_sentences(columns: Columns, context: TrainingContext) -> Dataset:
@@ -289,17 +306,11 @@ MIRROR_BERT = Objective(
     method="a span masked, NT-Xent",
     build=masked_sentences,
     loss=mirror_loss,
-    defaults=Hyperparameters(
-        batch_size=200,
-        warmup=0.0,
-        schedule="constant",
-        max_length=50,
-        options={"temperature": 0.04, "mask": "words", "span": 5, "mean": "texts"},
-    ),
+    hyperparameters=Hyperparameters(batch_size=200, warmup=0.0, schedule="constant", max_length=50),
+    options=MirrorOptions,
     citation="Liu et al. 2021, Fast, Effective, and Self-Supervised: Transforming Masked Language Models into "
     "Universal Lexical and Sentence Encoders, arXiv:2104.08027",
     faithful={"mask": "characters", "mean": "padded"},
-    choices={"mask": ("words", "characters", "none"), "mean": ("texts", "padded")},
     in_batch_negatives=True,
     caches_gradients=True,
 )

@@ -1,21 +1,31 @@
-"""Whether a training can be worth anything: checks that refuse it, or that a user should hear of."""
+"""Whether a training is worth anything: what is checked before it begins, and what chooses its best checkpoint."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.losses import has_static_embedding_input
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from torch import nn
 
 from dino_pipeline.encoder_options import Hyperparameters
+from dino_pipeline.encoders import BATCH_SIZE, Vectors, embed
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
+from dino_pipeline.progress import Reporter
+from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.text import normalise
-from dino_pipeline.training.corpus import distinct_texts
+from dino_pipeline.training.adapters import contrast_classes
+from dino_pipeline.training.corpus import Corpus, distinct_texts
 from dino_pipeline.training.objectives import Objective
 
 COLLAPSED = 0.99
@@ -32,6 +42,8 @@ FILLED = 0.8
 """Share of the largest duplicate-free batch found in one order. Other orders may find a smaller one."""
 WORTH_A_NOTE = 0.01
 """Share of cut or repeated texts from which it is worth a note."""
+MAX_TEXTS = 2000
+"""Texts that uniformity compares with one another."""
 
 
 def check_encoder(model: SentenceTransformer, objective: Objective, hyperparameters: Hyperparameters) -> None:
@@ -104,69 +116,56 @@ def _duplicate_free_rows(dataset: Dataset, limit: int) -> int:
     return count
 
 
-@dataclass(frozen=True)
-class DataReport:
-    """Figures of a training's data, and what a user should know of them."""
-
-    batch: int
-    """Rows per batch."""
-    cut: float
-    """Share of texts that are longer than the encoder takes."""
-    repeated: float
-    """Share of rows that share their first text with another row."""
-    notes: list[tuple[str, str]]
-    """Message and remedy of each note."""
-
-
 def inspect_data(
+    record: FinetuneRecord,
     model: SentenceTransformer,
     objective: Objective,
-    hyperparameters: Hyperparameters,
     dataset: Dataset,
-    wanted_rows: int,
-    wanted_batch: int,
-) -> DataReport:
-    """Return what is worth knowing of the dataset that an objective built.
+    batch_size: int,
+    reporter: Reporter,
+) -> FinetuneRecord:
+    """Return the record with what is worth knowing of the dataset that an objective built, and note it.
 
-    Args:
-        wanted_rows: the rows before the objective left some out.
-        wanted_batch: the batch size before `fit_batch_size`.
+    The record says how many rows there were before the objective left some out, and which batch size was asked for.
+    ``batch_size`` is what `fit_batch_size` made of it.
 
     Raises:
         DataError: there are too few rows for in-batch negatives.
         OptionError: the batches are too small for them.
     """
-    rows, batch = len(dataset), min(hyperparameters.batch_size, len(dataset))
-    notes: list[tuple[str, str]] = []
+    rows, batch, wanted_rows = len(dataset), min(batch_size, len(dataset)), record.train or 0
+    notes: list[str] = []
+
+    def note(message: str, remedy: str = "") -> None:
+        notes.append(message)
+        reporter.note(message, remedy)
+
     if rows < wanted_rows:
-        notes.append((f"{wanted_rows - rows} of {wanted_rows} {objective.needs} are too short", ""))
+        note(f"{wanted_rows - rows} of {wanted_rows} {objective.needs} are too short")
     if objective.in_batch_negatives:
-        if hyperparameters.batch_size < 2:
+        if batch_size < 2:
             raise OptionError(
-                f"{objective.name} needs the other rows of a batch",
-                option="batch_size",
-                value=hyperparameters.batch_size,
+                f"{objective.name} needs the other rows of a batch", option="batch_size", value=batch_size
             )
         if rows < 2:
             raise DataError(f"{objective.name}: one row is too few; the others of a batch are what it learns from")
         if batch < FEW_ROWS:
             few = f"batches of {batch} rows leave {batch - 1} other rows to tell a text from"
-            notes.append((f"{few}; {FEW_ROWS} and more are usual", ""))
+            note(f"{few}; {FEW_ROWS} and more are usual")
     cut = share_cut(model, objective, dataset)
     if cut >= WORTH_A_NOTE:
-        notes.append(
-            (
-                f"{cut:.0%} of the texts are longer than {model.max_seq_length} tokens and are cut",
-                "raise {max_length}, or train on their sentences with {split_sentences=True}",
-            )
+        note(
+            f"{cut:.0%} of the texts are longer than {model.max_seq_length} tokens and are cut",
+            "raise {max_length}, or train on their sentences with {split_sentences=True}",
         )
     repeated = share_repeated(dataset) if objective.in_batch_negatives else 0.0
     if repeated >= WORTH_A_NOTE:
         effect = "batches keep them apart" if objective.no_duplicates else "in one batch they are false negatives"
-        notes.append((f"{repeated:.0%} of the rows share a first text with another row; {effect}", ""))
+        note(f"{repeated:.0%} of the rows share a first text with another row; {effect}")
+    wanted_batch = record.options.batch_size
     if batch < min(wanted_batch, rows):
-        notes.append((f"batches are of {batch} rows, not {wanted_batch}: there are {rows} rows to fill them from", ""))
-    return DataReport(batch, round(cut, 4), round(repeated, 4), notes)
+        note(f"batches are of {batch} rows, not {wanted_batch}: there are {rows} rows to fill them from")
+    return record.updated(batch=batch, cut=round(cut, 4), repeated=round(repeated, 4), notes=tuple(notes))
 
 
 def share_cut(model: SentenceTransformer, objective: Objective, dataset: Dataset) -> float:
@@ -192,3 +191,107 @@ def share_repeated(dataset: Dataset) -> float:
 def probe_texts(examples: Sequence[Example]) -> list[str]:
     """Return different texts in which to look for collapse."""
     return distinct_texts(examples[:PROBE_TEXTS])[:PROBE_TEXTS]
+
+
+# The best checkpoint: chosen by held-out texts, without labels made by people.
+
+
+@dataclass(frozen=True)
+class SelectionCriterion:
+    """Chooses the best checkpoint: the one with the highest measure on held-out texts."""
+
+    evaluator: BaseEvaluator
+    measure: str
+    """Name of the measure, as it is shown."""
+    scale: float
+    """Factor by which the measure is multiplied where it is shown."""
+    rows: int
+    """Number of pairs or texts that it is computed on."""
+
+    @property
+    def metric(self) -> str:
+        """Return the measure's name among the trainer's metrics."""
+        return f"eval_{self.evaluator.primary_metric}"
+
+
+def selection_criterion(held_out: Corpus) -> SelectionCriterion:
+    """Return the criterion for held-out texts: Spearman for scored pairs, else alignment and uniformity.
+
+    Raises:
+        DataError: all scores are the same.
+    """
+    if held_out.content != "scored pairs":
+        views = AlignmentUniformity(held_out.examples[:MAX_TEXTS], paired=held_out.content == "pairs")
+        return SelectionCriterion(views, "alignment and uniformity", 1, len(views.first))
+    scores = [example.label for example in held_out.examples]
+    if len(dict.fromkeys(scores)) < 2:
+        raise DataError(
+            f"{held_out.name}: must hold scored pairs with at least two different scores", "filter a larger dataset"
+        )
+    evaluator: Any = EmbeddingSimilarityEvaluator(
+        sentences1=[example.text_a for example in held_out.examples],
+        sentences2=[example.text_b for example in held_out.examples],
+        scores=scores,
+        batch_size=BATCH_SIZE,
+        name="dev",
+        similarity_fn_names=["cosine"],
+        write_csv=False,
+    )
+    evaluator.primary_metric = "dev_spearman_cosine"
+    return SelectionCriterion(evaluator, "Spearman", 100, len(scores))
+
+
+def criterion_for(held_out: Corpus, objective: Objective, *, learns_classes: bool) -> SelectionCriterion:
+    """Return the criterion for an objective.
+
+    If it learns from pairs within and between classes, such pairs of the held-out texts choose.
+    """
+    of_classes = learns_classes and held_out.content == "classified texts"
+    if of_classes and objective.needs in ("scored pairs", "triplets"):
+        pairs = contrast_classes(held_out.examples)
+        if len({pair.label for pair in pairs}) > 1:  # a few texts may all be of one class
+            return selection_criterion(Corpus(held_out.name, pairs))
+    return selection_criterion(held_out)
+
+
+class AlignmentUniformity(BaseEvaluator):
+    """Alignment of pairs and uniformity of embeddings (Wang & Isola 2020, section 4).
+
+    A pair is two texts that belong together, as those of an example do if it is ``paired``, or a text and itself with
+    one word left out.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, paired: bool) -> None:
+        super().__init__()
+        self.primary_metric = "dev_alignment_uniformity"
+        random = Random(0)
+        self.first: list[str] = []
+        self.second: list[str] = []
+        for example in examples:
+            self.first.append(example.text_a)
+            view = example.text_b if paired else None
+            self.second.append(view or _drop_a_word(example.text_a, random))
+
+    def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return minus the sum of alignment and uniformity; each is better the lower it is."""
+        first, second = embed(model, self.first), embed(model, self.second)
+        return {self.primary_metric: -alignment(first, second) - uniformity(first)}
+
+
+def alignment(first: Vectors, second: Vectors) -> float:
+    """Return the mean squared distance of pairs of vectors of length 1, each ``(pairs, dimension)``."""
+    return float(((first - second) ** 2).sum(axis=1).mean())
+
+
+def uniformity(vectors: Vectors) -> float:
+    """Return the logarithm of the mean of ``exp(-2 d^2)`` over all pairs of ``(texts, dimension)`` of length 1."""
+    if len(vectors) < 2:
+        return 0.0
+    return float(np.log(np.exp(-2 * pdist(vectors, "sqeuclidean")).mean()))
+
+
+def _drop_a_word(text: str, random: Random) -> str:
+    words = text.split()
+    if len(words) > 1:
+        del words[random.randrange(len(words))]
+    return " ".join(words)
