@@ -58,6 +58,19 @@ PROVENANCE = FIELDS[3:]
 """The fields that only generation knows: logprob, margin, input, sample."""
 REASONS = ("reason", "evidence")
 """The fields that a dropped example has in addition."""
+COLUMN_TYPES = {
+    "text_a": "VARCHAR",
+    "text_b": "VARCHAR",
+    "label": "VARCHAR",
+    "logprob": "DOUBLE",
+    "margin": "DOUBLE",
+    "input": "BIGINT",
+    "sample": "BIGINT",
+    "reason": "VARCHAR",
+    "evidence": "VARCHAR",
+}
+"""The SQL type of each field of `FIELDS` and `REASONS`."""
+assert tuple(COLUMN_TYPES) == (*FIELDS, *REASONS)
 
 
 def read_examples(path: str | Path, *, numeric_labels: bool = True) -> list[Example]:

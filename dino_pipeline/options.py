@@ -8,7 +8,7 @@ An options model lists what a stage takes. Each field is one option:
         )
 
 `Options.of` validates values from anywhere and names what is wrong. `accepts` gives a Python function the options as
-keyword arguments; ``cli.flags`` gives a command the same options as flags.
+keyword arguments; ``cli.base`` gives a command the same options as flags.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import PYTHON, DataError, ModelError, OptionError
+from dino_pipeline.models import load_encoder
 from dino_pipeline.progress import full_note
 from dino_pipeline.training.checks import DataReport, check_encoder, fit_batch_size, has_dropout, inspect_data
 from dino_pipeline.training.objectives import TrainingContext, get_objective, resolve_hyperparameters

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dino_pipeline.encoders import load_encoder, mean_cosine
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
+from dino_pipeline.models import load_encoder, mean_cosine
 from dino_pipeline.training.checks import probe_texts
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.selection import alignment, selection_criterion, uniformity

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import field_validator
 
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, Hyperparameters
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet
 from dino_pipeline.files import write_atomic, write_bytes
 from dino_pipeline.in_memory import table_html
-from dino_pipeline.models import POCKET, ModelRef, model_path
+from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for, table
 from dino_pipeline.run import Run

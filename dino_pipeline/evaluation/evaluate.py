@@ -19,7 +19,7 @@ from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
 from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
-from dino_pipeline.models import POCKET, ModelRef, model_fingerprint, model_path
+from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_fingerprint, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions
@@ -51,11 +51,7 @@ class Candidate:
         Raises:
             ModelError: it cannot be loaded.
         """
-        if self.model is not None:
-            return self.model
-        from dino_pipeline.encoders import load_encoder
-
-        return load_encoder(str(self.path), self.revision)
+        return self.model if self.model is not None else load_encoder(str(self.path), self.revision)
 
     def describe(self, model: SentenceTransformer) -> EvaluatedModel:
         """Return what scores.json holds of the encoder, once it is loaded."""

@@ -21,7 +21,7 @@ from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filt
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.in_memory import ExampleList, as_examples
-from dino_pipeline.models import model_path, pick_device
+from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import load_table, read_json_lines
@@ -336,17 +336,15 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
     Raises:
         OptionError: scores are wanted of texts without a generator, or evaluation data is not there.
     """
-    scorer = embed = cluster = None
+    scorer = embed_inputs = cluster = None
     if options.needs_scores:
         if not has_spec:
             name, value = ("verify", True) if options.verify else ("labels", "posterior")
             raise OptionError("needs a run's spec and generator; these texts have none", option=name, value=value)
         scorer = _scorer(run, options.device, reporter)
     if options.semantic:
-        from dino_pipeline import encoders
-
-        encoder = encoders.load_encoder(model_path(options.semantic, "encoder"))
-        embed = partial(encoders.embed, encoder.to(pick_device(options.device)))
+        encoder = load_encoder(model_path(options.semantic, "encoder"))
+        embed_inputs = partial(embed, encoder.to(pick_device(options.device)))
     excluded = tuple(exclusion_files(options.exclude, run.path / "evaluation-data"))
     with ExitStack() as stack:
         if options.ray:
@@ -355,7 +353,7 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
             stack.enter_context(connected(options.ray))
             cluster = RayPool(choose_resources(options.workers, worker_cpus=None, worker_gpus=0.0), run.path).spread
         workers = options.workers or os.cpu_count() or 1
-        yield FilterRuntime(workers, options.memory, scorer, embed, excluded, cluster)
+        yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, cluster)
 
 
 def _scorer(run: Run, device: str | None, reporter: Reporter) -> Any:

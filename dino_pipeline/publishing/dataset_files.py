@@ -11,12 +11,11 @@ from typing import Any
 import duckdb
 
 from dino_pipeline.errors import DataError, OutputError, first_line
-from dino_pipeline.examples import PROVENANCE, REASONS
-from dino_pipeline.files import shard_files
+from dino_pipeline.examples import COLUMN_TYPES, PROVENANCE, REASONS
+from dino_pipeline.files import connect, json_rows, quoted, quoted_list, shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.publishing.report_source import OpenedRun
 from dino_pipeline.run import Run
-from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.text import as_number
 
 SHARD = 512 * 2**20
@@ -87,7 +86,7 @@ def shape_of(opened: OpenedRun) -> DataShape:
     if not run.train.exists() or not run.train.stat().st_size:
         raise DataError(f"{run.train}: does not exist, or is empty", "run {filter()} first")
     with connect() as db:
-        source = json_rows([run.train, *([run.held_out] if run.held_out else [])])
+        source = json_rows([run.train, *([run.held_out] if run.held_out else [])], COLUMN_TYPES)
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source}").fetchall()]
     numeric = filtered is None or filtered.inputs.numeric_labels
@@ -124,7 +123,7 @@ def _not_withheld(dropped: Sequence[Path]) -> str:
     if not dropped:
         return "true"
     texts = "struct_pack(a := text_a, b := coalesce(text_b, ''))"
-    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped)} WHERE reason IN {WITHHELD_REASONS})"
+    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped, COLUMN_TYPES)} WHERE reason IN {WITHHELD_REASONS})"
 
 
 def _training_columns(shape: DataShape) -> list[ParquetColumn]:
@@ -190,7 +189,7 @@ def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSpli
 def _query(split: DatasetSplit) -> str:
     columns = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
     # the condition may become a join, which loses the order of rows
-    numbered = f"SELECT *, row_number() OVER () AS place FROM {json_rows(split.sources)}"
+    numbered = f"SELECT *, row_number() OVER () AS place FROM {json_rows(split.sources, COLUMN_TYPES)}"
     return f"SELECT {columns} FROM ({numbered}) WHERE {split.where} ORDER BY place"
 
 

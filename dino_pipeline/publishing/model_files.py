@@ -12,12 +12,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, ModelCard, card_text, texts_origin
 from dino_pipeline.cards.hub import address, run_manifest, seal
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.measures import measure_title
-from dino_pipeline.models import POCKET, model_fingerprint
+from dino_pipeline.models import POCKET, load_encoder, model_fingerprint
 from dino_pipeline.publishing.report_source import OpenedRun
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run

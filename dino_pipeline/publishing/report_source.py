@@ -14,13 +14,13 @@ import duckdb
 
 from dino_pipeline.errors import PYTHON, DataError, RunError, Wording, first_line, worded
 from dino_pipeline.evaluation.evaluate import Candidate
-from dino_pipeline.files import shard_files
+from dino_pipeline.examples import COLUMN_TYPES
+from dino_pipeline.files import connect, json_rows, shard_files
 from dino_pipeline.progress import Reporter
 from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows
 from dino_pipeline.stage_records import EvaluateRecord, FilterRecord, FinetuneRecord, GenerateRecord, StageRecord
 from dino_pipeline.text import as_number, plain_label
 
@@ -178,7 +178,7 @@ class RunTexts:
         if not paths:
             return
         try:
-            self.db.execute(f"INSERT INTO {name} FROM {json_rows(paths)}")
+            self.db.execute(f"INSERT INTO {name} FROM {json_rows(paths, COLUMN_TYPES)}")
         except duckdb.Error as error:
             names = ", ".join(map(str, paths))
             raise DataError(f"{names}: cannot be read ({first_line(error)})", "make it again") from error

@@ -23,10 +23,9 @@ from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions
-from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
-from dino_pipeline.models import ModelRef, model_fingerprint, model_path, quiet_loading
+from dino_pipeline.models import ModelRef, load_encoder, model_fingerprint, model_path, pooling_of, quiet_loading
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import public_record

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoders import Vectors, embed
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import accuracy, macro_f1
+from dino_pipeline.models import Vectors, embed
 
 HEAD_FILE = "head.safetensors"
 MAX_FITTED = 20_000

@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-from dino_pipeline.encoders import BATCH_SIZE, Vectors, embed
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
+from dino_pipeline.models import BATCH_SIZE, Vectors, embed
 from dino_pipeline.training.adapters import contrast_classes
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.objectives import Objective
