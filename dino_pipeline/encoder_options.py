@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
 from dino_pipeline.errors import OptionError
-from dino_pipeline.in_memory import COLUMN_NAMES
+from dino_pipeline.examples import COLUMN_NAMES
 from dino_pipeline.options import Flag, Options, flags_of
 from dino_pipeline.text import as_number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -219,6 +220,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
+
+
+def table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a small table for a notebook, every cell escaped."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<p>{html.escape(title)}</p><table>{line('th', header)}{body}</table>"
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from dino_pipeline import examples
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.examples import (
-    COLUMN_TYPES,
     Dropped,
     Example,
     parse_example,
@@ -32,6 +31,7 @@ from dino_pipeline.files import (
     write_atomic,
     write_bytes,
 )
+from dino_pipeline.publishing.report_source import COLUMN_TYPES
 from dino_pipeline.readers import InputFile, input_file, read_json_lines, read_tab_separated
 
 

@@ -14,11 +14,10 @@ import pytest
 
 import dino_pipeline as dino
 from dino_pipeline.errors import DataError, RunError
-from dino_pipeline.examples import FIELDS, Example, read_examples, write_examples
+from dino_pipeline.examples import FIELDS, Example, ExampleList, as_examples, read_examples, write_examples
 from dino_pipeline.files import write_json_lines
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generation.generate import GeneratedTexts
-from dino_pipeline.in_memory import ExampleList, as_examples
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import LabelTotals

@@ -16,10 +16,9 @@ from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run
 from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet
 from dino_pipeline.files import write_atomic, write_bytes
-from dino_pipeline.in_memory import table_html
 from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_path
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter, reporter_for, table
+from dino_pipeline.progress import Progress, Reporter, reporter_for, table, table_html
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, finetune_run, folder_or_temporary

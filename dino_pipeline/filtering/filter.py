@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
+from dino_pipeline.examples import PROVENANCE, Example, ExampleList, as_examples, iter_examples, write_examples
 from dino_pipeline.files import remove, write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
@@ -20,7 +20,6 @@ from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
 from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filter_run, look
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
-from dino_pipeline.in_memory import ExampleList, as_examples
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for

@@ -11,10 +11,10 @@ from typing import Any
 import duckdb
 
 from dino_pipeline.errors import DataError, OutputError, first_line
-from dino_pipeline.examples import COLUMN_TYPES, PROVENANCE, REASONS
+from dino_pipeline.examples import PROVENANCE, REASONS
 from dino_pipeline.files import connect, json_rows, quoted, quoted_list, shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
-from dino_pipeline.publishing.report_source import OpenedRun
+from dino_pipeline.publishing.report_source import COLUMN_TYPES, OpenedRun
 from dino_pipeline.run import Run
 from dino_pipeline.text import as_number
 

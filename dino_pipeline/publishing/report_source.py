@@ -14,7 +14,7 @@ import duckdb
 
 from dino_pipeline.errors import PYTHON, DataError, RunError, Wording, first_line, worded
 from dino_pipeline.evaluation.evaluate import Candidate
-from dino_pipeline.examples import COLUMN_TYPES
+from dino_pipeline.examples import FIELDS, REASONS
 from dino_pipeline.files import connect, json_rows, shard_files
 from dino_pipeline.progress import Reporter
 from dino_pipeline.record import RunRecord
@@ -24,6 +24,19 @@ from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import EvaluateRecord, FilterRecord, FinetuneRecord, GenerateRecord, StageRecord
 from dino_pipeline.text import as_number, plain_label
 
+COLUMN_TYPES = {
+    "text_a": "VARCHAR",
+    "text_b": "VARCHAR",
+    "label": "VARCHAR",
+    "logprob": "DOUBLE",
+    "margin": "DOUBLE",
+    "input": "BIGINT",
+    "sample": "BIGINT",
+    "reason": "VARCHAR",
+    "evidence": "VARCHAR",
+}
+"""The SQL type of each field of an example, and of a dropped one."""
+assert tuple(COLUMN_TYPES) == (*FIELDS, *REASONS)
 AnyRecord = TypeVar("AnyRecord", bound=StageRecord)
 
 MOST_LABELS = 12
