@@ -218,7 +218,6 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> str:
 
 
 def dropped_row(dropped: Dropped) -> dict[str, object]:
-    """Return the JSON object of a dropped example."""
     return {**asdict(dropped.example), "reason": dropped.reason}
 
 

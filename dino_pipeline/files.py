@@ -78,7 +78,6 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """Return a JSON object as one line."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -271,7 +270,6 @@ def json_rows(paths: Sequence[Path], columns: Mapping[str, str]) -> str:
 
 
 def parquet_rows(paths: Sequence[Path]) -> str:
-    """Return the table expression that reads Parquet files."""
     return f"read_parquet({quoted_list(paths)}, {NO_HIVE_PARTITIONING})"
 
 

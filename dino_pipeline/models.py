@@ -229,7 +229,6 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
 
 
 def pooling_of(model: SentenceTransformer) -> str:
-    """Return the name of an encoder's pooling mode."""
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     return next((str(module.pooling_mode) for module in model if isinstance(module, Pooling)), "none of its own")

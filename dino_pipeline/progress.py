@@ -45,7 +45,6 @@ class LabelCount:
 
 
 def no_counts(labels: Iterable[str]) -> dict[str, LabelCount]:
-    """Return a zero count for each label."""
     return {label: LabelCount() for label in labels}
 
 
@@ -109,7 +108,6 @@ class CallbackReporter:
         self.stopped = False
 
     def update(self, progress: Progress) -> None:
-        """Pass the state on."""
         self._call(copy.deepcopy(progress))  # the stage goes on to change its own
 
     def note(self, message: str, remedy: str = "") -> None:
@@ -117,7 +115,6 @@ class CallbackReporter:
         self._call(full_note(message, remedy, PYTHON))
 
     def should_stop(self) -> bool:
-        """Return whether the function has returned ``False``."""
         return self.stopped
 
     def _call(self, event: Progress | str) -> None:
@@ -162,7 +159,6 @@ class Console:
             self._print_line(progress)
 
     def note(self, message: str, remedy: str = "") -> None:
-        """Print a note above the bar."""
         line = f"note: {full_note(message, remedy, self.wording)}"
         if self.bar is None:
             click.echo(line, err=True)

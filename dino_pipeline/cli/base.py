@@ -39,7 +39,6 @@ class CommandLineWording:
         return f"--{flag} '{value}'" if " " in str(value) else f"--{flag} {value}"
 
     def stage(self, name: str, target: str) -> str:
-        """Return the command of a stage."""
         return f"dino {name.replace('_', ' ')} {target}".rstrip()
 
 
@@ -129,19 +128,18 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
     """
 
     def decorate(function: Command) -> Command:
-        names = [name for name, flag, _ in flags_of(model) if not flag.hidden]
+        parameters = {name: _option(name, flag, field) for name, flag, field in flags_of(model) if not flag.hidden}
 
         @wraps(function)
         def wrapped(**values: Any) -> Any:
             context = click.get_current_context()
-            left_out = [name for name in names if context.get_parameter_source(name) == ParameterSource.DEFAULT]
+            left_out = [name for name in parameters if context.get_parameter_source(name) == ParameterSource.DEFAULT]
             given = {name: value for name, value in values.items() if name not in left_out}
             _refuse_flags_as_values(given)
             return function(**given)
 
-        parameters = [_option(name, flag, field) for name, flag, field in flags_of(model) if not flag.hidden]
         # click expects them last first, as decorators add them
-        wrapped.__click_params__ = [*reversed(parameters), *getattr(function, "__click_params__", [])]  # type: ignore[attr-defined]
+        wrapped.__click_params__ = [*reversed(parameters.values()), *getattr(function, "__click_params__", [])]  # type: ignore[attr-defined]
         return wrapped
 
     return decorate

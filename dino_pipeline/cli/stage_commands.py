@@ -260,9 +260,8 @@ def evaluate_command(targets: tuple[str, ...], **given: Any) -> None:
     The scores are written to scores.json in the RUN, or here.
     """
     from dino_pipeline.evaluation.evaluate import evaluate
-    from dino_pipeline.training.training_texts import as_run
 
-    if sum(as_run(target) is not None for target in targets) != 1:
+    if sum(Run.of(target) is not None for target in targets) != 1:
         given.setdefault("output", "scores.json")
     with closing(Console(wording=COMMAND_LINE)) as console:
         scores = evaluate(*targets, progress=console, **given)

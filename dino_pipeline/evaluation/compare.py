@@ -23,7 +23,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, finetune_run, folder_or_temporary
 from dino_pipeline.training.objectives import get_objective, resolve_hyperparameters, rows_are_independent
-from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+from dino_pipeline.training.training_texts import TrainingTexts, training_texts
 
 if TYPE_CHECKING:
     import pandas
@@ -140,7 +140,7 @@ def compare(
     texts = training_texts(source, chosen)
     jobs = [_training_job(name, chosen, texts) for name in chosen.objectives or OBJECTIVES]
     encoder = jobs[0].encoder
-    own = as_run(source)
+    own = Run.of(source)
     to_keep = chosen.run or (own.comparison if own else None)
     with reporter_for(progress) as reporter, folder_or_temporary(to_keep) as folder:
         sets = _sets(chosen, own, reporter)

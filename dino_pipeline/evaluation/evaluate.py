@@ -25,7 +25,6 @@ from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import EvaluateRecord, FinetuneRecord
-from dino_pipeline.training.training_texts import as_run
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -108,7 +107,7 @@ def evaluate(
         raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
     if chosen.output:
         _check_output(chosen.output)
-    runs = [run for target in targets if (run := as_run(target))]
+    runs = [run for target in targets if (run := Run.of(target))]
     candidates = _all_candidates(targets, only_run=len(runs) == 1)
     with reporter_for(progress) as reporter:
         sets = evaluation_sets(chosen, runs, reporter, of_pocket=any(map(_starts_from_pocket, runs)))
@@ -301,7 +300,7 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
     Raises:
         OptionError: the run has no trained encoder.
     """
-    run = as_run(target)
+    run = Run.of(target)
     name = str(target.path if isinstance(target, Run) else target)
     if run is None:
         return [_named_model(name)]

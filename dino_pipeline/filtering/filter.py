@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import PROVENANCE, Example, ExampleList, as_examples, iter_examples, write_examples
-from dino_pipeline.files import remove, write_json
+from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
@@ -262,15 +262,11 @@ class ListSource:
     @contextmanager
     def written(self, run: Run) -> Iterator[FilterSource]:
         """Write the examples to a file in the run's folder, which is locked, and delete it afterwards."""
-        folder = run.path / "source.part"
-        file = folder / f"{self.name}.jsonl"
         place = "the examples" if self.name == EXAMPLES else self.name
-        try:
-            remove(folder)  # a crash may have left it
+        with run.scratch("source") as folder:
+            file = folder / f"{self.name}.jsonl"
             write_examples(file, self._labelled())
             yield FilterSource([file], place, file.name, self.numeric_labels, self.prompt, self.is_final, is_list=True)
-        finally:
-            remove(folder)
 
     def _labelled(self) -> Iterator[Example]:
         """Yield the examples; labels that are whole numbers and scores become floats."""

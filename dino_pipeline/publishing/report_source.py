@@ -95,12 +95,15 @@ class OpenedRun:
             RunError: the folder is not a run, its run.json is damaged, or another process holds it.
             SpecError: its spec.json is damaged.
         """
-        run = Run.of(run)
-        if not run.is_run:
-            raise RunError(f"{run.path}: is not a run", "name a folder that {generate()} or {filter()} wrote")
-        with run.locked():
-            spec = load_spec(run.spec) if run.spec.exists() else None
-            yield cls(run, run.record(), spec)
+        found = Run.of(run)
+        if found is None or not found.is_run:
+            remedy = "give a run's folder; {run=FOLDER} makes a stage keep one"
+            if isinstance(run, str | Path | Run):
+                remedy = "name a folder that {generate()} or {filter()} wrote"
+            raise RunError(f"{run.path if isinstance(run, Run) else run}: is not a run", remedy)
+        with found.locked():
+            spec = load_spec(found.spec) if found.spec.exists() else None
+            yield cls(found, found.record(), spec)
 
 
 @dataclass(frozen=True)

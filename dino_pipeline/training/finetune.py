@@ -45,7 +45,7 @@ from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.selection import SelectionCriterion, criterion_for
 from dino_pipeline.training.trainer import COUNTS_FILE, TrainingResult, count_steps, train
-from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+from dino_pipeline.training.training_texts import TrainingTexts, training_texts
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def finetune(
     objective = get_objective(chosen.objective)
     hyperparameters = resolve_hyperparameters(objective, chosen.hyperparameters, chosen.own_options)
     job = TrainingJob.of(objective, hyperparameters, chosen, training_texts(source, chosen), chosen.seed)
-    own = as_run(source)
+    own = Run.of(source)
     folder = chosen.run or (own.path if own else None)
     if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("several processes need a folder in common", "name one with {run=FOLDER}")
