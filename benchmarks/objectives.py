@@ -20,7 +20,7 @@ import transformers
 
 from benchmarks.common import dino, distinct_sentences, timed
 from dino_pipeline import pocket
-from dino_pipeline.encoders import load_encoder
+from dino_pipeline.models import load_encoder
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import table
 from dino_pipeline.run import Run

@@ -102,7 +102,6 @@ def _connect(address: str | None) -> None:
 
 
 def total_resources() -> tuple[float, float]:
-    """Return the CPUs and the GPUs of the connected cluster."""
     import ray
 
     resources = ray.cluster_resources()
@@ -123,7 +122,6 @@ class WorkerEnvironment:
 
     @classmethod
     def current(cls) -> WorkerEnvironment:
-        """Return this process's environment."""
         return cls(str(Path.cwd()), os.environ.get(ALLOW_PICKLE, "0"))
 
     def enter(self) -> None:

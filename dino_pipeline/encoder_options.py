@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
 from dino_pipeline.errors import OptionError
-from dino_pipeline.in_memory import COLUMN_NAMES
-from dino_pipeline.options import Flag, Options, flags_of
+from dino_pipeline.examples import COLUMN_NAMES
+from dino_pipeline.options import Flag, Options, RunFolder, flags_of
 from dino_pipeline.text import as_number
 
 OBJECTIVES = {
@@ -176,11 +176,6 @@ class TrainingOptions(ChosenHyperparameters):
         description="Pairs scored by people that choose the best checkpoint instead. Card and scores say so.",
     )
 
-    @field_validator("run", mode="before", check_fields=False)
-    @classmethod
-    def _folder_of_run(cls, value: object) -> object:
-        return getattr(value, "path", value)
-
     @field_validator("column")
     @classmethod
     def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
@@ -197,7 +192,7 @@ class TrainingOptions(ChosenHyperparameters):
 class FinetuneOptions(TrainingOptions):
     """Options of a training by one objective."""
 
-    run: Annotated[Path | None, Flag(metavar="FOLDER")] = Field(
+    run: Annotated[RunFolder, Flag(metavar="FOLDER")] = Field(
         default=None, description="Run to write, where the texts are not a run's."
     )
     fresh: bool = Field(default=False, description="Train again from the start.")
@@ -221,7 +216,7 @@ class FinetuneOptions(TrainingOptions):
 class CompareOptions(TrainingOptions):
     """Options of a comparison of objectives."""
 
-    run: Annotated[Path | None, Flag(metavar="FOLDER", default="compare in the RUN")] = Field(
+    run: Annotated[RunFolder, Flag(metavar="FOLDER", default="compare in the RUN")] = Field(
         default=None, description="Folder to write."
     )
     fresh: bool = Field(default=False, description="Train all again.")

@@ -1,14 +1,5 @@
 """Every error a user can cause, and how a remedy names options.
 
-DinoError                 shown as one message, exit code 2
-├── SpecError             a task spec file is wrong
-├── DataError             a data file (JSONL, TSV, text) is wrong
-├── OptionError           an option, or a combination of options, is wrong
-├── ModelError            a model cannot be loaded or cannot do what is asked
-├── RunError              a run folder does not allow what is asked (other options, missing stage, in use)
-├── HubError              the Hub, or what is there, does not allow what is asked
-└── OutputError           something could not be written (disk full, no permission)
-
 The library does not know who calls it, so a remedy names options and stages as data: ``"give {inputs=FILE}, or run
 {filter()} first"``. Python users read "give inputs=FILE, or run dino.filter() first". The command line writes the same
 with its flags and commands. See `worded`.
@@ -75,7 +66,7 @@ class _Literal(str):
 
 
 class DinoError(Exception):
-    """Base of all errors that a user can fix.
+    """Base of all errors that a user can fix. The command line shows one as a message, and exits with code 2.
 
     Args:
         message: what is wrong: file, place and value. It is shown as it is, braces included.
@@ -119,7 +110,7 @@ class SpecError(DinoError):
 
 
 class DataError(DinoError):
-    """A data file is wrong."""
+    """A data file (JSONL, TSV, text) is wrong."""
 
 
 class OptionError(DinoError):
@@ -131,7 +122,7 @@ class ModelError(DinoError):
 
 
 class RunError(DinoError):
-    """A run folder does not allow what is asked."""
+    """A run folder does not allow what is asked: other options, a missing stage, in use."""
 
 
 class HubError(DinoError):
@@ -139,7 +130,7 @@ class HubError(DinoError):
 
 
 class OutputError(DinoError):
-    """A result could not be written."""
+    """A result could not be written: the disk is full, or there is no permission."""
 
 
 def require_package(package: str, option: str, value: object = None) -> None:

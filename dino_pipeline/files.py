@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, replacement of folders, checksums."""
+"""Files that survive a crash: atomic writes, replacement of folders, checksums; and how DuckDB reads files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dino_pipeline.errors import DataError, OutputError, RunError, first_line
+
+if TYPE_CHECKING:
+    import duckdb
 
 MAX_LINE = 16 * 2**20
 """Bytes (or characters) of a line of data. A longer line is neither a sentence nor a document."""
@@ -75,7 +78,6 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
-    """Return a JSON object as one line."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -227,3 +229,55 @@ class Checksums:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
+
+
+MAX_JSON_LINE = 64 * 2**20
+"""In bytes, of a line that DuckDB reads."""
+NO_HIVE_PARTITIONING = "hive_partitioning = false"
+"""A folder named label=2 in a path is only a folder; DuckDB would make a column of it."""
+
+
+def connect(
+    file: Path | None = None, *, memory: str | None = None, threads: int | None = None, spill: Path | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Open a database and turn DuckDB's progress bar off.
+
+    Args:
+        file: where the database is stored; None keeps it in memory.
+        memory: limit, such as ``1GB``; DuckDB spills to disk above it.
+        threads: number of threads; None lets DuckDB choose.
+        spill: folder to spill into; None lets DuckDB choose one next to ``file``.
+    """
+    import duckdb
+
+    settings: dict[str, Any] = {"memory_limit": memory, "threads": threads, "temp_directory": spill and str(spill)}
+    given = {name: value for name, value in settings.items() if value is not None}
+    database = duckdb.connect(":memory:" if file is None else str(file), config=given)
+    database.execute("SET enable_progress_bar = false")
+    return database
+
+
+def json_rows(paths: Sequence[Path], columns: Mapping[str, str]) -> str:
+    """Return the table expression that reads JSON lines from files, in order.
+
+    Args:
+        paths: the files, at least one.
+        columns: names and SQL types; other fields are ignored, missing ones are NULL.
+    """
+    types = ", ".join(f"{name}: {quoted(kind)}" for name, kind in columns.items())
+    options = f"format='newline_delimited', columns={{{types}}}, maximum_object_size={MAX_JSON_LINE}"
+    return f"read_json({quoted_list(paths)}, {options}, {NO_HIVE_PARTITIONING})"
+
+
+def parquet_rows(paths: Sequence[Path]) -> str:
+    return f"read_parquet({quoted_list(paths)}, {NO_HIVE_PARTITIONING})"
+
+
+def quoted_list(texts: Sequence[Path] | Sequence[str]) -> str:
+    """Return paths or texts as a SQL list of strings."""
+    return f"[{', '.join(map(quoted, texts))}]"
+
+
+def quoted(text: Path | str) -> str:
+    """Return a path or a text as a SQL string."""
+    return "'" + str(text).replace("'", "''") + "'"

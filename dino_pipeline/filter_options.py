@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.options import Flag, Options
+from dino_pipeline.options import Flag, Options, RunFolder
 from dino_pipeline.text import as_number
 
 Check = Callable[[Example], str | None]
@@ -37,11 +37,6 @@ def _as_tuple(given: Any) -> Any:
     if isinstance(given, str | int | float | Path) or callable(given):
         return (given,)
     return given
-
-
-def _as_path(given: Any) -> Any:
-    """Return the folder of a run."""
-    return getattr(given, "path", given)
 
 
 def _as_text(given: Any) -> Any:
@@ -94,7 +89,7 @@ Rules = Annotated[
 class FilterOptions(Options):
     """The options of the filter stage. The defaults are the paper's post-processing (section 5) and text rules."""
 
-    run: Annotated[Path | None, BeforeValidator(_as_path), Flag(metavar="FOLDER", data=False)] = Field(
+    run: Annotated[RunFolder, Flag(metavar="FOLDER", data=False)] = Field(
         None, description="Folder to write to, if the source is not a run."
     )
     fresh: Annotated[bool, Flag(data=False)] = Field(False, description="Filter again with other options.")
@@ -179,20 +174,6 @@ class FilterOptions(Options):
         None, description="Device of the models that verification, posterior labels and semantic duplicates need."
     )
 
-    @field_validator("verify_margin")
-    @classmethod
-    def _check_verify_margin(cls, value: float, info: ValidationInfo) -> float:
-        if value and not info.data.get("verify"):
-            raise ValueError("applies to verification only", "give {verify=True}, too, or leave it out")
-        return value
-
-    @field_validator("temperature")
-    @classmethod
-    def _check_temperature(cls, value: float, info: ValidationInfo) -> float:
-        if value != 1 and info.data.get("labels") != "posterior":
-            raise ValueError("applies to posterior labels only", "give {labels=posterior}, too, or leave it out")
-        return value
-
     @classmethod
     def of(cls, given: Mapping[str, object]) -> Self:
         """Return the options with some given by name. Refuse those that would change nothing.
@@ -203,20 +184,16 @@ class FilterOptions(Options):
             OptionError: a name or a value is wrong, or an option belongs to another one that is missing.
         """
         options = super().of(given)
-        if "smoothing" in options.model_fields_set and options.labels != "smoothed":
-            raise OptionError(
-                "applies to smoothed labels only",
-                "give {labels=smoothed}, too, or leave it out",
-                option="smoothing",
-                value=options.smoothing,
-            )
-        if "semantic_threshold" in options.model_fields_set and options.semantic is None:
-            raise OptionError(
-                "applies to semantic duplicates only",
-                "give {semantic=MODEL}, too, or leave it out",
-                option="semantic_threshold",
-                value=options.semantic_threshold,
-            )
+        has_posterior = options.labels == "posterior"
+        for name, is_allowed, use, remedy in (
+            ("verify_margin", options.verify or options.verify_margin == 0, "verification", "{verify=True}"),
+            ("temperature", has_posterior or options.temperature == 1, "posterior labels", "{labels=posterior}"),
+            ("smoothing", options.labels == "smoothed", "smoothed labels", "{labels=smoothed}"),
+            ("semantic_threshold", options.semantic is not None, "semantic duplicates", "{semantic=MODEL}"),
+        ):
+            if name in given and not is_allowed:
+                message = f"applies to {use} only"
+                raise OptionError(message, f"give {remedy}, too, or leave it out", option=name, value=given[name])
         return options
 
     @property

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dino_pipeline.errors import PYTHON, Wording, worded
-from dino_pipeline.in_memory import table_html
-from dino_pipeline.progress import table
+from dino_pipeline.progress import table, table_html
 from dino_pipeline.stage_records import FilterRecord, FunnelStep, Label, StepKind
 
 Counts = dict[Label, int]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.models import POCKET
-from dino_pipeline.options import Flag, Options, Sampling
+from dino_pipeline.options import Flag, Options, RunFolder, Sampling
 
 MODEL, SPEED = "The model", "Speed"
 
@@ -92,7 +91,7 @@ def _else(name: str) -> Flag:
 class InputOptions(Options):
     """Where to write, and which inputs to write about."""
 
-    run: Annotated[Path | None, Flag(metavar="FOLDER", data=False, default="outputs/SPEC")] = Field(
+    run: Annotated[RunFolder, Flag(metavar="FOLDER", data=False, default="outputs/SPEC")] = Field(
         None, description="Folder of the run."
     )
     inputs: Annotated[Any, Flag(INPUTS, metavar="FILE", data=False)] = Field(
@@ -103,11 +102,6 @@ class InputOptions(Options):
         description="Format of the file: a text per line, JSONL with text_a, or the STS benchmark's TSV; auto: by its "
         "name.",
     )
-
-    @field_validator("run", mode="before")
-    @classmethod
-    def _folder_of_run(cls, value: Any) -> Any:
-        return getattr(value, "path", value)  # a Run
 
 
 class SamplingOptions(Options):
@@ -249,7 +243,6 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
         return self
 
     def _check_server(self) -> None:
-        """Raise `OptionError` if the options do not fit a server."""
         self._refuse_foreign(LOCAL_OPTIONS, "transformers")
         if self.ray is not None:
             raise OptionError(

@@ -28,7 +28,6 @@ Counts = NDArray[np.float64]
 
 
 def measure_title(measure: str) -> str:
-    """Return the title of a measure in tables."""
     return TITLES.get(measure.lower(), measure)
 
 
@@ -100,7 +99,6 @@ def spearman(predicted: Vector, gold: Vector) -> Measurement:
 
 
 def pearson(predicted: Vector, gold: Vector) -> Measurement:
-    """Return Pearson's correlation."""
     # Rounding errors stay small if the values are near zero.
     first, second = (predicted - predicted.mean())[None], (gold - gold.mean())[None]  # (1, items)
     return bootstrap(len(gold), lambda counts: _correlation(first, second, counts))

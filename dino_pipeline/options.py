@@ -8,7 +8,7 @@ An options model lists what a stage takes. Each field is one option:
         )
 
 `Options.of` validates values from anywhere and names what is wrong. `accepts` gives a Python function the options as
-keyword arguments; ``cli.flags`` gives a command the same options as flags.
+keyword arguments; ``cli.base`` gives a command the same options as flags.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -40,6 +41,8 @@ PLAIN_WORDS = {
 """What to say for pydantic's findings about types, by the first word of their names."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+RunFolder = Annotated[Path | None, BeforeValidator(lambda given: getattr(given, "path", given))]
+"""The folder of a run, given as a path or as a `run.Run`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,6 @@ class Options(BaseModel):
             raise _option_error(cls, (unknown or problems)[0]) from error
 
     def given(self) -> dict[str, object]:
-        """Return the options that were given, by name."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
     def recorded(self) -> dict[str, JsonValue]:
@@ -157,7 +159,6 @@ def _bare(annotation: Any) -> Any:
 
 
 def default_of(field: FieldInfo) -> Any:
-    """Return the default of an option."""
     return field.get_default(call_default_factory=True)
 
 

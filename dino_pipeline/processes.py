@@ -57,7 +57,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _write_holder(path: Path) -> None:
-    """Write into the lock file which process holds it."""
     holder = {
         "process": os.getpid(),
         "host": socket.gethostname(),
@@ -123,14 +122,12 @@ class StopRequest:
         return self.signal is not None
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
-        """Handle a signal."""
         if self.signal is not None or not self.polled:
             raise Stopped(number)
         self.signal = number
         self.on_request()
 
     def raise_if_requested(self) -> None:
-        """Raise `Stopped` if a signal came."""
         if self.signal is not None:
             raise Stopped(self.signal)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +45,6 @@ class LabelCount:
 
 
 def no_counts(labels: Iterable[str]) -> dict[str, LabelCount]:
-    """Return a zero count for each label."""
     return {label: LabelCount() for label in labels}
 
 
@@ -108,7 +108,6 @@ class CallbackReporter:
         self.stopped = False
 
     def update(self, progress: Progress) -> None:
-        """Pass the state on."""
         self._call(copy.deepcopy(progress))  # the stage goes on to change its own
 
     def note(self, message: str, remedy: str = "") -> None:
@@ -116,7 +115,6 @@ class CallbackReporter:
         self._call(full_note(message, remedy, PYTHON))
 
     def should_stop(self) -> bool:
-        """Return whether the function has returned ``False``."""
         return self.stopped
 
     def _call(self, event: Progress | str) -> None:
@@ -161,7 +159,6 @@ class Console:
             self._print_line(progress)
 
     def note(self, message: str, remedy: str = "") -> None:
-        """Print a note above the bar."""
         line = f"note: {full_note(message, remedy, self.wording)}"
         if self.bar is None:
             click.echo(line, err=True)
@@ -219,6 +216,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
+
+
+def table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a small table for a notebook, every cell escaped."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<p>{html.escape(title)}</p><table>{line('th', header)}{body}</table>"
 
 
 @contextmanager

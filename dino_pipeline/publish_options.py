@@ -68,7 +68,6 @@ class PublishOptions(Options):
     force: bool = Field(False, description="Replace the files of a repository that this run did not make.")
 
     def repository(self, kind: Literal["dataset", "model"]) -> str:
-        """Return the name of the repository for the dataset or for the encoder."""
         return (self.model_repo if kind == "model" else None) or self.repo
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.errors import DataError, first_line
-from dino_pipeline.examples import iter_examples
+from dino_pipeline.examples import BYTE_ORDER_MARK, iter_examples
 from dino_pipeline.files import MAX_LINE, line_too_long
 
 if TYPE_CHECKING:
@@ -228,7 +228,6 @@ PIECE = 8 * 2**20
 """Bytes of a file that a process reads at a time."""
 BLOCK = 2**20
 """Bytes read at a time to count lines."""
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)

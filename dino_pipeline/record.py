@@ -59,11 +59,9 @@ class RunRecord(Record):
         return found
 
     def with_stage(self, record: StageRecord) -> RunRecord:
-        """Return a copy with the record of one stage replaced."""
         return self.model_copy(update={record.stage: record})
 
     def without(self, stage: str) -> RunRecord:
-        """Return a copy without the record of one stage."""
         return self.model_copy(update={stage: None})
 
     def texts_origin(self) -> TextsOrigin:
@@ -102,7 +100,7 @@ def parse_record(content: str | bytes) -> RunRecord:
     elif file_format != FORMAT:
         raise RecordError(f"is of format {file_format!r}, and this version reads 2 and {FORMAT}")
     try:
-        return RunRecord.model_validate_json(json.dumps(found))
+        return RunRecord.model_validate(found)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))

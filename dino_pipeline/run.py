@@ -12,12 +12,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from dino_pipeline.errors import OutputError, RunError, short
+from dino_pipeline.errors import OutputError, RunError, first_line, short
 from dino_pipeline.files import Checksums, remove, write_bytes, write_json
 from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import StageRecord, TextsOrigin
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, StageRecord, TextsOrigin
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
@@ -115,7 +115,6 @@ class Layout:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder is a run."""
         return self.record_file.exists() and is_unpublished(self.path)
 
     @property
@@ -138,15 +137,20 @@ class Run(Layout):
     """A folder that holds one dataset and everything made from it."""
 
     @classmethod
-    def of(cls, target: object) -> Run:
-        """Return the run that a folder, a `Run` or the result of a stage stands for.
+    def of(cls, source: object) -> Run | None:
+        """Return the run that a folder, a `Run` or the result of a stage stands for, None if it is something else.
 
         Raises:
-            RunError: it is something else, or a result that is in memory only.
+            RunError: the source is the result of an earlier call, and the run was overwritten by a later one.
         """
-        run = cls(Path(target)) if isinstance(target, str | Path) else getattr(target, "run", target)
-        if not isinstance(run, Run):
-            raise RunError(f"{target!r}: is not a run", "give a run's folder; {run=FOLDER} makes a stage keep one")
+        if isinstance(source, Run):
+            return source
+        run = cls(Path(source)) if isinstance(source, str | Path) else getattr(source, "run", None)
+        if not (isinstance(run, Run) and run.is_run):
+            return None
+        record = getattr(source, "record", None)
+        if isinstance(record, GenerateRecord | FilterRecord) and getattr(source, "outcome", "") != "dry run":
+            run.require(record)
         return run
 
     @property
@@ -249,7 +253,12 @@ class Run(Layout):
         has_files = any(path.exists() for path in (*partial, *outputs))
         if fresh or not has_files or before.status == "clearing" or before.sources != record.sources:
             return "new"
-        self._refuse_differences(before, record)
+        if different := before.differences(record):
+            changes = "; ".join(f"{name} was {short(old)}, now {short(new)}" for name, (old, new) in different.items())
+            raise RunError(
+                f"{self.path}: {record.stage} was begun with other options: {changes}",
+                "give the same options to go on, choose another folder, or start over with {fresh=True}",
+            )
         return "done" if before.is_done and all(path.exists() for path in outputs) else "resumed"
 
     def begin(self, record: StageRecord, *, fresh: bool = False) -> State:
@@ -276,7 +285,7 @@ class Run(Layout):
         """Give an empty folder inside the run's that is deleted afterwards.
 
         Raises:
-            OutputError: it cannot be made, or written to.
+            OutputError: it cannot be made, or a file cannot be written or read in the block.
         """
         folder = self.path / f"{name}.part"
         try:
@@ -287,7 +296,10 @@ class Run(Layout):
         try:
             yield folder
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be written: {error.strerror}", "make room and run again") from error
+            file, reason = error.filename or folder, error.strerror or first_line(error)
+            if Path(str(file)).resolve().is_relative_to(self.path.resolve()):
+                raise OutputError(f"{file}: cannot be written: {reason}", "make room and run again") from error
+            raise OutputError(f"{file}: cannot be read or written: {reason}") from error
         finally:
             remove(folder)
 
@@ -351,11 +363,3 @@ class Run(Layout):
             if fresh:
                 return RunRecord()
             raise
-
-    def _refuse_differences(self, before: StageRecord, asked: StageRecord) -> None:
-        if different := before.differences(asked):
-            changes = "; ".join(f"{name} was {short(old)}, now {short(new)}" for name, (old, new) in different.items())
-            raise RunError(
-                f"{self.path}: {asked.stage} was begun with other options: {changes}",
-                "give the same options to go on, choose another folder, or start over with {fresh=True}",
-            )

@@ -240,7 +240,6 @@ def _quoted_names(names: list[str]) -> str:
 
 
 def _label_problems(raw: dict[str, Any]) -> Iterator[str]:
-    """Yield the mistakes in the names of the labels."""
     names = _label_names(raw)
     numbers = [number for name in names if (number := as_number(name)) is not None]
     if raw.get("label_type") == "score" and len(numbers) < len(names):
@@ -267,15 +266,14 @@ def _instruction_problems(raw: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: the instruction holds {X1} {instruction.count(X1)} times; keep one"
         if any_takes_input and X1 not in instruction:
             yield f"{where}: the instruction lacks {X1}, which other labels have; add it"
-        yield from _counter_label_problems(name, label, _label_names(raw))
+        yield from _counter_label_problems(name, label, _label_names(raw), where)
         yield from _shot_problems(label, instruction, stop, where)
 
 
-def _counter_label_problems(name: str, label: dict[str, Any], names: list[str]) -> Iterator[str]:
+def _counter_label_problems(name: str, label: dict[str, Any], names: list[str], where: str) -> Iterator[str]:
     counters = label.get("counter_labels", [])
     if not isinstance(counters, list):
         return
-    where = f'label "{name}"'
     for counter in counters:
         if counter == name:
             yield f'{where}: counter label "{counter}" is the label itself; remove it'
@@ -286,7 +284,6 @@ def _counter_label_problems(name: str, label: dict[str, Any], names: list[str]) 
 
 
 def _shot_problems(label: dict[str, Any], instruction: str, stop: Any, where: str) -> Iterator[str]:
-    """Yield the mistakes in a label's worked examples."""
     shots = label.get("examples")
     placeholders = set(PLACEHOLDER.findall(instruction))
     for number, shot in enumerate(shots if isinstance(shots, list) else (), start=1):
@@ -329,7 +326,6 @@ def _variable_problems(raw: dict[str, Any]) -> Iterator[str]:
 
 
 def _input_problems(raw: dict[str, Any], path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
-    """Yield the mistakes in the spec that writes the inputs."""
     inputs = raw.get("inputs")
     if inputs is None:
         return

@@ -46,7 +46,6 @@ class StageRecord(Record):
 
     @property
     def is_done(self) -> bool:
-        """Return whether the stage has ended."""
         return self.status == "done"
 
     def compared(self) -> dict[str, JsonValue]:
@@ -215,7 +214,6 @@ class FunnelStep(Record):
 
     @property
     def total(self) -> int:
-        """Return the count over all labels."""
         return sum(count for _, count in self.counts)
 
 

@@ -22,9 +22,17 @@ from dino_pipeline.examples import (
     write_dropped,
     write_examples,
 )
-from dino_pipeline.files import file_digest, folder_replaced, write_atomic, write_bytes
+from dino_pipeline.files import (
+    connect,
+    file_digest,
+    folder_replaced,
+    json_rows,
+    quoted,
+    write_atomic,
+    write_bytes,
+)
+from dino_pipeline.publishing.run_texts import COLUMN_TYPES
 from dino_pipeline.readers import InputFile, input_file, read_json_lines, read_tab_separated
-from dino_pipeline.sql import connect, json_rows, quoted
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
@@ -133,7 +141,8 @@ def test_tab_separated_cells_and_json_lines(tmp_path: Path) -> None:
 def test_sql_reads_our_lines_and_takes_any_text(tmp_path: Path) -> None:
     path = tmp_path / "label=2" / "it's.jsonl"
     write_examples(path, [Example("a'b", None, "x", input=3)])
-    query = f"SELECT text_a, label, input, reason FROM {json_rows([path])} WHERE text_a = " + quoted("a'b")
+    rows = json_rows([path], COLUMN_TYPES)
+    query = f"SELECT text_a, label, input, reason FROM {rows} WHERE text_a = " + quoted("a'b")
     with connect() as database:
         assert database.execute(query).fetchall() == [("a'b", "x", 3, None)]
 

@@ -14,16 +14,14 @@ import pytest
 
 import dino_pipeline as dino
 from dino_pipeline.errors import DataError, RunError
-from dino_pipeline.examples import FIELDS, Example, read_examples, write_examples
+from dino_pipeline.examples import FIELDS, Example, ExampleList, as_examples, read_examples, write_examples
 from dino_pipeline.files import write_json_lines
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generation.generate import GeneratedTexts
-from dino_pipeline.in_memory import ExampleList, as_examples
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import LabelTotals
 from dino_pipeline.training.corpus import Source
-from dino_pipeline.training.training_texts import as_run
 from tests.conftest import TOY_SPEC
 from tests.records import generate_record, write_record
 
@@ -188,7 +186,7 @@ def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
         write_record(tmp_path / "texts", record.updated(counts={"1": LabelTotals(written=1, accepted=1)}))
         message = "was overwritten: it holds the result of a later"
         with pytest.raises(RunError, match=message):
-            as_run(kept)
+            Run.of(kept)
         with pytest.raises(RunError, match=message):
             dino.filter(texts, **EXACT)
     else:

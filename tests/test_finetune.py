@@ -16,10 +16,9 @@ from transformers.utils import logging
 
 import dino_pipeline as dino
 from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
-from dino_pipeline.encoders import load_encoder, pooling_of
 from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples
-from dino_pipeline.models import ModelRef
+from dino_pipeline.models import ModelRef, load_encoder, pooling_of
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run, State

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
+from dino_pipeline.models import load_encoder
 from dino_pipeline.training.adapters import adapt, contrast_classes
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.finetune import HEAD_FILE, fit_head

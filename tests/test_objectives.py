@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta, chisquare, kstest
 
 from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, OptionError
+from dino_pipeline.models import load_encoder
 from dino_pipeline.training.objectives import (
     TrainingContext,
     get_objective,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import dino_pipeline as dino
-from dino_pipeline.cli.text_commands import marked
+from dino_pipeline.cli.stage_commands import marked
 from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import StopRule

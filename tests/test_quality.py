@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoders import load_encoder, mean_cosine
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
+from dino_pipeline.models import load_encoder, mean_cosine
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.objectives import TrainingContext, get_objective, resolve_hyperparameters

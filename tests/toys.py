@@ -27,8 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import PYTHON
+from dino_pipeline.models import load_encoder
 from dino_pipeline.progress import Progress, SilentReporter, full_note
 
 CHARACTERS = list(string.ascii_letters + string.digits + " \"\n.,:;'!?<>-»«")

@@ -12,16 +12,16 @@ from dino_pipeline.models import ALLOW_PICKLE
 
 COMMANDS = {
     "spec": ("spec_commands", "List, check, show and write task specs."),
-    "preview": ("text_commands", "Write a few texts, and estimate what a job takes."),
-    "generate": ("text_commands", "Write texts for every input and label."),
-    "filter": ("text_commands", "Decide what is trained on, and say why not."),
-    "finetune": ("encoder_commands", "Train an encoder."),
-    "compare": ("encoder_commands", "Train by several objectives, on one table."),
-    "evaluate": ("encoder_commands", "Score encoders."),
-    "report": ("publishing_commands", "Put a run on one page."),
-    "publish": ("publishing_commands", "Put dataset and encoder on the Hub."),
-    "verify": ("publishing_commands", "Check what is published."),
-    "export": ("publishing_commands", "Write pairs in the original's format."),
+    "preview": ("stage_commands", "Write a few texts, and estimate what a job takes."),
+    "generate": ("stage_commands", "Write texts for every input and label."),
+    "filter": ("stage_commands", "Decide what is trained on, and say why not."),
+    "finetune": ("stage_commands", "Train an encoder."),
+    "compare": ("stage_commands", "Train by several objectives, on one table."),
+    "evaluate": ("stage_commands", "Score encoders."),
+    "report": ("stage_commands", "Put a run on one page."),
+    "publish": ("stage_commands", "Put dataset and encoder on the Hub."),
+    "verify": ("stage_commands", "Check what is published."),
+    "export": ("stage_commands", "Write pairs in the original's format."),
 }
 """Module and short help of each command, in the order in which they are used."""
 
@@ -39,7 +39,6 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands and their short help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 

@@ -214,7 +214,6 @@ def _template(name: str, kind: str, labels: Sequence[str], about: str, language:
 
 
 def _instruction(kind: str, label: str, about: str, noun: str) -> str:
-    """Return an instruction to start from."""
     if kind == "similarity":
         relation = SIMILARITIES.get(label, f"that are TODO ({label})")
         return f'Task: Write two {about}s {relation}.\n{noun} 1: "<X1>"\n{noun} 2: "'

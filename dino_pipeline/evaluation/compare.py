@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, Hyperparameters
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet
 from dino_pipeline.files import write_atomic, write_bytes
-from dino_pipeline.in_memory import table_html
-from dino_pipeline.models import POCKET, ModelRef, model_path
+from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_path
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter, reporter_for, table
+from dino_pipeline.progress import Progress, Reporter, reporter_for, table, table_html
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import TrainingJob, finetune_run, folder_or_temporary
 from dino_pipeline.training.objectives import get_objective, resolve_hyperparameters, rows_are_independent
-from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+from dino_pipeline.training.training_texts import TrainingTexts, training_texts
 
 if TYPE_CHECKING:
     import pandas
@@ -153,7 +151,7 @@ def compare(
     texts = training_texts(source, chosen)
     jobs = [_training_job(name, chosen, texts) for name in chosen.objectives or OBJECTIVES]
     encoder = jobs[0].encoder
-    own = as_run(source)
+    own = Run.of(source)
     to_keep = chosen.run or (own.comparison if own else None)
     with reporter_for(progress) as reporter, folder_or_temporary(to_keep) as folder:
         sets = _sets(chosen, own, reporter)

@@ -19,13 +19,12 @@ from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
 from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
-from dino_pipeline.models import POCKET, ModelRef, model_fingerprint, model_path
+from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_fingerprint, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import EvaluateRecord, FinetuneRecord
-from dino_pipeline.training.training_texts import as_run
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -51,11 +50,7 @@ class Candidate:
         Raises:
             ModelError: it cannot be loaded.
         """
-        if self.model is not None:
-            return self.model
-        from dino_pipeline.encoders import load_encoder
-
-        return load_encoder(str(self.path), self.revision)
+        return self.model if self.model is not None else load_encoder(str(self.path), self.revision)
 
     def describe(self, model: SentenceTransformer) -> EvaluatedModel:
         """Return what scores.json holds of the encoder, once it is loaded."""
@@ -112,7 +107,7 @@ def evaluate(
         raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
     if chosen.output:
         _check_output(chosen.output)
-    runs = [run for target in targets if (run := as_run(target))]
+    runs = [run for target in targets if (run := Run.of(target))]
     candidates = _all_candidates(targets, only_run=len(runs) == 1)
     with reporter_for(progress) as reporter:
         sets = evaluation_sets(chosen, runs, reporter, of_pocket=any(map(_starts_from_pocket, runs)))
@@ -297,7 +292,7 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
     Raises:
         OptionError: the run has no trained encoder.
     """
-    run = as_run(target)
+    run = Run.of(target)
     name = str(target.path if isinstance(target, Run) else target)
     if run is None:
         return [_named_model(name)]

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.suites.sts import MEAN, PUBLISHED, SIZES, usual_size
-from dino_pipeline.in_memory import table_html
 from dino_pipeline.measures import RESAMPLES, measure_title
-from dino_pipeline.progress import table
+from dino_pipeline.progress import table, table_html
 from dino_pipeline.stage_records import Record
 
 if TYPE_CHECKING:

@@ -33,12 +33,12 @@ from pyarrow import parquet
 
 from dino_pipeline.errors import DataError, OptionError, OutputError, first_line
 from dino_pipeline.examples import Example, parse_example, parse_examples
+from dino_pipeline.files import connect, parquet_rows, quoted
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import ContaminationFilter
 from dino_pipeline.filtering.text_rules import PromptParts, example_rules, is_plain, personal_data
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
 from dino_pipeline.readers import FilePiece
-from dino_pipeline.sql import connect, parquet_rows, quoted
 from dino_pipeline.stage_records import Label
 from dino_pipeline.text import normalise
 

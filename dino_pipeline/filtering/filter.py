@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import PROVENANCE, Example, iter_examples, write_examples
-from dino_pipeline.files import remove, write_json
+from dino_pipeline.examples import PROVENANCE, Example, ExampleList, as_examples, iter_examples, write_examples
+from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
 from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filter_run, look
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
-from dino_pipeline.in_memory import ExampleList, as_examples
-from dino_pipeline.models import model_path, pick_device
+from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import load_table, read_json_lines
@@ -262,15 +261,11 @@ class ListSource:
     @contextmanager
     def written(self, run: Run) -> Iterator[FilterSource]:
         """Write the examples to a file in the run's folder, which is locked, and delete it afterwards."""
-        folder = run.path / "source.part"
-        file = folder / f"{self.name}.jsonl"
         place = "the examples" if self.name == EXAMPLES else self.name
-        try:
-            remove(folder)  # a crash may have left it
+        with run.scratch("source") as folder:
+            file = folder / f"{self.name}.jsonl"
             write_examples(file, self._labelled())
             yield FilterSource([file], place, file.name, self.numeric_labels, self.prompt, self.is_final, is_list=True)
-        finally:
-            remove(folder)
 
     def _labelled(self) -> Iterator[Example]:
         """Yield the examples; labels that are whole numbers and scores become floats."""
@@ -331,17 +326,15 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
     Raises:
         OptionError: scores are wanted of texts without a generator, or evaluation data is not there.
     """
-    scorer = embed = cluster = None
+    scorer = embed_inputs = cluster = None
     if options.needs_scores:
         if not has_spec:
             name, value = ("verify", True) if options.verify else ("labels", "posterior")
             raise OptionError("needs a run's spec and generator; these texts have none", option=name, value=value)
         scorer = _scorer(run, options.device, reporter)
     if options.semantic:
-        from dino_pipeline import encoders
-
-        encoder = encoders.load_encoder(model_path(options.semantic, "encoder"))
-        embed = partial(encoders.embed, encoder.to(pick_device(options.device)))
+        encoder = load_encoder(model_path(options.semantic, "encoder"))
+        embed_inputs = partial(embed, encoder.to(pick_device(options.device)))
     with ExitStack() as stack:
         fetch_into = None
         if options.exclude and (options.dry_run or options.ablate):  # nothing stays in the run
@@ -353,7 +346,7 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
             stack.enter_context(connected(options.ray))
             cluster = RayPool(choose_resources(options.workers, worker_cpus=None, worker_gpus=0.0), run.path).spread
         workers = options.workers or os.cpu_count() or 1
-        yield FilterRuntime(workers, options.memory, scorer, embed, excluded, cluster)
+        yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, cluster)
 
 
 def _scorer(run: Run, device: str | None, reporter: Reporter) -> Any:

@@ -12,14 +12,13 @@ import xxhash
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scored, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
-from dino_pipeline.files import remove, write_json, write_json_lines
+from dino_pipeline.files import json_rows, remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.sql import json_rows
 from dino_pipeline.stage_records import GenerateRecord
 
 BATCH = 512

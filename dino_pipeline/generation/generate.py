@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dino_pipeline.cluster import connected
 from dino_pipeline.errors import OptionError, RunError
-from dino_pipeline.examples import Dropped, Example, iter_examples
+from dino_pipeline.examples import Dropped, Example, ExampleList, iter_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation.plan import count_inputs, num_inputs, open_inputs, resolve_settings
-from dino_pipeline.in_memory import ExampleList
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import read_json_lines

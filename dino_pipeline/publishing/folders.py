@@ -27,14 +27,13 @@ from dino_pipeline.cards.card import (
 )
 from dino_pipeline.cards.document import render_markdown
 from dino_pipeline.cards.hub import address, run_manifest, seal
-from dino_pipeline.encoders import load_encoder
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.measures import measure_title
-from dino_pipeline.models import POCKET, ModelRef, model_fingerprint
+from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_fingerprint
 from dino_pipeline.publish_options import PublishOptions
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.run_texts import DataShape, OpenedRun, WrittenSplit, shape_of, splits_of, write_split

@@ -14,14 +14,13 @@ from typing import Any
 import duckdb
 
 from dino_pipeline.errors import DataError, OutputError, RunError, first_line
-from dino_pipeline.examples import PROVENANCE, REASONS
-from dino_pipeline.files import shard_files
+from dino_pipeline.examples import FIELDS, PROVENANCE, REASONS
+from dino_pipeline.files import connect, json_rows, quoted, quoted_list, shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.sql import COLUMN_TYPES, connect, json_rows, quoted, quoted_list
 from dino_pipeline.text import as_number, plain_label
 
 MEMORY = "1GB"
@@ -31,6 +30,19 @@ SHARD = 512 * 2**20
 """Bytes of JSONL in a Parquet file, at most."""
 THREADS = 2
 """A constant, so that the bytes of Parquet files do not depend on the machine."""
+COLUMN_TYPES = {
+    "text_a": "VARCHAR",
+    "text_b": "VARCHAR",
+    "label": "VARCHAR",
+    "logprob": "DOUBLE",
+    "margin": "DOUBLE",
+    "input": "BIGINT",
+    "sample": "BIGINT",
+    "reason": "VARCHAR",
+    "evidence": "VARCHAR",
+}
+"""The SQL type of each field of an example, and of a dropped one."""
+assert tuple(COLUMN_TYPES) == (*FIELDS, *REASONS)
 STRING = {"dtype": "string", "_type": "Value"}
 FLOAT = {"dtype": "float64", "_type": "Value"}
 INTEGER = {"dtype": "int64", "_type": "Value"}
@@ -54,12 +66,15 @@ class OpenedRun:
             RunError: the folder is not a run, its run.json is damaged, or another process holds it.
             SpecError: its spec.json is damaged.
         """
-        run = Run.of(run)
-        if not run.is_run:
-            raise RunError(f"{run.path}: is not a run", "name a folder that {generate()} or {filter()} wrote")
-        with run.locked():
-            spec = load_spec(run.spec) if run.spec.exists() else None
-            yield cls(run, run.record(), spec)
+        found = Run.of(run)
+        if found is None or not found.is_run:
+            remedy = "give a run's folder; {run=FOLDER} makes a stage keep one"
+            if isinstance(run, str | Path | Run):
+                remedy = "name a folder that {generate()} or {filter()} wrote"
+            raise RunError(f"{run.path if isinstance(run, Run) else run}: is not a run", remedy)
+        with found.locked():
+            spec = load_spec(found.spec) if found.spec.exists() else None
+            yield cls(found, found.record(), spec)
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class RunTexts:
         if not paths:
             return
         try:
-            self.db.execute(f"INSERT INTO {name} FROM {json_rows(paths)}")
+            self.db.execute(f"INSERT INTO {name} FROM {json_rows(paths, COLUMN_TYPES)}")
         except duckdb.Error as error:
             names = ", ".join(map(str, paths))
             raise DataError(f"{names}: cannot be read ({first_line(error)})", "make it again") from error
@@ -233,7 +248,7 @@ def shape_of(opened: OpenedRun) -> DataShape:
     if not run.train.exists() or not run.train.stat().st_size:
         raise DataError(f"{run.train}: does not exist, or is empty", "run {filter()} first")
     with connect() as db:
-        source = json_rows([run.train, *([run.held_out] if run.held_out else [])])
+        source = json_rows([run.train, *([run.held_out] if run.held_out else [])], COLUMN_TYPES)
         (pairs,) = db.execute(f"SELECT count(text_b) FROM {source}").fetchall()[0]
         labels = [label for (label,) in db.execute(f"SELECT DISTINCT label FROM {source}").fetchall()]
     numeric = filtered is None or filtered.inputs.numeric_labels
@@ -270,7 +285,7 @@ def _not_withheld(dropped: Sequence[Path]) -> str:
     if not dropped:
         return "true"
     texts = "struct_pack(a := text_a, b := coalesce(text_b, ''))"
-    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped)} WHERE reason IN {WITHHELD_REASONS})"
+    return f"{texts} NOT IN (SELECT {texts} FROM {json_rows(dropped, COLUMN_TYPES)} WHERE reason IN {WITHHELD_REASONS})"
 
 
 def _training_columns(shape: DataShape) -> list[ParquetColumn]:
@@ -333,7 +348,7 @@ def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSpli
 def _query(split: DatasetSplit) -> str:
     columns = ", ".join(f'{column.sql} AS "{column.name}"' for column in split.columns)
     # the condition may become a join, which loses the order of rows
-    numbered = f"SELECT *, row_number() OVER () AS place FROM {json_rows(split.sources)}"
+    numbered = f"SELECT *, row_number() OVER () AS place FROM {json_rows(split.sources, COLUMN_TYPES)}"
     return f"SELECT {columns} FROM ({numbered}) WHERE {split.where} ORDER BY place"
 
 

@@ -15,9 +15,8 @@ from typing import Any, Literal
 from datasets import ClassLabel, Dataset, get_dataset_split_names
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.examples import Example, read_examples
+from dino_pipeline.examples import COLUMN_NAMES, Example, as_examples, read_examples
 from dino_pipeline.files import file_digest
-from dino_pipeline.in_memory import COLUMN_NAMES, as_examples
 from dino_pipeline.readers import JSON_ENDINGS, TABLE_FORMATS, load_table, read_json_lines, read_lines
 from dino_pipeline.text import as_number, normalise
 

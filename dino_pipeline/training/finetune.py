@@ -24,12 +24,20 @@ from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions
-from dino_pipeline.encoders import Vectors, embed, load_encoder, pooling_of
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.examples import Example
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.measures import accuracy, macro_f1
-from dino_pipeline.models import ModelRef, model_fingerprint, model_path, quiet_loading
+from dino_pipeline.models import (
+    ModelRef,
+    Vectors,
+    embed,
+    load_encoder,
+    model_fingerprint,
+    model_path,
+    pooling_of,
+    quiet_loading,
+)
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import public_record
@@ -45,7 +53,7 @@ from dino_pipeline.training.quality import (
     probe_texts,
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
-from dino_pipeline.training.training_texts import TrainingTexts, as_run, training_texts
+from dino_pipeline.training.training_texts import TrainingTexts, training_texts
 
 HEAD_FILE = "head.safetensors"
 MAX_FITTED = 20_000
@@ -88,7 +96,7 @@ def finetune(
     objective = get_objective(chosen.objective)
     hyperparameters = resolve_hyperparameters(objective, chosen.hyperparameters, chosen.own_options)
     job = TrainingJob.of(objective, hyperparameters, chosen, training_texts(source, chosen), chosen.seed)
-    own = as_run(source)
+    own = Run.of(source)
     folder = chosen.run or (own.path if own else None)
     if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("several processes need a folder in common", "name one with {run=FOLDER}")

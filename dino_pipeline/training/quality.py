@@ -18,9 +18,9 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from torch import nn
 
 from dino_pipeline.encoder_options import Hyperparameters
-from dino_pipeline.encoders import BATCH_SIZE, Vectors, embed
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
+from dino_pipeline.models import BATCH_SIZE, Vectors, embed
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.text import normalise

@@ -25,10 +25,9 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dino_pipeline.encoders import mean_cosine
 from dino_pipeline.errors import DinoError, ModelError, OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
-from dino_pipeline.models import quiet_loading
+from dino_pipeline.models import mean_cosine, quiet_loading
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import State

@@ -16,7 +16,7 @@ from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.models import is_hub_id
 from dino_pipeline.run import LINEAGE, Run
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord, PublishedDataset, TextsOrigin, TextsSettings
+from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
 from dino_pipeline.training.objectives import Objective
@@ -128,7 +128,7 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
         DataError: the texts cannot be read.
         OptionError: an option does not apply to such a source.
     """
-    run = as_run(source)
+    run = Run.of(source)
     _refuse_unused(source, options)
     if run is not None:
         train, dev, origin = _of_run(run, options)
@@ -146,7 +146,7 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
 def _refuse_unused(source: object, options: TrainingOptions) -> None:
     """Raise `OptionError` if an option says how to read a dataset, and neither the source nor the dev data is one."""
     sources = (source, options.dev)
-    datasets = [str(each) for each in sources if isinstance(each, str | Path) and as_run(each) is None]
+    datasets = [str(each) for each in sources if isinstance(each, str | Path) and Run.of(each) is None]
     of_splits = [name for name in datasets if not Path(name).is_file()]
     of_hub = [name for name in datasets if not Path(name).exists()]
     for option, users, kind in (
@@ -157,23 +157,6 @@ def _refuse_unused(source: object, options: TrainingOptions) -> None:
         value = getattr(options, option)
         if not users and value is not None and option in options.model_fields_set:
             raise OptionError(f"applies to {kind} only", "leave it out", option=option, value=value)
-
-
-def as_run(source: object) -> Run | None:
-    """Return the run that a source is, None if it is something else.
-
-    Raises:
-        RunError: the source is the result of an earlier call, and the run was overwritten by a later one.
-    """
-    if isinstance(source, Run):
-        return source
-    run = Run(Path(source)) if isinstance(source, str | Path) else getattr(source, "run", None)
-    if not (isinstance(run, Run) and run.is_run):
-        return None
-    record = getattr(source, "record", None)
-    if isinstance(record, GenerateRecord | FilterRecord) and getattr(source, "outcome", "") != "dry run":
-        run.require(record)
-    return run
 
 
 Sources = tuple[Source, Source | None, TextsOrigin]
@@ -258,7 +241,7 @@ def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Sourc
 
     Without options, it is read by default. Labels are names of classes if ``classes``, unless the options say.
     """
-    run = as_run(texts)
+    run = Run.of(texts)
     if run is not None:
         texts = run.train
     in_memory = not isinstance(texts, str | Path)

@@ -12,8 +12,7 @@ from dino_pipeline import pocket
 from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder
-from dino_pipeline.encoders import load_encoder
-from dino_pipeline.models import ModelRef
+from dino_pipeline.models import ModelRef, load_encoder
 from dino_pipeline.progress import SilentReporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dino_pipeline.encoders import load_encoder
+from dino_pipeline.models import load_encoder
 from tools.pocket import train as pocket_train
 from tools.pocket.corpus import row_text, shard_rows, shard_sentences
 from tools.pocket.train import Schedule, causal_loss, generator_shard, shard_stream, train

@@ -13,7 +13,7 @@ from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, ScoredPairs
-from dino_pipeline.in_memory import as_examples
+from dino_pipeline.examples import as_examples
 from dino_pipeline.models import is_hub_id
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, is_unpublished

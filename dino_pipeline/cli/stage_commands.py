@@ -1,7 +1,8 @@
-"""The commands that write and choose texts: preview, generate and filter."""
+"""A command for each stage, from preview to export."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import COMMAND_LINE, FOLDER, command, or_dash, watching
-from dino_pipeline.cli.flags import GroupedCommand, flags
+from dino_pipeline.cli.base import COMMAND_LINE, FOLDER, GroupedCommand, command, flags, or_dash, watching
 from dino_pipeline.cli.spec_commands import SpecFile
+from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, FinetuneOptions
 from dino_pipeline.errors import OptionError, worded
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
 from dino_pipeline.progress import Console, clock, table
-from dino_pipeline.run import is_unpublished
+from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
+from dino_pipeline.run import Run, is_unpublished
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts
@@ -170,3 +172,161 @@ def _list_rules(options: FilterOptions) -> None:
     option_width = max(len(option) for _, option, _ in described)
     for name, option, help in described:
         click.echo(f"{name:{name_width}}  {option:{option_width}}  {help}")
+
+
+@click.command("finetune", cls=GroupedCommand)
+@click.argument("source", metavar="[RUN|FILE|DATASET]", required=False)
+@click.option("--list", "listing", is_flag=True, help="List the objectives with what they need and their defaults.")
+@command
+@flags(FinetuneOptions)
+def finetune_command(source: str | None, listing: bool, **given: Any) -> None:
+    """Train a bi-encoder on a RUN's filtered data, a FILE (JSONL, or a sentence or document a line), or a DATASET of
+    the Hub. A stopped training goes on from its last checkpoint.
+
+    Hyper-parameters are those of the objective's paper unless given.
+    """
+    from dino_pipeline.measures import measure_title
+    from dino_pipeline.training.finetune import finetune
+
+    if listing:
+        _list_objectives()
+        return
+    if source is None:
+        raise OptionError("nothing to train on", "give a RUN, a FILE or a DATASET, or --list")
+    folder = _folder(source, given)
+    with watching("Saving a checkpoint") as console:
+        encoder = finetune(source, progress=console, **given)
+    if os.environ.get("RANK", "0") == "0":
+        info = encoder.dino
+        done = "is up to date" if info.state == "done" else "is trained"
+        chosen = info.record.selection
+        click.echo(f"{folder / 'model'}: {done}; best dev {measure_title(chosen.measure)}: {chosen.best:.2f}")
+
+
+@click.command("compare", cls=GroupedCommand)
+@click.argument("source", metavar="RUN|FILE|DATASET")
+@command
+@flags(CompareOptions)
+def compare_command(source: str, **given: Any) -> None:
+    """Train the same encoder by each objective on the same texts, evaluate it on the same sets, and print, save and
+    draw one table. Finished trainings are not done again.
+
+    Hyper-parameters given here are for all objectives, those that are not given each objective's own.
+    """
+    from dino_pipeline.evaluation.compare import compare
+
+    _folder(source, given)
+    with watching("Saving a checkpoint") as console:
+        comparison = compare(source, progress=console, **given)
+    click.echo(comparison)
+    seeds = f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
+    files = ", ".join(map(str, comparison.files))
+    click.echo(f"Spearman x 100, mean and range of {seeds}; written: {files}")
+
+
+def _folder(source: str, given: dict[str, Any]) -> Path:
+    """Return the folder to write. A command keeps what it trains, so that it must have one."""
+    if "run" not in given and not Run(Path(source)).is_run:
+        raise OptionError(f"{source}: is not a run", "name the folder to write with {run=FOLDER}")
+    return Path(given.get("run", source))
+
+
+def _list_objectives() -> None:
+    from dino_pipeline.training.objectives import get_objective
+
+    objectives = [get_objective(name) for name in OBJECTIVES]
+    rows = []
+    for objective in objectives:
+        defaults = objective.defaults
+        numbers = [f"{defaults.epochs:g}", str(defaults.batch_size), f"{defaults.learning_rate:g}"]
+        rows.append([objective.name, objective.needs, *numbers, defaults.pooling])
+    click.echo(table(["objective", "needs", "epochs", "batch", "rate", "pooling"], rows))
+    for objective in objectives:
+        click.echo(f"\n{objective.name}: {objective.method}\n  {objective.citation}")
+        for name, field in objective.options.model_fields.items():
+            click.echo(f"  --set {name}={field.default}: {field.description}")
+        if not objective.options.model_fields:
+            click.echo("  no options of its own")
+        if objective.faithful:
+            click.echo(f"  --faithful: {', '.join(f'{name}={value}' for name, value in objective.faithful.items())}")
+
+
+@click.command("evaluate", cls=GroupedCommand)
+@click.argument("targets", metavar="[RUN|MODEL]...", nargs=-1)
+@command
+@flags(EvaluateOptions)
+def evaluate_command(targets: tuple[str, ...], **given: Any) -> None:
+    """Score encoders: MODELs by folder or Hub id (id@revision), or a RUN's encoder before and after training. With
+    several, differences from the first are given with their own intervals.
+
+    The scores are written to scores.json in the RUN, or here.
+    """
+    from dino_pipeline.evaluation.evaluate import evaluate
+
+    if sum(Run.of(target) is not None for target in targets) != 1:
+        given.setdefault("output", "scores.json")
+    with closing(Console(wording=COMMAND_LINE)) as console:
+        scores = evaluate(*targets, progress=console, **given)
+    if scores.was_kept:
+        click.echo(f"{scores.path and scores.path.parent}: scores are up to date")
+    click.echo(scores)
+    if "output" in given:
+        click.echo(f"written: {scores.path}")
+
+
+@click.command("report", cls=GroupedCommand)
+@click.argument("run", metavar="RUN", type=FOLDER)
+@command
+@flags(ReportOptions)
+def report_command(run: Path, **given: Any) -> None:
+    """Write report.html, a page that needs no other file: prompts, funnel, balance, lengths, similarity, diversity,
+    training, scores, samples and lineage of a RUN; and its pictures as PNG."""
+    from dino_pipeline.publishing.report import report
+
+    written = report(run, progress=Console(wording=COMMAND_LINE), **given)
+    size = written.path.stat().st_size / 1e6
+    pictures = written.path.parent / "pictures"
+    click.echo(f"{written.path}: {size:.1f} MB; {len(written.pictures)} pictures in {pictures}")
+    for title, section in written.missing.items():
+        click.echo(f"left out: {title}: {section.worded(COMMAND_LINE)}")
+
+
+@click.command("publish", cls=GroupedCommand)
+@click.argument("run", metavar="RUN", type=FOLDER)
+@command
+@flags(PublishOptions)
+def publish_command(run: Path, **given: Any) -> None:
+    """Write a RUN's dataset and encoder, with cards that tell how they were made, to RUN/hub, and upload them, each in
+    one commit. What people write into the cards is kept, outside of the two marks.
+
+    The token is the one that `hf auth login` stored, or HF_TOKEN.
+    """
+    from dino_pipeline.publishing.publish import publish
+
+    click.echo(publish(run, progress=Console(wording=COMMAND_LINE), **given))
+
+
+@click.command("verify", cls=GroupedCommand)
+@click.argument("target", metavar="REPO|FOLDER")
+@command
+@flags(VerifyOptions)
+def verify_command(target: str, **given: Any) -> None:
+    """Check hashes and counts of a published dataset or model, and say whether the same commands would make the same
+    dataset here. Exit code 1 if something is not as it was published."""
+    from dino_pipeline.publishing.verify import verify
+
+    verification = verify(target, **given)
+    click.echo(f"{verification}")
+    if verification.problems:
+        sys.exit(1)
+
+
+@click.command("export", cls=GroupedCommand)
+@click.argument("source", metavar="RUN|FOLDER|REPO")
+@command
+@flags(ExportOptions)
+def export_command(source: str, **given: Any) -> None:
+    """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
+    from dino_pipeline.publishing.verify import export
+
+    click.echo(f"{export(source, **given)}")
