@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.decoding.cache import UncachedRows
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored
-from dino_pipeline.decoding.hardware import PendingCopy, is_out_of_memory, to_device
 from dino_pipeline.decoding.next_token import next_tokens
+from dino_pipeline.decoding.prefill import (
+    continuation,
+    is_out_of_memory,
+    mean_log_probs,
+    plain_mean_log_prob,
+    to_device,
+)
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
-from dino_pipeline.decoding.scoring import continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.decoding.self_check import fastest_rows, model_name
 from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule, banned_tokens, render_chat, template_marks
 from dino_pipeline.errors import ModelError
@@ -26,17 +31,28 @@ from dino_pipeline.options import Sampling
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class PendingStep:
-    """A decoding step whose tokens are on their way from the device."""
+    """A decoding step whose tokens are on their way from the device, copied while the device works on.
 
-    texts: list[ActiveText]
-    copy: PendingCopy
-    """The texts' new tokens, ``(texts,)``, and their log-probabilities, ``(texts, prompts)``."""
+    Args:
+        texts: the texts that get a token.
+        tokens: their new tokens, ``(texts,)``.
+        log_probs: the tokens' log-probabilities, ``(texts, prompts)``.
+    """
+
+    def __init__(self, texts: list[ActiveText], tokens: Tensor, log_probs: Tensor) -> None:
+        self.texts = texts
+        self.tokens, self.log_probs = (tensor.to("cpu", non_blocking=True) for tensor in (tokens, log_probs))
+        self.copied: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(torch.cuda.current_stream(tokens.device))
 
     def read(self) -> Iterator[ActiveText]:
         """Append the new tokens to their texts. Yield those texts; skip texts that have ended since the step began."""
-        tokens, log_probs = self.copy.lists()
+        if self.copied is not None:
+            self.copied.synchronize()
+        tokens, log_probs = self.tokens.tolist(), self.log_probs.tolist()
         for text, token, under_prompts in zip(self.texts, tokens, log_probs, strict=True):
             if not text.ended:
                 text.tokens.append(token)
@@ -189,7 +205,7 @@ class Decoder:
         scheduler.rows.feed(groups, tokens)
         for text in texts:
             text.steps += 1
-        return PendingStep(texts, PendingCopy(tokens, log_probs))
+        return PendingStep(texts, tokens, log_probs)
 
     def _continue_with_fewer_rows(self, scheduler: Scheduler) -> None:
         """Halve the rows after memory has run out.
