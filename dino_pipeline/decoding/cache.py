@@ -281,11 +281,9 @@ class UncachedRows:
         """Each row's prompt and text. Empty if the row is free."""
 
     def prefill(self, prompts: Sequence[Prompt]) -> PrefilledPrompts:
-        """Return the prompts as they are."""
         return PrefilledPrompts(tuple(prompts), [])
 
     def start(self, rows: Sequence[int], prefilled: PrefilledPrompts, numbers: Sequence[int]) -> None:
-        """Start prompts in rows: ``prefilled.prompts[numbers[i]]`` in row ``rows[i]``."""
         for row, number in zip(rows, numbers, strict=True):
             self.texts[row] = list(prefilled.prompts[number])
 
@@ -300,7 +298,6 @@ class UncachedRows:
         return self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
 
     def feed(self, rows: Tensor, tokens: Tensor) -> None:
-        """Append a token to all rows of a text, see `CachedRows.feed`."""
         for rows_of_text, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             for row in dict.fromkeys(rows_of_text):
                 self.texts[row].append(token)
@@ -311,11 +308,9 @@ class UncachedRows:
             self.texts[row] = []
 
     def lengthen(self, length: int) -> None:
-        """Let rows hold ``length`` tokens."""
         self.length = length
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drop all rows but the given ones, which become rows 0, 1, ..."""
         self.texts = [self.texts[row] for row in rows]
         self.count = len(rows)
 

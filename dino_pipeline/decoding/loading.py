@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -15,20 +16,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from dino_pipeline.decoding.decoder import Decoder
+from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.errors import ModelError, first_line, require_package
 from dino_pipeline.generate_options import ModelOptions
 from dino_pipeline.models import (
+    POCKET,
     ModelRef,
     check_weights,
     load_error,
     model_fingerprint,
     model_path,
+    pick_device,
     pickle_allowed,
     quiet_loading,
     safe_loading,
 )
+from dino_pipeline.options import accepts
 
 NARROW = 512
 """Models of a smaller hidden size gain little by half precision. They stay in float32, and so write the same texts on
@@ -102,6 +106,23 @@ def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None,
     if device_map is None and model.quantize is None:
         tune(loaded, rows)
     return Decoder(loaded, tokenizer, rows=rows, chat=model.chat)
+
+
+@accepts(ModelOptions)
+def load_generator(model: str = POCKET, **options: Any) -> Generator:
+    """Load a language model for writing and scoring texts.
+
+    Args:
+        model: folder or Hub id of a causal language model, or ``pocket`` for the embedded one.
+
+    Raises:
+        OptionError: an option is wrong, or a package that it needs is not installed.
+        ModelError: the model cannot be loaded.
+    """
+    chosen = ModelOptions.of({"model": model, **options})
+    device = pick_device(chosen.device)
+    ref = resolve_model(chosen, device)
+    return Generator(load_decoder(ref, device=device, device_map=chosen.device_map, rows=chosen.rows), ref)
 
 
 def load_tokenizer(model: ModelRef) -> Any:
@@ -283,38 +304,34 @@ def can_pack(dtype: torch.dtype) -> bool:
     return True
 
 
-class PackedFloat32:
-    """The forward of a linear layer in float32. MKL packs for one number of rows; other inputs use the plain weight.
+def packed_float32(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """Return the forward of a linear layer in float32, from hidden states ``(..., in)`` to ``(..., out)``.
+
+    MKL packs for one number of rows; other inputs use the plain weight.
 
     Args:
         weight: ``(out, in)``.
         bias: ``(out,)``, or None.
         rows: number of rows of the inputs to be fast for.
     """
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        self.weight, self.bias, self.rows = weight, bias, rows
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
+    def forward(hidden: Tensor) -> Tensor:
+        if hidden.numel() != rows * hidden.shape[-1]:
+            return nn.functional.linear(hidden, weight, bias)
+        return cast(Tensor, torch.ops.mkl._mkl_linear(hidden, packed, weight, bias, rows))
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return ``(..., out)`` for hidden states of ``(..., in)``."""
-        if hidden.numel() != self.rows * hidden.shape[-1]:
-            return nn.functional.linear(hidden, self.weight, self.bias)
-        output: Any = torch.ops.mkl._mkl_linear(hidden, self.packed, self.weight, self.bias, self.rows)
-        return output
+    return forward
 
 
-class PackedBfloat16:
-    """The forward of a linear layer in bfloat16, see `PackedFloat32`. oneDNN takes any number of rows."""
+def packed_bfloat16(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """Return the forward of a linear layer in bfloat16, see `packed_float32`. oneDNN takes any number of rows."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        self.bias = bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    def forward(hidden: Tensor) -> Tensor:
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""))
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return ``(..., out)`` for hidden states of ``(..., in)``."""
-        output: Any = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
-        return output
+    return forward
 
 
-PACKED: dict[torch.dtype, Any] = {torch.float32: PackedFloat32, torch.bfloat16: PackedBfloat16}
+PACKED = {torch.float32: packed_float32, torch.bfloat16: packed_bfloat16}

@@ -36,6 +36,17 @@ class PrefilledPrompts:
     layers: list[tuple[Tensor, Tensor]]
     """For each layer keys and values, ``(prompts, heads, length, dim)``. Empty if no prompt has two tokens."""
 
+    def cache_of(self, numbers: Tensor, length: int | None = None) -> DynamicCache:
+        """Return a cache with a row for each of some prompts, given ``(rows,)`` indices.
+
+        It holds the first ``length`` positions, or all of them.
+        """
+        cache = DynamicCache()  # without a config: its sliding layers would drop early positions
+        for layer, (keys, values) in enumerate(self.layers):
+            rows = numbers.to(keys.device)  # layers can be spread over devices
+            cache.update(keys[rows, :, :length], values[rows, :, :length], layer)
+        return cache
+
 
 class Prefiller:
     """Computes keys and values of prompts.
@@ -69,9 +80,10 @@ class Prefiller:
         """
         longest = max(len(prompt) for prompt in prompts) - 1
         shared, sources = self._shared_with_known(prompts)
-        cache = DynamicCache()  # without a config: its sliding layers would drop early positions
-        if shared:
-            self._copy_known(cache, shared, sources)
+        if self.known is not None and shared:
+            cache = self.known.cache_of(to_device(sources, self.model.device), shared)
+        else:
+            cache = DynamicCache()
         if longest > shared:
             padded = [_padded(prompt, longest)[shared:] for prompt in prompts]  # (prompts, longest - shared)
             self.model.get_decoder()(
@@ -99,14 +111,6 @@ class Prefiller:
             if length < len(prompt) - 1:  # a prompt that is known to its end sets no limit: masks hide what follows it
                 shared = min(shared, length)
         return (shared, sources) if shared > LEAST_SHARED * longest else (0, [])
-
-    def _copy_known(self, cache: DynamicCache, shared: int, sources: Sequence[int]) -> None:
-        """Put the first ``shared`` positions of known prompts into an empty cache, one source per new prompt."""
-        assert self.known is not None
-        rows = to_device(sources, self.model.device)
-        for number, (keys, values) in enumerate(self.known.layers):
-            at = rows.to(keys.device)  # layers can be spread over devices
-            cache.update(keys[at, :, :shared], values[at, :, :shared], number)
 
 
 def shared_start(one: Sequence[int], other: Sequence[int]) -> int:
@@ -219,7 +223,7 @@ def _score(prefiller: Prefiller, wanted: Sequence[Continuation], banned: Tensor)
     prompts = list(dict.fromkeys(one.prompt for one in wanted))
     index = {prompt: number for number, prompt in enumerate(prompts)}
     prompt_of_text = torch.tensor([index[one.prompt] for one in wanted], device=device)  # (texts,)
-    cache = _cache_per_text(prefiller.compute(prompts), prompt_of_text)
+    cache = prefiller.compute(prompts).cache_of(prompt_of_text)
 
     width = max(len(one.tokens) for one in wanted)
     padded = [one.tokens + one.tokens[-1:] * (width - len(one.tokens)) for one in wanted]
@@ -244,15 +248,6 @@ def _score(prefiller: Prefiller, wanted: Sequence[Continuation], banned: Tensor)
     ).logits  # (texts, width, vocab)
     log_probs = _log_probs(logits, targets, banned).masked_fill(steps >= lengths[:, None], 0.0)
     return log_probs.sum(dim=1) / lengths
-
-
-def _cache_per_text(prefilled: PrefilledPrompts, prompt_of_text: Tensor) -> DynamicCache:
-    """Return a cache with the keys and values of each text's prompt."""
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(prefilled.layers):
-        rows = prompt_of_text.to(keys.device)  # layers can be spread over devices
-        cache.update(keys[rows], values[rows], number)
-    return cache
 
 
 def _log_probs(logits: Tensor, targets: Tensor, banned: Tensor) -> Tensor:
