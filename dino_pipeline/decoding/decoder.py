@@ -248,12 +248,7 @@ def completion(text: ActiveText, ending: Ending) -> Completion:
 
 
 class Generator:
-    """A language model that writes texts which are likely after one prompt and unlikely after others.
-
-    Args:
-        decoder: the loaded model.
-        model: which model it is.
-    """
+    """A language model that writes texts which are likely after one prompt and unlikely after others."""
 
     def __init__(self, decoder: Decoder, model: ModelRef) -> None:
         self.decoder = decoder

@@ -62,9 +62,6 @@ class Prefiller:
     Both new prompts have 4 tokens in common with a known one. These are copied, and a batch of 2 x 1 tokens goes
     through the model: padding for the first prompt, "old" for the second. The last tokens, "cat" and "dog", are fed in
     the first decoding step.
-
-    Args:
-        model: the causal language model.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -92,11 +92,12 @@ class Scheduler:
             self._make_rows()
         placements: dict[PrefilledPrompts, list[tuple[int, int]]] = {}  # row and index of the prompt that starts there
         while self.queue and self._next_width() <= len(self.free):
-            text = self._new_text(*self.queue[0])
-            for row, prompt in zip(text.rows, text.request.prompts, strict=True):
+            number, request = self.queue[0]
+            rows = [self.free.pop() for _ in request.prompts]
+            for row, prompt in zip(rows, request.prompts, strict=True):
                 batch, index = self._find(prompt) or self._prefill(prompt)
                 placements.setdefault(batch, []).append((row, index))
-            self.texts.append(text)
+            self.texts.append(ActiveText(number, request, rows, uniforms(request.key, self.max_new_tokens)))
             self.queue.popleft()
         for batch, started in placements.items():
             self.rows.start([row for row, _ in started], batch, [index for _, index in started])
@@ -167,10 +168,6 @@ class Scheduler:
     def _next_width(self) -> int:
         """Return how many rows the next request's text needs."""
         return len(self.queue[0][1].prompts)
-
-    def _new_text(self, number: int, request: Request) -> ActiveText:
-        rows = [self.free.pop() for _ in request.prompts]
-        return ActiveText(number, request, rows, uniforms(request.key, self.max_new_tokens))
 
     def _find(self, prompt: Prompt) -> Location | None:
         """Return where a prompt's keys and values are, None if they are not held."""

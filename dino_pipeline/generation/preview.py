@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Completion, Engine, Request, Task, task_key, task_prompts, uniforms
+from dino_pipeline.decoding.engine import Completion, Request, Task, task_key, task_prompts, uniforms
 from dino_pipeline.decoding.next_token import choose
 from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
@@ -182,9 +182,11 @@ class _Stopwatch:
         self.started = time.monotonic()
         self.updates: dict[str, list[tuple[float, int]]] = {}
         """Time and number of texts of each update, by the progress's title."""
+        self.latest: dict[str, Progress] = {}
 
     def update(self, progress: Progress) -> None:
         self.updates.setdefault(progress.title, []).append((time.monotonic(), progress.done))
+        self.latest[progress.title] = progress
         self.reporter.update(replace(progress, title=f"measuring: {progress.title}"))
 
     def note(self, message: str, remedy: str = "") -> None:
@@ -218,19 +220,12 @@ def measure(
 ) -> tuple[Estimate, list[str]]:
     """Do a small part of a run; return an estimate of the whole, and some inputs.
 
-    Args:
-        decoder: writes the texts.
-        spec: the instructions.
-        inputs: texts for ``<X1>``, or None.
-        settings: of the whole run.
-        reporter: gets updates.
-        loading: seconds that it took to load the model.
+    The settings are those of the whole run; ``loading`` is the seconds that it took to load the model.
     """
-    counter = _CountingDecoder(decoder)
     num_inputs = count_inputs(settings.num_inputs, inputs) if spec.needs_inputs else None
     whole = settings.model_copy(update={"num_inputs": num_inputs})
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        run, part, record, stopwatch = _run_trials(Path(folder), counter, spec, inputs, whole, reporter)
+        run, part, record, stopwatch = _run_trials(Path(folder), EngineWriter(decoder), spec, inputs, whole, reporter)
         examples = (example for path in shard_files(run.shards) for example in iter_examples(path))
         some = list(dict.fromkeys(example.text_a for example in examples))[:8] if spec.needs_inputs else []
     written = sum(count.written for count in record.counts.values())
@@ -239,22 +234,35 @@ def measure(
     texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
     edges = max(0.0, stopwatch.seconds("texts") - written / rate)  # while rows fill at first, and run empty at last
     for_inputs = stopwatch.seconds("inputs") * (whole.num_inputs or 0) / (part.num_inputs or 1)
+    tokens, row_tokens = _count_tokens(spec, stopwatch)
     estimate = Estimate(
         texts=texts,
         per_second=rate,
         seconds=loading + for_inputs + texts / rate + edges,
-        row_tokens=round(counter.row_tokens / max(written, 1) * texts),
+        row_tokens=round(row_tokens / max(written, 1) * texts),
         memory=peak_memory() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0),
         accepted={label: count.accepted / max(count.written, 1) for label, count in record.counts.items()},
         margins=record.mean_margins,
-        tokens=counter.tokens / max(counter.texts, 1),
+        tokens=tokens,
     )
     return estimate, some
 
 
+def _count_tokens(spec: TaskSpec, stopwatch: _Stopwatch) -> tuple[float, int]:
+    """Return the mean number of tokens of the texts and inputs, and how many tokens were computed under all prompts."""
+    texts = tokens = row_tokens = 0
+    for title, of_title in (("inputs", spec.inputs), ("texts", spec)):
+        if isinstance(of_title, TaskSpec) and title in stopwatch.latest:
+            for label, count in stopwatch.latest[title].labels.items():
+                texts += count.written
+                tokens += count.tokens
+                row_tokens += count.tokens * (1 + len(of_title.labels[label].counter_labels))
+    return tokens / max(texts, 1), row_tokens
+
+
 def _run_trials(
     folder: Path,
-    counter: _CountingDecoder,
+    writer: EngineWriter,
     spec: TaskSpec,
     inputs: Iterable[str] | None,
     whole: GenerateSettings,
@@ -265,11 +273,9 @@ def _run_trials(
     Returns:
         The last trial's folder, settings, record and times.
     """
-    writer = EngineWriter(cast(Engine, counter))
     part = _part(whole, max(8, FIRST_TRIAL // whole.samples) if spec.needs_inputs else FIRST_TRIAL)
     for number in itertools.count(1):
         run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
-        counter.reset()
         try:
             _, record = write_texts(run, spec, lambda: writer, part, stopwatch, inputs=inputs)
         except ModelError as error:
@@ -299,32 +305,3 @@ def _rejection_reasons(run: Run) -> str:
     examples = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
     shown = (f"{count} {reason}, such as {examples[reason]!r}" for reason, count in reasons.most_common(3))
     return "; ".join(shown)
-
-
-class _CountingDecoder:
-    """A decoder that counts the texts and the tokens that it writes."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.reset()
-
-    def reset(self) -> None:
-        """Count from 0."""
-        self.texts = self.tokens = self.row_tokens = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.decoder, name)
-
-    def sample(self, requests: Iterable[Request], sampling: Sampling, **options: Any) -> Iterator[Completion]:
-        num_prompts: list[int] = []  # by the number of the request
-
-        def counted() -> Iterator[Request]:
-            for request in requests:
-                num_prompts.append(len(request.prompts))
-                yield request
-
-        for completion in self.decoder.sample(counted(), sampling, **options):
-            self.texts += 1
-            self.tokens += completion.length
-            self.row_tokens += completion.length * num_prompts[completion.number]
-            yield completion
