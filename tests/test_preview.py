@@ -13,8 +13,7 @@ from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import StopRule
 from dino_pipeline.generation import preview
-from dino_pipeline.generation.monitors import SpeedMonitor
-from dino_pipeline.generation.preview import PreviewText, preview_texts, token_pieces
+from dino_pipeline.generation.preview import PreviewText, SpeedMonitor, preview_texts, token_pieces
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress
@@ -128,7 +127,7 @@ def test_a_trial_grows_until_it_has_taken_long_enough(
 
 def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dino_pipeline.generation.monitors.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
     run, asked = Run(tmp_path), {"spec": "a"}
     run.estimate.write_text(json.dumps({"asked": asked, "seconds": 100.0, "per_second": 50.0}))
 

@@ -1,8 +1,10 @@
-"""What a run would write and take: some texts with and without debiasing, and an estimate from a short trial."""
+"""What a run would write and take: some texts with and without debiasing, an estimate, and a watch that it holds."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import math
 import tempfile
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import JsonValue
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request, Task, task_key, task_prompts, uniforms
@@ -21,11 +24,10 @@ from dino_pipeline.decoding.next_token import choose
 from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.files import shard_files
+from dino_pipeline.files import shard_files, write_json
 from dino_pipeline.generate_options import PreviewOptions
 from dino_pipeline.generation.engines import local_engine
 from dino_pipeline.generation.generate_stage import write_texts
-from dino_pipeline.generation.monitors import LONG_ENOUGH, Estimate, estimate_key
 from dino_pipeline.generation.plan import count_inputs, open_inputs, resolve_settings
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.options import Sampling, accepts
@@ -42,6 +44,37 @@ FIRST_TRIAL = 128
 MAX_TRIALS = 3
 SHORT = 0.05
 """Seconds that are too short to measure anything."""
+LONG_ENOUGH = 6.0
+"""Seconds of writing that suffice to measure its speed."""
+SLOWDOWN = 0.3
+"""Note a run that is slower than its estimate by more than this share."""
+MIN_TEXTS = 200
+"""Texts that a run must have written before its speed is compared with the estimate."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time, memory and quality of a run, estimated from a short trial."""
+
+    texts: int
+    """To write in all."""
+    per_second: float
+    seconds: float
+    """Of the whole run, with the inputs and loading the model."""
+    row_tokens: int
+    """Tokens to compute: those of each text, once for every prompt that it is written under."""
+    memory: int
+    """Bytes that this process has held at most, with the device's."""
+    accepted: Mapping[str, float]
+    """Share of accepted texts by label."""
+    margins: Mapping[str, float | None]
+    """Mean margin by label."""
+    tokens: float
+    """Tokens per text, on average."""
+
+    def write(self, run: Run, key: Mapping[str, JsonValue]) -> None:
+        """Store it in a run's folder, for `SpeedMonitor`."""
+        write_json(run.estimate, {"asked": key, "seconds": round(self.seconds, 1), "per_second": self.per_second})
 
 
 @dataclass(frozen=True)
@@ -305,3 +338,49 @@ def _rejection_reasons(run: Run) -> str:
     examples = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
     shown = (f"{count} {reason}, such as {examples[reason]!r}" for reason, count in reasons.most_common(3))
     return "; ".join(shown)
+
+
+def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
+    """Return what an estimate depends on: it holds for runs of the same key only."""
+    names = {"spec", "model", "num_inputs", "samples", "best_of", "sampling"}
+    return settings.model_dump(mode="json", include=names)
+
+
+class SpeedMonitor:
+    """A reporter that notes once if a run is much slower than its estimate, and passes everything on to another.
+
+    Args:
+        reporter: the other.
+        run: whose folder may hold an estimate.
+        key: of the run, see `estimate_key`.
+    """
+
+    def __init__(self, reporter: Reporter, run: Run, key: Mapping[str, JsonValue]) -> None:
+        self.reporter, self.note, self.should_stop = reporter, reporter.note, reporter.should_stop
+        self.estimate: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # without an intact estimate nothing is compared
+            stored = json.loads(run.estimate.read_text(encoding="utf-8"))
+            self.estimate = stored if stored.get("asked") == dict(key) else {}
+        self.start: tuple[float, int] | None = None
+        """Time and number of texts at the first update."""
+
+    def update(self, progress: Progress) -> None:
+        """Pass the update on; compare the speed once there are enough texts."""
+        self.reporter.update(progress)
+        if progress.title != "texts" or not self.estimate:
+            return
+        now = time.monotonic()
+        if self.start is None:
+            self.start = now, progress.done
+        started, done_before = self.start
+        done = progress.done - done_before
+        if done < max(MIN_TEXTS, progress.total // 10) or now - started < LONG_ENOUGH:
+            return
+        rate, expected = done / (now - started), self.estimate["per_second"]
+        if rate < (1 - SLOWDOWN) * expected:
+            left = clock((progress.total - progress.done) / rate)
+            self.note(
+                f"{rate:.1f} texts a second, {expected:.1f} were measured by the preview: {left} are left "
+                f"(expected were {clock(self.estimate['seconds'])} in all)"
+            )
+        self.estimate = {}
