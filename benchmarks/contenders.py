@@ -21,9 +21,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.next_token import debias
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
 from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule
 from dino_pipeline.options import Sampling

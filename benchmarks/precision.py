@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import SPEC, distinct_sentences
-from dino_pipeline.decoding.debias import debias
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.loading import load_decoder
+from dino_pipeline.decoding.next_token import debias
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import table

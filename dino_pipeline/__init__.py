@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dino_pipeline.decoding.generator import Generator, load_generator
+    from dino_pipeline.decoding.decoder import Generator
+    from dino_pipeline.decoding.loading import load_generator
     from dino_pipeline.errors import (
         DataError,
         DinoError,
@@ -81,7 +82,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "decoding.generator": ("Generator", "load_generator"),
+    "decoding.decoder": ("Generator",),
+    "decoding.loading": ("load_generator",),
     "evaluation.compare": ("Comparison", "compare"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.scores": ("Scores",),

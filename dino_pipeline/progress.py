@@ -25,6 +25,8 @@ class LabelCount:
 
     written: int = 0
     accepted: int = 0
+    tokens: int = 0
+    """Of the texts that this call wrote, with those that closed them."""
     margin_sum: float = 0.0
     margins: int = 0
     rejected_in_a_row: int = 0
@@ -35,6 +37,7 @@ class LabelCount:
         """Add the counts of texts written elsewhere."""
         self.written += other.written
         self.accepted += other.accepted
+        self.tokens += other.tokens
         self.margin_sum += other.margin_sum
         self.margins += other.margins
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_pipeline.decoding.debias import debias
+from dino_pipeline.decoding.next_token import debias
 
 
 def normalised(log_probs: torch.Tensor, groups: torch.Tensor, decay: float, floor: float) -> torch.Tensor:

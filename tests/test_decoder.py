@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dino_pipeline.decoding import hardware, scoring, self_check
+from dino_pipeline.decoding import loading, prefill, self_check
 from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, UncachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
-from dino_pipeline.decoding.prefill import Prefiller
-from dino_pipeline.decoding.scoring import Continuation, continuation
+from dino_pipeline.decoding.prefill import Continuation, Prefiller, continuation
 from dino_pipeline.decoding.self_check import row_defect
 from dino_pipeline.errors import ModelError
 from dino_pipeline.options import Sampling
@@ -92,8 +91,8 @@ def test_greedy_decoding_is_token_identical_on_every_path(
     with torch.inference_mode():
         expected = [naive_greedy(decoder, request, 15) for request in wanted]
     if path == "tuned":
-        monkeypatch.setattr(hardware, "SMALLEST_PACKED", 1)
-        hardware.tune(model, decoder.rows)
+        monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
+        loading.tune(model, decoder.rows)
     if path == "fixed":
         decoder.make_rows, decoder.read_delay = FixedShapeRows, 1
     result = {completion.number: list(completion.tokens) for completion in decoder.sample(wanted, greedy)}
@@ -290,7 +289,7 @@ def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, mo
         log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1).cpu()
         expected.append(float(log_probs.gather(1, torch.tensor(tokens[start:])[:, None]).mean()))
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
-    monkeypatch.setattr(scoring, "LOGITS", 60 * decoder.vocab)
+    monkeypatch.setattr(prefill, "LOGITS", 60 * decoder.vocab)
     assert [each.logprob for each in decoder.score(pairs[::-1])] == pytest.approx(expected[::-1], abs=1e-4)
     monkeypatch.setattr(decoder, "make_rows", UncachedRows)
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)

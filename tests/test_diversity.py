@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dino_pipeline.generation.monitors import WINDOW, DiversityMonitor, variety, variety_remedy
+from dino_pipeline.generation.generate_stage import WINDOW, DiversityMonitor, variety, variety_remedy
 from tests.toys import Listener
 
 

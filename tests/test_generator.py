@@ -7,8 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 import dino_pipeline as dino
-from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.generator import Generator
+from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from tests.toys import char_tokenizer, chat_tokenizer, save_generator, tiny_model

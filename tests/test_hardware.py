@@ -6,8 +6,8 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from dino_pipeline.decoding import hardware
-from dino_pipeline.decoding.hardware import PACKED, can_pack, tune
+from dino_pipeline.decoding import loading
+from dino_pipeline.decoding.loading import PACKED, can_pack, tune
 from tests.toys import CONFIGS, tiny_model
 
 ROWS = 6
@@ -19,12 +19,13 @@ ROWS = 6
 def test_a_tuned_model_computes_the_same(
     monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(hardware, "SMALLEST_PACKED", 1)
+    monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
     model = tiny_model(architecture).to(dtype)
     inputs = [torch.arange(rows * length).view(rows, length) % 20 + 5 for rows, length in ((ROWS, 1), (3, 7), (1, 2))]
     before = [model(ids).logits for ids in inputs]
     tune(model, ROWS)
-    packed = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and type(m.forward) is PACKED[dtype]]
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    packed = [layer for layer in layers if layer.forward.__qualname__.startswith(PACKED[dtype].__name__)]
     assert bool(packed) == can_pack(dtype)
     assert not any(type(module) is NewGELUActivation for module in model.modules())
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
@@ -33,7 +34,7 @@ def test_a_tuned_model_computes_the_same(
 
 
 def test_weights_stay_where_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "SMALLEST_PACKED", 1)
+    monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
     model = tiny_model("llama").double()
     tune(model, ROWS)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -41,11 +42,11 @@ def test_weights_stay_where_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_dtype_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {torch.float32: 4.0, torch.bfloat16: 2.0}
-    monkeypatch.setattr(hardware, "_product_seconds", lambda device, width, dtype: seconds[dtype])
-    assert hardware.faster_dtype("cpu", 768) == "bfloat16"
+    monkeypatch.setattr(loading, "_product_seconds", lambda device, width, dtype: seconds[dtype])
+    assert loading.faster_dtype("cpu", 768) == "bfloat16"
     seconds[torch.bfloat16] = 3.0
-    assert hardware.faster_dtype("cpu", 768) == "float32"
+    assert loading.faster_dtype("cpu", 768) == "float32"
 
 
 def test_a_product_is_timed() -> None:
-    assert 0 < hardware._product_seconds("cpu", 64, torch.bfloat16) < 60
+    assert 0 < loading._product_seconds("cpu", 64, torch.bfloat16) < 60

@@ -15,10 +15,14 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from dino_pipeline.decoding.hardware import to_device
-from dino_pipeline.decoding.prefill import PrefilledPrompts, Prefiller
+from dino_pipeline.decoding.prefill import (
+    PrefilledPrompts,
+    Prefiller,
+    attention_masks,
+    attention_windows,
+    to_device,
+)
 from dino_pipeline.decoding.tokenization import Prompt
-from dino_pipeline.errors import ModelError
 
 STEP_UNIT = 32
 """A step in fixed shapes looks at a multiple of this many positions."""
@@ -277,11 +281,9 @@ class UncachedRows:
         """Each row's prompt and text. Empty if the row is free."""
 
     def prefill(self, prompts: Sequence[Prompt]) -> PrefilledPrompts:
-        """Return the prompts as they are."""
         return PrefilledPrompts(tuple(prompts), [])
 
     def start(self, rows: Sequence[int], prefilled: PrefilledPrompts, numbers: Sequence[int]) -> None:
-        """Start prompts in rows: ``prefilled.prompts[numbers[i]]`` in row ``rows[i]``."""
         for row, number in zip(rows, numbers, strict=True):
             self.texts[row] = list(prefilled.prompts[number])
 
@@ -296,7 +298,6 @@ class UncachedRows:
         return self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
 
     def feed(self, rows: Tensor, tokens: Tensor) -> None:
-        """Append a token to all rows of a text, see `CachedRows.feed`."""
         for rows_of_text, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             for row in dict.fromkeys(rows_of_text):
                 self.texts[row].append(token)
@@ -307,11 +308,9 @@ class UncachedRows:
             self.texts[row] = []
 
     def lengthen(self, length: int) -> None:
-        """Let rows hold ``length`` tokens."""
         self.length = length
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drop all rows but the given ones, which become rows 0, 1, ..."""
         self.texts = [self.texts[row] for row in rows]
         self.count = len(rows)
 
@@ -322,46 +321,3 @@ class UncachedRows:
 DecodingRows = CachedRows | UncachedRows
 RowFactory = Callable[[PreTrainedModel, int, int], DecodingRows]
 """Makes rows for a model, a number of rows and their length."""
-
-
-def attention_masks(
-    windows: dict[str, int | None], queries: Tensor, keys: Tensor, dtype: torch.dtype
-) -> Tensor | dict[str, Tensor]:
-    """Return the additive mask, ``(rows, 1, queries, keys)``, or one per kind of layer if kinds need different masks.
-
-    Args:
-        windows: for each kind of attention layer, how many positions it looks back, None for all.
-        queries: ``(rows, queries)`` positions.
-        keys: ``(rows, keys)`` or ``(1, keys)`` positions. A query does not see keys after its own position.
-        dtype: the model's dtype.
-    """
-    reach = keys.shape[1]
-    binding = {kind: None if window is None or window >= reach else window for kind, window in windows.items()}
-    if len(set(binding.values())) == 1:
-        return _mask(next(iter(binding.values())), queries, keys, dtype)
-    return {kind: _mask(window, queries, keys, dtype) for kind, window in binding.items()}
-
-
-def _mask(window: int | None, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
-    hidden = keys[:, None] > queries[:, :, None]  # (rows, queries, keys)
-    if window is not None:
-        hidden |= keys[:, None] <= queries[:, :, None] - window
-    zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return zeros.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
-
-
-def attention_windows(model: PreTrainedModel) -> dict[str, int | None]:
-    """Return for each kind of attention layer how many positions it looks back, None for all.
-
-    Raises:
-        ModelError: the model has layers that a cache of rows cannot serve (linear, chunked, recurrent ...).
-    """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return {"full_attention": None} if window is None else {"sliding_attention": window}
-    known: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
-    if unknown := [kind for kind in dict.fromkeys(kinds) if kind not in known]:
-        raise ModelError(f"layers of type {', '.join(unknown)}")
-    return {kind: known[kind] for kind in dict.fromkeys(kinds)}

@@ -1,42 +1,63 @@
-"""The joint decoder: samples each text under its own prompt and its counter-prompts, many texts in lock-step."""
+"""The joint decoder: samples each text under its own prompt and its counter-prompts, many texts in lock-step.
+
+`Generator` is its face for Python users.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.decoding.cache import UncachedRows
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored
-from dino_pipeline.decoding.hardware import PendingCopy, is_out_of_memory, to_device
 from dino_pipeline.decoding.next_token import next_tokens
+from dino_pipeline.decoding.prefill import (
+    continuation,
+    is_out_of_memory,
+    mean_log_probs,
+    plain_mean_log_prob,
+    to_device,
+)
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
-from dino_pipeline.decoding.scoring import continuation, mean_log_probs, plain_mean_log_prob
 from dino_pipeline.decoding.self_check import fastest_rows, model_name
 from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule, banned_tokens, render_chat, template_marks
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class PendingStep:
-    """A decoding step whose tokens are on their way from the device."""
+    """A decoding step whose tokens are on their way from the device, copied while the device works on.
 
-    texts: list[ActiveText]
-    copy: PendingCopy
-    """The texts' new tokens, ``(texts,)``, and their log-probabilities, ``(texts, prompts)``."""
+    Args:
+        texts: the texts that get a token.
+        tokens: their new tokens, ``(texts,)``.
+        log_probs: the tokens' log-probabilities, ``(texts, prompts)``.
+    """
+
+    def __init__(self, texts: list[ActiveText], tokens: Tensor, log_probs: Tensor) -> None:
+        self.texts = texts
+        self.tokens, self.log_probs = (tensor.to("cpu", non_blocking=True) for tensor in (tokens, log_probs))
+        self.copied: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(torch.cuda.current_stream(tokens.device))
 
     def read(self) -> Iterator[ActiveText]:
         """Append the new tokens to their texts. Yield those texts; skip texts that have ended since the step began."""
-        tokens, log_probs = self.copy.lists()
+        if self.copied is not None:
+            self.copied.synchronize()
+        tokens, log_probs = self.tokens.tolist(), self.log_probs.tolist()
         for text, token, under_prompts in zip(self.texts, tokens, log_probs, strict=True):
             if not text.ended:
                 text.tokens.append(token)
@@ -189,7 +210,7 @@ class Decoder:
         scheduler.rows.feed(groups, tokens)
         for text in texts:
             text.steps += 1
-        return PendingStep(texts, PendingCopy(tokens, log_probs))
+        return PendingStep(texts, tokens, log_probs)
 
     def _continue_with_fewer_rows(self, scheduler: Scheduler) -> None:
         """Halve the rows after memory has run out.
@@ -224,3 +245,110 @@ def completion(text: ActiveText, ending: Ending) -> Completion:
     margin = float(means[0] - means[1:].max()) if len(means) > 1 else None
     tokens = tuple(text.tokens)
     return Completion(text.number, ending.text, ending.finish, tokens, len(tokens), float(means[0]), margin)
+
+
+class Generator:
+    """A language model that writes texts which are likely after one prompt and unlikely after others."""
+
+    def __init__(self, decoder: Decoder, model: ModelRef) -> None:
+        self.decoder = decoder
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"Generator({self.model.name!r}, dtype={self.model.dtype!r}, device={self.decoder.model.device.type!r})"
+
+    def write(
+        self,
+        prompt: str,
+        counters: Sequence[str] = (),
+        n: int = 1,
+        *,
+        seed: int = 42,
+        stop: str = '"',
+        keep_newlines: bool = False,
+        opening: str | None = None,
+        **sampling: Any,
+    ) -> list[Completion]:
+        """Write texts after a prompt, debiased by counter-prompts.
+
+        The i-th text depends on the model, the prompts, the seed and the sampling, not on ``n``. Texts that reach
+        ``max_new_tokens`` before a stop string are returned, too, with ``finish`` "length".
+
+            >>> generator = dino.load_generator("gpt2")
+            >>> texts = generator.write('A question: "', counters=['A statement: "'], n=8, top_k=0)
+            >>> texts[0].text, texts[0].margin
+
+        Args:
+            prompt: the own prompt. It ends where the text begins, usually with an opening quotation mark.
+            counters: the counter-prompts.
+            n: number of texts.
+            seed: seed of the random numbers.
+            stop: string that ends a text.
+            keep_newlines: whether texts may contain newlines. If not, a newline ends a text.
+            opening: for a model with a chat template, the last part of the prompt, with which the model's answer
+                begins. By default, the prompt's last line, or the last character of a prompt of one line.
+            sampling: ``top_k``, ``top_p``, ``decay``, ``floor`` and ``max_new_tokens``. Defaults are the paper's.
+
+        Returns:
+            The texts in the order of their numbers, each with ``text``, ``logprob``, ``margin`` and ``finish``.
+
+        Raises:
+            OptionError: a value is wrong, or a prompt leaves no room for a text.
+            ModelError: memory runs out.
+        """
+        drawn = Sampling.of(sampling)
+        if isinstance(counters, str):
+            raise OptionError("must be a list of prompts", option="counters", value=counters)
+        if n < 1:
+            raise OptionError("must be at least 1", option="n", value=n)
+        if not stop:
+            raise OptionError("must not be empty", option="stop")
+        prompts = self._encoded(prompt, counters, opening)
+        if not self.decoder.fits(prompts, drawn.max_new_tokens):
+            raise OptionError(
+                f"the prompt leaves less than {drawn.max_new_tokens} tokens of the model's context",
+                "shorten the prompt, or lower {max_new_tokens}",
+                option="max_new_tokens",
+                value=drawn.max_new_tokens,
+            )
+        requests = [Request(prompts, ("write", seed, prompt, number)) for number in range(n)]
+        texts = self.decoder.sample(requests, drawn, stop=stop, stop_at_newline=not keep_newlines)
+        return sorted(texts, key=lambda text: text.number)
+
+    def score(self, prompt: str, texts: Sequence[str], *, stop: str = '"', opening: str | None = None) -> list[Scored]:
+        """Return how likely each text is after a prompt, with ``stop`` as its last part.
+
+        Args:
+            prompt: the prompt, as for `write`.
+            texts: the texts.
+            stop: string that ends a text.
+            opening: as for `write`.
+
+        Returns:
+            For each text ``logprob``, the mean natural-log probability per token, and ``tokens``, their number.
+
+        Raises:
+            OptionError: a value is wrong.
+        """
+        if isinstance(texts, str):
+            raise OptionError("must be a list of texts", option="texts", value=texts)
+        self._encoded(prompt, (), opening)
+        rendered = self._rendered(prompt, opening)
+        return self.decoder.score([(rendered, text) for text in texts], stop=stop)
+
+    def _encoded(self, prompt: str, counters: Sequence[str], opening: str | None) -> tuple[Prompt, ...]:
+        """Return the token ids of the own prompt and the counter-prompts.
+
+        Raises:
+            OptionError: one of them has no tokens.
+        """
+        prompts = self.decoder.encode([self._rendered(one, opening) for one in (prompt, *counters)])
+        if not all(prompts):
+            raise OptionError("must not be empty", option="counters" if prompts[0] else "prompt")
+        return tuple(prompts)
+
+    def _rendered(self, prompt: str, opening: str | None) -> str:
+        """Return a prompt as the model reads it."""
+        if opening is None:
+            opening = prompt.rpartition("\n")[2] if "\n" in prompt else prompt[-1:]
+        return self.decoder.render(prompt, opening)

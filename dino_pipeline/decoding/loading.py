@@ -1,31 +1,38 @@
-"""Loads a language model for the decoder, and decides its dtype, its chat template and its number of rows."""
+"""A language model, loaded and fitted to the machine: its dtype, chat template, number of rows, layout of weights."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
-from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.hardware import faster_dtype, tune
+from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.errors import ModelError, first_line, require_package
 from dino_pipeline.generate_options import ModelOptions
 from dino_pipeline.models import (
+    POCKET,
     ModelRef,
     check_weights,
     load_error,
     model_fingerprint,
     model_path,
+    pick_device,
     pickle_allowed,
     quiet_loading,
     safe_loading,
 )
+from dino_pipeline.options import accepts
 
 NARROW = 512
 """Models of a smaller hidden size gain little by half precision. They stay in float32, and so write the same texts on
@@ -34,6 +41,8 @@ MAX_ROWS = {"cpu": 128, "gpu": 1024}
 """More rows are hardly faster."""
 ROW_LENGTH = 256
 """Tokens per row, prompt and text together, for which memory is estimated."""
+SMALLEST_PACKED = 2**16
+"""Weights of fewer elements are not worth a packed copy."""
 
 
 def resolve_model(options: ModelOptions, device: str, started: ModelRef | None = None) -> ModelRef:
@@ -97,6 +106,23 @@ def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None,
     if device_map is None and model.quantize is None:
         tune(loaded, rows)
     return Decoder(loaded, tokenizer, rows=rows, chat=model.chat)
+
+
+@accepts(ModelOptions)
+def load_generator(model: str = POCKET, **options: Any) -> Generator:
+    """Load a language model for writing and scoring texts.
+
+    Args:
+        model: folder or Hub id of a causal language model, or ``pocket`` for the embedded one.
+
+    Raises:
+        OptionError: an option is wrong, or a package that it needs is not installed.
+        ModelError: the model cannot be loaded.
+    """
+    chosen = ModelOptions.of({"model": model, **options})
+    device = pick_device(chosen.device)
+    ref = resolve_model(chosen, device)
+    return Generator(load_decoder(ref, device=device, device_map=chosen.device_map, rows=chosen.rows), ref)
 
 
 def load_tokenizer(model: ModelRef) -> Any:
@@ -216,3 +242,96 @@ def _free_bytes(model: PreTrainedModel) -> int:
     if cards:
         return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
     return int(psutil.virtual_memory().available)
+
+
+def faster_dtype(device: str, width: int) -> str:
+    """Return "bfloat16" if matrix products of a width are at least 1.5 times as fast in it here, else "float32"."""
+    full, half = (_product_seconds(device, width, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return "bfloat16" if full > 1.5 * half else "float32"
+
+
+def _product_seconds(device: str, width: int, dtype: torch.dtype) -> float:
+    """Return the least time of six products of 128 rows with a matrix of ``width`` by 16 times ``width``."""
+    hidden = torch.ones(128, width, dtype=dtype, device=device)
+    weight = torch.ones(16 * width, width, dtype=dtype, device=device)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        float(nn.functional.linear(hidden, weight)[0, 0])  # reading a number waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def tune(model: PreTrainedModel, rows: int) -> None:
+    """Make steps of ``rows`` rows faster. Results change in their last bits at most."""
+    fuse_activations(model)
+    pack_weights(model, rows)
+
+
+def fuse_activations(model: PreTrainedModel) -> None:
+    """Compute GPT-2's activation, the tanh form of GELU, in one pass instead of eight."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+
+
+def pack_weights(model: PreTrainedModel, rows: int) -> None:
+    """Give linear layers copies of their weights in the layout of the CPU's matrix kernels.
+
+    The kernels are those that PyTorch takes for frozen weights: MKL's in float32, oneDNN's in bfloat16. Nothing changes
+    on a GPU, without the kernels, or if the copies would take more than a quarter of the free memory.
+    """
+    if model.device.type != "cpu" or not can_pack(model.dtype):
+        return
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    layers = [layer for layer in layers if layer.weight.numel() >= SMALLEST_PACKED]
+    if 4 * sum(layer.weight.nbytes for layer in layers) > psutil.virtual_memory().available:
+        return
+    for layer in layers:
+        weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()  # (out, in)
+        layer.forward = PACKED[model.dtype](weight, layer.bias, rows)  # type: ignore[method-assign]
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Return whether this machine's PyTorch has the kernels for a dtype."""
+    if dtype not in PACKED:
+        return False
+    try:
+        PACKED[dtype](torch.zeros(16, 16, dtype=dtype), None, 16)(torch.zeros(16, 16, dtype=dtype))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def packed_float32(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """Return the forward of a linear layer in float32, from hidden states ``(..., in)`` to ``(..., out)``.
+
+    MKL packs for one number of rows; other inputs use the plain weight.
+
+    Args:
+        weight: ``(out, in)``.
+        bias: ``(out,)``, or None.
+        rows: number of rows of the inputs to be fast for.
+    """
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
+
+    def forward(hidden: Tensor) -> Tensor:
+        if hidden.numel() != rows * hidden.shape[-1]:
+            return nn.functional.linear(hidden, weight, bias)
+        return cast(Tensor, torch.ops.mkl._mkl_linear(hidden, packed, weight, bias, rows))
+
+    return forward
+
+
+def packed_bfloat16(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """Return the forward of a linear layer in bfloat16, see `packed_float32`. oneDNN takes any number of rows."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+    def forward(hidden: Tensor) -> Tensor:
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""))
+
+    return forward
+
+
+PACKED = {torch.float32: packed_float32, torch.bfloat16: packed_bfloat16}

@@ -38,20 +38,6 @@ class ActiveText:
     ended: bool = False
 
 
-@dataclass(frozen=True)
-class QueuedRequest:
-    """A request that waits for rows."""
-
-    number: int
-    """Index of the request."""
-    request: Request
-
-    @property
-    def width(self) -> int:
-        """Return how many rows its text needs."""
-        return len(self.request.prompts)
-
-
 Location = tuple[PrefilledPrompts, int]
 """A batch of prefilled prompts, and the index of one in it."""
 
@@ -83,7 +69,8 @@ class Scheduler:
     ) -> None:
         self.make_rows, self.max_rows, self.max_new_tokens = make_rows, max_rows, max_new_tokens
         self.unread = enumerate(requests)
-        self.queue: deque[QueuedRequest] = deque()
+        self.queue: deque[tuple[int, Request]] = deque()
+        """Requests that wait for rows, each with its index."""
         self.length = LENGTH_UNIT
         """Tokens of the longest row that requests read so far need."""
         self.prefilled: deque[dict[Prompt, Location]] = deque(maxlen=2)
@@ -100,16 +87,17 @@ class Scheduler:
         self._fill_queue()
         if self.rows.length < self.length:
             self.rows.lengthen(self.length)
-        if self.queue and not self.texts and self.queue[0].width > self.rows.count:
+        if self.queue and not self.texts and self._next_width() > self.rows.count:
             self.close()
             self._make_rows()
         placements: dict[PrefilledPrompts, list[tuple[int, int]]] = {}  # row and index of the prompt that starts there
-        while self.queue and self.queue[0].width <= len(self.free):
-            text = self._new_text(self.queue[0])
-            for row, prompt in zip(text.rows, text.request.prompts, strict=True):
+        while self.queue and self._next_width() <= len(self.free):
+            number, request = self.queue[0]
+            rows = [self.free.pop() for _ in request.prompts]
+            for row, prompt in zip(rows, request.prompts, strict=True):
                 batch, index = self._find(prompt) or self._prefill(prompt)
                 placements.setdefault(batch, []).append((row, index))
-            self.texts.append(text)
+            self.texts.append(ActiveText(number, request, rows, uniforms(request.key, self.max_new_tokens)))
             self.queue.popleft()
         for batch, started in placements.items():
             self.rows.start([row for row, _ in started], batch, [index for _, index in started])
@@ -148,8 +136,8 @@ class Scheduler:
         Unfinished texts return to the queue and start again. They come out the same, as a text depends on its request
         alone.
         """
-        unfinished = [QueuedRequest(text.number, text.request) for text in self.texts]
-        widest = max(queued.width for queued in (*unfinished, *self.queue))
+        unfinished = [(text.number, text.request) for text in self.texts]
+        widest = max(len(request.prompts) for _, request in (*unfinished, *self.queue))
         if self.rows.count <= widest:
             return False
         self.max_rows = max(widest, self.rows.count // 2)
@@ -166,21 +154,20 @@ class Scheduler:
     def _fill_queue(self) -> None:
         """Read requests until ``max_rows`` are in the queue."""
         for number, request in islice(self.unread, max(0, self.max_rows - len(self.queue))):
-            self.queue.append(QueuedRequest(number, request))
+            self.queue.append((number, request))
             self.length = max(self.length, round_up(request.longest_prompt + self.max_new_tokens, LENGTH_UNIT))
 
     def _make_rows(self) -> None:
         """Make rows for the queue: no more than it needs, and enough for its first request."""
-        widths = [queued.width for queued in self.queue] or [1]
+        widths = [len(request.prompts) for _, request in self.queue] or [1]
         count = max(min(self.max_rows, sum(widths)), widths[0])
         self.rows = self.make_rows(count, self.length)
         self.free = list(range(count))
         self.texts = []
 
-    def _new_text(self, queued: QueuedRequest) -> ActiveText:
-        rows = [self.free.pop() for _ in range(queued.width)]
-        draws = uniforms(queued.request.key, self.max_new_tokens)
-        return ActiveText(queued.number, queued.request, rows, draws)
+    def _next_width(self) -> int:
+        """Return how many rows the next request's text needs."""
+        return len(self.queue[0][1].prompts)
 
     def _find(self, prompt: Prompt) -> Location | None:
         """Return where a prompt's keys and values are, None if they are not held."""
@@ -193,8 +180,8 @@ class Scheduler:
         """
         enough = max(min(8, self.rows.count), self.rows.count // 8)
         batch = {prompt: None}  # a dict keeps the order
-        for queued in self.queue:
-            batch.update({other: None for other in queued.request.prompts if not self._find(other)})
+        for _, request in self.queue:
+            batch.update({other: None for other in request.prompts if not self._find(other)})
             if len(batch) >= enough:
                 break
         prefilled = self.rows.prefill(list(batch))

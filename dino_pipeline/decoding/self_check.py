@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, RowFactory, UncachedRows, attention_windows
+from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, RowFactory, UncachedRows
+from dino_pipeline.decoding.prefill import attention_windows
 from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from dino_pipeline.cluster import WorkerEnvironment, choose_resources
+from dino_pipeline.cluster import choose_resources
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Scorer
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
@@ -87,13 +87,12 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     device = options.device or ("cuda" if resources.gpus else "cpu")
     writer = RayShardWriter(resources, reporter)
     own_options = ModelOptions.of({name: getattr(options, name) for name in ModelOptions.model_fields})
-    environment = WorkerEnvironment.current()
-    model: ModelRef = writer.run_on_worker(_resolve_on_worker, own_options, device, started, environment)
+    model: ModelRef = writer.run_on_worker(_resolve_on_worker, own_options, device, started)
     _note_template(model, options, reporter)
 
     @functools.cache
     def load() -> RayShardWriter:
-        load_engine = functools.partial(_load_on_worker, model, device, own_options, environment)
+        load_engine = functools.partial(_load_on_worker, model, device, own_options)
         writer.load_model(load_engine, model.fingerprint)
         return writer
 
@@ -101,18 +100,12 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     return EngineChoice(model, load, speed)
 
 
-def _resolve_on_worker(
-    options: ModelOptions, device: str, started: ModelRef | None, environment: WorkerEnvironment
-) -> ModelRef:
-    environment.enter()
+def _resolve_on_worker(options: ModelOptions, device: str, started: ModelRef | None) -> ModelRef:
     return resolve_model(options, pick_device(device), started)
 
 
-def _load_on_worker(
-    model: ModelRef, device: str, options: ModelOptions, environment: WorkerEnvironment
-) -> tuple[Decoder, str | None]:
+def _load_on_worker(model: ModelRef, device: str, options: ModelOptions) -> tuple[Decoder, str | None]:
     """Return the loaded model, with the fingerprint that it has on this machine."""
-    environment.enter()
     decoder = load_decoder(model, device=device, device_map=options.device_map, rows=options.rows)
     return decoder, model_fingerprint(model.path("generator"))
 

@@ -170,7 +170,7 @@ def _generate(
     """Write the texts into the run's folder, which is locked."""
     from dino_pipeline.generation.engines import choose_engine
     from dino_pipeline.generation.generate_stage import forget_unwritten, write_texts
-    from dino_pipeline.generation.monitors import SpeedMonitor, estimate_key
+    from dino_pipeline.generation.preview import SpeedMonitor, estimate_key
     from dino_pipeline.generation.storage import RemoteStorage
 
     storage = RemoteStorage(options.storage) if options.storage else None

@@ -1,12 +1,14 @@
-"""How a run's texts are written: what is there already, the inputs, the missing shards, and the record of it all."""
+"""How a run's texts are written: what is there already, inputs, missing shards, the record, a watch on variety."""
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import JsonValue
 
@@ -14,15 +16,16 @@ from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.files import remove, shard_files, write_json
-from dino_pipeline.generation.monitors import DiversityMonitor, variety_remedy
 from dino_pipeline.generation.plan import GenerationJob, Plan, Shard, input_shards, is_intact, missing_shards
 from dino_pipeline.generation.shard_writer import ShardWriter
+from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter, no_counts
 from dino_pipeline.readers import DistinctTexts, distinct
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
+from dino_pipeline.text import distinct_n, has_spaced_words, normalise
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.storage import RemoteStorage
@@ -31,6 +34,14 @@ MIN_INPUT_SHARD = 64
 """Fewest inputs written at a time: fewer would not show whether the model still writes new ones."""
 LEAST_NEW_INPUTS = 0.01
 """Writing inputs fails if a smaller share of a shard is new."""
+WINDOW = 400
+"""The latest texts of a label that are measured together. Always this many: fewer texts have higher figures."""
+LEAST_DISTINCT = 0.75
+"""Note a fall of distinct-2 below this share of its first value."""
+SIMILARITY = 0.8
+"""Jaccard similarity of character 5-grams at which texts are near-duplicates, as in the filter."""
+MOST_REPEATED = 0.3
+"""Note a larger share of near-duplicates than this."""
 
 
 def write_texts(
@@ -251,3 +262,80 @@ def forget_unwritten(run: Run) -> bool:
         remove(path)
     run.forget("generate")
     return True
+
+
+class Variety(NamedTuple):
+    """Measures of a list of texts."""
+
+    distinct_2: float
+    """Distinct word bigrams / all word bigrams (Li et al. 2016); of characters in scripts without spaces."""
+    repeated: float
+    """Share of texts that are near-duplicates of an earlier text (MinHash, see `minhash`)."""
+
+
+class DiversityMonitor:
+    """Measures the latest texts of each label, and notes once per label if they become alike.
+
+    Args:
+        note: receives the note and its remedy; see `Reporter.note`.
+        remedy: what makes the texts more varied; see `variety_remedy`.
+    """
+
+    def __init__(self, note: Callable[[str, str], None], remedy: str) -> None:
+        self.note, self.remedy = note, remedy
+        self.latest_texts: dict[str, deque[str]] = {}
+        self.first: dict[str, Variety] = {}
+        self.latest: dict[str, Variety] = {}
+        self.noted: set[str] = set()
+
+    def add(self, label: str, texts: Sequence[str]) -> None:
+        """Add further texts of a label."""
+        window = self.latest_texts.setdefault(label, deque(maxlen=WINDOW))
+        window.extend(texts)
+        if len(window) < WINDOW:
+            return
+        self.latest[label] = latest = variety(list(window))
+        first = self.first.setdefault(label, latest)
+        is_alike = latest.distinct_2 < LEAST_DISTINCT * first.distinct_2 or latest.repeated > MOST_REPEATED
+        if is_alike and label not in self.noted:
+            self.noted.add(label)
+            fallen = f" (at first {first.distinct_2:.2f})" if latest.distinct_2 < first.distinct_2 else ""
+            self.note(
+                f'label "{label}": texts become alike: distinct-2 {latest.distinct_2:.2f}{fallen}, '
+                f"{latest.repeated:.0%} are nearly the same as earlier ones",
+                self.remedy,
+            )
+
+    @property
+    def summary(self) -> str:
+        """The mean figures of all labels in a few words; empty before there are any."""
+        if not self.latest:
+            return ""
+        distinct = fmean(latest.distinct_2 for latest in self.latest.values())
+        repeated = fmean(latest.repeated for latest in self.latest.values())
+        return f"distinct-2 {distinct:.2f}, near-duplicates {repeated:.0%}"
+
+
+def variety_remedy(*, needs_inputs: bool, top_k: int, top_p: float) -> str:
+    """Return what makes texts more varied, given how they are sampled; a template of `errors.worded`."""
+    remedy = (
+        "more inputs ({num_inputs}) bring more than more {samples}"
+        if needs_inputs
+        else "variables or examples in the spec bring variety"
+    )
+    is_narrow = top_k or 0 < top_p < 0.9
+    return f"{remedy}, and so does wider sampling ({{top_k=0}} {{top_p=0.95}})" if is_narrow else remedy
+
+
+def variety(texts: Sequence[str]) -> Variety:
+    """Measure how varied a list of texts is."""
+    spaced = [text if has_spaced_words(text) else " ".join(text) for text in texts]
+    normalised = [normalise(text) for text in texts]
+    latest_with_key: dict[int, int] = {}  # MinHash band key -> index of the latest text that has it
+    repeated = 0
+    for index, keys in enumerate(band_keys(normalised).tolist()):
+        candidates = dict.fromkeys(latest_with_key[key] for key in keys if key in latest_with_key)
+        own_ngrams = ngrams(normalised[index])
+        repeated += any(jaccard(own_ngrams, ngrams(normalised[other])) >= SIMILARITY for other in candidates)
+        latest_with_key.update(dict.fromkeys(keys, index))
+    return Variety(distinct_n(spaced, 2), repeated / max(len(texts), 1))

@@ -1,31 +1,33 @@
-"""What a run would write and take: some texts with and without debiasing, and an estimate from a short trial."""
+"""What a run would write and take: some texts with and without debiasing, an estimate, and a watch that it holds."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import JsonValue
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Completion, Engine, Request, Task, task_key, task_prompts, uniforms
+from dino_pipeline.decoding.engine import Completion, Request, Task, task_key, task_prompts, uniforms
 from dino_pipeline.decoding.next_token import choose
 from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.files import shard_files
+from dino_pipeline.files import shard_files, write_json
 from dino_pipeline.generate_options import PreviewOptions
 from dino_pipeline.generation.engines import local_engine
 from dino_pipeline.generation.generate_stage import write_texts
-from dino_pipeline.generation.monitors import LONG_ENOUGH, Estimate, estimate_key
 from dino_pipeline.generation.plan import count_inputs, open_inputs, resolve_settings
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.options import Sampling, accepts
@@ -42,6 +44,37 @@ FIRST_TRIAL = 128
 MAX_TRIALS = 3
 SHORT = 0.05
 """Seconds that are too short to measure anything."""
+LONG_ENOUGH = 6.0
+"""Seconds of writing that suffice to measure its speed."""
+SLOWDOWN = 0.3
+"""Note a run that is slower than its estimate by more than this share."""
+MIN_TEXTS = 200
+"""Texts that a run must have written before its speed is compared with the estimate."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time, memory and quality of a run, estimated from a short trial."""
+
+    texts: int
+    """To write in all."""
+    per_second: float
+    seconds: float
+    """Of the whole run, with the inputs and loading the model."""
+    row_tokens: int
+    """Tokens to compute: those of each text, once for every prompt that it is written under."""
+    memory: int
+    """Bytes that this process has held at most, with the device's."""
+    accepted: Mapping[str, float]
+    """Share of accepted texts by label."""
+    margins: Mapping[str, float | None]
+    """Mean margin by label."""
+    tokens: float
+    """Tokens per text, on average."""
+
+    def write(self, run: Run, key: Mapping[str, JsonValue]) -> None:
+        """Store it in a run's folder, for `SpeedMonitor`."""
+        write_json(run.estimate, {"asked": key, "seconds": round(self.seconds, 1), "per_second": self.per_second})
 
 
 @dataclass(frozen=True)
@@ -182,9 +215,11 @@ class _Stopwatch:
         self.started = time.monotonic()
         self.updates: dict[str, list[tuple[float, int]]] = {}
         """Time and number of texts of each update, by the progress's title."""
+        self.latest: dict[str, Progress] = {}
 
     def update(self, progress: Progress) -> None:
         self.updates.setdefault(progress.title, []).append((time.monotonic(), progress.done))
+        self.latest[progress.title] = progress
         self.reporter.update(replace(progress, title=f"measuring: {progress.title}"))
 
     def note(self, message: str, remedy: str = "") -> None:
@@ -218,19 +253,12 @@ def measure(
 ) -> tuple[Estimate, list[str]]:
     """Do a small part of a run; return an estimate of the whole, and some inputs.
 
-    Args:
-        decoder: writes the texts.
-        spec: the instructions.
-        inputs: texts for ``<X1>``, or None.
-        settings: of the whole run.
-        reporter: gets updates.
-        loading: seconds that it took to load the model.
+    The settings are those of the whole run; ``loading`` is the seconds that it took to load the model.
     """
-    counter = _CountingDecoder(decoder)
     num_inputs = count_inputs(settings.num_inputs, inputs) if spec.needs_inputs else None
     whole = settings.model_copy(update={"num_inputs": num_inputs})
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        run, part, record, stopwatch = _run_trials(Path(folder), counter, spec, inputs, whole, reporter)
+        run, part, record, stopwatch = _run_trials(Path(folder), EngineWriter(decoder), spec, inputs, whole, reporter)
         examples = (example for path in shard_files(run.shards) for example in iter_examples(path))
         some = list(dict.fromkeys(example.text_a for example in examples))[:8] if spec.needs_inputs else []
     written = sum(count.written for count in record.counts.values())
@@ -239,22 +267,35 @@ def measure(
     texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
     edges = max(0.0, stopwatch.seconds("texts") - written / rate)  # while rows fill at first, and run empty at last
     for_inputs = stopwatch.seconds("inputs") * (whole.num_inputs or 0) / (part.num_inputs or 1)
+    tokens, row_tokens = _count_tokens(spec, stopwatch)
     estimate = Estimate(
         texts=texts,
         per_second=rate,
         seconds=loading + for_inputs + texts / rate + edges,
-        row_tokens=round(counter.row_tokens / max(written, 1) * texts),
+        row_tokens=round(row_tokens / max(written, 1) * texts),
         memory=peak_memory() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0),
         accepted={label: count.accepted / max(count.written, 1) for label, count in record.counts.items()},
         margins=record.mean_margins,
-        tokens=counter.tokens / max(counter.texts, 1),
+        tokens=tokens,
     )
     return estimate, some
 
 
+def _count_tokens(spec: TaskSpec, stopwatch: _Stopwatch) -> tuple[float, int]:
+    """Return the mean number of tokens of the texts and inputs, and how many tokens were computed under all prompts."""
+    texts = tokens = row_tokens = 0
+    for title, of_title in (("inputs", spec.inputs), ("texts", spec)):
+        if isinstance(of_title, TaskSpec) and title in stopwatch.latest:
+            for label, count in stopwatch.latest[title].labels.items():
+                texts += count.written
+                tokens += count.tokens
+                row_tokens += count.tokens * (1 + len(of_title.labels[label].counter_labels))
+    return tokens / max(texts, 1), row_tokens
+
+
 def _run_trials(
     folder: Path,
-    counter: _CountingDecoder,
+    writer: EngineWriter,
     spec: TaskSpec,
     inputs: Iterable[str] | None,
     whole: GenerateSettings,
@@ -265,11 +306,9 @@ def _run_trials(
     Returns:
         The last trial's folder, settings, record and times.
     """
-    writer = EngineWriter(cast(Engine, counter))
     part = _part(whole, max(8, FIRST_TRIAL // whole.samples) if spec.needs_inputs else FIRST_TRIAL)
     for number in itertools.count(1):
         run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
-        counter.reset()
         try:
             _, record = write_texts(run, spec, lambda: writer, part, stopwatch, inputs=inputs)
         except ModelError as error:
@@ -301,30 +340,47 @@ def _rejection_reasons(run: Run) -> str:
     return "; ".join(shown)
 
 
-class _CountingDecoder:
-    """A decoder that counts the texts and the tokens that it writes."""
+def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
+    """Return what an estimate depends on: it holds for runs of the same key only."""
+    names = {"spec", "model", "num_inputs", "samples", "best_of", "sampling"}
+    return settings.model_dump(mode="json", include=names)
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.reset()
 
-    def reset(self) -> None:
-        """Count from 0."""
-        self.texts = self.tokens = self.row_tokens = 0
+class SpeedMonitor:
+    """A reporter that notes once if a run is much slower than its estimate, and passes everything on to another.
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.decoder, name)
+    Args:
+        reporter: the other.
+        run: whose folder may hold an estimate.
+        key: of the run, see `estimate_key`.
+    """
 
-    def sample(self, requests: Iterable[Request], sampling: Sampling, **options: Any) -> Iterator[Completion]:
-        num_prompts: list[int] = []  # by the number of the request
+    def __init__(self, reporter: Reporter, run: Run, key: Mapping[str, JsonValue]) -> None:
+        self.reporter, self.note, self.should_stop = reporter, reporter.note, reporter.should_stop
+        self.estimate: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # without an intact estimate nothing is compared
+            stored = json.loads(run.estimate.read_text(encoding="utf-8"))
+            self.estimate = stored if stored.get("asked") == dict(key) else {}
+        self.start: tuple[float, int] | None = None
+        """Time and number of texts at the first update."""
 
-        def counted() -> Iterator[Request]:
-            for request in requests:
-                num_prompts.append(len(request.prompts))
-                yield request
-
-        for completion in self.decoder.sample(counted(), sampling, **options):
-            self.texts += 1
-            self.tokens += completion.length
-            self.row_tokens += completion.length * num_prompts[completion.number]
-            yield completion
+    def update(self, progress: Progress) -> None:
+        """Pass the update on; compare the speed once there are enough texts."""
+        self.reporter.update(progress)
+        if progress.title != "texts" or not self.estimate:
+            return
+        now = time.monotonic()
+        if self.start is None:
+            self.start = now, progress.done
+        started, done_before = self.start
+        done = progress.done - done_before
+        if done < max(MIN_TEXTS, progress.total // 10) or now - started < LONG_ENOUGH:
+            return
+        rate, expected = done / (now - started), self.estimate["per_second"]
+        if rate < (1 - SLOWDOWN) * expected:
+            left = clock((progress.total - progress.done) / rate)
+            self.note(
+                f"{rate:.1f} texts a second, {expected:.1f} were measured by the preview: {left} are left "
+                f"(expected were {clock(self.estimate['seconds'])} in all)"
+            )
+        self.estimate = {}

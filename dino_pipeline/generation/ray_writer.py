@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dino_pipeline import __version__
-from dino_pipeline.cluster import CALLS_PER_WORKER, ClusterResources, total_resources, worker_error
+from dino_pipeline.cluster import CALLS_PER_WORKER, ClusterResources, WorkerEnvironment, total_resources, worker_error
 from dino_pipeline.decoding.engine import Engine, EngineFacts, Task
 from dino_pipeline.errors import ModelError, RunError, first_line
 from dino_pipeline.examples import dropped_row, parse_example
@@ -82,7 +82,8 @@ class RayWorker:
     refills its rows takes the next shard's texts while the last texts of a shard are being written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: WorkerEnvironment) -> None:
+        environment.enter()
         self.calls: queue.SimpleQueue[_WorkerCall] = queue.SimpleQueue()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -175,6 +176,7 @@ class RayShardWriter:
 
     def __init__(self, resources: ClusterResources, reporter: Reporter) -> None:
         self.resources, self.reporter = resources, reporter
+        self.environment = WorkerEnvironment.current()
         self.load: LoadEngine | None = None
         self.fingerprint: str | None = None
         self.loaded_facts: EngineFacts = {}
@@ -258,7 +260,7 @@ class RayShardWriter:
         while len(self.workers) < self.resources.workers:
             size = {"num_cpus": self.resources.cpus, "num_gpus": self.resources.gpus}
             # one more call at a time than shards, so that `run` and `load` never wait for a shard
-            actor = ray.remote(max_concurrency=CALLS_PER_WORKER + 1, **size)(RayWorker).remote()
+            actor = ray.remote(max_concurrency=CALLS_PER_WORKER + 1, **size)(RayWorker).remote(self.environment)
             self.workers.append(_Worker(actor, actor.load.remote(self.load) if self.load else None))
 
     def _assign(self, shared_job: Any, shards: ShardQueue) -> None:

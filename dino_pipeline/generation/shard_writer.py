@@ -51,8 +51,6 @@ class EngineWriter:
     def write(
         self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
     ) -> None:
-        """Write the texts of the shards into their files; see `ShardWriter`."""
-
         def store(shard: Shard) -> None:
             accepted = shard.accepted
             rejected_digest = write_dropped(shard.rejected_path, shard.rejected)
@@ -150,6 +148,7 @@ class TextWriter:
             example, reason = self._example(text.task, best), self._defect(best)
             text.shard.results[text.index] = example if reason is None else Dropped(example, reason)
             text.shard.num_unfinished -= 1
+            self.progress.labels[text.task.label].tokens += sum(candidate.length for candidate in candidates)
             self._count(text.task.label, example, reason)
             if not text.shard.num_unfinished:
                 self.store(text.shard)
