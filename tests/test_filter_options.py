@@ -44,7 +44,8 @@ EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
         ({"smoothing": float("nan")}, "smoothing=nan: must be a finite number"),
         ({"pii": "Drop"}, "pii='Drop': must be one of flag, drop, keep"),
         ({"near_duplicates": 1.5}, "near_duplicates=1.5: must be at most 1"),
-        ({"min_margin": "much"}, "min_margin='much': must be a number such as 0.1"),
+        ({"min_margin": "much"}, "min_margin='much': must be a number such as 0.1, a share"),
+        ({"min_margin": "1e400"}, "min_margin='1e400': must be a number such as 0.1"),
         ({"min_margin": True}, "min_margin=True: must not be true or false"),
         ({"min_logprob": ["5%", "0.5=200%"]}, "min_logprob='0.5=200%': must be a number such as 0.1"),
         ({"min_margin": "0.3=1"}, "min_margin='0.3=1': there is no label 0.3; choose from 0.0, 1.0"),
@@ -219,9 +220,7 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
         (("x", None, 1.0), 'the examples: some examples have a "text_b" and some have none'),
     ],
 )
-def test_a_wrong_example_in_a_list_is_named_by_its_place_and_changes_nothing(
-    tmp_path: Path, item: Any, message: str
-) -> None:
+def test_a_wrong_example_of_a_list_is_named_and_changes_nothing(tmp_path: Path, item: Any, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         dino.filter([*PAIRS, item], run=tmp_path / "run", **EXACT)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
