@@ -231,9 +231,7 @@ def test_many_long_labels_leave_room_for_the_pictures_and_samples(tmp_path: Path
     assert [label_name(label) for label in ("1.0", "v1.0", "007", "")] == ["1", "v1.0", "007", "(empty)"]
 
 
-def test_a_rule_that_gives_each_text_a_reason_of_its_own_does_not_fill_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reason_of_each_texts_own_does_not_fill_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own_rules.py").write_text(
         "def own(example):\n    return example.text_a if 'bad' in example.text_a else None\n"
