@@ -77,15 +77,15 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         self.hub.asked.append((self.command, path))
         for fault in self.hub.faults:
-            if fault[0] == self.command and fault[1] in path:
+            method, part, status = fault
+            if method == self.command and part in path:
                 self.hub.faults.remove(fault)
-                if fault[2] == 0:
-                    self.connection.close()
-                    self.close_connection = True
-                    return
-                self._json({"error": "a fault"}, fault[2])
-                return
-        self._answer(path, body)
+                if status:
+                    return self._json({"error": "a fault"}, status)
+                self.connection.close()
+                self.close_connection = True
+                return None
+        return self._answer(path, body)
 
     do_GET = do_POST = do_PUT = do_HEAD = _go  # noqa: N815
 
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self._json({"error": "hash"}, 400)
             self.hub.objects[path.rpartition("/")[2]] = body
             return self._json({})
-        if self.command != "PUT" and self.command == "POST" and not self._known():
+        if self.command == "POST" and not self._known():
             return self._json({"error": "Invalid credentials"}, 401)
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         objects = []
         for each in asked["objects"]:
             actions = {"upload": {"href": f"{self.hub.address}/objects/{each['oid']}", "header": {}}}
-            objects.append({**each, **({} if each["oid"] in self.hub.objects else {"actions": actions})})
+            objects.append(each if each["oid"] in self.hub.objects else {**each, "actions": actions})
         self._json({"transfer": "basic", "objects": objects})
 
     def _api(self, name: str, rest: str, body: bytes) -> None:
@@ -188,37 +188,30 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.hub.objects:
-                    self._json({"error": "LFS object is missing"}, 400)
-                    return
+                    return self._json({"error": "LFS object is missing"}, 400)
                 files[value["path"]] = self.hub.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 files.pop(value["path"])
         repo.commits.append(files)
         address = f"{self.hub.address}/{name.removeprefix('models/')}/commit/{repo.sha}"
-        self._json({"success": True, "commitOid": repo.sha, "commitUrl": address, "hookOutput": ""})
+        return self._json({"success": True, "commitOid": repo.sha, "commitUrl": address, "hookOutput": ""})
 
     def _resolve(self, name: str, path: str) -> None:
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not self._known()):
-            self._missing()
-            return
+            return self._missing()
         content = repo.files.get(path)
         if content is None:
             told = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.sha}
-            self._json({"error": "no such file"}, 404, told)
-            return
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", repo.sha)
-        self.send_header("ETag", f'"{git_oid(content)}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+            return self._json({"error": "no such file"}, 404, told)
+        return self._send(content, 200, {"X-Repo-Commit": repo.sha, "ETag": f'"{git_oid(content)}"'})
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        content = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+    def _send(self, content: bytes, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for key, each in {"Content-Type": "application/json", **(headers or {})}.items():
+        for key, each in headers.items():
             self.send_header(key, each)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

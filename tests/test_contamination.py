@@ -64,21 +64,27 @@ def test_other_texts_pass(contamination: ContaminationFilter) -> None:
     assert contamination(Example("4.5", "The quick brown fox sleeps.", 1.0)) is None
 
 
-def test_files_of_every_kind(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"s1": "one", "more": ["two", {"x": "three"}], "score": 1}\n\n{"s1": "four"}\n')
-    assert list(texts_of(tmp_path / "a.jsonl")) == [(1, "one"), (1, "two"), (1, "three"), (3, "four")]
-    (tmp_path / "b.txt").write_text("one\ttwo\n")
-    assert list(texts_of(tmp_path / "b.txt")) == [(1, "one\ttwo\n")]
-    (tmp_path / "b.csv").write_text('"one, and more",two\n')
-    assert list(texts_of(tmp_path / "b.csv")) == [(1, "one, and more"), (1, "two")]
-    (tmp_path / "c.json").write_text('[\n {"s1": "one"}\n]\n')
-    assert list(texts_of(tmp_path / "c.json")) == [(1, "one")]
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(DataError, match="holds no text to keep out"):
-        list(texts_of(tmp_path / "empty.txt"))
-    (tmp_path / "c.jsonl").write_text('{"s1": "one"}\nnonsense\n')
-    with pytest.raises(DataError, match=r"c.jsonl, line 2: not JSON"):
-        list(texts_of(tmp_path / "c.jsonl"))
+NESTED = '{"s1": "one", "more": ["two", {"x": "three"}], "score": 1}\n\n{"s1": "four"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.jsonl", NESTED, [(1, "one"), (1, "two"), (1, "three"), (3, "four")]),
+        ("b.txt", "one\ttwo\n", [(1, "one\ttwo\n")]),
+        ("b.csv", '"one, and more",two\n', [(1, "one, and more"), (1, "two")]),
+        ("c.json", '[\n {"s1": "one"}\n]\n', [(1, "one")]),
+        ("empty.txt", "\n", "empty.txt: holds no text to keep out"),
+        ("c.jsonl", '{"s1": "one"}\nnonsense\n', "c.jsonl, line 2: not JSON"),
+    ],
+)
+def test_files_of_every_kind(tmp_path: Path, name: str, content: str, texts: list[tuple[int, str]] | str) -> None:
+    (tmp_path / name).write_text(content)
+    if isinstance(texts, list):
+        assert list(texts_of(tmp_path / name)) == texts
+    else:
+        with pytest.raises(DataError, match=texts):
+            list(texts_of(tmp_path / name))
 
 
 def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +106,6 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asked == [("mteb/stsbenchmark-sts", "test")]
     with pytest.raises(OptionError, match=r"exclude='sts12': mteb/sts12-sts cannot be fetched .*ConnectionError"):
         exclusion_files(["sts12"], tmp_path)
-    with pytest.raises(OptionError, match="exclude='sts99': no such file, and no evaluation set of this name"):
-        exclusion_files(["sts99"], tmp_path)
     run = Run(tmp_path / "run")
     dry = FilterOptions(exclude=("stsb",), dry_run=True)
     with open_runtime(run, dry, SilentReporter(), has_spec=False) as runtime:
@@ -128,18 +132,15 @@ def planted(words: Words, gold: list[str]) -> dict[str, list[Example]]:
     def copies(change: Any) -> list[Example]:
         return [Example(text, change(text), 1.0) for text in (words.sentence() for _ in range(COUNT))]
 
-    torn = [(words.sentence(), words.sentence()) for _ in range(COUNT // 2)]
+    torn = [Example(words.sentence(), words.sentence(), 1.0, input=1, sample=0) for _ in range(COUNT // 2)]
+    again = f" {' '.join([words.words[7], words.words[9]] * 4)}."
     return {
         "near-copy": copies(one_word_changed),
         "identical texts": copies(lambda text: text.upper().replace(" ", ", ", 2)),
-        "conflicting labels": [
-            each for a, b in torn for each in (Example(a, b, 1.0, input=1, sample=0), Example(b, a, 0.0))
-        ],
+        "conflicting labels": torn + [Example(pair.text_b or "", pair.text_a, 0.0) for pair in torn],
         "in evaluation data": [leaked(number) for number in range(COUNT)],
-        "repetition": copies(lambda text: words.sentence() + f" {' '.join([words.words[7], words.words[9]] * 4)}."),
-        "personal data": copies(
-            lambda text: f"Write to {rng.choice(words.words)}@{rng.choice(words.words)}.org, please."
-        ),
+        "repetition": copies(lambda text: words.sentence() + again),
+        "personal data": copies(lambda text: f"Write to {words.sentence().split()[0]}@{rng.choice(words.words)}.org."),
         "copied instruction": copies(lambda text: f"Sentence 2: {words.sentence()}"),
     }
 
@@ -153,9 +154,7 @@ def test_every_planted_fault_goes_by_its_reason_and_hardly_anything_else(tmp_pat
     examples = clean + [each for some in faulty.values() for each in some]
     random.Random(1).shuffle(examples)
     options = FilterOptions(pii="drop", exclude=("gold.jsonl",), max_per_text=0, balance=False)
-    run = filtered(
-        tmp_path, examples, options, runtime=FilterRuntime(workers=2, excluded=(str(tmp_path / "gold.jsonl"),))
-    )
+    run = filtered(tmp_path, examples, options, FilterRuntime(workers=2, excluded=(str(tmp_path / "gold.jsonl"),)))
     gone = {(row["text_a"], row["text_b"]): row["reason"] for row in dropped(run)}
     for reason, some in faulty.items():
         assert [gone.get((each.text_a, each.text_b)) for each in some] == [reason] * COUNT

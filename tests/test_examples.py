@@ -33,6 +33,7 @@ from dino_pipeline.files import (
 )
 from dino_pipeline.publishing.run_texts import COLUMN_TYPES
 from dino_pipeline.readers import InputFile, input_file, read_json_lines, read_tab_separated
+from tests.commands import refused
 
 
 def file(tmp_path: Path, content: bytes, name: str = "data.jsonl") -> Path:
@@ -48,11 +49,7 @@ def test_string_labels_extra_fields_line_ends_and_a_byte_order_mark(tmp_path: Pa
         b'\r\n{"text_a": "\xc3\xa4", "text_b": null, "label": 1}\r\n{"label": "good", "text_a": "z"}',
     )
     assert read_examples(path) == [Example("x", "y", 0.5), Example("ä", None, 1.0), Example("z", None, "good")]
-
-
-def test_labels_can_be_kept_as_names(tmp_path: Path) -> None:
-    path = file(tmp_path, b'{"text_a": "x", "label": "0"}')
-    assert read_examples(path, numeric_labels=False)[0].label == "0"
+    assert read_examples(path, numeric_labels=False)[0].label == "0.5", "kept as a name"
 
 
 @pytest.mark.parametrize(
@@ -60,27 +57,38 @@ def test_labels_can_be_kept_as_names(tmp_path: Path) -> None:
     [
         (b"", "data.jsonl: holds no examples"),
         (b"\n\n", "data.jsonl: holds no examples"),
-        (b'{"text_a": "x"}\n{"text_a": "y', "data.jsonl, line 2: not JSON"),
+        (b'{"text_a": "x", "label": 1}\n{"text_a": "y', "data.jsonl, line 2: not JSON"),
+        (b'{"text_a": "x", "label": 1}\n7', "data.jsonl, line 2: must be a JSON object"),
         (b'{"text_a": 5}', 'data.jsonl, line 1: "text_a" must be a string (it is 5)'),
         (b'{"text_a": "x", "text_b": []}', 'line 1: "text_b" must be a string (it is [])'),
         (b'{"text": "x"}', "line 1: \"text_a\" is missing (the fields are 'text')"),
         (b'{"text_a": "x", "label": NaN}', 'line 1: "label" must be a finite number or a name (it is NaN)'),
+        (b'{"text_a": "x", "label": 1e999}', 'line 1: "label" must be a finite number or a name (it is Infinity)'),
         (b'{"text_a": "x", "label": true}', 'line 1: "label" must be a finite number or a name (it is true)'),
         (b'{"text_a": "x", "label": [1]}', 'line 1: "label" must be'),
         (b'{"text_a": "x", "logprob": "1"}', 'line 1: "logprob" must be a finite number (it is "1")'),
         (b'{"text_a": "x", "input": 1.5}', 'line 1: "input" must be a whole number of 64 bits (it is 1.5)'),
+        (b'{"text_a": "x", "input": 99999999999999999999}', 'line 1: "input" must be a whole number of 64 bits'),
         (b"[1]", "line 1: must be a JSON object"),
         (b"null", "line 1: "),
         (rb'{"text_a": "x \ud83d"}', 'line 1: "text_a" holds half of a surrogate pair'),
         (b'{"text_a": "x", "label": 1' + b"0" * 400 + b"}", "line 1: "),
+        (b"[" * 100_000, "line 1: nested too deeply"),
         (b'{"text_a": ' + b"[" * 100_000, "line 1: nested too deeply"),
+        (b'{"text_a": "x", "x": ' + b"[" * 100_000, "line 1: nested too deeply"),
+        pytest.param(b'{"text_a": "' + b"a" * 100 * 2**20 + b'"}', "line 1: is 100 MiB long", marks=pytest.mark.slow),
         (b'\n{"text_a": "\xff"}', "line 2: byte 12 is not UTF-8"),
     ],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_a_bad_file_is_refused_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
+    """By all readers: in this process, and by the command that reads it piece by piece."""
+    path = file(tmp_path, content)
     with pytest.raises(DataError) as caught:
-        read_examples(file(tmp_path, content))
+        read_examples(path)
     assert said in str(caught.value)
+    assert said in refused("filter", path, "--run", tmp_path / "run")
+    assert not (tmp_path / "run" / "train.jsonl").exists()
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -147,20 +155,20 @@ def test_sql_reads_our_lines_and_takes_any_text(tmp_path: Path) -> None:
         assert database.execute(query).fetchall() == [("a'b", "x", 3, None)]
 
 
-def test_inputs_from_plain_text_are_distinct_and_in_order(tmp_path: Path) -> None:
-    path = file(tmp_path, "\ufeffb\r\n a \n\nb\nc\u2028d\n".encode(), "in.txt")
-    assert list(InputFile(path)) == ["b", "a", "c\u2028d"]
+STS = b'main\tf\t2012\t1\t2.5\tA "dog\tTwo cats\nmain\tf\t2012\t2\t5.0\tTwo cats\tA bird\textra\n'
 
 
-def test_inputs_from_jsonl(tmp_path: Path) -> None:
-    assert list(InputFile(file(tmp_path, b'{"text_a": "x", "text_b": "z"}\n{"text_a": "y"}'))) == ["x", "y"]
-
-
-def test_inputs_from_the_sts_benchmark(tmp_path: Path) -> None:
-    rows = b'main\tf\t2012\t1\t2.5\tA "dog\tTwo cats\nmain\tf\t2012\t2\t5.0\tTwo cats\tA bird\textra\n'
-    assert list(InputFile(file(tmp_path, rows, "sts.csv"))) == ['A "dog', "Two cats", "A bird"]
-    glue = b"index\tsentence1\tsentence2\tscore\n0\tA\tB\t1.0\n"
-    assert list(InputFile(file(tmp_path, glue, "train.tsv"))) == ["A", "B"]
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("in.txt", "\ufeffb\r\n a \n\nb\nc\u2028d\n".encode(), ["b", "a", "c\u2028d"]),
+        ("in.jsonl", b'{"text_a": "x", "text_b": "z"}\n{"text_a": "y"}', ["x", "y"]),
+        ("sts.csv", STS, ['A "dog', "Two cats", "A bird"]),
+        ("train.tsv", b"index\tsentence1\tsentence2\tscore\n0\tA\tB\t1.0\n", ["A", "B"]),
+    ],
+)
+def test_inputs_are_distinct_and_in_order(tmp_path: Path, name: str, content: bytes, texts: list[str]) -> None:
+    assert list(InputFile(file(tmp_path, content, name))) == texts
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ PAIRS: list[tuple[str, str, float]] = [
     for n in range(30)
     for label in (1.0, 0.0)
 ]
+COLUMNS = ["text_a", "text_b", "label"]
 EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
 
 
@@ -41,7 +42,8 @@ EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
         ({"smoothing": float("nan")}, "smoothing=nan: must be a finite number"),
         ({"pii": "Drop"}, "pii='Drop': must be one of flag, drop, keep"),
         ({"near_duplicates": 1.5}, "near_duplicates=1.5: must be at most 1"),
-        ({"min_margin": "much"}, "min_margin='much': must be a number such as 0.1"),
+        ({"min_margin": "much"}, "min_margin='much': must be a number such as 0.1, a share"),
+        ({"min_margin": "1e400"}, "min_margin='1e400': must be a number such as 0.1"),
         ({"min_margin": True}, "min_margin=True: must not be true or false"),
         ({"min_logprob": ["5%", "0.5=200%"]}, "min_logprob='0.5=200%': must be a number such as 0.1"),
         ({"min_margin": "0.3=1"}, "min_margin='0.3=1': there is no label 0.3; choose from 0.0, 1.0"),
@@ -51,14 +53,8 @@ EXACT: dict[str, Any] = {"near_duplicates": 0, "progress": False}
         ({"labels": "posterior"}, "labels='posterior': needs a run's spec and generator"),
         ({"verify_margin": 0.1}, "verify_margin=0.1: applies to verification only; give verify=True, too"),
         ({"temperature": 2}, "temperature=2: applies to posterior labels only; give labels='posterior', too"),
-        (
-            {"labels": "hard", "smoothing": 0.9},
-            "smoothing=0.9: applies to smoothed labels only; give labels='smoothed'",
-        ),
-        (
-            {"semantic_threshold": 0.5},
-            "semantic_threshold=0.5: applies to semantic duplicates only; give semantic=MODEL",
-        ),
+        ({"labels": "hard", "smoothing": 1}, "smoothing=1.0: applies to smoothed labels only; give labels='smoothed'"),
+        ({"semantic_threshold": 1}, "semantic_threshold=1.0: applies to semantic duplicates only; give semantic=MODEL"),
         ({"semantic": 3}, "semantic=3: must be a string"),
         ({"rule": 3}, "rule=3: must be module:function, or a function"),
         ({"without": ["near copy"]}, "without='near copy': no such rule; choose from 'empty'"),
@@ -75,16 +71,12 @@ def test_a_wrong_option_is_named_with_its_value_and_the_remedy(wrong: dict[str, 
     assert str(error.value).startswith(said)
 
 
-def test_plain_values_are_welcome() -> None:
+def test_plain_values_are_welcome_and_a_record_holds_what_a_user_could_not_give() -> None:
     given = {"min_margin": 0.1, "min_logprob": {0.5: "10%"}, "exclude": Path("a.tsv"), "without": "empty", "seed": "7"}
     options = FilterOptions.of(given)
     assert (options.min_margin, options.min_logprob) == (("0.1",), ("0.5=10%",))
     assert (options.exclude, options.without, options.seed) == (("a.tsv",), ("empty",), 7)
-
-
-def test_a_record_holds_options_that_a_user_could_not_give() -> None:
-    recorded = FilterOptions(labels="hard").recorded()
-    assert FilterOptions.model_validate(recorded).labels == "hard"
+    assert FilterOptions.model_validate(FilterOptions(labels="hard").recorded()).labels == "hard"
 
 
 def test_lists_are_filtered_in_memory_as_files_are_on_disk(tmp_path: Path) -> None:
@@ -98,7 +90,7 @@ def test_lists_are_filtered_in_memory_as_files_are_on_disk(tmp_path: Path) -> No
     assert [on_disk.outcome, dino.filter(tmp_path / "pairs.jsonl", run=on_disk.run, **EXACT).outcome] == ["new", "done"]
     columns = {"sentence1": [a for a, _, _ in PAIRS], "sentence2": [b for _, b, _ in PAIRS]}
     dataset = datasets.Dataset.from_dict({**columns, "score": [label for _, _, label in PAIRS]})
-    for source in (PAIRS, dataset, pandas.DataFrame(PAIRS, columns=["text_a", "text_b", "label"])):
+    for source in (PAIRS, dataset, pandas.DataFrame(PAIRS, columns=COLUMNS)):
         assert list(dino.filter(source, **EXACT)) == list(result)
 
 
@@ -204,11 +196,11 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
     rows = [{"text_a": a, "text_b": b, "label": int(label)} for a, b, label in PAIRS]
     write_json_lines(tmp_path / "pairs.jsonl", rows)
     for label_type in ("class", "score"):
-        from_file = dino.filter(tmp_path / "pairs.jsonl", label_type=label_type, **EXACT)
-        for source in (pairs, pandas.DataFrame(pairs, columns=["text_a", "text_b", "label"])):
-            assert {str(each.label) for each in dino.filter(source, label_type=label_type, **EXACT)} == {
-                str(each.label) for each in from_file
-            }
+        from_file, *others = (
+            {str(each.label) for each in dino.filter(source, label_type=label_type, **EXACT)}
+            for source in (tmp_path / "pairs.jsonl", pairs, pandas.DataFrame(pairs, columns=COLUMNS))
+        )
+        assert others == [from_file, from_file]
     memory = Source("texts", classes=True, memory=pairs)
     assert {each.label for each in memory.corpus.examples} == {"0", "1"}
 
@@ -226,9 +218,7 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
         (("x", None, 1.0), 'the examples: some examples have a "text_b" and some have none'),
     ],
 )
-def test_a_wrong_example_in_a_list_is_named_by_its_place_and_changes_nothing(
-    tmp_path: Path, item: Any, message: str
-) -> None:
+def test_a_wrong_example_of_a_list_is_named_and_changes_nothing(tmp_path: Path, item: Any, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         dino.filter([*PAIRS, item], run=tmp_path / "run", **EXACT)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
@@ -241,9 +231,8 @@ def test_results_survive_pandas_and_may_be_empty(tmp_path: Path) -> None:
     assert type(kept[:2]) is type(kept.train) is ExampleList and list(kept[:2]) == list(kept)[:2]
     empty = ExampleList([])
     assert [*empty.to_pandas().columns] == empty.to_dataset().column_names == [*FIELDS]
-    assert repr(dino.filter(PAIRS, dry_run=True, **EXACT)).startswith(
-        "FilteredPairs(dry run without examples; read: 60"
-    )
+    looked = dino.filter(PAIRS, dry_run=True, **EXACT)
+    assert repr(looked).startswith("FilteredPairs(dry run without examples; read: 60")
     splits = datasets.DatasetDict({"train": kept.to_dataset()})
     assert list(dino.filter(splits, **EXACT)) == list(dino.filter(kept.to_dataset(), **EXACT))
     with pytest.raises(DataError, match="a dict of text_a, label: is not a list of examples"):

@@ -20,7 +20,7 @@ from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Console
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from tests.commands import answer, invoke
+from tests.commands import invoke, refused
 from tests.pairs import Words, dropped, raw
 from tests.records import generate_record
 from tests.test_spec import SPECS
@@ -77,31 +77,29 @@ def scores(run: Run, oracle: Oracle, model: ModelRef = MODEL) -> LabelScores:
     return LabelScores(run, generated, model, loader, Console())
 
 
-def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run) -> None:
-    for margin in (0.0, 0.1):
-        options = raw(verify=True, verify_margin=margin, fresh=True)
-        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())))
-        gone = {row["text_b"]: row for row in dropped(run)}
-        assert 0 < len(gone) < 30
-        for label, text in texts_as_told():
-            told = [-float(word) for word in text.split()[:3]]
-            own = told.pop({1.0: 0, 0.5: 1, 0.0: 2}[label])
-            assert (text in gone) == (own - max(told) < margin or own <= max(told))
-            if text in gone:
-                assert gone[text]["reason"] == "label not confirmed"
-                assert gone[text]["evidence"].startswith(f"own label {own:.3f}, label ")
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_a_pair_stays_if_its_own_label_is_the_likeliest_by_a_margin(run: Run, margin: float) -> None:
+    filter_run(run, raw(verify=True, verify_margin=margin), FilterRuntime(scorer=scores(run, Oracle())))
+    gone = {row["text_b"]: row for row in dropped(run)}
+    assert 0 < len(gone) < 30
+    for label, text in texts_as_told():
+        told = [-float(word) for word in text.split()[:3]]
+        own = told.pop({1.0: 0, 0.5: 1, 0.0: 2}[label])
+        assert (text in gone) == (own - max(told) < margin or own <= max(told))
+        if text in gone:
+            assert gone[text]["reason"] == "label not confirmed"
+            assert gone[text]["evidence"].startswith(f"own label {own:.3f}, label ")
 
 
-def test_posterior_labels_are_the_expected_label(run: Run) -> None:
-    for temperature in (1.0, 3.0):
-        options = raw(labels="posterior", temperature=temperature, fresh=True)
-        filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())))
-        found = {row.text_b: row.label for row in read_examples(run.train)}
-        assert len(found) == 30
-        for text, label in found.items():
-            assert text is not None
-            weights = np.exp(-10 * np.array([float(word) for word in text.split()[:3]]) / temperature)
-            assert label == pytest.approx(float(weights @ [1.0, 0.5, 0.0] / weights.sum()), abs=1e-6)
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_posterior_labels_are_the_expected_label(run: Run, temperature: float) -> None:
+    options = raw(labels="posterior", temperature=temperature)
+    filter_run(run, options, FilterRuntime(scorer=scores(run, Oracle())))
+    found = {row.text_b or "": row.label for row in read_examples(run.train)}
+    assert len(found) == 30
+    for text, label in found.items():
+        weights = np.exp(-10 * np.array([float(word) for word in text.split()[:3]]) / temperature)
+        assert label == pytest.approx(float(weights @ [1.0, 0.5, 0.0] / weights.sum()), abs=1e-6)
 
 
 def test_nothing_is_asked_twice_of_the_same_model(run: Run) -> None:
@@ -132,13 +130,7 @@ def test_the_pocket_generator_verifies_what_it_wrote(tmp_path: Path, monkeypatch
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     same = [row["label"] for row in rows if row["sample"] is not None and row["margin"] is None]
     assert np.mean(same) > 0.7, "what was written as the same is found to be so"
-    for arguments, said in (
-        (("run/train.jsonl", "--run", "other", "--verify"), "needs a run's spec and generator"),
-        (
-            ("run", "--verify", "--label-type", "class", "--fresh"),
-            "--label-type class: the labels of a run are what its spec",
-        ),
-    ):
-        refused = answer("filter", *arguments)
-        assert refused.exit_code == 2
-        assert said in refused.stderr
+    of_file = refused("filter", "run/train.jsonl", "--run", "other", "--verify")
+    assert "needs a run's spec and generator" in of_file
+    of_run = refused("filter", "run", "--verify", "--label-type", "class", "--fresh")
+    assert "--label-type class: the labels of a run are what its spec" in of_run

@@ -43,11 +43,8 @@ def brute_force(texts: list[str], threshold: float) -> dict[tuple[int, int], flo
         one, other = common.coords[0] + start, common.coords[1]
         similarity = common.data / (sizes[one] + sizes[other] - common.data)
         chosen = (one < other) & (similarity >= threshold)
-        found.update(
-            zip(
-                zip(one[chosen].tolist(), other[chosen].tolist(), strict=True), similarity[chosen].tolist(), strict=True
-            )
-        )
+        pairs = zip(one[chosen].tolist(), other[chosen].tolist(), strict=True)
+        found.update(zip(pairs, similarity[chosen].tolist(), strict=True))
     return found
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -36,7 +37,7 @@ from dino_pipeline.publishing.publish import publish_folder
 from dino_pipeline.publishing.verify import verify_folder
 from dino_pipeline.record import RunRecord, public
 from dino_pipeline.run import Run
-from tests.commands import answer, command, execute, files, invoke
+from tests.commands import answer, command, execute, files, invoke, refused
 from tests.hub import TOKEN, Hub, Repo, local_hub
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,8 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A Hub on this machine, for this process too."""
+    """A Hub on this machine, for this process too, and a client that does not wait between its attempts."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -85,13 +87,36 @@ def api(hub: Hub, token: str | bool = TOKEN) -> HfApi:
     return HfApi(endpoint=hub.address, token=token)
 
 
-def environment(hub: Hub, home: Path) -> dict[str, str]:
-    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    return {**os.environ, **own, "HF_HUB_OFFLINE": "0"}
+def dry_run(run: Path, *more: str | Path, repo: str = "me/sts", what: str = "") -> Path:
+    """Write the folders of a run, upload nothing, and return the dataset's, or the model's if it is asked for."""
+    asked = ("--what", what) if what else ()
+    invoke("publish", run, "--repo", repo, "--dry-run", *asked, *more)
+    return run / "hub" / (what or "dataset")
+
+
+def texts_run(folder: Path, names: tuple[str, ...], *more: str) -> Path:
+    """Filter single texts of some classes into a run."""
+    rows = [Example(f"text {at} of <b>{name}", None, name) for at in range(30) for name in names]
+    write_examples(folder / "texts.jsonl", rows)
+    invoke("filter", folder / "texts.jsonl", "--run", folder / "run", "--near-duplicates", "0", *more)
+    return folder / "run"
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def made_again(folder: Path, run: Path) -> str:
+    """Run the commands of a dataset's card, which must make the very same dataset again, and return them."""
+    (commands,) = blocks((folder / "README.md").read_text(), "sh")
+    with contextlib.chdir(folder):
+        for line in commands.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "dino"
+            invoke(*arguments)
+    for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
+        assert (folder.parent / "again" / name).read_bytes() == (run / name).read_bytes()
+    return commands
 
 
 def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(published: Path) -> None:
@@ -106,19 +131,14 @@ def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(publish
     dropped = load_dataset(str(folder), "dropped", split="train")
     assert {"logprob", "margin", "input", "sample"} <= set(raw.column_names)
     assert {"reason", "evidence"} <= set(dropped.column_names)
-    rows = {
-        "default/train": len(train),
-        "default/validation": len(dev),
-        "raw/train": 360,
-        "dropped/train": len(dropped),
-    }
+    counts = [len(train), len(dev), 360, len(dropped)]
+    rows = dict(zip(("default/train", "default/validation", "raw/train", "dropped/train"), counts, strict=True))
     assert json.loads((folder / "lineage.json").read_text())["rows"] == rows
     card = DatasetCard.load(folder / "README.md")
-    infos = {each["config_name"]: each for each in card.data.to_dict()["dataset_info"]}
-    claimed = {
-        f"{name}/{part['name']}": part["num_examples"] for name, each in infos.items() for part in each["splits"]
+    infos = card.data.to_dict()["dataset_info"]
+    assert rows == {
+        f"{each['config_name']}/{part['name']}": part["num_examples"] for each in infos for part in each["splits"]
     }
-    assert claimed == rows
     for name, count in rows.items():
         assert f"| {name.replace('/', ' | ')} | {count} |" in card.text
     data = card.data
@@ -130,28 +150,12 @@ def test_the_dataset_loads_with_others_tools_and_counts_as_the_card_says(publish
         assert (folder / picture).exists()
 
 
-def test_every_command_and_code_block_of_the_cards_works(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The commands make the very same dataset again."""
+def test_every_command_and_code_block_of_the_cards_works(published: Path, tmp_path: Path) -> None:
     dataset, model = published / "hub" / "dataset", published / "hub" / "model"
-    texts = {
-        "me/sts-encoder": (model, (model / "README.md").read_text()),
-        "me/sts": (dataset, (dataset / "README.md").read_text()),
-    }
-    programs = [(name, folder, block) for name, (folder, text) in texts.items() for block in blocks(text, "python")]
-    assert len(programs) == 2
-    for name, folder, block in programs:
-        execute(block.replace(name, str(folder)))
-    shutil.copytree(dataset, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    (commands,) = blocks(texts["me/sts"][1], "sh")
-    for line in commands.splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "dino"
-        invoke(*arguments)
-    for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
-        assert (tmp_path / "again" / name).read_bytes() == (published / name).read_bytes()
+    for name, folder in (("me/sts-encoder", model), ("me/sts", dataset)):
+        (program,) = blocks((folder / "README.md").read_text(), "python")
+        execute(program.replace(name, str(folder)))
+    made_again(shutil.copytree(dataset, tmp_path / "copy"), published)
 
 
 def test_the_dataset_trains_in_plain_sentence_transformers(
@@ -170,7 +174,7 @@ def test_the_dataset_trains_in_plain_sentence_transformers(
 
 def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_path: Path) -> None:
     folder = published / "hub" / "model"
-    written = ModelCard.load(folder / "README.md")
+    card = ModelCard.load(folder / "README.md")
     scores = json.loads((published / "scores.json").read_text())["scores"]
     name = "pocket finetuned"
     expected = {
@@ -181,38 +185,35 @@ def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_p
     }
     found = {
         (each.dataset_name, each.metric_type): (each.metric_value, each.metric_args["interval_95"])
-        for each in written.data.eval_results
+        for each in card.data.eval_results
     }
     assert found == expected
-    assert written.data.eval_results[0].metric_args["similarity"] == "cosine"
-    assert "widget" not in written.data.to_dict()
-    assert written.data.license == "cc-by-4.0"
-    assert 'SentenceTransformer("me/sts-encoder")' in written.text
+    assert card.data.eval_results[0].metric_args["similarity"] == "cosine"
+    assert "widget" not in card.data.to_dict()
+    assert card.data.license == "cc-by-4.0"
+    assert 'SentenceTransformer("me/sts-encoder")' in card.text
     train = read_examples(published / "train.jsonl")
     text = (folder / "README.md").read_text()
     assert not any(row.text_a in text for row in train), "no training sentences"
-    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model", "--widgets")
-    (widget,) = ModelCard.load(run / "hub" / "model" / "README.md").data.to_dict()["widget"]
+    again = dry_run(run, "--widgets", what="model") / "README.md"
+    (widget,) = ModelCard.load(again).data.to_dict()["widget"]
     assert widget["source_sentence"] in {row.text_a for row in read_examples(run / "dev.jsonl")}
     invoke("evaluate", run, "pocket", "--suite", "pocket", "--output", tmp_path / "scores.json")
     shutil.copy(tmp_path / "scores.json", run / "scores.json")
-    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model")
-    again = ModelCard.load(run / "hub" / "model" / "README.md")
-    assert "widget" not in again.data.to_dict(), "not asked for any more"
+    dry_run(run, what="model")
+    data = ModelCard.load(again).data
+    assert "widget" not in data.to_dict(), "not asked for any more"
     own = next(each for each in json.loads((run / "scores.json").read_text())["scores"] if each["model"] == name)
-    assert again.data.eval_results[0].metric_value == round(own["measures"]["spearman"]["value"], 2)
-    assert len(again.data.eval_results) == 2, "this encoder's scores, not another's"
+    assert data.eval_results[0].metric_value == round(own["measures"]["spearman"]["value"], 2)
+    assert len(data.eval_results) == 2, "this encoder's scores, not another's"
     invoke("filter", run, "--fresh", "--smoothing", "0.1")
-    refused = answer("publish", run, "--repo", "me/sts", "--dry-run")
-    assert "the dataset was filtered again after the encoder was trained on it" in refused.stderr
+    said = refused("publish", run, "--repo", "me/sts", "--dry-run")
+    assert "the dataset was filtered again after the encoder was trained on it" in said
 
 
 def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None:
-    rows = [Example(f"text {at} of <b>{name}", None, name) for at in range(30) for name in ("good", "b|ad's")]
-    write_examples(tmp_path / "texts.jsonl", rows)
-    invoke("filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--near-duplicates", "0")
-    invoke("publish", tmp_path / "run", "--repo", "me/texts", "--dry-run", "--no-raw")
-    folder = tmp_path / "run" / "hub" / "dataset"
+    run = texts_run(tmp_path, ("good", "b|ad's"))
+    folder = dry_run(run, "--no-raw", repo="me/texts")
     found = load_dataset(str(folder), split="train")
     assert found.column_names == ["text", "label"]
     assert found.features["label"].names == ["b|ad's", "good"]
@@ -221,53 +222,45 @@ def test_classes_and_single_texts_have_their_own_columns(tmp_path: Path) -> None
     text = (folder / "README.md").read_text()
     assert DatasetCard(text).data.task_categories == ["text-classification"]
     assert "b\\|ad's" in text and "<b>" not in text
-    refused = answer("publish", tmp_path / "run", "--repo", "me/x", "--what", "model")
-    assert (refused.exit_code, "no encoder is trained there" in refused.stderr) == (2, True)
+    assert "no encoder is trained there" in refused("publish", run, "--repo", "me/x", "--what", "model")
 
 
 def test_classes_that_are_numbers_stay_classes(tmp_path: Path) -> None:
-    rows = [Example(f"text {at} of {name}", None, name) for at in range(30) for name in ("1", "2")]
-    write_examples(tmp_path / "texts.jsonl", rows)
-    invoke(
-        "filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--label-type", "class", "--near-duplicates", "0"
-    )
-    invoke("publish", tmp_path / "run", "--repo", "me/texts", "--dry-run")
-    found = load_dataset(str(tmp_path / "run" / "hub" / "dataset"), split="train")
-    assert found.features["label"].names == ["1", "2"]
-    assert "synthetic" not in (tmp_path / "run" / "hub" / "dataset" / "README.md").read_text()
-    invoke("export", tmp_path / "run", "--output", tmp_path / "out.jsonl")
+    run = texts_run(tmp_path, ("1", "2"), "--label-type", "class")
+    folder = dry_run(run, repo="me/texts")
+    assert load_dataset(str(folder), split="train").features["label"].names == ["1", "2"]
+    assert "synthetic" not in (folder / "README.md").read_text()
+    invoke("export", run, "--output", tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["label"] in {"1", "2"}
 
 
 def test_large_splits_are_cut_into_shards_in_order(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_texts, "SHARD", 20_000)
-    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
-    shards = sorted((run / "hub" / "dataset" / "data").glob("train-*"))
+    folder = dry_run(run, what="dataset")
+    shards = sorted((folder / "data").glob("train-*"))
     assert len(shards) > 1
     assert shards[-1].name == f"train-{len(shards) - 1:05d}-of-{len(shards):05d}.parquet"
-    found = load_dataset(str(run / "hub" / "dataset"), split="train")
+    found = load_dataset(str(folder), split="train")
     assert found["sentence2"][:] == [row.text_b for row in read_examples(run / "train.jsonl")]
-    before = file_hashes(run / "hub" / "dataset")
-    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
-    assert file_hashes(run / "hub" / "dataset") == before
+    before = file_hashes(folder)
+    assert file_hashes(dry_run(run, what="dataset")) == before
 
 
 def test_what_is_to_be_published_and_cannot_be_read_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.train.write_text('{"text_a": "a"\n')
     (split,) = run_texts.splits_of(run, run_texts.DataShape(True, None), raw=False)
-    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
-        run_texts.write_split(split, tmp_path / "damaged", tmp_path)
-    run.train.unlink()
-    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
-        run_texts.write_split(split, tmp_path / "gone", tmp_path)
+    run.train.write_text('{"text_a": "a"\n')
+    for name in ("damaged", "gone"):
+        with pytest.raises(DataError, match=r"train\.jsonl: cannot be read .*; run dino\.filter\(\) again"):
+            run_texts.write_split(split, tmp_path / name, tmp_path)
+        run.train.unlink(missing_ok=True)
 
 
-def test_a_run_is_reported_published_verified_and_exported_from_python(
+def test_a_run_is_published_and_exported_from_python(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = dino.report(run, progress=False)
-    assert (written.path, written.missing) == (run / "report.html", {}) and "13 sections" in repr(written)
+    report = dino.report(run, progress=False)
+    assert (report.path, report.missing) == (run / "report.html", {}) and "13 sections" in repr(report)
     opened: Counter[str] = Counter()
 
     def counting(path: Any, *arguments: Any, **others: Any) -> Any:
@@ -309,8 +302,7 @@ def test_texts_that_were_generated_from_python_are_published(tmp_path: Path) -> 
 
 
 def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "dataset"
-    shutil.copytree(published / "hub" / "dataset", folder)
+    folder = shutil.copytree(published / "hub" / "dataset", tmp_path / "dataset")
     assert "all as published" in invoke("verify", folder)
     assert verify_folder(folder).problems == [] and verify_folder(folder).rerun_differences == []
     (folder / ".git").mkdir()
@@ -358,12 +350,11 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in verify_folder(folder).rerun_differences[0]
-    assert "holds no lineage.json" in answer("verify", tmp_path).stderr
-    assert "is neither a folder here nor user/name" in answer("verify", "no/such/folder").stderr
+    assert "holds no lineage.json" in refused("verify", tmp_path)
+    assert "is neither a folder here nor user/name" in refused("verify", "no/such/folder")
     for damaged in (b"\xff", b"[", json.dumps({**lineage, "rows": [1]}).encode()):
         (folder / "lineage.json").write_bytes(damaged)
-        refused = answer("verify", folder)
-        assert (refused.exit_code, "this version cannot read its lineage.json" in refused.stderr) == (2, True)
+        assert "this version cannot read its lineage.json" in refused("verify", folder)
 
 
 def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_path: Path, toy_encoder: Path) -> None:
@@ -376,11 +367,9 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     invoke("filter", folder, "--run", tmp_path / "filtered")
     assert read(tmp_path / "filtered") == 360, "what was written"
     assert any(example.margin is not None for example in read_examples(tmp_path / "filtered" / "train.jsonl"))
-    bare = tmp_path / "bare"
-    shutil.copytree(folder, bare)
+    bare = shutil.copytree(folder, tmp_path / "bare")
     shutil.rmtree(bare / "raw")
-    card = (bare / "README.md").read_text()
-    front, body = split_card(card)
+    front, body = split_card((bare / "README.md").read_text())
     front = {**front, "configs": front["configs"][:1], "dataset_info": front["dataset_info"][:1]}
     (bare / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n{body}")
     assert "This was filtered before" in answer("filter", bare, "--run", tmp_path / "again", "--no-balance").stderr
@@ -389,37 +378,30 @@ def test_published_folders_are_read_by_our_own_commands(published: Path, tmp_pat
     invoke("filter", folder, "--run", tmp_path / "looked", "--dry-run")
     assert not (tmp_path / "looked").exists()
     invoke("finetune", folder, "--run", tmp_path / "trained", "--encoder", toy_encoder, "--steps", "1")
-    assert json.loads((tmp_path / "trained" / "run.json").read_text())["finetune"]["dev"] == len(
-        read_examples(published / "dev.jsonl")
-    )
-    refused = answer("publish", tmp_path / "trained", "--repo", "me/x", "--dry-run")
-    assert "publish with --what model" in refused.stderr
-    to_model = ("publish", tmp_path / "trained", "--repo", "me/x", "--what", "model", "--dry-run")
-    invoke(*to_model)
-    model = ModelCard.load(tmp_path / "trained" / "hub" / "model" / "README.md")
+    dev = len(read_examples(published / "dev.jsonl"))
+    assert json.loads((tmp_path / "trained" / "run.json").read_text())["finetune"]["dev"] == dev
+    said = refused("publish", tmp_path / "trained", "--repo", "me/x", "--dry-run")
+    assert "publish with --what model" in said
+    trained = dry_run(tmp_path / "trained", repo="me/x", what="model")
+    model = ModelCard.load(trained / "README.md")
     assert model.data.datasets == ["me/sts"] and "dino" in (model.data.tags or [])
     assert "[me/sts](https://huggingface.co/datasets/me/sts)" in model.text
     assert "The generator's licence is `apache-2.0`" in model.text
-    assert "A rerun may differ" in invoke("verify", tmp_path / "trained" / "hub" / "model")
-    refused = answer("filter", folder, "--run", published)
-    assert (refused.exit_code, "has texts of its own; name another folder" in refused.stderr) == (2, True)
+    assert "A rerun may differ" in invoke("verify", trained)
+    assert "has texts of its own; name another folder" in refused("filter", folder, "--run", published)
     said = invoke("evaluate", published / "hub" / "model", "--data", folder, "--output", tmp_path / "scores.json")
     (score, *_) = json.loads((tmp_path / "scores.json").read_text())["scores"]
-    assert score["size"] == len(read_examples(published / "dev.jsonl"))
+    assert score["size"] == dev
     assert "hub/model" in said
     for source in (published, folder):
         invoke("export", source, "--output", tmp_path / "original.jsonl")
         lines = [json.loads(line) for line in (tmp_path / "original.jsonl").read_text().splitlines()]
         assert len(lines) == train
         assert list(lines[0]) == ["text_a", "text_b", "label"]
-    for call, said in {
-        ("export", folder, "--output", published / "dev.jsonl"): "is read, or is a file of a run; give another",
-        ("export", tmp_path / "original.jsonl", "--output", tmp_path / "x.jsonl", "--split", "validation"): (
-            "is a file and has no splits"
-        ),
-    }.items():
-        refused = answer(*call)
-        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
+    own = refused("export", folder, "--output", published / "dev.jsonl")
+    assert "is read, or is a file of a run; give another" in own
+    of_file = ("export", tmp_path / "original.jsonl", "--output", tmp_path / "x.jsonl")
+    assert "is a file and has no splits" in refused(*of_file, "--split", "validation")
 
 
 def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path, run: Path, tmp_path: Path) -> None:
@@ -431,20 +413,16 @@ def test_a_generator_whose_licence_may_restrict_needs_a_licence(published: Path,
     records = json.loads((run / "run.json").read_text())
     records["generate"]["options"]["model"]["name"] = str(model)
     (run / "run.json").write_text(json.dumps(records))
-    refused = answer("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset")
-    assert refused.exit_code == 2
-    assert "is llama3.1: it may restrict" in refused.stderr
-    invoke("publish", run, "--repo", "me/sts", "--dry-run", "--what", "dataset", "--license", "llama3.1")
-    assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "dataset" / "README.md").read_text()
-    of_model = ("publish", run, "--repo", "me/sts", "--dry-run", "--what", "model")
-    assert "is llama3.1: it may restrict" in answer(*of_model).stderr
-    invoke(*of_model, "--license", "llama3.1")
-    assert "Mind the generator's licence, `llama3.1`" in (run / "hub" / "model" / "README.md").read_text()
+    for what in ("dataset", "model"):
+        said = refused("publish", run, "--repo", "me/sts", "--dry-run", "--what", what)
+        assert "is llama3.1: it may restrict" in said
+        folder = dry_run(run, "--license", "llama3.1", what=what)
+        assert "Mind the generator's licence, `llama3.1`" in (folder / "README.md").read_text()
     records["finetune"]["origin"] = {"generate": records["generate"]}
     records["generate"] = json.loads((published / "run.json").read_text())["generate"]
     (run / "run.json").write_text(json.dumps(records))
     shutil.rmtree(run / "hub")
-    assert "is llama3.1: it may restrict" in answer("publish", run, "--repo", "me/sts", "--dry-run").stderr
+    assert "is llama3.1: it may restrict" in refused("publish", run, "--repo", "me/sts", "--dry-run")
     assert not (run / "hub").exists(), "both licenses are checked before anything is written"
 
 
@@ -494,7 +472,7 @@ def test_of_two_cards_the_one_that_people_changed_is_kept() -> None:
 
 def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub, tmp_path: Path) -> None:
     run, repo = Run(tmp_path / "run"), Repository("me/data", "dataset", api=api(hub))
-    here = run.hub / "dataset" / "README.md"
+    here, address = run.hub / "dataset" / "README.md", "datasets/me/data"
 
     def publish() -> str:
         def write(folder: Path, kept: HandWritten) -> None:
@@ -503,18 +481,17 @@ def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub,
 
         repo.check(MINE)
         publish_folder(run.hub, repo, write, dry_run=False)
-        return hub.repos["datasets/me/data"].files["README.md"].decode()
+        return hub.repos[address].files["README.md"].decode()
 
-    def edit_there(text: str) -> None:
-        there = hub.repos["datasets/me/data"]
-        there.commits.append({**there.files, "README.md": text.encode()})
+    def edit_there(content: bytes) -> None:
+        hub.repos[address].commits.append({**hub.repos[address].files, "README.md": content})
 
-    edit_there(by_hand(publish(), below="Written there.\n"))
+    edit_there(by_hand(publish(), below="Written there.\n").encode())
     here.write_text(by_hand(publish(), above="Written here.\n"))
     text = publish()
     assert "Written here." in text and text.endswith("Written there.\n")
     here.write_text(text.replace("Written there.", "Changed here."))
-    edit_there(text.replace("Written there.", "Changed there."))
+    edit_there(text.replace("Written there.", "Changed there.").encode())
     before = files(run.path)
     with pytest.raises(HubError, match=f"{here}: people changed it here and on the Hub"):
         publish()
@@ -528,8 +505,7 @@ def test_cards_written_in_two_places_are_published_once_one_has_it_all(hub: Hub,
     with pytest.raises(HubError, match=f"{here}: is not UTF-8"):
         publish()
     here.unlink()
-    there = hub.repos["datasets/me/data"]
-    there.commits.append({**there.files, "README.md": whole + b"Gr\xf6\xdfe"})
+    edit_there(whole + b"Gr\xf6\xdfe")
     with pytest.raises(HubError, match=r"me/data/README\.md: is not UTF-8"):
         publish()
 
@@ -544,7 +520,7 @@ def small(tmp_path: Path, text: str = "rows") -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, tmp_path: Path) -> None:
+def test_a_repository_changes_by_one_commit_or_none_and_never_what_is_anothers(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
     repo = Repository("me/data", "dataset", private=True, api=api(hub))
     repo.check(MINE)
@@ -561,18 +537,11 @@ def test_publishing_twice_changes_nothing_and_another_time_one_commit(hub: Hub, 
     files = hub.repos["datasets/me/data"]
     assert len(files.commits) == 3
     assert {name for name in files.files if name.startswith("data/")} == {"data/train-00000-of-00002.parquet"}
-
-
-def test_what_this_run_did_not_make_is_not_replaced(hub: Hub, tmp_path: Path) -> None:
-    folder, _ = small(tmp_path)
-    Repository("me/data", "dataset", api=api(hub)).upload(folder)
-    files = hub.repos["datasets/me/data"]
     files.commits.append({**files.files, "data/train-stranger.parquet": b"more", "lineage.json": b"{}"})
-    other = Repository("me/data", "dataset", api=api(hub))
     with pytest.raises(HubError, match="holds files that this run did not make"):
-        other.check(MINE)
-    other.check(MINE, force=True)
-    other.upload(folder)
+        repo.check(MINE)
+    repo.check(MINE, force=True)
+    repo.upload(folder)
     assert "data/train-stranger.parquet" not in files.files, "nothing of theirs is among ours"
 
 
@@ -596,10 +565,7 @@ def test_many_files_are_one_commit_and_a_card_alone_is_nobodys(hub: Hub, tmp_pat
     assert (len(files.commits), len(files.files), "data/part-1.txt" in files.files) == (3, 304, True)
 
 
-def test_a_card_that_cannot_be_read_now_is_not_taken_for_none(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_a_card_that_cannot_be_read_now_is_not_taken_for_none(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
     repo = Repository("me/data", "dataset", api=api(hub))
     repo.upload(folder)
@@ -645,30 +611,22 @@ def test_what_was_asked_for_tells_runs_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "part", "status", "times", "said"),
+    ("fault", "said"),
     [
-        ("POST", "/commit/", 409, 1, r"somebody else changed it at the same time.* \(HTTP 409\)"),
-        ("POST", "/commit/", 0, 9, "nothing of it is visible there; run again"),
-        ("POST", "/preupload/", 403, 1, r"the token has no right to write there.* \(HTTP 403\)"),
-        ("PUT", "/objects/", 0, 9, "nothing of it is visible there; run again"),
-        ("POST", "/repos/create", 401, 1, r"the Hub does not know who you are.* \(HTTP 401\)"),
-        ("POST", "/commit/", 413, 1, r"too large.* \(HTTP 413\)"),
-        ("POST", "/commit/", 412, 1, r"somebody else changed it at the same time \(HTTP 412\); run again"),
+        (("POST", "/commit/", 409, 1), r"somebody else changed it at the same time.* \(HTTP 409\)"),
+        (("POST", "/commit/", 0, 9), "nothing of it is visible there; run again"),
+        (("POST", "/preupload/", 403, 1), r"the token has no right to write there.* \(HTTP 403\)"),
+        (("PUT", "/objects/", 0, 9), "nothing of it is visible there; run again"),
+        (("POST", "/repos/create", 401, 1), r"the Hub does not know who you are.* \(HTTP 401\)"),
+        (("POST", "/commit/", 413, 1), r"too large.* \(HTTP 413\)"),
+        (("POST", "/commit/", 412, 1), r"somebody else changed it at the same time \(HTTP 412\); run again"),
     ],
 )
 def test_faults_leave_nothing_half_published_and_a_rerun_completes(
-    hub: Hub,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    part: str,
-    status: int,
-    times: int,
-    said: str,
+    hub: Hub, tmp_path: Path, fault: tuple[str, str, int, int], said: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
     folder, manifest = small(tmp_path)
-    hub.fault(method, part, status, times)
+    hub.fault(*fault)
     repo = Repository("me/data", "dataset", api=api(hub))
     with pytest.raises(HubError, match=said) as error:
         repo.upload(folder)
@@ -682,25 +640,15 @@ def test_faults_leave_nothing_half_published_and_a_rerun_completes(
         for name, content in hub.repos["datasets/me/data"].files.items()
         if name.startswith("data/")
     }
-    if part == "/commit/":
+    if "/commit/" in fault:
         assert hub.count("PUT", "/objects/") == uploads, "what was uploaded is not uploaded again"
 
 
-def test_servers_in_trouble_are_asked_again_by_the_library(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_a_server_in_trouble_is_asked_again_and_no_answer_is_said_why(hub: Hub, tmp_path: Path) -> None:
     folder, _ = small(tmp_path)
     hub.fault("PUT", "/objects/", 500, 2)
     hub.fault("POST", "/preupload/", 503, 1)
     assert Repository("me/data", "dataset", api=api(hub)).upload(folder).changed
-
-
-def test_without_a_token_or_a_network_the_message_says_so(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    folder, _ = small(tmp_path)
     with pytest.raises(HubError, match="log in with `hf auth login`, or set HF_TOKEN"):
         Repository("me/data", "dataset", api=api(hub, token=False)).upload(folder)
     nobody = HfApi(endpoint="http://127.0.0.1:9", token=TOKEN)
@@ -712,7 +660,8 @@ def test_the_whole_way_to_the_hub_and_back(run: Path, tmp_path: Path) -> None:
     """The real commands publish a run through the unmodified client; others load it from there."""
     shutil.rmtree(run / "hub")
     with local_hub() as hub:
-        settings = environment(hub, tmp_path / "home")
+        client = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
+        settings = {**os.environ, **client, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
         def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
             return subprocess.run(command(*arguments), cwd=tmp_path, env=settings, capture_output=True, text=True)
@@ -762,13 +711,9 @@ def test_publishing_again_changes_nothing_and_refuses_what_is_not_its_own(
     assert invoke(*publish).count("is up to date") == 2
     assert (dataset.files["README.md"], len(model.commits)) == (edited, 2)
     hub.repos["models/me/strange"] = Repo(commits=[{"model.safetensors": b"theirs"}])
-    calls = {
-        (*publish, "--what", "dataset", "--private"): "exists, and is public",
-        ("publish", "run", "--repo", "me/other", "--model-repo", "me/strange"): "that this run did not make",
-    }
-    for call, said in calls.items():
-        refused = answer(*call)
-        assert (refused.exit_code, said in refused.stderr) == (2, True), refused.output
+    assert "exists, and is public" in refused(*publish, "--what", "dataset", "--private")
+    strange = refused("publish", "run", "--repo", "me/other", "--model-repo", "me/strange")
+    assert "that this run did not make" in strange
     assert "datasets/me/other" not in hub.repos and len(dataset.commits) == 3
 
 
@@ -784,25 +729,23 @@ def inside(folder: Path) -> Iterator[tuple[Path, str]]:
 def test_nothing_published_names_a_place_on_this_machine(
     pocket_run: Path, toy_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, encoder, known = tmp_path / "run", tmp_path / "my-encoder", tmp_path / "client acme" / "known.txt"
-    shutil.copytree(pocket_run, run)
-    shutil.copytree(toy_encoder, encoder)
-    texts = [example.text_a for example in read_examples(run / "train.jsonl")]
+    run, known = shutil.copytree(pocket_run, tmp_path / "run"), tmp_path / "client acme" / "known.txt"
+    encoder = shutil.copytree(toy_encoder, tmp_path / "my-encoder")
     known.parent.mkdir()
-    known.write_text(texts[0] + "\n")
+    known.write_text(read_examples(run / "train.jsonl")[0].text_a + "\n")
     monkeypatch.chdir(tmp_path)
     excluded = ("--exclude", known.relative_to(tmp_path), "--exclude", "pocket")
     invoke("filter", run, "--fresh", *excluded, "--semantic", encoder, "--semantic-threshold", "1")
     invoke("finetune", run, "--fresh", "--encoder", encoder.relative_to(tmp_path), "--steps", "2")
     write_examples(tmp_path / "gold.jsonl", read_examples(run / "dev.jsonl"))
     invoke("evaluate", run, "--data", tmp_path / "gold.jsonl")
-    invoke("publish", run, "--repo", "me/sts", "--license", "mit", "--dry-run")
+    folder = dry_run(run, "--license", "mit")
     places = (str(tmp_path), str(Path.home()), "acme")
     found = {(path, place) for path, text in inside(run / "hub") for place in places if place in text}
     assert found == set()
-    card = (run / "hub" / "dataset" / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     assert "They need what is not here: the file known.txt; the encoder my-encoder, a folder." in card
-    dropped = load_dataset(str(run / "hub" / "dataset"), "dropped", split="train")
+    dropped = load_dataset(str(folder), "dropped", split="train")
     assert "in evaluation data" not in dropped["reason"]
     evidence = [json.loads(line)["evidence"] for line in (run / "dropped.jsonl").read_text().splitlines()]
     assert any("known.txt, line 1" in each for each in evidence if each)
@@ -813,17 +756,17 @@ def test_what_is_dropped_so_that_nobody_sees_it_is_nowhere(tmp_path: Path) -> No
     rows[7] = Example("Write to jane.doe@example.com soon.", "And tell her.", 1.0)
     write_examples(tmp_path / "pairs.jsonl", rows)
     (tmp_path / "known.txt").write_text("A text of its own, number 8.\n")
-    told = ("--pii", "drop", "--exclude", tmp_path / "known.txt", "--near-duplicates", "0")
-    invoke("filter", tmp_path / "pairs.jsonl", "--run", tmp_path / "run", *told)
-    assert "jane.doe" in (tmp_path / "run" / "dropped.jsonl").read_text()
-    invoke("publish", tmp_path / "run", "--repo", "me/data", "--dry-run")
-    found = list(inside(tmp_path / "run" / "hub"))
-    assert not [path for path, text in found if "jane.doe" in text or "number 8." in text]
-    card = (tmp_path / "run" / "hub" / "dataset" / "README.md").read_text()
+    run = tmp_path / "run"
+    filter_again = ("filter", tmp_path / "pairs.jsonl", "--run", run, "--near-duplicates", "0")
+    invoke(*filter_again, "--pii", "drop", "--exclude", tmp_path / "known.txt")
+    assert "jane.doe" in (run / "dropped.jsonl").read_text()
+    folder = dry_run(run)
+    assert not [path for path, text in inside(run / "hub") if "jane.doe" in text or "number 8." in text]
+    card = (folder / "README.md").read_text()
     assert "2 dropped texts are not published: they hold personal data, or evaluation data." in card
-    invoke("filter", tmp_path / "pairs.jsonl", "--run", tmp_path / "run", "--fresh", "--max-chars", "34", *told[-2:])
-    invoke("publish", tmp_path / "run", "--repo", "me/data", "--dry-run", "--no-raw")
-    assert not [path for path, text in inside(tmp_path / "run" / "hub") if "jane.doe" in text]
+    invoke(*filter_again, "--fresh", "--max-chars", "34")
+    dry_run(run, "--no-raw")
+    assert not [path for path, text in inside(run / "hub") if "jane.doe" in text]
 
 
 def test_the_card_says_what_labels_mean(published: Path) -> None:
@@ -842,8 +785,7 @@ def test_a_replacement_cut_short_by_a_crash_is_mended(run: Path) -> None:
     (folder / "README.md").write_text(f"{text}By hand.\n")
     folder.rename(folder.with_suffix(".old"))
     (run / "hub" / "dataset.part").mkdir()
-    invoke("publish", run, "--repo", "me/sts", "--what", "dataset", "--dry-run")
-    assert (folder / "README.md").read_text().endswith("By hand.\n")
+    assert (dry_run(run, what="dataset") / "README.md").read_text().endswith("By hand.\n")
     assert sorted(path.name for path in (run / "hub").iterdir()) == ["dataset", "model"]
 
 
@@ -875,10 +817,9 @@ def test_whatever_the_run_its_card_makes_it_again(kind: str, tmp_path: Path, mon
     if kind != "more":  # which was filtered as it grew
         limit = "2=5%" if kind == "classes" else "1%"
         invoke("filter", "run", "--dev-share", "0.2", "--labels", "hard", "--min-margin", limit)
-    invoke("publish", "run", "--repo", "me/data", "--dry-run", "--license", "mit")
-    folder = tmp_path / "run" / "hub" / "dataset"
-    written = DatasetCard.load(folder / "README.md")
-    assert "They need what is not here" not in written.text
+    folder = dry_run(tmp_path / "run", "--license", "mit", repo="me/data")
+    card = DatasetCard.load(folder / "README.md").text
+    assert "They need what is not here" not in card
     assert verify_folder(folder).problems == verify_folder(folder).rerun_differences == []
     if kind == "classes":
         data = load_dataset(str(folder), split="train")
@@ -886,13 +827,8 @@ def test_whatever_the_run_its_card_makes_it_again(kind: str, tmp_path: Path, mon
         invoke("filter", folder, "--run", "second", "--dev-share", "0", "--near-duplicates", "0")
         second = read_examples("second/train.jsonl", numeric_labels=False)
         assert {example.label for example in second} == {"2", "10"}
-    (commands,) = blocks(written.text, "sh")
+    commands = made_again(folder, tmp_path / "run")
     assert ("--more" in commands, "--keep-newlines" in commands) == (kind == "more", kind != "more")
-    monkeypatch.chdir(folder)
-    for line in commands.splitlines():
-        invoke(*shlex.split(line)[1:])
-    for name in ("train.jsonl", "dev.jsonl", "dropped.jsonl"):
-        assert Path("../again", name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_what_cannot_be_published_is_said(published: Path, run: Path) -> None:
@@ -907,6 +843,5 @@ def test_what_cannot_be_published_is_said(published: Path, run: Path) -> None:
     }
     before = file_hashes(published / "hub" / "dataset")
     for call, said in calls.items():
-        found = answer(*call)
-        assert (found.exit_code, said in found.stderr) == (2, True), found.output
+        assert said in refused(*call)
     assert file_hashes(published / "hub" / "dataset") == before

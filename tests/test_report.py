@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from dino_pipeline.cards.document import DataTable, visible
-from dino_pipeline.cli import main
 from dino_pipeline.evaluation.scores import Figure as ScoreFigure
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.progress import SilentReporter
@@ -25,7 +23,7 @@ from dino_pipeline.publishing.report_data import ReportSource, SectionMissing
 from dino_pipeline.publishing.run_texts import RunTexts, label_name
 from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
-from tests.commands import invoke
+from tests.commands import files, invoke, refused
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +44,7 @@ EVIL = [
 @pytest.fixture(scope="module")
 def whole(pocket_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that went the whole way, with its report."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    shutil.copytree(pocket_run, run)
+    run = shutil.copytree(pocket_run, tmp_path_factory.mktemp("runs") / "whole")
     said = invoke("report", run)
     assert "left out" not in said
     assert "8 pictures" in said
@@ -123,10 +120,10 @@ def test_a_whole_run_has_every_section_and_needs_nothing_else(whole: Path) -> No
 
 
 def test_the_same_run_gives_the_same_report(whole: Path) -> None:
-    before = {path.name: path.read_bytes() for path in [whole / "report.html", *(whole / "pictures").iterdir()]}
+    before = files(whole)
     (whole / "pictures" / "old.png").touch()
     invoke("report", whole)
-    assert before == {path.name: path.read_bytes() for path in [whole / "report.html", *(whole / "pictures").iterdir()]}
+    assert files(whole) == before
 
 
 def test_what_is_untrusted_is_shown_and_not_obeyed(strange: Path) -> None:
@@ -170,23 +167,16 @@ def test_figures_are_those_of_the_files(tmp_path: Path, whole: Path) -> None:
 
 
 def test_no_run_and_torn_files_are_named(tmp_path: Path, strange: Path) -> None:
-    done = CliRunner().invoke(main, ["report", f"{tmp_path}"])
-    assert (done.exit_code, done.stderr) == (
-        2,
-        f"error: {tmp_path}: is not a run; name a folder that dino generate or dino filter wrote\n",
-    )
-    torn = tmp_path / "torn"
-    shutil.copytree(strange, torn)
+    none = f"error: {tmp_path}: is not a run; name a folder that dino generate or dino filter wrote\n"
+    assert refused("report", tmp_path) == none
+    torn = shutil.copytree(strange, tmp_path / "torn")
     (torn / "dropped.jsonl").write_text('{"text_a": "a"\n')
-    done = CliRunner().invoke(main, ["report", f"{torn}"])
-    assert done.exit_code == 2
-    assert "dropped.jsonl: cannot be read" in done.stderr
+    assert "dropped.jsonl: cannot be read" in refused("report", torn)
     assert (torn / "report.html").read_bytes() == (strange / "report.html").read_bytes(), "nothing half-written"
 
 
 def test_damaged_parts_are_left_out_and_said(tmp_path: Path, whole: Path) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(whole, damaged)
+    damaged = shutil.copytree(whole, tmp_path / "damaged")
     (damaged / "scores.json").write_text('{"scores": []}')
     (damaged / "compare" / "compare.json").write_text('{"rows": [{')
     said = invoke("report", damaged)
@@ -196,21 +186,14 @@ def test_damaged_parts_are_left_out_and_said(tmp_path: Path, whole: Path) -> Non
     assert "left out: Scores: scores.json is not there, damaged, or of another version" in said
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> ReportSource:
-    """Of a run whose shards are gone and whose texts are all of one length."""
+def test_what_a_run_lacks_is_said_and_not_drawn(tmp_path: Path) -> None:
+    """The shards are gone, and the texts are all of one length: a table needs no picture."""
     run = Run(tmp_path / "run")
     record = RunRecord(generate=Run(OLD_RUN).record().generate)
     write_examples(run.train, [Example(f"Input {at}", "A text", 1.0) for at in range(3)])
-    return ReportSource(run, record, None, RunTexts(run, tmp_path), [], SilentReporter())
-
-
-def test_a_run_whose_shards_are_gone_says_so(source: ReportSource) -> None:
+    source = ReportSource(run, record, None, RunTexts(run, tmp_path), [], SilentReporter())
     with pytest.raises(SectionMissing, match="the texts of run are not there any more"):
         report_data.diversity(source)
-
-
-def test_where_there_is_one_value_there_is_a_table_and_no_picture(source: ReportSource) -> None:
     (numbers,) = report_data.lengths(source)
     assert isinstance(numbers, DataTable)
     assert numbers.rows == [["1", "3", "6", "6", "6"]]
@@ -227,10 +210,10 @@ def test_an_interval_that_is_not_known_is_not_drawn() -> None:
 
 
 def test_a_folders_name_is_no_column(tmp_path: Path, whole: Path) -> None:
-    shutil.copytree(whole, tmp_path / "label=2" / "run")
-    invoke("filter", tmp_path / "label=2" / "run", "--fresh")
-    invoke("report", tmp_path / "label=2" / "run")
-    texts = RunTexts(Run(tmp_path / "label=2" / "run"), tmp_path)
+    run = shutil.copytree(whole, tmp_path / "label=2" / "run")
+    invoke("filter", run, "--fresh")
+    invoke("report", run)
+    texts = RunTexts(Run(run), tmp_path)
     assert list(texts.counts("kept")) == ["0", "0.1", "0.5", "0.9"]
 
 
@@ -249,9 +232,7 @@ def test_many_long_labels_leave_room_for_the_pictures_and_samples(tmp_path: Path
     assert [label_name(label) for label in ("1.0", "v1.0", "007", "")] == ["1", "v1.0", "007", "(empty)"]
 
 
-def test_a_rule_that_gives_each_text_a_reason_of_its_own_does_not_fill_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reason_of_each_texts_own_does_not_fill_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own_rules.py").write_text(
         "def own(example):\n    return example.text_a if 'bad' in example.text_a else None\n"

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import dino_pipeline
@@ -15,7 +14,7 @@ from dino_pipeline.cli import main
 from dino_pipeline.errors import SpecError
 from dino_pipeline.spec import LabelSpec, TaskSpec
 from dino_pipeline.spec_file import load_spec
-from tests.commands import invoke
+from tests.commands import invoke, refused
 
 SPECS = Path(__file__).parent.parent / "task_specs"
 PLAIN: dict[str, Any] = {
@@ -53,6 +52,11 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
     return found
 
 
+def topic(values: object) -> dict[str, Any]:
+    """A change that adds a variable, and an instruction that holds it."""
+    return {"variables": {"TOPIC": values}, "labels/1/instruction": '<TOPIC> <X1>: "'}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -87,14 +91,14 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
         ({"stop": "»"}, ['label "1": the instruction must end with the opening »', 'label "0": the instruction']),
         ({"label_type": "score", "labels/x": {"instruction": '<X1> "'}}, ["label_type: 'score' needs labels"]),
         ({"inputs": "nowhere.json"}, ["inputs ("]),
-        (
-            {"variables": {"TOPIC": "no.txt"}, "labels/1/instruction": '<TOPIC> <X1>: "'},
-            ["variables, TOPIC: no.txt cannot"],
-        ),
-        (
-            {"variables": {"TOPIC": ["a", 'b "c"']}, "labels/1/instruction": '<TOPIC> <X1>: "'},
-            ["variables, TOPIC: 'b \"c\"' holds the stop string"],
-        ),
+        ({"inputs": "../other.json"}, ["inputs: ../other.json lies outside the spec's folder"]),
+        ({"inputs": "/etc/passwd"}, ["inputs: /etc/passwd lies outside the spec's folder"]),
+        (topic("../../etc/passwd"), ["variables, TOPIC: ../../etc/passwd lies outside"]),
+        (topic("link.txt"), ["variables, TOPIC: link.txt lies outside"]),
+        (topic("latin-1.txt"), ["variables, TOPIC: latin-1.txt, byte 1 is not UTF-8"]),
+        (topic("a\0b"), ["variables, TOPIC: "]),
+        (topic("no.txt"), ["variables, TOPIC: no.txt cannot"]),
+        (topic(["a", 'b "c"']), ["variables, TOPIC: 'b \"c\"' holds the stop string"]),
         ({"labels/1/examples": [{"text": "a"}]}, ['label "1", examples, item 1: nothing fills <X1>; add "input"']),
         ({"labels/1/examples": [{"input": "a"}]}, ['label "1", examples, item 1, text: missing']),
         (
@@ -117,7 +121,12 @@ def problems(tmp_path: Path, content: bytes | dict[str, Any]) -> list[str]:
     ],
 )
 def test_every_mistake_is_named_with_its_place(tmp_path: Path, change: dict[str, Any], said: list[str]) -> None:
-    found = problems(tmp_path, changed(change))
+    """Files that are not beside the spec are not read: it may come from a stranger."""
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs" / "latin-1.txt").write_bytes(b"B\xe4r")
+    (tmp_path / "specs" / "link.txt").symlink_to("/etc/hostname")
+    found = problems(tmp_path / "specs", changed(change))
     assert len(found) == len(said), found
     for problem, start in zip(found, said, strict=True):
         assert problem.startswith(start), problem
@@ -135,15 +144,17 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
         (b'{"task_name": "\xff"}', "byte 15 is not UTF-8"),
         (b'{"task_name": "t", "labels": {"1": {}, "1": {}}}', 'labels: key "1" occurs twice'),
         (b"[]", "top level: must be an object"),
+        (b"[" * 100_000, "top level: nested too deeply"),
+        (b'{"x": "' + b"a" * 17 * 2**20 + b'"}', "is larger than 16 MiB"),
+        (b'{"task_name": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"task_name": "../../../home", "labels": {}}', "task_name"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
     ],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_a_file_that_is_no_spec_at_all(tmp_path: Path, content: bytes, said: str) -> None:
-    assert problems(tmp_path, content)[0].startswith(said)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"none.json, cannot be read: No such file"):
-        load_spec(tmp_path / "none.json")
+    assert said in problems(tmp_path, content)[0]
+    assert said in refused("spec", "check", tmp_path / "spec.json")
 
 
 def test_a_spec_comes_from_a_file_a_shipped_name_or_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +166,10 @@ def test_a_spec_comes_from_a_file_a_shipped_name_or_fields(tmp_path: Path, monke
         load_spec(changed({"labels/0/counter_labels": ["2"]}))
     with pytest.raises(SpecError, match=r"spec, top level: cannot be written as JSON"):
         load_spec({"task_name": object()})
-    with pytest.raises(
-        SpecError, match=r"sts-x9, top level: is neither a file nor the name of a shipped spec; choose from .*sts-x2"
-    ):
-        load_spec("sts-x9")
+    neither = r"sts-x9, top level: is neither a file nor the name of a shipped spec; choose from .*sts-x2"
+    for missing, said in ((tmp_path / "none.json", r"none.json, cannot be read: No such file"), ("sts-x9", neither)):
+        with pytest.raises(SpecError, match=said):
+            load_spec(missing)
 
 
 def test_two_specs_that_name_each_other_are_refused(tmp_path: Path) -> None:
@@ -166,10 +177,6 @@ def test_two_specs_that_name_each_other_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(changed({"inputs": f"{other}.json"})))
     with pytest.raises(SpecError, match="leads back"):
         load_spec(tmp_path / "a.json")
-
-
-def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
-    assert problems(tmp_path, b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()) == []
 
 
 def counters(name: str) -> dict[str, tuple[str, ...]]:
@@ -187,49 +194,36 @@ def test_the_papers_specs_are_as_published() -> None:
     assert bad == 'Task: Write a review for a bad movie.\nMovie: "Alien"\nReview: "'
 
 
-@pytest.mark.parametrize("path", sorted(SPECS.glob("*.json")), ids=lambda path: path.name)
-def test_every_shipped_spec_is_fine(path: Path) -> None:
-    assert load_spec(path).description
-
-
 def test_numeric_labels_are_numbers_unless_they_are_classes() -> None:
     similarity, classes = load_spec(SPECS / "sts-x2.json"), load_spec(SPECS / "imdb-reviews.json")
     assert [similarity.value(label) for label in similarity.labels] == [1.0, 0.5, 0.0]
     assert [classes.value(label) for label in classes.labels] == ["0", "1"]
-    named = TaskSpec.model_validate(changed({"labels/other": {"instruction": '<X1> "'}}))
-    assert named.value("1") == "1"
+    assert spec_with({"labels/other": {"instruction": '<X1> "'}}).value("1") == "1"
 
 
-def spec_with(**change: Any) -> TaskSpec:
+def spec_with(change: dict[str, Any]) -> TaskSpec:
     return TaskSpec.model_validate(changed(change))
 
 
 @given(st.text())
+@example("<TOPIC> <X1> \\1")
 def test_an_input_is_inserted_literally(text: str) -> None:
-    spec = TaskSpec.model_validate(
-        changed({"labels/1/instruction": '<TOPIC>: <X1> in <TOPIC>: "', "variables": {"TOPIC": ["art"]}})
-    )
+    spec = spec_with({"labels/1/instruction": '<TOPIC>: <X1> in <TOPIC>: "', "variables": {"TOPIC": ["art"]}})
     assert spec.prompt("1", text, {"TOPIC": "art"}) == f'art: {text.replace(chr(34), chr(39))} in art: "'
 
 
-def test_placeholders_in_an_input_stay() -> None:
-    spec = TaskSpec.model_validate(changed({"labels/1/instruction": '<TOPIC> <X1>: "', "variables": {"TOPIC": ["a"]}}))
-    assert spec.prompt("1", "<TOPIC> <X1> \\1", {"TOPIC": "a"}) == 'a <TOPIC> <X1> \\1: "'
-
-
 def test_a_stop_string_in_an_input_is_softened_or_refused() -> None:
-    assert spec_with().can_show('say "hi"')
-    other = TaskSpec.model_validate(
-        changed({"stop": "»", "labels/1/instruction": "<X1>: «", "labels/0/instruction": "<X1>: «"})
-    )
+    assert spec_with({}).can_show('say "hi"')
+    other = spec_with({"stop": "»", "labels/1/instruction": "<X1>: «", "labels/0/instruction": "<X1>: «"})
     assert other.can_show('say "hi"')
     assert not other.can_show("dire «oui»")
     assert other.prompt("1", 'say "hi"') == 'say "hi": «'
 
 
 def test_the_digest_follows_what_decides_the_texts() -> None:
-    assert spec_with().digest == spec_with(description="other", language="de").digest
-    assert spec_with().digest != TaskSpec.model_validate(changed({"labels/0/counter_labels": []})).digest
+    plain = spec_with({}).digest
+    assert plain == spec_with({"description": "other", "language": "de"}).digest
+    assert plain != spec_with({"labels/0/counter_labels": []}).digest
 
 
 def test_examples_stand_before_the_instruction_in_their_order() -> None:
@@ -238,18 +232,16 @@ def test_examples_stand_before_the_instruction_in_their_order() -> None:
         {"input": "<TOPIC>", "text": 'It is "so"', "variables": {"TOPIC": "law"}},
     ]
     change = {"labels/1/instruction": '<TOPIC>: "<X1>": "', "labels/1/examples": shots, "variables": {"TOPIC": ["a"]}}
-    spec = TaskSpec.model_validate(changed(change))
+    spec = spec_with(change)
     assert spec.prompt("1", "x", {"TOPIC": "a"}) == (
         'art: "A \'cat\'": "A pet"\n\nlaw: "<TOPIC>": "It is \'so\'"\n\na: "x": "'
     )
-    reversed_ = TaskSpec.model_validate(changed({**change, "labels/1/examples": shots[::-1]}))
-    without = TaskSpec.model_validate(changed({**change, "labels/1/examples": []}))
+    reversed_ = spec_with({**change, "labels/1/examples": shots[::-1]})
+    without = spec_with({**change, "labels/1/examples": []})
     assert len({spec.digest, reversed_.digest, without.digest}) == 3
     del change["labels/1/examples"]
-    assert TaskSpec.model_validate(changed(change)).digest == without.digest
-    long = TaskSpec.model_validate(
-        changed({"labels/1/examples": [{"input": "x", "text": "A long text that none repeats"}]})
-    )
+    assert spec_with(change).digest == without.digest
+    long = spec_with({"labels/1/examples": [{"input": "x", "text": "A long text that none repeats"}]})
     assert "A long text that none repeats" in long.fields
 
 
@@ -263,8 +255,7 @@ def test_variables_come_from_files_beside_the_spec(tmp_path: Path) -> None:
     found = load_spec(folder / "spec.json")
     assert found.variables == {"TOPIC": ["art", "law"]}
     assert isinstance(found.inputs, TaskSpec) and found.inputs.variables == {"T": ["art", "law"]}
-    inline = TaskSpec.model_validate(changed({**change, "variables": {"TOPIC": ["art", "law"]}}))
-    assert inline.digest == found.digest
+    assert spec_with({**change, "variables": {"TOPIC": ["art", "law"]}}).digest == found.digest
 
 
 def test_the_beginning_of_an_answer() -> None:
@@ -285,10 +276,9 @@ def test_a_spec_to_begin_with_is_right_and_commented(kind: str, tmp_path: Path) 
     assert '"//' in path.read_text() and spec.needs_inputs == (kind != "classes")
     assert list(spec.labels) == (["1", "0.5", "0"] if kind == "similarity" else ["good", "bad"])
     assert spec.labels["0" if kind == "similarity" else "bad"].counter_labels
-    again = CliRunner().invoke(main, ["spec", "new", "mine", "--kind", kind, "--about", "x", "--output", f"{path}"])
-    assert (again.exit_code, "is there already" in again.stderr) == (2, True)
-    asked = CliRunner().invoke(main, ["spec", "new", "mine", "--output", f"{tmp_path / 'other.json'}"])
-    assert (asked.exit_code, "--kind is missing, and there is nobody to ask" in asked.stderr) == (2, True)
+    assert "is there already" in refused("spec", "new", "mine", "--kind", kind, "--about", "x", "--output", path)
+    asked = refused("spec", "new", "mine", "--output", tmp_path / "other.json")
+    assert "--kind is missing, and there is nobody to ask" in asked
 
 
 class Terminal(io.StringIO):
@@ -310,8 +300,7 @@ def test_what_would_be_wrong_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "new.json"
     begun = ("spec", "new", "mine", "--kind", "similarity", "--about", "text", "--output", path)
     for labels in ("1,2", ",", "//x,b"):
-        refused = CliRunner().invoke(main, [*map(str, begun), "--labels", labels])
-        assert (refused.exit_code, f"--labels {labels}: " in refused.stderr) == (2, True), refused.output
+        assert f"--labels {labels}: " in refused(*begun, "--labels", labels)
         assert not path.exists()
     invoke(*begun, "--labels", "0,0.5,1")
     spec = load_spec(path)
@@ -322,9 +311,8 @@ def test_what_would_be_wrong_is_not_written(tmp_path: Path) -> None:
     }
 
 
-def test_comments_change_nothing(tmp_path: Path) -> None:
-    spec = changed({})
-    (tmp_path / "plain.json").write_text(json.dumps(spec))
-    spec["labels"]["1"] = {"// why": "because", **spec["labels"]["1"]}
-    (tmp_path / "commented.json").write_text(json.dumps({"//": "mine", **spec}))
-    assert load_spec(tmp_path / "plain.json") == load_spec(tmp_path / "commented.json")
+def test_comments_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
+    spec = {"//": "mine", **changed({})}
+    spec["labels"]["1"]["// why"] = "because"
+    (tmp_path / "spec.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(spec).encode())
+    assert load_spec(tmp_path / "spec.json") == load_spec(PLAIN)
