@@ -34,6 +34,13 @@ def invoke(*arguments: str | Path) -> str:
     return done.stdout
 
 
+def refused(*arguments: str | Path) -> str:
+    """Run a command in this process, which must refuse a mistake; return what it says."""
+    done = answer(*arguments)
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
 def execute(program: str) -> str:
     """Run a program of Python, as people copy it from a page, and return what it prints."""
     said = io.StringIO()
