@@ -18,8 +18,12 @@ import click
 import psutil
 import torch
 
+from dino_pipeline.models import ModelRef
+from dino_pipeline.options import Sampling
 from dino_pipeline.readers import distinct
 from dino_pipeline.run import Run
+from dino_pipeline.spec import TaskSpec
+from dino_pipeline.stage_records import GenerateSettings
 from tools.pocket.corpus import shard_sentences
 
 SPEC = Path(__file__).parent.parent / "task_specs" / "sts-x2.json"
@@ -107,6 +111,12 @@ def dino_watched(*arguments: object) -> tuple[float, float]:
     if process.returncode:
         raise SystemExit(process.returncode)
     return time.perf_counter() - started, peak / 1e6
+
+
+def settings_of(spec: TaskSpec, model: str = "pocket", **options: Any) -> GenerateSettings:
+    """Return the options of a job with the default sampling."""
+    of_model = {"model": ModelRef(name=model, dtype="float32"), "sampling": Sampling()}
+    return GenerateSettings(spec=spec.digest, labels=tuple(spec.labels), **of_model, **options)
 
 
 def distinct_sentences(number: int) -> list[str]:

@@ -21,19 +21,17 @@ from typing import Any
 
 import click
 
-from benchmarks.common import SPEC, Memory, distinct_sentences, machine, timed
+from benchmarks.common import SPEC, Memory, distinct_sentences, machine, settings_of, timed
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.generation.generate_stage import write_texts
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Sampling
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Console, table
 from dino_pipeline.readers import InputFile
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import GenerateSettings
 
 SAMPLES = 5
 WARM_UP = 20
@@ -43,14 +41,7 @@ WARM_UP = 20
 def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int:
     """Write the texts of so many inputs; return how many were kept."""
     spec, writer = load_spec(SPEC), EngineWriter(decoder)
-    settings = GenerateSettings(
-        spec=spec.digest,
-        labels=tuple(spec.labels),
-        model=ModelRef(name="pocket"),
-        sampling=Sampling(),
-        samples=SAMPLES,
-        num_inputs=num_inputs,
-    )
+    settings = settings_of(spec, samples=SAMPLES, num_inputs=num_inputs)
     _, record = write_texts(run, spec, lambda: writer, settings, Console(), inputs=inputs)
     return sum(count.accepted for count in record.counts.values())
 
@@ -96,16 +87,9 @@ def main(sizes: Sequence[int], inside: Path | None, num_inputs: int) -> None:
     rows = []
     for size, results in found.items():
         each = [1000 * result["seconds"] / result["kept"] for result in results]
-        rows.append(
-            [
-                f"{size:,}",
-                f"{results[0]['kept']:,.0f}",
-                f"{fmean(each):.2f}",
-                " ".join(f"{one:.2f}" for one in each),
-                f"{fmean(result['grown'] for result in results) / 1e6:.0f}",
-                f"{fmean(result['peak'] for result in results) / 1e6:.0f}",
-            ]
-        )
+        memory = [f"{fmean(result[what] for result in results) / 1e6:.0f}" for what in ("grown", "peak")]
+        times = " ".join(f"{one:.2f}" for one in each)
+        rows.append([f"{size:,}", f"{results[0]['kept']:,.0f}", f"{fmean(each):.2f}", times, *memory])
     click.echo(table(["texts", "kept", "ms / kept pair", "each time", "MB grown", "peak MB"], rows))
 
 

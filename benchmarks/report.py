@@ -12,16 +12,14 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from benchmarks.common import SPEC, dino, dino_watched, machine
+from benchmarks.common import SPEC, dino, dino_watched, machine, settings_of
 from benchmarks.filtering import LABELS, SAMPLES, write_part
 from dino_pipeline.files import write_json
 from dino_pipeline.funnel import Funnel
-from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Sampling
 from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import GenerateRecord, GenerateSettings, LabelTotals
+from dino_pipeline.stage_records import GenerateRecord, LabelTotals
 
 
 def make_run(run: Run, pairs: int, *filtering: str) -> None:
@@ -31,25 +29,11 @@ def make_run(run: Run, pairs: int, *filtering: str) -> None:
     write_part(run.shards / "00000.jsonl", 0, inputs)
     spec = load_spec(SPEC)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
-    options = GenerateSettings(
-        spec=spec.digest,
-        labels=tuple(spec.labels),
-        model=ModelRef(name="none", dtype="float32"),
-        samples=SAMPLES,
-        num_inputs=inputs,
-        seed=0,
-        sampling=Sampling(),
-    )
-    totals = LabelTotals(written=pairs // len(LABELS), accepted=pairs // len(LABELS))
-    record = GenerateRecord(
-        options=options,
-        task=spec.task_name,
-        label_type="score",
-        inputs=inputs,
-        counts=dict.fromkeys(spec.labels, totals),
-    )
+    options = settings_of(spec, "none", samples=SAMPLES, num_inputs=inputs, seed=0)
+    of_label = LabelTotals(written=pairs // len(LABELS), accepted=pairs // len(LABELS))
+    made = {"task": spec.task_name, "label_type": "score", "inputs": inputs}
     with run.locked():
-        run.finish(record)
+        run.finish(GenerateRecord(options=options, counts=dict.fromkeys(spec.labels, of_label), **made))
     dino("filter", run.path, *filtering)
 
 

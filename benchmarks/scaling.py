@@ -27,7 +27,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.common import SPEC, machine, timed
+from benchmarks.common import SPEC, machine, settings_of, timed
 from dino_pipeline import pocket
 from dino_pipeline.cluster import CALLS_PER_WORKER
 from dino_pipeline.decoding.loading import load_decoder
@@ -36,11 +36,9 @@ from dino_pipeline.generation.plan import GenerationJob, Plan, Shard
 from dino_pipeline.generation.ray_writer import STORING_THREADS, WrittenShard, store_shard
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, SilentReporter, no_counts, table
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import GenerateSettings
 
 SHARD_SIZE = 1024
 NODE = 8
@@ -137,13 +135,8 @@ class Simulation:
                 else:
                     now = self._finish(now, which)
                 self._hand_out(now)
-        return Outcome(
-            max(now, self.driver_free),
-            sum(self.took) / self.workers,
-            self.failures,
-            self.repeated,
-            self.driver_busy / max(now, self.driver_free),
-        )
+        ended, ideal = max(now, self.driver_free), sum(self.took) / self.workers
+        return Outcome(ended, ideal, self.failures, self.repeated, driver=self.driver_busy / ended)
 
     def _fail(self, now: float, first: int) -> None:
         self.failures += 1
@@ -205,9 +198,7 @@ def measure(shards: int) -> Times:
         run = Run(Path(folder))
         texts = [example.text_a for example in iter_examples(pocket.GOLD_TEST)]
         write_examples(run.inputs, (Example(text) for text in texts))
-        settings = GenerateSettings(
-            spec=spec.digest, labels=tuple(spec.labels), model=ModelRef(name="pocket"), sampling=Sampling(), samples=2
-        )
+        settings = settings_of(spec, samples=2)
         for shard in itertools.islice(Plan(run, spec, settings).shards(), shards):
             progress = Progress("", 0, labels=no_counts(spec.labels))
             begun = time.perf_counter()
@@ -257,17 +248,9 @@ def main(shards: int, rate: float | None, hours_between_failures: float, start: 
     for workers in WORKERS:
         for each in EACH:
             outcome = Simulation(times, workers, each * workers).run()
-            rows.append(
-                [
-                    f"{workers}",
-                    f"{each}",
-                    f"{outcome.seconds / 3600:.2f} h",
-                    f"{1 - outcome.efficiency:.1%}",
-                    f"{outcome.failures}",
-                    f"{outcome.again}",
-                    f"{outcome.driver:.1%}",
-                ]
-            )
+            time_taken = [f"{outcome.seconds / 3600:.2f} h", f"{1 - outcome.efficiency:.1%}"]
+            lost = [f"{outcome.failures}", f"{outcome.again}"]
+            rows.append([f"{workers}", f"{each}", *time_taken, *lost, f"{outcome.driver:.1%}"])
     header = ["workers", "shards each", "time", "lost", "nodes lost", "shards again", "driver busy"]
     click.echo(table(header, rows))
 

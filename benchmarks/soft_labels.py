@@ -61,15 +61,11 @@ def main(seeds: tuple[int, ...], num_inputs: int, samples: int, folder: Path) ->
             scores.append(score(folder, seed, way, num_inputs, samples))
             click.echo(f"seed {seed}, {way}: {scores[-1][0]:.2f}", err=True)
     click.echo(f"{len(seeds)} seeds, {num_inputs} inputs, {samples} texts per input and label")
-    rows = [
-        [
-            way,
-            f"{fmean(kept for _, kept in scores):.0f}",
-            f"{fmean(after for after, _ in scores):.1f}",
-            f"{min(after for after, _ in scores):.1f} .. {max(after for after, _ in scores):.1f}",
-        ]
-        for way, scores in found.items()
-    ]
+    rows = []
+    for way, scores in found.items():
+        after, kept = zip(*scores, strict=True)
+        spread = f"{min(after):.1f} .. {max(after):.1f}"
+        rows.append([way, f"{fmean(kept):.0f}", f"{fmean(after):.1f}", spread])
     click.echo(table(["labels", "pairs", "Spearman x 100", "range"], rows))
 
 

@@ -35,7 +35,7 @@ def invoke(*arguments: str | Path) -> str:
 
 
 def refused(*arguments: str | Path) -> str:
-    """Run a command in this process; it must refuse. Return what it says."""
+    """Run a command in this process, which must refuse a mistake; return what it says."""
     done = answer(*arguments)
     assert done.exit_code == 2, done.output
     return done.stderr

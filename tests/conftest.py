@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from dino_pipeline.run import Run
 
 # how long a machine takes is no property of the code
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -60,6 +63,21 @@ def toy_spec(tmp_path: Path) -> Path:
     path = tmp_path / "toy.json"
     path.write_text(json.dumps(TOY_SPEC))
     return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder, in which its commands run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that is still empty."""
+    from dino_pipeline.run import Run
+
+    return Run(tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

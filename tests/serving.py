@@ -19,17 +19,12 @@ from pathlib import Path
 from typing import Any
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @contextmanager
 def transformers_serve(model: Path) -> Iterator[str]:
     """Run a real server for a model; yield its address."""
-    port = free_port()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", f"{model}", "--host", "127.0.0.1"]
     serve += ["--port", f"{port}", "--device", "cpu", "--dtype", "float32"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -12,17 +12,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, dynamic_module_utils
 
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Request
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import render_chat
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
 from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Sampling
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
-from tests.commands import answer, invoke
+from dino_pipeline.stage_records import GenerateRecord
+from tests.commands import answer, invoke, refused
 from tests.conftest import TOY_SPEC
-from tests.test_decoder import COUNTERS, TEXTS, naive_greedy
+from tests.records import recorded
+from tests.test_decoder import TEXTS, greedy, naive_greedy, requests
 from tests.toys import char_tokenizer, chat_tokenizer, save_generator, tiny_model
 
 SPEC = TaskSpec.model_validate({**TOY_SPEC, "inputs": None})
@@ -67,17 +68,8 @@ def test_a_models_commit_is_told_where_it_has_one() -> None:
 @pytest.mark.slow
 def test_debiasing_under_chat_equals_the_naive_loop() -> None:
     decoder = Decoder(tiny_model("llama"), chat_tokenizer(), rows=7, chat=True)
-    wanted = []
-    for text in TEXTS:
-        of_text = prompts(decoder, text)
-        wanted += [
-            Request((of_text[label], *(of_text[other] for other in counters)), ("key", text, label))
-            for label, counters in enumerate(COUNTERS)
-        ]
-    with torch.inference_mode():
-        expected = [naive_greedy(decoder, request, 20) for request in wanted]
-    result = {done.number: list(done.tokens) for done in decoder.sample(wanted, Sampling(top_k=1, max_new_tokens=20))}
-    assert [result[number] for number in range(len(wanted))] == expected
+    wanted = requests(decoder)
+    assert greedy(decoder, wanted, 20) == naive_greedy(decoder, wanted, 20)
 
 
 def test_a_template_that_closes_the_answer_is_refused() -> None:
@@ -101,34 +93,27 @@ def test_a_run_with_a_chat_model(chat_model: Path, tmp_path: Path) -> None:
     assert "1 inputs left out: the input holds <sep> of the model's chat template" in done.stderr
     shown = invoke("spec", "show", spec, "--input", "A dog.", "--model", chat_model)
     assert '<cls>u: Same: "A dog."<sep>a: Then: "\n--- label 0.5' in shown
-    model = json.loads((tmp_path / "chat" / "run.json").read_text())["generate"]["options"]["model"]
-    assert (model["chat"], model["adapter"]) == (True, None)
+    model = recorded(Run(tmp_path / "chat"), GenerateRecord).options.model
+    assert (model.chat, model.adapter) == (True, None)
     assert "up to date" in invoke(*call, "--run", tmp_path / "chat")
-    refused = answer(*call, "--run", tmp_path / "chat", "--chat", "off")
-    assert (refused.exit_code, "chat" in refused.stderr) == (2, True)
-    refused = answer("spec", "show", spec, "--input", "A dog.", "--model", "pocket")
-    assert (refused.exit_code, "no chat template; give a chat model, or leave --model out" in refused.stderr) == (
-        2,
-        True,
-    )
+    assert "chat" in refused(*call, "--run", tmp_path / "chat", "--chat", "off")
+    said = refused("spec", "show", spec, "--input", "A dog.", "--model", "pocket")
+    assert "no chat template; give a chat model, or leave --model out" in said
     invoke(*call, "--run", tmp_path / "plain", "--chat", "off")
-    texts = [
-        [each.text_b for each in read_examples(tmp_path / run / "shards" / "00000.jsonl")] for run in ("chat", "plain")
-    ]
-    assert texts[0] != texts[1]
+    chat, plain = (read_examples(tmp_path / run / "shards" / "00000.jsonl") for run in ("chat", "plain"))
+    assert [each.text_b for each in chat] != [each.text_b for each in plain]
     invoke("filter", tmp_path / "chat", "--verify", "--dev-share", "0", "--near-duplicates", "0")
     about = json.loads((tmp_path / "chat" / "label-scores" / "about.json").read_text())
     assert about["chat"] == "on"
 
 
-def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
+def test_an_adapter_is_part_of_the_model(tmp_path: Path, run: Run) -> None:
     folder = save_generator(tmp_path / "model", "llama")
     torch.manual_seed(1)
-    adapted = get_peft_model(
-        tiny_model("llama"), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
-    adapted.save_pretrained(f"{tmp_path / 'adapter'}")
-    decoder = load_decoder(ModelRef(name=f"{folder}", adapter=f"{tmp_path / 'adapter'}"), device="cpu", rows=8)
+    config, adapter = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False), f"{tmp_path}/adapter"
+    adapted = get_peft_model(tiny_model("llama"), config)
+    adapted.save_pretrained(adapter)
+    decoder = load_decoder(ModelRef(name=f"{folder}", adapter=adapter), device="cpu", rows=8)
     tokens = torch.tensor([decoder.encode(["A dog."])[0]])
     with torch.inference_mode():
         expected, plain = adapted(tokens).logits, tiny_model("llama")(tokens).logits
@@ -137,24 +122,14 @@ def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:
     assert (result - plain).abs().max() > 0.01
     save_generator(tmp_path / "other", "gpt2")
     with pytest.raises(ModelError, match=r"adapter: is not an adapter for .*other"):
-        load_decoder(ModelRef(name=f"{tmp_path / 'other'}", adapter=f"{tmp_path / 'adapter'}"), device="cpu")
+        load_decoder(ModelRef(name=f"{tmp_path / 'other'}", adapter=adapter), device="cpu")
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({"task_name": "t", "labels": {"a": {"instruction": 'Say: "'}}}))
-    call: list[str | Path] = [
-        "generate",
-        spec,
-        "--model",
-        folder,
-        "--samples",
-        "2",
-        "--run",
-        tmp_path / "run",
-        "--keep-unfinished",
-    ]
-    invoke(*call, "--adapter", tmp_path / "adapter", "--keep-newlines")
-    model = json.loads((tmp_path / "run" / "run.json").read_text())["generate"]["options"]["model"]
-    assert model["adapter"] == f"{tmp_path / 'adapter'}"
-    assert len(model["adapter_fingerprint"]) == 16
+    call = ("generate", spec, "--model", folder, "--adapter", adapter, "--run", run.path, "--samples", "2")
+    invoke(*call, "--keep-unfinished", "--keep-newlines")
+    model = recorded(run, GenerateRecord).options.model
+    assert model.adapter == adapter
+    assert len(model.adapter_fingerprint or "") == 16
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

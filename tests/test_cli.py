@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 from click import Command, Context, Option
-from click.testing import CliRunner
 
 from dino_pipeline import __version__, pocket
 from dino_pipeline.cli import COMMANDS, main
 from dino_pipeline.cli.spec_commands import spec_command
 from dino_pipeline.encoder_options import OBJECTIVES
 from dino_pipeline.examples import Example, read_examples, write_examples
-from tests.commands import accelerate, answer, dino, files, invoke
+from dino_pipeline.run import Run
+from dino_pipeline.stage_records import FinetuneRecord
+from tests.commands import accelerate, answer, dino, files, invoke, refused
 from tests.pairs import Words
+from tests.records import recorded
 from tests.test_spec import SPECS
 
 ROOT = Path(__file__).parent.parent
@@ -49,35 +51,37 @@ def test_every_command_helps_and_is_in_the_readme() -> None:
     commands = [[name] for name in COMMANDS if name != "spec"]
     commands += [["spec", name] for name in spec_command.commands]
     for command in commands:
-        assert CliRunner().invoke(main, [*command, "--help"]).exit_code == 0
+        invoke(*command, "--help")
         assert f"dino {' '.join(command)}" in readme
 
 
 def test_spec_check_says_what_is_wrong_and_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"task_name": "t", "labels": {"1": {"instruction": "x"}}}')
-    found = CliRunner().invoke(main, ["spec", "check", str(SPECS / "sts-x2.json"), str(tmp_path / "bad.json")])
+    found = answer("spec", "check", SPECS / "sts-x2.json", tmp_path / "bad.json")
     assert found.exit_code == 2
     assert "sts-x2.json: fine (pairs, labels 1, 0.5, 0)" in found.output
     assert 'bad.json, label "1": the instruction must end with the opening "' in found.output
 
 
 def test_spec_show_prints_the_exact_prompts() -> None:
-    found = CliRunner().invoke(main, ["spec", "show", str(SPECS / "imdb-reviews.json"), "--input", "Alien"])
-    assert found.output == (
+    assert invoke("spec", "show", SPECS / "imdb-reviews.json", "--input", "Alien") == (
         "--- label 0 (counter-labels: 1)\n"
         'Task: Write a review for a bad movie.\nMovie: "Alien"\nReview: "\n'
         "--- label 1 (counter-labels: 0)\n"
         'Task: Write a review for a good movie.\nMovie: "Alien"\nReview: "\n'
     )
-    assert CliRunner().invoke(main, ["spec", "show", str(SPECS / "sts-x2.json")]).exit_code == 2
-    assert CliRunner().invoke(main, ["spec", "show", str(SPECS / "sts-x1.json"), "--input", "x"]).exit_code == 2
+    refused("spec", "show", SPECS / "sts-x2.json")
+    refused("spec", "show", SPECS / "sts-x1.json", "--input", "x")
 
 
 def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
-    schema = json.loads(CliRunner().invoke(main, ["spec", "schema"]).output)
+    schema = json.loads(invoke("spec", "schema"))
     properties = schema.get("properties") or schema["$defs"]["TaskSpec"]["properties"]
     for path in SPECS.glob("*.json"):
         assert set(json.loads(path.read_text())) <= set(properties)
+
+
+SERVER = ["generate", "sts-x2", "--engine", "openai", "--base-url"]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +134,9 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["spec", "new", "a b"], "error: 'a b' cannot name a spec; use letters"),
         (["spec", "new", "x", "--kind", "nonsense"], "Invalid value for '--kind'"),
         (["finetune", "gone.jsonl", "--run", "r"], "error: gone.jsonl: is not there"),
-        (
-            ["compare", "bad.jsonl", "--run", "r", "--objectives", "x"],
-            "error: --objectives x: must be one of dino",
-        ),
+        (["compare", "bad.jsonl", "--run", "r", "--objectives", "x"], "error: --objectives x: must be one of dino"),
+        (["compare", "bad.jsonl", "--run", "r", "--objectives", ","], "names no objective; choose from dino, sbert"),
+        (["compare", "pairs.jsonl", "--run", "r", *("--data", "pairs.jsonl") * 2], "error: pairs.jsonl: occurs twice"),
         (
             ["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"],
             "--objective-options x=1: must be OBJECTIVE:NAME=VALUE",
@@ -141,30 +144,47 @@ def test_the_schema_knows_the_keys_of_the_shipped_specs() -> None:
         (["evaluate", "ENCODER"], "error: there is no data to evaluate on; give --data FILE, or --suite pocket"),
         (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),
         (["generate", "SPEC", "--samples", "0"], "error: --samples 0: must be at least 1"),
+        (["generate", "sts-x2", "--inputs", "sts-x2"], "sts-x2: cannot be read: Is a directory"),
+        (["generate", "sts-x9"], "no spec of that name comes with dino; see dino spec list"),
+        (["filter", "outputs/mien"], "outputs/mien: is not there; give a run's folder or a JSONL file"),
+        (["filter"], "give a run's folder or a JSONL file"),
+        ([*SERVER, "http://h:80a0/v1"], "80a0/v1: is not an address"),
+        (["generate", "sts-x2", "--engine", "openai"], "--engine openai: needs the server's address; give --base-url"),
+        (["generate", "sts-x2", "--base-url", "http://x/v1"], "--base-url: belongs to the engine openai"),
+        ([*SERVER, "http://x/v1", "--dtype", "float32"], "--dtype: belongs to the engine tra"),
+        ([*SERVER, "http://x/v1", "--decay", "3"], "--decay: a server cannot debias"),
+        ([*SERVER, "http://x/v1", "--floor", "0.5"], "--floor: a server cannot debias"),
+        ([*SERVER, "http://x/v1", "--device", "cpu"], "--device cpu: belongs to a model that"),
+        (["generate", "sts-x2", "--budget", "5"], "--until-target"),
+        (["generate", "sts-x2", "--more", "0.7=3"], "--more 0.7=3: there is no such label; choose from 1, 0.5, 0"),
+        (["generate", "sts-x2", "--more", "0.5=0"], "--more 0.5=0: is not LABEL=N"),
+        (
+            ["generate", "sts-x2", "--more", "0.5=2", "--until-target", "3"],
+            "--more: cannot be combined with a target; leave out --more or",
+        ),
     ],
 )
 def test_mistakes_are_named_and_exit_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_spec: Path, toy_encoder: Path, arguments: list[str], said: str
+    here: Path, toy_spec: Path, toy_encoder: Path, arguments: list[str], said: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": 1}\n{"text_a": "z')
-    (tmp_path / "empty.jsonl").write_text("")
-    for name in ("folder", "begun", "published"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "begun" / "run.json").write_text('{"format": 2}')
-    (tmp_path / "published" / "lineage.json").touch()
-    (tmp_path / "nan.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": NaN}')
+    (here / "bad.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": 1}\n{"text_a": "z')
+    (here / "empty.jsonl").write_text("")
+    write_examples(here / "pairs.jsonl", Words().pairs(20))
+    for name in ("folder", "begun", "published", "sts-x2"):
+        (here / name).mkdir()
+    (here / "begun" / "run.json").write_text('{"format": 2}')
+    (here / "published" / "lineage.json").touch()
+    (here / "nan.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": NaN}')
     names = {"SPEC": str(toy_spec), "ENCODER": str(toy_encoder)}
-    found = CliRunner().invoke(main, [names.get(argument, argument) for argument in arguments])
-    assert found.exit_code == 2, found.output
-    assert said in found.output
-    assert "Traceback" not in found.output
+    before = files(here)
+    message = refused(*(names.get(argument, argument) for argument in arguments))
+    assert said in message
+    assert "Traceback" not in message
+    assert files(here) == before, "nothing was begun"
 
 
 @pytest.mark.slow
-def test_the_whole_way_on_toys(
-    tmp_path: Path, toy_spec: Path, toy_generator: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_whole_way_on_toys(here: Path, toy_spec: Path, toy_generator: Path, toy_encoder: Path) -> None:
     """Generate, filter, finetune, evaluate; then again, when nothing is left to do."""
     calls: list[list[str | Path]] = [
         ["generate", toy_spec, "--model", toy_generator, "--num-inputs", "30", "--run", "run"],
@@ -173,17 +193,16 @@ def test_the_whole_way_on_toys(
         ["evaluate", "run"],
     ]
     for call in calls:
-        done = dino(*call, cwd=tmp_path)
+        done = dino(*call, cwd=here)
         assert done.returncode == 0, done.stderr
     assert "word overlap (Jaccard)" in done.stdout
-    made = set(files(tmp_path / "run"))
-    assert "Nothing was compared with evaluation data" in (tmp_path / "run" / "model" / "README.md").read_text()
+    made = set(files(here / "run"))
+    assert "Nothing was compared with evaluation data" in (here / "run" / "model" / "README.md").read_text()
     assert {"train.jsonl", "dev.jsonl", "flagged.jsonl", "dropped.jsonl", "scores.json", "model/README.md"} <= made
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
-    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (here / "run").rglob("*") if path.name != ".lock"}
     for call in calls:
         assert "up to date" in invoke(*call)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    assert before == {path: path.stat().st_mtime_ns for path in (here / "run").rglob("*") if path.name != ".lock"}
 
 
 @pytest.mark.slow
@@ -238,94 +257,78 @@ Path("said-" + os.environ["RANK"]).write_text(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_finetune_learns_from_plain_text_and_lists_its_objectives(
-    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = CliRunner().invoke(main, ["finetune", "--list"])
-    assert found.exit_code == 0
+def test_finetune_learns_from_plain_text_and_lists_its_objectives(here: Path, toy_encoder: Path) -> None:
+    listed = invoke("finetune", "--list")
     for name in OBJECTIVES:
-        assert f"\n{name}: " in found.output
-    assert "--set span=5: Characters that are masked." in found.output
-    assert "--faithful: mask=characters, mean=padded" in found.output
-    (tmp_path / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)[:150]))
+        assert f"\n{name}: " in listed
+    assert "--set span=5: Characters that are masked." in listed
+    assert "--faithful: mask=characters, mean=padded" in listed
+    (here / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)[:150]))
     call: list[str | Path] = ["finetune", "texts.txt", "--objective", "mirror-bert", "--run", "run"]
     options: list[str | Path] = ["--encoder", toy_encoder, "--steps", "3", "--batch-size", "16", "--set", "span=9"]
-    monkeypatch.chdir(tmp_path)
     done = answer(*call, *options, "--faithful")
     assert done.exit_code == 0, done.stderr
     assert "best dev alignment and uniformity: " in done.stdout
     assert "batches of 16 rows leave 15 other rows" in done.stderr
-    stage = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    stage = json.loads((here / "run" / "run.json").read_text())["finetune"]
     assert stage["options"]["options"] == {"temperature": 0.04, "mask": "characters", "span": 9, "mean": "padded"}
     assert stage["selection"]["on"] == "texts.txt, held out"
     assert (stage["train"], stage["dev"]) == (135, 15)
 
 
 @pytest.mark.slow
-def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_encoder: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_compare_puts_objectives_on_one_table_and_redoes_no_cell(here: Path, toy_encoder: Path) -> None:
     rows = read_examples(pocket.GOLD_DEV)
-    write_examples(tmp_path / "data.jsonl", rows[:200])
-    write_examples(tmp_path / "gold.jsonl", rows[200:])
-    write_examples(tmp_path / "people.jsonl", rows[100:200])
+    write_examples(here / "data.jsonl", rows[:200])
+    write_examples(here / "gold.jsonl", rows[200:])
+    write_examples(here / "people.jsonl", rows[100:200])
     call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder), "--data", "gold.jsonl"]
     call += ["--seeds", "2", "--steps", "1", "--batch-size", "16", "--pooling", "mean", "--select-on", "people.jsonl"]
-    done = CliRunner().invoke(main, [*call, "--objectives", "dino,mirror-bert", "--set", "dino:epochs=1"])
-    assert done.exit_code == 0, done.stderr
-    lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
-    assert {"word overlap (Jaccard)", "untrained", "dino*", "mirror-bert*"} <= lines.keys()
-    assert "* dino: chosen on human labels (people.jsonl)" in done.stdout
-    found = json.loads((tmp_path / "run" / "compare.json").read_text())
+    shown = invoke(*call, "--objectives", "dino,mirror-bert", "--set", "dino:epochs=1")
+    names = {line.split("  ")[0] for line in shown.splitlines()}
+    assert {"word overlap (Jaccard)", "untrained", "dino*", "mirror-bert*"} <= names
+    assert "* dino: chosen on human labels (people.jsonl)" in shown
+    found = json.loads((here / "run" / "compare.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["word overlap (Jaccard)", "untrained", "dino", "mirror-bert"]
     assert all(len(row["scores"]["gold.jsonl"]) == 2 for row in found["rows"][2:])
     assert (found["rows"][2]["rows"], found["rows"][2]["rows_seen"], found["seeds"]) == (200, 16, [42, 43])
-    drawing = (tmp_path / "run" / "compare.svg").read_text()
+    drawing = (here / "run" / "compare.svg").read_text()
     assert "mirror-bert" in drawing
-    assert (tmp_path / "run" / "compare.md").read_text().startswith("| objective | learns from |")
-    models = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    assert (here / "run" / "compare.md").read_text().startswith("| objective | learns from |")
+    models = {path: path.stat().st_mtime_ns for path in here.rglob("model.safetensors")}
     assert len(models) == 4
-    again = CliRunner().invoke(main, [*call, "--objectives", "dino,mirror-bert,simcse", "--set", "dino:epochs=1"])
+    again = answer(*call, "--objectives", "dino,mirror-bert,simcse", "--set", "dino:epochs=1")
     assert again.exit_code == 0, again.stderr
     assert "dino, seed" not in again.stderr, "a finished cell is not trained again"
-    assert models.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}.items()
-    everything = CliRunner().invoke(main, [*call, "--seeds", "1", "--set", "dino:epochs=1"])
-    assert everything.exit_code == 0, everything.stderr
-    names = [row["name"] for row in json.loads((tmp_path / "run" / "compare.json").read_text())["rows"]]
-    assert names[2:] == list(OBJECTIVES)
-    stamped = CliRunner().invoke(main, ["evaluate", "run/dino/seed-42", "--data", "gold.jsonl"])
-    assert " finetuned: its checkpoint was chosen on human labels (people.jsonl)" in stamped.stdout
-    scores = json.loads((tmp_path / "run" / "dino" / "seed-42" / "scores.json").read_text())
+    assert models.items() <= {path: path.stat().st_mtime_ns for path in here.rglob("model.safetensors")}.items()
+    invoke(*call, "--seeds", "1", "--set", "dino:epochs=1")
+    found = json.loads((here / "run" / "compare.json").read_text())
+    assert [row["name"] for row in found["rows"][2:]] == list(OBJECTIVES)
+    stamped = invoke("evaluate", "run/dino/seed-42", "--data", "gold.jsonl")
+    assert " finetuned: its checkpoint was chosen on human labels (people.jsonl)" in stamped
+    scores = json.loads((here / "run" / "dino" / "seed-42" / "scores.json").read_text())
     assert [each["chosen_on_human_labels"] for each in scores["models"]] == [None, "people.jsonl"]
-    none = CliRunner().invoke(main, [*call, "--run", "none", "--set", "dino:matryoshka=a"])
-    assert none.exit_code == 2
-    assert "give whole numbers" in none.stderr
-    other = CliRunner().invoke(main, [*call, "--objectives", "dino", "--lr", "1"])
-    assert other.exit_code == 2
-    assert "learning_rate was" in other.stderr
+    assert "give whole numbers" in refused(*call, "--run", "none", "--set", "dino:matryoshka=a")
+    assert "learning_rate was" in refused(*call, "--objectives", "dino", "--lr", "1")
 
 
 @pytest.mark.slow
-def test_filter_lists_its_rules_and_looks_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_filter_lists_its_rules_and_looks_without_writing(here: Path) -> None:
     lines = invoke("filter", "--list", "--max-chars", "77", "--without", "near-copy").splitlines()
     for rule in ("in evaluation data", "repetition", "conflicting labels", "near-duplicate input", "balance"):
         assert sum(line.startswith(rule) for line in lines) == 1
     assert next(line for line in lines if line.startswith("too long")).endswith("over 77 characters")
     assert "(off) text_b is text_a" in next(line for line in lines if line.startswith("near-copy"))
-    write_examples(tmp_path / "data.jsonl", [*Words().pairs(20), Example("A dog runs.", "a dog, RUNS", 1.0)])
-    (tmp_path / "odd_rules.py").write_text("def odd(example):\n    return 'odd' if example.sample == 1 else None\n")
+    write_examples(here / "data.jsonl", [*Words().pairs(20), Example("A dog runs.", "a dog, RUNS", 1.0)])
+    (here / "odd_rules.py").write_text("def odd(example):\n    return 'odd' if example.sample == 1 else None\n")
     for mode in ("--dry-run", "--ablate"):
-        done = answer("filter", "data.jsonl", mode, "--rule", "odd_rules:odd")
-        assert done.exit_code == 0, done.stderr
-        assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("- identical texts")] == ["1"]
-        assert [line.split()[-1] for line in done.stdout.splitlines() if "odd" in line] == ["60"]
-        assert "Nothing to drop for: empty, control characters" in done.stdout
-    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"data.jsonl", "odd_rules.py"}
-    assert "give a run's folder or a JSONL file" in answer("filter").stderr
-    target = answer("filter", "data.jsonl", "--run", "run", "--target-per-label", "50")
-    assert "label 0.5: 10 of 50 are missing" in target.stdout
+        shown = invoke("filter", "data.jsonl", mode, "--rule", "odd_rules:odd")
+        assert [line.split()[-1] for line in shown.splitlines() if line.startswith("- identical texts")] == ["1"]
+        assert [line.split()[-1] for line in shown.splitlines() if "odd" in line] == ["60"]
+        assert "Nothing to drop for: empty, control characters" in shown
+    assert {path.name for path in here.iterdir()} - {"__pycache__"} == {"data.jsonl", "odd_rules.py"}
+    target = invoke("filter", "data.jsonl", "--run", "run", "--target-per-label", "50")
+    assert "label 0.5: 10 of 50 are missing" in target
 
 
 @pytest.mark.slow
@@ -333,70 +336,44 @@ def test_starting_over_with_a_model_that_is_not_there_loses_nothing(tmp_path: Pa
     call: list[str | Path] = ["generate", "sts-x2", "--run", tmp_path / "run", "--num-inputs", "2", "--samples", "1"]
     invoke(*call, "--storage", f"file://{tmp_path}/kept")
     before = {name: files(tmp_path / name) for name in ("run", "kept")}
-    failed = answer(*call, "--storage", f"file://{tmp_path}/kept", "--fresh", "--model", "nobody/nothing")
-    assert failed.exit_code == 2, failed.output
+    refused(*call, "--storage", f"file://{tmp_path}/kept", "--fresh", "--model", "nobody/nothing")
     assert {name: files(tmp_path / name) for name in ("run", "kept")} == before
     assert "texts are up to date" in invoke(*call)
 
 
 @pytest.mark.slow
-def test_what_a_run_was_told_is_known_on_another_machine(tmp_path: Path) -> None:
-    call = ["generate", "sts-x2", "--num-inputs", "2", "--samples", "1", "--more", "0.5=2"]
-    storage = ("--storage", f"file://{tmp_path}/kept")
-    invoke(*call, *storage, "--run", tmp_path / "here")
-    assert "texts are up to date" in invoke(*call, *storage, "--run", tmp_path / "there")
-    assert files(tmp_path / "there") == files(tmp_path / "here")
-
-
-@pytest.mark.slow
-def test_starting_over_replaces_what_is_stored(tmp_path: Path) -> None:
-    call: list[str | Path] = ["generate", "sts-x2", "--samples", "1", "--shard-size", "4"]
+def test_starting_over_replaces_what_is_stored_and_another_machine_knows_what_the_run_was_told(tmp_path: Path) -> None:
+    call: list[str | Path] = ["generate", "sts-x2", "--samples", "1", "--more", "0.5=1", "--shard-size", "4"]
     call += ["--storage", f"file://{tmp_path}/kept"]
     invoke(*call, "--num-inputs", "4", "--run", tmp_path / "here")
-    assert (tmp_path / "kept" / "shards" / "00002.jsonl").exists()
+    last = tmp_path / "kept" / "shards" / "00003.jsonl"
+    assert last.exists()
     other = [*call, "--num-inputs", "2", "--seed", "7"]
     invoke(*other, "--run", tmp_path / "here", "--fresh")
     assert "texts are up to date" in invoke(*other, "--run", tmp_path / "there")
     assert files(tmp_path / "there") == files(tmp_path / "here")
-    assert not (tmp_path / "kept" / "shards" / "00002.jsonl").exists(), "there are fewer now"
+    assert not last.exists(), "there are fewer now"
 
 
 @pytest.mark.slow
 def test_storage_that_cannot_be_written_to_is_named_and_the_run_is_begun(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     call = ["generate", "sts-x2", "--num-inputs", "1", "--samples", "1", "--run", f"{tmp_path}/run"]
-    failed = answer(*call, "--storage", f"file://{tmp_path}/file/kept")
-    assert failed.exit_code == 2, failed.output
-    assert f"error: file://{tmp_path}/file/kept: NotADirectoryError: " in failed.stderr
+    said = refused(*call, "--storage", f"file://{tmp_path}/file/kept")
+    assert f"error: file://{tmp_path}/file/kept: NotADirectoryError: " in said
     invoke(*call)
 
 
-def test_folders_and_names_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sts-x2").mkdir()
+def test_specs_that_come_with_dino_have_names(here: Path) -> None:
+    (here / "sts-x2").mkdir()
     assert "fine" in invoke("spec", "check", "sts-x2"), "a folder is no spec"
-    for call, said in (
-        (["generate", "sts-x2", "--inputs", "sts-x2"], "sts-x2: cannot be read: Is a directory"),
-        (["filter", "outputs/mien"], "outputs/mien: is not there; give a run's folder or a JSONL file"),
-        (["generate", "sts-x2", "--engine", "openai", "--base-url", "http://h:80a0/v1"], "80a0/v1: is not an address"),
-    ):
-        failed = answer(*call)
-        assert (failed.exit_code, said in failed.stderr) == (2, True), failed.output
-
-
-def test_specs_that_come_with_dino_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    (here / "sts-x2").rmdir()
     listed = invoke("spec", "list")
     for path in SPECS.glob("*.json"):
         assert f"{path.stem}  " in listed
     assert "counter-labels: 1, 0.5" in invoke("spec", "show", "sts-x2", "--input", "A dog.")
-    (tmp_path / "sts-x2").write_text("{}")
+    (here / "sts-x2").write_text("{}")
     assert "task_name" in answer("spec", "check", "sts-x2").stderr, "a file that is there comes first"
-    unknown = answer("generate", "sts-x9")
-    assert (unknown.exit_code, "no spec of that name comes with dino; see dino spec list" in unknown.stderr) == (
-        2,
-        True,
-    )
 
 
 def test_a_long_help_is_parted_and_says_every_option_once() -> None:
@@ -416,41 +393,16 @@ def test_a_run_without_dev_pairs_is_trained_and_evaluated(tmp_path: Path, toy_en
     invoke("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run", "--dev-share", "0")
     assert (tmp_path / "run" / "dev.jsonl").read_bytes() == b""
     invoke("finetune", tmp_path / "run", "--encoder", toy_encoder, "--steps", "1", "--batch-size", "16")
-    none = answer("evaluate", tmp_path / "run")
-    assert (none.exit_code, "no data to evaluate on" in none.stderr) == (2, True), none.output
+    assert "no data to evaluate on" in refused("evaluate", tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_classes_that_look_like_numbers_stay_classes_in_training(tmp_path: Path, toy_encoder: Path) -> None:
+def test_classes_that_look_like_numbers_stay_classes_in_training(here: Path, toy_encoder: Path) -> None:
     rows = [Example(f"Text {at} of {name} kind.", None, name) for at in range(6) for name in ("0", "1")]
-    write_examples(tmp_path / "data.jsonl", rows)
-    call: list[str | Path] = [
-        "filter",
-        tmp_path / "data.jsonl",
-        "--run",
-        tmp_path / "run",
-        "--label-type",
-        "class",
-        "--dev-share",
-        "0",
-    ]
-    invoke(*call, "--near-duplicates", "0")
-    invoke("finetune", tmp_path / "run", "--encoder", toy_encoder, "--steps", "1", "--batch-size", "4")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
-    assert record["head"]["classes"] == ["0", "1"]
-    assert record["selection"]["measure"] != "Spearman", "the one text held out is of one class"
-
-
-def test_sets_of_one_name_and_no_objectives_are_refused_before_anything_is_trained(
-    tmp_path: Path, toy_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_examples(tmp_path / "data.jsonl", Words().pairs(20))
-    call = ["compare", "data.jsonl", "--run", "run", "--encoder", str(toy_encoder)]
-    for more, said in (
-        (["--data", "data.jsonl", "--data", "data.jsonl"], "error: data.jsonl: occurs twice"),
-        (["--data", "data.jsonl", "--objectives", ","], "names no objective; choose from dino, sbert"),
-    ):
-        failed = answer(*call, *more)
-        assert (failed.exit_code, said in failed.stderr) == (2, True), failed.output
-    assert not (tmp_path / "run").exists()
+    write_examples(here / "data.jsonl", rows)
+    options = ("--label-type", "class", "--dev-share", "0", "--near-duplicates", "0")
+    invoke("filter", "data.jsonl", "--run", "run", *options)
+    invoke("finetune", "run", "--encoder", toy_encoder, "--steps", "1", "--batch-size", "4")
+    record = recorded(Run(here / "run"), FinetuneRecord)
+    assert record.head and record.head.classes == ("0", "1")
+    assert record.selection and record.selection.measure != "Spearman", "the one text held out is of one class"

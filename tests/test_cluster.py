@@ -16,7 +16,7 @@ from dino_pipeline import readers
 from dino_pipeline.examples import write_examples
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FilterRecord
-from tests.commands import ENVIRONMENT, answer, command, files, invoke
+from tests.commands import ENVIRONMENT, command, files, invoke, refused
 from tests.pairs import Words, outputs
 from tests.records import recorded
 
@@ -59,20 +59,17 @@ def start_there(address: str, *arguments: str | Path, cwd: Path) -> subprocess.P
     return subprocess.Popen(whole, cwd=cwd, env=ENVIRONMENT, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
-def test_a_node_is_killed_and_another_joins_and_the_driver_is_killed_too(
-    tmp_path: Path, nodes: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs(tmp_path, 60)
-    monkeypatch.chdir(tmp_path)
+def test_a_node_is_killed_and_another_joins_and_the_driver_is_killed_too(here: Path, nodes: Any) -> None:
+    inputs(here, 60)
     invoke(*JOB, "--run", "alone")
-    alone = texts(tmp_path / "alone")
-    run = tmp_path / "there"
-    first = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=tmp_path)
+    alone = texts(here / "alone")
+    run = here / "there"
+    first = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=here)
     wait_for(lambda: shards(run) >= 2, first)
     first.kill()  # the driver: what is there stays, its workers end
     first.wait()
     survived = shards(run)
-    second = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=tmp_path)
+    second = start_there(nodes.address, "--workers", "2", "--run", "there", cwd=here)
     wait_for(lambda: shards(run) > survived, second)
     nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)  # SIGKILL
     nodes.add_node(num_cpus=1, object_store_memory=10**8)
@@ -110,20 +107,15 @@ def wait_for(reached: Any, process: subprocess.Popen[str]) -> None:
     assert reached()
 
 
-def test_what_a_user_can_do_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs(tmp_path, 2)
-    monkeypatch.chdir(tmp_path)
+def test_what_a_user_can_do_wrong_is_said(here: Path) -> None:
+    inputs(here, 2)
     call = [*JOB, "--run", "run"]
+    server = ["--engine", "openai", "--base-url", "http://127.0.0.1:9"]
     for wrong, said in (
         (["--workers", "2"], "--workers: has no meaning without a cluster; give --ray"),
         (["--ray", str(SPEC)], "was taken for a cluster's address"),
         (["--ray", "127.0.0.1:9", "--workers", "1"], "no cluster can be reached"),
-        (
-            ["--ray", "--engine", "openai", "--base-url", "http://127.0.0.1:9"],
-            "--ray: a cluster runs models of its own",
-        ),
+        (["--ray", *server], "--ray: a cluster runs models of its own"),
     ):
-        failed = answer(*call, *wrong)
-        assert failed.exit_code == 2, (wrong, failed.output)
-        assert said in failed.stderr
-    assert not (tmp_path / "run").exists()
+        assert said in refused(*call, *wrong)
+    assert not (here / "run").exists()

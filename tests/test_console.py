@@ -1,4 +1,4 @@
-"""What a stage tells, on a terminal."""
+"""What a stage tells: on a terminal, and of texts that become alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from dino_pipeline.errors import OptionError
+from dino_pipeline.generation.generate_stage import WINDOW, DiversityMonitor, variety, variety_remedy
 from dino_pipeline.progress import Console, LabelCount, Progress, SilentReporter, reporter_for
+from tests.toys import Listener
 
 
 @pytest.mark.parametrize("progress", [None, 0, 1, "yes"])
@@ -36,3 +38,27 @@ def test_a_terminal_shows_a_bar_for_each_stage_and_notes_above_it(
     assert "texts:" in above and "texts:" in below
     assert "texts:  75%|" in below and "6/8" in below and "1 75% (+0.50), so far" in below
     assert "inputs: 100%|" in f"inputs:{inputs}" and "3/3" in inputs
+
+
+def test_texts_that_become_alike_are_told_of_once_with_the_advice_that_fits() -> None:
+    notes = Listener()
+    found = DiversityMonitor(notes.note, variety_remedy(needs_inputs=True, top_k=5, top_p=0.9))
+    found.add("1", [" ".join(f"{at}{letter}" for letter in "abcdefg") for at in range(WINDOW - 1)])
+    assert found.summary == "" and not notes.notes
+    found.add("1", ["One more of them is here."])
+    assert found.summary.startswith("distinct-2 1.00") and found.summary.endswith("near-duplicates 0%")
+    for _ in range(3):
+        found.add("1", ["A man is playing a guitar in the garden."] * 200)
+    assert len(notes.notes) == 1
+    assert notes.notes[0].startswith('label "1": texts become alike: distinct-2')
+    assert notes.notes[0].endswith(
+        "(num_inputs) bring more than more samples, and so does wider sampling (top_k=0 top_p=0.95)"
+    )
+    assert "variables or examples in the spec" in variety_remedy(needs_inputs=False, top_k=0, top_p=0.95)
+    assert "wider sampling" not in variety_remedy(needs_inputs=False, top_k=0, top_p=0.95)
+
+
+def test_variety_of_texts() -> None:
+    assert variety(["a b c", "a b c"]) == (0.5, 0.5)
+    assert variety(["a b c", "d e f"]).distinct_2 == 1.0
+    assert variety(["我们今天去学校", "我们今天去学校"]).distinct_2 == 0.5, "characters, where words are not parted"

@@ -78,8 +78,7 @@ def test_columns_are_named_where_their_names_do_not_say(tmp_path: Path) -> None:
         read(tmp_path / "c.jsonl", columns={"text_a": "year"})
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_is_not_there_is_named(here: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.txt: is not there"):
         read(Path("gone.txt"))
     with pytest.raises(DataError, match="no/where: is neither a file or folder here nor a dataset"):

@@ -31,22 +31,19 @@ def arguments(toy_spec: Path, toy_generator: Path) -> list[str]:
     return [*told, "--shard-size", "10"]
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_texts(
-    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_run_killed_at_any_moment_ends_with_the_same_texts(here: Path, arguments: list[str]) -> None:
     invoke(*arguments, "--run", "whole")
     moments = random.Random(0)
     for least in KILLED_WITH:
-        process = start(*arguments, "--run", "killed", cwd=tmp_path)
-        while len(list((tmp_path / "killed" / "shards").glob("*.jsonl"))) < least:
+        process = start(*arguments, "--run", "killed", cwd=here)
+        while len(list((here / "killed" / "shards").glob("*.jsonl"))) < least:
             assert process.poll() is None, "ended before it could be killed"
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.3))
         process.kill()
         assert process.wait() == -signal.SIGKILL
     invoke(*arguments, "--run", "killed")
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert files(here / "killed") == files(here / "whole")
 
 
 def test_a_filter_killed_at_any_moment_leaves_the_old_files_or_the_new(tmp_path: Path) -> None:

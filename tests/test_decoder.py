@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.prefill import Continuation, Prefiller, continuation
 from dino_pipeline.decoding.self_check import row_defect
+from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
 from dino_pipeline.options import Sampling
 from tests.toys import CONFIGS, WINDOW, char_tokenizer, recurrent_model, tiny_model
@@ -32,7 +34,7 @@ def requests(decoder: Decoder, samples: int = 1) -> list[Request]:
     """Requests as the STS spec makes them: labels with none, one and two counter-prompts."""
     result = []
     for text in TEXTS:
-        prompts = decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS])
+        prompts = decoder.encode([decoder.render(each.format(text), 'Then: "') for each in INSTRUCTIONS])
         for label, counters in enumerate(COUNTERS):
             group = (prompts[label], *(prompts[counter] for counter in counters))
             result += [Request(group, ("key", text, label, sample)) for sample in range(samples)]
@@ -44,8 +46,13 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", GPU])
 on_each_architecture = pytest.mark.parametrize("architecture", CONFIGS)
 
 
-def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
+@torch.inference_mode()
+def naive_greedy(decoder: Decoder, wanted: Sequence[Request], steps: int) -> list[list[int]]:
     """One row at a time, no cache, no batch, the formula in float64."""
+    return [naive_text(decoder, request, steps) for request in wanted]
+
+
+def naive_text(decoder: Decoder, request: Request, steps: int) -> list[int]:
     rule = decoder.stop_rule('"', True)
     written: list[int] = []
     while len(written) < steps:
@@ -62,6 +69,12 @@ def naive_greedy(decoder: Decoder, request: Request, steps: int) -> list[int]:
     return written
 
 
+def greedy(decoder: Decoder, wanted: Sequence[Request], steps: int) -> list[list[int]]:
+    """What the decoder writes for each request."""
+    done = decoder.sample(wanted, Sampling(top_k=1, max_new_tokens=steps))
+    return [list(each.tokens) for each in sorted(done, key=lambda each: each.number)]
+
+
 @pytest.mark.slow
 @on_each_device
 @on_each_architecture
@@ -69,11 +82,8 @@ def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str,
     decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
     assert decoder.make_rows is (CachedRows if device == "cpu" else FixedShapeRows)
     wanted = requests(decoder)
-    greedy = Sampling(top_k=1, max_new_tokens=25)
-    with torch.inference_mode():
-        expected = [naive_greedy(decoder, request, 25) for request in wanted]
-    result = {completion.number: list(completion.tokens) for completion in decoder.sample(wanted, greedy)}
-    assert [result[number] for number in range(len(wanted))] == expected
+    expected = naive_greedy(decoder, wanted, 25)
+    assert greedy(decoder, wanted, 25) == expected
     assert len({tuple(tokens) for tokens in expected}) >= len(TEXTS)
 
 
@@ -87,16 +97,14 @@ def test_greedy_decoding_is_token_identical_on_every_path(
     if path == "float64":
         model = model.double()
     decoder = Decoder(model, char_tokenizer(), rows=24)
-    wanted, greedy = requests(decoder), Sampling(top_k=1, max_new_tokens=15)
-    with torch.inference_mode():
-        expected = [naive_greedy(decoder, request, 15) for request in wanted]
+    wanted = requests(decoder)
+    expected = naive_greedy(decoder, wanted, 15)
     if path == "tuned":
         monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
         loading.tune(model, decoder.rows)
     if path == "fixed":
         decoder.make_rows, decoder.read_delay = FixedShapeRows, 1
-    result = {completion.number: list(completion.tokens) for completion in decoder.sample(wanted, greedy)}
-    assert [result[number] for number in range(len(wanted))] == expected
+    assert greedy(decoder, wanted, 15) == expected
 
 
 WIDE = Sampling(top_k=0, top_p=0.95, max_new_tokens=30)
@@ -201,6 +209,12 @@ def test_the_cache_is_given_back_at_once(make_rows: Any) -> None:
     assert not any(cache() is not None for cache in caches)
 
 
+def states_of(one: Any, other: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, side by side."""
+    for of_one, of_other in zip(one.layers, other.layers, strict=True):
+        yield from zip(of_one, of_other, strict=True)
+
+
 def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
     """Prompts beyond the window that differ in nothing but their last two tokens."""
     model = tiny_model("mistral")
@@ -210,9 +224,8 @@ def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
         prefiller.compute([(*start, 8, 9)])
         shared = prefiller.compute([(*start, 11, 12)])
         alone = Prefiller(model).compute([(*start, 11, 12)])
-    for layer, other in zip(shared.layers, alone.layers, strict=True):
-        for one, two in zip(layer, other, strict=True):
-            assert torch.allclose(one, two, atol=1e-5)
+    for one, two in states_of(shared, alone):
+        assert torch.allclose(one, two, atol=1e-5)
 
 
 def test_a_model_too_large_for_any_row_is_refused() -> None:
@@ -253,10 +266,9 @@ def test_what_prompts_share_goes_through_the_model_once() -> None:
     assert fed == [(2, start + 3), (2, 4 - 0), (2, start + 4)]
     for result, expected in ((shared, alone), (again, prefiller.known)):
         assert expected is not None
-        for layer, other in zip(result.layers, expected.layers, strict=True):
-            for one, two in zip(layer, other, strict=True):
-                assert torch.allclose(one[0, :, : start - 1], two[0, :, : start - 1], atol=1e-5)
-                assert torch.allclose(one[1], two[1], atol=1e-5)
+        for one, two in states_of(result, expected):
+            assert torch.allclose(one[0, :, : start - 1], two[0, :, : start - 1], atol=1e-5)
+            assert torch.allclose(one[1], two[1], atol=1e-5)
 
 
 def test_a_rule_for_where_texts_end_is_made_once_for_each_way() -> None:
@@ -274,6 +286,14 @@ def test_what_follows_a_prompt_leaves_the_model_a_token_to_read_and_one_to_tell(
     assert continuation((5,), (7, 8, 9)) == Continuation((7,), (8, 9))
 
 
+@torch.inference_mode()
+def plain_logprob(decoder: Decoder, prompt: Prompt, tokens: Sequence[int]) -> float:
+    """The mean log-probability of tokens after a prompt, by a plain forward pass."""
+    logits = decoder.model(tensor([[*prompt, *tokens]], decoder)).logits[0, len(prompt) - 1 : -1]
+    log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1).cpu()
+    return float(log_probs.gather(1, torch.tensor(tokens)[:, None]).mean())
+
+
 @on_each_device
 @on_each_architecture
 def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,10 +304,7 @@ def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, mo
     for prompt, text in pairs:
         tokens = decoder.encode([prompt + text + '"'])[0]
         start = len(decoder.encode([prompt])[0])
-        with torch.inference_mode():
-            logits = decoder.model(tensor([list(tokens)], decoder)).logits[0, start - 1 : -1]
-        log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1).cpu()
-        expected.append(float(log_probs.gather(1, torch.tensor(tokens[start:])[:, None]).mean()))
+        expected.append(plain_logprob(decoder, tokens[:start], tokens[start:]))
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr(prefill, "LOGITS", 60 * decoder.vocab)
     assert [each.logprob for each in decoder.score(pairs[::-1])] == pytest.approx(expected[::-1], abs=1e-4)
@@ -306,25 +323,6 @@ def test_out_of_memory_is_answered_by_scoring_halves_with_the_same_scores() -> N
         decoder.score(pairs)
 
 
-def test_a_text_written_scores_as_it_did_when_written() -> None:
-    decoder = Decoder(tiny_model("llama"), char_tokenizer())
-    wanted = requests(decoder)
-    prompts = [instruction.format(text) for text in TEXTS for instruction in INSTRUCTIONS]
-    stopped = [done for done in decoder.sample(wanted, WIDE) if done.finish == "stop"]
-    assert stopped
-    for done in stopped:
-        (scored,) = decoder.score([(prompts[done.number], done.text)])
-        assert scored.logprob == pytest.approx(done.logprob, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_every_request_is_answered_once() -> None:
-    decoder = Decoder(tiny_model("gpt2"), char_tokenizer(), rows=16)
-    wanted = requests(decoder, samples=7)
-    assert sorted(done.number for done in decoder.sample(wanted, WIDE)) == list(range(len(wanted)))
-    assert list(decoder.sample([], WIDE)) == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
@@ -339,22 +337,21 @@ def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
     assert sampled(decoder, wanted) == sampled(Decoder(decoder.model, char_tokenizer(), rows=64), wanted)
 
 
-def finished(decoder: Decoder, stop: str = '"', stop_at_newline: bool = True) -> list[Completion]:
-    return list(decoder.sample(requests(decoder, samples=20), WIDE, stop=stop, stop_at_newline=stop_at_newline))
+def finished(decoder: Decoder, stop_at_newline: bool = True) -> list[Completion]:
+    return list(decoder.sample(requests(decoder, samples=20), WIDE, stop='"', stop_at_newline=stop_at_newline))
 
 
-def test_texts_end_at_the_quote_a_newline_or_the_longest_length() -> None:
-    result = finished(Decoder(tiny_model("gpt2"), char_tokenizer()))
+def test_texts_end_at_the_quote_at_a_newline_if_asked_or_at_the_longest_length() -> None:
+    decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
+    assert list(decoder.sample([], WIDE)) == []
+    result = finished(decoder)
     for done in result:
         assert '"' not in done.text
         assert "\n" not in done.text
         assert done.length == len(done.tokens)
         assert (len(done.tokens) == 30) or done.finish != "length"
     assert {done.finish for done in result} == {"stop", "newline", "length"}
-
-
-def test_newlines_can_be_part_of_texts() -> None:
-    result = finished(Decoder(tiny_model("gpt2"), char_tokenizer()), stop_at_newline=False)
+    result = finished(decoder, stop_at_newline=False)
     assert any("\n" in done.text for done in result)
     assert {done.finish for done in result} == {"stop", "length"}
 
@@ -374,29 +371,12 @@ def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
     decoder = Decoder(tiny_model("qwen3"), char_tokenizer(), rows=9)
     wanted = requests(decoder)
     for done in decoder.sample(wanted, WIDE):
-        means = []
-        for prompt in wanted[done.number].prompts:
-            with torch.inference_mode():
-                logits = decoder.model(torch.tensor([[*prompt, *done.tokens]])).logits[0, len(prompt) - 1 : -1]
-            log_probs = logits.index_fill(-1, decoder.banned, -torch.inf).log_softmax(-1)
-            means.append(float(log_probs.gather(1, torch.tensor(done.tokens)[:, None]).mean()))
+        means = [plain_logprob(decoder, prompt, done.tokens) for prompt in wanted[done.number].prompts]
         assert done.logprob == pytest.approx(means[0], abs=1e-4)
         if len(means) == 1:
             assert done.margin is None
         else:
             assert done.margin == pytest.approx(means[0] - max(means[1:]), abs=1e-4)
-
-
-@pytest.mark.slow
-def test_debiasing_raises_the_margin() -> None:
-    decoder = Decoder(tiny_model("gpt2"), char_tokenizer())
-    wanted = [request for request in requests(decoder, samples=20) if len(request.prompts) == 3]
-
-    def mean_margin(decay: float) -> float:
-        margins = [done.margin or 0.0 for done in decoder.sample(wanted, Sampling(top_k=0, top_p=0, decay=decay))]
-        return sum(margins) / len(margins)
-
-    assert mean_margin(100) > mean_margin(0) + 0.05
 
 
 def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -406,10 +386,7 @@ def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: 
     slower = "(its forward takes no position_ids): rows are computed one by one, slower"
     assert caplog.messages == [f"MambaForCausalLM cannot run in cached rows {slower}"]
     wanted = requests(decoder)[:6]
-    greedy = Sampling(top_k=1, max_new_tokens=6)
-    result = {done.number: list(done.tokens) for done in decoder.sample(wanted, greedy)}
-    with torch.inference_mode():
-        assert [result[number] for number in range(6)] == [naive_greedy(decoder, request, 6) for request in wanted]
+    assert greedy(decoder, wanted, 6) == naive_greedy(decoder, wanted, 6)
 
 
 @on_each_device
@@ -440,22 +417,19 @@ def test_fixed_shapes_are_for_gpus_and_models_that_allow_them(
     assert caplog.messages == message
 
 
-def test_the_self_check_finds_a_model_that_ignores_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_check_finds_ignored_positions_and_logits_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
-    forward = model.forward
+    forward, step = model.forward, CachedRows.step
 
     def careless(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
         return forward(*args, position_ids=None, **kwargs)
 
     assert row_defect(model) is None
-    monkeypatch.setattr(model, "forward", careless)
-    assert "logits differ" in (row_defect(model) or "")
-
-
-def test_the_self_check_finds_logits_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = CachedRows.step
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", careless)
+        assert "logits differ" in (row_defect(model) or "")
     monkeypatch.setattr(CachedRows, "step", lambda rows, longest: step(rows, longest) * torch.nan)
-    assert "logits differ" in (row_defect(tiny_model("gpt2")) or "")
+    assert "logits differ" in (row_defect(model) or "")
 
 
 def test_an_end_of_text_token_in_an_input_is_only_text() -> None:

@@ -63,13 +63,12 @@ def test_importing_it_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_readmes_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readmes_program_runs(here: Path) -> None:
     section = (ROOT / "README.md").read_text().partition("## From Python")[2].partition("\n## ")[0]
     program, decoder = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     program = re.sub(r'"(gpt2-xl|roberta-base)"', '"pocket"', program)
     lines = [f"{text}\t{text[::-1]}\t{number % 6 / 5}" for number, text in enumerate(SENTENCES)]
-    (tmp_path / "stsb.tsv").write_text("\n".join(["text_a\ttext_b\tlabel", *lines]))
-    monkeypatch.chdir(tmp_path)
+    (here / "stsb.tsv").write_text("\n".join(["text_a\ttext_b\tlabel", *lines]))
     names: dict[str, Any] = {"sentences": SENTENCES}
     exec(program, names)
     pairs, kept, scores = names["pairs"], names["kept"], names["scores"]
@@ -83,7 +82,7 @@ def test_readmes_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names["own_prompt"] = names["spec"].prompt("0.5", SENTENCES[0], {})
     texts = eval(decoder.strip().replace('"gpt2"', '"pocket"').replace("[...]", "[own_prompt]"), names)
     assert [text.number for text in texts] == list(range(8))
-    assert not list(tmp_path.glob("outputs/*")), "nothing is kept without run="
+    assert not list(here.glob("outputs/*")), "nothing is kept without run="
 
 
 @pytest.mark.parametrize("verb", VERBS)

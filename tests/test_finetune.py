@@ -47,6 +47,14 @@ def rows(count: int) -> list[Example]:
     ]
 
 
+NAMES = {"text_a": "first", "text_b": "second"}
+
+
+def named(count: int) -> list[dict[str, Any]]:
+    """The same under names of columns that say nothing."""
+    return [{"first": row.text_a, "second": row.text_b, "label": row.label} for row in rows(count)]
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Path, Path]:
     write_examples(tmp_path / "train.jsonl", rows(96))
@@ -78,27 +86,38 @@ def train(data: tuple[Path, Path], toy_encoder: Path) -> Train:
     return call
 
 
+@pytest.fixture
+def few(toy_encoder: Path) -> dict[str, Any]:
+    """Options of a short training from Python."""
+    return {"encoder": str(toy_encoder), "steps": 2, "batch_size": 8, "progress": False}
+
+
 def embedded(run: Run) -> Any:
     return SentenceTransformer(str(run.model)).encode(["a one 1", "b two 2"])
 
 
-def test_the_model_loads_plainly_and_its_card_tells_what_it_is(tmp_path: Path, train: Train) -> None:
-    run, reporter = Run(tmp_path / "run"), Quiet()
+def card(run: Run) -> str:
+    return (run.model / "README.md").read_text()
+
+
+def test_the_model_loads_plainly_and_its_card_tells_what_it_is(run: Run, train: Train) -> None:
+    reporter = Quiet()
     assert train(run, reporter=reporter) == "new"
     assert embedded(run).shape == (2, 32)
-    card = (run.model / "README.md").read_text()
-    assert card.startswith('---\nlibrary_name: "sentence-transformers"')
+    told = card(run)
+    assert told.startswith('---\nlibrary_name: "sentence-transformers"')
     for fact in ("| epochs | 2 |", "| learning rate | 0.001 |", "| rows | 96 to train on, 24 held out |", "toy"):
-        assert fact in card
-    assert f"| best Spearman x 100, on dev.jsonl | {chosen_by(run).best} |" in card
-    assert "one 3" not in card, "no training text in the card"
+        assert fact in told
+    assert f"| best Spearman x 100, on dev.jsonl | {chosen_by(run).best} |" in told
+    assert "one 3" not in told, "no training text in the card"
     assert not run.checkpoints.exists()
     assert reporter.seen[-1] == ("dino, seed 42", 24, 24)
     assert reporter.last and reporter.last.extra.startswith("dev Spearman")
 
 
-def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> None:
-    run = Run(tmp_path / "run")
+def test_a_trained_model_is_not_trained_again_unless_its_data_is_new(
+    run: Run, data: tuple[Path, Path], train: Train
+) -> None:
     train(run)
 
     def load() -> SentenceTransformer:
@@ -108,34 +127,11 @@ def test_a_trained_model_is_not_trained_again(tmp_path: Path, train: Train) -> N
     with pytest.raises(RunError, match=r"learning_rate was 0\.001, now 0\.002"):
         train(run, TRAINING.updated(learning_rate=2e-3))
     assert train(run, TRAINING.updated(learning_rate=2e-3), fresh=True) == "new"
-
-
-def test_new_data_means_a_new_training(tmp_path: Path, data: tuple[Path, Path], train: Train) -> None:
-    run = Run(tmp_path / "run")
-    train(run)
     write_examples(data[0], rows(104))
-    assert train(run) == "new"
+    assert train(run, TRAINING.updated(learning_rate=2e-3)) == "new"
 
 
-def test_an_interrupted_training_goes_on_and_ends_as_a_whole_one(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
-    train(whole)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(run, reporter=Stopper())
-    checkpoints = sorted(path.name for path in run.checkpoints.iterdir())
-    assert checkpoints
-    reporter = Quiet()
-    assert train(run, reporter=reporter) == "resumed"
-    assert reporter.seen[0][1] > 5, "it did not start at the first step"
-    assert np.allclose(embedded(run), embedded(whole), atol=1e-5)
-
-
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path, train: Train) -> None:
-    run = Run(tmp_path / "run")
-
+def test_a_checkpoint_cut_short_is_passed_over(run: Run, train: Train) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(run, reporter=Stopper())
     torn = run.checkpoints / "checkpoint-23"
@@ -144,43 +140,12 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path, train: Train) -> 
     assert train(run) == "resumed"
 
 
-def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, train: Train) -> None:
-    run = Run(tmp_path / "run")
+def test_data_that_the_run_s_texts_no_longer_give_is_refused(tmp_path: Path, run: Run, train: Train) -> None:
     write_examples(run.train, rows(96))
     write_examples(run.dev, rows(24))
     write_record(run.path)
     with pytest.raises(RunError, match=r"run dino\.filter\('.*'\) first"):
         train(Run(tmp_path / "other"), texts=TrainingTexts(Source(str(run.train)), Source(str(run.dev))))
-
-
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([Example("a", "b", 1.0), Example("a", None, 1.0)], "example 1 belongs to scored pairs, example 2 to texts"),
-        (
-            [Example("a", "b", "name")],
-            "train.jsonl: holds classified pairs, but dino needs scored pairs; write them with",
-        ),
-        ([Example("a", "b", 3.0)], "example 1: its score is 3.0; scores are between 0 and 1"),
-    ],
-)
-def test_data_of_another_kind_is_refused(
-    tmp_path: Path, data: tuple[Path, Path], train: Train, rows: list[Example], said: str
-) -> None:
-    write_examples(data[0], rows)
-    with pytest.raises(DataError, match=said):
-        train(Run(tmp_path / "run"))
-
-
-def test_a_dev_set_without_different_scores_is_refused(tmp_path: Path, data: tuple[Path, Path], train: Train) -> None:
-    write_examples(data[1], [Example("a", "b", 0.5), Example("c", "d", 0.5)])
-    with pytest.raises(DataError, match="at least two different scores"):
-        train(Run(tmp_path / "run"))
-
-
-def test_missing_data_is_named(tmp_path: Path, train: Train) -> None:
-    with pytest.raises(DataError, match=r"gone\.jsonl: is not there; make it with dino\.filter"):
-        train(Run(tmp_path / "run"), texts=TrainingTexts(Source(str(tmp_path / "gone.jsonl"))))
 
 
 def test_batches_are_shared_evenly_or_not_at_all(tmp_path: Path) -> None:
@@ -217,8 +182,8 @@ class Asker(Listener):
         return bool(self.seen) and self.seen[-1][1] >= 12
 
 
-def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Path, train: Train) -> None:
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+def test_a_training_that_is_asked_to_stop_saves_a_checkpoint_there(tmp_path: Path, run: Run, train: Train) -> None:
+    whole = Run(tmp_path / "whole")
     train(whole)
     with pytest.raises(Stopped):
         train(run, reporter=Asker())
@@ -242,7 +207,7 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
-    tmp_path: Path, train: Train, name: str
+    tmp_path: Path, run: Run, train: Train, name: str
 ) -> None:
     """Heads, temperatures, memories and drawn views are what they would have been."""
     listener = Listener()
@@ -256,7 +221,7 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
     if name == "simcse-sup":
         write_examples(tmp_path / "triplets.jsonl", TRIPLETS)
         arguments["texts"] = TrainingTexts(Source(str(tmp_path / "triplets.jsonl")))
-    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    whole = Run(tmp_path / "whole")
     train(whole, **arguments)
     assert listener.seen[-1][1:] == (20, 20)
     assert listener.last and listener.last.extra.startswith("dev ")
@@ -275,15 +240,14 @@ def test_every_objective_trains_and_an_interrupted_training_ends_as_a_whole_one(
 
 
 @pytest.mark.parametrize("loss", ["cosent", "angle"])
-def test_dino_can_learn_the_order_of_the_scores(tmp_path: Path, train: Train, loss: str) -> None:
-    run = Run(tmp_path / "run")
+def test_dino_can_learn_the_order_of_the_scores(run: Run, train: Train, loss: str) -> None:
     train(run, TRAINING.updated(options={"loss": loss}))
-    assert f"| loss | {loss} |" in (run.model / "README.md").read_text()
+    assert f"| loss | {loss} |" in card(run)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_leading_dimensions_are_trained_to_work_alone(
-    tmp_path: Path, train: Train, data: tuple[Path, Path], name: str
+    tmp_path: Path, run: Run, train: Train, data: tuple[Path, Path], name: str
 ) -> None:
     training = Hyperparameters(steps=4, batch_size=8, matryoshka=(16, 8))
     if name == "is-cse":
@@ -291,17 +255,15 @@ def test_leading_dimensions_are_trained_to_work_alone(
     if name == "cpt":
         training = training.updated(mini_batch_size=4)
     write_examples(data[0], TRIPLETS)
-    run = Run(tmp_path / "run")
     train(run, training, objective=name, reporter=Listener())
     short = SentenceTransformer(str(run.model), truncate_dim=8)
     assert short.encode("a").shape == (8,)
-    assert "The first 16, 8 of them work alone" in (run.model / "README.md").read_text()
+    assert "The first 16, 8 of them work alone" in card(run)
     with pytest.raises(OptionError, match="matryoshka=32: must be smaller than the encoder's 32"):
         train(Run(tmp_path / "other"), training.updated(matryoshka=(32,)), objective=name, reporter=Listener())
 
 
-def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, train: Train) -> None:
-    run = Run(tmp_path / "run")
+def test_bfloat16_and_gradient_caching_are_recorded_and_work(run: Run, train: Train) -> None:
     training = Hyperparameters(steps=4, batch_size=8, bf16=True, mini_batch_size=3)
     train(run, training, objective="mirror-bert", reporter=Listener())
     options = recorded(run, FinetuneRecord).options
@@ -311,7 +273,6 @@ def test_bfloat16_and_gradient_caching_are_recorded_and_work(tmp_path: Path, tra
 
 def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_path: Path, train: Train) -> None:
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
-
     toy = save_encoder(tmp_path / "toy")
 
     def load() -> SentenceTransformer:
@@ -325,19 +286,20 @@ def test_rows_that_are_apart_are_trained_on_in_parts_with_the_same_result(tmp_pa
         train(Run(tmp_path / "uneven"), TRAINING.updated(mini_batch_size=3), load=load)
 
 
-def test_human_labels_choose_only_when_asked_for_and_are_stamped(tmp_path: Path, train: Train, data: Any) -> None:
-    run = Run(tmp_path / "run")
+def test_human_labels_choose_only_when_asked_for_and_are_stamped(
+    tmp_path: Path, run: Run, train: Train, data: Any
+) -> None:
     write_examples(tmp_path / "people.jsonl", rows(30))
     texts = TrainingTexts(Source(str(data[0])), Source(str(data[1])), select_on=Source(str(tmp_path / "people.jsonl")))
     train(run, texts=texts)
     assert chosen_by(run).human_labels
     assert chosen_by(run).on == "people.jsonl"
-    assert "chosen on human labels (`people.jsonl`)" in (run.model / "README.md").read_text()
+    assert "chosen on human labels (`people.jsonl`)" in card(run)
     assert train(run) == "new", "the best checkpoint is another one without them"
-    assert "held-out texts (`dev.jsonl`)" in (run.model / "README.md").read_text()
+    assert "held-out texts (`dev.jsonl`)" in card(run)
 
 
-def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder: Path) -> None:
+def test_collapse_is_said_and_recorded(tmp_path: Path, run: Run, train: Train, toy_encoder: Path) -> None:
     def collapsed() -> SentenceTransformer:
         model = load_encoder(str(toy_encoder))
         with torch.no_grad():
@@ -346,28 +308,20 @@ def test_collapse_is_said_and_recorded(tmp_path: Path, train: Train, toy_encoder
             norm.bias.fill_(1.0)
         return model
 
-    run, reporter = Run(tmp_path / "run"), Listener()
+    reporter = Listener()
     train(run, TRAINING.updated(learning_rate=1e-9), load=collapsed, reporter=reporter)
-    assert [
-        note
-        for note in reporter.notes
-        if "the embeddings have collapsed: cosines of different texts average 1.000" in note
-    ]
+    said = "the embeddings have collapsed: cosines of different texts average 1.000"
+    assert [note for note in reporter.notes if said in note]
     assert recorded(run, FinetuneRecord).collapsed
-    assert "embeddings have collapsed" in (run.model / "README.md").read_text()
+    assert "embeddings have collapsed" in card(run)
     sane = Run(tmp_path / "sane")
     train(sane)
     assert recorded(sane, FinetuneRecord).collapsed is False
 
 
-def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(tmp_path: Path, train: Train) -> None:
-    run = Run(tmp_path / "run")
-    train(
-        run,
-        Hyperparameters(steps=2, batch_size=8, mini_batch_size=8, pooling="mean"),
-        objective="cpt",
-        reporter=Listener(),
-    )
+def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(run: Run, train: Train) -> None:
+    training = Hyperparameters(steps=2, batch_size=8, mini_batch_size=8, pooling="mean")
+    train(run, training, objective="cpt", reporter=Listener())
     model = SentenceTransformer(str(run.model))
     bare = model.encode("dog", prompt="")
     assert np.allclose(model.encode("dog"), model.encode("[dog", prompt=""))
@@ -382,11 +336,9 @@ def test_a_tokenizer_without_an_end_learns_to_close_texts(tmp_path: Path, toy_ge
     assert prepare is not None
     prepare(model)
     model.save(str(tmp_path / "model"))
-    again = SentenceTransformer(str(tmp_path / "model"))
-    assert again.tokenizer("ab")["input_ids"] == [
-        *model.tokenizer.convert_tokens_to_ids(["a", "b"]),
-        again.tokenizer.eos_token_id,
-    ]
+    again = SentenceTransformer(str(tmp_path / "model")).tokenizer
+    letters = model.tokenizer.convert_tokens_to_ids(["a", "b"])
+    assert again("ab")["input_ids"] == [*letters, again.eos_token_id]
 
 
 def test_word_vectors_learn_what_needs_no_dropout_and_no_masks(tmp_path: Path, train: Train) -> None:
@@ -405,27 +357,22 @@ def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train
         train(Run(tmp_path / "run"), wild, reporter=Listener())
 
 
-def test_a_training_s_length_is_not_the_encoder_s(tmp_path: Path, train: Train) -> None:
-    run = Run(tmp_path / "run")
+def test_a_training_s_length_is_not_the_encoder_s(tmp_path: Path, run: Run, train: Train) -> None:
     train(run, Hyperparameters(steps=2, batch_size=8, max_length=8))
     assert SentenceTransformer(str(run.model)).max_seq_length == 128
     with pytest.raises(OptionError, match="max_length=500: the encoder takes at most 128 tokens"):
         train(Run(tmp_path / "other"), Hyperparameters(max_length=500))
 
 
-def test_an_encoder_stored_in_half_precision_is_trained_in_single(
-    tmp_path: Path, train: Train, toy_encoder: Path
-) -> None:
+def test_an_encoder_stored_in_half_precision_is_trained_in_single(run: Run, train: Train, toy_encoder: Path) -> None:
     def half() -> SentenceTransformer:
         return load_encoder(str(toy_encoder)).half()
 
-    run = Run(tmp_path / "run")
     train(run, Hyperparameters(steps=2, batch_size=8), objective="sbert", load=half, reporter=Listener())
     assert SentenceTransformer(str(run.model)).dtype == torch.float32
 
 
-def test_the_only_step_of_a_training_is_not_lost_to_warm_up(tmp_path: Path, train: Train, toy_encoder: Path) -> None:
-    run = Run(tmp_path / "run")
+def test_the_only_step_of_a_training_is_not_lost_to_warm_up(run: Run, train: Train, toy_encoder: Path) -> None:
     train(run, Hyperparameters(steps=1, batch_size=8, learning_rate=1e-2), objective="dino")
     assert not np.allclose(embedded(run), load_encoder(str(toy_encoder)).encode(["a one 1", "b two 2"]), atol=1e-3)
 
@@ -454,7 +401,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(toy_generator: Path, tmp_
     assert np.allclose(model.encode("a dog"), model.encode(["a dog", "a longer text"])[0], atol=1e-5)
 
 
-NAMED = [{"first": "a dog", "second": "a cat", "label": 0.5}]
+PAIRS, NAMED = rows(40), named(40)
 
 
 @pytest.mark.parametrize(
@@ -470,15 +417,22 @@ NAMED = [{"first": "a dog", "second": "a cat", "label": 0.5}]
         (NAMED, {"column": {"text_a": "third"}}, "column='text_a=third': there is no such column; choose from first"),
         (NAMED, {"column": {"text": "first"}}, "there is no role text; choose from text_a, text_b, label"),
         ([("a", "b", 1)], {"column": {"text_a": "first"}}, "column: these examples have no columns; leave it out"),
+        (PAIRS, {"learning_rate": -1}, "learning_rate=-1: must be more than 0"),
+        (PAIRS, {"objective": "dinoo"}, "objective='dinoo': must be one of dino, sbert"),
+        (PAIRS, {"learningrate": 1}, "learningrate: there is no such option; did you mean learning_rate?"),
+        (PAIRS, {"matryoshka": (0,)}, "dimensions are 1 and more"),
+        (PAIRS, {"warmup": 2.0}, "warmup=2.0: must be at most 1"),
+        (PAIRS, {"epochs": "abc"}, "epochs='abc': must be a number"),
+        (PAIRS, {"objective_options": {"loss": "cos"}}, "loss=cos: must be one of cosine, cosent, angle"),
+        (PAIRS, {"objective_options": {"temperature": 1}}, "temperature: dino has no such option; it has loss"),
     ],
 )
 def test_an_option_that_cannot_be_followed_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, wrong: dict[str, Any], message: str
+    here: Path, toy_encoder: Path, source: Any, wrong: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_examples(tmp_path / "train.jsonl", rows(8))
+    write_examples(here / "train.jsonl", rows(8))
     with pytest.raises(OptionError, match=re.escape(message)):
-        dino.finetune(source, progress=False, **wrong)
+        dino.finetune(source, encoder=str(toy_encoder), progress=False, **wrong)
 
 
 def test_the_last_seed_of_a_comparison_is_one_too() -> None:
@@ -487,44 +441,33 @@ def test_the_last_seed_of_a_comparison_is_one_too() -> None:
 
 
 def test_a_silent_training_shows_nothing_and_keeps_the_callers_random_numbers(
-    toy_encoder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    few: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def states() -> list[str]:
         return [str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())]
 
     monkeypatch.setattr(logging, "_tqdm_active", True)
     before = states()
-    named = [{"first": row.text_a, "second": row.text_b, "label": row.label} for row in rows(40)]
-    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 2, "batch_size": 8, "progress": False}
-    encoder = dino.finetune(named, column={"text_a": "first", "text_b": "second"}, seed=2**32 - 1, **few)
+    encoder = dino.finetune(NAMED, column=NAMES, seed=2**32 - 1, **few)
     assert encoder.dino.record.train + encoder.dino.record.dev == 40
     assert states() == before
     shown = capfd.readouterr()
     assert "Writing" not in shown.err + shown.out and "Loading" not in shown.err + shown.out
 
 
-def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
-    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 2, "batch_size": 8, "progress": False}
-    pairs = [(example.text_a, example.text_b, example.label) for example in rows(40)]
+def test_examples_in_memory_become_an_encoder(few: dict[str, Any]) -> None:
+    pairs = [(example.text_a, example.text_b, example.label) for example in PAIRS]
     encoder = dino.finetune(pairs, dev=rows(24), **few)
     assert encoder.encode("a one 1").shape == (32,)
     record = encoder.dino.record
     assert (record.selection.measure, record.train, record.dev, record.steps) == ("Spearman", 40, 24, 2)
     assert (record.options.data, record.selection.on) == ("examples in memory", "examples in memory")
-    columns = Dataset.from_list([{"first": a, "second": b, "label": label} for a, b, label in pairs])
-    named = dino.finetune(columns, column={"text_a": "first", "text_b": "second"}, dev=rows(24), **few)
-    assert np.allclose(named.encode("a one 1"), encoder.encode("a one 1"))
-    splits = DatasetDict(
-        {
-            "train": columns,
-            "validation": Dataset.from_list(
-                [{"first": row.text_a, "second": row.text_b, "label": row.label} for row in rows(24)]
-            ),
-        }
-    )
-    parted = dino.finetune(splits, column={"text_a": "first", "text_b": "second"}, **few)
+    columns, held_out = Dataset.from_list(NAMED), Dataset.from_list(named(24))
+    of_columns = dino.finetune(columns, column=NAMES, dev=rows(24), **few)
+    assert np.allclose(of_columns.encode("a one 1"), encoder.encode("a one 1"))
+    parted = dino.finetune(DatasetDict({"train": columns, "validation": held_out}), column=NAMES, **few)
     assert (parted.dino.record.train, parted.dino.record.dev) == (40, 24)
-    texts = [example.text_a for example in rows(40)]
+    texts = [example.text_a for example in PAIRS]
     seen = list[Progress | str]()
     few |= {"progress": seen.append, "objective_options": {"temperature": 0.1}}
     views = dino.finetune(texts, objective="simcse", **few)
@@ -536,26 +479,23 @@ def test_examples_in_memory_become_an_encoder(toy_encoder: Path) -> None:
     assert set(told.dino.head.predict(told.encode(texts))) <= {"cat", "dog"}
 
 
-def test_what_a_filter_kept_becomes_an_encoder_that_knows_how_it_was_filtered(
-    tmp_path: Path, toy_encoder: Path
-) -> None:
+def test_what_a_filter_kept_becomes_an_encoder_that_knows_how_it_was_filtered(run: Run, few: dict[str, Any]) -> None:
     kept = dino.filter(Words().pairs(40), dev_share=0.2, progress=False)
-    encoder = dino.finetune(kept, encoder=str(toy_encoder), steps=1, progress=False)
-    record = encoder.dino.record
+    record = dino.finetune(kept, **few).dino.record
     assert (record.train, record.dev) == (len(kept.train), len(kept.dev))
     assert record.origin.filter == kept.record
     texts = dino.generate("sts-x2", num_inputs=10, samples=2, progress=False)
     kept = dino.filter(texts, near_duplicates=0, dev_share=0.3, progress=False)
-    record = dino.finetune(kept, run=tmp_path / "run", encoder=str(toy_encoder), steps=1, progress=False).dino.record
+    record = dino.finetune(kept, run=run, **few).dino.record
     assert (record.origin.generate, record.origin.filter) == (texts.record, kept.record)
     assert (record.origin.language, record.origin.license) == (texts.spec.language, texts.spec.license)
-    assert "pocket" in (tmp_path / "run" / "model" / "README.md").read_text(), "the card names the generator"
+    assert "pocket" in card(run), "the card names the generator"
 
 
 def test_a_run_named_from_python_is_kept_and_not_trained_again(
-    tmp_path: Path, data: tuple[Path, Path], toy_encoder: Path
+    tmp_path: Path, data: tuple[Path, Path], few: dict[str, Any]
 ) -> None:
-    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 2, "run": tmp_path / "run", "progress": False}
+    few["run"] = tmp_path / "run"
     first = dino.finetune(data[0], dev=data[1], **few)
     again = dino.finetune(str(data[0]), dev=str(data[1]), **few)
     assert (first.dino.state, again.dino.state) == ("new", "done")
@@ -564,30 +504,10 @@ def test_a_run_named_from_python_is_kept_and_not_trained_again(
         dino.finetune(data[0], dev=data[1], **few | {"steps": 3})
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"learning_rate": -1}, "learning_rate=-1: must be more than 0"),
-        ({"objective": "dinoo"}, "objective='dinoo': must be one of dino, sbert"),
-        ({"learningrate": 1}, "learningrate: there is no such option; did you mean learning_rate?"),
-        ({"matryoshka": (0,)}, "dimensions are 1 and more"),
-        ({"warmup": 2.0}, "warmup=2.0: must be at most 1"),
-        ({"epochs": "abc"}, "epochs='abc': must be a number"),
-        ({"objective_options": {"loss": "cos"}}, "loss=cos: must be one of cosine, cosent, angle"),
-        ({"objective_options": {"temperature": 1}}, "temperature: dino has no such option; it has loss"),
-        ({"max_length": 500}, "max_length=500: the encoder takes at most 128 tokens"),
-    ],
-)
-def test_wrong_options_from_python_are_named(toy_encoder: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(OptionError, match=re.escape(said)):
-        dino.finetune(rows(40), encoder=str(toy_encoder), progress=False, **options)
-
-
-def test_objectives_are_compared_in_memory(toy_encoder: Path) -> None:
-    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 1, "batch_size": 8, "seeds": 1, "progress": False}
-    compared = dino.compare(rows(40), objectives=["dino", "simcse"], data=[rows(24)], **few)
+def test_objectives_are_compared_in_memory(few: dict[str, Any]) -> None:
+    compared = dino.compare(PAIRS, objectives=["dino", "simcse"], data=[rows(24)], seeds=1, **few)
     frame = compared.to_pandas()
     assert list(frame["name"]) == ["word overlap (Jaccard)", "untrained", "dino", "simcse"]
-    assert list(frame["rows_seen"]) == [0, 0, 8, 8]
+    assert list(frame["rows_seen"]) == [0, 0, 16, 16]
     assert not compared.files
     assert repr(compared).splitlines()[0].split()[:2] == ["objective", "learns"]

@@ -46,10 +46,10 @@ def decoder() -> Decoder:
 def settings(spec: TaskSpec, inputs: Any = None, **options: Any) -> GenerateSettings:
     """What decides the texts: options, and sampling where the spec's is not to count."""
     sampling = {"sampling": options.pop("sampling", WIDE)}
-    input_sampling = options.pop("input_sampling", WIDE)
+    input_sampling, model = options.pop("input_sampling", WIDE), options.pop("model", MODEL)
     if inputs is None and spec.inputs:
         sampling["input_sampling"] = input_sampling
-    resolved = resolve_settings(GenerateOptions.of({**OPTIONS, **options}), spec, inputs, MODEL)
+    resolved = resolve_settings(GenerateOptions.of({**OPTIONS, **options}), spec, inputs, model)
     return resolved.model_copy(update=sampling)
 
 
@@ -58,14 +58,18 @@ def write(
 ) -> tuple[str, Listener]:
     reporter = given.pop("reporter", None) or Listener()
     stage = {name: given.pop(name) for name in ("speed", "fresh") if name in given}
+    load = given.pop("load", lambda: EngineWriter(decoder))
     spec = TaskSpec.model_validate(fields)
-    chosen = settings(spec, inputs, **given)
-    state, _ = write_texts(run, spec, lambda: EngineWriter(decoder), chosen, reporter, inputs=inputs, **stage)
+    state, _ = write_texts(run, spec, load, settings(spec, inputs, **given), reporter, inputs=inputs, **stage)
     return state, reporter
 
 
 def examples(folder: Path) -> list[Example]:
     return [example for path in sorted(folder.glob("*.jsonl")) for example in iter_examples(path)]
+
+
+def rejected(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in run.rejected.glob("*.jsonl") for line in path.read_text().splitlines()]
 
 
 def contents(run: Run) -> dict[str, bytes]:
@@ -80,12 +84,11 @@ def made(run: Run) -> GenerateRecord:
     return record
 
 
-def test_every_input_label_and_sample_is_accepted_or_rejected(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_every_input_label_and_sample_is_accepted_or_rejected(run: Run, decoder: Decoder) -> None:
     state, reporter = write(run, decoder, inputs=TEXTS, num_inputs=None)
     assert state == "new"
-    accepted, rejected = examples(run.shards), examples(run.rejected)
-    places = Counter((row.text_a, row.label, row.sample) for row in (*accepted, *rejected))
+    accepted = examples(run.shards)
+    places = Counter((row.text_a, row.label, row.sample) for row in (*accepted, *examples(run.rejected)))
     assert set(places.values()) == {1}
     assert len(places) == 5 * 3 * 3
     assert accepted == sorted(accepted, key=lambda row: (row.input, -float(row.label or 0), row.sample))
@@ -101,8 +104,7 @@ def test_every_input_label_and_sample_is_accepted_or_rejected(tmp_path: Path, de
     assert sum(count.accepted for count in record.counts.values()) == len(accepted)
 
 
-def test_inputs_are_written_first_and_are_distinct(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_inputs_are_written_first_and_are_distinct(run: Run, decoder: Decoder) -> None:
     write(run, decoder)
     inputs = [row.text_a for row in iter_examples(run.inputs)]
     assert len(inputs) == len(set(inputs)) == 8
@@ -136,17 +138,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, decoder: De
         assert contents(run) == contents(whole)
 
 
-def test_a_finished_run_is_not_redone_and_loads_no_model(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_a_finished_run_is_not_redone_and_loads_no_model(run: Run, decoder: Decoder) -> None:
     write(run, decoder)
     before = contents(run)
 
     def load() -> ShardWriter:
         raise AssertionError("the model was loaded")
 
-    spec = TaskSpec.model_validate(TOY_SPEC)
-    state, _ = write_texts(run, spec, load, settings(spec), Listener())
-    assert state == "done"
+    assert write(run, decoder, load=load)[0] == "done"
     assert contents(run) == before
 
 
@@ -159,8 +158,7 @@ def test_run_json_is_read_no_more_often_for_more_shards(tmp_path: Path, decoder:
     assert counts[0] == counts[1]
 
 
-def test_a_lost_shard_is_written_again(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_a_lost_shard_is_written_again(run: Run, decoder: Decoder) -> None:
     write(run, decoder)
     before = contents(run)
     (run.shards / "00000.jsonl").unlink()
@@ -168,8 +166,7 @@ def test_a_lost_shard_is_written_again(tmp_path: Path, decoder: Decoder) -> None
     assert contents(run) == before
 
 
-def test_other_options_are_refused_by_name_and_fresh_starts_over(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_other_options_are_refused_by_name_and_fresh_starts_over(run: Run, decoder: Decoder) -> None:
     write(run, decoder)
     before = contents(run)
     other: dict[str, Any] = {"seed": 7, "sampling": WIDE.model_copy(update={"decay": 10.0})}
@@ -186,8 +183,7 @@ def test_other_options_are_refused_by_name_and_fresh_starts_over(tmp_path: Path,
     assert contents(run) != before
 
 
-def test_work_without_a_record_is_not_deleted(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_work_without_a_record_is_not_deleted(run: Run, decoder: Decoder) -> None:
     write(run, decoder)
     run.record_file.unlink()
     before = contents(run)
@@ -196,10 +192,9 @@ def test_work_without_a_record_is_not_deleted(tmp_path: Path, decoder: Decoder) 
     assert contents(run) == before
 
 
-def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(tmp_path: Path, decoder: Decoder) -> None:
-    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(run: Run, decoder: Decoder) -> None:
     write(run, decoder)
-    write(whole, decoder)
+    whole = contents(run)
 
     def cut_short(path: Path) -> None:
         path.unlink()
@@ -210,23 +205,15 @@ def test_a_start_from_scratch_cut_short_does_not_pass_for_finished(tmp_path: Pat
         with pytest.raises(KeyboardInterrupt):
             write(run, decoder, fresh=True)
     assert write(run, decoder)[0] == "new"
-    assert contents(run) == contents(whole)
+    assert contents(run) == whole
 
 
-def test_a_mistake_that_left_nothing_behind_can_be_corrected(tmp_path: Path, decoder: Decoder) -> None:
+def test_a_mistake_that_left_nothing_behind_can_be_corrected(run: Run, decoder: Decoder) -> None:
     def load() -> ShardWriter:
         raise ModelError("no such model")
 
-    run, spec = Run(tmp_path / "run"), TaskSpec.model_validate(TOY_SPEC)
     with pytest.raises(ModelError):
-        write_texts(
-            run,
-            spec,
-            load,
-            settings(spec, TEXTS).model_copy(update={"model": ModelRef(name="typo")}),
-            Listener(),
-            inputs=TEXTS,
-        )
+        write(run, decoder, inputs=TEXTS, load=load, model=ModelRef(name="typo"))
     assert write(run, decoder, inputs=TEXTS)[0] == "new"
 
 
@@ -240,8 +227,7 @@ def test_a_text_does_not_depend_on_the_order_of_inputs(tmp_path: Path, decoder: 
     assert found[2].items() <= found[0].items()
 
 
-def test_single_texts_are_written_per_label(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_single_texts_are_written_per_label(run: Run, decoder: Decoder) -> None:
     write(run, decoder, TOY_SPEC["inputs"], samples=40, num_inputs=None)
     rows = examples(run.shards)
     assert all(row.text_b is None and row.input is None for row in rows)
@@ -253,8 +239,7 @@ def test_the_reasons_for_rejection(tmp_path: Path, decoder: Decoder) -> None:
         run = Run(tmp_path / str(len(list(tmp_path.iterdir()))))
         many = {"num_inputs": None, "samples": 15, **options}
         write(run, decoder, inputs=TEXTS, **many)
-        lines = [line for path in run.rejected.glob("*.jsonl") for line in path.read_text().splitlines()]
-        return {json.loads(line)["reason"] for line in lines}
+        return {row["reason"] for row in rejected(run)}
 
     assert reasons() == {"no stop string", "newline", "empty"}
     assert reasons(keep_unfinished=True, keep_newlines=True) == {"empty"}
@@ -262,14 +247,12 @@ def test_the_reasons_for_rejection(tmp_path: Path, decoder: Decoder) -> None:
     assert "fewer than 9 tokens" in reasons(min_tokens=9, samples=5)
 
 
-def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_inputs_that_cannot_be_asked_about_are_dropped_alone(run: Run, decoder: Decoder) -> None:
     spec = {**TOY_SPEC, "stop": "»", "labels": {"1": {"instruction": "Same: «<X1>»\nThen: «"}}}
     options: dict[str, Any] = {"num_inputs": None, "samples": 60, "shard_size": 1024}
     _, reporter = write(run, decoder, spec, inputs=["fine", "x" * 250, "say «yes»"], **options)
     assert any("inputs left out: the input holds the stop string »" in note for note in reporter.notes)
-    lines = [json.loads(line) for line in (run.rejected / "00000.jsonl").read_text().splitlines()]
-    dropped = {row["text_a"][:5]: row["reason"] for row in lines if row["text_b"] is None}
+    dropped = {row["text_a"][:5]: row["reason"] for row in rejected(run) if row["text_b"] is None}
     assert dropped == {
         "xxxxx": "the prompt leaves less than 30 tokens of the model's context",
         "say «": "the input holds the stop string »",
@@ -277,15 +260,15 @@ def test_inputs_that_cannot_be_asked_about_are_dropped_alone(tmp_path: Path, dec
     assert made(run).counts["1"].written == 60
 
 
-def test_of_single_texts_only_those_whose_prompt_is_too_long_are_left_out(tmp_path: Path, decoder: Decoder) -> None:
+def test_of_single_texts_only_those_whose_prompt_is_too_long_are_left_out(run: Run, decoder: Decoder) -> None:
     spec = {
         "task_name": "t",
         "labels": {"a": {"instruction": 'Write: "'}, "b": {"instruction": f'Write {"very " * 50}much: "'}},
     }
     options: dict[str, Any] = {"num_inputs": None, "samples": 20}
-    _, reporter = write(Run(tmp_path / "run"), decoder, spec, **options)
+    _, reporter = write(run, decoder, spec, **options)
     assert reporter.notes.count("9 prompts left out: the prompt leaves less than 30 tokens of the model's context") == 2
-    counts = made(Run(tmp_path / "run")).counts
+    counts = made(run).counts
     assert (counts["a"].written, counts["b"].written) == (20, 0)
 
 
@@ -307,8 +290,7 @@ def test_variables_are_drawn_per_sample_and_shared_with_counter_prompts(decoder:
     assert asked == [task_prompts(spec, 42, Task(None, None, "b", sample), decoder.render) for sample in range(60)]
 
 
-def test_a_label_that_collapses_is_reported_while_it_happens(tmp_path: Path, decoder: Decoder) -> None:
-    run = Run(tmp_path / "run")
+def test_a_label_that_collapses_is_reported_while_it_happens(run: Run, decoder: Decoder) -> None:
     short = WIDE.model_copy(update={"max_new_tokens": 1})
     options: dict[str, Any] = {"num_inputs": None, "samples": 80, "sampling": short}
     reporter = Listener()
@@ -327,10 +309,10 @@ def test_a_spec_and_its_inputs_must_fit() -> None:
         generate(TaskSpec.model_validate(TOY_SPEC["inputs"]), inputs=["x"])
 
 
-def test_a_generator_of_one_and_the_same_input_is_an_error_not_a_loop(tmp_path: Path, decoder: Decoder) -> None:
+def test_a_generator_of_one_and_the_same_input_is_an_error_not_a_loop(run: Run, decoder: Decoder) -> None:
     options: dict[str, Any] = {"num_inputs": 500, "input_sampling": Sampling(top_k=1)}
     with pytest.raises(ModelError, match=r"further texts were new, and there are \d of 500 inputs; sample more widely"):
-        write(Run(tmp_path / "run"), decoder, **options)
+        write(run, decoder, **options)
 
 
 def test_texts_from_python_are_a_list_that_the_filter_takes() -> None:
@@ -345,22 +327,22 @@ def test_texts_from_python_are_a_list_that_the_filter_takes() -> None:
     assert kept.record.inputs.stop == '"', "the prompts' parts come with the texts"
 
 
-def test_a_run_from_python_is_the_command_lines(tmp_path: Path, toy_generator: Path) -> None:
+def test_a_run_from_python_is_the_command_lines(run: Run, toy_generator: Path) -> None:
     options: dict[str, Any] = {"model": str(toy_generator), "inputs": TEXTS, "samples": 2, "progress": False}
-    first = dino.generate(TOY_SPEC, run=tmp_path / "run", more={"0.5": 1}, **options)
+    first = dino.generate(TOY_SPEC, run=run.path, more={"0.5": 1}, **options)
     model = first.record.options.model
     assert (model.name, model.dtype, bool(model.fingerprint)) == (str(toy_generator), "float32", True)
     assert first.record.counts["0.5"].written == 3 * len(TEXTS)
-    again = dino.generate(TOY_SPEC, run=Run(tmp_path / "run"), more=["0.5=1"], **options)
+    again = dino.generate(TOY_SPEC, run=run, more=["0.5=1"], **options)
     assert (again.state, list(again), again.rejected) == ("done", list(first), first.rejected)
     assert "texts are up to date" in invoke(
-        *("generate", tmp_path / "run" / "spec.json", "--run", tmp_path / "run", "--model", toy_generator),
-        *("--inputs", tmp_path / "run" / "inputs.jsonl", "--samples", "2", "--more", "0.5=1"),
+        *("generate", run.spec, "--run", run.path, "--model", toy_generator),
+        *("--inputs", run.inputs, "--samples", "2", "--more", "0.5=1"),
     )
     in_run = dino.filter(again, dry_run=True, progress=False)
-    assert in_run.run and in_run.run.path == tmp_path / "run", "the run is filtered, where its texts are"
+    assert in_run.run and in_run.run.path == run.path, "the run is filtered, where its texts are"
     with pytest.raises(RunError, match=r"earlier calls asked for other extra samples; give more='0.5=1' first"):
-        dino.generate(TOY_SPEC, run=tmp_path / "run", more={"1": 1}, **options)
+        dino.generate(TOY_SPEC, run=run, more={"1": 1}, **options)
 
 
 @pytest.mark.parametrize(

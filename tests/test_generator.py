@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 import dino_pipeline as dino
 from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Sampling
 from tests.toys import char_tokenizer, chat_tokenizer, save_generator, tiny_model
 
 PROMPT, COUNTERS = 'Same: "A dog."\nThen: "', ['Near: "A dog."\nThen: "', 'Far: "A dog."\nThen: "']
@@ -94,10 +92,7 @@ def test_wrong_values_are_refused_by_name(generator: Generator, given: dict[str,
         ({"rows": 0}, "rows=0: must be at least 1"),
         ({"quantize": "2bit"}, "quantize='2bit': must be one of 8bit, 4bit"),
         ({"device": "gpu7"}, "device='gpu7': "),
-        (
-            {"device": "cpu", "device_map": "auto"},
-            "device='cpu': cannot be combined .*; leave out device or",
-        ),
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu': cannot be combined .*; leave out device or"),
         ({"model": "./nowhere"}, "./nowhere: "),
         ({"temperature": 2}, "temperature: there is no such option"),
     ],
@@ -105,8 +100,3 @@ def test_wrong_values_are_refused_by_name(generator: Generator, given: dict[str,
 def test_wrong_options_of_the_model_are_refused_by_name(given: dict[str, Any], message: str) -> None:
     with pytest.raises((dino.OptionError, dino.ModelError), match=message):
         dino.load_generator(**given)
-
-
-def test_sampling_has_bounds() -> None:
-    with pytest.raises(ValidationError):
-        Sampling(top_k=-3, top_p=7, decay=-1)

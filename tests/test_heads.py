@@ -12,10 +12,11 @@ import pytest
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.models import load_encoder
+from dino_pipeline.run import Run
 from dino_pipeline.training.adapters import adapt, contrast_classes
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.finetune import HEAD_FILE, fit_head
-from tests.commands import answer, execute, invoke
+from tests.commands import execute, invoke, refused
 
 pytestmark = pytest.mark.slow
 
@@ -47,18 +48,21 @@ def test_pairs_and_triplets_of_classes() -> None:
         adapt(alone, "scored pairs", "dino")
 
 
-def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path: Path) -> None:
+def record_of(run: Run) -> Any:
+    return json.loads(run.record_file.read_text())["finetune"]
+
+
+def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path: Path, run: Run) -> None:
     write_examples(tmp_path / "texts.jsonl", texts(60))
-    invoke(
-        "filter", tmp_path / "texts.jsonl", "--run", tmp_path / "run", "--near-duplicates", "0", "--label-type", "class"
-    )
-    few = ("--steps", "30", "--batch-size", "32", "--learning-rate", "1e-3", "--label-type", "class")
-    invoke("finetune", tmp_path / "run", *few)
-    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    classes = ("--label-type", "class")
+    invoke("filter", tmp_path / "texts.jsonl", "--run", run.path, "--near-duplicates", "0", *classes)
+    few = ("--steps", "30", "--batch-size", "32", "--learning-rate", "1e-3", *classes)
+    invoke("finetune", run.path, *few)
+    record = record_of(run)
     assert record["head"]["classes"] == ["10", "bad", "good"]
     assert record["head"]["accuracy"] > 90 and record["head"]["macro_f1"] > 90
     assert record["selection"]["measure"] == "Spearman"
-    folder = tmp_path / "run" / "model"
+    folder = run.model
     assert (folder / HEAD_FILE).exists()
     card = (folder / "README.md").read_text()
     assert f"right in {record['head']['accuracy']:.1f} of 100" in card
@@ -67,12 +71,12 @@ def test_an_encoder_of_classes_comes_with_a_head_and_its_card_predicts(tmp_path:
     program = program.replace("A text to classify.", "Item 99 was fine and lovely.")
     program = program.replace("And another one.", "Item 98 was awful and broken.")
     assert execute(program).strip() == "['good', 'bad']"
-    invoke("publish", tmp_path / "run", "--repo", "me/reviews", "--dry-run")
-    published = (tmp_path / "run" / "hub" / "model" / "README.md").read_text()
-    assert 'hf_hub_download("me/reviews", "head.safetensors")' in published
-    assert (tmp_path / "run" / "hub" / "model" / HEAD_FILE).read_bytes() == (folder / HEAD_FILE).read_bytes()
-    invoke("finetune", tmp_path / "run", *few, "--objective", "simcse", "--fresh", "--steps", "2")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
+    invoke("publish", run.path, "--repo", "me/reviews", "--dry-run")
+    published = run.hub / "model"
+    assert 'hf_hub_download("me/reviews", "head.safetensors")' in (published / "README.md").read_text()
+    assert (published / HEAD_FILE).read_bytes() == (folder / HEAD_FILE).read_bytes()
+    invoke("finetune", run.path, *few, "--objective", "simcse", "--fresh", "--steps", "2")
+    record = record_of(run)
     assert record["selection"]["measure"] == "alignment and uniformity", "which looks at no label"
     assert record["head"]["accuracy"] > 50
 
@@ -91,15 +95,13 @@ def test_a_head_is_fitted_to_no_more_texts_than_help(toy_encoder: Path, monkeypa
     assert len(set(seen)) == len(seen) == 12
 
 
-def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path) -> None:
+def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path, run: Run) -> None:
     """As in reviews of movies: what is classified is text_b, and text_a its input."""
     pairs = [Example(f"Title {at}", each.text_a, each.label) for at, each in enumerate(texts(20))]
     write_examples(tmp_path / "pairs.jsonl", pairs)
-    of_second = ("--column", "text_a=text_b", "--label-type", "class", "--run", tmp_path / "run")
+    of_second = ("--column", "text_a=text_b", "--label-type", "class", "--run", run.path)
     few = ("--encoder", toy_encoder, "--steps", "2", "--batch-size", "16")
     invoke("finetune", tmp_path / "pairs.jsonl", *of_second, *few)
-    record = json.loads((tmp_path / "run" / "run.json").read_text())["finetune"]
-    assert record["head"]["classes"] == ["10", "bad", "good"]
-    refused = answer("finetune", tmp_path / "pairs.jsonl", "--run", tmp_path / "x", "--label-type", "class")
-    assert refused.exit_code == 2
-    assert "holds classified pairs, but dino needs scored pairs" in refused.stderr
+    assert record_of(run)["head"]["classes"] == ["10", "bad", "good"]
+    said = refused("finetune", tmp_path / "pairs.jsonl", "--run", tmp_path / "x", "--label-type", "class")
+    assert "holds classified pairs, but dino needs scored pairs" in said

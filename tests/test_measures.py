@@ -28,6 +28,7 @@ def test_correlations_are_those_of_scipy_with_ties(seed: int, size: int, values:
     predicted, gold = draw.integers(0, values, size) / 8, draw.integers(0, 3, size).astype(float)
     if np.ptp(predicted) == 0 or np.ptp(gold) == 0:
         assert spearman(predicted, gold).value is None
+        assert spearman(predicted, gold).interval is None
         return
     assert spearman(predicted, gold).value == pytest.approx(spearmanr(predicted, gold)[0], abs=1e-9)
     assert pearson(predicted, gold).value == pytest.approx(pearsonr(predicted, gold)[0], abs=1e-9)

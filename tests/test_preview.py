@@ -20,7 +20,7 @@ from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import GenerateSettings
-from tests.commands import answer, invoke
+from tests.commands import invoke, refused
 from tests.test_spec import SPECS
 from tests.test_stops import byte_tokenizer
 from tests.toys import Listener
@@ -83,13 +83,11 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     single = invoke("preview", SPECS / "topics.json", "--run", tmp_path / "b", *short)
     assert "The whole job: 12 texts" in single
     (tmp_path / "one.json").write_text('{"task_name": "one", "labels": {"a": {"instruction": "Say: \\""}}}')
-    tiny = invoke(
-        "preview", tmp_path / "one.json", "--run", tmp_path / "c", "--samples", "1", *short[2:], "--texts", "1"
-    )
-    assert "The whole job: 1 texts" in tiny
-    refused = answer("preview", SPECS / "documents.json", "--run", tmp_path / "d", *short[:4])
-    assert (refused.exit_code, "none of the trial's texts was accepted" in refused.stderr) == (2, True), refused.output
-    assert "no stop string, such as '" in refused.stderr
+    few = ("--run", tmp_path / "c", "--samples", "1", *short[2:], "--texts", "1")
+    assert "The whole job: 1 texts" in invoke("preview", tmp_path / "one.json", *few)
+    nothing = refused("preview", SPECS / "documents.json", "--run", tmp_path / "d", *short[:4])
+    assert "none of the trial's texts was accepted" in nothing
+    assert "no stop string, such as '" in nothing
 
 
 @pytest.mark.parametrize(
@@ -144,16 +142,12 @@ def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, mo
     assert note.startswith("20.0 texts a second, 50.0 were measured by the preview: 4 minutes are left")
 
 
-def test_a_preview_from_python_keeps_its_estimate_only_with_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_preview_from_python_keeps_its_estimate_only_with_a_run(here: Path) -> None:
     options: dict[str, Any] = {"inputs": ["A man runs.", "A dog sleeps."], "samples": 1, "texts": 1, "progress": False}
     result = dino.preview("sts-x2", **options)
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())
     assert re.fullmatch(r"Preview\(6 texts would take about .* and .* GiB of memory\)", repr(result))
-    assert [(text.label, result.changed_share(text.label) is None) for text in result.texts] == [
-        *(("1", True), ("0.5", False), ("0", False))
-    ]
-    dino.preview("sts-x2", run=tmp_path / "run", **options)
-    assert (tmp_path / "run" / "estimate.json").exists()
+    unchanged = [(text.label, result.changed_share(text.label) is None) for text in result.texts]
+    assert unchanged == [("1", True), ("0.5", False), ("0", False)]
+    dino.preview("sts-x2", run=here / "run", **options)
+    assert (here / "run" / "estimate.json").exists()

@@ -1,28 +1,36 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from dino_pipeline.decoding import next_token
 from dino_pipeline.decoding.engine import uniforms
 from dino_pipeline.decoding.next_token import choose
 
+THREE = [0.2, 0.5, 0.3]
+ALMOST_1 = 1 - 2**-53
 
-def draw(probs: list[float], uniform: list[float], top_k: int = 0, top_p: float = 0) -> list[int]:
+
+@pytest.mark.parametrize(
+    ("probs", "uniform", "top_k", "top_p", "tokens"),
+    [
+        pytest.param(THREE, [0.0, 0.49, 0.51, 0.79, 0.81, 0.999], 0, 0, [1, 1, 2, 2, 0, 0], id="most probable first"),
+        pytest.param(THREE, [0.62, 0.63, 0.9999999], 2, 0, [1, 2, 2], id="top-k keeps the k most probable"),
+        pytest.param(THREE, [0.0, 0.99], 1, 0, [1, 1], id="the most probable alone"),
+        pytest.param(THREE, [0.62, 0.63, ALMOST_1], 0, 0.7, [1, 2, 2], id="top-p keeps the token that passes p"),
+        pytest.param(THREE, [0.99], 0, 0.4, [1], id="top-p keeps none after"),
+        # with k = 2 the first token has 5/8 of what is left, more than p
+        pytest.param(THREE, [0.99], 2, 0.6, [1], id="top-p looks at what top-k left"),
+        pytest.param(THREE, [0.99], 0, 0.6, [2], id="top-p alone"),
+        pytest.param([0.0, 1.0, 0.0], [0.0, 0.5, ALMOST_1], 3, 0, [1, 1, 1], id="never without probability"),
+    ],
+)
+def test_tokens_come_by_inverse_transform(
+    probs: list[float], uniform: list[float], top_k: int, top_p: float, tokens: list[int]
+) -> None:
     rows = torch.tensor([probs] * len(uniform)).log()
-    return choose(rows, torch.tensor(uniform, dtype=torch.float64), top_k, top_p).tolist()
-
-
-def test_tokens_come_by_inverse_transform_most_probable_first() -> None:
-    assert draw([0.2, 0.5, 0.3], [0.0, 0.49, 0.51, 0.79, 0.81, 0.999]) == [1, 1, 2, 2, 0, 0]
-
-
-def test_top_k_keeps_the_k_most_probable() -> None:
-    assert draw([0.2, 0.5, 0.3], [0.62, 0.63, 0.9999999], top_k=2) == [1, 2, 2]
-
-
-def test_the_most_probable_alone() -> None:
-    assert draw([0.2, 0.5, 0.3], [0.0, 0.99], top_k=1) == [1, 1]
+    assert choose(rows, torch.tensor(uniform, dtype=torch.float64), top_k, top_p).tolist() == tokens
 
 
 def test_where_a_number_falls_on_a_border() -> None:
@@ -36,21 +44,6 @@ def test_rounding_up_never_leaves_the_candidates() -> None:
     """A number next to 1 times the sum may be the sum."""
     rows = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
     assert next_token.draw(rows, torch.ones(2, dtype=torch.float64), 0).tolist() == [[1], [0]]
-
-
-def test_top_p_keeps_the_token_that_passes_p_and_none_after() -> None:
-    assert draw([0.2, 0.5, 0.3], [0.62, 0.63, 1 - 2**-53], top_p=0.7) == [1, 2, 2]
-    assert draw([0.2, 0.5, 0.3], [0.99], top_p=0.4) == [1]
-
-
-def test_top_p_looks_at_what_top_k_left() -> None:
-    """With k = 2 the first token has 5/8 of what is left, more than p = 0.6."""
-    assert draw([0.2, 0.5, 0.3], [0.99], top_k=2, top_p=0.6) == [1]
-    assert draw([0.2, 0.5, 0.3], [0.99], top_p=0.6) == [2]
-
-
-def test_a_token_without_probability_never_comes() -> None:
-    assert draw([0.0, 1.0, 0.0], [0.0, 0.5, 1 - 2**-53], top_k=3) == [1, 1, 1]
 
 
 def test_frequencies_are_the_probabilities() -> None:

@@ -27,11 +27,13 @@ from dino_pipeline.evaluation.suites.sts import (
     unlike_papers,
     usual_size,
 )
-from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, unit
+from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, ScoredPairs, unit
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.measures import RANKING
 from tests.commands import answer, invoke
 from tests.toys import Quiet, by_score
+
+pytestmark = pytest.mark.usefixtures("here")  # scores are written where the command runs
 
 SUBSETS = {
     "STS12": {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "surprise.OnWN": 750, "surprise.SMTnews": 399},
@@ -41,12 +43,6 @@ SUBSETS = {
     "STS16": {"answer-answer": 254, "headlines": 249, "plagiarism": 230, "postediting": 244, "question-question": 209},
 }
 WORDS = ["dog", "cat", "rain", "sun", "tree", "river", "stone", "bread"]
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are written where the command runs."""
-    monkeypatch.chdir(tmp_path)
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, str, str]]:
@@ -316,17 +312,21 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("kind", "rows", "said"),
     [
-        ([Example("a", None, "x"), Example("b", None, "x")], "all texts have the same class"),
-        ([Example("a", None, "x"), Example("b")], "example 2 has no class"),
-        ([Example("a", None, "x"), Example("b", "c", "y")], "examples 1 and 2 are a text and a pair"),
+        (Probe, [Example("a", None, "x"), Example("b", None, "x")], "all texts have the same class"),
+        (Probe, [Example("a", None, "x"), Example("b")], "example 2 has no class"),
+        (Probe, [Example("a", None, "x"), Example("b", "c", "y")], "examples 1 and 2 are a text and a pair"),
+        (ScoredPairs, [Example("a", None, 1.0)], "example 1 is not a scored pair"),
+        (ScoredPairs, [Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is not a scored pair"),
+        (ScoredPairs, [Example("a", "b", 1.0), Example("a", "c", 1.0)], "all pairs have the same label"),
+        (ScoredPairs, [Example("a", "b", 1.0), Example("a", "c")], "example 2 is not a scored pair"),
     ],
 )
-def test_texts_that_cannot_be_probed_are_refused(tmp_path: Path, rows: list[Example], said: str) -> None:
+def test_texts_without_what_a_suite_needs_are_refused(tmp_path: Path, kind: Any, rows: Any, said: str) -> None:
     write_examples(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=said):
-        Probe.read("rows", tmp_path / "rows.jsonl")
+        kind.read("rows", tmp_path / "rows.jsonl")
 
 
 def beir(folder: Path, documents: dict[str, str], queries: dict[str, str], judged: list[tuple[str, str, int]]) -> Path:
