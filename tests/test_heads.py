@@ -15,7 +15,7 @@ from dino_pipeline.models import load_encoder
 from dino_pipeline.run import Run
 from dino_pipeline.training.adapters import adapt, contrast_classes
 from dino_pipeline.training.corpus import Corpus
-from dino_pipeline.training.finetune import HEAD_FILE, fit_head
+from dino_pipeline.training.heads import HEAD_FILE, fit_head
 from tests.commands import execute, invoke, refused
 
 pytestmark = pytest.mark.slow
