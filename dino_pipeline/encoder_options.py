@@ -102,6 +102,10 @@ class Hyperparameters(Options):
     pooling: Annotated[Literal["mean", "cls", "lasttoken"], Flag(TRAINING)] = Field(
         default="mean", description="How token states become an embedding, for encoders without pooling of their own."
     )
+    whiten: Annotated[bool, Flag(TRAINING)] = Field(
+        default=False,
+        description="Before training, weight tokens by their rarity and whiten embeddings, both fitted to the texts.",
+    )
     mini_batch_size: Annotated[int | None, Flag(TRAINING)] = Field(
         default=None, ge=1, description="Rows encoded at once, with cached or accumulated gradients, to save memory."
     )

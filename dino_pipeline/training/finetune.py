@@ -36,6 +36,7 @@ from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
+from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.quality import (
@@ -47,6 +48,7 @@ from dino_pipeline.training.quality import (
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
 from dino_pipeline.training.training_texts import TrainingTexts, training_texts
+from dino_pipeline.training.whitening import MAX_WHITENED, whiten
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
     set_seed(job.seed)
     model = job.load()
+    if job.hyperparameters.whiten:
+        model = whiten(model, distinct_texts(corpus.examples)[:MAX_WHITENED])
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
