@@ -48,7 +48,7 @@ from dino_pipeline.training.quality import (
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
 from dino_pipeline.training.training_texts import TrainingTexts, training_texts
-from dino_pipeline.training.whitening import MAX_WHITENED, whiten
+from dino_pipeline.training.whitening import whiten
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     set_seed(job.seed)
     model = job.load()
     if job.hyperparameters.whiten:
-        model = whiten(model, distinct_texts(corpus.examples)[:MAX_WHITENED])
+        model = whiten(model, distinct_texts(corpus.examples))
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from dino_pipeline.models import Vectors, embed, pooling_of
 
 SHRINKAGE = 0.1
 """Share of the mean variance that is added to each direction's, so that directions of small variance stay small."""
-MAX_WHITENED = 20_000
-"""Texts that are enough for it."""
+MAX_FITTED = 20_000
+"""Texts that it is fitted to. More do not make it better."""
 MIN_TEXTS = 100
 """Fewer texts do not tell what is frequent."""
 
@@ -43,6 +44,8 @@ def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransfor
         raise OptionError(
             f"needs {MIN_TEXTS} different texts and more; these are {len(texts)}", option="whiten", value=True
         )
+    if len(texts) > MAX_FITTED:
+        texts = Random(0).sample(texts, MAX_FITTED)
     modules: list[nn.Module] = []
     for module in model:
         if isinstance(module, Pooling):
@@ -51,7 +54,13 @@ def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransfor
     weighted = SentenceTransformer(modules=modules, device=str(model.device))
     weight, bias = whitening(embed(weighted, texts, normalize=False))
     modules.append(Dense(len(bias), len(bias), activation_function=nn.Identity(), init_weight=weight, init_bias=bias))
-    return SentenceTransformer(modules=modules, device=str(model.device))
+    return SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+    )
 
 
 def _rarity_weights(model: SentenceTransformer, texts: Sequence[str]) -> WordWeights:

@@ -1,0 +1,62 @@
+"""Token weights and whitening, fitted to texts before an encoder is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dino_pipeline.errors import OptionError
+from dino_pipeline.examples import read_examples
+from dino_pipeline.models import embed, load_encoder, mean_cosine
+from dino_pipeline.pocket import GOLD_DEV
+from dino_pipeline.training.corpus import distinct_texts
+from dino_pipeline.training.whitening import SHRINKAGE, whiten, whitening
+from tests.toys import static_encoder
+
+TEXTS = distinct_texts(list(read_examples(GOLD_DEV))[:200])
+
+
+def test_whitened_vectors_have_no_mean_and_no_direction_that_dominates() -> None:
+    random = np.random.default_rng(0)
+    vectors = (random.normal(size=(500, 8)) * [50, 9, 1, 1, 1, 1, 0.1, 0.0] + 3).astype(np.float32)
+    weight, bias = whitening(vectors)
+    white = vectors @ weight.numpy().T + bias.numpy()
+    assert abs(white.mean(axis=0)).max() < 1e-3
+    covariance = np.cov(white, rowvar=False)
+    assert abs(covariance - np.diag(np.diag(covariance))).max() < 1e-2, "the directions are independent"
+    variances = np.cov(vectors, rowvar=False).trace() / 8 * SHRINKAGE
+    assert covariance.diagonal().max() == pytest.approx(50**2 / (50**2 + variances), rel=0.1)
+
+
+def test_an_encoder_is_whitened_by_stock_modules(toy_encoder: Path, tmp_path: Path) -> None:
+    plain = load_encoder(str(toy_encoder))
+    model = whiten(plain, TEXTS)
+    assert [type(module).__name__ for module in model] == ["Transformer", "WordWeights", "Pooling", "Dense"]
+    assert abs(mean_cosine(model, TEXTS)) < 0.2 < mean_cosine(plain, TEXTS)
+    assert not any(parameter.requires_grad for parameter in model[1].parameters())
+    model.save(str(tmp_path / "model"), create_model_card=False)
+    np.testing.assert_allclose(embed(load_encoder(str(tmp_path / "model")), TEXTS), embed(model, TEXTS), atol=1e-5)
+
+
+def test_a_token_weighs_what_its_rarity_says(toy_encoder: Path) -> None:
+    model = whiten(load_encoder(str(toy_encoder)), ["a" * 40] * 99 + ["ab"])
+    weights = model[1].emb_layer.weight[:, 0]
+    ids = model.tokenizer("abc")["input_ids"]
+    of_a, of_b, unseen = (weights[model.tokenizer.convert_tokens_to_ids(letter)] for letter in "abc")
+    assert len(ids) >= 3
+    torch.testing.assert_close(of_a, torch.tensor(np.log(101 / 100), dtype=torch.float32))
+    torch.testing.assert_close(of_b, torch.tensor(np.log(101), dtype=torch.float32))
+    torch.testing.assert_close(unseen, of_b)
+
+
+def test_an_encoder_that_cannot_be_whitened_is_refused(toy_encoder: Path) -> None:
+    for model, texts, said in (
+        (load_encoder(str(toy_encoder), pooling="cls"), TEXTS, "needs an encoder with mean pooling"),
+        (static_encoder(), TEXTS, "needs an encoder with mean pooling"),
+        (load_encoder(str(toy_encoder)), TEXTS[:99], "needs 100 different texts and more; these are 99"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            whiten(model, texts)
