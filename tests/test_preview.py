@@ -20,7 +20,7 @@ from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import GenerateSettings
-from tests.commands import invoke, refused
+from tests.commands import answer, invoke, refused
 from tests.test_spec import SPECS
 from tests.test_stops import byte_tokenizer
 from tests.toys import Listener
@@ -82,6 +82,8 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     short = ("--samples", "3", "--max-new-tokens", "5", "--keep-unfinished", "--keep-newlines")
     single = invoke("preview", SPECS / "topics.json", "--run", tmp_path / "b", *short)
     assert "The whole job: 12 texts" in single
+    cut_off = answer("preview", *job[:2], tmp_path / "e", *job[3:], "--texts", "1", "--max-new-tokens", "10").stderr
+    assert re.search(r'note: label "0.5": \d\d% of its texts run to the token limit; try .* --max-new-tokens', cut_off)
     (tmp_path / "one.json").write_text('{"task_name": "one", "labels": {"a": {"instruction": "Say: \\""}}}')
     few = ("--run", tmp_path / "c", "--samples", "1", *short[2:], "--texts", "1")
     assert "The whole job: 1 texts" in invoke("preview", tmp_path / "one.json", *few)

@@ -47,7 +47,7 @@ def whole(pocket_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = shutil.copytree(pocket_run, tmp_path_factory.mktemp("runs") / "whole")
     said = invoke("report", run)
     assert "left out" not in said
-    assert "8 pictures" in said
+    assert "9 pictures" in said
     return run
 
 
@@ -108,7 +108,7 @@ def test_a_whole_run_has_every_section_and_needs_nothing_else(whole: Path) -> No
     assert f"script-src 'sha256-{digest}'" in page
     pictures = sorted(path.stem for path in (whole / "pictures").iterdir())
     assert pictures == sorted(
-        ["balance", "curves", "diversity", "funnel", "lengths", "margins", "scores", "similarity"]
+        ["balance", "curves", "diversity", "funnel", "lengths", "losses", "margins", "scores", "similarity"]
     )
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (whole / "pictures").iterdir())
     assert read.tags["svg"] == len(pictures)

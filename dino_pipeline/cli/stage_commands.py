@@ -279,8 +279,8 @@ def evaluate_command(targets: tuple[str, ...], **given: Any) -> None:
 @command
 @flags(ReportOptions)
 def report_command(run: Path, **given: Any) -> None:
-    """Write report.html, a page that needs no other file: prompts, funnel, balance, lengths, similarity, diversity,
-    training, scores, samples and lineage of a RUN; and its pictures as PNG."""
+    """Write report.html, a page that needs no other file: prompts, losses, funnel, balance, lengths, similarity,
+    diversity, training, scores, samples and lineage of a RUN; and its pictures as PNG."""
     from dino_pipeline.publishing.report import report
 
     written = report(run, progress=Console(wording=COMMAND_LINE), **given)

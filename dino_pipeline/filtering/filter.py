@@ -18,6 +18,7 @@ from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
 from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filter_run, look
+from dino_pipeline.filtering.losses import note_losses
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
@@ -195,6 +196,8 @@ def filter(
         else:
             state, record = filter_run(run, chosen, runtime, texts)
             result = FilteredPairs(run, record, "done" if state == "done" else "new")
+        if not chosen.ablate:
+            note_losses(run, result.record, reporter)
         return result.in_memory() if is_temporary else result
 
 

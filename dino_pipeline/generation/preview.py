@@ -25,6 +25,7 @@ from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files, write_json
+from dino_pipeline.filtering.losses import Losses, losses_of_trial
 from dino_pipeline.generate_options import PreviewOptions
 from dino_pipeline.generation.engines import local_engine
 from dino_pipeline.generation.generate_stage import write_texts
@@ -71,6 +72,8 @@ class Estimate:
     """Mean margin by label."""
     tokens: float
     """Tokens per text, on average."""
+    losses: Losses
+    """Why texts are lost, up to the filter's rules about single texts."""
 
     def write(self, run: Run, key: Mapping[str, JsonValue]) -> None:
         """Store it in a run's folder, for `SpeedMonitor`."""
@@ -134,6 +137,8 @@ def preview(
         loading = time.monotonic() - started  # a run begins like this, too
         estimate, some_inputs = measure(decoder, task, inputs, settings, reporter, loading=loading)
         texts = preview_texts(decoder, task, some_inputs, settings, chosen.texts)
+        for message, remedy in estimate.losses.notes(task, settings.sampling.max_new_tokens):
+            reporter.note(message, remedy)
     if chosen.run:
         estimate.write(Run(chosen.run), estimate_key(settings))
     return Preview(task, texts, estimate)
@@ -261,6 +266,7 @@ def measure(
         run, part, record, stopwatch = _run_trials(Path(folder), EngineWriter(decoder), spec, inputs, whole, reporter)
         examples = (example for path in shard_files(run.shards) for example in iter_examples(path))
         some = list(dict.fromkeys(example.text_a for example in examples))[:8] if spec.needs_inputs else []
+        losses = losses_of_trial(run, spec, record)
     written = sum(count.written for count in record.counts.values())
     prompts = [1 + len(label.counter_labels) for label in spec.labels.values()]
     rate = stopwatch.per_second("texts", round(decoder.rows / (sum(prompts) / len(prompts))))
@@ -277,6 +283,7 @@ def measure(
         accepted={label: count.accepted / max(count.written, 1) for label, count in record.counts.items()},
         margins=record.mean_margins,
         tokens=tokens,
+        losses=losses,
     )
     return estimate, some
 

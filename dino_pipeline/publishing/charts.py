@@ -145,6 +145,19 @@ def draw_bars(
     _add_legend(panel, panel.containers, list(series))
 
 
+def draw_stacks(panels: Sequence[Axes], parts: Mapping[str, Sequence[float]], names: Sequence[str], unit: str) -> None:
+    """Draw a bar for each name, cut into parts; each part has a value for every name."""
+    (panel,) = panels
+    starts = [0.0] * len(names)
+    for values, colour in zip(parts.values(), cycle(COLOURS), strict=False):
+        panel.barh(range(len(names)), values, 0.7, left=starts, color=colour)
+        starts = [start + value for start, value in zip(starts, values, strict=True)]
+    _name_rows(panel, names)
+    panel.set_xlim(0, 100)
+    panel.set_xlabel(unit)
+    _add_legend(panel, panel.containers, list(parts))
+
+
 def draw_histogram(panels: Sequence[Axes], histogram: Histogram, unit: str) -> None:
     """Draw the distribution of a value by label, in percent of the label's values."""
     (panel,) = panels

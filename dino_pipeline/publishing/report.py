@@ -31,6 +31,7 @@ from dino_pipeline.evaluation.compare import Comparison
 from dino_pipeline.evaluation.evaluate import candidates_of
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.files import write_bytes
+from dino_pipeline.filtering.losses import losses_of
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import accepts
@@ -38,11 +39,19 @@ from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import ReportOptions
 from dino_pipeline.publishing import charts, report_data
 from dino_pipeline.publishing.report_data import ReportSource, SectionMissing
-from dino_pipeline.publishing.run_texts import OpenedRun, RunTexts
+from dino_pipeline.publishing.run_texts import OpenedRun, RunTexts, in_order
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import EvaluateRecord, FinetuneRecord, GenerateRecord, HistoryPoint, StageRecord
+from dino_pipeline.stage_records import (
+    EvaluateRecord,
+    FinetuneRecord,
+    GenerateRecord,
+    HistoryPoint,
+    StageRecord,
+)
 
+MOST_CAUSES = 6
+"""Causes of losses that are shown by themselves: the most frequent ones."""
 HYPER_PARAMETERS = ("epochs", "batch_size", "learning_rate", "seed")
 MOST_SCORES = 40
 """Scores that the chart shows; the table lists all."""
@@ -171,6 +180,41 @@ def _headline(source: ReportSource) -> list[tuple[str, str]]:
         headline.append(("encoder", visible(Path(encoder.name).name, 60)))
         headline.append((f"best dev {measure_title(selection.measure)}", number(selection.best)))
     return headline
+
+
+def losses(source: ReportSource) -> list[Block]:
+    """Return the share of each label's texts that is lost for each cause, what to do, and the inputs left out."""
+    generated = source.record.generate if source.record.generate and source.record.generate.is_done else None
+    filtered = source.record.filter if source.record.filter and source.record.filter.is_done else None
+    found = losses_of(source.run, generated, filtered)
+    labels = in_order(sorted(found.written, key=lambda label: -found.written[label])[: report_data.MOST_LABELS])
+    if not labels:
+        raise SectionMissing("", "{generate()} has not ended")
+    shares = {cause: [100 * found.share(cause, label) for label in labels] for cause in found.lost}
+    rare = [shares.pop(cause) for cause in list(shares)[MOST_CAUSES:]]
+    if rare:
+        shares["other reasons"] = [sum(of_label) for of_label in zip(*rare, strict=True)]
+    lost = [sum(of_label) for of_label in zip(*shares.values(), strict=True)] or [0.0] * len(labels)
+    left = [max(0.0, 100 - share) for share in lost]
+    parts = {"are kept" if filtered else "are accepted": left, **shares}
+    rows = [[visible(name, 60), *(f"{share:.1f} %" for share in of_label)] for name, of_label in parts.items()]
+    picture = charts.draw_picture(
+        "losses",
+        "What becomes of the texts of each label",
+        DataTable("Share of each label's texts", ["texts that", *(visible(label, 40) for label in labels)], rows),
+        lambda panels: charts.draw_stacks(panels, parts, labels, "% of the label's"),
+        height=0.4 * len(labels) + 0.8 + charts.legend_height(parts),
+    )
+    blocks: list[Block] = [picture]
+    if generated and source.spec:
+        for message, remedy in found.notes(source.spec, generated.options.sampling.max_new_tokens):
+            blocks.append(Paragraph(visible(message), remedy))
+    left_out = source.texts.rows(
+        "SELECT reason, count(*) FROM rejected WHERE label IS NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
+    for reason, count in left_out[:MOST_CAUSES]:
+        blocks.append(Paragraph(f"{number(count)} left out before writing: {visible(str(reason), 80)}"))
+    return blocks
 
 
 def training(source: ReportSource) -> list[Block]:
@@ -319,6 +363,7 @@ def _texts_per_second(generated: GenerateRecord) -> Facts:
 SECTIONS: Sequence[tuple[str, str, Callable[[ReportSource], list[Block]]]] = (
     ("spec", "Task spec and prompts", report_data.spec),
     ("generation", "Generation", report_data.generation),
+    ("losses", "Why texts are lost", losses),
     ("funnel", "Filter", report_data.funnel),
     ("balance", "Label balance", report_data.balance),
     ("similarity", "Similarity within pairs", report_data.similarity),

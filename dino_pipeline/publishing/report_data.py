@@ -148,7 +148,7 @@ def _prompts(spec: TaskSpec) -> list[PromptText]:
 
 
 def generation(source: ReportSource) -> list[Block]:
-    """Return how many texts were written and accepted, their margins, and why texts were rejected at once."""
+    """Return how many texts were written and accepted, and their margins."""
     generated = source.done(GenerateRecord)
     rows = []
     for label, count in generated.counts.items():
@@ -157,9 +157,6 @@ def generation(source: ReportSource) -> list[Block]:
         rows.append([visible(label, 40), *cells])
     caption = "Texts by label; the margin is the mean log-probability per token above the best counter-label's"
     blocks: list[Block] = [DataTable(caption, ["label", "written", "accepted", "share", "mean margin"], rows)]
-    if reasons := source.texts.rows("SELECT reason, count(*) FROM rejected GROUP BY 1 ORDER BY 2 DESC, 1"):
-        rejected = [[visible(str(reason), 80), number(count)] for reason, count in reasons[:MOST_LABELS]]
-        blocks.append(DataTable("Rejected while writing", ["reason", "texts"], rejected))
     title = "How much likelier texts are under their own instruction than under the best counter-label's"
     margins = _distribution(source, "written", "margin", "margins", title, "Margins", "margin (nats per token)", ".3f")
     return [*blocks, margins] if isinstance(margins, Picture) else blocks
