@@ -86,19 +86,18 @@ def kept(file: Path, work: Callable[[], Result]) -> Result:
     return dict(json.loads(file.read_text()))
 
 
-def spearman(encoder: Any, dev: Pairs, model: str = "encoder") -> float | None:
-    """Return the Spearman x 100 of an encoder in memory, or of the baseline ``model``."""
-    return dino.evaluate(encoder, data={"dev": dev}).value("spearman", model=model)
+def score(encoder: Any, dev: Pairs) -> Result:
+    """Return the Spearman x 100 of an encoder in memory, and of word overlap."""
+    scores = dino.evaluate(encoder, data={"dev": dev})
+    return {"spearman": scores.value("spearman"), "overlap": scores.value("spearman", model=WORD_OVERLAP)}
 
 
 def starts(folder: Path, encoder: str, inputs: Sequence[str], dev: Pairs) -> dict[str, Result]:
     """Score what needs no training."""
-    steps: dict[str, Callable[[], Result]] = {
-        "word overlap": lambda: {"spearman": spearman(load_encoder(encoder), dev, WORD_OVERLAP)},
-        "untrained": lambda: {"spearman": spearman(load_encoder(encoder), dev)},
-        "whitened": lambda: {"spearman": spearman(whiten(load_encoder(encoder), inputs), dev)},
-    }
-    return {name: kept(folder / f"{name}.json", work) for name, work in steps.items()}
+    before = kept(folder / "untrained.json", lambda: score(load_encoder(encoder), dev))
+    whitened = kept(folder / "whitened.json", lambda: score(whiten(load_encoder(encoder), inputs), dev))
+    overlap = {**before, "spearman": before.get("overlap"), "minutes": 0.0}
+    return {"word overlap": overlap, "untrained": before, "whitened": whitened}
 
 
 def write(run: Path, **options: Any) -> Result:
@@ -109,7 +108,7 @@ def write(run: Path, **options: Any) -> Result:
 def train(cell: Path, source: object, dev: Pairs, **options: Any) -> Result:
     """Train and score an encoder."""
     encoder = dino.finetune(source, run=cell, pooling="mean", **options)
-    return {"spearman": spearman(encoder, dev), "minutes": encoder.dino.record.seconds / 60}
+    return {**score(encoder, dev), "minutes": encoder.dino.record.seconds / 60}
 
 
 def line(name: str, learns_from: str, results: Sequence[Result]) -> str:

@@ -35,10 +35,23 @@ def test_published_data_is_read(tmp_path: Path) -> None:
     assert dev == [('A "cat.', "A dog.", 0.5)]
 
 
+@pytest.mark.parametrize(
+    ("results", "cells"),
+    [
+        ([{"spearman": 71.0, "minutes": 1.0}], "71.0 |  | 1.0"),
+        ([{"spearman": 71.0, "minutes": 1.0}, {"spearman": 72.0, "minutes": 2.0}], "71.5 | 71.0 .. 72.0 | 1.5"),
+        ([{"spearman": None, "minutes": 1.0}], "0.0 |  | 1.0"),
+        ([{"refused": "simcse: the encoder has no dropout"}], "refused: simcse: the encoder has no dropout | |"),
+    ],
+)
+def test_lines_hold_mean_and_range_or_a_refusal(results: list[real.Result], cells: str) -> None:
+    assert real.line("plain, simcse", "sentences", results) == f"| plain, simcse | sentences | {cells} |"
+
+
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--models", "pocket", "--samples", "1", "--seeds", "2", "--steps", "2", "--folder", str(tmp_path)]
-    arguments += ["--objective", "simcse-sup", "--objective", "declutr", "--parts", "starts", "--parts", "whitened"]
+    arguments += ["--objective", "simcse-sup", "--parts", "starts", "--parts", "whitened"]
     first = CliRunner().invoke(real.main, [*arguments, "--inputs", "120"], catch_exceptions=False)
     table = (tmp_path / "table.md").read_text()
     assert table in first.output
@@ -47,7 +60,6 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
         "| untrained",
         "| whitened",
         "| whitened, simcse-sup",
-        "| whitened, declutr",
     ]
     for name in ("generate", "filter", "evaluate"):
         monkeypatch.setattr(dino, name, None)
