@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import COLUMN_NAMES
+from dino_pipeline.models import STATIC
 from dino_pipeline.options import Flag, Options, RunFolder, flags_of
 from dino_pipeline.text import as_number
 
@@ -146,7 +147,9 @@ class TrainingOptions(ChosenHyperparameters):
     """Options that a training by one objective and a comparison of several have in common."""
 
     encoder: Annotated[str, Flag(TRAINING, metavar="MODEL")] = Field(
-        default="pocket", description="Encoder to start from: a folder or Hub id."
+        default="pocket",
+        description="Encoder to start from: a folder or Hub id. static:MODEL: a table of its token vectors, "
+        "without its layers.",
     )
     revision: Annotated[str | None, Flag(TRAINING)] = Field(
         default=None, description="Revision of the encoder on the Hub."
@@ -179,6 +182,13 @@ class TrainingOptions(ChosenHyperparameters):
         default=None,
         description="Pairs scored by people that choose the best checkpoint instead. Card and scores say so.",
     )
+
+    @field_validator("encoder")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.removeprefix(STATIC):
+            raise ValueError("names no model; give a folder or a Hub id after static:")
+        return value
 
     @field_validator("column")
     @classmethod

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dino_pipeline.errors import ModelError, OptionError, first_line
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 """Name of the embedded models."""
+STATIC = "static:"
+"""Before an encoder's name: a static student of it."""
 POCKET_FOLDER = Path(__file__).parent / "pocket"
 ALLOW_PICKLE = "DINO_ALLOW_PICKLE"
 """Environment variable that allows pickled weights; it reaches processes that this one starts, too."""
@@ -48,7 +50,7 @@ class ModelRef(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """As the user wrote it: ``pocket``, a folder, or a Hub id."""
+    """``pocket``, a folder as the user wrote it, or a Hub id."""
     revision: str | None = None
     """Revision on the Hub."""
     fingerprint: str | None = None
@@ -64,6 +66,13 @@ class ModelRef(BaseModel):
     """Bits of the weights, by bitsandbytes."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
+    static: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether a table made of the model's token vectors is meant, in place of the model."""
+
+    @property
+    def written(self) -> str:
+        """Return the name as it is given to an option: ``static:`` before the model of a static student."""
+        return f"{STATIC}{self.name}" if self.static else self.name
 
     def path(self, role: Role) -> str:
         """Return what loaders take: the folder of an embedded model, any other name as it is."""
@@ -229,9 +238,20 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
 
 
 def pooling_of(model: SentenceTransformer) -> str:
-    from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
-    return next((str(module.pooling_mode) for module in model if isinstance(module, Pooling)), "none of its own")
+    for module in model:
+        if isinstance(module, Pooling):
+            return str(module.pooling_mode)
+        if isinstance(module, StaticEmbedding):
+            return str(module.embedding.mode)
+    return "none of its own"
+
+
+def max_length_of(model: SentenceTransformer) -> int | None:
+    """Return how many tokens of a text an encoder reads, None if there is no limit."""
+    length = model.max_seq_length
+    return None if length is None or length == float("inf") else int(length)
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str], *, normalize: bool = True) -> Vectors:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 import dino_pipeline as dino
 from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
-from dino_pipeline.errors import DataError, ModelError, OptionError, RunError
+from dino_pipeline.errors import DataError, DinoError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.models import ModelRef, load_encoder, pooling_of
 from dino_pipeline.processes import Stopped
@@ -29,6 +29,7 @@ from dino_pipeline.training.objectives import Objective, TrainingContext, get_ob
 from dino_pipeline.training.quality import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
+from dino_pipeline.training.whitening import static_student, whitening
 from tests.pairs import Words
 from tests.records import chosen_by, recorded, write_record
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
@@ -349,6 +350,53 @@ def test_word_vectors_learn_what_needs_no_dropout_and_no_masks(tmp_path: Path, t
         run = Run(tmp_path / name)
         train(run, TRAINING.updated(max_length=8), objective=name, load=static_encoder, reporter=Listener())
         assert SentenceTransformer(str(run.model)).encode("a").shape == (8,)
+
+
+def test_a_static_student_is_a_table_of_its_encoder_s_tokens(
+    tmp_path: Path, data: tuple[Path, Path], toy_encoder: Path
+) -> None:
+    options: dict[str, Any] = {"steps": 2, "batch_size": 8, "progress": False, "run": tmp_path / "run"}
+    student = dino.finetune(str(data[0]), encoder=f"static:{toy_encoder}", **options)
+    source, run = load_encoder(str(toy_encoder)), Run(tmp_path / "run")
+    record = run.record().finetune
+    assert record is not None and record.pooling == "mean"
+    assert (record.options.encoder.name, record.options.encoder.static) == (str(toy_encoder), True)
+    assert "texts of any length become" in card(run) and "a table of the token vectors of `" in card(run)
+    assert dino.finetune(str(data[0]), encoder=f"static:{toy_encoder}", **options).dino.state == "done"
+    with pytest.raises(RunError, match="encoder"):
+        dino.finetune(str(data[0]), encoder=str(toy_encoder), **options)
+    scores = dino.evaluate(run, data=str(data[1]), progress=False)
+    names = [model.name for model in scores.file.models]
+    assert names == [f"{toy_encoder.name} before", f"static:{toy_encoder.name} finetuned"]
+    assert student.transformers_model is None and source.transformers_model is not None
+    for wrong, said in (
+        ({"pooling": "cls"}, "brings its own pooling"),
+        ({"whiten": True}, "layers and mean pooling"),
+        ({"objective": "simcse"}, "no dropout"),
+        ({"mini_batch_size": 4}, "word vectors"),
+    ):
+        with pytest.raises(DinoError, match=said):
+            dino.finetune(str(data[0]), encoder=f"static:{toy_encoder}", **{**options, "run": None}, **wrong)
+
+
+def test_a_static_student_whitens_weighted_means_of_token_vectors(toy_encoder: Path) -> None:
+    source, texts = load_encoder(str(toy_encoder)), [text for row in rows(96) for text in row.texts]
+    student = static_student(source, texts)
+    ids = [source.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    table = source.transformers_model.get_input_embeddings().weight.detach().numpy()
+    held = {token: sum(token in text for text in ids) for text in ids for token in text}
+    weights = {token: np.log((len(texts) + 1) / count) for token, count in held.items()}
+    means = np.stack([np.mean([table[token] * weights[token] for token in text], axis=0) for text in ids])
+    weight, bias = whitening(means)
+    expected = means @ weight.numpy().T + bias.numpy()
+    found = student.encode(texts)
+    assert np.allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=1e-5)
+    for few, encoder, said in (
+        (texts[:9], source, "needs 100 different texts"),
+        (texts, student, "encoder with layers"),
+    ):
+        with pytest.raises(DinoError, match=said):
+            static_student(encoder, few)
 
 
 def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train) -> None:

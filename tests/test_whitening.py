@@ -54,8 +54,8 @@ def test_a_token_weighs_what_its_rarity_says(toy_encoder: Path) -> None:
 
 def test_an_encoder_that_cannot_be_whitened_is_refused(toy_encoder: Path) -> None:
     for model, texts, said in (
-        (load_encoder(str(toy_encoder), pooling="cls"), TEXTS, "needs an encoder with mean pooling"),
-        (static_encoder(), TEXTS, "needs an encoder with mean pooling"),
+        (load_encoder(str(toy_encoder), pooling="cls"), TEXTS, "needs an encoder with layers and mean pooling"),
+        (static_encoder(), TEXTS, "needs an encoder with layers and mean pooling"),
         (load_encoder(str(toy_encoder)), TEXTS[:99], "needs 100 different texts and more; these are 99"),
     ):
         with pytest.raises(OptionError, match=said):

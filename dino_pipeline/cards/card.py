@@ -175,8 +175,8 @@ class ModelCard:
     title: str
     dimension: int
     """Length of an embedding."""
-    max_length: int
-    """In tokens."""
+    max_length: int | None
+    """In tokens; None if there is no limit."""
     finetuned: FinetuneRecord
     origin: TextsOrigin
     citation: str

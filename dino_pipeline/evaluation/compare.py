@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run
 from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet
 from dino_pipeline.files import write_atomic, write_bytes
-from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_path
+from dino_pipeline.models import POCKET, ModelRef, load_encoder
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for, table, table_html
 from dino_pipeline.run import Run
@@ -154,23 +155,23 @@ def compare(
     own = Run.of(source)
     to_keep = chosen.run or (own.comparison if own else None)
     with reporter_for(progress) as reporter, folder_or_temporary(to_keep) as folder:
-        sets = _sets(chosen, own, reporter)
+        sets = _sets(chosen, own, reporter, of_pocket=encoder.name == POCKET)
         comparison = Comparison(
             encoder=encoder,
             texts=texts.settings(),
             seeds=tuple(_seeds(chosen)),
             training={job.objective.name: job.hyperparameters for job in jobs},
-            rows=(*_baseline_rows(encoder, sets, reporter), *_trained_rows(jobs, chosen, sets, folder, reporter)),
+            rows=(*_baseline_rows(jobs[0], sets, reporter), *_trained_rows(jobs, chosen, sets, folder, reporter)),
         )
         files = _write(comparison, folder)
     return comparison.updated(files=files) if to_keep else comparison
 
 
-def _sets(options: CompareOptions, own: Run | None, reporter: Reporter) -> list[EvaluationSet]:
+def _sets(options: CompareOptions, own: Run | None, reporter: Reporter, *, of_pocket: bool) -> list[EvaluationSet]:
     """Return the sets of scored pairs to evaluate on."""
     suites = [*(["pairs"] if options.data else []), *([options.suite] if options.suite else [])]
     wanted = EvaluateOptions.of({"suite": tuple(suites), "data": options.data})
-    return evaluation_sets(wanted, [own] if own else [], reporter, of_pocket=options.encoder == POCKET)
+    return evaluation_sets(wanted, [own] if own else [], reporter, of_pocket=of_pocket)
 
 
 def _training_job(name: str, options: CompareOptions, texts: TrainingTexts) -> TrainingJob:
@@ -194,10 +195,11 @@ def _seeds(options: CompareOptions) -> range:
     return range(options.seed, options.seed + options.seeds)
 
 
-def _baseline_rows(encoder: ModelRef, sets: Sequence[EvaluationSet], reporter: Reporter) -> list[ComparisonRow]:
+def _baseline_rows(job: TrainingJob, sets: Sequence[EvaluationSet], reporter: Reporter) -> list[ComparisonRow]:
     """Return the rows of word overlap and of the encoder as it is."""
-    untrained = load_encoder(model_path(encoder.name, "encoder"), encoder.revision)
-    scores = {WORD_OVERLAP: baselines(sets), UNTRAINED: scores_of(UNTRAINED, untrained, sets, reporter)}
+    encoder = job.encoder
+    loaded = job.start if encoder.static else partial(load_encoder, encoder.path("encoder"), encoder.revision)
+    scores = {WORD_OVERLAP: baselines(sets), UNTRAINED: scores_of(UNTRAINED, loaded(), sets, reporter)}
     rows = []
     for name, of_name in scores.items():
         values = {score.data: (score.measures["spearman"].value,) for score in of_name}

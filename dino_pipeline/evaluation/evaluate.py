@@ -19,7 +19,7 @@ from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
 from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
-from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_fingerprint, model_path
+from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of, model_fingerprint, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions
@@ -63,7 +63,7 @@ class Candidate:
             commit=getattr(backbone.config, "_commit_hash", None) if backbone is not None else None,
             fingerprint=None if self.path is None else model_fingerprint(self.path),
             dimension=model.get_embedding_dimension(),
-            max_length=model.max_seq_length,
+            max_length=max_length_of(model),
         )
 
     @property
@@ -301,7 +301,8 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
         raise OptionError(f"{name}: holds no trained encoder", f"run {{finetune({name})}} first")
     encoder = trained.options.encoder
     shown = _public_name(encoder) if only_run else encoder.name
-    finetuned = f"{shown} finetuned" if only_run else f"{shown} finetuned on {name.rstrip('/')}"
+    student = f"{STATIC}{shown}" if encoder.static else shown
+    finetuned = f"{student} finetuned" if only_run else f"{student} finetuned on {name.rstrip('/')}"
     return [
         Candidate(f"{shown} before", encoder.path("encoder"), encoder.revision),
         Candidate(finetuned, str(run.model), None, _human_labels(trained)),

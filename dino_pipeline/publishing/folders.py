@@ -33,7 +33,7 @@ from dino_pipeline.examples import iter_examples
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.measures import measure_title
-from dino_pipeline.models import POCKET, ModelRef, load_encoder, model_fingerprint
+from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of, model_fingerprint
 from dino_pipeline.publish_options import PublishOptions
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.run_texts import DataShape, OpenedRun, WrittenSplit, shape_of, splits_of, write_split
@@ -245,7 +245,7 @@ def write_model(
     card = ModelCard(
         title=repository.rpartition("/")[2],
         dimension=model.get_embedding_dimension(),
-        max_length=model.max_seq_length,
+        max_length=max_length_of(model),
         finetuned=finetuned,
         origin=texts_origin(record, opened.spec),
         citation=objective.citation,
@@ -306,7 +306,8 @@ def _own_scores(run: Run) -> tuple[ScoresFile, str] | tuple[None, str]:
     own = next((model.name for model in file.models if model.fingerprint == fingerprint), "")
     if not own:
         return None, ""
-    others = {model.name for model in file.models} - {own, f"{own.removesuffix(' finetuned')} before"}
+    before = f"{own.removesuffix(' finetuned').removeprefix(STATIC)} before"
+    others = {model.name for model in file.models} - {own, before}
     return file.updated(scores=tuple(score for score in file.scores if score.model not in others)), own
 
 

@@ -33,7 +33,7 @@ from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
 from dino_pipeline.files import write_bytes
 from dino_pipeline.filtering.losses import losses_of
 from dino_pipeline.measures import measure_title
-from dino_pipeline.models import ModelRef
+from dino_pipeline.models import STATIC, ModelRef
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import ReportOptions
@@ -177,7 +177,7 @@ def _headline(source: ReportSource) -> list[tuple[str, str]]:
     finetuned = record.finetune
     if finetuned and finetuned.is_done and finetuned.selection:
         encoder, selection = finetuned.options.encoder, finetuned.selection
-        headline.append(("encoder", visible(Path(encoder.name).name, 60)))
+        headline.append(("encoder", visible(f"{STATIC if encoder.static else ''}{Path(encoder.name).name}", 60)))
         headline.append((f"best dev {measure_title(selection.measure)}", number(selection.best)))
     return headline
 
@@ -224,7 +224,7 @@ def training(source: ReportSource) -> list[Block]:
     if selection is None:
         raise SectionMissing("run.json does not record how the checkpoint was chosen")
     measure = measure_title(selection.measure)
-    items = [("objective", visible(options.objective, 80)), ("encoder", visible(options.encoder.name, 80))]
+    items = [("objective", visible(options.objective, 80)), ("encoder", visible(options.encoder.written, 80))]
     for name in effective(options, HYPER_PARAMETERS):
         items.append((name.replace("_", " "), visible(str(getattr(options, name)), 80)))
     items += [
@@ -348,7 +348,12 @@ def _facts(record: StageRecord, origin: Facts, speed: Facts) -> FactList:
 
 
 def _model_facts(model: ModelRef, commit: str | None) -> Facts:
-    terms = {"model": model.name, "revision": model.revision, "commit": commit, "weights (digest)": model.fingerprint}
+    terms = {
+        "model": model.written,
+        "revision": model.revision,
+        "commit": commit,
+        "weights (digest)": model.fingerprint,
+    }
     return [(term, value) for term, value in terms.items() if value is not None]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,8 +24,10 @@ from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, Trai
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import (
+    STATIC,
     ModelRef,
     load_encoder,
+    max_length_of,
     model_fingerprint,
     model_path,
     pooling_of,
@@ -48,7 +51,7 @@ from dino_pipeline.training.quality import (
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
 from dino_pipeline.training.training_texts import TrainingTexts, training_texts
-from dino_pipeline.training.whitening import whiten
+from dino_pipeline.training.whitening import MAX_FITTED, static_student, whiten
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,12 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
     Raises:
         OptionError: a pooling was asked for, and the encoder has another one of its own.
     """
-    path = model_path(options.encoder, "encoder")
+    path = model_path(options.encoder.removeprefix(STATIC), "encoder")
     model = load_encoder(path, options.revision, hyperparameters.pooling)
-    if options.pooling is not None and pooling_of(model) != hyperparameters.pooling:
+    pooling = "mean" if options.encoder.startswith(STATIC) else pooling_of(model)
+    if options.pooling is not None and pooling != hyperparameters.pooling:
         raise OptionError(
-            f"{path} brings its own pooling ({pooling_of(model)})",
+            f"{options.encoder} brings its own pooling ({pooling})",
             "leave it out",
             option="pooling",
             value=options.pooling,
@@ -160,9 +164,22 @@ class TrainingJob:
         seed: int,
     ) -> TrainingJob:
         """Return the training of the encoder that the options name."""
-        fingerprint = model_fingerprint(model_path(options.encoder, "encoder"))
-        encoder = ModelRef(name=options.encoder, revision=options.revision, fingerprint=fingerprint)
+        name, static = options.encoder.removeprefix(STATIC), options.encoder.startswith(STATIC)
+        fingerprint = model_fingerprint(model_path(name, "encoder"))
+        encoder = ModelRef(name=name, revision=options.revision, fingerprint=fingerprint, static=static)
         return cls(objective, hyperparameters, encoder, partial(_load_to_train, options, hyperparameters), texts, seed)
+
+    def start(self) -> SentenceTransformer:
+        """Return the encoder as it is before the first step."""
+        model = self.load()
+        if not self.encoder.static and not self.hyperparameters.whiten:
+            return model
+        texts = distinct_texts(self.texts.parts[0].examples)
+        if len(texts) > MAX_FITTED:
+            texts = Random(0).sample(texts, MAX_FITTED)
+        if self.encoder.static:
+            model = static_student(model, texts)
+        return whiten(model, texts) if self.hyperparameters.whiten else model
 
     def settings(self) -> TrainingSettings:
         """Return the job as the run's record holds it."""
@@ -211,9 +228,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     rows = texts.rows(objective)
     criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
     set_seed(job.seed)
-    model = job.load()
-    if job.hyperparameters.whiten:
-        model = whiten(model, distinct_texts(corpus.examples))
+    model = job.start()
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
@@ -316,7 +331,7 @@ def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
     card = ModelCard(
         title=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
-        max_length=model.max_seq_length,
+        max_length=max_length_of(model),
         finetuned=record.finetune,
         origin=texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
         citation=objective.citation,

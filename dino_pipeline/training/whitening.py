@@ -1,5 +1,7 @@
 """A better start for an encoder that never learned to compare texts: rare tokens count more, no direction dominates.
 
+`whiten` puts both around an encoder's layers. `static_student` folds both into its token table and needs no layers.
+
 The mean of a language model's token states says little: frequent tokens and a few directions outweigh the rest. Both
 are put right without labels, from the texts alone: each token is weighted by how few texts hold it, and the
 embeddings are whitened (Su et al. 2021, arXiv:2103.15316).
@@ -10,15 +12,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from random import Random
+from copy import deepcopy
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, WordWeights
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, WordWeights
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import Vectors, embed, pooling_of
 
 SHRINKAGE = 0.1
@@ -27,6 +30,10 @@ MAX_FITTED = 20_000
 """Texts that it is fitted to. More do not make it better."""
 MIN_TEXTS = 100
 """Fewer texts do not tell what is frequent."""
+STATIC_DIMENSIONS = 512
+"""Dimensions of a static student, at most. The first ones hold the most."""
+STATIC_SCALE = 0.02
+"""Standard deviation of a static student's table: that of new layers, for which learning rates are chosen."""
 
 
 def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransformer:
@@ -39,13 +46,9 @@ def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransfor
         OptionError: the encoder does not pool a mean, or there are too few texts.
     """
     if pooling_of(model) != "mean" or model.transformers_model is None:
-        raise OptionError("needs an encoder with mean pooling", "leave it out", option="whiten", value=True)
+        raise OptionError("needs an encoder with layers and mean pooling", "leave it out", option="whiten", value=True)
     if len(texts) < MIN_TEXTS:
-        raise OptionError(
-            f"needs {MIN_TEXTS} different texts and more; these are {len(texts)}", option="whiten", value=True
-        )
-    if len(texts) > MAX_FITTED:
-        texts = Random(0).sample(texts, MAX_FITTED)
+        raise OptionError(_too_few(texts), option="whiten", value=True)
     modules: list[nn.Module] = []
     for module in model:
         if isinstance(module, Pooling):
@@ -64,25 +67,72 @@ def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransfor
 
 
 def _rarity_weights(model: SentenceTransformer, texts: Sequence[str]) -> WordWeights:
-    """Return a weight for each token: the logarithm of the number of texts over the number that hold it."""
-    counts: Counter[int] = Counter()
-    for ids in model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]:
-        counts.update(set(ids))
+    """Return the layer that weights each token by its rarity."""
+    rarity = token_rarity(model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"])
     vocabulary = model.tokenizer.convert_ids_to_tokens(range(len(model.tokenizer)))
-    weights = {}
-    for token, count in sorted(counts.items()):
-        weights[vocabulary[token]] = math.log((len(texts) + 1) / count)
+    weights = {vocabulary[token]: weight for token, weight in sorted(rarity.items())}
     layer = WordWeights(vocabulary, weights, unknown_word_weight=math.log(len(texts) + 1))
     return layer.requires_grad_(False)
 
 
-def whitening(embeddings: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight ``(dimension, dimension)`` and bias ``(dimension,)`` of the layer that whitens embeddings.
+def token_rarity(texts: Sequence[Sequence[int]]) -> dict[int, float]:
+    """Return a weight for each token: the logarithm of the number of texts over the number that hold it."""
+    counts: Counter[int] = Counter()
+    for ids in texts:
+        counts.update(set(ids))
+    return {token: math.log((len(texts) + 1) / count) for token, count in counts.items()}
 
-    ``embeddings @ weight.T + bias`` has mean 0, and about the same variance in all directions.
+
+def whitening(embeddings: Vectors, dimensions: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight ``(dimensions, dimension)`` and bias ``(dimensions,)`` of the layer that whitens embeddings.
+
+    ``embeddings @ weight.T + bias`` has mean 0, and about the same variance in all directions. The directions of the
+    largest variance come first; the others can be left out.
     """
     mean = embeddings.mean(axis=0, dtype=np.float64)
     variances, directions = np.linalg.eigh(np.cov(embeddings.astype(np.float64), rowvar=False))
     scales = 1 / np.sqrt(np.maximum(variances, 0) + SHRINKAGE * variances.mean())
-    weight = (directions * scales).T  # a row a direction
+    weight = np.flip((directions * scales).T, axis=0)[:dimensions].copy()  # a row a direction
     return torch.tensor(weight, dtype=torch.float32), torch.tensor(-weight @ mean, dtype=torch.float32)
+
+
+def static_student(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransformer:
+    """Return an encoder that is a table: a text's embedding is the mean of its tokens' rows.
+
+    The rows are the token vectors that enter the model's first layer, weighted and whitened. No layer is left, so that
+    it encodes texts many times faster.
+
+    Raises:
+        ModelError: the model has no table of token vectors, or no tokenizer of its own for them.
+        OptionError: there are too few texts.
+    """
+    if len(texts) < MIN_TEXTS:
+        raise OptionError(_too_few(texts), option="encoder")
+    tokenizer = model.tokenizer
+    if model.transformers_model is None or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            "a static student needs an encoder with layers and a fast tokenizer",
+            "name another encoder, or this one without `static:`",
+        )
+    table = model.transformers_model.get_input_embeddings().weight.detach().float().cpu()  # (tokens, dimension)
+    if max(tokenizer.get_vocab().values()) >= len(table):
+        raise ModelError(f"the tokenizer has more tokens than the encoder's table has rows ({len(table)})")
+    rarity = token_rarity(
+        tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    )
+    weights = torch.full((len(table), 1), math.log(len(texts) + 1))
+    for token, weight in rarity.items():
+        weights[token] = weight
+    table = table * weights
+    matrix, bias = whitening(embed(_of_table(tokenizer, table), texts, normalize=False), STATIC_DIMENSIONS)
+    table = table @ matrix.T + bias  # of a mean of rows, this is the mean
+    return _of_table(tokenizer, table * (STATIC_SCALE / table.std())).to(model.device)
+
+
+def _of_table(tokenizer: PreTrainedTokenizerFast, table: torch.Tensor) -> SentenceTransformer:
+    # a copy: the layer switches the tokenizer's padding off
+    return SentenceTransformer(modules=[StaticEmbedding(deepcopy(tokenizer), embedding_weights=table)], device="cpu")
+
+
+def _too_few(texts: Sequence[str]) -> str:
+    return f"needs {MIN_TEXTS} different texts and more; these are {len(texts)}"
