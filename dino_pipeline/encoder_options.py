@@ -82,7 +82,9 @@ class Hyperparameters(Options):
         default=1, gt=0, description="Passes over the texts."
     )
     steps: Annotated[int | None, Flag(TRAINING)] = Field(
-        default=None, ge=1, description="Steps in all, in place of epochs."
+        default=None,
+        ge=0,
+        description="Steps in all, in place of epochs. 0: no training, only what comes before it, such as whitening.",
     )
     batch_size: Annotated[int, Flag(TRAINING)] = Field(default=32, ge=1, description="Rows a step, over all processes.")
     learning_rate: Annotated[float, Flag(TRAINING, aliases=("lr",))] = Field(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import dino_pipeline as dino
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import read_examples
 from dino_pipeline.models import embed, load_encoder, mean_cosine
@@ -60,3 +62,29 @@ def test_an_encoder_that_cannot_be_whitened_is_refused(toy_encoder: Path) -> Non
     ):
         with pytest.raises(OptionError, match=said):
             whiten(model, texts)
+
+
+@pytest.mark.parametrize("name", ["mirror-bert", "dino"])
+def test_without_a_step_an_encoder_is_whitened_alone(name: str, toy_encoder: Path, tmp_path: Path) -> None:
+    pairs = list(read_examples(GOLD_DEV))[:200]
+    sentences = [pair.text_a for pair in pairs]
+    source: list[Any] = sentences if name == "mirror-bert" else pairs
+    options: dict[str, Any] = {
+        "encoder": str(toy_encoder),
+        "objective": name,
+        "whiten": True,
+        "steps": 0,
+        "dev": pairs[:50],
+    }
+    encoder = dino.finetune(source, run=tmp_path / "run", progress=False, **options)
+    record = encoder.dino.record
+    assert (record.steps, record.rows_seen, [point.step for point in record.history]) == (0, 0, [0])
+    assert record.selection.best == pytest.approx(record.history[0].dev, abs=0.01)
+    training = record.options
+    assert training.whiten and training.steps == 0
+    texts = distinct_texts([dino.Example(text) for text in sentences] if name == "mirror-bert" else pairs)
+    np.testing.assert_allclose(
+        embed(encoder, TEXTS), embed(whiten(load_encoder(str(toy_encoder)), texts), TEXTS), atol=1e-5
+    )
+    assert dino.finetune(source, run=tmp_path / "run", progress=False, **options).dino.state == "done"
+    assert "| steps | 0 |" in (tmp_path / "run" / "model" / "README.md").read_text()

@@ -257,4 +257,4 @@ class ModelCard:
 
 def effective(options: TrainingSettings, names: Sequence[str]) -> list[str]:
     """Return the names of the hyper-parameters that took effect: not the epochs, if steps were given."""
-    return [name for name in names if name != "epochs" or not options.steps]
+    return [name for name in names if name != "epochs" or options.steps is None]

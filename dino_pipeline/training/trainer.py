@@ -71,6 +71,8 @@ def train(
         OutputError: a checkpoint cannot be written or read.
         Stopped: the reporter asked to stop. A checkpoint holds everything until then.
     """
+    if context.steps == 0:
+        return _untrained(record, model, criterion, probe)
     trainer = _make_trainer(folder, model, dataset, objective, context, criterion)
     loss_tensors = own_tensors(trainer.loss, model)  # only now: the trainer has moved them to their device
     if context.processes > 1:
@@ -97,6 +99,24 @@ def train(
         history=_history(trainer.state.log_history, criterion),
         rows_seen=counter.rows,
         seconds=round(seconds, 1),
+        mean_cosine=round(cosine, 4),
+        collapsed=cosine >= COLLAPSED,
+    )
+
+
+def _untrained(
+    record: FinetuneRecord, model: SentenceTransformer, criterion: SelectionCriterion, probe: Sequence[str]
+) -> FinetuneRecord:
+    """Return the record with what an encoder achieves as it is."""
+    measured = criterion.evaluator(model)
+    assert isinstance(measured, dict) and record.selection is not None
+    dev, cosine = criterion.scale * measured[criterion.evaluator.primary_metric], mean_cosine(model, probe)
+    return record.updated(
+        selection=record.selection.updated(best=round(dev, 2)),
+        steps=0,
+        history=(HistoryPoint(step=0, dev=round(dev, 6)),),
+        rows_seen=0,
+        seconds=0.0,
         mean_cosine=round(cosine, 4),
         collapsed=cosine >= COLLAPSED,
     )
@@ -161,7 +181,9 @@ def count_steps(objective: Objective, context: TrainingContext, rows: int) -> in
     if dropped and rows < batch_size:
         raise OptionError(f"there are only {rows} rows for several processes", option="batch_size", value=batch_size)
     per_epoch = rows // batch_size if dropped else math.ceil(rows / batch_size)
-    return hyperparameters.steps or max(1, math.ceil(per_epoch * hyperparameters.epochs))
+    if hyperparameters.steps is not None:
+        return hyperparameters.steps
+    return max(1, math.ceil(per_epoch * hyperparameters.epochs))
 
 
 def _drops_last_batch(objective: Objective, context: TrainingContext, rows: int) -> bool:
@@ -190,7 +212,7 @@ def trainer_arguments(
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=hyperparameters.epochs,
-        max_steps=hyperparameters.steps or -1,
+        max_steps=-1 if hyperparameters.steps is None else hyperparameters.steps,
         per_device_train_batch_size=rows // parts,
         gradient_accumulation_steps=parts,
         dataloader_drop_last=_drops_last_batch(objective, context, len(dataset)),
