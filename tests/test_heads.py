@@ -89,7 +89,7 @@ def test_a_head_is_fitted_to_no_more_texts_than_help(toy_encoder: Path, monkeypa
         seen.extend(given)
         return encode(given, **how)
 
-    monkeypatch.setattr("dino_pipeline.training.finetune.MAX_FITTED", 12)
+    monkeypatch.setattr("dino_pipeline.training.heads.MAX_FITTED", 12)
     monkeypatch.setattr(model, "encode", noted)
     assert fit_head(model, texts(20)).classes == ("10", "bad", "good")
     assert len(set(seen)) == len(seen) == 12

@@ -260,7 +260,7 @@ def test_a_run_is_published_and_exported_from_python(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = dino.report(run, progress=False)
-    assert (report.path, report.missing) == (run / "report.html", {}) and "13 sections" in repr(report)
+    assert (report.path, report.missing) == (run / "report.html", {}) and "14 sections" in repr(report)
     opened: Counter[str] = Counter()
 
     def counting(path: Any, *arguments: Any, **others: Any) -> Any:
