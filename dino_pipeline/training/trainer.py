@@ -72,7 +72,12 @@ def train(
         Stopped: the reporter asked to stop. A checkpoint holds everything until then.
     """
     if context.steps == 0:
-        return _untrained(record, model, criterion, probe)
+        measured = criterion.evaluator(model)
+        assert isinstance(measured, dict)
+        best = measured[criterion.evaluator.primary_metric]
+        history = _history([{"step": 0, criterion.metric: best}], criterion)
+        record = record.updated(steps=0, history=history, rows_seen=0, seconds=0.0)
+        return _with_quality(record, model, criterion, best, probe)
     trainer = _make_trainer(folder, model, dataset, objective, context, criterion)
     loss_tensors = own_tensors(trainer.loss, model)  # only now: the trainer has moved them to their device
     if context.processes > 1:
@@ -84,39 +89,37 @@ def train(
     trainer.add_callback(counter)
     trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
     _run_trainer(trainer, checkpoint)
-    best, steps = trainer.state.best_metric, trainer.state.global_step
+    record = record.updated(
+        steps=trainer.state.global_step,
+        history=_history(trainer.state.log_history, criterion),
+        rows_seen=counter.rows,
+        seconds=round(counter.seconds, 1),
+    )
+    return _with_quality(record, model, criterion, trainer.state.best_metric, probe)
+
+
+def _with_quality(
+    record: FinetuneRecord,
+    model: SentenceTransformer,
+    criterion: SelectionCriterion,
+    best: float | None,
+    probe: Sequence[str],
+) -> FinetuneRecord:
+    """Return the record with the best checkpoint's measure, and whether its embeddings have collapsed.
+
+    Raises:
+        ModelError: the measure is not a number.
+    """
     if best is None or not math.isfinite(best):
         raise ModelError(
-            f"{objective.name}: no checkpoint can be told from another after {steps} steps (embeddings that are not "
-            "numbers, or all the same)",
+            f"{record.options.objective}: no checkpoint can be told from another after {record.steps} steps "
+            "(embeddings that are not numbers, or all the same)",
             "train with a lower {learning_rate}",
         )
-    seconds, cosine = counter.seconds, mean_cosine(model, probe)
+    cosine = mean_cosine(model, probe)
     assert record.selection is not None
     return record.updated(
         selection=record.selection.updated(best=round(criterion.scale * best, 2)),
-        steps=steps,
-        history=_history(trainer.state.log_history, criterion),
-        rows_seen=counter.rows,
-        seconds=round(seconds, 1),
-        mean_cosine=round(cosine, 4),
-        collapsed=cosine >= COLLAPSED,
-    )
-
-
-def _untrained(
-    record: FinetuneRecord, model: SentenceTransformer, criterion: SelectionCriterion, probe: Sequence[str]
-) -> FinetuneRecord:
-    """Return the record with what an encoder achieves as it is."""
-    measured = criterion.evaluator(model)
-    assert isinstance(measured, dict) and record.selection is not None
-    dev, cosine = criterion.scale * measured[criterion.evaluator.primary_metric], mean_cosine(model, probe)
-    return record.updated(
-        selection=record.selection.updated(best=round(dev, 2)),
-        steps=0,
-        history=(HistoryPoint(step=0, dev=round(dev, 6)),),
-        rows_seen=0,
-        seconds=0.0,
         mean_cosine=round(cosine, 4),
         collapsed=cosine >= COLLAPSED,
     )
