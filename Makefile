@@ -21,7 +21,7 @@ DEV    := $(VENV)/.dev
 # The paper's hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one. The pocket
 # generator's inputs cost next to nothing, so that many inputs with few texts each are better than few with many.
 POCKET := $(filter pocket,$(MODEL))
-POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5 --whiten
+POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5 --whiten start
 
 .DEFAULT_GOAL := help
 .PHONY: help install generate finetune report publish compare demo pocket test unit lint docs format bench bench-filter clean

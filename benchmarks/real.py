@@ -29,7 +29,7 @@ from dino_pipeline.files import digest_files, write_bytes, write_json
 from dino_pipeline.models import load_encoder, model_fingerprint
 from dino_pipeline.readers import distinct, read_json_lines, read_lines, read_tab_separated
 from dino_pipeline.training.objectives import get_objective
-from dino_pipeline.training.whitening import whiten
+from dino_pipeline.training.whitening import weigh, whiten
 
 SENTENCES, DEV = "stsb-train-sentences.txt", "stsb-dev.tsv"
 PARTS = ("starts", "plain", "whitened")
@@ -95,7 +95,7 @@ def score(encoder: Any, dev: Pairs) -> Result:
 def starts(folder: Path, encoder: str, inputs: Sequence[str], dev: Pairs) -> dict[str, Result]:
     """Score what needs no training."""
     before = kept(folder / "untrained.json", lambda: score(load_encoder(encoder), dev))
-    whitened = kept(folder / "whitened.json", lambda: score(whiten(load_encoder(encoder), inputs), dev))
+    whitened = kept(folder / "whitened.json", lambda: score(whiten(weigh(load_encoder(encoder, pooling="mean"), inputs), inputs), dev))
     overlap = {**before, "spearman": before.get("overlap"), "minutes": 0.0}
     return {"word overlap": overlap, "untrained": before, "whitened": whitened}
 
@@ -162,7 +162,7 @@ def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], part
         head.insert(1, written.get("refused") or f"{written['minutes']:.1f} minutes for {written['summary']}.")
     for start, name in product(starting, objectives):
         source = sentences if needs[name] == "sentences" else run
-        of_name = {"objective": name, "whiten": start == "whitened", "batch_size": BATCH.get(needs[name], 32)}
+        of_name = {"objective": name, "whiten": "end" if start == "whitened" else "no", "batch_size": BATCH.get(needs[name], 32)}
         results = []
         for seed in range(1, asked["seeds"] + 1):
             cell = folder / f"{name}-{start}-{seed}"

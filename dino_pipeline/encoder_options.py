@@ -75,6 +75,11 @@ def _number(value: object) -> object:
     return int(number) if isinstance(value, str) and float(number).is_integer() else number
 
 
+def _when(value: object) -> object:
+    """Return when to whiten. Records of earlier versions hold True and False."""
+    return ("start" if value else "no") if isinstance(value, bool) else value
+
+
 class Hyperparameters(Options):
     """Hyper-parameters of a training. Each objective has defaults of its own, those of its paper."""
 
@@ -105,9 +110,14 @@ class Hyperparameters(Options):
     pooling: Annotated[Literal["mean", "cls", "lasttoken"], Flag(TRAINING)] = Field(
         default="mean", description="How token states become an embedding, for encoders without pooling of their own."
     )
-    whiten: Annotated[bool, Flag(TRAINING)] = Field(
+    whiten: Annotated[Literal["no", "start", "end"], BeforeValidator(_when), Flag(TRAINING)] = Field(
+        default="no",
+        description="Weight tokens by their rarity, and whiten embeddings before training (start) or after it (end), "
+        "both fitted to the texts.",
+    )
+    freeze_embeddings: Annotated[bool, Flag(TRAINING)] = Field(
         default=False,
-        description="Before training, weight tokens by their rarity and whiten embeddings, both fitted to the texts.",
+        description="Leave token embeddings as they are: large vocabularies train in half the time and memory.",
     )
     mini_batch_size: Annotated[int | None, Flag(TRAINING)] = Field(
         default=None, ge=1, description="Rows encoded at once, with cached or accumulated gradients, to save memory."

@@ -371,7 +371,8 @@ def test_a_static_student_is_a_table_of_its_encoder_s_tokens(
     assert student.transformers_model is None and source.transformers_model is not None
     for wrong, said in (
         ({"pooling": "cls"}, "brings its own pooling"),
-        ({"whiten": True}, "layers and mean pooling"),
+        ({"whiten": "end"}, "layers and mean pooling"),
+        ({"freeze_embeddings": True}, "layers"),
         ({"objective": "simcse"}, "no dropout"),
         ({"mini_batch_size": 4}, "word vectors"),
     ):

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import dino_pipeline as dino
+from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import read_examples
 from dino_pipeline.models import embed, load_encoder, mean_cosine
 from dino_pipeline.pocket import GOLD_DEV
 from dino_pipeline.training.corpus import distinct_texts
-from dino_pipeline.training.whitening import SHRINKAGE, whiten, whitening
+from dino_pipeline.training.whitening import SHRINKAGE, weigh, whiten, whitening
 from tests.toys import static_encoder
 
 TEXTS = distinct_texts(list(read_examples(GOLD_DEV))[:200])
@@ -35,7 +36,7 @@ def test_whitened_vectors_have_no_mean_and_no_direction_that_dominates() -> None
 
 def test_an_encoder_is_whitened_by_stock_modules(toy_encoder: Path, tmp_path: Path) -> None:
     plain = load_encoder(str(toy_encoder))
-    model = whiten(plain, TEXTS)
+    model = whiten(weigh(plain, TEXTS), TEXTS)
     assert [type(module).__name__ for module in model] == ["Transformer", "WordWeights", "Pooling", "Dense"]
     assert abs(mean_cosine(model, TEXTS)) < 0.2 < mean_cosine(plain, TEXTS)
     assert not any(parameter.requires_grad for parameter in model[1].parameters())
@@ -44,7 +45,7 @@ def test_an_encoder_is_whitened_by_stock_modules(toy_encoder: Path, tmp_path: Pa
 
 
 def test_a_token_weighs_what_its_rarity_says(toy_encoder: Path) -> None:
-    model = whiten(load_encoder(str(toy_encoder)), ["a" * 40] * 99 + ["ab"])
+    model = weigh(load_encoder(str(toy_encoder)), ["a" * 40] * 99 + ["ab"])
     weights = model[1].emb_layer.weight[:, 0]
     ids = model.tokenizer("abc")["input_ids"]
     of_a, of_b, unseen = (weights[model.tokenizer.convert_tokens_to_ids(letter)] for letter in "abc")
@@ -61,18 +62,20 @@ def test_an_encoder_that_cannot_be_whitened_is_refused(toy_encoder: Path) -> Non
         (load_encoder(str(toy_encoder)), TEXTS[:99], "needs 100 different texts and more; these are 99"),
     ):
         with pytest.raises(OptionError, match=said):
-            whiten(model, texts)
+            weigh(model, texts)
+    with pytest.raises(OptionError, match="these are 99"):
+        whiten(load_encoder(str(toy_encoder)), TEXTS[:99])
 
 
-@pytest.mark.parametrize("name", ["mirror-bert", "dino"])
-def test_without_a_step_an_encoder_is_whitened_alone(name: str, toy_encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "when"), [("mirror-bert", "end"), ("dino", "start")])
+def test_without_a_step_an_encoder_is_whitened_alone(name: str, when: str, toy_encoder: Path, tmp_path: Path) -> None:
     pairs = list(read_examples(GOLD_DEV))[:200]
     sentences = [pair.text_a for pair in pairs]
     source: list[Any] = sentences if name == "mirror-bert" else pairs
     options: dict[str, Any] = {
         "encoder": str(toy_encoder),
         "objective": name,
-        "whiten": True,
+        "whiten": when,
         "steps": 0,
         "dev": pairs[:50],
     }
@@ -81,10 +84,29 @@ def test_without_a_step_an_encoder_is_whitened_alone(name: str, toy_encoder: Pat
     assert (record.steps, record.rows_seen, [point.step for point in record.history]) == (0, 0, [0])
     assert record.selection.best == pytest.approx(record.history[0].dev, abs=0.01)
     training = record.options
-    assert training.whiten and training.steps == 0
+    assert training.whiten == when and training.steps == 0
     texts = distinct_texts([dino.Example(text) for text in sentences] if name == "mirror-bert" else pairs)
     np.testing.assert_allclose(
-        embed(encoder, TEXTS), embed(whiten(load_encoder(str(toy_encoder)), texts), TEXTS), atol=1e-5
+        embed(encoder, TEXTS), embed(whiten(weigh(load_encoder(str(toy_encoder)), texts), texts), TEXTS), atol=1e-5
     )
     assert dino.finetune(source, run=tmp_path / "run", progress=False, **options).dino.state == "done"
     assert "| steps | 0 |" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_whitening_at_the_end_is_fitted_to_the_trained_encoder(toy_encoder: Path) -> None:
+    pairs = list(read_examples(GOLD_DEV))[:200]
+    options: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 3, "learning_rate": 1e-2, "dev": pairs[:50]}
+    encoder = dino.finetune(pairs, whiten="end", freeze_embeddings=True, progress=False, **options)
+    texts = distinct_texts(pairs)
+    vectors = embed(encoder, texts, normalize=False)
+    assert abs(vectors.mean(axis=0)).max() < 1e-3, "fitted after the last step"
+    before = load_encoder(str(toy_encoder)).transformers_model
+    after = encoder.transformers_model
+    assert before is not None and after is not None
+    torch.testing.assert_close(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    changed = [name for name, value in after.named_parameters() if not torch.equal(value, before.get_parameter(name))]
+    assert changed, "the layers are trained"
+
+
+def test_a_record_of_an_earlier_version_says_whether_to_whiten() -> None:
+    assert [Hyperparameters.of({"whiten": value}).whiten for value in (True, False)] == ["start", "no"]

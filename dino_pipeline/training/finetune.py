@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -48,10 +48,11 @@ from dino_pipeline.training.quality import (
     fit_batch_size,
     inspect_data,
     probe_texts,
+    with_quality,
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
 from dino_pipeline.training.training_texts import TrainingTexts, training_texts
-from dino_pipeline.training.whitening import MAX_FITTED, static_student, whiten
+from dino_pipeline.training.whitening import MAX_FITTED, static_student, weigh, whiten
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,17 @@ class TrainingJob:
     def start(self) -> SentenceTransformer:
         """Return the encoder as it is before the first step."""
         model = self.load()
-        if not self.encoder.static and not self.hyperparameters.whiten:
-            return model
-        texts = distinct_texts(self.texts.parts[0].examples)
-        if len(texts) > MAX_FITTED:
-            texts = Random(0).sample(texts, MAX_FITTED)
         if self.encoder.static:
-            model = static_student(model, texts)
-        return whiten(model, texts) if self.hyperparameters.whiten else model
+            model = static_student(model, self.fitting_texts)
+        if self.hyperparameters.whiten != "no":
+            model = weigh(model, self.fitting_texts)
+        return whiten(model, self.fitting_texts) if self.hyperparameters.whiten == "start" else model
+
+    @cached_property
+    def fitting_texts(self) -> list[str]:
+        """Return the texts that weights and whitening are fitted to."""
+        texts = distinct_texts(self.texts.parts[0].examples)
+        return Random(0).sample(texts, MAX_FITTED) if len(texts) > MAX_FITTED else texts
 
     def settings(self) -> TrainingSettings:
         """Return the job as the run's record holds it."""
@@ -249,6 +253,9 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     record = train(
         record, run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter
     )
+    if job.hyperparameters.whiten == "end":
+        model = whiten(model, job.fitting_texts)
+        record = with_quality(record, model, criterion, criterion.measured(model), probe)
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
         if full_length:  # `_prepare_encoder` has cut it for training
@@ -275,6 +282,8 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
     model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours replaces it
     if objective.prepare:
         objective.prepare(model)
+    if hyperparameters.freeze_embeddings:
+        model.transformers_model.get_input_embeddings().requires_grad_(False)
     length: int | None = model.max_seq_length
     if not hyperparameters.max_length or model.transformers_model is None:
         return None

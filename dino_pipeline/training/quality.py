@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import nn
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.models import BATCH_SIZE, Vectors, embed
+from dino_pipeline.models import BATCH_SIZE, Vectors, embed, mean_cosine
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.text import normalise
@@ -64,6 +65,8 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
             f"{objective.name}: the encoder is a table of word vectors; its inputs cannot be parted into mini-batches",
             "take one with layers",
         )
+    if hyperparameters.freeze_embeddings and model.transformers_model is None:
+        raise OptionError("needs an encoder with layers", "leave it out", option="freeze_embeddings", value=True)
     positions = getattr(getattr(model.transformers_model, "config", None), "max_position_embeddings", None)
     max_length = hyperparameters.max_length
     if max_length and positions and max_length > positions:
@@ -213,6 +216,12 @@ class SelectionCriterion:
         """Return the measure's name among the trainer's metrics."""
         return f"eval_{self.evaluator.primary_metric}"
 
+    def measured(self, model: SentenceTransformer) -> float:
+        """Return the measure of an encoder as it is, unscaled."""
+        measures = self.evaluator(model)
+        assert isinstance(measures, dict)
+        return float(measures[self.evaluator.primary_metric])
+
 
 def selection_criterion(held_out: Corpus) -> SelectionCriterion:
     """Return the criterion for held-out texts: Spearman for scored pairs, else alignment and uniformity.
@@ -252,6 +261,33 @@ def criterion_for(held_out: Corpus, objective: Objective, *, learns_classes: boo
         if len({pair.label for pair in pairs}) > 1:  # a few texts may all be of one class
             return selection_criterion(Corpus(held_out.name, pairs))
     return selection_criterion(held_out)
+
+
+def with_quality(
+    record: FinetuneRecord,
+    model: SentenceTransformer,
+    criterion: SelectionCriterion,
+    best: float | None,
+    probe: Sequence[str],
+) -> FinetuneRecord:
+    """Return the record with the best checkpoint's measure, and whether its embeddings have collapsed.
+
+    Raises:
+        ModelError: the measure is not a number.
+    """
+    if best is None or not math.isfinite(best):
+        raise ModelError(
+            f"{record.options.objective}: no checkpoint can be told from another after {record.steps} steps "
+            "(embeddings that are not numbers, or all the same)",
+            "train with a lower {learning_rate}",
+        )
+    cosine = mean_cosine(model, probe)
+    assert record.selection is not None
+    return record.updated(
+        selection=record.selection.updated(best=round(criterion.scale * best, 2)),
+        mean_cosine=round(cosine, 4),
+        collapsed=cosine >= COLLAPSED,
+    )
 
 
 class AlignmentUniformity(BaseEvaluator):

@@ -25,7 +25,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dino_pipeline.errors import DinoError, ModelError, OptionError, OutputError, first_line
+from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
 from dino_pipeline.models import mean_cosine, quiet_loading
 from dino_pipeline.processes import Stopped
@@ -34,7 +34,7 @@ from dino_pipeline.run import State
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, row_views
 from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
-from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion
+from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion, with_quality
 
 EVALUATIONS = 10
 """Evaluations, and checkpoints, during a training. One more follows at its end."""
@@ -72,12 +72,10 @@ def train(
         Stopped: the reporter asked to stop. A checkpoint holds everything until then.
     """
     if context.steps == 0:
-        measured = criterion.evaluator(model)
-        assert isinstance(measured, dict)
-        best = measured[criterion.evaluator.primary_metric]
+        best = criterion.measured(model)
         history = _history([{"step": 0, criterion.metric: best}], criterion)
         record = record.updated(steps=0, history=history, rows_seen=0, seconds=0.0)
-        return _with_quality(record, model, criterion, best, probe)
+        return with_quality(record, model, criterion, best, probe)
     trainer = _make_trainer(folder, model, dataset, objective, context, criterion)
     loss_tensors = own_tensors(trainer.loss, model)  # only now: the trainer has moved them to their device
     if context.processes > 1:
@@ -95,34 +93,7 @@ def train(
         rows_seen=counter.rows,
         seconds=round(counter.seconds, 1),
     )
-    return _with_quality(record, model, criterion, trainer.state.best_metric, probe)
-
-
-def _with_quality(
-    record: FinetuneRecord,
-    model: SentenceTransformer,
-    criterion: SelectionCriterion,
-    best: float | None,
-    probe: Sequence[str],
-) -> FinetuneRecord:
-    """Return the record with the best checkpoint's measure, and whether its embeddings have collapsed.
-
-    Raises:
-        ModelError: the measure is not a number.
-    """
-    if best is None or not math.isfinite(best):
-        raise ModelError(
-            f"{record.options.objective}: no checkpoint can be told from another after {record.steps} steps "
-            "(embeddings that are not numbers, or all the same)",
-            "train with a lower {learning_rate}",
-        )
-    cosine = mean_cosine(model, probe)
-    assert record.selection is not None
-    return record.updated(
-        selection=record.selection.updated(best=round(criterion.scale * best, 2)),
-        mean_cosine=round(cosine, 4),
-        collapsed=cosine >= COLLAPSED,
-    )
+    return with_quality(record, model, criterion, trainer.state.best_metric, probe)
 
 
 def _make_trainer(

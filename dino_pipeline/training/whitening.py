@@ -1,6 +1,6 @@
-"""A better start for an encoder that never learned to compare texts: rare tokens count more, no direction dominates.
+"""What an encoder gains from unlabelled texts without training: rare tokens count more, no direction dominates.
 
-`whiten` puts both around an encoder's layers. `static_student` folds both into its token table and needs no layers.
+`weigh` goes before training, `whiten` behind it. `static_student` folds both into a token table and needs no layers.
 
 The mean of a language model's token states says little: frequent tokens and a few directions outweigh the rest. Both
 are put right without labels, from the texts alone: each token is weighted by how few texts hold it, and the
@@ -36,27 +36,45 @@ STATIC_SCALE = 0.02
 """Standard deviation of a static student's table: that of new layers, for which learning rates are chosen."""
 
 
-def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransformer:
-    """Return an encoder with token weights before its pooling, and a linear layer behind that whitens its embeddings.
+def weigh(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransformer:
+    """Return an encoder whose pooling weights each token by its rarity. An encoder that does so already stays as it is.
 
-    Both are modules of sentence-transformers, so that the encoder loads anywhere. The layer is trained with the rest;
-    the token weights stay.
+    The weights are a stock module of sentence-transformers, so that the encoder loads anywhere. They are not trained.
 
     Raises:
         OptionError: the encoder does not pool a mean, or there are too few texts.
     """
     if pooling_of(model) != "mean" or model.transformers_model is None:
-        raise OptionError("needs an encoder with layers and mean pooling", "leave it out", option="whiten", value=True)
+        raise OptionError("needs an encoder with layers and mean pooling", "leave it out", option="whiten")
     if len(texts) < MIN_TEXTS:
-        raise OptionError(_too_few(texts), option="whiten", value=True)
+        raise OptionError(_too_few(texts), option="whiten")
     modules: list[nn.Module] = []
     for module in model:
+        if isinstance(module, WordWeights):
+            return model
         if isinstance(module, Pooling):
             modules.append(_rarity_weights(model, texts))
         modules.append(module)
-    weighted = SentenceTransformer(modules=modules, device=str(model.device))
-    weight, bias = whitening(embed(weighted, texts, normalize=False))
-    modules.append(Dense(len(bias), len(bias), activation_function=nn.Identity(), init_weight=weight, init_bias=bias))
+    return _with_modules(model, modules)
+
+
+def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransformer:
+    """Return an encoder with a linear layer at its end that whitens its embeddings of the texts.
+
+    The layer is a stock module of sentence-transformers, so that the encoder loads anywhere.
+
+    Raises:
+        OptionError: there are too few texts.
+    """
+    if len(texts) < MIN_TEXTS:
+        raise OptionError(_too_few(texts), option="whiten")
+    weight, bias = whitening(embed(model, texts, normalize=False))
+    layer = Dense(len(bias), len(bias), activation_function=nn.Identity(), init_weight=weight, init_bias=bias)
+    return _with_modules(model, [*model, layer])
+
+
+def _with_modules(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
+    """Return an encoder of other modules with a model's settings."""
     return SentenceTransformer(
         modules=modules,
         device=str(model.device),
