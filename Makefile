@@ -18,10 +18,10 @@ DINO   := $(VENV)/bin/dino
 READY  := $(VENV)/.installed
 DEV    := $(VENV)/.dev
 
-# The paper's hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one. The pocket
+# The default hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one. The pocket
 # generator's inputs cost next to nothing, so that many inputs with few texts each are better than few with many.
 POCKET := $(filter pocket,$(MODEL))
-POCKET_TRAINING := --learning-rate 2e-3 --batch-size 128 --epochs 5 --whiten start
+POCKET_TRAINING := --learning-rate 1e-3 --batch-size 128 --epochs 3 --whiten start
 
 .DEFAULT_GOAL := help
 .PHONY: help install generate finetune report publish compare demo pocket test unit lint docs format bench bench-filter clean
@@ -38,7 +38,7 @@ help: ## list targets and variables
 	@echo "  NUM_INPUTS  how many inputs                        $(or $(NUM_INPUTS),all of the file)"
 	@echo "  SAMPLES     texts per input and label              $(SAMPLES)"
 	@echo "  DECAY       sharpness of debiasing; 0: off         $(or $(DECAY),the spec's or 100)"
-	@echo "  TRAINING    options of dino finetune               $(or $(TRAINING),the paper's)"
+	@echo "  TRAINING    options of dino finetune               $(or $(TRAINING),what suits the texts)"
 	@echo "  COMPARING   options of dino compare                $(or $(COMPARING),the papers')"
 	@echo "  SEED        of all random choices                  $(SEED)"
 	@echo "  REPO        where make publish puts the run        $(REPO)"
@@ -81,13 +81,14 @@ COMPARING ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_COMPARING))
 POCKET_COMPARING := --pooling mean --learning-rate 1e-3 --batch-size 128 --epochs 2 \
   --set simcse:learning_rate=3e-3 --set simcse:batch_size=256 \
   --set is-cse:learning_rate=3e-3 --set is-cse:batch_size=256 \
-  --set sbert:epochs=1 --set mirror-bert:epochs=1 --set simcse-sup:epochs=1
+  --set sbert:epochs=1 --set mirror-bert:epochs=1 --set simcse-sup:epochs=1 \
+  --set triplets:epochs=1 --set triplets:whiten=start
 
 compare: generate ## train the encoder by every objective on the same texts, three seeds each, and print one table
 	$(DINO) compare $(RUN) --encoder $(ENCODER) --seed $(SEED) $(COMPARING) $(if $(FRESH),--fresh)
 
 DEMO := SPEC=task_specs/sts-x2.json MODEL=pocket ENCODER=pocket INPUTS= NUM_INPUTS=8000 SAMPLES=2 \
-  TRAINING='--learning-rate 2e-3 --batch-size 128 --epochs 3'
+  TRAINING='--objective dino --learning-rate 2e-3 --batch-size 128 --epochs 3'
 
 demo: $(READY) ## the pocket models in full: with and without debiasing, and what the generator writes (17 minutes)
 	$(VENV)/bin/python -m tools.pocket.fidelity

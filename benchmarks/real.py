@@ -1,11 +1,12 @@
 """What sentences without labels give: from a file of them to one table on STS-B dev, in Markdown.
 
-    python -m benchmarks.real --models FOLDER --data FOLDER [--spec NAME --inputs N --seeds N --parts PART]
+    python -m benchmarks.real --models FOLDER --data FOLDER [--spec NAME --inputs N --seeds N --objective NAME]
     python -m benchmarks.real --models pocket --inputs 200 --seeds 1 --steps 20    # a try, in a minute
 
-The part `starts` scores word overlap and the encoder before training, as it is and whitened; `plain` and `whitened`
-train it from there by each objective. Objectives that learn from sentences get all of them, the others the generated
-pairs. Each step is a run in --folder and is not done again. Encoders stay there; those with a score may be deleted.
+Word overlap and the encoder before training come first, as it is and whitened; then the encoder trained by each
+objective. Those with in-batch negatives train it twice: as it is, and whitened at the end. Objectives that learn from
+sentences get all of them, the others the generated pairs. Token embeddings are frozen. Each step is a run in --folder
+and is not done again. Encoders stay there; those with a score may be deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,11 +32,15 @@ from dino_pipeline.training.objectives import get_objective
 from dino_pipeline.training.whitening import weigh, whiten
 
 SENTENCES, DEV = "stsb-train-sentences.txt", "stsb-dev.tsv"
-PARTS = ("starts", "plain", "whitened")
-BATCH = {"triplets": 20, "sentences": 40}
-"""Rows a step, by what an objective learns from; 32 of the others."""
-RATE, POCKET_RATE = 5e-5, 2e-3
-"""Peak learning rates of real encoders and of the pocket one."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "simcse-sup": {"batch_size": 20},
+    "mirror-bert": {"batch_size": 40, "learning_rate": 5e-5},
+}
+"""Settings other than an objective's defaults: small batches for two cores."""
+FITTED = 1500
+"""Sentences that an encoder is whitened by if it is not trained."""
+POCKET_RATE = 2e-3
+"""Learning rate of the pocket encoder."""
 GET_GENERATOR = "Gemma 3 270M is on the Hub (google/gemma-3-270m): agree to its terms, and download it into this folder"
 GET_ENCODER = "any encoder will do, or the generator's first layers: load it with fewer num_hidden_layers, and save it"
 GET_DATA = (
@@ -92,12 +96,18 @@ def score(encoder: Any, dev: Pairs) -> Result:
     return {"spearman": scores.value("spearman"), "overlap": scores.value("spearman", model=WORD_OVERLAP)}
 
 
-def starts(folder: Path, encoder: str, inputs: Sequence[str], dev: Pairs) -> dict[str, Result]:
+def starts(folder: Path, encoder: str, sentences: Sequence[str], dev: Pairs) -> dict[str, Result]:
     """Score what needs no training."""
     before = kept(folder / "untrained.json", lambda: score(load_encoder(encoder), dev))
-    whitened = kept(folder / "whitened.json", lambda: score(whiten(weigh(load_encoder(encoder, pooling="mean"), inputs), inputs), dev))
+    whitened = kept(folder / "whitened.json", lambda: score(without_training(encoder, sentences), dev))
     overlap = {**before, "spearman": before.get("overlap"), "minutes": 0.0}
-    return {"word overlap": overlap, "untrained": before, "whitened": whitened}
+    return {"word overlap": overlap, "untrained": before, "untrained, whitened": whitened}
+
+
+def without_training(encoder: str, sentences: Sequence[str]) -> Any:
+    """Return an encoder with token weights and whitening alone, both fitted to a sample of the sentences."""
+    texts = random.Random(0).sample(sentences, min(FITTED, len(sentences)))
+    return whiten(weigh(load_encoder(encoder), texts), texts)
 
 
 def write(run: Path, **options: Any) -> Result:
@@ -126,15 +136,14 @@ def line(name: str, learns_from: str, results: Sequence[Result]) -> str:
 @click.option("--generator", default="gemma-3-270m", show_default=True, help="A folder in --models.")
 @click.option("--encoder", default="gemma-enc-6", show_default=True, help="A folder in --models.")
 @click.option("--data", type=click.Path(path_type=Path), default=Path(), help="A folder; pocket models need none.")
-@click.option("--spec", default="sts-x2", show_default=True)
-@click.option("--inputs", default=1500, show_default=True)
+@click.option("--spec", default="sts-few-shot", show_default=True)
+@click.option("--inputs", default=400, show_default=True)
 @click.option("--samples", default=2, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each kind; the texts are the same.")
-@click.option("--steps", default=50, show_default=True, help="Of each training.")
-@click.option("--objective", "objectives", multiple=True, default=("dino", "simcse-sup", "mirror-bert"))
-@click.option("--parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
+@click.option("--steps", default=40, show_default=True, help="Of each training.")
+@click.option("--objective", "objectives", multiple=True, default=("dino", "triplets", "mirror-bert"))
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("outputs/real"), show_default=True)
-def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], parts: Sequence[str], **asked: Any) -> None:
+def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], **asked: Any) -> None:
     """Measure, and write the table to --folder."""
     of_pocket = models == Path("pocket")
     generator, encoder = pocket.GENERATOR, pocket.ENCODER
@@ -144,31 +153,32 @@ def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], part
     sentences, dev, digest = read_data(data, of_pocket, asked["inputs"])
     inputs = random.Random(42).sample(sentences, min(asked["inputs"], len(sentences)))
     texts = {"spec": asked["spec"], "samples": asked["samples"]}
-    training = {"steps": asked["steps"], "learning_rate": POCKET_RATE if of_pocket else RATE}
+    training = {"steps": asked["steps"], "freeze_embeddings": True}
+    training |= {"learning_rate": POCKET_RATE} if of_pocket else {}
     choices: Result = {path.name: model_fingerprint(str(path)) for path in (generator, encoder)}
     choices |= {"data": digest, "inputs": len(inputs), **texts, **training}
     claim(folder, choices)
 
     made_with = ", ".join(f"{name} {value}" for name, value in choices.items())
     head = [f"Spearman x 100 on {len(dev)} dev pairs; mean pooling; {made_with}.", ""]
-    lines = ["| start, objective | learns from | mean | range | minutes |", "|---|---|---|---|---|"]
-    if "starts" in parts:
-        lines += [line(name, "", [result]) for name, result in starts(folder, str(encoder), inputs, dev).items()]
-    needs = {name: get_objective(name).needs for name in objectives}
-    starting = [part for part in PARTS[1:] if part in parts]
+    lines = ["| training | learns from | mean | range | minutes |", "|---|---|---|---|---|"]
+    lines += [line(name, "", [result]) for name, result in starts(folder, str(encoder), sentences, dev).items()]
+    chosen = [get_objective(name) for name in objectives]
     run = folder / "texts"
-    if starting and set(needs.values()) != {"sentences"}:
+    if any(objective.needs != "sentences" for objective in chosen):
         written = kept(folder / "texts.json", lambda: write(run, model=str(generator), inputs=inputs, **texts))
         head.insert(1, written.get("refused") or f"{written['minutes']:.1f} minutes for {written['summary']}.")
-    for start, name in product(starting, objectives):
-        source = sentences if needs[name] == "sentences" else run
-        of_name = {"objective": name, "whiten": "end" if start == "whitened" else "no", "batch_size": BATCH.get(needs[name], 32)}
-        results = []
-        for seed in range(1, asked["seeds"] + 1):
-            cell = folder / f"{name}-{start}-{seed}"
-            work = partial(train, cell, source, dev, encoder=str(encoder), seed=seed, **of_name, **training)
-            results.append(kept(cell / "dev.json", work))
-        lines.append(line(f"{start}, {name}", needs[name], results))
+    for objective in chosen:
+        source = sentences if objective.needs == "sentences" else run
+        for whiten_at in ("no", "end") if objective.in_batch_negatives else ("no",):
+            name = f"{objective.name}, whitened" if whiten_at == "end" else objective.name
+            options = {**SETTINGS.get(objective.name, {}), **training, "encoder": str(encoder), "whiten": whiten_at}
+            results = []
+            for seed in range(1, asked["seeds"] + 1):
+                cell = folder / f"{objective.name}-{whiten_at}-{seed}"
+                work = partial(train, cell, source, dev, objective=objective.name, seed=seed, **options)
+                results.append(kept(cell / "dev.json", work))
+            lines.append(line(name, objective.needs, results))
     table = "\n".join([*head, *lines, ""])
     write_bytes(folder / "table.md", table.encode())
     click.echo(table)

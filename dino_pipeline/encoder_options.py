@@ -15,6 +15,7 @@ from dino_pipeline.options import Flag, Options, RunFolder, flags_of
 from dino_pipeline.text import as_number
 
 OBJECTIVES = {
+    "triplets": "view_objectives",
     "dino": "pairs",
     "sbert": "pairs",
     "simcse": "view_objectives",
@@ -32,6 +33,8 @@ else:
     ObjectiveName = Literal[*OBJECTIVES]
 ScoreLoss = Literal["cosine", "cosent", "angle"]
 """Losses of scored pairs."""
+Whitening = Literal["no", "start", "end"]
+"""When embeddings are whitened: before the first step or after the last one."""
 OptionValue = float | int | str
 """The value of an option that one objective alone has."""
 MAX_SEED = 2**32 - 1
@@ -110,10 +113,10 @@ class Hyperparameters(Options):
     pooling: Annotated[Literal["mean", "cls", "lasttoken"], Flag(TRAINING)] = Field(
         default="mean", description="How token states become an embedding, for encoders without pooling of their own."
     )
-    whiten: Annotated[Literal["no", "start", "end"], BeforeValidator(_when), Flag(TRAINING)] = Field(
+    whiten: Annotated[Literal["no", "auto", "start", "end"], BeforeValidator(_when), Flag(TRAINING)] = Field(
         default="no",
         description="Weight tokens by their rarity, and whiten embeddings before training (start) or after it (end), "
-        "both fitted to the texts.",
+        "both fitted to the texts. auto: at the end, if the encoder brings no pooling of its own.",
     )
     freeze_embeddings: Annotated[bool, Flag(TRAINING)] = Field(
         default=False,
@@ -222,8 +225,9 @@ class FinetuneOptions(TrainingOptions):
         default=None, description="Run to write, where the texts are not a run's."
     )
     fresh: bool = Field(default=False, description="Train again from the start.")
-    objective: Annotated[ObjectiveName, Flag(metavar="NAME")] = Field(
-        default="dino", description=f"How the encoder learns: {', '.join(OBJECTIVES)}."
+    objective: Annotated[ObjectiveName | None, Flag(metavar="NAME", default="what suits the texts")] = Field(
+        default=None,
+        description=f"How the encoder learns: {', '.join(OBJECTIVES)}.",
     )
     loss: Annotated[ScoreLoss | None, Flag(default="cosine")] = Field(
         default=None, description="Loss of the objective dino."

@@ -220,13 +220,12 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling
-    from sentence_transformers.util import is_sentence_transformer_model
 
     check_weights(name)
     try:
         with quiet_loading():
             model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
-        if not is_sentence_transformer_model(name, revision=revision) and pooling_of(model) != pooling:
+        if not has_own_pooling(name, revision) and pooling_of(model) != pooling:
             place = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
             model[place] = Pooling(model[place].embedding_dimension, pooling_mode=pooling)
     except Exception as error:  # files that are not what their names say raise anything: EOFError, IndexError ...
@@ -235,6 +234,13 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     if model.transformers_model is not None and getattr(model.tokenizer, "pad_token", "") is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     return model
+
+
+def has_own_pooling(name: str, revision: str | None = None) -> bool:
+    """Return whether a model is a bi-encoder, which says itself how token states become an embedding."""
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    return bool(is_sentence_transformer_model(name, revision=revision))
 
 
 def pooling_of(model: SentenceTransformer) -> str:

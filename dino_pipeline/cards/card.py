@@ -53,7 +53,7 @@ FREE_LICENSES = (
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 HYPER_PARAMETERS = (
     *("objective", "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule"),
-    *("max_length", "mini_batch_size", "bf16", "faithful", "seed"),
+    *("max_length", "freeze_embeddings", "mini_batch_size", "bf16", "faithful", "seed"),
 )
 """Options that every objective has."""
 
@@ -245,7 +245,7 @@ class ModelCard:
         """Return the rows of the table on training."""
         finetuned, options, selection = self.finetuned, self.finetuned.options, self.selection
         values = {name: getattr(options, name) for name in effective(options, HYPER_PARAMETERS)}
-        values |= {"pooling": finetuned.pooling, **options.options}
+        values |= {"pooling": finetuned.pooling, "whitened": finetuned.whitened, **options.options}
         shown = {name: value for name, value in values.items() if value is not None and value is not False}
         return [
             *((name.replace("_", " "), value) for name, value in shown.items()),

@@ -36,6 +36,16 @@ REMEDIES = {
 """What to do if rows of a kind cannot be made."""
 
 
+SUITED = {
+    "scored pairs": "triplets",
+    "classified texts": "triplets",
+    "classified pairs": "sbert",
+    "pairs": "cpt",
+    "texts": "mirror-bert",
+}
+"""The objective that suits a corpus, by its content: what was best on real text (docs/results.md)."""
+
+
 @dataclass(frozen=True)
 class TrainingRows:
     """The rows that an objective trains on."""
@@ -46,6 +56,16 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
+
+
+def suited_objective(corpus: Corpus, *, faithful: bool) -> str:
+    """Return the objective that suits a corpus.
+
+    Scored pairs are for ``dino`` (Schick & Schuetze 2021) if that was asked for, or if they make no triplets.
+    """
+    if corpus.content == "scored pairs" and (faithful or not _triplets(corpus.examples, "")[0]["anchor"]):
+        return "dino"
+    return SUITED[corpus.content]
 
 
 def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", *, split: bool = False) -> TrainingRows:

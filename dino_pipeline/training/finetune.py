@@ -20,12 +20,13 @@ from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
-from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions
+from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions, Whitening
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import (
     STATIC,
     ModelRef,
+    has_own_pooling,
     load_encoder,
     max_length_of,
     model_fingerprint,
@@ -39,6 +40,7 @@ from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
+from dino_pipeline.training.adapters import suited_objective
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
@@ -52,7 +54,7 @@ from dino_pipeline.training.quality import (
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
 from dino_pipeline.training.training_texts import TrainingTexts, training_texts
-from dino_pipeline.training.whitening import MAX_FITTED, static_student, weigh, whiten
+from dino_pipeline.training.whitening import MAX_FITTED, MIN_TEXTS, can_be_weighed, static_student, weigh, whiten
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ def finetune(
         DinoError: an option, the texts, the encoder or the run does not allow the training.
     """
     chosen = FinetuneOptions.of(options)
-    objective = get_objective(chosen.objective)
+    texts = training_texts(source, chosen)
+    objective = get_objective(_objective_name(chosen, texts))
     hyperparameters = resolve_hyperparameters(objective, chosen.hyperparameters, chosen.own_options)
-    job = TrainingJob.of(objective, hyperparameters, chosen, training_texts(source, chosen), chosen.seed)
+    job = TrainingJob.of(objective, hyperparameters, chosen, texts, chosen.seed)
     own = Run.of(source)
     folder = chosen.run or (own.path if own else None)
     if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -102,6 +105,15 @@ def finetune(
         with run.locked() if is_first else contextlib.nullcontext():
             state = finetune_run(run, job, reporter, fresh=chosen.fresh)
         return _load_trained(run, state)
+
+
+def _objective_name(options: FinetuneOptions, texts: TrainingTexts) -> str:
+    """Return the objective that was asked for, or the one that suits the texts."""
+    if options.objective is not None:
+        return options.objective
+    if options.loss is not None:  # which dino alone has
+        return "dino"
+    return suited_objective(texts.parts[0], faithful=bool(options.faithful))
 
 
 @contextlib.contextmanager
@@ -170,14 +182,22 @@ class TrainingJob:
         encoder = ModelRef(name=name, revision=options.revision, fingerprint=fingerprint, static=static)
         return cls(objective, hyperparameters, encoder, partial(_load_to_train, options, hyperparameters), texts, seed)
 
-    def start(self) -> SentenceTransformer:
-        """Return the encoder as it is before the first step."""
+    def start(self) -> tuple[SentenceTransformer, Whitening]:
+        """Return the encoder as it is before the first step, and when it is whitened."""
         model = self.load()
         if self.encoder.static:
             model = static_student(model, self.fitting_texts)
-        if self.hyperparameters.whiten != "no":
+        when = self._when_to_whiten(model)
+        if when != "no":
             model = weigh(model, self.fitting_texts)
-        return whiten(model, self.fitting_texts) if self.hyperparameters.whiten == "start" else model
+        return whiten(model, self.fitting_texts) if when == "start" else model, when
+
+    def _when_to_whiten(self, model: SentenceTransformer) -> Whitening:
+        """Return when to whiten an encoder, which decides it if it was left open."""
+        if self.hyperparameters.whiten != "auto":
+            return self.hyperparameters.whiten
+        is_raw = not self.encoder.static and not has_own_pooling(self.encoder.path("encoder"), self.encoder.revision)
+        return "end" if is_raw and can_be_weighed(model) and len(self.fitting_texts) >= MIN_TEXTS else "no"
 
     @cached_property
     def fitting_texts(self) -> list[str]:
@@ -232,7 +252,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     rows = texts.rows(objective)
     criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
     set_seed(job.seed)
-    model = job.start()
+    model, when_whitened = job.start()
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
@@ -246,20 +266,25 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         measure=criterion.measure, best=None, on=texts.selection_name, human_labels=texts.select_on is not None
     )
     record = record.updated(
-        train=len(rows), dev=criterion.rows, made=rows.remarks, pooling=pooling_of(model), selection=selection
+        train=len(rows),
+        dev=criterion.rows,
+        made=rows.remarks,
+        pooling=pooling_of(model),
+        selection=selection,
+        whitened=when_whitened,
     )
     record = inspect_data(record, model, objective, dataset, context.hyperparameters.batch_size, reporter)
     probe = probe_texts(corpus.examples)
     record = train(
         record, run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter
     )
-    if job.hyperparameters.whiten == "end":
+    if full_length:  # `_prepare_encoder` has cut it for training
+        model.max_seq_length = full_length
+    if when_whitened == "end":
         model = whiten(model, job.fitting_texts)
         record = with_quality(record, model, criterion, criterion.measured(model), probe)
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
-        if full_length:  # `_prepare_encoder` has cut it for training
-            model.max_seq_length = full_length
         _finish(run, record, model, objective, texts)
     processes.wait_for_everyone()
 

@@ -36,6 +36,11 @@ STATIC_SCALE = 0.02
 """Standard deviation of a static student's table: that of new layers, for which learning rates are chosen."""
 
 
+def can_be_weighed(model: SentenceTransformer) -> bool:
+    """Return whether an encoder has layers and pools the mean of their tokens' states."""
+    return pooling_of(model) == "mean" and model.transformers_model is not None
+
+
 def weigh(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransformer:
     """Return an encoder whose pooling weights each token by its rarity. An encoder that does so already stays as it is.
 
@@ -44,7 +49,7 @@ def weigh(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransform
     Raises:
         OptionError: the encoder does not pool a mean, or there are too few texts.
     """
-    if pooling_of(model) != "mean" or model.transformers_model is None:
+    if not can_be_weighed(model):
         raise OptionError("needs an encoder with layers and mean pooling", "leave it out", option="whiten")
     if len(texts) < MIN_TEXTS:
         raise OptionError(_too_few(texts), option="whiten")

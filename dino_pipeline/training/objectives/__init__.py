@@ -67,8 +67,8 @@ class Objective:
     citation: str
     options: type[Options] = Options
     """What it alone lets a user choose."""
-    faithful: Mapping[str, OptionValue] = field(default_factory=dict)
-    """Own options as in the paper's reference code. Empty if the defaults are the paper's."""
+    faithful: Mapping[str, OptionValue] | None = field(default_factory=dict)
+    """Own options as in the paper's reference code. Empty if the defaults are the paper's, None without a paper."""
     in_batch_negatives: bool = False
     """Whether the other rows of a batch are negatives."""
     no_duplicates: bool = False
@@ -122,9 +122,9 @@ def resolve_hyperparameters(
         OptionError: the objective has no such option, or the value is not allowed.
     """
     faithful = bool(given.get("faithful"))
-    if faithful and not objective.faithful:
-        raise OptionError(f"{objective.name} has nothing to choose; its defaults are the paper's", option="faithful")
-    options = objective.own_options({**(objective.faithful if faithful else {}), **own})
+    if faithful and objective.faithful is None:
+        raise OptionError(f"{objective.name} follows no paper", "choose another {objective}", option="faithful")
+    options = objective.own_options({**((faithful and objective.faithful) or {}), **own})
     resolved = objective.hyperparameters.updated(**{**given, "options": options})
     if resolved.mini_batch_size and not (objective.caches_gradients or rows_are_independent(objective, resolved)):
         raise OptionError(

@@ -1,9 +1,10 @@
-"""Objectives in which a text finds its other view among a batch: simcse, simcse-sup, is-cse and mirror-bert."""
+"""Objectives in which a text finds its other view in a batch: simcse, simcse-sup, triplets, is-cse, mirror-bert."""
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any, Literal
@@ -91,6 +92,17 @@ SIMCSE_SUP = Objective(
     in_batch_negatives=True,
     no_duplicates=True,
     caches_gradients=True,
+)
+
+# The same with settings for the few texts that a small model writes, measured on real text (docs/results.md): at the
+# papers' rates an encoder forgets what it knew, and tokens' weights and whitening add to what it learns.
+
+TRIPLETS = replace(
+    SIMCSE_SUP,
+    name="triplets",
+    method="InfoNCE with the contrasted texts as negatives, embeddings whitened",
+    hyperparameters=Hyperparameters(batch_size=32, pooling="mean", whiten="auto"),
+    faithful=None,
 )
 
 # IS-CSE: SimCSE that also pulls a sentence towards a weighted mean of its neighbours among recent sentences.
