@@ -107,7 +107,7 @@ def starts(folder: Path, encoder: str, sentences: Sequence[str], dev: Pairs) -> 
 def without_training(encoder: str, sentences: Sequence[str]) -> Any:
     """Return an encoder with token weights and whitening alone, both fitted to a sample of the sentences."""
     texts = random.Random(0).sample(sentences, min(FITTED, len(sentences)))
-    return whiten(weigh(load_encoder(encoder), texts), texts)
+    return whiten(weigh(load_encoder(encoder).float(), texts), texts)
 
 
 def write(run: Path, **options: Any) -> Result:
@@ -123,8 +123,8 @@ def train(cell: Path, source: object, dev: Pairs, **options: Any) -> Result:
 
 def line(name: str, learns_from: str, results: Sequence[Result]) -> str:
     """Return the line of the table with the results of all seeds."""
-    if "refused" in results[0]:
-        return f"| {name} | {learns_from} | refused: {results[0]['refused']} | | |"
+    if refused := [each["refused"] for each in results if "refused" in each]:
+        return f"| {name} | {learns_from} | refused: {refused[0]} | | |"
     values = [each["spearman"] or 0.0 for each in results]  # None: all embeddings are the same
     spread = f"{min(values):.1f} .. {max(values):.1f}" if len(values) > 1 else ""
     minutes = fmean(each["minutes"] for each in results)
@@ -157,7 +157,7 @@ def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], **as
     training |= {"learning_rate": POCKET_RATE} if of_pocket else {}
     choices: Result = {path.name: model_fingerprint(str(path)) for path in (generator, encoder)}
     choices |= {"data": digest, "inputs": len(inputs), **texts, **training}
-    claim(folder, choices)
+    claim(folder, choices | {"fitted": FITTED, "settings": SETTINGS})
 
     made_with = ", ".join(f"{name} {value}" for name, value in choices.items())
     head = [f"Spearman x 100 on {len(dev)} dev pairs; mean pooling; {made_with}.", ""]

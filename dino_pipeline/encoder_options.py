@@ -84,7 +84,7 @@ def _when(value: object) -> object:
 
 
 class Hyperparameters(Options):
-    """Hyper-parameters of a training. Each objective has defaults of its own, those of its paper."""
+    """Hyper-parameters of a training. Each objective has defaults of its own, mostly its paper's."""
 
     epochs: Annotated[int | float, BeforeValidator(_number), Flag(TRAINING, metavar="FLOAT")] = Field(
         default=1, gt=0, description="Passes over the texts."
@@ -92,7 +92,7 @@ class Hyperparameters(Options):
     steps: Annotated[int | None, Flag(TRAINING)] = Field(
         default=None,
         ge=0,
-        description="Steps in all, in place of epochs. 0: no training, only what comes before it, such as whitening.",
+        description="Steps in all, in place of epochs. 0: no training, only what goes with it, such as whitening.",
     )
     batch_size: Annotated[int, Flag(TRAINING)] = Field(default=32, ge=1, description="Rows a step, over all processes.")
     learning_rate: Annotated[float, Flag(TRAINING, aliases=("lr",))] = Field(
@@ -116,7 +116,8 @@ class Hyperparameters(Options):
     whiten: Annotated[Literal["no", "auto", "start", "end"], BeforeValidator(_when), Flag(TRAINING)] = Field(
         default="no",
         description="Weight tokens by their rarity, and whiten embeddings before training (start) or after it (end), "
-        "both fitted to the texts. auto: at the end, if the encoder brings no pooling of its own.",
+        "both fitted to the texts. auto: at the end, if the encoder brings no pooling of its own and there are 100 "
+        "texts.",
     )
     freeze_embeddings: Annotated[bool, Flag(TRAINING)] = Field(
         default=False,

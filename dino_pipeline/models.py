@@ -233,6 +233,8 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
         raise load_error(name, error, "cannot be loaded as an encoder", remedy) from error
     if model.transformers_model is not None and getattr(model.tokenizer, "pad_token", "") is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
+        if model.tokenizer.pad_token is None:
+            raise ModelError(f"{name}: its tokenizer has neither a token for padding nor one for the end of a text")
     return model
 
 

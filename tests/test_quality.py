@@ -87,8 +87,8 @@ def test_batches_are_no_larger_than_what_can_fill_them() -> None:
     assert fit_batch_size(cpt, cpt.defaults.updated(batch_size=900), chain, 3).batch_size == 399, (
         "each process has as many"
     )
-    assert fit_batch_size(cpt, cpt.defaults.updated(batch_size=30), chain, 1).batch_size == 24
-    assert fit_batch_size(cpt, cpt.defaults, chain, 1).batch_size == 40, "twenty steps"
+    assert fit_batch_size(cpt, cpt.defaults.updated(batch_size=30), chain, 1).batch_size == 30
+    assert fit_batch_size(cpt, cpt.defaults, chain, 1).batch_size == 50, "twenty steps"
     assert fit_batch_size(cpt, cpt.defaults.updated(steps=3), chain, 1).batch_size == 400
     assert fit_batch_size(simcse, simcse.defaults, chain, 1).batch_size == 50
     assert fit_batch_size(simcse, simcse.defaults.updated(batch_size=500), chain, 1).batch_size == 500

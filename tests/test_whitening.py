@@ -12,7 +12,7 @@ import torch
 import dino_pipeline as dino
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import OptionError
-from dino_pipeline.examples import read_examples
+from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.models import embed, load_encoder, mean_cosine
 from dino_pipeline.pocket import GOLD_DEV
 from dino_pipeline.training.corpus import distinct_texts
@@ -39,7 +39,6 @@ def test_an_encoder_is_whitened_by_stock_modules(toy_encoder: Path, tmp_path: Pa
     model = whiten(weigh(plain, TEXTS), TEXTS)
     assert [type(module).__name__ for module in model] == ["Transformer", "WordWeights", "Pooling", "Dense"]
     assert abs(mean_cosine(model, TEXTS)) < 0.2 < mean_cosine(plain, TEXTS)
-    assert not any(parameter.requires_grad for parameter in model[1].parameters())
     model.save(str(tmp_path / "model"), create_model_card=False)
     np.testing.assert_allclose(embed(load_encoder(str(tmp_path / "model")), TEXTS), embed(model, TEXTS), atol=1e-5)
 
@@ -53,17 +52,28 @@ def test_a_token_weighs_what_its_rarity_says(toy_encoder: Path) -> None:
     torch.testing.assert_close(of_a, torch.tensor(np.log(101 / 100), dtype=torch.float32))
     torch.testing.assert_close(of_b, torch.tensor(np.log(101), dtype=torch.float32))
     torch.testing.assert_close(unseen, of_b)
+    special = weights[model.tokenizer.all_special_ids]
+    torch.testing.assert_close(special, of_a.expand(len(special)), msg="a mask does not outweigh words")
+
+
+def test_a_vocabulary_with_holes_is_weighed(toy_encoder: Path) -> None:
+    model = load_encoder(str(toy_encoder))
+    vocabulary = dict(model.tokenizer.get_vocab())
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    moved = {name: number + 2 * (name == last) for name, number in vocabulary.items()}
+    model.tokenizer.get_vocab = lambda: moved
+    assert weigh(model, TEXTS)[1].emb_layer.weight.shape[0] == len(vocabulary) + 2
 
 
 def test_an_encoder_that_cannot_be_whitened_is_refused(toy_encoder: Path) -> None:
     for model, texts, said in (
         (load_encoder(str(toy_encoder), pooling="cls"), TEXTS, "needs an encoder with layers and mean pooling"),
         (static_encoder(), TEXTS, "needs an encoder with layers and mean pooling"),
-        (load_encoder(str(toy_encoder)), TEXTS[:99], "needs 100 different texts and more; these are 99"),
+        (load_encoder(str(toy_encoder)), TEXTS[:99], "needs at least 100 different texts; there are 99"),
     ):
         with pytest.raises(OptionError, match=said):
             weigh(model, texts)
-    with pytest.raises(OptionError, match="these are 99"):
+    with pytest.raises(OptionError, match="there are 99"):
         whiten(load_encoder(str(toy_encoder)), TEXTS[:99])
 
 
@@ -86,7 +96,7 @@ def test_without_a_step_an_encoder_is_whitened_alone(name: str, when: str, toy_e
     assert before_whitening == (when == "start")
     training = record.options
     assert training.whiten == when and training.steps == 0
-    texts = distinct_texts([dino.Example(text) for text in sentences] if name == "mirror-bert" else pairs)
+    texts = distinct_texts([dino.Example(text) for text in sentences])
     np.testing.assert_allclose(
         embed(encoder, TEXTS), embed(whiten(weigh(load_encoder(str(toy_encoder)), texts), texts), TEXTS), atol=1e-5
     )
@@ -98,7 +108,7 @@ def test_whitening_at_the_end_is_fitted_to_the_trained_encoder(toy_encoder: Path
     pairs = list(read_examples(GOLD_DEV))[:200]
     options: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 3, "learning_rate": 1e-2, "dev": pairs[:50]}
     encoder = dino.finetune(pairs, whiten="end", freeze_embeddings=True, progress=False, **options)
-    texts = distinct_texts(pairs)
+    texts = distinct_texts([dino.Example(pair.text_a) for pair in pairs])
     vectors = embed(encoder, texts, normalize=False)
     assert abs(vectors.mean(axis=0)).max() < 1e-3, "fitted after the last step"
     before = load_encoder(str(toy_encoder)).transformers_model
@@ -111,3 +121,36 @@ def test_whitening_at_the_end_is_fitted_to_the_trained_encoder(toy_encoder: Path
 
 def test_a_record_of_an_earlier_version_says_whether_to_whiten() -> None:
     assert [Hyperparameters.model_validate({"whiten": value}).whiten for value in (True, False)] == ["start", "no"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"whiten": "end", "matryoshka": (8,)}, "turns the trained leading dimensions away"),
+        ({"whiten": "start", "objective": "mirror-bert", "faithful": True}, "needs token states without weights"),
+    ],
+)
+def test_what_whitening_would_undo_is_refused(options: dict[str, Any], said: str, toy_encoder: Path) -> None:
+    pairs = list(read_examples(GOLD_DEV))[:200]
+    with pytest.raises(OptionError, match=said):
+        dino.finetune(pairs, encoder=str(toy_encoder), steps=1, progress=False, **options)
+
+
+def test_the_texts_choose_objective_and_whitening(toy_encoder: Path) -> None:
+    firsts = list(dict.fromkeys(pair.text_a for pair in read_examples(GOLD_DEV)))[:120]
+    triples = [
+        Example(text, f"{text} {other}", label) for text in firsts for other, label in (("so", 1.0), ("no", 0.0))
+    ]
+    once = [Example(text, f"{text} so", number % 3 / 2) for number, text in enumerate(firsts)]
+    few: dict[str, Any] = {"encoder": str(toy_encoder), "steps": 0, "progress": False}
+    for texts, more, objective, whitened in (
+        (triples, {}, "triplets", "end"),
+        (triples, {"whiten": "no"}, "triplets", "no"),
+        (triples, {"matryoshka": (8,)}, "triplets", "no"),
+        (triples, {"faithful": True}, "dino", "no"),
+        (triples, {"loss": "cosent"}, "dino", "no"),
+        ([*once, *triples[:2]], {}, "dino", "no"),
+        (firsts, {}, "mirror-bert", "no"),
+    ):
+        record = dino.finetune(texts, **few, **more).dino.record
+        assert (record.options.objective, record.whitened) == (objective, whitened), more

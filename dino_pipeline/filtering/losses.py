@@ -61,7 +61,7 @@ class Losses:
 
     def share(self, cause: str, label: str) -> float:
         """Return the share of a label's texts that is lost for a cause."""
-        return self.lost.get(cause, {}).get(label, 0) / max(self.written[label], 1)
+        return self.lost.get(cause, {}).get(label, 0) / max(self.written.get(label, 0), 1)
 
     def notes(self, spec: TaskSpec, max_new_tokens: int) -> Iterator[tuple[str, str]]:
         """Yield what is worth a note: a message, and a remedy as a template of `errors.worded`.

@@ -37,13 +37,13 @@ REMEDIES = {
 
 
 SUITED = {
-    "scored pairs": "triplets",
-    "classified texts": "triplets",
+    "scored pairs": "dino",
+    "classified texts": "mirror-bert",
     "classified pairs": "sbert",
     "pairs": "cpt",
     "texts": "mirror-bert",
 }
-"""The objective that suits a corpus, by its content: what was best on real text (docs/results.md)."""
+"""The objective that suits a corpus that makes no triplets, by its content."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,18 @@ class TrainingRows:
 
 
 def suited_objective(corpus: Corpus, *, faithful: bool) -> str:
-    """Return the objective that suits a corpus.
+    """Return the objective that suits a corpus: triplets, if at least half of the first texts make some.
 
-    Scored pairs are for ``dino`` (Schick & Schuetze 2021) if that was asked for, or if they make no triplets.
+    With ``faithful``, that is what a paper did with such texts: ``dino`` with scored pairs (Schick & Schuetze 2021),
+    ``simcse-sup`` with classes (Gao et al. 2021).
     """
-    if corpus.content == "scored pairs" and (faithful or not _triplets(corpus.examples, "")[0]["anchor"]):
-        return "dino"
+    make = _ADAPTERS.get((corpus.content, "triplets"))
+    if make and corpus.content != "classified pairs":
+        anchors = set(make(corpus.examples, "")[0]["anchor"])
+        first_texts = {example.text_a for example in corpus.examples}
+        if len(anchors) >= max(len(first_texts) / 2, 2):
+            of_paper = "dino" if corpus.content == "scored pairs" else "simcse-sup"
+            return of_paper if faithful else "triplets"
     return SUITED[corpus.content]
 
 

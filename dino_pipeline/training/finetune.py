@@ -17,11 +17,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import WordWeights
 from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions, Whitening
 from dino_pipeline.errors import OptionError, OutputError, first_line
+from dino_pipeline.examples import Example
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import (
     STATIC,
@@ -111,7 +113,7 @@ def _objective_name(options: FinetuneOptions, texts: TrainingTexts) -> str:
     """Return the objective that was asked for, or the one that suits the texts."""
     if options.objective is not None:
         return options.objective
-    if options.loss is not None:  # which dino alone has
+    if "loss" in options.own_options:  # which dino alone has
         return "dino"
     return suited_objective(texts.parts[0], faithful=bool(options.faithful))
 
@@ -184,7 +186,7 @@ class TrainingJob:
 
     def start(self) -> tuple[SentenceTransformer, Whitening]:
         """Return the encoder as it is before the first step, and when it is whitened."""
-        model = self.load()
+        model = self.load().float()  # weights stored in half precision are fitted and trained in single precision
         if self.encoder.static:
             model = static_student(model, self.fitting_texts)
         when = self._when_to_whiten(model)
@@ -196,13 +198,21 @@ class TrainingJob:
         """Return when to whiten an encoder, which decides it if it was left open."""
         if self.hyperparameters.whiten != "auto":
             return self.hyperparameters.whiten
+        if self.hyperparameters.matryoshka:  # it would turn the leading dimensions away
+            return "no"
         is_raw = not self.encoder.static and not has_own_pooling(self.encoder.path("encoder"), self.encoder.revision)
         return "end" if is_raw and can_be_weighed(model) and len(self.fitting_texts) >= MIN_TEXTS else "no"
 
     @cached_property
     def fitting_texts(self) -> list[str]:
-        """Return the texts that weights and whitening are fitted to."""
-        texts = distinct_texts(self.texts.parts[0].examples)
+        """Return the texts that weights and whitening are fitted to.
+
+        Of scored pairs these are the first texts, if they are enough: the second ones are often written by a model.
+        """
+        corpus, _ = self.texts.parts
+        texts = distinct_texts([Example(example.text_a) for example in corpus.examples])
+        if corpus.content != "scored pairs" or len(texts) < MIN_TEXTS:
+            texts = distinct_texts(corpus.examples)
         return Random(0).sample(texts, MAX_FITTED) if len(texts) > MAX_FITTED else texts
 
     def settings(self) -> TrainingSettings:
@@ -303,10 +313,12 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
         The encoder's own maximum length if it is cut shorter in training. It is restored afterwards.
     """
     check_encoder(model, objective, hyperparameters)
-    model.float()  # weights stored in half precision are trained in single precision
     model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours replaces it
     if objective.prepare:
         objective.prepare(model)
+    for module in model:
+        if isinstance(module, WordWeights):  # one that was loaded would train, and its folder holds the weights as text
+            module.requires_grad_(False)
     if hyperparameters.freeze_embeddings:
         model.transformers_model.get_input_embeddings().requires_grad_(False)
     length: int | None = model.max_seq_length

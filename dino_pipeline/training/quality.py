@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.losses import has_static_embedding_input
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.modules import WordWeights
 from torch import nn
 
 from dino_pipeline.encoder_options import Hyperparameters
@@ -67,6 +68,11 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
         )
     if hyperparameters.freeze_embeddings and model.transformers_model is None:
         raise OptionError("needs an encoder with layers", "leave it out", option="freeze_embeddings", value=True)
+    reads_states = objective.reads_token_states or hyperparameters.options.get("mean") == "padded"
+    if reads_states and any(isinstance(module, WordWeights) for module in model):
+        raise OptionError(f"{objective.name} needs token states without weights", "leave it out", option="whiten")
+    if hyperparameters.matryoshka and hyperparameters.whiten == "end":
+        raise OptionError("turns the trained leading dimensions away", "whiten at the start", option="whiten")
     positions = getattr(getattr(model.transformers_model, "config", None), "max_position_embeddings", None)
     max_length = hyperparameters.max_length
     if max_length and positions and max_length > positions:
@@ -102,7 +108,9 @@ def fit_batch_size(
     if objective.in_batch_negatives and hyperparameters.steps is None and is_default:
         batch_size = min(batch_size, max(int(len(dataset) * hyperparameters.epochs / MIN_STEPS), FEW_ROWS))
     if objective.no_duplicates:
-        batch_size = min(batch_size, max(int(FILLED * _duplicate_free_rows(dataset, batch_size)), 2))
+        batch_size = min(
+            batch_size, max(int(FILLED * _duplicate_free_rows(dataset, math.ceil(batch_size / FILLED))), 2)
+        )
     return hyperparameters.updated(batch_size=max(batch_size // processes * processes, processes))
 
 

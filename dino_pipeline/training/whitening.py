@@ -1,6 +1,6 @@
 """What an encoder gains from unlabelled texts without training: rare tokens count more, no direction dominates.
 
-`weigh` goes before training, `whiten` behind it. `static_student` folds both into a token table and needs no layers.
+`weigh` belongs before training, `whiten` before or after it. `static_student` folds both into a token table.
 
 The mean of a language model's token states says little: frequent tokens and a few directions outweigh the rest. Both
 are put right without labels, from the texts alone: each token is weighted by how few texts hold it, and the
@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import Vectors, embed, pooling_of
 
-SHRINKAGE = 0.1
+SHRINKAGE = 1.0
 """Share of the mean variance that is added to each direction's, so that directions of small variance stay small."""
-MAX_FITTED = 20_000
-"""Texts that it is fitted to. More do not make it better."""
+MAX_FITTED = 4_000
+"""Texts that it is fitted to. More did not make it better."""
 MIN_TEXTS = 100
 """Fewer texts do not tell what is frequent."""
 STATIC_DIMENSIONS = 512
@@ -45,6 +45,7 @@ def weigh(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransform
     """Return an encoder whose pooling weights each token by its rarity. An encoder that does so already stays as it is.
 
     The weights are a stock module of sentence-transformers, so that the encoder loads anywhere. They are not trained.
+    Special tokens weigh least: a mask would outweigh the words around it.
 
     Raises:
         OptionError: the encoder does not pool a mean, or there are too few texts.
@@ -92,14 +93,16 @@ def _with_modules(model: SentenceTransformer, modules: list[nn.Module]) -> Sente
 def _rarity_weights(model: SentenceTransformer, texts: Sequence[str]) -> WordWeights:
     """Return the layer that weights each token by its rarity."""
     rarity = token_rarity(model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"])
-    vocabulary = model.tokenizer.convert_ids_to_tokens(range(len(model.tokenizer)))
+    everywhere = math.log((len(texts) + 1) / len(texts))
+    rarity |= dict.fromkeys(model.tokenizer.all_special_ids, everywhere)  # a mask says nothing, however rare it is
+    names = {number: token for token, number in model.tokenizer.get_vocab().items()}
+    vocabulary = [names.get(number, f"<unused {number}>") for number in range(max(names) + 1)]
     weights = {vocabulary[token]: weight for token, weight in sorted(rarity.items())}
-    layer = WordWeights(vocabulary, weights, unknown_word_weight=math.log(len(texts) + 1))
-    return layer.requires_grad_(False)
+    return WordWeights(vocabulary, weights, unknown_word_weight=math.log(len(texts) + 1))
 
 
 def token_rarity(texts: Sequence[Sequence[int]]) -> dict[int, float]:
-    """Return a weight for each token: the logarithm of the number of texts over the number that hold it."""
+    """Return a weight for each token: the logarithm of the number of texts, and one, over the number that hold it."""
     counts: Counter[int] = Counter()
     for ids in texts:
         counts.update(set(ids))
@@ -158,4 +161,4 @@ def _of_table(tokenizer: PreTrainedTokenizerFast, table: torch.Tensor) -> Senten
 
 
 def _too_few(texts: Sequence[str]) -> str:
-    return f"needs {MIN_TEXTS} different texts and more; these are {len(texts)}"
+    return f"needs at least {MIN_TEXTS} different texts; there are {len(texts)}"

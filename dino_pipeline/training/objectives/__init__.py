@@ -75,6 +75,8 @@ class Objective:
     """Whether rows that share a text are kept out of each other's batches."""
     needs_dropout: bool = False
     """Whether its two views of a text differ by dropout alone."""
+    reads_token_states: bool = False
+    """Whether its loss reads the states of tokens, too, which token weights would scale."""
     caches_gradients: bool = False
     """Whether a batch can be encoded in mini-batches with gradient caching (Gao et al. 2021, arXiv:2101.06983)."""
     prompts: Mapping[str, str] = field(default_factory=dict)

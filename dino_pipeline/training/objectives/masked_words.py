@@ -328,5 +328,6 @@ DECLUTR = Objective(
     citation="Giorgi et al. 2021, DeCLUTR: Deep Contrastive Learning for Unsupervised Textual Representations, "
     "arXiv:2006.03659",
     faithful={"spans": "fixed"},
+    reads_token_states=True,
     in_batch_negatives=True,
 )
