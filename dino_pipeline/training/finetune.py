@@ -26,6 +26,7 @@ from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import (
     STATIC,
     ModelRef,
+    has_adapters,
     load_encoder,
     max_length_of,
     model_fingerprint,
@@ -41,6 +42,7 @@ from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
+from dino_pipeline.training.lora import add_adapters, check_base, check_lora, merge_adapters
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.quality import (
     check_encoder,
@@ -126,8 +128,9 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
     """Load the encoder to start from.
 
     Raises:
-        OptionError: a pooling was asked for, and the encoder has another one of its own.
+        OptionError: a pooling was asked for, and the encoder has another one of its own, or adapters are impossible.
     """
+    check_lora(hyperparameters, options.revision)
     path = model_path(options.encoder.removeprefix(STATIC), "encoder")
     model = load_encoder(path, options.revision, hyperparameters.pooling)
     pooling = "mean" if options.encoder.startswith(STATIC) else pooling_of(model)
@@ -138,6 +141,8 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
             option="pooling",
             value=options.pooling,
         )
+    if has_adapters(model):
+        merge_adapters(model)
     return model
 
 
@@ -237,6 +242,9 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
     )
+    probe = probe_texts(corpus.examples)
+    if job.hyperparameters.lora_save == "adapter":
+        check_base(model, probe)
     dataset = objective.build(rows.columns, context)
     context = _with_dataset(context, objective, dataset)
     for remark in rows.remarks:
@@ -249,10 +257,11 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         train=len(rows), dev=criterion.rows, made=rows.remarks, pooling=pooling_of(model), selection=selection
     )
     record = inspect_data(record, model, objective, dataset, context.hyperparameters.batch_size, reporter)
-    probe = probe_texts(corpus.examples)
     record = train(
         record, run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter
     )
+    if has_adapters(model) and job.hyperparameters.lora_save == "merged":
+        merge_adapters(model)
     if job.hyperparameters.whiten == "end":
         model = whiten(model, job.fitting_texts)
         record = with_quality(record, model, criterion, criterion.measured(model), probe)
@@ -284,6 +293,8 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
         objective.prepare(model)
     if hyperparameters.freeze_embeddings:
         model.transformers_model.get_input_embeddings().requires_grad_(False)
+    if hyperparameters.lora:
+        add_adapters(model, hyperparameters.lora)
     length: int | None = model.max_seq_length
     if not hyperparameters.max_length or model.transformers_model is None:
         return None

@@ -65,8 +65,9 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
             f"{objective.name}: the encoder is a table of word vectors; its inputs cannot be parted into mini-batches",
             "take one with layers",
         )
-    if hyperparameters.freeze_embeddings and model.transformers_model is None:
-        raise OptionError("needs an encoder with layers", "leave it out", option="freeze_embeddings", value=True)
+    for option in ("freeze_embeddings", "lora"):
+        if (value := getattr(hyperparameters, option)) and model.transformers_model is None:
+            raise OptionError("needs an encoder with layers", "leave it out", option=option, value=value)
     positions = getattr(getattr(model.transformers_model, "config", None), "max_position_embeddings", None)
     max_length = hyperparameters.max_length
     if max_length and positions and max_length > positions:
