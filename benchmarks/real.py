@@ -95,7 +95,10 @@ def score(encoder: Any, dev: Pairs) -> Result:
 def starts(folder: Path, encoder: str, inputs: Sequence[str], dev: Pairs) -> dict[str, Result]:
     """Score what needs no training."""
     before = kept(folder / "untrained.json", lambda: score(load_encoder(encoder), dev))
-    whitened = kept(folder / "whitened.json", lambda: score(whiten(weigh(load_encoder(encoder, pooling="mean"), inputs), inputs), dev))
+    whitened = kept(
+        folder / "whitened.json",
+        lambda: score(whiten(weigh(load_encoder(encoder, pooling="mean"), inputs), inputs), dev),
+    )
     overlap = {**before, "spearman": before.get("overlap"), "minutes": 0.0}
     return {"word overlap": overlap, "untrained": before, "whitened": whitened}
 
@@ -162,7 +165,11 @@ def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], part
         head.insert(1, written.get("refused") or f"{written['minutes']:.1f} minutes for {written['summary']}.")
     for start, name in product(starting, objectives):
         source = sentences if needs[name] == "sentences" else run
-        of_name = {"objective": name, "whiten": "end" if start == "whitened" else "no", "batch_size": BATCH.get(needs[name], 32)}
+        of_name = {
+            "objective": name,
+            "whiten": "end" if start == "whitened" else "no",
+            "batch_size": BATCH.get(needs[name], 32),
+        }
         results = []
         for seed in range(1, asked["seeds"] + 1):
             cell = folder / f"{name}-{start}-{seed}"
