@@ -142,7 +142,7 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
             value=options.pooling,
         )
     if has_adapters(model):
-        merge_adapters(model)
+        merge_adapters(model, loaded=True)
     return model
 
 

@@ -68,8 +68,12 @@ def add_adapters(model: SentenceTransformer, rank: int) -> None:
     config.target_modules = sorted(config.target_modules)  # peft made a set of it, which is saved in any order
 
 
-def merge_adapters(model: SentenceTransformer) -> None:
-    """Add an encoder's adapters to its weights, and remove them. All layers can be trained afterwards."""
+def merge_adapters(model: SentenceTransformer, *, loaded: bool = False) -> None:
+    """Add an encoder's adapters to its weights, and remove them. All layers can be trained afterwards.
+
+    ``loaded`` says that the adapters were read from files. Saving would then give the weights the names that adapters
+    have in files, by which nothing finds them.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     backbone = model.transformers_model
@@ -80,6 +84,8 @@ def merge_adapters(model: SentenceTransformer) -> None:
     del backbone.peft_config
     backbone._hf_peft_config_loaded = False
     backbone.requires_grad_(True)
+    if loaded:
+        backbone._weight_conversions = None
 
 
 def check_base(model: SentenceTransformer, texts: Sequence[str]) -> None:
