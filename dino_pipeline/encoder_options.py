@@ -123,6 +123,14 @@ class Hyperparameters(Options):
         default=False,
         description="Leave token embeddings as they are: large vocabularies train in half the time and memory.",
     )
+    lora: Annotated[int | None, Flag(TRAINING, metavar="RANK")] = Field(
+        default=None, ge=1, description="Train adapters (LoRA) of this rank, and leave the layers as they are."
+    )
+    lora_save: Annotated[Literal["merged", "adapter"], Flag(TRAINING)] = Field(
+        default="merged",
+        description="merged: save a whole encoder. adapter: save what the adapters hold; the encoder that was trained "
+        "is needed to load it.",
+    )
     mini_batch_size: Annotated[int | None, Flag(TRAINING)] = Field(
         default=None, ge=1, description="Rows encoded at once, with cached or accumulated gradients, to save memory."
     )

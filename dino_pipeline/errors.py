@@ -133,10 +133,11 @@ class OutputError(DinoError):
     """A result could not be written: the disk is full, or there is no permission."""
 
 
-def require_package(package: str, option: str, value: object = None) -> None:
-    """Raise `OptionError` if the package that an option needs is not installed."""
+def require_package(package: str, option: str, value: object = None, *, extra: str = "") -> None:
+    """Raise `OptionError` if the package that an option needs, a part of an extra of this project, is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise OptionError(f"needs {package}, which is not installed: pip install {package}", option=option, value=value)
+        wanted = f"dino-pipeline[{extra}]" if extra else package
+        raise OptionError(f"needs {package}, which is not installed: pip install {wanted}", option=option, value=value)
 
 
 def short(value: Any) -> str:

@@ -225,6 +225,9 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     try:
         with quiet_loading():
             model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
+            if has_adapters(model) and model.dtype.itemsize < 4:  # adapters were trained in single precision
+                settings = {**safe_loading(), "dtype": "float32"}
+                model = SentenceTransformer(name, revision=revision, model_kwargs=settings)
         if not has_own_pooling(name, revision) and pooling_of(model) != pooling:
             place = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
             model[place] = Pooling(model[place].embedding_dimension, pooling_mode=pooling)
@@ -243,6 +246,11 @@ def has_own_pooling(name: str, revision: str | None = None) -> bool:
     from sentence_transformers.util import is_sentence_transformer_model
 
     return bool(is_sentence_transformer_model(name, revision=revision))
+
+
+def has_adapters(model: SentenceTransformer) -> bool:
+    """Return whether adapters (LoRA) are in an encoder's layers, not merged with them."""
+    return hasattr(model.transformers_model, "peft_config")
 
 
 def pooling_of(model: SentenceTransformer) -> str:

@@ -53,7 +53,7 @@ FREE_LICENSES = (
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 HYPER_PARAMETERS = (
     *("objective", "epochs", "steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule"),
-    *("max_length", "freeze_embeddings", "mini_batch_size", "bf16", "faithful", "seed"),
+    *("max_length", "freeze_embeddings", "lora", "mini_batch_size", "bf16", "faithful", "seed"),
 )
 """Options that every objective has."""
 

@@ -166,6 +166,13 @@ class _Publisher:
         if what != "dataset" and not (trained and self.run.model.is_dir()):
             remedy = "run {finetune()}, or publish with {what=dataset}"
             raise RunError(f"{self.run.path}: no encoder is trained there", remedy)
+        options = finetuned.options if finetuned else None
+        if what != "dataset" and options and options.lora_save == "adapter" and options.encoder.fingerprint:
+            raise RunError(
+                f"{self.run.path}: the encoder is an adapter, and others do not have the folder of what it adapts, "
+                f"{options.encoder.name}",
+                "train with {lora_save=merged}, or publish with {what=dataset}",
+            )
         return ["dataset", "model"] if what == "both" else [what]
 
     def _is_trained_on_dataset(self, *, strict: bool) -> bool:

@@ -28,6 +28,7 @@ from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import (
     STATIC,
     ModelRef,
+    has_adapters,
     has_own_pooling,
     load_encoder,
     max_length_of,
@@ -45,6 +46,7 @@ from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRec
 from dino_pipeline.training.adapters import suited_objective
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
+from dino_pipeline.training.lora import add_adapters, check_base, check_lora, merge_adapters
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.quality import (
     check_encoder,
@@ -140,8 +142,9 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
     """Load the encoder to start from.
 
     Raises:
-        OptionError: a pooling was asked for, and the encoder has another one of its own.
+        OptionError: a pooling was asked for, and the encoder has another one of its own, or adapters are impossible.
     """
+    check_lora(hyperparameters, options.revision)
     path = model_path(options.encoder.removeprefix(STATIC), "encoder")
     model = load_encoder(path, options.revision, hyperparameters.pooling)
     pooling = "mean" if options.encoder.startswith(STATIC) else pooling_of(model)
@@ -152,6 +155,8 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
             option="pooling",
             value=options.pooling,
         )
+    if has_adapters(model):
+        merge_adapters(model, loaded=True)
     return model
 
 
@@ -267,6 +272,9 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
     )
+    probe = probe_texts(corpus.examples)
+    if job.hyperparameters.lora_save == "adapter":
+        check_base(model, probe)
     dataset = objective.build(rows.columns, context)
     context = _with_dataset(context, objective, dataset)
     for remark in rows.remarks:
@@ -284,12 +292,13 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         whitened=when_whitened,
     )
     record = inspect_data(record, model, objective, dataset, context.hyperparameters.batch_size, reporter)
-    probe = probe_texts(corpus.examples)
     record = train(
         record, run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter
     )
     if full_length:  # `_prepare_encoder` has cut it for training
         model.max_seq_length = full_length
+    if has_adapters(model) and job.hyperparameters.lora_save == "merged":
+        merge_adapters(model)
     if when_whitened == "end":
         model = whiten(model, job.fitting_texts)
         record = with_quality(record, model, criterion, criterion.measured(model), probe)
@@ -321,6 +330,8 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
             module.requires_grad_(False)
     if hyperparameters.freeze_embeddings:
         model.transformers_model.get_input_embeddings().requires_grad_(False)
+    if hyperparameters.lora:
+        add_adapters(model, hyperparameters.lora)
     length: int | None = model.max_seq_length
     if not hyperparameters.max_length or model.transformers_model is None:
         return None

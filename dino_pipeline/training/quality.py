@@ -66,8 +66,9 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
             f"{objective.name}: the encoder is a table of word vectors; its inputs cannot be parted into mini-batches",
             "take one with layers",
         )
-    if hyperparameters.freeze_embeddings and model.transformers_model is None:
-        raise OptionError("needs an encoder with layers", "leave it out", option="freeze_embeddings", value=True)
+    for option in ("freeze_embeddings", "lora"):
+        if (value := getattr(hyperparameters, option)) and model.transformers_model is None:
+            raise OptionError("needs an encoder with layers", "leave it out", option=option, value=value)
     reads_states = objective.reads_token_states or hyperparameters.options.get("mean") == "padded"
     if reads_states and any(isinstance(module, WordWeights) for module in model):
         raise OptionError(f"{objective.name} needs token states without weights", "leave it out", option="whiten")

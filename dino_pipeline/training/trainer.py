@@ -27,11 +27,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
-from dino_pipeline.models import mean_cosine, quiet_loading
+from dino_pipeline.models import has_adapters, mean_cosine, quiet_loading
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import State
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
+from dino_pipeline.training.lora import load_trained, save_trained
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, row_views
 from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
 from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion, with_quality
@@ -234,15 +235,27 @@ def _rows_per_process(objective: Objective, context: TrainingContext) -> tuple[i
 
 
 class _QuietTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """The stock trainer without progress bars where it writes and reads checkpoints."""
+    """The stock trainer without progress bars where it writes and reads checkpoints.
+
+    If adapters are trained, checkpoints hold these and not the encoder.
+    """
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with quiet_loading():
             super()._save_checkpoint(*args, **kwargs)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if has_adapters(self.model):
+            load_trained(self.model, Path(args[0]))
+            return
         with quiet_loading():
             super()._load_from_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str, state_dict: Any = None) -> None:
+        if has_adapters(self.model):
+            save_trained(self.model, Path(output_dir))
+        else:
+            super()._save(output_dir, state_dict)
 
 
 @dataclass(eq=False)

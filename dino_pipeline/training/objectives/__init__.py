@@ -134,6 +134,10 @@ def resolve_hyperparameters(
             "leave it out",
             option="mini_batch_size",
         )
+    if resolved.lora_save == "adapter" and not resolved.lora:
+        raise OptionError(
+            "no adapters are trained", "leave it out, or give {lora=16}", option="lora_save", value="adapter"
+        )
     return resolved
 
 
