@@ -122,7 +122,10 @@ SERVER = ["generate", "sts-x2", "--engine", "openai", "--base-url"]
         (["finetune", "bad.jsonl"], "error: bad.jsonl: is not a run; name the folder to write with --run FOLDER"),
         (["finetune"], "error: nothing to train on; give a RUN, a FILE or a DATASET, or --list"),
         (["finetune", "bad.jsonl", "--run", "r", "--set", "x"], "error: --objective-options x: must be NAME=VALUE"),
-        (["finetune", "bad.jsonl", "--run", "r", "--set", "x=1"], "error: x: dino has no such option; it has loss"),
+        (
+            ["finetune", "bad.jsonl", "--run", "r", "--objective", "dino", "--set", "x=1"],
+            "error: x: dino has no such option; it has loss",
+        ),
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "a"], "give whole numbers, as in 256,128,64"),
         (["finetune", "bad.jsonl", "--run", "r", "--matryoshka", "32,0"], "dimensions are 1 and more"),
         (["finetune", "bad.jsonl", "--run", "r", "--seed", "-1"], "error: --seed -1: must be at least 0"),
@@ -134,8 +137,8 @@ SERVER = ["generate", "sts-x2", "--engine", "openai", "--base-url"]
         (["spec", "new", "a b"], "error: 'a b' cannot name a spec; use letters"),
         (["spec", "new", "x", "--kind", "nonsense"], "Invalid value for '--kind'"),
         (["finetune", "gone.jsonl", "--run", "r"], "error: gone.jsonl: is not there"),
-        (["compare", "bad.jsonl", "--run", "r", "--objectives", "x"], "error: --objectives x: must be one of dino"),
-        (["compare", "bad.jsonl", "--run", "r", "--objectives", ","], "names no objective; choose from dino, sbert"),
+        (["compare", "bad.jsonl", "--run", "r", "--objectives", "x"], "error: --objectives x: must be one of triplets"),
+        (["compare", "bad.jsonl", "--run", "r", "--objectives", ","], "names no objective; choose from triplets, dino"),
         (["compare", "pairs.jsonl", "--run", "r", *("--data", "pairs.jsonl") * 2], "error: pairs.jsonl: occurs twice"),
         (
             ["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"],

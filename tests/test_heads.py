@@ -103,5 +103,7 @@ def test_the_class_of_the_second_text(toy_encoder: Path, tmp_path: Path, run: Ru
     few = ("--encoder", toy_encoder, "--steps", "2", "--batch-size", "16")
     invoke("finetune", tmp_path / "pairs.jsonl", *of_second, *few)
     assert record_of(run)["head"]["classes"] == ["10", "bad", "good"]
-    said = refused("finetune", tmp_path / "pairs.jsonl", "--run", tmp_path / "x", "--label-type", "class")
+    said = refused(
+        "finetune", tmp_path / "pairs.jsonl", "--run", tmp_path / "x", "--label-type", "class", "--objective", "dino"
+    )
     assert "holds classified pairs, but dino needs scored pairs" in said

@@ -97,7 +97,7 @@ class Stopper:
     [
         ("dino", PAIRS, {"whiten": "start", "lora_save": "adapter"}),
         ("dino", PAIRS, {"whiten": "end", "lora_save": "adapter", "freeze_embeddings": True}),
-        ("dino", PAIRS, {"whiten": "end", "mini_batch_size": 4, "matryoshka": (16, 8)}),
+        ("dino", PAIRS, {"mini_batch_size": 4, "matryoshka": (16, 8)}),
         ("cmlm", DOCUMENTS, {}),
         ("declutr", DOCUMENTS, {"matryoshka": (16,)}),
         ("simcse-sup", TRIPLETS, {"mini_batch_size": 4}),

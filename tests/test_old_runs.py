@@ -45,7 +45,7 @@ def test_its_stages_are_up_to_date(old_run: Run, monkeypatch: pytest.MonkeyPatch
     options = ("--samples", "2", "--num-inputs", "12")
     assert "texts are up to date" in invoke("generate", "sts-x2", "--run", "old-run", *options)
     assert "is up to date" in invoke("filter", "old-run", "--min-margin", "1%", "--max-symbols", "0.4")
-    assert "is up to date" in invoke("finetune", "old-run", "--steps", "3", "--batch-size", "8")
+    assert "is up to date" in invoke("finetune", "old-run", "--objective", "dino", "--steps", "3", "--batch-size", "8")
     assert old_run.record() == before
     other = refused("filter", "old-run", "--min-margin", "2%", "--max-symbols", "0.4")
     assert 'min_margin was ["1%"], now ["2%"]' in other
