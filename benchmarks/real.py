@@ -136,7 +136,7 @@ def line(name: str, learns_from: str, results: Sequence[Result]) -> str:
 @click.option("--generator", default="gemma-3-270m", show_default=True, help="A folder in --models.")
 @click.option("--encoder", default="gemma-enc-6", show_default=True, help="A folder in --models.")
 @click.option("--data", type=click.Path(path_type=Path), default=Path(), help="A folder; pocket models need none.")
-@click.option("--spec", default="sts-few-shot", show_default=True)
+@click.option("--spec", help="Default: sts-few-shot; sts-x2, which the pocket model knows, with that.")
 @click.option("--inputs", default=400, show_default=True)
 @click.option("--samples", default=2, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each kind; the texts are the same.")
@@ -152,7 +152,7 @@ def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], **as
         encoder = existing(models / asked["encoder"], GET_ENCODER)
     sentences, dev, digest = read_data(data, of_pocket, asked["inputs"])
     inputs = random.Random(42).sample(sentences, min(asked["inputs"], len(sentences)))
-    texts = {"spec": asked["spec"], "samples": asked["samples"]}
+    texts = {"spec": asked["spec"] or ("sts-x2" if of_pocket else "sts-few-shot"), "samples": asked["samples"]}
     training = {"steps": asked["steps"], "freeze_embeddings": True}
     training |= {"learning_rate": POCKET_RATE} if of_pocket else {}
     choices: Result = {path.name: model_fingerprint(str(path)) for path in (generator, encoder)}
