@@ -154,3 +154,10 @@ def test_the_texts_choose_objective_and_whitening(toy_encoder: Path) -> None:
     ):
         record = dino.finetune(texts, **few, **more).dino.record
         assert (record.options.objective, record.whitened) == (objective, whitened), more
+
+
+def test_a_static_student_is_compared_with_its_start(toy_encoder: Path, tmp_path: Path) -> None:
+    pairs = list(read_examples(GOLD_DEV))[:200]
+    options: dict[str, Any] = {"objectives": "dino", "seeds": 1, "steps": 1, "data": pairs, "progress": False}
+    compared = dino.compare(pairs, encoder=f"static:{toy_encoder}", run=tmp_path / "run", **options)
+    assert "untrained" in repr(compared)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -198,8 +197,8 @@ def _seeds(options: CompareOptions) -> range:
 def _baseline_rows(job: TrainingJob, sets: Sequence[EvaluationSet], reporter: Reporter) -> list[ComparisonRow]:
     """Return the rows of word overlap and of the encoder as it is."""
     encoder = job.encoder
-    loaded = job.start if encoder.static else partial(load_encoder, encoder.path("encoder"), encoder.revision)
-    scores = {WORD_OVERLAP: baselines(sets), UNTRAINED: scores_of(UNTRAINED, loaded(), sets, reporter)}
+    untrained = job.start()[0] if encoder.static else load_encoder(encoder.path("encoder"), encoder.revision)
+    scores = {WORD_OVERLAP: baselines(sets), UNTRAINED: scores_of(UNTRAINED, untrained, sets, reporter)}
     rows = []
     for name, of_name in scores.items():
         values = {score.data: (score.measures["spearman"].value,) for score in of_name}
