@@ -134,7 +134,10 @@ class OutputError(DinoError):
 
 
 def require_package(package: str, option: str, value: object = None, *, extra: str = "") -> None:
-    """Raise `OptionError` if the package that an option needs, a part of an extra of this project, is not installed."""
+    """Raise `OptionError` if the package that an option needs is not installed.
+
+    The message says to install the package, or the extra of this project that includes it.
+    """
     if importlib.util.find_spec(package) is None:
         wanted = f"dino-pipeline[{extra}]" if extra else package
         raise OptionError(f"needs {package}, which is not installed: pip install {wanted}", option=option, value=value)

@@ -265,7 +265,7 @@ def pooling_of(model: SentenceTransformer) -> str:
 
 
 def max_length_of(model: SentenceTransformer) -> int | None:
-    """Return how many tokens of a text an encoder reads, None if there is no limit."""
+    """Return the most tokens that an encoder reads of a text. None means no limit."""
     length = model.max_seq_length
     return None if length is None or length == float("inf") else int(length)
 

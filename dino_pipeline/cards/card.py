@@ -176,7 +176,7 @@ class ModelCard:
     dimension: int
     """Length of an embedding."""
     max_length: int | None
-    """In tokens; None if there is no limit."""
+    """The most tokens that the encoder reads of a text. None means no limit."""
     finetuned: FinetuneRecord
     origin: TextsOrigin
     citation: str

@@ -52,8 +52,7 @@ def weigh(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransform
     """
     if not can_be_weighed(model):
         raise OptionError("needs an encoder with layers and mean pooling", "leave it out", option="whiten")
-    if len(texts) < MIN_TEXTS:
-        raise OptionError(_too_few(texts), option="whiten")
+    _check_enough(texts, "whiten")
     modules: list[nn.Module] = []
     for module in model:
         if isinstance(module, WordWeights):
@@ -72,8 +71,7 @@ def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransfor
     Raises:
         OptionError: there are too few texts.
     """
-    if len(texts) < MIN_TEXTS:
-        raise OptionError(_too_few(texts), option="whiten")
+    _check_enough(texts, "whiten")
     weight, bias = whitening(embed(model, texts, normalize=False))
     layer = Dense(len(bias), len(bias), activation_function=nn.Identity(), init_weight=weight, init_bias=bias)
     return _with_modules(model, [*model, layer])
@@ -132,8 +130,7 @@ def static_student(model: SentenceTransformer, texts: Sequence[str]) -> Sentence
         ModelError: the model has no table of token vectors, or no tokenizer of its own for them.
         OptionError: there are too few texts.
     """
-    if len(texts) < MIN_TEXTS:
-        raise OptionError(_too_few(texts), option="encoder")
+    _check_enough(texts, "encoder")
     tokenizer = model.tokenizer
     if model.transformers_model is None or not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
@@ -160,5 +157,6 @@ def _of_table(tokenizer: PreTrainedTokenizerFast, table: torch.Tensor) -> Senten
     return SentenceTransformer(modules=[StaticEmbedding(deepcopy(tokenizer), embedding_weights=table)], device="cpu")
 
 
-def _too_few(texts: Sequence[str]) -> str:
-    return f"needs at least {MIN_TEXTS} different texts; there are {len(texts)}"
+def _check_enough(texts: Sequence[str], option: str) -> None:
+    if len(texts) < MIN_TEXTS:
+        raise OptionError(f"needs at least {MIN_TEXTS} different texts; there are {len(texts)}", option=option)
