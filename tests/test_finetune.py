@@ -24,7 +24,8 @@ from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run, State
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.training.corpus import Corpus, Source
-from dino_pipeline.training.finetune import TrainingJob, finetune_run
+from dino_pipeline.training.finetune import finetune_run
+from dino_pipeline.training.job import TrainingJob
 from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective
 from dino_pipeline.training.quality import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments

@@ -248,6 +248,7 @@ class ModelCard:
         values |= {"pooling": finetuned.pooling, "whitened": finetuned.whitened, **options.options}
         shown = {name: value for name, value in values.items() if value is not None and value is not False}
         return [
+            *((f"before: {each.options.objective}", each.brief()) for each in finetuned.trainings[:-1]),
             *((name.replace("_", " "), value) for name, value in shown.items()),
             ("rows", f"{finetuned.train} to train on, {finetuned.dev} held out"),
             (f"best {measure_title(selection.measure)}, on {selection.on}", selection.best),

@@ -6,9 +6,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,33 +20,20 @@ from sentence_transformers.sentence_transformer.modules import WordWeights
 from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
-from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions, Whitening
+from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters
 from dino_pipeline.errors import OptionError, OutputError, first_line
-from dino_pipeline.examples import Example
 from dino_pipeline.files import folder_replaced, remove
-from dino_pipeline.models import (
-    STATIC,
-    ModelRef,
-    has_adapters,
-    has_own_pooling,
-    load_encoder,
-    max_length_of,
-    model_fingerprint,
-    model_path,
-    pooling_of,
-    quiet_loading,
-)
+from dino_pipeline.models import has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord, TrainingSettings
-from dino_pipeline.training.adapters import suited_objective
-from dino_pipeline.training.corpus import distinct_texts
+from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
-from dino_pipeline.training.lora import add_adapters, check_base, check_lora, merge_adapters
-from dino_pipeline.training.objectives import Objective, TrainingContext, get_objective, resolve_hyperparameters
+from dino_pipeline.training.job import TrainingJob, finetune_job
+from dino_pipeline.training.lora import add_adapters, check_base, merge_adapters
+from dino_pipeline.training.objectives import Objective, TrainingContext, citations
 from dino_pipeline.training.quality import (
     check_encoder,
     criterion_for,
@@ -57,8 +43,8 @@ from dino_pipeline.training.quality import (
     with_quality,
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
-from dino_pipeline.training.training_texts import TrainingTexts, training_texts
-from dino_pipeline.training.whitening import MAX_FITTED, MIN_TEXTS, can_be_weighed, static_student, weigh, whiten
+from dino_pipeline.training.training_texts import training_texts
+from dino_pipeline.training.whitening import whiten
 
 
 @dataclass(frozen=True)
@@ -95,9 +81,7 @@ def finetune(
     """
     chosen = FinetuneOptions.of(options)
     texts = training_texts(source, chosen)
-    objective = get_objective(_objective_name(chosen, texts))
-    hyperparameters = resolve_hyperparameters(objective, chosen.hyperparameters, chosen.own_options)
-    job = TrainingJob.of(objective, hyperparameters, chosen, texts, chosen.seed)
+    job = finetune_job(chosen, texts)
     own = Run.of(source)
     folder = chosen.run or (own.path if own else None)
     if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -109,15 +93,6 @@ def finetune(
         with run.locked() if is_first else contextlib.nullcontext():
             state = finetune_run(run, job, reporter, fresh=chosen.fresh)
         return _load_trained(run, state)
-
-
-def _objective_name(options: FinetuneOptions, texts: TrainingTexts) -> str:
-    """Return the objective that was asked for, or the one that suits the texts."""
-    if options.objective is not None:
-        return options.objective
-    if "loss" in options.own_options:  # which dino alone has
-        return "dino"
-    return suited_objective(texts.parts[0], faithful=bool(options.faithful))
 
 
 @contextlib.contextmanager
@@ -138,99 +113,6 @@ def _load_trained(run: Run, state: State) -> SentenceTransformer:
     return encoder
 
 
-def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -> SentenceTransformer:
-    """Load the encoder to start from.
-
-    Raises:
-        OptionError: a pooling was asked for, and the encoder has another one of its own, or adapters are impossible.
-    """
-    check_lora(hyperparameters, options.revision)
-    path = model_path(options.encoder.removeprefix(STATIC), "encoder")
-    model = load_encoder(path, options.revision, hyperparameters.pooling)
-    pooling = "mean" if options.encoder.startswith(STATIC) else pooling_of(model)
-    if options.pooling is not None and pooling != hyperparameters.pooling:
-        raise OptionError(
-            f"{options.encoder} brings its own pooling ({pooling})",
-            "leave it out",
-            option="pooling",
-            value=options.pooling,
-        )
-    if has_adapters(model):
-        merge_adapters(model, loaded=True)
-    return model
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """Everything that decides an encoder."""
-
-    objective: Objective
-    hyperparameters: Hyperparameters
-    encoder: ModelRef
-    """The encoder to start from."""
-    load: Callable[[], SentenceTransformer]
-    """Loads that encoder. It is called only if something is left to do."""
-    texts: TrainingTexts
-    seed: int = 42
-    """Seed of head initialisation, dropout, views and data order."""
-
-    @classmethod
-    def of(
-        cls,
-        objective: Objective,
-        hyperparameters: Hyperparameters,
-        options: TrainingOptions,
-        texts: TrainingTexts,
-        seed: int,
-    ) -> TrainingJob:
-        """Return the training of the encoder that the options name."""
-        name, static = options.encoder.removeprefix(STATIC), options.encoder.startswith(STATIC)
-        fingerprint = model_fingerprint(model_path(name, "encoder"))
-        encoder = ModelRef(name=name, revision=options.revision, fingerprint=fingerprint, static=static)
-        return cls(objective, hyperparameters, encoder, partial(_load_to_train, options, hyperparameters), texts, seed)
-
-    def start(self) -> tuple[SentenceTransformer, Whitening]:
-        """Return the encoder as it is before the first step, and when it is whitened."""
-        model = self.load().float()  # weights stored in half precision are fitted and trained in single precision
-        if self.encoder.static:
-            model = static_student(model, self.fitting_texts)
-        when = self._when_to_whiten(model)
-        if when != "no":
-            model = weigh(model, self.fitting_texts)
-        return whiten(model, self.fitting_texts) if when == "start" else model, when
-
-    def _when_to_whiten(self, model: SentenceTransformer) -> Whitening:
-        """Return when to whiten an encoder, which decides it if it was left open."""
-        if self.hyperparameters.whiten != "auto":
-            return self.hyperparameters.whiten
-        if self.hyperparameters.matryoshka:  # it would turn the leading dimensions away
-            return "no"
-        is_raw = not self.encoder.static and not has_own_pooling(self.encoder.path("encoder"), self.encoder.revision)
-        return "end" if is_raw and can_be_weighed(model) and len(self.fitting_texts) >= MIN_TEXTS else "no"
-
-    @cached_property
-    def fitting_texts(self) -> list[str]:
-        """Return the texts that weights and whitening are fitted to.
-
-        Of scored pairs these are the first texts, if they are enough: the second ones are often written by a model.
-        """
-        corpus, _ = self.texts.parts
-        texts = distinct_texts([Example(example.text_a) for example in corpus.examples])
-        if corpus.content != "scored pairs" or len(texts) < MIN_TEXTS:
-            texts = distinct_texts(corpus.examples)
-        return Random(0).sample(texts, MAX_FITTED) if len(texts) > MAX_FITTED else texts
-
-    def settings(self) -> TrainingSettings:
-        """Return the job as the run's record holds it."""
-        return TrainingSettings(
-            **dict(self.hyperparameters),
-            **dict(self.texts.settings()),
-            objective=self.objective.name,
-            encoder=self.encoder,
-            seed=self.seed,
-        )
-
-
 def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool = False) -> State:
     """Train an encoder into the run's ``model`` folder. Go on from the last checkpoint of an earlier call.
 
@@ -245,6 +127,9 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
     processes = PartialState(cpu=not torch.cuda.is_available())
     state = decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
     if state != "done":
+        if job.before:
+            finetune_run(Run(run.before), job.before, reporter)
+            job = replace(job, load=partial(load_encoder, str(Run(run.before).model)))
         with random_states_kept():
             _train_into(run, job, reporter, processes)
     return state
@@ -262,7 +147,7 @@ def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
 
 def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: PartialState) -> None:
     """Train an encoder and save it with its record."""
-    objective, texts = job.objective, job.texts
+    objective, texts = job.objective, job.learns_from
     corpus, held_out = texts.parts
     rows = texts.rows(objective)
     criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
@@ -289,7 +174,8 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         made=rows.remarks,
         pooling=pooling_of(model),
         selection=selection,
-        whitened=when_whitened,
+        whitened="no" if when_whitened == "end" and not job.is_last else when_whitened,
+        before=_recorded(Run(run.before)) if job.before else None,
     )
     record = inspect_data(record, model, objective, dataset, context.hyperparameters.batch_size, reporter)
     record = train(
@@ -299,12 +185,12 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         model.max_seq_length = full_length
     if has_adapters(model) and job.hyperparameters.lora_save == "merged":
         merge_adapters(model)
-    if when_whitened == "end":
+    if record.whitened == "end":
         model = whiten(model, job.fitting_texts)
         record = with_quality(record, model, criterion, criterion.measured(model), probe)
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
-        _finish(run, record, model, objective, texts)
+        _finish(run, record, model, job)
     processes.wait_for_everyone()
 
 
@@ -347,24 +233,22 @@ def _with_dataset(context: TrainingContext, objective: Objective, dataset: Datas
     return replace(context, steps=count_steps(objective, context, len(dataset)), classes=classes)
 
 
-def _finish(
-    run: Run, record: FinetuneRecord, model: SentenceTransformer, objective: Objective, texts: TrainingTexts
-) -> None:
+def _finish(run: Run, record: FinetuneRecord, model: SentenceTransformer, job: TrainingJob) -> None:
     """Fit the head if the texts have classes, save the encoder and record the results."""
-    corpus, held_out = texts.parts
+    corpus, held_out = job.texts.parts
     head = None
-    if corpus.has_classes:
+    if corpus.has_classes and job.is_last:
         head = fit_head(model, corpus.examples)
         scores = score_head(head, model, held_out.examples) if held_out.content == "classified texts" else {}
         record = record.updated(head=HeadRecord(classes=head.classes, **scores))
-    record = record.updated(origin=texts.origin_for(run))
+    record = record.updated(origin=job.texts.origin_for(run))
     run.save(record)  # the card, which is written next, reads it
-    _save(model, run, objective, head)
+    _save(model, run, head)
     run.finish(record)
     remove(run.checkpoints)
 
 
-def _save(model: SentenceTransformer, run: Run, objective: Objective, head: ClassHead | None) -> None:
+def _save(model: SentenceTransformer, run: Run, head: ClassHead | None) -> None:
     """Write the model folder and put it in the place of an older one.
 
     Raises:
@@ -376,22 +260,22 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
                 model.save(str(folder), create_model_card=False)
             if head:
                 head.save(folder)
-            (folder / "README.md").write_text(_card(model, run, objective), encoding="utf-8")
+            (folder / "README.md").write_text(_card(model, run), encoding="utf-8")
     except SafetensorError as error:
         raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", "make room and run again") from error
 
 
-def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
-    """Return the card of an encoder that was trained in a run with an objective."""
+def _card(model: SentenceTransformer, run: Run) -> str:
+    """Return the card of an encoder that was trained in a run."""
     record = public_record(run.record())
     assert record.finetune is not None
     card = ModelCard(
-        title=f"{run.path.resolve().name} ({objective.name})",
+        title=f"{run.path.resolve().name} ({', then '.join(record.finetune.options.objectives)})",
         dimension=model.get_embedding_dimension(),
         max_length=max_length_of(model),
         finetuned=record.finetune,
         origin=texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
-        citation=objective.citation,
-        prompts=bool(objective.prompts),
+        citation=citations(record.finetune.options.objectives),
+        prompts=any(model.prompts.values()),
     )
     return card.text()

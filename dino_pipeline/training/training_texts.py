@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class TrainingTexts:
     """None: a part of the texts to train on is held out."""
     select_on: Source | None = None
     """Pairs scored by people, which choose in place of held-out texts."""
+    sentences: TrainingTexts | None = None
+    """Texts without labels, which objectives that need sentences learn from in place of these."""
     language: str = "en"
     split_sentences: bool = False
     origin: TextsOrigin = field(default_factory=TextsOrigin)
@@ -61,13 +63,14 @@ class TrainingTexts:
             columns=dict(self.train.columns),
             class_labels=self.train.classes,
             select_on=self.select_on.label if self.select_on else None,
+            sentences=self.sentences.train.label if self.sentences else None,
             language=self.language,
             split_sentences=self.split_sentences,
         )
 
     def digest(self) -> str:
         """Return the digests of all texts, joined by ``+``; that of the texts to train on is first."""
-        sources = (self.train, self.dev, self.select_on)
+        sources = (self.train, self.dev, self.select_on, self.sentences and self.sentences.train)
         return "+".join(source.digest() for source in sources if source)
 
     @cached_property
@@ -140,7 +143,11 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
         dev = _source(options.dev, options, train.classes)
     language = (options.language or origin.language or "en").split("-")[0]
     select_on = None if options.select_on is None else _source(options.select_on, None, classes=False)
-    return TrainingTexts(train, dev, select_on, language, options.split_sentences, origin)
+    texts = TrainingTexts(train, dev, select_on, None, language, options.split_sentences, origin)
+    if options.sentences is None:
+        return texts
+    sentences = _source(options.sentences, None, classes=False)
+    return replace(texts, sentences=replace(texts, train=sentences, dev=None, _rows={}))
 
 
 def _refuse_unused(source: object, options: TrainingOptions) -> None:
