@@ -28,7 +28,7 @@ from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.text import normalise
 from dino_pipeline.training.adapters import contrast_classes
 from dino_pipeline.training.corpus import Corpus, distinct_texts
-from dino_pipeline.training.objectives import Objective
+from dino_pipeline.training.objectives import Objective, reads_token_states
 
 COLLAPSED = 0.99
 """Mean cosine of different texts from which embeddings count as collapsed."""
@@ -69,8 +69,8 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
     for option in ("freeze_embeddings", "lora"):
         if (value := getattr(hyperparameters, option)) and model.transformers_model is None:
             raise OptionError("needs an encoder with layers", "leave it out", option=option, value=value)
-    reads_states = objective.reads_token_states or hyperparameters.options.get("mean") == "padded"
-    if reads_states and any(isinstance(module, WordWeights) for module in model):
+    weighs_tokens = any(isinstance(module, WordWeights) for module in model)
+    if weighs_tokens and reads_token_states(objective, hyperparameters):
         raise OptionError(f"{objective.name} needs token states without weights", "leave it out", option="whiten")
     if hyperparameters.matryoshka and hyperparameters.whiten == "end":
         raise OptionError("turns the trained leading dimensions away", "whiten at the start", option="whiten")

@@ -33,8 +33,15 @@ from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import State
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.training.lora import load_trained, save_trained
-from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, row_views
+from dino_pipeline.training.objectives import (
+    Objective,
+    RowViews,
+    TrainingContext,
+    reads_token_states,
+    row_views,
+)
 from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
+from dino_pipeline.training.padding import rows_grouped_by_length
 from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion, with_quality
 
 EVALUATIONS = 10
@@ -87,7 +94,10 @@ def train(
     progress = Progress(f"{objective.name}, seed {context.seed}", total=0, resumed=resumed)
     trainer.add_callback(counter)
     trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
-    _run_trainer(trainer, checkpoint)
+    # on a GPU, a few large calls are no slower than groups without padding
+    grouped = not torch.cuda.is_available() and not reads_token_states(objective, context.hyperparameters)
+    with rows_grouped_by_length(model) if grouped else contextlib.nullcontext():
+        _run_trainer(trainer, checkpoint)
     record = record.updated(
         steps=trainer.state.global_step,
         history=_history(trainer.state.log_history, criterion),

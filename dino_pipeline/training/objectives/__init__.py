@@ -151,6 +151,11 @@ def rows_are_independent(objective: Objective, hyperparameters: Hyperparameters)
     return not objective.in_batch_negatives and hyperparameters.options.get("loss", "cosine") == "cosine"
 
 
+def reads_token_states(objective: Objective, hyperparameters: Hyperparameters) -> bool:
+    """Return whether the loss of a training reads the states of tokens, or of padding, beside the embeddings."""
+    return objective.reads_token_states or hyperparameters.options.get("mean") == "padded"
+
+
 # Datasets: rows that stay the same, and rows from which views are drawn in every epoch.
 
 ROW_NUMBER = "row"
