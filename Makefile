@@ -8,7 +8,8 @@ INPUTS     ?=
 NUM_INPUTS ?= $(if $(INPUTS),,$(if $(POCKET),1250,500))
 SAMPLES    ?= $(if $(POCKET),2,5)
 DECAY      ?=
-TRAINING   ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING))
+SENTENCES  := $(filter %.txt %.jsonl,$(INPUTS))
+TRAINING   ?= $(if $(filter pocket,$(ENCODER)),$(POCKET_TRAINING),$(if $(SENTENCES),--sentences $(SENTENCES)))
 SEED       ?= 42
 FRESH      ?=
 

@@ -1,8 +1,9 @@
-"""What objectives cost: Mirror-BERT's time, IS-CSE's steps beside SimCSE's, cpt's memory with cached gradients.
+"""What objectives cost: Mirror-BERT's time, IS-CSE's steps beside SimCSE's, cpt's memory, steps with less padding.
 
-    python -m benchmarks.objectives [--part mirror --part steps --part memory]
+    python -m benchmarks.objectives [--part mirror --part steps --part memory --part padding]
 
-On sentences of the pocket grammar and the pocket encoder (2 layers of 128). Steps are measured side by side, in turns.
+On sentences of the pocket grammar and the pocket encoder (2 layers of 128); those without padding on texts of one to
+six sentences and a random encoder (6 layers of 384). Steps are measured side by side, in turns.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import click
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks.common import dino, distinct_sentences, timed
 from dino_pipeline import pocket
@@ -26,8 +32,9 @@ from dino_pipeline.progress import table
 from dino_pipeline.run import Run
 from dino_pipeline.training.objectives import TrainingContext, get_objective
 from dino_pipeline.training.objectives.view_objectives import MemoryBuffer
+from dino_pipeline.training.padding import rows_grouped_by_length
 
-PARTS = ("mirror", "steps", "memory")
+PARTS = ("mirror", "steps", "memory", "padding")
 ROUNDS = 40
 
 
@@ -45,8 +52,12 @@ def mirror() -> None:
 
 def stepper(name: str, *columns: list[str], pooling: str = "mean") -> Callable[[], None]:
     """Return what takes one step of an objective's training on these texts, as the trainer takes it."""
+    return stepper_of(load_encoder(str(pocket.ENCODER), pooling=pooling), name, *columns)
+
+
+def stepper_of(model: SentenceTransformer, name: str, *columns: list[str]) -> Callable[[], None]:
+    """Return the same for an encoder."""
     objective = get_objective(name)
-    model = load_encoder(str(pocket.ENCODER), pooling=pooling)
     model.max_seq_length = objective.defaults.max_length or model.max_seq_length
     training = objective.defaults.updated(batch_size=len(columns[0]))
     loss = objective.loss(model, TrainingContext(training, model.tokenizer, 1, steps=1000))
@@ -94,6 +105,28 @@ def memory() -> None:
     click.echo(table(["cpt, pairs a step", "encoded at once", "peak GiB", "GiB before", "seconds a step"], rows))
 
 
+def padding() -> None:
+    """Time the steps of Mirror-BERT with rows grouped by length beside whole batches."""
+    sentences, random = iter(distinct_sentences(2000)), Random(0)
+    texts = [" ".join(islice(sentences, random.choice((1, 1, 1, 2, 2, 3, 6)))) for _ in range(128)]
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    with TemporaryDirectory() as folder:
+        BertModel(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(pocket.ENCODER).save_pretrained(folder)
+        model = load_encoder(folder)
+    step = stepper_of(model, "mirror-bert", texts, texts)
+    for turn in range(10):
+        for grouped in (False, True) if turn % 2 else (True, False):
+            with rows_grouped_by_length(model) if grouped else nullcontext():
+                taken[grouped].append(timed(step)[0])
+    whole, parted = (statistics.median(taken[grouped][1:]) for grouped in (False, True))
+    ratio = statistics.median(a / b for a, b in zip(taken[False][1:], taken[True][1:], strict=True))
+    lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]]
+    row = [f"{statistics.fmean(lengths):.0f}, at most {max(lengths)}", f"{whole:.2f}", f"{parted:.2f}", f"{ratio:.2f}"]
+    click.echo(table(["tokens a text", "seconds, whole batch", "in groups", "ratio"], [row]))
+
+
 @click.command()
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS)
 def main(parts: tuple[str, ...]) -> None:
@@ -103,7 +136,7 @@ def main(parts: tuple[str, ...]) -> None:
         for part in parts:
             subprocess.run([sys.executable, "-m", "benchmarks.objectives", "--part", part], check=True)
         return
-    {"mirror": mirror, "steps": steps, "memory": memory}[parts[0]]()
+    {"mirror": mirror, "steps": steps, "memory": memory, "padding": padding}[parts[0]]()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ else:
     ObjectiveName = Literal[*OBJECTIVES]
 ScoreLoss = Literal["cosine", "cosent", "angle"]
 """Losses of scored pairs."""
-Whitening = Literal["no", "start", "end"]
+WhitenTime = Literal["no", "start", "end"]
 """When embeddings are whitened: before the first step or after the last one."""
 OptionValue = float | int | str
 """The value of an option that one objective alone has."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
-from dino_pipeline.encoder_options import Hyperparameters, Whitening
+from dino_pipeline.encoder_options import Hyperparameters, WhitenTime
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
@@ -334,7 +334,7 @@ class FinetuneRecord(StageRecord):
     made: tuple[str, ...] = ()
     """How the rows were made of the texts."""
     pooling: str | None = None
-    whitened: Whitening = "no"
+    whitened: WhitenTime = "no"
     steps: int | None = None
     history: tuple[HistoryPoint, ...] = ()
     rows_seen: int | None = None

@@ -114,12 +114,20 @@ def test_with_sentences_an_encoder_without_pooling_learns_from_them_first(few: d
     record = dino.finetune(PAIRS, sentences=SENTENCES, **few).dino.record
     assert record.options.objectives == ["mirror-bert", "triplets"]
     first, last = record.trainings
+    assert (first.steps, first.batch) == (12, 8), "given for all"
     assert (first.train, first.selection.on) == (180, "examples in memory, held out")
     assert last.train == 54
+    left_open = {"encoder": few["encoder"], "progress": False}
+    as_measured = dino.finetune(PAIRS, sentences=SENTENCES, **left_open).dino.record.trainings[0]
+    assert (as_measured.steps, as_measured.batch, as_measured.options.learning_rate) == (70, 40, 5e-5)
     assert dino.finetune(PAIRS, **few).dino.record.options.objectives == ["triplets"]
     SentenceTransformer(few["encoder"]).save(str(tmp_path / "with-pooling"))
     own = dino.finetune(PAIRS, sentences=SENTENCES, whiten="end", **{**few, "encoder": str(tmp_path / "with-pooling")})
     assert own.dino.record.options.objectives == ["triplets"], "it was trained on sentences before"
+    listener = Listener()
+    told = {**few, "encoder": str(tmp_path / "with-pooling"), "progress": listener}
+    assert dino.finetune(PAIRS, sentences=SENTENCES, **told).dino.record.whitened == "no"
+    assert any("examples in memory: is not used; the encoder brings pooling" in note for note in listener.notes)
 
 
 def test_sentences_are_learnt_from_beside_texts_with_classes(few: dict[str, Any], tmp_path: Path) -> None:

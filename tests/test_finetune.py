@@ -30,7 +30,7 @@ from dino_pipeline.training.objectives import Objective, TrainingContext, get_ob
 from dino_pipeline.training.quality import selection_criterion
 from dino_pipeline.training.trainer import count_steps, trainer_arguments
 from dino_pipeline.training.training_texts import TrainingTexts
-from dino_pipeline.training.whitening import static_student, whitening
+from dino_pipeline.training.whitening import fit_whitening, static_student
 from tests.pairs import Words
 from tests.records import chosen_by, recorded, write_record
 from tests.toys import Listener, Quiet, char_tokenizer, save_encoder, static_encoder, without_dropout
@@ -389,7 +389,7 @@ def test_a_static_student_whitens_weighted_means_of_token_vectors(toy_encoder: P
     held = {token: sum(token in text for text in ids) for text in ids for token in text}
     weights = {token: np.log((len(texts) + 1) / count) for token, count in held.items()}
     means = np.stack([np.mean([table[token] * weights[token] for token in text], axis=0) for text in ids])
-    weight, bias = whitening(means)
+    weight, bias = fit_whitening(means)
     expected = means @ weight.numpy().T + bias.numpy()
     found = student.encode(texts)
     assert np.allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=1e-5)

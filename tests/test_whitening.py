@@ -16,7 +16,7 @@ from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.models import embed, load_encoder, mean_cosine
 from dino_pipeline.pocket import GOLD_DEV
 from dino_pipeline.training.corpus import distinct_texts
-from dino_pipeline.training.whitening import SHRINKAGE, weigh, whiten, whitening
+from dino_pipeline.training.whitening import SHRINKAGE, fit_whitening, weigh, whiten
 from tests.toys import static_encoder
 
 TEXTS = distinct_texts(list(read_examples(GOLD_DEV))[:200])
@@ -25,7 +25,7 @@ TEXTS = distinct_texts(list(read_examples(GOLD_DEV))[:200])
 def test_whitened_vectors_have_no_mean_and_no_direction_that_dominates() -> None:
     random = np.random.default_rng(0)
     vectors = (random.normal(size=(500, 8)) * [50, 9, 1, 1, 1, 1, 0.1, 0.0] + 3).astype(np.float32)
-    weight, bias = whitening(vectors)
+    weight, bias = fit_whitening(vectors)
     white = vectors @ weight.numpy().T + bias.numpy()
     assert abs(white.mean(axis=0)).max() < 1e-3
     covariance = np.cov(white, rowvar=False)

@@ -88,14 +88,22 @@ def adapt(corpus: Corpus, needs: RowKind, objective: str, language: str = "en", 
     if corpus.content == "scored pairs":
         _check_scores(corpus)
     examples = corpus.examples
-    if split and needs == "sentences" and corpus.content in ("texts", "classified texts"):
-        examples = []
-        for example in corpus.examples:
-            examples += [Example(sentence) for sentence in split_sentences(example.text_a, language)]
+    if split and needs == "sentences":
+        examples = sentences_of(corpus, language)
     columns, remarks = make(examples, language)
     if not next(iter(columns.values())):
         raise DataError(f"{corpus.name}: no {needs} can be made of its {corpus.content}", REMEDIES[needs])
     return TrainingRows(columns, tuple(remarks))
+
+
+def sentences_of(corpus: Corpus, language: str) -> list[Example]:
+    """Return the examples of a corpus, texts split into their sentences. Pairs stay as they are."""
+    if corpus.content not in ("texts", "classified texts"):
+        return corpus.examples
+    sentences = []
+    for example in corpus.examples:
+        sentences += [Example(sentence) for sentence in split_sentences(example.text_a, language)]
+    return sentences
 
 
 def split_sentences(text: str, language: str) -> list[str]:

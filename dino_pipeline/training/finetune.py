@@ -164,6 +164,11 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     context = _with_dataset(context, objective, dataset)
     for remark in rows.remarks:
         reporter.note(remark)
+    if job.texts.sentences and when_whitened == "no" and not job.reads_sentences:
+        reporter.note(
+            f"{job.texts.sentences.train.label}: is not used; the encoder brings pooling of its own",
+            "give {whiten=end}, or {objective=mirror-bert} and {then=triplets}",
+        )
     record = _recorded(run)
     selection = SelectionRecord(
         measure=criterion.measure, best=None, on=texts.selection_name, human_labels=texts.select_on is not None

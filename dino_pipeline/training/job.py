@@ -15,7 +15,7 @@ from dino_pipeline.encoder_options import (
     Hyperparameters,
     OptionValue,
     TrainingOptions,
-    Whitening,
+    WhitenTime,
 )
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
@@ -30,7 +30,7 @@ from dino_pipeline.models import (
     pooling_of,
 )
 from dino_pipeline.stage_records import TrainingSettings
-from dino_pipeline.training.adapters import suited_objective
+from dino_pipeline.training.adapters import sentences_of, suited_objective
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.lora import check_lora, merge_adapters
 from dino_pipeline.training.objectives import (
@@ -41,6 +41,9 @@ from dino_pipeline.training.objectives import (
 )
 from dino_pipeline.training.training_texts import TrainingTexts
 from dino_pipeline.training.whitening import MAX_FITTED, MIN_TEXTS, can_be_weighed, static_student, weigh, whiten
+
+SENTENCES_FIRST: dict[str, float] = {"batch_size": 40, "learning_rate": 5e-5, "steps": 70}
+"""Settings of mirror-bert where the texts chose it to come first, measured on real text (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,16 @@ class TrainingJob:
         sentences = self.texts.sentences
         return sentences if sentences and self.objective.needs == "sentences" else self.texts
 
+    @property
+    def reads_sentences(self) -> bool:
+        """Return whether it, or one before it, learns from texts without labels."""
+        return self.objective.needs == "sentences" or bool(self.before and self.before.reads_sentences)
+
     def with_seed(self, seed: int) -> TrainingJob:
         """Return the same trainings with another seed."""
         return replace(self, seed=seed, before=self.before and self.before.with_seed(seed))
 
-    def start(self) -> tuple[SentenceTransformer, Whitening]:
+    def start(self) -> tuple[SentenceTransformer, WhitenTime]:
         """Return the encoder as it is before the first step, and when it is whitened."""
         model = self.load().float()  # weights stored in half precision are fitted and trained in single precision
         when = self._when_to_whiten(model)
@@ -96,7 +104,7 @@ class TrainingJob:
             model = weigh(model, self.fitting_texts)
         return whiten(model, self.fitting_texts) if when == "start" else model, when
 
-    def _when_to_whiten(self, model: SentenceTransformer) -> Whitening:
+    def _when_to_whiten(self, model: SentenceTransformer) -> WhitenTime:
         """Return when to whiten an encoder, which decides it if it was left open."""
         if self.hyperparameters.whiten != "auto":
             return self.hyperparameters.whiten
@@ -111,13 +119,12 @@ class TrainingJob:
 
         Of scored pairs these are the first texts, if they are enough: the second ones are often written by a model.
         """
-        if self.texts.sentences:
-            texts = distinct_texts(self.texts.sentences.train.corpus.examples)
-        else:
-            corpus, _ = self.texts.parts
-            texts = distinct_texts([Example(example.text_a) for example in corpus.examples])
-            if corpus.content != "scored pairs" or len(texts) < MIN_TEXTS:
-                texts = distinct_texts(corpus.examples)
+        corpus = self.texts.sentences.train.corpus if self.texts.sentences else self.texts.parts[0]
+        examples = sentences_of(corpus, self.texts.language) if self.texts.split_sentences else corpus.examples
+        texts = distinct_texts(examples)
+        if corpus.content == "scored pairs":
+            first_texts = distinct_texts([Example(example.text_a) for example in examples])
+            texts = first_texts if len(first_texts) >= MIN_TEXTS else texts
         return Random(0).sample(texts, MAX_FITTED) if len(texts) > MAX_FITTED else texts
 
     def settings(self) -> TrainingSettings:
@@ -179,6 +186,8 @@ def finetune_job(options: FinetuneOptions, texts: TrainingTexts) -> TrainingJob:
     objectives = [get_objective(name) for name in _objective_names(options, texts)]
     names = [objective.name for objective in objectives]
     given = dict(options.objective_options)
+    if len(names) > 1 and not options.then:  # the texts chose both
+        given = _measured_settings(options) | given
     if options.loss:
         given["dino:loss" if "dino" in names else f"{names[-1]}:loss"] = options.loss
     if len(objectives) == 1:
@@ -210,6 +219,12 @@ def _objective_names(options: FinetuneOptions, texts: TrainingTexts) -> list[str
     if suited == "triplets" and texts.sentences and not options.then and _is_raw(_encoder(options)):
         return ["mirror-bert", suited]
     return [suited, *options.then]
+
+
+def _measured_settings(options: TrainingOptions) -> dict[str, OptionValue]:
+    """Return `SENTENCES_FIRST` as options of mirror-bert, without what was given for all objectives."""
+    given = {"steps" if name == "epochs" else name for name in options.hyperparameters}
+    return {f"mirror-bert:{name}": value for name, value in SENTENCES_FIRST.items() if name not in given}
 
 
 def _check_several(names: Sequence[str], given: Mapping[str, OptionValue], options: FinetuneOptions) -> None:

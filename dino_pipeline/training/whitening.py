@@ -72,7 +72,7 @@ def whiten(model: SentenceTransformer, texts: Sequence[str]) -> SentenceTransfor
         OptionError: there are too few texts.
     """
     _check_enough(texts, "whiten")
-    weight, bias = whitening(embed(model, texts, normalize=False))
+    weight, bias = fit_whitening(embed(model, texts, normalize=False))
     layer = Dense(len(bias), len(bias), activation_function=nn.Identity(), init_weight=weight, init_bias=bias)
     return _with_modules(model, [*model, layer])
 
@@ -107,7 +107,7 @@ def token_rarity(texts: Sequence[Sequence[int]]) -> dict[int, float]:
     return {token: math.log((len(texts) + 1) / count) for token, count in counts.items()}
 
 
-def whitening(embeddings: Vectors, dimensions: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def fit_whitening(embeddings: Vectors, dimensions: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight ``(dimensions, dimension)`` and bias ``(dimensions,)`` of the layer that whitens embeddings.
 
     ``embeddings @ weight.T + bias`` has mean 0, and about the same variance in all directions. The directions of the
@@ -147,7 +147,7 @@ def static_student(model: SentenceTransformer, texts: Sequence[str]) -> Sentence
     for token, weight in rarity.items():
         weights[token] = weight
     table = table * weights
-    matrix, bias = whitening(embed(_of_table(tokenizer, table), texts, normalize=False), STATIC_DIMENSIONS)
+    matrix, bias = fit_whitening(embed(_of_table(tokenizer, table), texts, normalize=False), STATIC_DIMENSIONS)
     table = table @ matrix.T + bias  # of a mean of rows, this is the mean
     return _of_table(tokenizer, table * (STATIC_SCALE / table.std())).to(model.device)
 
