@@ -1,13 +1,13 @@
 """What sentences without labels give: from a file of them to one table on STS-B dev, in Markdown.
 
-    python -m benchmarks.real --models FOLDER --data FOLDER [--spec NAME --inputs N --seeds N --objective NAME,...]
+    python -m benchmarks.real --models FOLDER --data FOLDER [--spec NAME --inputs N --seeds N --objective NAME]
     python -m benchmarks.real --models pocket --inputs 200 --seeds 1 --steps 20    # a try, in a minute
 
 Word overlap and the encoder before training come first, as it is and whitened; then the encoder trained by each
-objective, or by several one after another. If the last one has in-batch negatives, it is whitened at the end, by a
-sample of the sentences. Objectives that learn from sentences get all of them, the others the generated pairs. Token
-embeddings are frozen. Each step is a run in --folder and is not done again. Encoders stay there; those with a score may
-be deleted.
+objective. If that has in-batch negatives, the encoder is also whitened at the end. Objectives that learn from sentences
+get all of them, the others the generated pairs. Token weights and whitening are fitted to a sample of the sentences.
+Token embeddings are frozen. Each step is a run in --folder and is not done again. Encoders stay there; those with a
+score may be deleted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP
 from dino_pipeline.files import digest_files, write_bytes, write_json
 from dino_pipeline.models import load_encoder, model_fingerprint
 from dino_pipeline.readers import distinct, read_json_lines, read_lines, read_tab_separated
-from dino_pipeline.training.objectives import Objective, get_objective
+from dino_pipeline.training.objectives import get_objective
 from dino_pipeline.training.whitening import weigh, whiten
 
 SENTENCES, DEV = "stsb-train-sentences.txt", "stsb-dev.tsv"
@@ -42,8 +42,6 @@ FITTED = 1500
 """Sentences that an encoder is whitened by if it is not trained."""
 POCKET_RATE = 2e-3
 """Learning rate of the pocket encoder."""
-CHAINS = ("dino", "triplets", "mirror-bert", "mirror-bert,triplets")
-"""Objectives; those with a comma between them follow one another."""
 GET_GENERATOR = "Gemma 3 270M is on the Hub (google/gemma-3-270m): agree to its terms, and download it into this folder"
 GET_ENCODER = "any encoder will do, or the generator's first layers: load it with fewer num_hidden_layers, and save it"
 GET_DATA = (
@@ -118,30 +116,10 @@ def write(run: Path, **options: Any) -> Result:
     return {"summary": f"{dino.generate(run=run, **options).summary}; {dino.filter(run).summary}"}
 
 
-def train(cell: Path, chain: Sequence[Objective], run: Path, sentences: Sequence[str], **options: Any) -> Any:
-    """Return an encoder that was trained by objectives one after another, from pairs of a run, or sentences alone."""
-    names = [objective.name for objective in chain]
-    own = {f"{name}:{option}": value for name in names for option, value in SETTINGS.get(name, {}).items()}
-    whitened = chain[-1].in_batch_negatives
-    of_sentences = [objective.needs == "sentences" for objective in chain]
-    if not all(of_sentences) and (whitened or any(of_sentences)):
-        options["sentences"] = sentences
-    return dino.finetune(
-        sentences if all(of_sentences) else run,
-        run=cell,
-        objective=names[0],
-        then=names[1:],
-        objective_options=own,
-        whiten="end" if whitened else "no",
-        pooling="mean",
-        **options,
-    )
-
-
-def trained(dev: Pairs, **options: Any) -> Result:
+def train(cell: Path, source: object, dev: Pairs, **options: Any) -> Result:
     """Train and score an encoder."""
-    encoder = train(**options)
-    return {**score(encoder, dev), "minutes": sum(each.seconds for each in encoder.dino.record.trainings) / 60}
+    encoder = dino.finetune(source, run=cell, pooling="mean", **options)
+    return {**score(encoder, dev), "minutes": encoder.dino.record.seconds / 60}
 
 
 def line(name: str, learns_from: str, results: Sequence[Result]) -> str:
@@ -164,9 +142,9 @@ def line(name: str, learns_from: str, results: Sequence[Result]) -> str:
 @click.option("--samples", default=2, show_default=True)
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each kind; the texts are the same.")
 @click.option("--steps", default=40, show_default=True, help="Of each training.")
-@click.option("--objective", "chains", metavar="NAME,...", multiple=True, default=CHAINS, show_default=True)
+@click.option("--objective", "objectives", multiple=True, default=("dino", "triplets", "mirror-bert"))
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("outputs/real"), show_default=True)
-def main(models: Path, data: Path, folder: Path, chains: Sequence[str], **asked: Any) -> None:
+def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], **asked: Any) -> None:
     """Measure, and write the table to --folder."""
     of_pocket = models == Path("pocket")
     generator, encoder = pocket.GENERATOR, pocket.ENCODER
@@ -186,21 +164,22 @@ def main(models: Path, data: Path, folder: Path, chains: Sequence[str], **asked:
     head = [f"Spearman x 100 on {len(dev)} dev pairs; mean pooling; {made_with}.", ""]
     lines = ["| training | learns from | mean | range | minutes |", "|---|---|---|---|---|"]
     lines += [line(name, "", [result]) for name, result in starts(folder, str(encoder), sentences, dev).items()]
-    chosen = [[get_objective(name) for name in chain.split(",")] for chain in chains]
+    chosen = [get_objective(name) for name in objectives]
     run = folder / "texts"
-    if any(objective.needs != "sentences" for chain in chosen for objective in chain):
+    if any(objective.needs != "sentences" for objective in chosen):
         written = kept(folder / "texts.json", lambda: write(run, model=str(generator), inputs=inputs, **texts))
         head.insert(1, written.get("refused") or f"{written['minutes']:.1f} minutes for {written['summary']}.")
-    for chain in chosen:
-        name = ", then ".join(objective.name for objective in chain)
+    for objective in chosen:
+        name, source = objective.name, sentences if objective.needs == "sentences" else run
+        options = {**SETTINGS.get(name, {}), **training, "encoder": str(encoder), "objective": name}
+        if objective.in_batch_negatives:
+            name += ", whitened"
+            options |= {"whiten": "end", "sentences": None if source is sentences else sentences}
         results = []
         for seed in range(1, asked["seeds"] + 1):
-            cell = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            options = {"cell": cell, "chain": chain, "run": run, "sentences": sentences, "encoder": str(encoder)}
-            work = partial(trained, dev, seed=seed, **options, **training)
-            results.append(kept(cell / "dev.json", work))
-        name += ", whitened" if chain[-1].in_batch_negatives else ""
-        lines.append(line(name, ", then ".join(objective.needs for objective in chain), results))
+            cell = folder / f"{objective.name}-{seed}"
+            results.append(kept(cell / "dev.json", partial(train, cell, source, dev, seed=seed, **options)))
+        lines.append(line(name, objective.needs, results))
     table = "\n".join([*head, *lines, ""])
     write_bytes(folder / "table.md", table.encode())
     click.echo(table)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
+from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import COLUMN_NAMES
 from dino_pipeline.models import STATIC
 from dino_pipeline.options import Flag, Options, RunFolder, flags_of
@@ -38,8 +39,7 @@ OptionValue = float | int | str
 """The value of an option that one objective alone has."""
 MAX_SEED = 2**32 - 1
 """The largest seed that numpy takes."""
-TEXTS = "The texts"
-TRAINING = "Training (default of most: the objective's)"
+TEXTS, TRAINING = "The texts", "Training (default of most: the objective's)"
 
 
 def _parts(value: object) -> object:
@@ -202,9 +202,7 @@ class TrainingOptions(ChosenHyperparameters):
         default=None, description="Held-out texts, which choose the best checkpoint."
     )
     sentences: Annotated[Any, Flag(TEXTS, metavar="FILE")] = Field(
-        default=None,
-        description="Texts without labels, besides the others: objectives that need sentences learn from these, and "
-        "token weights and whitening are fitted to them.",
+        default=None, description="Texts without labels, for whitening and for objectives that need sentences."
     )
     select_on: Annotated[Any, Flag(TEXTS, metavar="FILE")] = Field(
         default=None,
@@ -245,18 +243,15 @@ class FinetuneOptions(TrainingOptions):
     loss: Annotated[ScoreLoss | None, Flag(default="cosine")] = Field(
         default=None, description="Loss of the objective dino."
     )
-    then: Annotated[tuple[ObjectiveName, ...], BeforeValidator(_parts), Flag(metavar="NAME,...")] = Field(
-        default=(),
-        description="Objectives by which it is trained further, one after another. It is whitened before the first or "
-        "after the last.",
-    )
-    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="[OBJECTIVE:]NAME=VALUE", aliases=("set",))] = (
-        Field(
-            default_factory=dict,
-            description="The objective's own options; with OBJECTIVE: also hyper-parameters, for one of several.",
-        )
+    objective_options: Annotated[dict[str, OptionValue], Flag(metavar="NAME=VALUE", aliases=("set",))] = Field(
+        default_factory=dict, description="The objective's own options."
     )
     seed: int = Field(default=42, ge=0, le=MAX_SEED, description="Seed of all random choices.")
+
+    @property
+    def own_options(self) -> dict[str, OptionValue]:
+        """Return the objective's own options that were given, the loss included."""
+        return {**self.objective_options, **({"loss": self.loss} if self.loss else {})}
 
 
 class CompareOptions(TrainingOptions):
@@ -306,6 +301,24 @@ class CompareOptions(TrainingOptions):
     @classmethod
     def _sources(cls, value: object) -> object:
         return EvaluateOptions.of({"data": value}).data
+
+    def for_objective(self, name: str) -> tuple[dict[str, object], dict[str, OptionValue]]:
+        """Return the hyper-parameters and the own options that were given for one objective alone.
+
+        Raises:
+            OptionError: a name is not OBJECTIVE:NAME, or a value is wrong.
+        """
+        hyperparameters: dict[str, object] = {}
+        own: dict[str, OptionValue] = {}
+        for key, value in self.objective_options.items():
+            objective, colon, option = key.partition(":")
+            if not colon or objective not in OBJECTIVES:
+                raise OptionError("must be OBJECTIVE:NAME=VALUE", option="objective_options", value=f"{key}={value}")
+            if objective == name and option in HYPERPARAMETERS:
+                hyperparameters[option] = getattr(Hyperparameters.of({option: value}), option)
+            elif objective == name:
+                own[option] = value
+        return hyperparameters, own
 
 
 SuiteName = Literal["sts", "probe", "retrieval", "pairs", "pocket"]

@@ -84,8 +84,6 @@ class Layout:
     """The trained bi-encoder."""
     checkpoints = At("checkpoints")
     """Training's own checkpoints; gone once the model is there."""
-    before = At("checkpoints/before")
-    """The training that another one goes on from; gone once the model is there."""
     scores = At("scores.json")
     """What evaluation found."""
     comparison = At("compare")

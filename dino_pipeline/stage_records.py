@@ -261,13 +261,6 @@ class TrainingSettings(TextsSettings, Hyperparameters):
     objective: str
     encoder: ModelRef
     seed: int
-    before: TrainingSettings | None = None
-    """The training that this one goes on from."""
-
-    @property
-    def objectives(self) -> list[str]:
-        """Return the names of the objectives, one for each training, in their order."""
-        return [*(self.before.objectives if self.before else ()), self.objective]
 
 
 class SelectionRecord(Record):
@@ -343,17 +336,6 @@ class FinetuneRecord(StageRecord):
     collapsed: bool | None = None
     head: HeadRecord | None = None
     origin: TextsOrigin = TextsOrigin()
-    before: FinetuneRecord | None = None
-    """The training that this one went on from."""
-
-    @property
-    def trainings(self) -> list[FinetuneRecord]:
-        """Return the records of all trainings in their order, this one last."""
-        return [*(self.before.trainings if self.before else ()), self]
-
-    def brief(self) -> str:
-        """Return in a line how long the training was, and with which batches and learning rate."""
-        return f"{self.steps} steps of {self.batch} rows, learning rate {self.options.learning_rate:g}"
 
 
 # evaluate

@@ -142,7 +142,7 @@ SERVER = ["generate", "sts-x2", "--engine", "openai", "--base-url"]
         (["compare", "pairs.jsonl", "--run", "r", *("--data", "pairs.jsonl") * 2], "error: pairs.jsonl: occurs twice"),
         (
             ["compare", "bad.jsonl", "--run", "r", "--suite", "pocket", "--set", "x=1"],
-            "--objective-options x=1: must be OBJECTIVE:NAME=VALUE with one of",
+            "--objective-options x=1: must be OBJECTIVE:NAME=VALUE",
         ),
         (["evaluate", "ENCODER"], "error: there is no data to evaluate on; give --data FILE, or --suite pocket"),
         (["evaluate", "ENCODER", "--data", "empty.jsonl"], "error: empty.jsonl: holds no examples"),

@@ -245,10 +245,10 @@ class ModelCard:
         """Return the rows of the table on training."""
         finetuned, options, selection = self.finetuned, self.finetuned.options, self.selection
         values = {name: getattr(options, name) for name in effective(options, HYPER_PARAMETERS)}
-        values |= {"pooling": finetuned.pooling, "whitened": finetuned.whitened, **options.options}
+        values |= {"pooling": finetuned.pooling, "whitened": finetuned.whitened, "sentences": options.sentences}
+        values |= options.options
         shown = {name: value for name, value in values.items() if value is not None and value is not False}
         return [
-            *((f"before: {each.options.objective}", each.brief()) for each in finetuned.trainings[:-1]),
             *((name.replace("_", " "), value) for name, value in shown.items()),
             ("rows", f"{finetuned.train} to train on, {finetuned.dev} held out"),
             (f"best {measure_title(selection.measure)}, on {selection.on}", selection.best),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ from dino_pipeline.progress import Progress, Reporter, reporter_for, table, tabl
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
 from dino_pipeline.training.finetune import finetune_run, folder_or_temporary
-from dino_pipeline.training.job import TrainingJob, check_sentences, for_one_of_several
-from dino_pipeline.training.objectives import get_objective
+from dino_pipeline.training.job import TrainingJob, check_sentences
+from dino_pipeline.training.objectives import get_objective, resolve_hyperparameters, rows_are_independent
 from dino_pipeline.training.training_texts import TrainingTexts, training_texts
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def compare(
     chosen = CompareOptions.of(options)
     texts = training_texts(source, chosen)
     jobs = [_training_job(name, chosen, texts) for name in chosen.objectives or OBJECTIVES]
-    check_sentences(texts, [job.objective for job in jobs], [job.hyperparameters for job in jobs])
+    check_sentences(jobs)
     encoder = jobs[0].encoder
     own = Run.of(source)
     to_keep = chosen.run or (own.comparison if own else None)
@@ -175,9 +176,18 @@ def _sets(options: CompareOptions, own: Run | None, reporter: Reporter, *, of_po
 
 
 def _training_job(name: str, options: CompareOptions, texts: TrainingTexts) -> TrainingJob:
-    """Return the training by an objective with the first seed."""
+    """Return the training by an objective with the first seed.
+
+    Its hyper-parameters are those for all, as far as it has them, and those for it alone.
+    """
     objective = get_objective(name)
-    hyperparameters = for_one_of_several(objective, options, options.objective_options, OBJECTIVES)
+    shared = options.hyperparameters
+    if not (objective.caches_gradients or rows_are_independent(objective, objective.defaults)):
+        shared.pop("mini_batch_size", None)
+    if not objective.faithful:
+        shared.pop("faithful", None)
+    alone, own = options.for_objective(name)
+    hyperparameters = resolve_hyperparameters(objective, {**shared, **alone}, own)
     return TrainingJob.of(objective, hyperparameters, options, texts, options.seed)
 
 
@@ -237,7 +247,7 @@ def _row(
     for seed in _seeds(options):
         cell = Run(folder / name / f"seed-{seed}")
         with cell.locked():
-            finetune_run(cell, job.with_seed(seed), reporter, fresh=options.fresh)
+            finetune_run(cell, replace(job, seed=seed), reporter, fresh=options.fresh)
             record = cell.record().finetune
             assert record is not None
             records.append(record)

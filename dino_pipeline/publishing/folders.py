@@ -42,7 +42,7 @@ from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import FilterRecord, FinetuneRecord, GenerateRecord, PublishedDataset
-from dino_pipeline.training.objectives import citations
+from dino_pipeline.training.objectives import get_objective
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 WIDGET_SENTENCES = 3
@@ -239,7 +239,7 @@ def write_model(
     finetuned, evaluated = record.finetune, record.evaluate
     assert finetuned is not None  # nothing is published that was not trained
     shutil.copytree(run.model, folder, dirs_exist_ok=True)
-    repository = options.repository("model")
+    repository, objective = options.repository("model"), get_objective(finetuned.options.objective)
     model = load_encoder(str(run.model))
     scores, own_name = _own_scores(run) if evaluated and evaluated.is_done else (None, "")
     card = ModelCard(
@@ -248,8 +248,8 @@ def write_model(
         max_length=max_length_of(model),
         finetuned=finetuned,
         origin=texts_origin(record, opened.spec),
-        citation=citations(finetuned.options.objectives),
-        prompts=any(model.prompts.values()),
+        citation=objective.citation,
+        prompts=bool(objective.prompts),
         repository=repository,
         license=licenses.published,
         dataset=dataset,

@@ -225,7 +225,6 @@ def training(source: ReportSource) -> list[Block]:
         raise SectionMissing("run.json does not record how the checkpoint was chosen")
     measure = measure_title(selection.measure)
     items = [("objective", visible(options.objective, 80)), ("encoder", visible(options.encoder.written, 80))]
-    items += [(f"before: {each.options.objective}", each.brief()) for each in trained.trainings[:-1]]
     for name in effective(options, HYPER_PARAMETERS):
         items.append((name.replace("_", " "), visible(str(getattr(options, name)), 80)))
     items += [

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import WordWeights
 from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
-from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters
+from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, WhitenTime
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.models import has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
@@ -33,7 +32,7 @@ from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRec
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.job import TrainingJob, finetune_job
 from dino_pipeline.training.lora import add_adapters, check_base, merge_adapters
-from dino_pipeline.training.objectives import Objective, TrainingContext, citations
+from dino_pipeline.training.objectives import Objective, TrainingContext
 from dino_pipeline.training.quality import (
     check_encoder,
     criterion_for,
@@ -127,9 +126,6 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
     processes = PartialState(cpu=not torch.cuda.is_available())
     state = decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
     if state != "done":
-        if job.before:
-            finetune_run(Run(run.before), job.before, reporter)
-            job = replace(job, load=partial(load_encoder, str(Run(run.before).model)))
         with random_states_kept():
             _train_into(run, job, reporter, processes)
     return state
@@ -164,11 +160,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     context = _with_dataset(context, objective, dataset)
     for remark in rows.remarks:
         reporter.note(remark)
-    if job.texts.sentences and when_whitened == "no" and not job.reads_sentences:
-        reporter.note(
-            f"{job.texts.sentences.train.label}: is not used; the encoder brings pooling of its own",
-            "give {whiten=end}, or {objective=mirror-bert} and {then=triplets}",
-        )
+    _note_unused_texts(job, when_whitened, reporter)
     record = _recorded(run)
     selection = SelectionRecord(
         measure=criterion.measure, best=None, on=texts.selection_name, human_labels=texts.select_on is not None
@@ -179,8 +171,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         made=rows.remarks,
         pooling=pooling_of(model),
         selection=selection,
-        whitened="no" if when_whitened == "end" and not job.is_last else when_whitened,
-        before=_recorded(Run(run.before)) if job.before else None,
+        whitened=when_whitened,
     )
     record = inspect_data(record, model, objective, dataset, context.hyperparameters.batch_size, reporter)
     record = train(
@@ -190,13 +181,25 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         model.max_seq_length = full_length
     if has_adapters(model) and job.hyperparameters.lora_save == "merged":
         merge_adapters(model)
-    if record.whitened == "end":
+    if when_whitened == "end":
         model = whiten(model, job.fitting_texts)
         record = with_quality(record, model, criterion, criterion.measured(model), probe)
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
         _finish(run, record, model, job)
     processes.wait_for_everyone()
+
+
+def _note_unused_texts(job: TrainingJob, when_whitened: WhitenTime, reporter: Reporter) -> None:
+    """Note texts that were given and change nothing."""
+    sentences = job.texts.sentences
+    if sentences is None:
+        return
+    learns_from_them = job.objective.needs == "sentences"
+    if not learns_from_them and when_whitened == "no" and not job.encoder.static:
+        reporter.note(f"{sentences.train.label}: nothing learns from it, and the encoder is not whitened")
+    if learns_from_them and not job.texts.parts[0].has_classes:
+        reporter.note(f"{job.objective.name} learns from {sentences.train.label}, not from {job.texts.train.label}")
 
 
 def _recorded(run: Run) -> FinetuneRecord:
@@ -242,18 +245,18 @@ def _finish(run: Run, record: FinetuneRecord, model: SentenceTransformer, job: T
     """Fit the head if the texts have classes, save the encoder and record the results."""
     corpus, held_out = job.texts.parts
     head = None
-    if corpus.has_classes and job.is_last:
+    if corpus.has_classes:
         head = fit_head(model, corpus.examples)
         scores = score_head(head, model, held_out.examples) if held_out.content == "classified texts" else {}
         record = record.updated(head=HeadRecord(classes=head.classes, **scores))
     record = record.updated(origin=job.texts.origin_for(run))
     run.save(record)  # the card, which is written next, reads it
-    _save(model, run, head)
+    _save(model, run, job.objective, head)
     run.finish(record)
     remove(run.checkpoints)
 
 
-def _save(model: SentenceTransformer, run: Run, head: ClassHead | None) -> None:
+def _save(model: SentenceTransformer, run: Run, objective: Objective, head: ClassHead | None) -> None:
     """Write the model folder and put it in the place of an older one.
 
     Raises:
@@ -265,22 +268,22 @@ def _save(model: SentenceTransformer, run: Run, head: ClassHead | None) -> None:
                 model.save(str(folder), create_model_card=False)
             if head:
                 head.save(folder)
-            (folder / "README.md").write_text(_card(model, run), encoding="utf-8")
+            (folder / "README.md").write_text(_card(model, run, objective), encoding="utf-8")
     except SafetensorError as error:
         raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", "make room and run again") from error
 
 
-def _card(model: SentenceTransformer, run: Run) -> str:
-    """Return the card of an encoder that was trained in a run."""
+def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
+    """Return the card of an encoder that was trained in a run with an objective."""
     record = public_record(run.record())
     assert record.finetune is not None
     card = ModelCard(
-        title=f"{run.path.resolve().name} ({', then '.join(record.finetune.options.objectives)})",
+        title=f"{run.path.resolve().name} ({objective.name})",
         dimension=model.get_embedding_dimension(),
         max_length=max_length_of(model),
         finetuned=record.finetune,
         origin=texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
-        citation=citations(record.finetune.options.objectives),
-        prompts=any(model.prompts.values()),
+        citation=objective.citation,
+        prompts=bool(objective.prompts),
     )
     return card.text()

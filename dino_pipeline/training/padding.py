@@ -1,7 +1,8 @@
 """Training with little padding: the rows of a batch are encoded in groups of like length.
 
 A batch is padded to its longest text. Where lengths differ as those of sentences do, two thirds of what a CPU computes
-is padding. In groups by length it is a quarter, and the states of the texts' tokens are the same.
+is padding. In groups by length it is a quarter, and the states of the texts' tokens are the same, unless positions are
+absolute and padding stands before the texts: then they depend on the padding in any case.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn.functional import pad
 GROUPS = 4
 """Groups of a batch. More have less padding, but each costs a call of all layers."""
 MIN_ROWS = 8
-"""Rows of a group, at least."""
+"""Rows of a group on the mean, at least."""
 STATES = "token_embeddings"
 Features = dict[str, Any]
 """The inputs of an encoder for some texts: token ids and mask, each ``(rows, tokens)``, and what else it takes."""
@@ -30,10 +31,11 @@ Features = dict[str, Any]
 def rows_grouped_by_length(model: SentenceTransformer) -> Iterator[None]:
     """Have an encoder's layers take the rows of a batch in groups of like length within the block.
 
-    An encoder whose first module is none of layers stays as it is.
+    Encoders without layers, and those whose layers give more than the states of tokens, stay as they are.
     """
     layers = model[0]
-    if not isinstance(layers, Transformer) or layers.module_output_name != STATES:
+    has_states = isinstance(layers, Transformer) and layers.module_output_name == STATES
+    if not has_states or layers.config.output_hidden_states:
         yield
         return
     layers.forward = partial(_forward_in_groups, layers.forward)
@@ -47,20 +49,22 @@ def _forward_in_groups(forward: Callable[..., Features], features: Features, **o
     """Return the features with the states of all tokens, ``(rows, tokens, dimension)``; those of padding are 0."""
     mask: Tensor | None = features.get("attention_mask")  # (rows, tokens)
     groups = 1 if mask is None else min(GROUPS, len(mask) // MIN_ROWS)
-    at_end = mask is not None and bool(mask[:, 0].all())
-    if mask is None or groups < 2 or not (at_end or mask[:, -1].all()):
+    if mask is None or groups < 2 or mask.all():
+        return forward(features, **options)
+    padding_at_end = bool(mask[:, 0].all())
+    if not padding_at_end and not mask[:, -1].all():
         return forward(features, **options)
     lengths = mask.sum(dim=1)  # (rows,)
     order = lengths.argsort(stable=True)
     states = []
-    for rows in order.chunk(groups):
+    for rows in order.tensor_split(groups):
         padding = mask.shape[1] - int(lengths[rows].max())
-        kept = slice(0, mask.shape[1] - padding) if at_end else slice(padding, None)
+        kept = slice(0, mask.shape[1] - padding) if padding_at_end else slice(padding, None)
         group = {}
         for name, value in features.items():
             is_of_tokens = isinstance(value, Tensor) and value.shape == mask.shape
             group[name] = value[rows, kept] if is_of_tokens else value
         of_group = forward(group, **options)[STATES]  # (rows of the group, kept tokens, dimension)
-        states.append(pad(of_group, (0, 0, 0, padding) if at_end else (0, 0, padding, 0)))
+        states.append(pad(of_group, (0, 0, 0, padding) if padding_at_end else (0, 0, padding, 0)))
     features[STATES] = torch.cat(states)[order.argsort()]
     return features

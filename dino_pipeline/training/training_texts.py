@@ -108,6 +108,8 @@ class TrainingTexts:
         Raises:
             RunError: texts were generated since, or the filter was interrupted.
         """
+        if self.sentences:
+            self.sentences.check_run()
         if self.run is None:
             return
         filtered = self.run.record().filter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from random import Random
@@ -109,11 +109,6 @@ def get_objective(name: str) -> Objective:
     module = import_module(f"{__name__}.{OBJECTIVES[name]}")
     objective: Objective = getattr(module, name.upper().replace("-", "_"))
     return objective
-
-
-def citations(names: Iterable[str]) -> str:
-    """Return what to cite for an encoder that was trained by some objectives, each paper once."""
-    return ". ".join(dict.fromkeys(get_objective(name).citation for name in names))
 
 
 def resolve_hyperparameters(
