@@ -39,6 +39,10 @@ def test_whitening_is_fitted_to_them(few: dict[str, Any], tmp_path: Path) -> Non
     assert [type(module).__name__ for module in model] == ["Transformer", "WordWeights", "Pooling", "Dense"]
     assert abs(model.encode(SENTENCES).mean(axis=0)).max() < 1e-3
     assert abs(model.encode([pair.text_a for pair in PAIRS]).mean(axis=0)).max() > 1e-2
+    listener = Listener()
+    dino.finetune(PAIRS[:40], sentences=SENTENCES, **{**few, "progress": listener})
+    assert any(note.startswith("whitened by 200 texts of examples in memory: dev Spearman") for note in listener.notes)
+    assert "Su et al. 2021" in (tmp_path / "run" / "model" / "README.md").read_text()
     record = model.dino.record
     assert (record.options.objective, record.options.sentences) == ("triplets", "examples in memory")
     assert "| sentences | examples in memory |" in (tmp_path / "run" / "model" / "README.md").read_text()
@@ -84,6 +88,8 @@ def test_sentences_that_change_nothing_are_refused_or_noted(few: dict[str, Any],
     static = {**few, "encoder": f"static:{few['encoder']}", "progress": listener}
     dino.finetune(PAIRS, objective="dino", sentences=SENTENCES, **static)
     assert not any("nothing learns" in note for note in listener.notes), "its table is fitted to them"
+    with pytest.raises(dino.OptionError, match="gives both views of a sentence the same embedding"):
+        dino.finetune(SENTENCES, **static)
 
 
 @pytest.mark.slow

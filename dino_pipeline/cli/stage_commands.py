@@ -198,9 +198,12 @@ def finetune_command(source: str | None, listing: bool, **given: Any) -> None:
         encoder = finetune(source, progress=console, **given)
     if os.environ.get("RANK", "0") == "0":
         info = encoder.dino
-        done = "is up to date" if info.state == "done" else "is trained"
+        made = "is trained" if info.record.steps else "is made without training"
+        done = "is up to date" if info.state == "done" else made
+        # whitening comes after the best checkpoint was chosen
+        which = "dev" if info.record.whitened == "end" or not info.record.steps else "best dev"
         chosen = info.record.selection
-        click.echo(f"{folder / 'model'}: {done}; best dev {measure_title(chosen.measure)}: {chosen.best:.2f}")
+        click.echo(f"{folder / 'model'}: {done}; {which} {measure_title(chosen.measure)}: {chosen.best:.2f}")
 
 
 @click.command("compare", cls=GroupedCommand)

@@ -42,7 +42,7 @@ from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import FilterRecord, FinetuneRecord, GenerateRecord, PublishedDataset
-from dino_pipeline.training.objectives import get_objective
+from dino_pipeline.training.objectives import citation, get_objective
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 WIDGET_SENTENCES = 3
@@ -248,7 +248,7 @@ def write_model(
         max_length=max_length_of(model),
         finetuned=finetuned,
         origin=texts_origin(record, opened.spec),
-        citation=objective.citation,
+        citation=citation(objective, finetuned),
         prompts=bool(objective.prompts),
         repository=repository,
         license=licenses.published,

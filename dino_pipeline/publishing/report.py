@@ -233,6 +233,8 @@ def training(source: ReportSource) -> list[Block]:
         ("seconds", f"{trained.seconds:.1f}"),
         (f"best {measure}, on {selection.on}", number(selection.best)),
     ]
+    if trained.whitened != "no":
+        items.append(("whitened", f"at the {trained.whitened}"))
     if selection.human_labels:
         items.append(("chosen on human labels", visible(selection.on, 80)))
     if trained.collapsed:

@@ -22,6 +22,7 @@ from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, WhitenTime
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
+from dino_pipeline.measures import measure_title
 from dino_pipeline.models import has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
@@ -32,7 +33,7 @@ from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRec
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.job import TrainingJob, finetune_job
 from dino_pipeline.training.lora import add_adapters, check_base, merge_adapters
-from dino_pipeline.training.objectives import Objective, TrainingContext
+from dino_pipeline.training.objectives import Objective, TrainingContext, citation
 from dino_pipeline.training.quality import (
     check_encoder,
     criterion_for,
@@ -182,12 +183,27 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     if has_adapters(model) and job.hyperparameters.lora_save == "merged":
         merge_adapters(model)
     if when_whitened == "end":
+        before = record.selection
         model = whiten(model, job.fitting_texts)
         record = with_quality(record, model, criterion, criterion.measured(model), probe)
+        _note_whitening(job, before, record.selection, reporter)
     processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
     if processes.is_main_process:
         _finish(run, record, model, job)
     processes.wait_for_everyone()
+
+
+def _note_whitening(
+    job: TrainingJob, before: SelectionRecord | None, after: SelectionRecord | None, reporter: Reporter
+) -> None:
+    """Tell what whitening at the end was fitted to, and how it changed the measure on held-out texts."""
+    assert before is not None
+    assert after is not None
+    source = job.texts.sentences or job.texts
+    reporter.note(
+        f"whitened by {len(job.fitting_texts)} texts of {source.train.label}: dev {measure_title(after.measure)} "
+        f"{before.best} before, {after.best} after"
+    )
 
 
 def _note_unused_texts(job: TrainingJob, when_whitened: WhitenTime, reporter: Reporter) -> None:
@@ -283,7 +299,7 @@ def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
         max_length=max_length_of(model),
         finetuned=record.finetune,
         origin=texts_origin(record, load_spec(run.spec) if run.spec.exists() else None),
-        citation=objective.citation,
+        citation=citation(objective, record.finetune),
         prompts=bool(objective.prompts),
     )
     return card.text()

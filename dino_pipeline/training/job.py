@@ -159,6 +159,14 @@ def finetune_job(options: FinetuneOptions, texts: TrainingTexts) -> TrainingJob:
     hyperparameters = resolve_hyperparameters(objective, options.hyperparameters, options.own_options)
     job = TrainingJob.of(objective, hyperparameters, options, texts, options.seed)
     check_sentences([job])
+    if job.encoder.static and objective.needs == "sentences":
+        raise OptionError(
+            f"a table of token vectors gives both views of a sentence the same embedding, and {objective.name} learns "
+            "from their difference",
+            "give pairs, such as a run's",
+            option="encoder",
+            value=options.encoder,
+        )
     return job
 
 

@@ -159,4 +159,5 @@ def _of_table(tokenizer: PreTrainedTokenizerFast, table: torch.Tensor) -> Senten
 
 def _check_enough(texts: Sequence[str], option: str) -> None:
     if len(texts) < MIN_TEXTS:
-        raise OptionError(f"needs at least {MIN_TEXTS} different texts; there are {len(texts)}", option=option)
+        found = f"needs at least {MIN_TEXTS} different texts; there are {len(texts)}"
+        raise OptionError(found, "give more of them, by {sentences=FILE}", option=option)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters, OptionValue
 from dino_pipeline.errors import OptionError
 from dino_pipeline.options import Options
+from dino_pipeline.stage_records import FinetuneRecord
 
 RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentences", "documents"]
 """Kinds of training rows.
@@ -24,6 +25,7 @@ RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sent
 - sentences: one sentence
 - documents: one text of several sentences
 """
+WHITENING_CITATION = "Su et al. 2021, Whitening Sentence Representations for Better Semantics, arXiv:2103.15316"
 Columns = dict[str, list[Any]]
 """Training rows by column, the columns in the order in which the trainer hands them to the loss."""
 
@@ -109,6 +111,11 @@ def get_objective(name: str) -> Objective:
     module = import_module(f"{__name__}.{OBJECTIVES[name]}")
     objective: Objective = getattr(module, name.upper().replace("-", "_"))
     return objective
+
+
+def citation(objective: Objective, record: FinetuneRecord) -> str:
+    """Return what to cite for an encoder: the objective's paper, and whitening's."""
+    return objective.citation if record.whitened == "no" else f"{objective.citation}. {WHITENING_CITATION}"
 
 
 def resolve_hyperparameters(
