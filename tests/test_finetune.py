@@ -374,7 +374,7 @@ def test_a_static_student_is_a_table_of_its_encoder_s_tokens(
         ({"pooling": "cls"}, "brings its own pooling"),
         ({"whiten": "end"}, "layers and mean pooling"),
         ({"freeze_embeddings": True}, "layers"),
-        ({"objective": "simcse"}, "no dropout"),
+        ({"objective": "simcse"}, "both views of a sentence the same embedding"),
         ({"mini_batch_size": 4}, "word vectors"),
     ):
         with pytest.raises(DinoError, match=said):
