@@ -108,7 +108,7 @@ def memory() -> None:
 def padding() -> None:
     """Time the steps of Mirror-BERT with rows grouped by length beside whole batches."""
     sentences, random = iter(distinct_sentences(2000)), Random(0)
-    texts = [" ".join(islice(sentences, random.choice((1, 1, 1, 2, 2, 3, 6)))) for _ in range(128)]
+    texts = [" ".join(islice(sentences, random.choice((1, 1, 1, 2, 2, 3, 6)))) for _ in range(64)]
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
     taken: dict[bool, list[float]] = {False: [], True: []}
     with TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def padding() -> None:
         AutoTokenizer.from_pretrained(pocket.ENCODER).save_pretrained(folder)
         model = load_encoder(folder)
     step = stepper_of(model, "mirror-bert", texts, texts)
-    for turn in range(10):
+    for turn in range(7):
         for grouped in (False, True) if turn % 2 else (True, False):
             with rows_grouped_by_length(model) if grouped else nullcontext():
                 taken[grouped].append(timed(step)[0])
