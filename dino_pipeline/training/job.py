@@ -9,12 +9,7 @@ from random import Random
 
 from sentence_transformers import SentenceTransformer
 
-from dino_pipeline.encoder_options import (
-    FinetuneOptions,
-    Hyperparameters,
-    TrainingOptions,
-    WhitenTime,
-)
+from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions, WhitenTime
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.models import (
@@ -31,11 +26,7 @@ from dino_pipeline.stage_records import TrainingSettings
 from dino_pipeline.training.adapters import sentences_of, suited_objective
 from dino_pipeline.training.corpus import distinct_texts
 from dino_pipeline.training.lora import check_lora, merge_adapters
-from dino_pipeline.training.objectives import (
-    Objective,
-    get_objective,
-    resolve_hyperparameters,
-)
+from dino_pipeline.training.objectives import Objective, get_objective, resolve_hyperparameters
 from dino_pipeline.training.training_texts import TrainingTexts
 from dino_pipeline.training.whitening import MAX_FITTED, MIN_TEXTS, can_be_weighed, static_student, weigh, whiten
 

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 GROUPS = 4
 """Groups of a batch. More have less padding, but each costs a call of all layers."""
 MIN_ROWS = 8
-"""Rows of a group on the mean, at least."""
+"""Average rows of a group, at least."""
 STATES = "token_embeddings"
 Features = dict[str, Any]
 """The inputs of an encoder for some texts: token ids and mask, each ``(rows, tokens)``, and what else it takes."""
