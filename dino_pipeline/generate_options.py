@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
@@ -67,10 +68,13 @@ class ModelOptions(Options):
 
 WRITTEN_INPUTS = 500
 """Inputs to write if neither a file nor the user says how many."""
+EngineName = Literal["transformers", "vllm", "openai"]
 INPUTS, SAMPLING, REJECTED = "Inputs and texts", "Sampling", "What is rejected"
-ENOUGH, SERVER, CLUSTER = "Until there is enough", "A server instead, and the best of several", "Beyond one machine"
+ENOUGH, SERVER, CLUSTER = "Until there is enough", "Another engine, and the best of several", "Beyond one machine"
 LOCAL_OPTIONS = (*(name for name in ModelOptions.model_fields if name not in ("model", "device")),)
 """Options of a model that runs here. With a server, only its scorer has a device."""
+PLACEMENT_OPTIONS = ("device", "device_map")
+VLLM_OPTIONS = ("tensor_parallel", "max_model_len", "gpu_memory", "engine_arg")
 SERVER_OPTIONS = ("base_url", "concurrency", "timeout", "prices", "scorer")
 WORKER_OPTIONS = ("workers", "worker_cpus", "worker_gpus")
 
@@ -170,9 +174,22 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
         (),
         description="Write N extra texts per input for LABEL. Repeat the extra texts of earlier calls in later ones.",
     )
-    engine: Annotated[Literal["transformers", "openai"], Flag(SERVER)] = Field(
+    engine: Annotated[EngineName, Flag(SERVER)] = Field(
         "transformers",
-        description="openai: a server that offers completions (vLLM, SGLang, llama.cpp, TGI). It cannot debias.",
+        description="transformers: the decoder of this package. vllm: vLLM in this process, for large models and many "
+        "GPUs (needs vllm). openai: a server that offers completions (vLLM, SGLang, llama.cpp, TGI); it cannot debias.",
+    )
+    tensor_parallel: Annotated[int | None, Flag(SERVER, data=False, default="1")] = Field(
+        None, ge=1, description="GPUs that share the layers of vLLM's model."
+    )
+    max_model_len: Annotated[int | None, Flag(SERVER, data=False, default="the model's")] = Field(
+        None, ge=1, description="Longest prompt with its text, in tokens, that vLLM has room for."
+    )
+    gpu_memory: Annotated[float | None, Flag(SERVER, data=False, metavar="SHARE", default="vLLM's")] = Field(
+        None, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+    )
+    engine_arg: Annotated[dict[str, Any], Flag(SERVER, metavar="NAME=VALUE")] = Field(
+        default_factory=dict, description="Any other argument of vLLM's engine, by vLLM's name."
     )
     base_url: Annotated[str | None, Flag(SERVER, metavar="URL", data=False)] = Field(
         None, description="The server's address, such as http://localhost:8000/v1; its key is OPENAI_API_KEY."
@@ -208,6 +225,12 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
         None, description="Store the texts there as well, and fetch from there what is finished."
     )
 
+    @field_validator("engine_arg")
+    @classmethod
+    def _values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Read strings as JSON where they are JSON: ``8192`` is a number, and ``fp8`` a string."""
+        return {name: _json_value(given) for name, given in value.items()}
+
     @field_validator("more", mode="before")
     @classmethod
     def _label_counts(cls, value: Any) -> Any:
@@ -230,10 +253,14 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
             )
         if self.more and self.until_target:
             raise OptionError("cannot be combined with a target", "leave out {more} or {until_target}", option="more")
+        if self.engine != "vllm":
+            self._refuse_foreign(VLLM_OPTIONS, "vllm")
         if self.engine == "openai":
             self._check_server()
         else:
             self._refuse_foreign(SERVER_OPTIONS, "openai")
+        if self.engine == "vllm":
+            self._refuse_foreign(PLACEMENT_OPTIONS, "transformers")
         if self.ray is None:
             for name in WORKER_OPTIONS:
                 if getattr(self, name) is not None:
@@ -272,6 +299,13 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
                 raise OptionError(
                     f"belongs to the engine {engine}", f"leave it out, or give {{engine={engine}}}", option=name
                 )
+
+
+def _json_value(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _label_count(item: Any) -> tuple[str, int]:

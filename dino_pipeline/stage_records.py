@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
 from dino_pipeline.encoder_options import Hyperparameters, WhitenTime
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.generate_options import ShardSettings, TextSettings
+from dino_pipeline.generate_options import EngineName, ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
 
@@ -91,7 +91,9 @@ class GenerateSettings(TextSettings, ShardSettings, Record):
     spec: str
     """Digest of the task spec."""
     labels: tuple[str, ...]
-    engine: Literal["transformers", "openai"] = "transformers"
+    engine: EngineName = "transformers"
+    engine_arg: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of vLLM's engine."""
     model: ModelRef
     scorer: ModelRef | Literal["server"] | None = None
     """Model that measures the margins of a server's texts."""

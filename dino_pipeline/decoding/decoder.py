@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +27,7 @@ from dino_pipeline.decoding.prefill import (
 )
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
 from dino_pipeline.decoding.self_check import fastest_rows, model_name
-from dino_pipeline.decoding.tokenization import Ending, Prompt, StopRule, banned_tokens, render_chat, template_marks
+from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, StopRule, banned_tokens, completion
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
@@ -65,7 +64,7 @@ class PendingStep:
                 yield text
 
 
-class Decoder:
+class Decoder(PromptReader):
     """Samples texts under groups of prompts with one causal language model.
 
     Each text occupies one row per prompt. Rows come free as texts end, and waiting requests take them at once, so that
@@ -83,47 +82,16 @@ class Decoder:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rows: int = 128, chat: bool = False
     ) -> None:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        super().__init__(tokenizer, model.get_output_embeddings().weight.shape[0], context, chat=chat)
         self.model = model.eval()
-        self.tokenizer = tokenizer
         self.rows = rows
-        self.chat = chat
-        self.marks = template_marks(tokenizer) if chat else ()
-        self.vocab = model.get_output_embeddings().weight.shape[0]
         self.banned = banned_tokens(tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.make_rows = fastest_rows(model)
         self.refill_rows = model.device.type != "cpu"
         """On a CPU, free rows are dropped and cost nothing, so shards need not share steps."""
         self.read_delay = 1 if model.device.type == "cuda" else 0
         """Steps that may run while an older one is read, so that a GPU does not wait for the CPU."""
-        self._stop_rules: dict[tuple[str, bool], StopRule] = {}
-
-    def render(self, prompt: str, opening: str) -> str:
-        """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
-        return render_chat(self.tokenizer, prompt, opening) if self.chat else prompt
-
-    def encode(self, texts: Sequence[str]) -> list[Prompt]:
-        """Return the token ids of rendered prompts, with the special tokens that the tokenizer puts in front.
-
-        A special token written out in a text, such as ``</s>``, is encoded as plain text. In a chat template it is the
-        template's own and keeps its meaning.
-        """
-        if self.chat:
-            encoded = self.tokenizer(list(texts), add_special_tokens=False)
-        else:
-            encoded = self.tokenizer(list(texts), split_special_tokens=True)
-        return [tuple(ids) for ids in encoded["input_ids"]]
-
-    def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
-        """Return whether the model's context has room for a text after each prompt."""
-        return self.context is None or max(map(len, prompts)) + max_new_tokens <= self.context
-
-    def stop_rule(self, stop: str, stop_at_newline: bool) -> StopRule:
-        """Return the rule for where texts end. Rules are cached, as a table over the vocabulary takes a while."""
-        key = (stop, stop_at_newline)
-        if key not in self._stop_rules:
-            self._stop_rules[key] = StopRule(self.tokenizer, self.vocab, stop, stop_at_newline=stop_at_newline)
-        return self._stop_rules[key]
 
     @torch.inference_mode()
     def sample(
@@ -152,7 +120,7 @@ class Decoder:
                 while len(pending) > in_flight:
                     for text in pending.popleft().read():
                         if ending := self._ending(text, rule, sampling.max_new_tokens):
-                            yield completion(text, ending)
+                            yield completion(text.number, text.tokens, text.log_probs, ending)
                             scheduler.release(text)
         finally:
             scheduler.close()
@@ -237,14 +205,6 @@ class Decoder:
         if ending := rule.find(text.tokens):
             return ending
         return Ending(rule.decode(text.tokens), "length") if len(text.tokens) == max_new_tokens else None
-
-
-def completion(text: ActiveText, ending: Ending) -> Completion:
-    """Return a text that has ended as a result."""
-    means = np.mean(text.log_probs, axis=0)  # (prompts,)
-    margin = float(means[0] - means[1:].max()) if len(means) > 1 else None
-    tokens = tuple(text.tokens)
-    return Completion(text.number, ending.text, ending.finish, tokens, len(tokens), float(means[0]), margin)
 
 
 class Generator:

@@ -64,7 +64,12 @@ def uniforms(key: Sequence[str | int], count: int) -> NDArray[np.float64]:
     The key is hashed to the 128-bit key of a Philox generator (Salmon et al. 2011). NumPy keeps its raw output stable,
     so the same sample draws the same numbers in any order, batch, process or machine.
     """
-    raw = np.random.Philox(key=np.frombuffer(key_digest(key, 16), dtype="<u8")).random_raw(count)
+    return uniforms_of(key_digest(key, 16), count)
+
+
+def uniforms_of(digest: bytes, count: int) -> NDArray[np.float64]:
+    """Return the numbers of `uniforms`, given the digest of the key, of 16 bytes."""
+    raw = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
     return np.asarray((raw >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # the upper 53 bits fill a float64
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dino_pipeline.decoding.engine import Finish
+from dino_pipeline.decoding.engine import Completion, Finish
 from dino_pipeline.errors import ModelError, first_line
 
 Prompt = tuple[int, ...]
@@ -115,3 +116,53 @@ class StopRule:
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of the tokens."""
         return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+
+class PromptReader:
+    """How an engine with a model of its own reads prompts, and where it ends texts."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab: int, context: int | None, *, chat: bool = False
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab = vocab
+        """Logits per position."""
+        self.context = context
+        """Tokens of prompt and text together, None if there is no limit."""
+        self.chat = chat
+        self.marks = template_marks(tokenizer) if chat else ()
+        self._stop_rules: dict[tuple[str, bool], StopRule] = {}
+
+    def render(self, prompt: str, opening: str) -> str:
+        """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
+        return render_chat(self.tokenizer, prompt, opening) if self.chat else prompt
+
+    def encode(self, texts: Sequence[str]) -> list[Prompt]:
+        """Return the token ids of rendered prompts, with the special tokens that the tokenizer puts in front.
+
+        A special token written out in a text, such as ``</s>``, is encoded as plain text. In a chat template it is the
+        template's own and keeps its meaning.
+        """
+        if self.chat:
+            encoded = self.tokenizer(list(texts), add_special_tokens=False)
+        else:
+            encoded = self.tokenizer(list(texts), split_special_tokens=True)
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
+        """Return whether the model's context has room for a text after each prompt."""
+        return self.context is None or max(map(len, prompts)) + max_new_tokens <= self.context
+
+    def stop_rule(self, stop: str, stop_at_newline: bool) -> StopRule:
+        """Return the rule for where texts end. Rules are cached, as a table over the vocabulary takes a while."""
+        key = (stop, stop_at_newline)
+        if key not in self._stop_rules:
+            self._stop_rules[key] = StopRule(self.tokenizer, self.vocab, stop, stop_at_newline=stop_at_newline)
+        return self._stop_rules[key]
+
+
+def completion(number: int, tokens: Sequence[int], log_probs: Sequence[Sequence[float]], ending: Ending) -> Completion:
+    """Return a text that has ended as a result. ``log_probs`` has a row a token, and a column a prompt."""
+    means = np.mean(log_probs, axis=0)  # (prompts,)
+    margin = float(means[0] - means[1:].max()) if len(means) > 1 else None
+    return Completion(number, ending.text, ending.finish, tuple(tokens), len(tokens), float(means[0]), margin)

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from dino_pipeline.cluster import choose_resources
 from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Scorer
+from dino_pipeline.decoding.engine import Engine, Scorer
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
 from dino_pipeline.errors import require_package
 from dino_pipeline.generate_options import GenerateOptions, ModelOptions
@@ -20,6 +20,9 @@ from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
 from dino_pipeline.models import ModelRef, model_fingerprint, pick_device
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import GenerateRecord, ServerPrices
+
+VLLM_SPEED = ("tensor_parallel", "max_model_len", "gpu_memory")
+"""Options of vLLM that do not change the texts."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,39 @@ def choose_engine(options: GenerateOptions, before: GenerateRecord | None, repor
     if options.engine == "openai":
         return _server_engine(options, before, reporter)
     started = before.options.model if before else None
+    if options.engine == "vllm":
+        require_package("vllm", "engine", "vllm")
     if options.ray is not None:
         return _cluster_engine(options, started, reporter)
+    if options.engine == "vllm":
+        return _vllm_engine(options, started, reporter)
     return local_engine(options, started, reporter)
+
+
+def _vllm_engine(options: GenerateOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
+    """Return the model that options name, to be run by vLLM in this process."""
+    model = resolve_model(options, pick_device(None), started)
+    _note_template(model, options, reporter)
+
+    @functools.cache
+    def load() -> EngineWriter:
+        return EngineWriter(load_vllm(model, options))
+
+    return EngineChoice(model, load, {name: getattr(options, name) for name in ("rows", *VLLM_SPEED)})
+
+
+def load_vllm(model: ModelRef, options: GenerateOptions) -> Engine:
+    """Load a model into vLLM."""
+    from dino_pipeline.decoding.vllm_engine import VllmEngine
+
+    named = {
+        "tensor_parallel_size": options.tensor_parallel,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory,
+        "max_num_seqs": options.rows,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    return VllmEngine(model, {**given, **options.engine_arg})
 
 
 def local_engine(options: ModelOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:

@@ -83,8 +83,8 @@ def resolve_settings(
     debias = True
     if isinstance(options, GenerateOptions):
         fields |= {name: getattr(options, name) for name in ShardSettings.model_fields}
-        fields["engine"] = options.engine
-        debias = options.engine == "transformers"  # a server cannot
+        fields |= {"engine": options.engine, "engine_arg": options.engine_arg}
+        debias = options.engine != "openai"  # a server cannot
     fields |= {
         "num_inputs": num_inputs(options, spec, inputs),
         "keep_newlines": options.keep_newlines or spec.newlines,

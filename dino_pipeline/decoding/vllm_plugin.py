@@ -1,0 +1,279 @@
+"""Self-debiasing inside vLLM: a plug-in that writes the requests of one text, one for each prompt, in lock-step.
+
+    vllm serve MODEL --logits-processors dino_pipeline.decoding.vllm_plugin:SelfDebias \
+        --scheduler-cls dino_pipeline.decoding.vllm_plugin.GroupScheduler
+
+Each prompt of a text is a request of its own, whose ``extra_args`` say to which group it belongs (`GroupMember`). At
+each step the plug-in draws one token for the group, as the decoder does, and forces it on all of the group's requests.
+If a group is not whole, or its requests are not at the same step, all of them end with the end of text, which no
+text holds, and whoever asked for the text asks again: the same random numbers give the same text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
+from vllm import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+
+from dino_pipeline.decoding.engine import uniforms_of
+from dino_pipeline.decoding.next_token import next_tokens
+from dino_pipeline.decoding.tokenization import banned_tokens
+from dino_pipeline.options import Sampling
+
+ARGUMENT = "dino"
+"""Name of the request's extra argument."""
+
+
+@dataclass(frozen=True)
+class GroupMember:
+    """What a request says of the group that it belongs to."""
+
+    group: str
+    place: int
+    """0: the text's own prompt; others are its counter-prompts."""
+    size: int
+    """Requests of the group."""
+    key: str
+    """Digest of the key of the text's random numbers, in hexadecimal."""
+    top_k: int
+    top_p: float
+    decay: float
+    floor: float
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, params: SamplingParams | None) -> Self | None:
+        """Return what a request says, None if it is none of ours."""
+        argument = (params.extra_args or {}).get(ARGUMENT) if params is not None else None
+        return None if argument is None else cls(**json.loads(argument))
+
+    def argument(self) -> dict[str, str]:
+        """Return the request's extra argument."""
+        return {ARGUMENT: json.dumps(asdict(self))}
+
+    @property
+    def sampling(self) -> Sampling:
+        names = ("top_k", "top_p", "decay", "floor", "max_new_tokens")
+        return _sampling(*(getattr(self, name) for name in names))
+
+
+@lru_cache(maxsize=64)
+def _sampling(top_k: int, top_p: float, decay: float, floor: float, max_new_tokens: int) -> Sampling:
+    return Sampling(top_k=top_k, top_p=top_p, decay=decay, floor=floor, max_new_tokens=max_new_tokens)
+
+
+@lru_cache(maxsize=2**14)
+def _draws(key: str, count: int) -> NDArray[np.float64]:
+    return uniforms_of(bytes.fromhex(key), count)
+
+
+class SpecialTokens(NamedTuple):
+    """Tokens that no text holds."""
+
+    banned: Tensor
+    """Their ids."""
+    torn: int
+    """The one of them that marks torn groups: the end of text, which ends a request at once."""
+
+    @classmethod
+    def of(cls, vllm_config: Any, vocab: int) -> Self:
+        """Return those of the model that vLLM runs.
+
+        Args:
+            vllm_config: vLLM's configuration.
+            vocab: logits per position.
+
+        Raises:
+            ValueError: the model has no end of text.
+        """
+        config = vllm_config.model_config
+        options = {"revision": config.tokenizer_revision, "trust_remote_code": config.trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, **options)
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{config.tokenizer}: has no end-of-text token, which would mark texts whose prompts part")
+        try:
+            ends = GenerationConfig.from_pretrained(config.model, revision=config.revision).eos_token_id
+        except OSError:  # it has none
+            ends = getattr(config.hf_text_config, "eos_token_id", None)
+        return cls(banned_tokens(tokenizer, ends, vocab), tokenizer.eos_token_id)
+
+
+Row = tuple[int, GroupMember, int]
+"""A row of the logits, the request that it belongs to, and the number of tokens that the request has written."""
+
+
+def force_tokens(logits: Tensor, rows: Iterable[Row], special: SpecialTokens) -> None:
+    """Draw the next token of each group, and leave nothing else to its requests.
+
+    Args:
+        logits: ``(rows, vocab)`` in float32, changed in place.
+        rows: those that belong to groups.
+        special: tokens that no text holds.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[1].group, []).append(row)
+    whole: dict[Sampling, list[tuple[list[int], float]]] = {}
+    for members in groups.values():
+        _, first, step = members[0]
+        places = {member.place: number for number, member, _ in members}
+        if len(places) < first.size or any(at != step for _, _, at in members):
+            torn = [number for number, _, _ in members]
+            logits[torn] = -math.inf
+            logits[torn, special.torn] = 0.0
+            continue
+        draw = _draws(first.key, first.max_new_tokens)[min(step, first.max_new_tokens - 1)]
+        ordered = [places[place] for place in range(first.size)]
+        whole.setdefault(first.sampling, []).append((ordered, float(draw)))
+    for sampling, texts in whole.items():
+        _force_on_groups(logits, texts, special.banned, sampling)
+
+
+def _force_on_groups(
+    logits: Tensor, texts: Sequence[tuple[list[int], float]], banned: Tensor, sampling: Sampling
+) -> None:
+    """Force tokens on whole groups: for each, its rows with the own prompt's first, and its random number."""
+    widest = max(len(rows) for rows, _ in texts)
+    padded = [rows + rows[:1] * (widest - len(rows)) for rows, _ in texts]
+    groups = torch.tensor(padded, device=logits.device)  # (texts, 1 + counters)
+    uniform = torch.tensor([draw for _, draw in texts], dtype=torch.float64, device=logits.device)  # (texts,)
+    used = torch.unique(groups)  # (rows,)
+    logits[used[:, None], banned.to(logits.device)] = -math.inf
+    tokens, _ = next_tokens(logits, groups, uniform, sampling)
+    logits[used] = -math.inf
+    logits[groups, tokens[:, None]] = 0.0
+
+
+class SelfDebias(LogitsProcessor):
+    """The plug-in for vLLM's first model runner, in which a row is a place in the batch that requests move among."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.vllm_config = vllm_config
+        self.rows: dict[int, tuple[GroupMember, list[int]]] = {}
+        self.special: SpecialTokens | None = None
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, _joined)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        rows = [(row, member, len(written)) for row, (member, written) in self.rows.items() if row < len(logits)]
+        if rows:
+            if self.special is None:
+                self.special = SpecialTokens.of(self.vllm_config, logits.shape[1])
+            force_tokens(logits, rows, self.special)
+        return logits
+
+
+class SelfDebiasV2(LogitsProcessorV2):
+    """The plug-in for vLLM's second model runner, in which a request keeps its slot."""
+
+    def __init__(self, vllm_config: Any, req_states: Any) -> None:
+        self.states = req_states
+        self.members: list[GroupMember | None] = [None] * req_states.max_num_reqs
+        self.special = SpecialTokens.of(vllm_config, req_states.vocab_size)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        self.members[req_idx] = GroupMember.of(sampling_params)
+        return self.members[req_idx] is not None
+
+    def apply(self, logits: Tensor, ctx: Any) -> Tensor:
+        rows: list[Row] = []
+        for row, slot in enumerate(ctx.idx_mapping_np.tolist()):
+            step = int(ctx.seq_lens_upper_bound_np[row]) - int(self.states.prompt_len.np[slot])
+            member = self.members[slot]
+            if member is not None and step >= 0:  # below 0 a prompt is not read to its end, and nothing is sampled
+                rows.append((row, member, step))
+        force_tokens(logits, rows, self.special)
+        return logits
+
+
+def _joined(params: SamplingParams, prompt: list[int] | None, written: list[int]) -> Any:
+    """Return what `SelfDebias` keeps of a request that joins the batch. vLLM appends to ``written``."""
+    member = GroupMember.of(params)
+    return None if member is None else (member, written)
+
+
+class GroupScheduler(Scheduler):
+    """Admits the requests of a group in the same step, and with room for all of them to their end.
+
+    Room means rows, the step's budget of tokens, and blocks of the cache. So no group is torn by a prompt that is cut
+    in two, or by a request that has to make room.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.incomplete: dict[str, list[Any]] = {}
+        self.held: deque[list[Any]] = deque()
+        """Whole groups that wait for room."""
+
+    def add_request(self, request: Any) -> None:
+        member = GroupMember.of(request.sampling_params)
+        if member is None:
+            super().add_request(request)
+            return
+        group = self.incomplete.setdefault(member.group, [])
+        group.append(request)
+        if len(group) == member.size:
+            self.held.append(self.incomplete.pop(member.group))
+
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
+        gone = {request_ids} if isinstance(request_ids, str) else None if request_ids is None else set(request_ids)
+        if gone is None:
+            self.held.clear()
+            self.incomplete.clear()
+        else:
+            self.held = deque(group for group in self.held if gone.isdisjoint(each.request_id for each in group))
+            for name, group in list(self.incomplete.items()):
+                if not gone.isdisjoint(each.request_id for each in group):
+                    del self.incomplete[name]
+        return super().finish_requests(request_ids, finished_status)
+
+    def get_num_unfinished_requests(self) -> int:
+        return super().get_num_unfinished_requests() + sum(map(len, self.held))
+
+    def get_request_counts(self) -> tuple[int, int]:
+        running, waiting = super().get_request_counts()
+        return running, waiting + sum(map(len, self.held))
+
+    def schedule(self, *arguments: Any, **options: Any) -> Any:
+        self._admit()
+        return super().schedule(*arguments, **options)
+
+    def _admit(self) -> None:
+        """Hand on whole groups as long as there is room."""
+        inside = [*self.running, *self.waiting]
+        rows = self.max_num_running_reqs - len(inside)
+        tokens = self.max_num_scheduled_tokens - len(self.running) - sum(each.num_tokens for each in self.waiting)
+        blocks = self.kv_cache_config.num_blocks - 1 - sum(map(self._blocks, inside))
+        while self.held:
+            group = self.held[0]
+            needs = (len(group), sum(each.num_tokens for each in group), sum(map(self._blocks, group)))
+            fits = needs[0] <= rows and needs[1] <= tokens and needs[2] <= blocks
+            if not fits and inside:
+                return  # alone it is tried anyway: it would wait for ever
+            rows, tokens, blocks = rows - needs[0], tokens - needs[1], blocks - needs[2]
+            for request in self.held.popleft():
+                super().add_request(request)
+                inside.append(request)
+
+    def _blocks(self, request: Any) -> int:
+        """Return the blocks of the cache that a request takes at its end."""
+        return -(-(request.num_prompt_tokens + request.max_tokens) // self.block_size)
