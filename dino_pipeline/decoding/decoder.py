@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.decoding.cache import UncachedRows
-from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored
-from dino_pipeline.decoding.next_token import next_tokens
+from dino_pipeline.decoding.engine import Completion, EngineFacts, LocalEngine, Request, Scored, uniforms
+from dino_pipeline.decoding.next_token import choose, next_tokens
 from dino_pipeline.decoding.prefill import (
     continuation,
     is_out_of_memory,
@@ -146,6 +146,17 @@ class Decoder(PromptReader):
             means = mean_log_probs(self.model, wanted, self.banned, self.vocab)
         return [Scored(mean, len(one.tokens)) for mean, one in zip(means, wanted, strict=True)]
 
+    @torch.inference_mode()
+    def undebiased(self, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[int]:
+        """Return what each token would be without debiasing, see `LocalEngine.undebiased`."""
+        prompt = request.prompts[0]
+        input_ids = torch.tensor([[*prompt, *tokens]], device=self.model.device)  # (1, prompt + tokens)
+        # the logits at position i predict token i + 1
+        logits = self.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        log_probs = logits.index_fill_(-1, self.banned, -torch.inf).log_softmax(-1)  # (tokens, vocab)
+        draws = torch.tensor(uniforms(request.key, len(tokens)), device=logits.device)  # (tokens,)
+        return choose(log_probs, draws, sampling.top_k, sampling.top_p).tolist()
+
     def facts(self) -> EngineFacts:
         """Return the commit of the Hub that the model was loaded from."""
         return {"model_commit": getattr(self.model.config, "_commit_hash", None)}
@@ -210,12 +221,12 @@ class Decoder(PromptReader):
 class Generator:
     """A language model that writes texts which are likely after one prompt and unlikely after others."""
 
-    def __init__(self, decoder: Decoder, model: ModelRef) -> None:
-        self.decoder = decoder
+    def __init__(self, engine: LocalEngine, model: ModelRef) -> None:
+        self.engine = engine
         self.model = model
 
     def __repr__(self) -> str:
-        return f"Generator({self.model.name!r}, dtype={self.model.dtype!r}, device={self.decoder.model.device.type!r})"
+        return f"Generator({self.model.name!r}, dtype={self.model.dtype!r}, rows={self.engine.rows})"
 
     def write(
         self,
@@ -264,7 +275,7 @@ class Generator:
         if not stop:
             raise OptionError("must not be empty", option="stop")
         prompts = self._encoded(prompt, counters, opening)
-        if not self.decoder.fits(prompts, drawn.max_new_tokens):
+        if not self.engine.fits(prompts, drawn.max_new_tokens):
             raise OptionError(
                 f"the prompt leaves less than {drawn.max_new_tokens} tokens of the model's context",
                 "shorten the prompt, or lower {max_new_tokens}",
@@ -272,7 +283,7 @@ class Generator:
                 value=drawn.max_new_tokens,
             )
         requests = [Request(prompts, ("write", seed, prompt, number)) for number in range(n)]
-        texts = self.decoder.sample(requests, drawn, stop=stop, stop_at_newline=not keep_newlines)
+        texts = self.engine.sample(requests, drawn, stop=stop, stop_at_newline=not keep_newlines)
         return sorted(texts, key=lambda text: text.number)
 
     def score(self, prompt: str, texts: Sequence[str], *, stop: str = '"', opening: str | None = None) -> list[Scored]:
@@ -294,7 +305,7 @@ class Generator:
             raise OptionError("must be a list of texts", option="texts", value=texts)
         self._encoded(prompt, (), opening)
         rendered = self._rendered(prompt, opening)
-        return self.decoder.score([(rendered, text) for text in texts], stop=stop)
+        return self.engine.score([(rendered, text) for text in texts], stop=stop)
 
     def _encoded(self, prompt: str, counters: Sequence[str], opening: str | None) -> tuple[Prompt, ...]:
         """Return the token ids of the own prompt and the counter-prompts.
@@ -302,7 +313,7 @@ class Generator:
         Raises:
             OptionError: one of them has no tokens.
         """
-        prompts = self.decoder.encode([self._rendered(one, opening) for one in (prompt, *counters)])
+        prompts = self.engine.encode([self._rendered(one, opening) for one in (prompt, *counters)])
         if not all(prompts):
             raise OptionError("must not be empty", option="counters" if prompts[0] else "prompt")
         return tuple(prompts)
@@ -311,4 +322,4 @@ class Generator:
         """Return a prompt as the model reads it."""
         if opening is None:
             opening = prompt.rpartition("\n")[2] if "\n" in prompt else prompt[-1:]
-        return self.decoder.render(prompt, opening)
+        return self.engine.render(prompt, opening)

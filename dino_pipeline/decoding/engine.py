@@ -121,6 +121,8 @@ class EngineFacts(TypedDict, total=False):
 
     model_commit: str | None
     """Commit of a model from the Hub."""
+    torn: int
+    """Texts that were asked for again, as their prompts fell out of step."""
     server: ServerAbilities
     usage: ServerUsage
     cost: ServerCost
@@ -161,3 +163,22 @@ class Scorer(Protocol):
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
         """Return how likely each text is after its rendered prompt, with ``stop`` as its last part."""
+
+
+class LocalEngine(Engine, Scorer, Protocol):
+    """An engine whose model runs in this process."""
+
+    rows: int
+    """Prompts that run at the same time."""
+
+    def render(self, prompt: str, opening: str) -> str:
+        """Return a prompt as the model reads it, see `Engine.render`."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+
+    def undebiased(self, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[int]:
+        """Return, for each token of a request's text, the one that its random number chooses without debiasing.
+
+        Each follows the tokens before it in the text.
+        """

@@ -17,9 +17,10 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from dino_pipeline.decoding.decoder import Decoder, Generator
+from dino_pipeline.decoding.engine import LocalEngine
 from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.errors import ModelError, first_line, require_package
-from dino_pipeline.generate_options import ModelOptions
+from dino_pipeline.generate_options import EngineOptions, ModelOptions
 from dino_pipeline.models import (
     POCKET,
     ModelRef,
@@ -37,6 +38,8 @@ from dino_pipeline.options import accepts
 NARROW = 512
 """Models of a smaller hidden size gain little by half precision. They stay in float32, and so write the same texts on
 every machine."""
+LEAST_ROWS = 16
+"""Of vLLM, so that it holds all prompts of a text."""
 MAX_ROWS = {"cpu": 128, "gpu": 1024}
 """More rows are hardly faster."""
 ROW_LENGTH = 256
@@ -81,6 +84,32 @@ def resolve_model(options: ModelOptions, device: str, started: ModelRef | None =
     return source.model_copy(update=decided)
 
 
+def load_engine(model: ModelRef, options: EngineOptions, device: str) -> LocalEngine:
+    """Load a model into the engine that options name.
+
+    Args:
+        model: which model, with dtype and chat template decided.
+        options: the user's options.
+        device: device of the engine transformers; vLLM takes all that it sees.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        OptionError: a package is not installed, or vLLM does not take an argument.
+    """
+    if options.engine == "transformers":
+        return load_decoder(model, device=device, device_map=options.device_map, rows=options.rows)
+    require_package("vllm", "engine", "vllm")
+    from dino_pipeline.decoding.vllm_engine import VllmEngine
+
+    named = {
+        "max_num_seqs": options.rows and max(options.rows, LEAST_ROWS),
+        "tensor_parallel_size": options.tensor_parallel,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory,
+    }
+    return VllmEngine(model, {name: value for name, value in named.items() if value} | options.engine_arg)
+
+
 def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None, rows: int | None = None) -> Decoder:
     """Load a model and its tokenizer from a folder or the Hub.
 
@@ -108,7 +137,7 @@ def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None,
     return Decoder(loaded, tokenizer, rows=rows, chat=model.chat)
 
 
-@accepts(ModelOptions)
+@accepts(EngineOptions)
 def load_generator(model: str = POCKET, **options: Any) -> Generator:
     """Load a language model for writing and scoring texts.
 
@@ -119,10 +148,10 @@ def load_generator(model: str = POCKET, **options: Any) -> Generator:
         OptionError: an option is wrong, or a package that it needs is not installed.
         ModelError: the model cannot be loaded.
     """
-    chosen = ModelOptions.of({"model": model, **options})
+    chosen = EngineOptions.of({"model": model, **options})
     device = pick_device(chosen.device)
     ref = resolve_model(chosen, device)
-    return Generator(load_decoder(ref, device=device, device_map=chosen.device_map, rows=chosen.rows), ref)
+    return Generator(load_engine(ref, chosen, device), ref)
 
 
 def load_tokenizer(model: ModelRef) -> Any:

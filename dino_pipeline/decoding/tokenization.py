@@ -115,7 +115,12 @@ class StopRule:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of the tokens."""
-        return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+        return decode(self.tokenizer, tokens)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """Return the text of tokens."""
+    return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
 
 class PromptReader:
@@ -148,6 +153,10 @@ class PromptReader:
         else:
             encoded = self.tokenizer(list(texts), split_special_tokens=True)
         return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return decode(self.tokenizer, tokens)
 
     def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
         """Return whether the model's context has room for a text after each prompt."""

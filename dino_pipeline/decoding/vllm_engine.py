@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+import vllm
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import RequestOutputKind
 
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored, key_digest
 from dino_pipeline.decoding.prefill import continuation
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, completion
-from dino_pipeline.errors import ModelError, OptionError, first_line
-from dino_pipeline.models import ModelRef, check_weights
+from dino_pipeline.decoding.vllm_plugin import GroupMember, SpecialTokens
+from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.models import ModelRef, check_weights, load_error
 from dino_pipeline.options import Sampling
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # read when vLLM is imported
-
-TESTED = ((0, 32), (0, 33))
-"""Versions of vLLM that the plug-in was tried with: from the first, up to the second."""
+log = logging.getLogger(__name__)
+TESTED = ("0.32", "0.33")
+"""Versions of vLLM that the plug-in was tried with: from the first up to, but not including, the second."""
 MAX_TRIES = 8
-"""Times that a text is asked for before the engine counts as unable to hold its group."""
+"""Times that a text is asked for before the engine counts as unable to hold its prompts in step."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Nats a token by which log-probabilities of the self-check may differ."""
-SELF_CHECK_TOKENS = 12
-TEARS_GROUPS = ("speculative_config", "pipeline_parallel_size", "scheduler_cls", "logits_processors", "logprobs_mode")
-"""Arguments of vLLM that would keep a text's prompts from being written in lock-step, or their margins from us."""
+"""Nats a token by which log-probabilities may differ in the self-check."""
+CHECKED_TOKENS = 12
+"""Tokens of each text of the self-check."""
+FORBIDDEN = {
+    "speculative_config": None,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "enable_batch_sharded_sampling": False,
+    "async_scheduling": False,
+    "logprobs_mode": "raw_logprobs",
+    "logits_processors": None,
+    "scheduler_cls": None,
+}
+"""Arguments that would part a text's prompts or change their log-probabilities, with the value that does not."""
 PLUGIN = "dino_pipeline.decoding.vllm_plugin"
+ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""Settings of vLLM that have no arguments, unless the user sets them: threads on any core, and no chatter."""
 
 
 @dataclass
@@ -40,10 +59,11 @@ class _Text:
     request: Request
     tries: int = 0
     ids: list[str] = field(default_factory=list)
-    """The request of each prompt, the own prompt's first."""
+    """vLLM's request of each prompt, the own prompt's first."""
     tokens: list[list[int]] = field(default_factory=list)
+    """The tokens that each request has got: the same ones, unless they fell out of step."""
     log_probs: list[list[float]] = field(default_factory=list)
-    """For each prompt, the log-probability of each token."""
+    """Their log-probabilities under each prompt."""
 
 
 class VllmEngine(PromptReader):
@@ -54,58 +74,63 @@ class VllmEngine(PromptReader):
         arguments: of `vllm.LLM`, by name. They go before ours.
 
     Raises:
-        ModelError: vLLM cannot load the model, or writes other texts than it says.
-        OptionError: vLLM is of a version that the plug-in does not fit, or an argument tears groups.
+        ModelError: vLLM cannot load the model, or writes other texts than it reads.
+        OptionError: vLLM has a version that the plug-in does not fit, or an argument that parts a text's prompts.
     """
-
-    refill_rows = False
 
     def __init__(self, model: ModelRef, arguments: Mapping[str, Any]) -> None:
         self.torn = 0
-        """Groups that fell out of step and were asked for again."""
-        self.llm = _load(model, arguments)
-        self.engine = self.llm.llm_engine
+        """Texts that were asked for again, as their prompts fell out of step."""
+        llm = _load(model, arguments)
+        self.engine, self.generate = llm.llm_engine, llm.generate
         config = self.engine.vllm_config
-        from dino_pipeline.decoding.vllm_plugin import SpecialTokens
-
         vocab = config.model_config.get_vocab_size()
-        super().__init__(self.llm.get_tokenizer(), vocab, config.model_config.max_model_len, chat=model.chat)
+        super().__init__(llm.get_tokenizer(), vocab, config.model_config.max_model_len, chat=model.chat)
         self.special = SpecialTokens.of(config, vocab)
-        self.most_requests = 2 * config.scheduler_config.max_num_seqs
+        self.rows = config.scheduler_config.max_num_seqs
+        self.refill_rows = torch.cuda.is_available()
         self._numbers = itertools.count()
-        self._self_check()
+        self._self_check(TOLERANCE[config.model_config.dtype])
 
     def sample(
         self, requests: Iterable[Request], sampling: Sampling, *, stop: str = '"', stop_at_newline: bool = True
     ) -> Iterator[Completion]:
-        """Write a text for each request. Yield each text as it ends, in any order."""
+        """Write a text for each request. Yield each text as it ends, in any order.
+
+        Raises:
+            ModelError: the prompts of a text fall out of step again and again.
+        """
         rule = self.stop_rule(stop, stop_at_newline)
         waiting = iter(enumerate(requests))
-        texts: dict[str, _Text] = {}  # by the ids of their requests
+        writing: dict[str, _Text] = {}  # by the ids of the requests
+        torn = self.torn
         try:
             while True:
-                for number, request in waiting:
-                    self._ask(_Text(number, request), sampling, texts)
-                    if len(texts) >= self.most_requests:
-                        break
-                if not texts:
-                    return
-                for text in self._step(texts):
-                    if self.special.torn in itertools.chain.from_iterable(text.tokens):
-                        self._ask_again(text, sampling, texts)
+                while len(writing) < 2 * self.rows and (following := next(waiting, None)):
+                    self._ask(_Text(*following), sampling, writing)
+                if not writing:
+                    break
+                for text in self._step(writing):
+                    if self._is_torn(text):
+                        self._ask_again(text, sampling, writing)
                         continue
                     own = text.tokens[0]
                     ending = rule.find(own)
                     if ending is None and len(own) == sampling.max_new_tokens:
                         ending = Ending(rule.decode(own), "length")
                     if ending:
-                        self._forget(text, texts)
+                        self._forget(text, writing)
                         yield completion(text.number, own, list(zip(*text.log_probs, strict=True)), ending)
         finally:
-            self.engine.abort_request(list(texts))
+            self.engine.abort_request(list(writing))
+            if self.torn > torn:
+                log.warning("%d texts were asked for again, as their prompts fell out of step", self.torn - torn)
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
-        """Return how likely each text is after its prompt, with ``stop`` as its last part."""
+        """Return how likely each text is after its prompt, with ``stop`` as its last part.
+
+        Tokens that are never written keep their probability here.
+        """
         prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
         encoded = dict(zip(prompts, self.encode(prompts), strict=True))
         whole = self.encode([prompt + text + stop for prompt, text in pairs])
@@ -113,85 +138,94 @@ class VllmEngine(PromptReader):
         scored = self._log_probs([(one.prompt, one.tokens) for one in wanted])
         return [Scored(sum(values) / len(values), len(values)) for values in scored]
 
+    def undebiased(self, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[int]:
+        """Return what each token would be without debiasing, see `LocalEngine.undebiased`."""
+        prompt, key = request.prompts[0], key_digest(request.key, 16).hex()
+        prefixes, parameters = [], []
+        for step in range(len(tokens)):
+            prefixes.append({"prompt_token_ids": [*prompt, *tokens[:step]]})
+            group = str(next(self._numbers))
+            member = GroupMember(group=group, place=0, size=1, key=key, sampling=sampling, first_step=step)
+            parameters.append(SamplingParams(max_tokens=1, detokenize=False, extra_args=member.argument()))
+        outputs = self.generate(prefixes, parameters, use_tqdm=False)
+        return [output.outputs[0].token_ids[0] for output in outputs]
+
     def facts(self) -> EngineFacts:
         """Return what the run's record holds about the engine."""
-        return {"model_commit": getattr(self.engine.vllm_config.model_config.hf_config, "_commit_hash", None)}
+        commit = getattr(self.engine.vllm_config.model_config.hf_config, "_commit_hash", None)
+        return {"model_commit": commit, "torn": self.torn}
 
-    def _ask(self, text: _Text, sampling: Sampling, texts: dict[str, _Text]) -> None:
+    def _ask(self, text: _Text, sampling: Sampling, writing: dict[str, _Text]) -> None:
         """Hand the requests of a text to vLLM."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        from dino_pipeline.decoding.vllm_plugin import GroupMember
-
         prompts = text.request.prompts
-        group = str(next(self._numbers))
+        if len(prompts) > self.rows:
+            problem = f"the {len(prompts)} prompts of a text do not run at the same time"
+            raise OptionError(problem, "raise it", option="rows", value=self.rows)
+        group, key = str(next(self._numbers)), key_digest(text.request.key, 16).hex()
         text.ids = [f"{group}-{place}" for place in range(len(prompts))]
         text.tokens, text.log_probs = [[] for _ in prompts], [[] for _ in prompts]
         for place, (name, prompt) in enumerate(zip(text.ids, prompts, strict=True)):
-            member = GroupMember(
-                group, place, len(prompts), key_digest(text.request.key, 16).hex(), **sampling.model_dump()
-            )
+            member = GroupMember(group=group, place=place, size=len(prompts), key=key, sampling=sampling)
             parameters = SamplingParams(
-                temperature=0.0,
                 max_tokens=sampling.max_new_tokens,
-                detokenize=False,
                 logprobs=0,
+                detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
                 extra_args=member.argument(),
             )
-            texts[name] = text
+            writing[name] = text
             self.engine.add_request(name, {"prompt_token_ids": list(prompt)}, parameters)
 
-    def _step(self, texts: dict[str, _Text]) -> list[_Text]:
+    def _step(self, writing: Mapping[str, _Text]) -> list[_Text]:
         """Let vLLM take a step. Return the texts that got a token."""
-        written: dict[int, _Text] = {}
+        longer: dict[int, _Text] = {}
         for output in self.engine.step():
-            text = texts.get(output.request_id)
-            if text is None:  # it has ended since
-                continue
-            place = text.ids.index(output.request_id)
-            new = output.outputs[0]
-            text.tokens[place].extend(new.token_ids)
-            for token, values in zip(new.token_ids, new.logprobs or (), strict=True):
-                text.log_probs[place].append(values[token].logprob)
-            written[text.number] = text
-        return list(written.values())
+            if text := writing.get(output.request_id):  # else it has ended since
+                place, new = text.ids.index(output.request_id), output.outputs[0]
+                text.tokens[place].extend(new.token_ids)
+                text.log_probs[place].extend(
+                    values[token].logprob for token, values in zip(new.token_ids, new.logprobs, strict=True)
+                )
+                longer[text.number] = text
+        return list(longer.values())
 
-    def _ask_again(self, text: _Text, sampling: Sampling, texts: dict[str, _Text]) -> None:
-        """Ask for a text whose group fell out of step once more. The same random numbers give the same text."""
-        self._forget(text, texts)
+    def _is_torn(self, text: _Text) -> bool:
+        """Return whether the requests of a text have fallen out of step."""
+        first = text.tokens[0]
+        return self.special.torn in first[-1:] or any(others != first for others in text.tokens)
+
+    def _ask_again(self, text: _Text, sampling: Sampling, writing: dict[str, _Text]) -> None:
+        """Ask once more for a text whose requests fell out of step. The same random numbers give the same text."""
+        self._forget(text, writing)
         self.torn += 1
         text.tries += 1
         if text.tries == MAX_TRIES:
             raise ModelError(
-                f"vLLM does not hold the {len(text.ids)} prompts of a text in one step",
-                "give it more memory ({gpu_memory}), or a larger {engine_arg=max_num_batched_tokens=8192}",
+                f"vLLM does not keep the {len(text.ids)} prompts of a text in step",
+                "give it more memory ({gpu_memory=0.95}) or longer steps ({engine_arg=max_num_batched_tokens=8192})",
             )
-        self._ask(text, sampling, texts)
+        self._ask(text, sampling, writing)
 
-    def _forget(self, text: _Text, texts: dict[str, _Text]) -> None:
+    def _forget(self, text: _Text, writing: dict[str, _Text]) -> None:
         self.engine.abort_request(text.ids)
         for name in text.ids:
-            texts.pop(name, None)
+            del writing[name]
 
     def _log_probs(self, texts: Sequence[tuple[Prompt, Sequence[int]]]) -> list[list[float]]:
-        """Return the log-probability of each token of some texts after their prompts, as vLLM reads them at once."""
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        """Return the log-probability of each token of some texts after their prompts, which vLLM reads as a whole."""
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         whole = [{"prompt_token_ids": [*prompt, *tokens]} for prompt, tokens in texts]
         found = []
-        for output, (_, tokens) in zip(self.llm.generate(whole, parameters, use_tqdm=False), texts, strict=True):
+        for output, (_, tokens) in zip(self.generate(whole, parameters, use_tqdm=False), texts, strict=True):
             of_tokens = output.prompt_logprobs[-len(tokens) :]
             found.append([values[token].logprob for token, values in zip(tokens, of_tokens, strict=True)])
         return found
 
-    def _self_check(self) -> None:
+    def _self_check(self, tolerance: float) -> None:
         """Write a few texts, and compare their log-probabilities with those that vLLM gives the same texts.
 
         Raises:
-            ModelError: they differ.
+            ModelError: they differ by more than ``tolerance``, in nats a token.
         """
         random = np.random.default_rng(0)
         allowed = np.setdiff1d(np.arange(min(self.vocab, len(self.tokenizer))), self.special.banned)
@@ -199,56 +233,76 @@ class VllmEngine(PromptReader):
         for number, size in enumerate((1, 3, 2, 3)):
             lengths = random.integers(4, 20, size=size)
             requests.append(Request(tuple(tuple(random.choice(allowed, n).tolist()) for n in lengths), (number,)))
-        sampling = Sampling(max_new_tokens=SELF_CHECK_TOKENS, decay=20.0)
+        sampling = Sampling(max_new_tokens=CHECKED_TOKENS, decay=20.0)
         for text in self.sample(requests, sampling, stop="\0", stop_at_newline=False):
             prompts: tuple[Prompt, ...] = requests[text.number].prompts
-            means = [
-                float(np.mean(values)) for values in self._log_probs([(prompt, text.tokens) for prompt in prompts])
-            ]
+            means = [float(np.mean(read)) for read in self._log_probs([(prompt, text.tokens) for prompt in prompts])]
             margin = means[0] - max(means[1:]) if len(means) > 1 else 0.0
-            differences = (abs(means[0] - (text.logprob or 0.0)), abs(margin - (text.margin or 0.0)))
-            if max(differences) > TOLERANCE[self.engine.vllm_config.model_config.dtype]:
+            difference = max(abs(means[0] - (text.logprob or 0.0)), abs(margin - (text.margin or 0.0)))
+            if difference > tolerance:
                 raise ModelError(
-                    "vLLM writes other texts than it reads: log-probabilities of the same text differ by "
-                    f"{max(differences):.2g} nats a token",
+                    f"vLLM writes texts whose log-probabilities are {difference:.2g} nats a token from those that it "
+                    "reads in the same texts",
                     "use {engine=transformers}, or {dtype=float32}",
                 )
 
 
-def _load(model: ModelRef, arguments: Mapping[str, Any]) -> Any:
-    """Return a `vllm.LLM` with the plug-in."""
-    import vllm
-    from vllm.engine.arg_utils import EngineArgs
+def _load(model: ModelRef, arguments: Mapping[str, Any]) -> vllm.LLM:
+    """Return vLLM with the model and the plug-in.
 
-    version = tuple(int(part) for part in vllm.__version__.split("+")[0].split(".")[:2])
-    if not TESTED[0] <= version < TESTED[1]:
-        first, last = (".".join(map(str, each)) for each in TESTED)
-        raise OptionError(
-            f"needs vllm from {first} up to, but not including, {last}; {vllm.__version__} is installed",
-            "install another version",
-            option="engine",
-            value="vllm",
-        )
-    if refused := sorted(set(arguments) & set(TEARS_GROUPS)):
-        raise OptionError(f"{refused[0]} tears the prompts of a text apart", "leave it out", option="engine_arg")
+    Raises:
+        ModelError: it cannot load the model.
+        OptionError: its version was not tested, or an argument is refused.
+    """
+    version = [int(part) for part in vllm.__version__.split(".")[:2]]
+    first, end = ([int(part) for part in each.split(".")] for each in TESTED)
+    if not first <= version < end:
+        problem = f"needs vllm from {TESTED[0]} up to, but not including, {TESTED[1]}; {vllm.__version__} is installed"
+        raise OptionError(problem, "install another version", option="engine", value="vllm")
+    for name, allowed in FORBIDDEN.items():
+        if name in arguments and arguments[name] != allowed:
+            problem = f"{name}={arguments[name]} would part the prompts of a text"
+            raise OptionError(problem, "leave it out", option="engine_arg", value=name)
     path = model.path("generator")
     check_weights(path)
     ours: dict[str, Any] = {
         "model": path,
         "revision": model.revision,
         "dtype": model.dtype or "auto",
+        "quantization": {None: None, "4bit": "bitsandbytes"}.get(model.quantize, model.quantize),
         "trust_remote_code": model.trust_remote_code,
         "generation_config": "vllm",
         "async_scheduling": False,
         "scheduler_cls": f"{PLUGIN}.GroupScheduler",
         "disable_log_stats": True,
-        "enforce_eager": not torch.cuda.is_available(),
+        "use_tqdm_on_load": False,
+        **({} if torch.cuda.is_available() else _for_cpu(arguments)),
+        **arguments,
     }
-    if model.quantize:
-        ours["quantization"] = "bitsandbytes"
     try:
-        config = EngineArgs(**{**ours, **arguments}).create_engine_config()
-        plugin = f"{PLUGIN}:{'SelfDebiasV2' if config.use_v2_model_runner else 'SelfDebias'}"
-        return vllm.LLM(**{**ours, **arguments, "logits_processors": [plugin]})
+        with _environment({**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+            second_runner = EngineArgs(**ours).create_engine_config().use_v2_model_runner
+            plugin = f"{PLUGIN}:{'SelfDebiasV2' if second_runner else 'SelfDebias'}"
+            return vllm.LLM(**ours, logits_processors=[plugin])
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(f"{path}: vLLM cannot load it ({first_line(error)})", "see {engine_arg}") from error
+        remedy = "see {max_model_len}, {gpu_memory} and {engine_arg}"
+        raise load_error(path, error, "vLLM cannot load it", remedy) from error
+
+
+def _for_cpu(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what vLLM needs on a CPU: no compiler, and a cache of a quarter of the free memory."""
+    if {"gpu_memory_utilization", "kv_cache_memory_bytes"} & set(arguments) or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return {"enforce_eager": True}
+    return {"enforce_eager": True, "kv_cache_memory_bytes": psutil.virtual_memory().available // 4}
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and put all back."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -11,17 +11,16 @@ text holds, and whoever asked for the text asks again: the same random numbers g
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 from vllm import SamplingParams
@@ -39,42 +38,35 @@ ARGUMENT = "dino"
 """Name of the request's extra argument."""
 
 
-@dataclass(frozen=True)
-class GroupMember:
+class GroupMember(BaseModel):
     """What a request says of the group that it belongs to."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     group: str
-    place: int
+    place: int = Field(ge=0)
     """0: the text's own prompt; others are its counter-prompts."""
-    size: int
+    size: int = Field(ge=1)
     """Requests of the group."""
-    key: str
-    """Digest of the key of the text's random numbers, in hexadecimal."""
-    top_k: int
-    top_p: float
-    decay: float
-    floor: float
-    max_new_tokens: int
+    key: str = Field(pattern="^[0-9a-f]{32}$")
+    """Digest of the key of the text's random numbers."""
+    sampling: Sampling
+    first_step: int = Field(0, ge=0)
+    """Random numbers to skip, as the prompt holds the beginning of the text."""
 
     @classmethod
     def of(cls, params: SamplingParams | None) -> Self | None:
-        """Return what a request says, None if it is none of ours."""
+        """Return what a request says, None if it is none of ours.
+
+        Raises:
+            ValueError: what it says is malformed.
+        """
         argument = (params.extra_args or {}).get(ARGUMENT) if params is not None else None
-        return None if argument is None else cls(**json.loads(argument))
+        return None if argument is None else cls.model_validate_json(argument)
 
     def argument(self) -> dict[str, str]:
         """Return the request's extra argument."""
-        return {ARGUMENT: json.dumps(asdict(self))}
-
-    @property
-    def sampling(self) -> Sampling:
-        names = ("top_k", "top_p", "decay", "floor", "max_new_tokens")
-        return _sampling(*(getattr(self, name) for name in names))
-
-
-@lru_cache(maxsize=64)
-def _sampling(top_k: int, top_p: float, decay: float, floor: float, max_new_tokens: int) -> Sampling:
-    return Sampling(top_k=top_k, top_p=top_p, decay=decay, floor=floor, max_new_tokens=max_new_tokens)
+        return {ARGUMENT: self.model_dump_json()}
 
 
 @lru_cache(maxsize=2**14)
@@ -137,7 +129,8 @@ def force_tokens(logits: Tensor, rows: Iterable[Row], special: SpecialTokens) ->
             logits[torn] = -math.inf
             logits[torn, special.torn] = 0.0
             continue
-        draw = _draws(first.key, first.max_new_tokens)[min(step, first.max_new_tokens - 1)]
+        draws = _draws(first.key, first.sampling.max_new_tokens)
+        draw = draws[min(first.first_step + step, len(draws) - 1)]
         ordered = [places[place] for place in range(first.size)]
         whole.setdefault(first.sampling, []).append((ordered, float(draw)))
     for sampling, texts in whole.items():
@@ -167,6 +160,11 @@ class SelfDebias(LogitsProcessor):
         self.rows: dict[int, tuple[GroupMember, list[int]]] = {}
         self.special: SpecialTokens | None = None
 
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse a request whose argument is malformed, before it is admitted."""
+        GroupMember.of(sampling_params)
+
     def is_argmax_invariant(self) -> bool:
         return False
 
@@ -189,6 +187,11 @@ class SelfDebiasV2(LogitsProcessorV2):
         self.states = req_states
         self.members: list[GroupMember | None] = [None] * req_states.max_num_reqs
         self.special = SpecialTokens.of(vllm_config, req_states.vocab_size)
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse a request whose argument is malformed, before it is admitted."""
+        GroupMember.of(sampling_params)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.members[req_idx] = GroupMember.of(sampling_params)

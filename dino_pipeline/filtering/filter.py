@@ -21,6 +21,7 @@ from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filt
 from dino_pipeline.filtering.losses import note_losses
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
+from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
@@ -353,14 +354,22 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
 
 
 def _scorer(run: Run, device: str | None, reporter: Reporter) -> Any:
-    """Return the model that scores a run's texts: its generator or, for texts of a server, its scorer."""
-    from dino_pipeline.decoding.loading import load_decoder
+    """Return the model that scores a run's texts: its generator or, for texts of a server, its scorer.
+
+    What vLLM wrote, vLLM scores, started in the same way: the model may fit nowhere else.
+    """
+    from dino_pipeline.decoding.loading import load_engine
     from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
 
     generated = run.record().generate
     model = scoring_model(run, generated)
     assert generated is not None  # `scoring_model` refuses a run without
-    return LabelScores(run, generated, model, lambda: load_decoder(model, device=pick_device(device)), reporter)
+    engine: dict[str, object] = {}
+    if generated.options.engine == "vllm":
+        speed = {name: value for name, value in generated.settings.items() if name in SPEED_OPTIONS and value}
+        engine = {"engine": "vllm", "engine_arg": generated.options.engine_arg, **speed}
+    load = partial(load_engine, model, EngineOptions.of(engine), pick_device(device))
+    return LabelScores(run, generated, model, load, reporter)
 
 
 class RuleDescription(NamedTuple):

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import xxhash
 
-from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Scored, Task, drawn_values
+from dino_pipeline.decoding.engine import Scored, Scorer, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.files import json_rows, remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
@@ -52,12 +51,12 @@ class LabelScores:
     """
 
     def __init__(
-        self, run: Run, generated: GenerateRecord, model: ModelRef, load: Callable[[], Decoder], reporter: Reporter
+        self, run: Run, generated: GenerateRecord, model: ModelRef, load: Callable[[], Scorer], reporter: Reporter
     ) -> None:
         self.run, self.load, self.reporter = run, load, reporter
         self.spec: TaskSpec = load_spec(run.spec)
         self.seed = generated.options.seed
-        self.decoder: Decoder | None = None
+        self.scorer: Scorer | None = None
         self.files = 0
         """Files of scores in the folder."""
         about = _description(generated, model)
@@ -135,13 +134,13 @@ class LabelScores:
 
     def _score_new(self, requests: dict[str, ScoreRequest]) -> dict[str, list[Scored]]:
         """Score texts with the model, store the scores in a file, and return them by key, in the order of labels."""
-        if self.decoder is None:
-            self.decoder = self.load()
+        if self.scorer is None:
+            self.scorer = self.load()
         pairs = []
         for request in requests.values():
             for prompt, opening in request.prompts:
-                pairs.append((self.decoder.render(prompt, opening), request.text))
-        scored = self.decoder.score(pairs, stop=self.spec.stop)  # all labels of the first text, of the second ...
+                pairs.append((self.scorer.render(prompt, opening), request.text))
+        scored = self.scorer.score(pairs, stop=self.spec.stop)  # all labels of the first text, of the second ...
         labels = len(self.spec.labels)
         scores: dict[str, list[Scored]] = {}
         rows = []
@@ -163,7 +162,7 @@ def scoring_model(run: Run, generated: GenerateRecord | None) -> ModelRef:
     """
     if generated is None:
         raise RunError(f"{run.path}: no texts are written there", "run {generate()} first")
-    if generated.options.engine == "transformers":
+    if generated.options.engine != "openai":
         return generated.options.model
     if not isinstance(generated.options.scorer, ModelRef):
         raise OptionError(
@@ -180,6 +179,7 @@ def _description(generated: GenerateRecord, model: ModelRef) -> dict[str, Any]:
         "adapter": model.adapter,
         "adapter_fingerprint": model.adapter_fingerprint,
         "quantize": model.quantize,
+        "engine": generated.options.engine if generated.options.engine == "vllm" else None,
     }
     return {
         "spec": generated.options.spec,

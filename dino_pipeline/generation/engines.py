@@ -10,19 +10,15 @@ from typing import Literal
 from pydantic import JsonValue
 
 from dino_pipeline.cluster import choose_resources
-from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Engine, Scorer
-from dino_pipeline.decoding.loading import load_decoder, resolve_model
+from dino_pipeline.decoding.engine import LocalEngine, Scorer
+from dino_pipeline.decoding.loading import load_decoder, load_engine, resolve_model
 from dino_pipeline.errors import require_package
-from dino_pipeline.generate_options import GenerateOptions, ModelOptions
+from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions, GenerateOptions, ModelOptions
 from dino_pipeline.generation.ray_writer import RayShardWriter
 from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
 from dino_pipeline.models import ModelRef, model_fingerprint, pick_device
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import GenerateRecord, ServerPrices
-
-VLLM_SPEED = ("tensor_parallel", "max_model_len", "gpu_memory")
-"""Options of vLLM that do not change the texts."""
 
 
 @dataclass(frozen=True)
@@ -52,42 +48,12 @@ def choose_engine(options: GenerateOptions, before: GenerateRecord | None, repor
     if options.engine == "openai":
         return _server_engine(options, before, reporter)
     started = before.options.model if before else None
-    if options.engine == "vllm":
-        require_package("vllm", "engine", "vllm")
     if options.ray is not None:
         return _cluster_engine(options, started, reporter)
-    if options.engine == "vllm":
-        return _vllm_engine(options, started, reporter)
     return local_engine(options, started, reporter)
 
 
-def _vllm_engine(options: GenerateOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
-    """Return the model that options name, to be run by vLLM in this process."""
-    model = resolve_model(options, pick_device(None), started)
-    _note_template(model, options, reporter)
-
-    @functools.cache
-    def load() -> EngineWriter:
-        return EngineWriter(load_vllm(model, options))
-
-    return EngineChoice(model, load, {name: getattr(options, name) for name in ("rows", *VLLM_SPEED)})
-
-
-def load_vllm(model: ModelRef, options: GenerateOptions) -> Engine:
-    """Load a model into vLLM."""
-    from dino_pipeline.decoding.vllm_engine import VllmEngine
-
-    named = {
-        "tensor_parallel_size": options.tensor_parallel,
-        "max_model_len": options.max_model_len,
-        "gpu_memory_utilization": options.gpu_memory,
-        "max_num_seqs": options.rows,
-    }
-    given = {name: value for name, value in named.items() if value is not None}
-    return VllmEngine(model, {**given, **options.engine_arg})
-
-
-def local_engine(options: ModelOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
+def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
     """Return the model that options name, to be run on this machine; ``started`` is that of the run that continues."""
     device = pick_device(options.device)
     model = resolve_model(options, device, started)
@@ -95,13 +61,14 @@ def local_engine(options: ModelOptions, started: ModelRef | None, reporter: Repo
 
     @functools.cache
     def load() -> EngineWriter:
-        return EngineWriter(load_decoder(model, device=device, device_map=options.device_map, rows=options.rows))
+        return EngineWriter(load_engine(model, options, device))
 
     return EngineChoice(model, load, _local_speed(options, device))
 
 
-def _local_speed(options: ModelOptions, device: str) -> dict[str, JsonValue]:
-    return {"device": device, "device_map": options.device_map, "rows": options.rows}
+def _local_speed(options: EngineOptions, device: str) -> dict[str, JsonValue]:
+    names = ("rows", *(SPEED_OPTIONS if options.engine == "vllm" else ("device_map",)))
+    return {"device": device, **{name: getattr(options, name) for name in names}}
 
 
 def _note_template(model: ModelRef, options: ModelOptions, reporter: Reporter) -> None:
@@ -119,28 +86,29 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     resources = choose_resources(options.workers, options.worker_cpus, options.worker_gpus, use_gpus=use_gpus)
     device = options.device or ("cuda" if resources.gpus else "cpu")
     writer = RayShardWriter(resources, reporter)
-    own_options = ModelOptions.of({name: getattr(options, name) for name in ModelOptions.model_fields})
+    own_options = EngineOptions.of({name: getattr(options, name) for name in options.model_fields_set & _ENGINE})
     model: ModelRef = writer.run_on_worker(_resolve_on_worker, own_options, device, started)
     _note_template(model, options, reporter)
 
     @functools.cache
     def load() -> RayShardWriter:
-        load_engine = functools.partial(_load_on_worker, model, device, own_options)
-        writer.load_model(load_engine, model.fingerprint)
+        writer.load_model(functools.partial(_load_on_worker, model, device, own_options), model.fingerprint)
         return writer
 
     speed = {**_local_speed(options, device), "ray": True, "workers": resources.workers}
     return EngineChoice(model, load, speed)
 
 
+_ENGINE = set(EngineOptions.model_fields)
+
+
 def _resolve_on_worker(options: ModelOptions, device: str, started: ModelRef | None) -> ModelRef:
     return resolve_model(options, pick_device(device), started)
 
 
-def _load_on_worker(model: ModelRef, device: str, options: ModelOptions) -> tuple[Decoder, str | None]:
+def _load_on_worker(model: ModelRef, device: str, options: EngineOptions) -> tuple[LocalEngine, str | None]:
     """Return the loaded model, with the fingerprint that it has on this machine."""
-    decoder = load_decoder(model, device=device, device_map=options.device_map, rows=options.rows)
-    return decoder, model_fingerprint(model.path("generator"))
+    return load_engine(model, options, device), model_fingerprint(model.path("generator"))
 
 
 def _server_engine(options: GenerateOptions, before: GenerateRecord | None, reporter: Reporter) -> EngineChoice:

@@ -14,7 +14,14 @@ from dino_pipeline.decoding.engine import Task
 from dino_pipeline.errors import DataError, OptionError, short
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
-from dino_pipeline.generate_options import WRITTEN_INPUTS, GenerateOptions, InputOptions, ShardSettings, TextSettings
+from dino_pipeline.generate_options import (
+    WRITTEN_INPUTS,
+    EngineOptions,
+    GenerateOptions,
+    InputOptions,
+    ShardSettings,
+    TextSettings,
+)
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress, Reporter, SilentReporter
@@ -83,8 +90,9 @@ def resolve_settings(
     debias = True
     if isinstance(options, GenerateOptions):
         fields |= {name: getattr(options, name) for name in ShardSettings.model_fields}
-        fields |= {"engine": options.engine, "engine_arg": options.engine_arg}
         debias = options.engine != "openai"  # a server cannot
+    if isinstance(options, EngineOptions):
+        fields |= {"engine": options.engine, "engine_arg": options.engine_arg}
     fields |= {
         "num_inputs": num_inputs(options, spec, inputs),
         "keep_newlines": options.keep_newlines or spec.newlines,

@@ -18,9 +18,7 @@ from typing import Any, cast
 import torch
 from pydantic import JsonValue
 
-from dino_pipeline.decoding.decoder import Decoder
-from dino_pipeline.decoding.engine import Completion, Request, Task, task_key, task_prompts, uniforms
-from dino_pipeline.decoding.next_token import choose
+from dino_pipeline.decoding.engine import Completion, LocalEngine, Request, Task, task_key, task_prompts
 from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
@@ -131,12 +129,12 @@ def preview(
     task = load_spec(spec)
     inputs = open_inputs(task, chosen)
     with reporter_for(progress) as reporter:
-        engine = local_engine(chosen, None, reporter)
-        settings = resolve_settings(chosen, task, inputs, engine.model)
-        decoder = cast(Decoder, cast(EngineWriter, engine.load_writer()).engine)
+        choice = local_engine(chosen, None, reporter)
+        settings = resolve_settings(chosen, task, inputs, choice.model)
+        engine = cast(LocalEngine, cast(EngineWriter, choice.load_writer()).engine)
         loading = time.monotonic() - started  # a run begins like this, too
-        estimate, some_inputs = measure(decoder, task, inputs, settings, reporter, loading=loading)
-        texts = preview_texts(decoder, task, some_inputs, settings, chosen.texts)
+        estimate, some_inputs = measure(engine, task, inputs, settings, reporter, loading=loading)
+        texts = preview_texts(engine, task, some_inputs, settings, chosen.texts)
         for message, remedy in estimate.losses.notes(task, settings.sampling.max_new_tokens):
             reporter.note(message, remedy)
     if chosen.run:
@@ -157,7 +155,7 @@ class PreviewText:
 
 
 def preview_texts(
-    decoder: Decoder, spec: TaskSpec, inputs: Sequence[str], settings: GenerateSettings, count: int
+    engine: LocalEngine, spec: TaskSpec, inputs: Sequence[str], settings: GenerateSettings, count: int
 ) -> list[PreviewText]:
     """Write ``count`` texts of each label, with debiasing and without.
 
@@ -170,21 +168,22 @@ def preview_texts(
             tasks.append(Task(number, inputs[index], label, sample) if inputs else Task(None, None, label, sample))
     requests = []
     for task in tasks:
-        prompts = decoder.encode(task_prompts(spec, settings.seed, task, decoder.render))
+        prompts = engine.encode(task_prompts(spec, settings.seed, task, engine.render))
         requests.append(Request(tuple(prompts), task_key(spec, settings.seed, task)))
     stop_at_newline = not settings.keep_newlines
 
     def write(sampling: Sampling) -> list[Completion]:
-        completions = decoder.sample(requests, sampling, stop=spec.stop, stop_at_newline=stop_at_newline)
+        completions = engine.sample(requests, sampling, stop=spec.stop, stop_at_newline=stop_at_newline)
         return sorted(completions, key=lambda completion: completion.number)
 
     debiased = write(settings.sampling)
     plain = write(settings.sampling.model_copy(update={"decay": 0.0}))
-    decode = decoder.stop_rule(spec.stop, stop_at_newline).decode
     texts = []
     for task, request, with_debiasing, without in zip(tasks, requests, debiased, plain, strict=True):
-        changed = _changed_tokens(decoder, request, with_debiasing.tokens, settings.sampling)
-        pieces = list(zip(token_pieces(decode, with_debiasing.tokens), changed, strict=True))
+        tokens = with_debiasing.tokens
+        others = engine.undebiased(request, tokens, settings.sampling)
+        changed = [token != other for token, other in zip(tokens, others, strict=True)]
+        pieces = list(zip(token_pieces(engine.decode, tokens), changed, strict=True))
         texts.append(PreviewText(task.label, task.text, pieces, with_debiasing, without))
     return texts
 
@@ -194,19 +193,6 @@ def token_pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) 
     prefixes = [decode(tokens[:end]) for end in range(1, len(tokens) + 1)]
     whole = ["", *(text.rstrip(UNFINISHED_BYTES) for text in prefixes[:-1]), prefixes[-1]]
     return [text[len(before) :] for before, text in pairwise(whole)]
-
-
-@torch.inference_mode()
-def _changed_tokens(decoder: Decoder, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[bool]:
-    """Return, for each token, whether its random number chooses another one under the own prompt alone."""
-    prompt = request.prompts[0]
-    input_ids = torch.tensor([[*prompt, *tokens]], device=decoder.model.device)  # (1, prompt + tokens)
-    # the logits at position i predict token i + 1
-    logits = decoder.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    log_probs = logits.index_fill_(-1, decoder.banned, -torch.inf).log_softmax(-1)  # (tokens, vocab)
-    draws = torch.tensor(uniforms(request.key, len(tokens)), device=logits.device)  # (tokens,)
-    plain = choose(log_probs, draws, sampling.top_k, sampling.top_p).tolist()
-    return [token != other for token, other in zip(tokens, plain, strict=True)]
 
 
 class _Stopwatch:
@@ -248,7 +234,7 @@ class _Stopwatch:
 
 
 def measure(
-    decoder: Decoder,
+    engine: LocalEngine,
     spec: TaskSpec,
     inputs: Iterable[str] | None,
     settings: GenerateSettings,
@@ -263,13 +249,13 @@ def measure(
     num_inputs = count_inputs(settings.num_inputs, inputs) if spec.needs_inputs else None
     whole = settings.model_copy(update={"num_inputs": num_inputs})
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        run, part, record, stopwatch = _run_trials(Path(folder), EngineWriter(decoder), spec, inputs, whole, reporter)
+        run, part, record, stopwatch = _run_trials(Path(folder), EngineWriter(engine), spec, inputs, whole, reporter)
         examples = (example for path in shard_files(run.shards) for example in iter_examples(path))
         some = list(dict.fromkeys(example.text_a for example in examples))[:8] if spec.needs_inputs else []
         losses = losses_of_trial(run, spec, record)
     written = sum(count.written for count in record.counts.values())
     prompts = [1 + len(label.counter_labels) for label in spec.labels.values()]
-    rate = stopwatch.per_second("texts", round(decoder.rows / (sum(prompts) / len(prompts))))
+    rate = stopwatch.per_second("texts", round(engine.rows / (sum(prompts) / len(prompts))))
     texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
     edges = max(0.0, stopwatch.seconds("texts") - written / rate)  # while rows fill at first, and run empty at last
     for_inputs = stopwatch.seconds("inputs") * (whole.num_inputs or 0) / (part.num_inputs or 1)
@@ -349,7 +335,7 @@ def _rejection_reasons(run: Run) -> str:
 
 def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
     """Return what an estimate depends on: it holds for runs of the same key only."""
-    names = {"spec", "model", "num_inputs", "samples", "best_of", "sampling"}
+    names = {"spec", "engine", "model", "num_inputs", "samples", "best_of", "sampling"}
     return settings.model_dump(mode="json", include=names)
 
 
