@@ -121,7 +121,7 @@ test: $(DEV) ## run all tests, offline, one process a core
 	$(PYTEST)
 
 test-vllm: $(VLLM_READY) ## run the tests of the engine vLLM, in an environment of their own (5 GB)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_vllm_server.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm*.py
 
 unit: $(DEV) ## run the quick ones, in under a minute
 	$(PYTEST) -m 'not slow'

