@@ -103,7 +103,7 @@ def test_greedy_decoding_is_token_identical_on_every_path(
         monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
         loading.tune(model, decoder.rows)
     if path == "fixed":
-        decoder.make_rows, decoder.read_delay = FixedShapeRows, 1
+        decoder.make_rows = FixedShapeRows
     assert greedy(decoder, wanted, 15) == expected
 
 
@@ -135,17 +135,17 @@ def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) 
 
 @pytest.mark.slow
 @on_each_architecture
-def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> None:
+def test_fixed_shapes_change_no_text(architecture: str) -> None:
     """What runs on a GPU, with graphs off."""
     model, tokenizer = tiny_model(architecture), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=16)
     wanted = requests(decoder)
     expected = sampled(decoder, wanted)
     assert row_defect(model, FixedShapeRows) is None
-    for rows, delay in ((8, 0), (8, 1), (64, 1), (16, 3)):
+    for rows in (8, 64):
         decoder = Decoder(model, tokenizer, rows=rows)
-        decoder.make_rows, decoder.read_delay = FixedShapeRows, delay
-        assert sampled(decoder, wanted) == expected, (rows, delay)
+        decoder.make_rows = FixedShapeRows
+        assert sampled(decoder, wanted) == expected, rows
     decoder.make_rows = UncachedRows
     assert sampled(decoder, wanted[::5]) == {each.key: expected[each.key] for each in wanted[::5]}
 
@@ -163,13 +163,9 @@ def short_of_memory(model: Any, most_rows: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0, 1])
-def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
-    delay: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = tiny_model("llama"), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=64)
-    decoder.read_delay = delay
     wanted = requests(decoder, samples=3)
     expected = sampled(decoder, wanted)
     short_of_memory(model, 20)
@@ -390,9 +386,9 @@ def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: 
 
 
 @on_each_device
-def test_only_a_gpu_is_kept_busy_across_shards_and_while_tokens_are_read(device: str) -> None:
+def test_only_a_gpu_is_kept_busy_across_shards(device: str) -> None:
     decoder = Decoder(tiny_model("llama").to(device), char_tokenizer())
-    assert (decoder.refill_rows, decoder.read_delay) == ((True, 1) if device == "cuda" else (False, 0))
+    assert decoder.refill_rows == (device == "cuda")
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,10 @@ class ActiveText:
     rows: list[int]
     """One row per prompt: the own prompt's first."""
     draws: NDArray[np.float64]
-    """A random number per step."""
-    steps: int = 0
-    """Steps begun. The token of the latest may not be read yet."""
+    """A random number per token."""
     tokens: list[int] = field(default_factory=list)
     log_probs: list[list[float]] = field(default_factory=list)
     """For each token, its natural-log probability under each prompt."""
-    ended: bool = False
 
 
 Location = tuple[PrefilledPrompts, int]
@@ -103,18 +100,13 @@ class Scheduler:
             self.rows.start([row for row, _ in started], batch, [index for _, index in started])
         return bool(self.texts)
 
-    def writing(self) -> list[ActiveText]:
-        """Return the texts that may get another token."""
-        return [text for text in self.texts if text.steps < self.max_new_tokens]
-
     def longest(self) -> int:
         """Return the length of the longest row, with the token that the next step feeds."""
-        return max(text.steps + text.request.longest_prompt for text in self.texts)
+        return max(len(text.tokens) + text.request.longest_prompt for text in self.texts)
 
     def release(self, text: ActiveText) -> None:
         """Free the rows of a text that has ended."""
-        text.ended = True
-        self.texts = [other for other in self.texts if other is not text]
+        self.texts = [other for other in self.texts if other is not text]  # a new list: callers loop over the old one
         self.free += text.rows
         self.rows.stop(text.rows)
 
