@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_pipeline.decoding.cache import DecodingRows, round_up
+from dino_pipeline.decoding.cache import DecodingRows
 from dino_pipeline.decoding.engine import Request, uniforms
 from dino_pipeline.decoding.prefill import PrefilledPrompts
 from dino_pipeline.decoding.tokenization import Prompt
@@ -114,7 +114,7 @@ class Scheduler:
         """Drop free rows once the queue is empty and at least half of the rows are free."""
         self._fill_queue()
         used = [row for text in self.texts for row in text.rows]
-        if self.queue or not used or 2 * len(used) > self.rows.count or not self.rows.shrinks:
+        if self.queue or not used or 2 * len(used) > self.rows.count:
             return
         self.rows.keep_rows(used)
         new_number = {row: index for index, row in enumerate(used)}
@@ -147,7 +147,8 @@ class Scheduler:
         """Read requests until ``max_rows`` are in the queue."""
         for number, request in islice(self.unread, max(0, self.max_rows - len(self.queue))):
             self.queue.append((number, request))
-            self.length = max(self.length, round_up(request.longest_prompt + self.max_new_tokens, LENGTH_UNIT))
+            units = -(-(request.longest_prompt + self.max_new_tokens) // LENGTH_UNIT)  # rounded up
+            self.length = max(self.length, units * LENGTH_UNIT)
 
     def _make_rows(self) -> None:
         """Make rows for the queue: no more than it needs, and enough for its first request."""
