@@ -189,19 +189,18 @@ class PlannedDecoder(Decoder):
     planned: Sequence[int] = ()
     step_seconds: list[float]
 
-    def _begin_step(self, scheduler: Scheduler, texts: list[ActiveText], sampling: Sampling) -> Any:
+    def _step(self, scheduler: Scheduler, sampling: Sampling) -> None:
         start = time.perf_counter()
-        step = super()._begin_step(scheduler, texts, sampling)
+        super()._step(scheduler, sampling)
         if scheduler.rows.count == self.rows:
             self.step_seconds.append(time.perf_counter() - start)
-        return step
 
     def _ending(self, text: ActiveText, rule: StopRule, max_new_tokens: int) -> Ending | None:
         return Ending("", "stop") if len(text.tokens) == self.planned[text.number] else None
 
 
 def run_decoder(decoder: PlannedDecoder, work: Work) -> float | None:
-    """Write all texts. Return the median seconds of a step of all rows, None if steps overlap."""
+    """Write all texts. Return the median seconds of a step of all rows, None if there was none."""
     requests = [
         Request(group(prompts, label), (number, label, sample))
         for number, prompts in enumerate(work)
@@ -212,4 +211,4 @@ def run_decoder(decoder: PlannedDecoder, work: Work) -> float | None:
     decoder.step_seconds = []
     written = sum(1 for _ in decoder.sample(requests, SAMPLING))
     assert written == len(requests)
-    return statistics.median(decoder.step_seconds) if decoder.step_seconds and not decoder.read_delay else None
+    return statistics.median(decoder.step_seconds) if decoder.step_seconds else None

@@ -166,7 +166,7 @@ class Measured:
     """Per input, one per repetition."""
     peak_bytes: int = 0
     steps: list[float] = field(default_factory=list)
-    """Median seconds of a step of all rows, one per repetition. Empty if steps cannot be timed."""
+    """Median seconds of a step of all rows, one per repetition. Empty if there was none."""
 
 
 def measure(

@@ -4,14 +4,13 @@ import gc
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from dino_pipeline.decoding import loading, prefill, self_check
-from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, UncachedRows
+from dino_pipeline.decoding import loading, prefill
+from dino_pipeline.decoding.cache import CachedRows, UncachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.prefill import Continuation, Prefiller, continuation
@@ -80,7 +79,7 @@ def greedy(decoder: Decoder, wanted: Sequence[Request], steps: int) -> list[list
 @on_each_architecture
 def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
     decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
-    assert decoder.make_rows is (CachedRows if device == "cpu" else FixedShapeRows)
+    assert decoder.make_rows is CachedRows
     wanted = requests(decoder)
     expected = naive_greedy(decoder, wanted, 25)
     assert greedy(decoder, wanted, 25) == expected
@@ -89,7 +88,7 @@ def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str,
 
 @pytest.mark.slow
 @on_each_architecture
-@pytest.mark.parametrize("path", ["float64", "tuned", "fixed"])
+@pytest.mark.parametrize("path", ["float64", "tuned"])
 def test_greedy_decoding_is_token_identical_on_every_path(
     architecture: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,8 +101,6 @@ def test_greedy_decoding_is_token_identical_on_every_path(
     if path == "tuned":
         monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
         loading.tune(model, decoder.rows)
-    if path == "fixed":
-        decoder.make_rows, decoder.read_delay = FixedShapeRows, 1
     assert greedy(decoder, wanted, 15) == expected
 
 
@@ -135,17 +132,10 @@ def test_samples_do_not_depend_on_rows_or_order(architecture: str, device: str) 
 
 @pytest.mark.slow
 @on_each_architecture
-def test_fixed_shapes_and_steps_read_late_change_no_text(architecture: str) -> None:
-    """What runs on a GPU, with graphs off."""
-    model, tokenizer = tiny_model(architecture), char_tokenizer()
-    decoder = Decoder(model, tokenizer, rows=16)
+def test_rows_without_a_cache_change_no_text(architecture: str) -> None:
+    decoder = Decoder(tiny_model(architecture), char_tokenizer(), rows=16)
     wanted = requests(decoder)
     expected = sampled(decoder, wanted)
-    assert row_defect(model, FixedShapeRows) is None
-    for rows, delay in ((8, 0), (8, 1), (64, 1), (16, 3)):
-        decoder = Decoder(model, tokenizer, rows=rows)
-        decoder.make_rows, decoder.read_delay = FixedShapeRows, delay
-        assert sampled(decoder, wanted) == expected, (rows, delay)
     decoder.make_rows = UncachedRows
     assert sampled(decoder, wanted[::5]) == {each.key: expected[each.key] for each in wanted[::5]}
 
@@ -163,13 +153,9 @@ def short_of_memory(model: Any, most_rows: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0, 1])
-def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
-    delay: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = tiny_model("llama"), char_tokenizer()
     decoder = Decoder(model, tokenizer, rows=64)
-    decoder.read_delay = delay
     wanted = requests(decoder, samples=3)
     expected = sampled(decoder, wanted)
     short_of_memory(model, 20)
@@ -179,14 +165,13 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(
     assert sampled(decoder, wanted) == expected
 
 
-@pytest.mark.parametrize("make_rows", [CachedRows, FixedShapeRows])
-def test_the_cache_is_given_back_at_once(make_rows: Any) -> None:
+def test_the_cache_is_given_back_at_once() -> None:
     """Not when Python happens to look for cycles: until then, half the rows would find no more memory than all."""
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=8)
     caches: list[weakref.ref[torch.Tensor]] = []
 
     def make(*args: Any) -> CachedRows:
-        rows: CachedRows = make_rows(*args)
+        rows = CachedRows(*args)
         keep = rows.layers[0].lazy_initialization
 
         def initialize(*states: torch.Tensor) -> None:
@@ -390,31 +375,9 @@ def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: 
 
 
 @on_each_device
-def test_only_a_gpu_is_kept_busy_across_shards_and_while_tokens_are_read(device: str) -> None:
+def test_only_a_gpu_is_kept_busy_across_shards(device: str) -> None:
     decoder = Decoder(tiny_model("llama").to(device), char_tokenizer())
-    assert (decoder.refill_rows, decoder.read_delay) == ((True, 1) if device == "cuda" else (False, 0))
-
-
-@pytest.mark.parametrize(
-    ("device", "defects", "rows", "message"),
-    [
-        ("cuda", {}, FixedShapeRows, []),
-        ("cuda", {FixedShapeRows: "odd"}, CachedRows, ["m cannot step in fixed shapes (odd): tried without, slower"]),
-        ("cpu", {FixedShapeRows: "odd"}, CachedRows, []),
-    ],
-)
-def test_fixed_shapes_are_for_gpus_and_models_that_allow_them(
-    device: str,
-    defects: dict[type, str],
-    rows: type,
-    message: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model: Any = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(name_or_path="m"))
-    monkeypatch.setattr(self_check, "row_defect", lambda of, kind=CachedRows: defects.get(kind) if of is model else "?")
-    assert self_check.fastest_rows(model) is rows
-    assert caplog.messages == message
+    assert decoder.refill_rows == (device == "cuda")
 
 
 def test_the_self_check_finds_ignored_positions_and_logits_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

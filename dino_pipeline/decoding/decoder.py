@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.decoding.cache import UncachedRows
@@ -33,35 +31,6 @@ from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 
 log = logging.getLogger(__name__)
-
-
-class PendingStep:
-    """A decoding step whose tokens are on their way from the device, copied while the device works on.
-
-    Args:
-        texts: the texts that get a token.
-        tokens: their new tokens, ``(texts,)``.
-        log_probs: the tokens' log-probabilities, ``(texts, prompts)``.
-    """
-
-    def __init__(self, texts: list[ActiveText], tokens: Tensor, log_probs: Tensor) -> None:
-        self.texts = texts
-        self.tokens, self.log_probs = (tensor.to("cpu", non_blocking=True) for tensor in (tokens, log_probs))
-        self.copied: torch.cuda.Event | None = None
-        if tokens.is_cuda:
-            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.copied.record(torch.cuda.current_stream(tokens.device))
-
-    def read(self) -> Iterator[ActiveText]:
-        """Append the new tokens to their texts. Yield those texts; skip texts that have ended since the step began."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        tokens, log_probs = self.tokens.tolist(), self.log_probs.tolist()
-        for text, token, under_prompts in zip(self.texts, tokens, log_probs, strict=True):
-            if not text.ended:
-                text.tokens.append(token)
-                text.log_probs.append(under_prompts[: len(text.rows)])  # texts with fewer prompts are padded
-                yield text
 
 
 class Decoder(PromptReader):
@@ -89,9 +58,8 @@ class Decoder(PromptReader):
         self.banned = banned_tokens(tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
         self.make_rows = fastest_rows(model)
         self.refill_rows = model.device.type != "cpu"
-        """On a CPU, free rows are dropped and cost nothing, so shards need not share steps."""
-        self.read_delay = 1 if model.device.type == "cuda" else 0
-        """Steps that may run while an older one is read, so that a GPU does not wait for the CPU."""
+        """On a CPU, free rows are dropped and cost nothing, so shards need not share steps. A GPU computes few rows
+        hardly faster than many."""
 
     @torch.inference_mode()
     def sample(
@@ -113,15 +81,12 @@ class Decoder(PromptReader):
         """
         rule = self.stop_rule(stop, stop_at_newline)
         scheduler = Scheduler(partial(self.make_rows, self.model), self.rows, requests, sampling.max_new_tokens)
-        pending: deque[PendingStep] = deque()
         try:
-            while self._advance(scheduler, pending, sampling) or pending:
-                in_flight = self.read_delay if scheduler.writing() else 0
-                while len(pending) > in_flight:
-                    for text in pending.popleft().read():
-                        if ending := self._ending(text, rule, sampling.max_new_tokens):
-                            yield completion(text.number, text.tokens, text.log_probs, ending)
-                            scheduler.release(text)
+            while texts := self._advance(scheduler, sampling):
+                for text in texts:
+                    if ending := self._ending(text, rule, sampling.max_new_tokens):
+                        yield completion(text.number, text.tokens, text.log_probs, ending)
+                        scheduler.release(text)
         finally:
             scheduler.close()
 
@@ -161,35 +126,34 @@ class Decoder(PromptReader):
         """Return the commit of the Hub that the model was loaded from."""
         return {"model_commit": getattr(self.model.config, "_commit_hash", None)}
 
-    def _advance(self, scheduler: Scheduler, pending: deque[PendingStep], sampling: Sampling) -> bool:
-        """Admit requests and begin one step for all texts. Return whether any text is being written."""
-        try:
-            scheduler.compact()
-            writes = scheduler.admit()
-            if texts := scheduler.writing():
-                pending.append(self._begin_step(scheduler, texts, sampling))
-            return writes
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # outside the except block: the error's traceback would keep tensors of the failed step alive
-        pending.clear()
-        self._continue_with_fewer_rows(scheduler)
-        return True
+    def _advance(self, scheduler: Scheduler, sampling: Sampling) -> list[ActiveText]:
+        """Admit requests and write a token of each text. Return the texts, none if all requests are written."""
+        while True:
+            try:
+                scheduler.compact()
+                if scheduler.admit():
+                    self._step(scheduler, sampling)
+                return scheduler.texts
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # outside the except block: the error's traceback would keep tensors of the failed step alive
+            self._continue_with_fewer_rows(scheduler)
 
-    def _begin_step(self, scheduler: Scheduler, texts: list[ActiveText], sampling: Sampling) -> PendingStep:
-        """Compute the next token of each text and feed it to the text's rows."""
+    def _step(self, scheduler: Scheduler, sampling: Sampling) -> None:
+        """Draw the next token of each text, feed it to the text's rows, and read it."""
+        texts = scheduler.texts
         logits = scheduler.rows.step(scheduler.longest())  # (rows, vocab)
         logits.index_fill_(1, self.banned, -torch.inf)
         widest = max(len(text.rows) for text in texts)
         padded = [text.rows + text.rows[:1] * (widest - len(text.rows)) for text in texts]
         groups = to_device(padded, logits.device)  # (texts, 1 + counters)
-        uniform = to_device([text.draws[text.steps] for text in texts], logits.device)  # (texts,)
-        tokens, log_probs = next_tokens(logits, groups, uniform, sampling)
+        uniform = to_device([text.draws[len(text.tokens)] for text in texts], logits.device)  # (texts,)
+        tokens, log_probs = next_tokens(logits, groups, uniform, sampling)  # (texts,), (texts, 1 + counters)
         scheduler.rows.feed(groups, tokens)
-        for text in texts:
-            text.steps += 1
-        return PendingStep(texts, tokens, log_probs)
+        for text, token, under_prompts in zip(texts, tokens.tolist(), log_probs.tolist(), strict=True):
+            text.tokens.append(token)
+            text.log_probs.append(under_prompts[: len(text.rows)])  # texts with fewer prompts are padded
 
     def _continue_with_fewer_rows(self, scheduler: Scheduler) -> None:
         """Halve the rows after memory has run out.

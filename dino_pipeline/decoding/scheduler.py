@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_pipeline.decoding.cache import DecodingRows, round_up
+from dino_pipeline.decoding.cache import DecodingRows
 from dino_pipeline.decoding.engine import Request, uniforms
 from dino_pipeline.decoding.prefill import PrefilledPrompts
 from dino_pipeline.decoding.tokenization import Prompt
@@ -29,13 +29,10 @@ class ActiveText:
     rows: list[int]
     """One row per prompt: the own prompt's first."""
     draws: NDArray[np.float64]
-    """A random number per step."""
-    steps: int = 0
-    """Steps begun. The token of the latest may not be read yet."""
+    """A random number per token."""
     tokens: list[int] = field(default_factory=list)
     log_probs: list[list[float]] = field(default_factory=list)
     """For each token, its natural-log probability under each prompt."""
-    ended: bool = False
 
 
 Location = tuple[PrefilledPrompts, int]
@@ -103,18 +100,13 @@ class Scheduler:
             self.rows.start([row for row, _ in started], batch, [index for _, index in started])
         return bool(self.texts)
 
-    def writing(self) -> list[ActiveText]:
-        """Return the texts that may get another token."""
-        return [text for text in self.texts if text.steps < self.max_new_tokens]
-
     def longest(self) -> int:
         """Return the length of the longest row, with the token that the next step feeds."""
-        return max(text.steps + text.request.longest_prompt for text in self.texts)
+        return max(len(text.tokens) + text.request.longest_prompt for text in self.texts)
 
     def release(self, text: ActiveText) -> None:
         """Free the rows of a text that has ended."""
-        text.ended = True
-        self.texts = [other for other in self.texts if other is not text]
+        self.texts = [other for other in self.texts if other is not text]  # a new list: callers loop over the old one
         self.free += text.rows
         self.rows.stop(text.rows)
 
@@ -122,7 +114,7 @@ class Scheduler:
         """Drop free rows once the queue is empty and at least half of the rows are free."""
         self._fill_queue()
         used = [row for text in self.texts for row in text.rows]
-        if self.queue or not used or 2 * len(used) > self.rows.count or not self.rows.shrinks:
+        if self.queue or not used or 2 * len(used) > self.rows.count:
             return
         self.rows.keep_rows(used)
         new_number = {row: index for index, row in enumerate(used)}
@@ -155,7 +147,8 @@ class Scheduler:
         """Read requests until ``max_rows`` are in the queue."""
         for number, request in islice(self.unread, max(0, self.max_rows - len(self.queue))):
             self.queue.append((number, request))
-            self.length = max(self.length, round_up(request.longest_prompt + self.max_new_tokens, LENGTH_UNIT))
+            units = -(-(request.longest_prompt + self.max_new_tokens) // LENGTH_UNIT)  # rounded up
+            self.length = max(self.length, units * LENGTH_UNIT)
 
     def _make_rows(self) -> None:
         """Make rows for the queue: no more than it needs, and enough for its first request."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dino_pipeline.decoding.cache import CachedRows, FixedShapeRows, RowFactory, UncachedRows
+from dino_pipeline.decoding.cache import CachedRows, RowFactory, UncachedRows
 from dino_pipeline.decoding.prefill import attention_windows
 from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
@@ -23,11 +23,7 @@ STEPS = 3
 
 
 def fastest_rows(model: PreTrainedModel) -> RowFactory:
-    """Return the fastest kind of rows that computes what a plain forward does. Log a warning if it is a slower one."""
-    if model.device.type == "cuda":
-        if not (defect := row_defect(model, FixedShapeRows)):
-            return FixedShapeRows
-        log.warning("%s cannot step in fixed shapes (%s): tried without, slower", model_name(model), defect)
+    """Return the fastest kind of rows that computes what a plain forward does. Log a warning if it is the slow one."""
     if not (defect := row_defect(model)):
         return CachedRows
     log.warning("%s cannot run in cached rows (%s): rows are computed one by one, slower", model_name(model), defect)
@@ -39,14 +35,14 @@ def model_name(model: PreTrainedModel) -> str:
     return model.config.name_or_path or type(model).__name__
 
 
-def row_defect(model: PreTrainedModel, kind: type[CachedRows] = CachedRows) -> str | None:
+def row_defect(model: PreTrainedModel) -> str | None:
     """Compare the logits of cached rows with a plain forward's on a few short prompts.
 
     The comparison covers rows of different lengths, a prefill, several steps, a refill that copies the shared beginning
     of its prompts from the first prefill and, for small attention windows, a prompt longer than the window.
 
     Returns:
-        Why the model cannot run in such rows, None if it can.
+        Why the model cannot run in cached rows, None if it can.
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:  # rows of different lengths would be wrong
         return "its forward takes no position_ids"
@@ -58,8 +54,8 @@ def row_defect(model: PreTrainedModel, kind: type[CachedRows] = CachedRows) -> s
     small_windows = [window for window in windows.values() if window is not None and window <= 64]
     lengths = [length for length in (2, 5, 11, *(window + 3 for window in small_windows)) if length + STEPS <= context]
     try:
-        worst = _largest_difference(model, lengths, kind)
-    except Exception as error:  # an unknown architecture can raise anything: it cannot run in such rows
+        worst = _largest_difference(model, lengths)
+    except Exception as error:  # an unknown architecture can raise anything: it cannot run in cached rows
         return f"{type(error).__name__}: {error}"
     tolerance = TOLERANCE.get(model.dtype, 5e-2)
     if worst <= tolerance:
@@ -68,11 +64,11 @@ def row_defect(model: PreTrainedModel, kind: type[CachedRows] = CachedRows) -> s
 
 
 @torch.inference_mode()
-def _largest_difference(model: PreTrainedModel, lengths: Sequence[int], kind: type[CachedRows]) -> float:
+def _largest_difference(model: PreTrainedModel, lengths: Sequence[int]) -> float:
     """Return the largest difference over two rounds of texts, whose prompts have the given lengths."""
     generator = torch.Generator().manual_seed(0)
     first = _random_texts(model, lengths, generator)
-    rows = kind(model, len(first), max(map(len, first)))
+    rows = CachedRows(model, len(first), max(map(len, first)))
     try:
         worst = _difference_of_texts(rows, first, lengths)
         refill = []
