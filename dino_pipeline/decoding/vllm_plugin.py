@@ -1,7 +1,6 @@
 """Self-debiasing inside vLLM: a plug-in that writes the requests of one text, one for each prompt, in lock-step.
 
-    vllm serve MODEL --logits-processors dino_pipeline.decoding.vllm_plugin:SelfDebias \
-        --scheduler-cls dino_pipeline.decoding.vllm_plugin.GroupScheduler
+A server takes two of its classes: `SelfDebias` as a logits processor and `GroupScheduler` as its scheduler.
 
 Each prompt of a text is a request of its own, whose ``extra_args`` say to which group it belongs (`GroupMember`). At
 each step the plug-in draws one token for the group, as the decoder does, and forces it on all of the group's requests.
