@@ -341,6 +341,11 @@ class FinetuneRecord(StageRecord):
     head: HeadRecord | None = None
     origin: TextsOrigin = TextsOrigin()
 
+    @property
+    def measured(self) -> Literal["best", "dev"]:
+        """Return what the measure on held-out texts is: the best of several checkpoints, or that of the one encoder."""
+        return "best" if self.steps and self.whitened != "end" else "dev"
+
 
 # evaluate
 

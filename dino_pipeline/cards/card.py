@@ -251,7 +251,7 @@ class ModelCard:
         return [
             *((name.replace("_", " "), value) for name, value in shown.items()),
             ("rows", f"{finetuned.train} to train on, {finetuned.dev} held out"),
-            (f"best {measure_title(selection.measure)}, on {selection.on}", selection.best),
+            (f"{finetuned.measured} {measure_title(selection.measure)}, on {selection.on}", selection.best),
             ("versions", ", ".join(f"{name} {version}" for name, version in finetuned.versions.items())),
         ]
 

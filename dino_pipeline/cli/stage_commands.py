@@ -201,7 +201,7 @@ def finetune_command(source: str | None, listing: bool, **given: Any) -> None:
         made = "is trained" if info.record.steps else "is made without training"
         done = "is up to date" if info.state == "done" else made
         # whitening comes after the best checkpoint was chosen
-        which = "dev" if info.record.whitened == "end" or not info.record.steps else "best dev"
+        which = "best dev" if info.record.measured == "best" else "dev"
         chosen = info.record.selection
         click.echo(f"{folder / 'model'}: {done}; {which} {measure_title(chosen.measure)}: {chosen.best:.2f}")
 

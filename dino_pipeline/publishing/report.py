@@ -178,7 +178,8 @@ def _headline(source: ReportSource) -> list[tuple[str, str]]:
     if finetuned and finetuned.is_done and finetuned.selection:
         encoder, selection = finetuned.options.encoder, finetuned.selection
         headline.append(("encoder", visible(f"{STATIC if encoder.static else ''}{Path(encoder.name).name}", 60)))
-        headline.append((f"best dev {measure_title(selection.measure)}", number(selection.best)))
+        best = "best " if finetuned.measured == "best" else ""
+        headline.append((f"{best}dev {measure_title(selection.measure)}", number(selection.best)))
     return headline
 
 
@@ -231,7 +232,7 @@ def training(source: ReportSource) -> list[Block]:
         ("rows", f"{number(trained.train)} to train on, {number(trained.dev)} held out"),
         ("steps", number(trained.steps)),
         ("seconds", f"{trained.seconds:.1f}"),
-        (f"best {measure}, on {selection.on}", number(selection.best)),
+        (f"{trained.measured} {measure}, on {selection.on}", number(selection.best)),
     ]
     if trained.whitened != "no":
         items.append(("whitened", f"at the {trained.whitened}"))
