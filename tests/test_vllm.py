@@ -12,8 +12,9 @@ import torch
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import key_digest
+from dino_pipeline.decoding.group_member import GroupMember
 from dino_pipeline.decoding.vllm_engine import VllmEngine  # after the line above, which skips without vLLM
-from dino_pipeline.decoding.vllm_plugin import GroupMember, GroupScheduler, SelfDebiasV2, SpecialTokens, force_tokens
+from dino_pipeline.decoding.vllm_plugin import GroupScheduler, SelfDebiasV2, SpecialTokens, force_tokens
 from dino_pipeline.errors import ModelError
 from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec

@@ -17,7 +17,7 @@ from dino_pipeline.decoding.cache import UncachedRows
 from dino_pipeline.decoding.engine import Completion, EngineFacts, LocalEngine, Request, Scored, uniforms
 from dino_pipeline.decoding.next_token import choose, next_tokens
 from dino_pipeline.decoding.prefill import (
-    continuation,
+    continuations,
     is_out_of_memory,
     mean_log_probs,
     plain_mean_log_prob,
@@ -101,10 +101,7 @@ class Decoder(PromptReader):
             pairs: rendered prompts and texts. Each prompt has a token at least.
             stop: the string that ends a text.
         """
-        prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
-        encoded = dict(zip(prompts, self.encode(prompts), strict=True))
-        whole = self.encode([prompt + text + stop for prompt, text in pairs])
-        wanted = [continuation(encoded[prompt], tokens) for (prompt, _), tokens in zip(pairs, whole, strict=True)]
+        wanted = continuations(self.encode, [(prompt, text + stop) for prompt, text in pairs])
         if self.make_rows is UncachedRows:
             means = [plain_mean_log_prob(self.model, one, self.banned) for one in wanted]
         else:

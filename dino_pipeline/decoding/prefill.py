@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,21 @@ def continuation(prompt: Prompt, whole: Prompt) -> Continuation:
     """
     same = max(1, min(shared_start(prompt, whole), len(whole) - 1))
     return Continuation(whole[:same], whole[same:])
+
+
+def continuations(
+    encode: Callable[[Sequence[str]], list[Prompt]], pairs: Sequence[tuple[str, str]]
+) -> list[Continuation]:
+    """Return the tokens of texts after their prompts. Both are tokenised together, as they are in running text.
+
+    Args:
+        encode: returns the token ids of texts.
+        pairs: prompts and texts.
+    """
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    encoded = dict(zip(prompts, encode(prompts), strict=True))
+    whole = encode([prompt + text for prompt, text in pairs])
+    return [continuation(encoded[prompt], tokens) for (prompt, _), tokens in zip(pairs, whole, strict=True)]
 
 
 def mean_log_probs(model: PreTrainedModel, wanted: Sequence[Continuation], banned: Tensor, vocab: int) -> list[float]:

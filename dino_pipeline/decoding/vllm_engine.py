@@ -22,9 +22,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored, key_digest
-from dino_pipeline.decoding.prefill import continuation
+from dino_pipeline.decoding.group_member import GroupMember
+from dino_pipeline.decoding.prefill import continuations
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, completion
-from dino_pipeline.decoding.vllm_plugin import GroupMember, SpecialTokens
+from dino_pipeline.decoding.vllm_plugin import SpecialTokens
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import ModelRef, check_weights, load_error
 from dino_pipeline.options import Sampling
@@ -140,10 +141,7 @@ class VllmEngine(PromptReader):
 
         Tokens that are never written keep their probability here.
         """
-        prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
-        encoded = dict(zip(prompts, self.encode(prompts), strict=True))
-        whole = self.encode([prompt + text + stop for prompt, text in pairs])
-        wanted = [continuation(encoded[prompt], tokens) for (prompt, _), tokens in zip(pairs, whole, strict=True)]
+        wanted = continuations(self.encode, [(prompt, text + stop) for prompt, text in pairs])
         scored = self._log_probs([(one.prompt, one.tokens) for one in wanted])
         return [Scored(sum(values) / len(values), len(values)) for values in scored]
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 from vllm import SamplingParams
@@ -29,43 +28,10 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
 from dino_pipeline.decoding.engine import uniforms_of
+from dino_pipeline.decoding.group_member import GroupMember
 from dino_pipeline.decoding.next_token import next_tokens
 from dino_pipeline.decoding.tokenization import banned_tokens
 from dino_pipeline.options import Sampling
-
-ARGUMENT = "dino"
-"""Name of the request's extra argument."""
-
-
-class GroupMember(BaseModel):
-    """What a request says of the group that it belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    group: str
-    place: int = Field(ge=0)
-    """0: the text's own prompt; others are its counter-prompts."""
-    size: int = Field(ge=1)
-    """Requests of the group."""
-    key: str = Field(pattern="^[0-9a-f]{32}$")
-    """Digest of the key of the text's random numbers."""
-    sampling: Sampling
-    first_step: int = Field(0, ge=0)
-    """Random numbers to skip, as the prompt holds the beginning of the text."""
-
-    @classmethod
-    def of(cls, params: SamplingParams | None) -> Self | None:
-        """Return what a request says, None if it is none of ours.
-
-        Raises:
-            ValueError: what it says is malformed.
-        """
-        argument = (params.extra_args or {}).get(ARGUMENT) if params is not None else None
-        return None if argument is None else cls.model_validate_json(argument)
-
-    def argument(self) -> dict[str, str]:
-        """Return the request's extra argument."""
-        return {ARGUMENT: self.model_dump_json()}
 
 
 @lru_cache(maxsize=2**14)
@@ -123,7 +89,7 @@ def force_tokens(logits: Tensor, rows: Iterable[Row], special: SpecialTokens) ->
     for members in groups.values():
         _, first, step = members[0]
         places = {member.place: number for number, member, _ in members}
-        if len(places) < first.size or any(at != step for _, _, at in members):
+        if sorted(places) != list(range(first.size)) or any(at != step for _, _, at in members):
             torn = [number for number, _, _ in members]
             logits[torn] = -math.inf
             logits[torn, special.torn] = 0.0
