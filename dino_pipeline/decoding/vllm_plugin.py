@@ -1,8 +1,6 @@
 """Self-debiasing inside vLLM: a plug-in that writes the requests of one text, one for each prompt, in lock-step.
 
-    vllm serve MODEL --logits-processors dino_pipeline.decoding.vllm_plugin:SelfDebias \
-        --scheduler-cls dino_pipeline.decoding.vllm_plugin.GroupScheduler
-
+`SelfDebias` is a logits processor, and `GroupScheduler` a scheduler class, of the engine vllm and of a vLLM server.
 Each prompt of a text is a request of its own, whose ``extra_args`` say to which group it belongs (`GroupMember`). At
 each step the plug-in draws one token for the group, as the decoder does, and forces it on all of the group's requests.
 If a group is not whole, or its requests are not at the same step, all of them end with the end of text, which no
@@ -11,11 +9,10 @@ text holds, and whoever asked for the text asks again: the same random numbers g
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -31,50 +28,12 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
 from dino_pipeline.decoding.engine import uniforms_of
+from dino_pipeline.decoding.group_member import GroupMember
 from dino_pipeline.decoding.next_token import next_tokens
 from dino_pipeline.decoding.tokenization import banned_tokens
 from dino_pipeline.options import Sampling
 
-ARGUMENT = "dino"
-"""Name of the request's extra argument."""
-
-
-@dataclass(frozen=True)
-class GroupMember:
-    """What a request says of the group that it belongs to."""
-
-    group: str
-    place: int
-    """0: the text's own prompt; others are its counter-prompts."""
-    size: int
-    """Requests of the group."""
-    key: str
-    """Digest of the key of the text's random numbers, in hexadecimal."""
-    top_k: int
-    top_p: float
-    decay: float
-    floor: float
-    max_new_tokens: int
-
-    @classmethod
-    def of(cls, params: SamplingParams | None) -> Self | None:
-        """Return what a request says, None if it is none of ours."""
-        argument = (params.extra_args or {}).get(ARGUMENT) if params is not None else None
-        return None if argument is None else cls(**json.loads(argument))
-
-    def argument(self) -> dict[str, str]:
-        """Return the request's extra argument."""
-        return {ARGUMENT: json.dumps(asdict(self))}
-
-    @property
-    def sampling(self) -> Sampling:
-        names = ("top_k", "top_p", "decay", "floor", "max_new_tokens")
-        return _sampling(*(getattr(self, name) for name in names))
-
-
-@lru_cache(maxsize=64)
-def _sampling(top_k: int, top_p: float, decay: float, floor: float, max_new_tokens: int) -> Sampling:
-    return Sampling(top_k=top_k, top_p=top_p, decay=decay, floor=floor, max_new_tokens=max_new_tokens)
+__all__ = ["GroupMember", "GroupScheduler", "SelfDebias", "SelfDebiasV2", "SpecialTokens", "force_tokens"]
 
 
 @lru_cache(maxsize=2**14)
@@ -132,7 +91,7 @@ def force_tokens(logits: Tensor, rows: Iterable[Row], special: SpecialTokens) ->
     for members in groups.values():
         _, first, step = members[0]
         places = {member.place: number for number, member, _ in members}
-        if len(places) < first.size or any(at != step for _, _, at in members):
+        if sorted(places) != list(range(first.size)) or any(at != step for _, _, at in members):
             torn = [number for number, _, _ in members]
             logits[torn] = -math.inf
             logits[torn, special.torn] = 0.0
@@ -162,6 +121,11 @@ def _force_on_groups(
 class SelfDebias(LogitsProcessor):
     """The plug-in for vLLM's first model runner, in which a row is a place in the batch that requests move among."""
 
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raise `ValueError`, which a server answers with, if what a request says of its group is malformed."""
+        GroupMember.of(sampling_params)
+
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.vllm_config = vllm_config
         self.rows: dict[int, tuple[GroupMember, list[int]]] = {}
@@ -184,6 +148,11 @@ class SelfDebias(LogitsProcessor):
 
 class SelfDebiasV2(LogitsProcessorV2):
     """The plug-in for vLLM's second model runner, in which a request keeps its slot."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raise `ValueError`, see `SelfDebias.validate_params`."""
+        GroupMember.of(sampling_params)
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
@@ -211,6 +180,10 @@ def _joined(params: SamplingParams, prompt: list[int] | None, written: list[int]
     return None if member is None else (member, written)
 
 
+def _names(group: Iterable[Any]) -> set[str]:
+    return {request.request_id for request in group}
+
+
 class GroupScheduler(Scheduler):
     """Admits the requests of a group in the same step, and with room for all of them to their end.
 
@@ -225,6 +198,7 @@ class GroupScheduler(Scheduler):
         """Whole groups that wait for room."""
 
     def add_request(self, request: Any) -> None:
+        """Take a request, and hold it until its group is whole and has room."""
         member = GroupMember.of(request.sampling_params)
         if member is None:
             super().add_request(request)
@@ -235,15 +209,18 @@ class GroupScheduler(Scheduler):
             self.held.append(self.incomplete.pop(member.group))
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
-        gone = {request_ids} if isinstance(request_ids, str) else None if request_ids is None else set(request_ids)
-        if gone is None:
+        """Finish requests. Others of a group that waits go on without them, and so end at their first token."""
+        if request_ids is None:
             self.held.clear()
             self.incomplete.clear()
         else:
-            self.held = deque(group for group in self.held if gone.isdisjoint(each.request_id for each in group))
-            for name, group in list(self.incomplete.items()):
-                if not gone.isdisjoint(each.request_id for each in group):
-                    del self.incomplete[name]
+            gone = {request_ids} if isinstance(request_ids, str) else set(request_ids)
+            torn = [group for group in (*self.held, *self.incomplete.values()) if not gone.isdisjoint(_names(group))]
+            self.held = deque(group for group in self.held if group not in torn)
+            self.incomplete = {name: group for name, group in self.incomplete.items() if group not in torn}
+            for request in itertools.chain.from_iterable(torn):
+                if request.request_id not in gone:
+                    super().add_request(request)
         return super().finish_requests(request_ids, finished_status)
 
     def get_num_unfinished_requests(self) -> int:
