@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_pipeline.decoding.completions import CompletionsClient, RequestRefusedError, ServerAnswer, request_body
-from dino_pipeline.decoding.engine import Completion, Finish, Request, key_digest
+from dino_pipeline.decoding.engine import Completion, Finish, Request, key_digest, seed_of
 from dino_pipeline.decoding.group_member import GroupMember
 from dino_pipeline.decoding.rejection import Proposal, write_by_rejection
 from dino_pipeline.decoding.tokenization import Ending, completion, ending_of
@@ -53,16 +53,20 @@ def has_plugin(client: CompletionsClient) -> bool:
         ModelError: it does not answer, or tears each group.
     """
     sampling = Sampling(top_k=0, top_p=0, max_new_tokens=8)
-    request = Request(PROBES, ("probe",))
-    for _ in range(MAX_TRIES):
+    for number in range(MAX_TRIES):
+        request = Request(PROBES, ("probe", number))
         try:
-            answers = client.ask_group(lambda: group_bodies(request, sampling, []))
+            answers = client.ask_group(lambda request=request: group_bodies(request, sampling, []))
         except RequestRefusedError:
             return False
         if not all(answer.tokens for answer in answers):
             return False  # vLLM reports tokens
+        one, other = (answer.tokens[:-1] if answer.ended else answer.tokens for answer in answers)
+        shared = min(len(one), len(other))
+        if one[:shared] != other[:shared]:
+            return False
         if not any(answer.ended for answer in answers):
-            return answers[0].tokens == answers[1].tokens
+            return True
     raise ModelError(
         f"{client.base_url}: ends all of {MAX_TRIES} short texts at once",
         f"{START_SCHEDULER}, or give {{debias=off}}",
@@ -77,7 +81,8 @@ def group_bodies(request: Request, sampling: Sampling, stop: Sequence[str]) -> l
     for place, prompt in enumerate(request.prompts):
         member = GroupMember(group, place, len(request.prompts), key, **sampling.model_dump())
         more = {"logprobs": 0, "return_token_ids": True, "vllm_xargs": member.argument()}
-        bodies.append(request_body(prompt, plain, stop, place, "fields", **more))
+        seed = seed_of((group, place))  # matters to a server without the plug-in only, whose texts are to differ
+        bodies.append(request_body(prompt, plain, stop, seed, "fields", **more))
     return bodies
 
 
