@@ -53,8 +53,8 @@ def measure(contender: str, spec_name: str, texts: int, rounds: int, options: di
     chosen = GenerateOptions.of(options)
     spec = load_spec(spec_name)
     inputs = distinct_sentences(texts)[: -(-texts // len(spec.labels))]
-    choice = choose_engine(chosen, None, SilentReporter())
-    sampling = resolve_settings(chosen, spec, inputs, choice.model).sampling
+    choice = choose_engine(chosen, spec, None, SilentReporter())
+    sampling = resolve_settings(chosen, spec, inputs, choice.model, debias=choice.debias).sampling
     writer = choice.load_writer()
     assert isinstance(writer, EngineWriter)
     engine = writer.engine

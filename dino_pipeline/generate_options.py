@@ -115,11 +115,13 @@ class EngineOptions(ModelOptions):
 
 WRITTEN_INPUTS = 500
 """Inputs to write if neither a file nor the user says how many."""
+Debiasing = Literal["plugin", "rejection"]
+"""How a server's texts are debiased."""
 INPUTS, SAMPLING, REJECTED = "Inputs and texts", "Sampling", "What is rejected"
 ENOUGH, SERVER, CLUSTER = "Until there is enough", "A server instead, and the best of several", "Beyond one machine"
 LOCAL_OPTIONS = (*(name for name in ModelOptions.model_fields if name not in ("model", "device")),)
 """Options of a model that runs here. With a server, only its scorer has a device."""
-SERVER_OPTIONS = ("base_url", "concurrency", "timeout", "prices", "scorer")
+SERVER_OPTIONS = ("base_url", "debias", "concurrency", "timeout", "prices", "scorer")
 WORKER_OPTIONS = ("workers", "worker_cpus", "worker_gpus")
 
 
@@ -220,13 +222,18 @@ class GenerateOptions(ShardSettings, EngineOptions, TextSettings, SamplingOption
     )
     engine: Annotated[EngineName, Flag(ENGINE)] = Field(  # type: ignore[assignment]
         "transformers",
-        description=f"{ENGINES} openai: a server of completions (vLLM, SGLang, llama.cpp, TGI); it cannot debias.",
+        description=f"{ENGINES} openai: a server of completions (vLLM, SGLang, llama.cpp, TGI).",
     )
     base_url: Annotated[str | None, Flag(SERVER, metavar="URL", data=False)] = Field(
         None, description="The server's address, such as http://localhost:8000/v1; its key is OPENAI_API_KEY."
     )
+    debias: Annotated[Literal["auto", "rejection", "off"], Flag(SERVER)] = Field(
+        "auto",
+        description="How a server's texts are debiased; auto: by the plug-in, if a vLLM server has it; rejection: by "
+        "rejecting tokens of proposed texts, exactly, in many requests to a vLLM server. A run goes on as it began.",
+    )
     concurrency: Annotated[int, Flag(SERVER, data=False)] = Field(
-        16, ge=1, description="Requests to the server at the same time."
+        16, ge=1, description="Texts that the server is asked for at the same time."
     )
     timeout: Annotated[float, Flag(SERVER, metavar="SECONDS", data=False)] = Field(
         600.0, gt=0, description="Longest time that a request may take."
@@ -301,9 +308,25 @@ class GenerateOptions(ShardSettings, EngineOptions, TextSettings, SamplingOption
         if not self.base_url:
             remedy = "give {base_url=http://localhost:8000/v1}"
             raise OptionError("needs the server's address", remedy, option="engine", value="openai")
+        if self.debias == "off":
+            self.check_undebiased()
+        if self.debias == "rejection" and self.decay == 0:
+            raise OptionError(
+                "rejects nothing with a decay of 0",
+                "leave out {decay}, or give {debias=off}",
+                option="debias",
+                value=self.debias,
+            )
+        if self.device and self.scorer in (None, "server"):
+            raise OptionError("belongs to a model that runs here", "leave it out", option="device", value=self.device)
+
+    def check_undebiased(self) -> None:
+        """Raise `OptionError` if an option has no meaning for a server whose texts are not debiased."""
         for name in ("decay", "floor"):
             if getattr(self, name):
-                raise OptionError("a server cannot debias", "leave it out, and see {best_of}", option=name)
+                raise OptionError(
+                    "the server's texts are not debiased", "leave it out, or give {debias=rejection}", option=name
+                )
         if self.best_of > 1 and not self.scorer:
             raise OptionError(
                 "needs a scorer, because a server reports no margins",
@@ -311,8 +334,6 @@ class GenerateOptions(ShardSettings, EngineOptions, TextSettings, SamplingOption
                 option="best_of",
                 value=self.best_of,
             )
-        if self.device and self.scorer in (None, "server"):
-            raise OptionError("belongs to a model that runs here", "leave it out", option="device", value=self.device)
 
 
 def _json_value(value: Any) -> Any:

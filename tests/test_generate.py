@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 
 MODEL = ModelRef(name="toy", dtype="float32")
 WIDE = Sampling(top_k=0, top_p=0.99, max_new_tokens=30)
+SERVER = {"engine": "openai", "base_url": "http://h/v1"}
 OPTIONS: dict[str, Any] = {"shard_size": 18, "samples": 3, "num_inputs": 8}
 TEXTS = ["A dog.", "Two men walk home.", "x", "The bird sings.", "Rain, rain."]
 
@@ -370,9 +371,10 @@ def test_a_run_from_python_is_the_command_lines(run: Run, toy_generator: Path) -
         ({"workers": 2}, "workers: has no meaning without a cluster; give ray as well"),
         ({"base_url": "http://h/v1"}, "base_url: belongs to the engine openai; leave it out, or give engine='openai'"),
         ({"engine": "openai"}, "engine='openai': needs the server's address; give base_url='http"),
-        ({"engine": "openai", "base_url": "http://h/v1", "decay": 9}, "decay: a server cannot debias"),
-        ({"engine": "openai", "base_url": "http://h/v1", "best_of": 2}, "best_of=2: needs a scorer"),
-        ({"engine": "openai", "base_url": "http://h/v1", "dtype": "float16"}, "dtype: belongs to the engine transform"),
+        ({**SERVER, "debias": "off", "decay": 9}, "decay: the server's texts are not debiased"),
+        ({**SERVER, "debias": "off", "best_of": 2}, "best_of=2: needs a scorer"),
+        ({"debias": "off"}, "debias: belongs to the engine openai"),
+        ({**SERVER, "dtype": "float16"}, "dtype: belongs to the engine transform"),
         ({"device": "cpu", "device_map": "auto"}, "device='cpu': cannot be combined with the device map auto"),
     ],
 )

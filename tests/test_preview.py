@@ -13,7 +13,8 @@ from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import StopRule
 from dino_pipeline.generation import preview
-from dino_pipeline.generation.preview import PreviewText, SpeedMonitor, preview_texts, token_pieces
+from dino_pipeline.generation.preview import SpeedMonitor
+from dino_pipeline.generation.preview_texts import PreviewText, preview_texts, token_pieces
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import Progress
@@ -66,13 +67,15 @@ def test_a_character_of_several_tokens_is_shown_whole_and_marked_by_each() -> No
     done = Completion(0, text, "stop", tuple(tokens), len(tokens), -1.0, None)
     for changed, shown in (([0], "[Ö]l “x”"), ([1, 2], "[Ö][l] “x”"), ([5], "Öl [“]x”"), ([3], "Öl “x”")):
         flags = [(piece, at in changed) for at, piece in enumerate(found)]
-        assert marked(PreviewText("1", None, flags, done, done)) == shown
+        assert marked(PreviewText("1", None, flags, done, done, None)) == shown
 
 
 def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = (SPECS / "sts-x2.json", "--run", run, "--num-inputs", "20", "--samples", "2")
     shown = invoke("preview", *job, "--texts", "2")
+    rounds, requests = re.findall(r"rejection, a server would take about (\S+) rounds .* and (\S+) requests", shown)[0]
+    assert 2 < float(rounds) < 200 and 300 < int(requests.replace(",", "")) < 40_000
     assert shown.count(" debiased    ") == 2 * 2 and re.search(r" debiased    .*\[", shown)
     assert "The whole job: 120 texts of" in shown and "row-tokens" in shown
     estimate = json.loads((run / "estimate.json").read_text())
@@ -86,7 +89,8 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     assert re.search(r'note: label "0.5": \d\d% of its texts run to the token limit; try .* --max-new-tokens', cut_off)
     (tmp_path / "one.json").write_text('{"task_name": "one", "labels": {"a": {"instruction": "Say: \\""}}}')
     few = ("--run", tmp_path / "c", "--samples", "1", *short[2:], "--texts", "1")
-    assert "The whole job: 1 texts" in invoke("preview", tmp_path / "one.json", *few)
+    one = invoke("preview", tmp_path / "one.json", *few)
+    assert "The whole job: 1 texts" in one and "rejection" not in one
     nothing = refused("preview", SPECS / "documents.json", "--run", tmp_path / "d", *short[:4])
     assert "none of the trial's texts was accepted" in nothing
     assert "no stop string, such as '" in nothing

@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from dino_pipeline import pocket
-from dino_pipeline.decoding import server
+from dino_pipeline.decoding import completions
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request, Task, task_prompts
 from dino_pipeline.decoding.server import Server
@@ -88,7 +88,7 @@ def test_no_fault_of_a_server_loses_or_doubles_a_sample(served: str, inputs: Pat
     assert done.exit_code == 0, done.output
     assert set(faults.hit) == set(FAULTS)
     assert texts(tmp_path / "run") == whole(3)
-    assert done.stderr.count("a server cannot debias") == 1
+    assert done.stderr.count("the server does not debias") == 1
     record = record_of(tmp_path / "run")
     assert record["options"]["engine"] == "openai"
     assert record["options"]["sampling"]["decay"] == 0
@@ -310,7 +310,7 @@ def test_texts_end_as_they_do_here() -> None:
     ],
 )
 def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "RETRIES", 1)
+    monkeypatch.setattr(completions, "RETRIES", 1)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     of = MadeUp(status=status)
     with pytest.raises(ModelError, match=said) as error:
@@ -320,7 +320,7 @@ def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.Monke
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "RETRIES", 1)
+    monkeypatch.setattr(completions, "RETRIES", 1)
     nobody = Server("model", "http://127.0.0.1:9/v1", print)
     with pytest.raises(ModelError, match=r"127.0.0.1:9/v1: no answer, after 1 further attempts"):
         list(nobody.sample([Request(("prompt",), ("key",))], PLAIN))

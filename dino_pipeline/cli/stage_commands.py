@@ -23,7 +23,8 @@ from dino_pipeline.run import Run, is_unpublished
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts
-    from dino_pipeline.generation.preview import Preview, PreviewText
+    from dino_pipeline.generation.preview import Preview
+    from dino_pipeline.generation.preview_texts import PreviewText
 
 
 def _default_run(spec: Path) -> Path:
@@ -118,6 +119,11 @@ def _print_estimate(result: Preview) -> None:
         f"million row-tokens; {estimate.per_second:.1f} texts a second were measured here.\n"
         f"It would take about {clock(estimate.seconds)} and {estimate.memory / 2**30:.1f} GiB of memory."
     )
+    if price := result.rejection_price:
+        click.echo(
+            f"With --debias rejection, a server would take about {price.rounds:.3g} rounds for a text with "
+            f"counter-labels, and {price.requests:,} requests in all."
+        )
 
 
 @click.command("filter", cls=GroupedCommand)

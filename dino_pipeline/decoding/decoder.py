@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dino_pipeline.decoding.cache import UncachedRows
@@ -109,14 +110,18 @@ class Decoder(PromptReader):
         return [Scored(mean, len(one.tokens)) for mean, one in zip(means, wanted, strict=True)]
 
     @torch.inference_mode()
-    def undebiased(self, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[int]:
-        """Return what each token would be without debiasing, see `LocalEngine.undebiased`."""
-        prompt = request.prompts[0]
+    def log_probs(self, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
+        """Return ``(tokens, vocab)``: the log-probabilities of all tokens at each place of a text after a prompt."""
         input_ids = torch.tensor([[*prompt, *tokens]], device=self.model.device)  # (1, prompt + tokens)
         # the logits at position i predict token i + 1
         logits = self.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        log_probs = logits.index_fill_(-1, self.banned, -torch.inf).log_softmax(-1)  # (tokens, vocab)
-        draws = torch.tensor(uniforms(request.key, len(tokens)), device=logits.device)  # (tokens,)
+        return logits.index_fill_(-1, self.banned, -torch.inf).log_softmax(-1)
+
+    @torch.inference_mode()
+    def undebiased(self, request: Request, tokens: Sequence[int], sampling: Sampling) -> list[int]:
+        """Return what each token would be without debiasing, see `LocalEngine.undebiased`."""
+        log_probs = self.log_probs(request.prompts[0], tokens)  # (tokens, vocab)
+        draws = torch.tensor(uniforms(request.key, len(tokens)), device=log_probs.device)  # (tokens,)
         return choose(log_probs, draws, sampling.top_k, sampling.top_p).tolist()
 
     def facts(self) -> EngineFacts:

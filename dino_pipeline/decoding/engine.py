@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerUsage
+from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerDebiasing, ServerUsage
 
 Finish = Literal["stop", "newline", "length", "refused"]
 """Why a text ended: the stop string, a newline, the longest length, or a server that refused the prompt."""
@@ -56,6 +56,11 @@ def task_prompts(spec: TaskSpec, seed: int, task: Task, render: Callable[[str, s
 def key_digest(key: Sequence[str | int], size: int) -> bytes:
     """Return a hash of a sample's key, of ``size`` bytes."""
     return hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=size).digest()
+
+
+def seed_of(key: Sequence[str | int]) -> int:
+    """Return the seed for a sample's key. It has 31 bits, which every server accepts."""
+    return int.from_bytes(key_digest(key, 4), "little") >> 1
 
 
 def uniforms(key: Sequence[str | int], count: int) -> NDArray[np.float64]:
@@ -126,6 +131,7 @@ class EngineFacts(TypedDict, total=False):
     server: ServerAbilities
     usage: ServerUsage
     cost: ServerCost
+    debiasing: ServerDebiasing
 
 
 class Engine(Protocol):

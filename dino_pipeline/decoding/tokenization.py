@@ -78,6 +78,15 @@ class Ending:
     finish: Finish
 
 
+def ending_of(text: str, stop: str, *, stop_at_newline: bool) -> Ending | None:
+    """Return the first end of a text, at its stop string or at a newline, None if it goes on."""
+    found = text.find(stop)
+    newline = text.find("\n") if stop_at_newline else -1
+    if found >= 0 and not 0 <= newline < found:
+        return Ending(text[:found], "stop")
+    return Ending(text[:newline], "newline") if newline >= 0 else None
+
+
 class StopRule:
     """Finds the end of a text while it is being written.
 
@@ -106,12 +115,7 @@ class StopRule:
         """Return the end of the text if its last token brought it, else None."""
         if not self.may_end[tokens[-1]]:
             return None
-        text = self.decode(tokens)
-        stop = text.find(self.stop)
-        newline = text.find("\n") if self.stop_at_newline else -1
-        if stop >= 0 and not 0 <= newline < stop:
-            return Ending(text[:stop], "stop")
-        return Ending(text[:newline], "newline") if newline >= 0 else None
+        return ending_of(self.decode(tokens), self.stop, stop_at_newline=self.stop_at_newline)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of the tokens."""

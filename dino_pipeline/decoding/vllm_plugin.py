@@ -10,6 +10,7 @@ text holds, and whoever asked for the text asks again: the same random numbers g
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -120,15 +121,15 @@ def _force_on_groups(
 class SelfDebias(LogitsProcessor):
     """The plug-in for vLLM's first model runner, in which a row is a place in the batch that requests move among."""
 
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raise `ValueError`, which a server answers with, if what a request says of its group is malformed."""
+        GroupMember.of(sampling_params)
+
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.vllm_config = vllm_config
         self.rows: dict[int, tuple[GroupMember, list[int]]] = {}
         self.special: SpecialTokens | None = None
-
-    @classmethod
-    def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request whose argument is malformed, before it is admitted."""
-        GroupMember.of(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -148,15 +149,15 @@ class SelfDebias(LogitsProcessor):
 class SelfDebiasV2(LogitsProcessorV2):
     """The plug-in for vLLM's second model runner, in which a request keeps its slot."""
 
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raise `ValueError`, see `SelfDebias.validate_params`."""
+        GroupMember.of(sampling_params)
+
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
         self.members: list[GroupMember | None] = [None] * req_states.max_num_reqs
         self.special = SpecialTokens.of(vllm_config, req_states.vocab_size)
-
-    @classmethod
-    def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request whose argument is malformed, before it is admitted."""
-        GroupMember.of(sampling_params)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.members[req_idx] = GroupMember.of(sampling_params)
@@ -179,6 +180,10 @@ def _joined(params: SamplingParams, prompt: list[int] | None, written: list[int]
     return None if member is None else (member, written)
 
 
+def _names(group: Iterable[Any]) -> set[str]:
+    return {request.request_id for request in group}
+
+
 class GroupScheduler(Scheduler):
     """Admits the requests of a group in the same step, and with room for all of them to their end.
 
@@ -193,6 +198,7 @@ class GroupScheduler(Scheduler):
         """Whole groups that wait for room."""
 
     def add_request(self, request: Any) -> None:
+        """Take a request, and hold it until its group is whole and has room."""
         member = GroupMember.of(request.sampling_params)
         if member is None:
             super().add_request(request)
@@ -203,15 +209,18 @@ class GroupScheduler(Scheduler):
             self.held.append(self.incomplete.pop(member.group))
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
-        gone = {request_ids} if isinstance(request_ids, str) else None if request_ids is None else set(request_ids)
-        if gone is None:
+        """Finish requests. Others of a group that waits go on without them, and so end at their first token."""
+        if request_ids is None:
             self.held.clear()
             self.incomplete.clear()
         else:
-            self.held = deque(group for group in self.held if gone.isdisjoint(each.request_id for each in group))
-            for name, group in list(self.incomplete.items()):
-                if not gone.isdisjoint(each.request_id for each in group):
-                    del self.incomplete[name]
+            gone = {request_ids} if isinstance(request_ids, str) else set(request_ids)
+            torn = [group for group in (*self.held, *self.incomplete.values()) if not gone.isdisjoint(_names(group))]
+            self.held = deque(group for group in self.held if group not in torn)
+            self.incomplete = {name: group for name, group in self.incomplete.items() if group not in torn}
+            for request in itertools.chain.from_iterable(torn):
+                if request.request_id not in gone:
+                    super().add_request(request)
         return super().finish_requests(request_ids, finished_status)
 
     def get_num_unfinished_requests(self) -> int:

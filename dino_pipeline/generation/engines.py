@@ -5,20 +5,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue
 
 from dino_pipeline.cluster import choose_resources
 from dino_pipeline.decoding.engine import LocalEngine, Scorer
 from dino_pipeline.decoding.loading import load_decoder, load_engine, resolve_model
-from dino_pipeline.errors import require_package
-from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions, GenerateOptions, ModelOptions
+from dino_pipeline.errors import ModelError, require_package
+from dino_pipeline.generate_options import SPEED_OPTIONS, Debiasing, EngineOptions, GenerateOptions, ModelOptions
+from dino_pipeline.generation.plan import needs_debiasing
 from dino_pipeline.generation.ray_writer import RayShardWriter
 from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
 from dino_pipeline.models import ModelRef, model_fingerprint, pick_device
 from dino_pipeline.progress import Reporter
+from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateRecord, ServerPrices
+
+if TYPE_CHECKING:
+    from dino_pipeline.decoding.server import Server
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,18 @@ class EngineChoice:
     speed: dict[str, JsonValue]
     """Settings that do not change the texts, for the record."""
     scorer: ModelRef | Literal["server"] | None = None
+    debias: Debiasing | None = None
+    """How a server's texts are debiased."""
 
 
-def choose_engine(options: GenerateOptions, before: GenerateRecord | None, reporter: Reporter) -> EngineChoice:
+def choose_engine(
+    options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None, reporter: Reporter
+) -> EngineChoice:
     """Return the engine that options name.
 
     Args:
         options: of the generate stage. With ``ray``, the cluster must be connected.
+        spec: the instructions.
         before: record of the run that continues. It decides what the options leave open, such as the dtype.
         reporter: gets notes.
 
@@ -46,7 +56,7 @@ def choose_engine(options: GenerateOptions, before: GenerateRecord | None, repor
         ModelError: the run started with a model that is missing.
     """
     if options.engine == "openai":
-        return _server_engine(options, before, reporter)
+        return _server_engine(options, spec, before, reporter)
     started = before.options.model if before else None
     if options.ray is not None:
         return _cluster_engine(options, started, reporter)
@@ -112,18 +122,19 @@ def _load_on_worker(model: ModelRef, device: str, options: EngineOptions) -> tup
     return load_engine(model, options, device), model_fingerprint(model.path("generator"))
 
 
-def _server_engine(options: GenerateOptions, before: GenerateRecord | None, reporter: Reporter) -> EngineChoice:
+def _server_engine(
+    options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None, reporter: Reporter
+) -> EngineChoice:
     """Return the server that options name, with the scorer of its texts."""
     require_package("openai", "engine", "openai")
     from dino_pipeline.decoding.server import Server
+    from dino_pipeline.decoding.server_debias import START_PLUGIN
 
     base_url = options.base_url or ""  # the options check that there is one
     speed: dict[str, JsonValue] = {name: getattr(options, name) for name in ("base_url", "concurrency", "timeout")}
 
     @functools.cache
     def load_server() -> Server:
-        candidates = "" if options.best_of > 1 else "{best_of=4} {scorer=MODEL} keeps the most contrasting of four"
-        reporter.note("a server cannot debias: each text is written under its own instruction alone", candidates)
         prices = before.cost.dollars_a_million_tokens if before and before.cost else ServerPrices()
         if options.prices:
             prices = ServerPrices(prompt=options.prices[0], completion=options.prices[1])
@@ -135,6 +146,7 @@ def _server_engine(options: GenerateOptions, before: GenerateRecord | None, repo
             timeout=options.timeout,
             prices=prices,
             usage=before.usage if before else None,
+            debiasing=before.debiasing if before else None,
         )
 
     scorer: ModelRef | Literal["server"] | None = None
@@ -158,7 +170,50 @@ def _server_engine(options: GenerateOptions, before: GenerateRecord | None, repo
         def load_scorer() -> Scorer:
             return load_decoder(model, device=device)
 
-    def load() -> EngineWriter:
-        return EngineWriter(load_server(), load_scorer)
+    debias = _debiasing(options, spec, before, load_server)
 
-    return EngineChoice(ModelRef(name=options.model), load, speed, scorer)
+    @functools.cache
+    def load() -> EngineWriter:
+        server = load_server()
+        server.debias = debias
+        if debias is None and options.debias == "auto" and needs_debiasing(options, spec):
+            _note_undebiased(options, reporter)
+        if debias == "plugin" and before and not server.has_plugin():
+            raise ModelError(
+                f"{base_url}: lacks the plug-in, which debiased the texts that the run has",
+                f"{START_PLUGIN}, or start over with {{fresh=True}}",
+            )
+        return EngineWriter(server, load_scorer)
+
+    return EngineChoice(ModelRef(name=options.model), load, speed, scorer, debias)
+
+
+def _debiasing(
+    options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None, load_server: Callable[[], Server]
+) -> Debiasing | None:
+    """Return how a server's texts are debiased: as the options say, as the run began, or as the server can.
+
+    Raises:
+        OptionError: they are not, and an option has no meaning without.
+    """
+    if options.debias == "rejection":
+        return "rejection"
+    if options.debias == "auto":
+        if before and before.options.engine == "openai":
+            if before.options.debias:
+                return before.options.debias
+        elif needs_debiasing(options, spec) and load_server().has_plugin():
+            return "plugin"
+    options.check_undebiased()
+    return None
+
+
+def _note_undebiased(options: GenerateOptions, reporter: Reporter) -> None:
+    """Note that a server's texts are not debiased, with what would contrast them."""
+    from dino_pipeline.decoding.server_debias import START_PLUGIN
+
+    others = "" if options.best_of > 1 else "; {best_of=4} {scorer=MODEL} keeps the most contrasting of four"
+    reporter.note(
+        "the server does not debias: each text is written under its own instruction alone",
+        f"{START_PLUGIN}, or give {{debias=rejection}}{others}",
+    )

@@ -182,8 +182,8 @@ def _generate(
                 storage.clear(run)
     before = None if options.fresh else run.record().generate
     requested = _requested_samples(run, options, spec, before)
-    engine = choose_engine(options, before, reporter)
-    settings = resolve_settings(options, spec, inputs, engine.model, engine.scorer)
+    engine = choose_engine(options, spec, before, reporter)
+    settings = resolve_settings(options, spec, inputs, engine.model, engine.scorer, engine.debias)
 
     def write(extra_samples: Sequence[ExtraSamples], fresh: bool) -> tuple[State, GenerateRecord]:
         return write_texts(

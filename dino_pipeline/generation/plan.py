@@ -16,6 +16,7 @@ from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
 from dino_pipeline.generate_options import (
     WRITTEN_INPUTS,
+    Debiasing,
     EngineOptions,
     GenerateOptions,
     InputOptions,
@@ -76,6 +77,7 @@ def resolve_settings(
     inputs: Iterable[str] | None,
     model: ModelRef,
     scorer: ModelRef | Literal["server"] | None = None,
+    debias: Debiasing | None = None,
 ) -> GenerateSettings:
     """Return what decides the texts: options, with what they leave open filled in from the spec or the paper.
 
@@ -85,22 +87,24 @@ def resolve_settings(
         inputs: the user's; None if the spec's own inputs spec writes them.
         model: writes the texts.
         scorer: measures the margins of a server's texts.
+        debias: how a server's texts are debiased.
     """
     fields: dict[str, Any] = {name: getattr(options, name) for name in TextSettings.model_fields}
-    debias = True
+    is_debiased = True
     if isinstance(options, GenerateOptions):
         fields |= {name: getattr(options, name) for name in ShardSettings.model_fields}
-        debias = options.engine != "openai"  # a server cannot
+        is_debiased = options.engine != "openai" or debias is not None
     if isinstance(options, EngineOptions):
         fields |= {"engine": options.engine, "engine_arg": options.engine_arg}
     fields |= {
         "num_inputs": num_inputs(options, spec, inputs),
         "keep_newlines": options.keep_newlines or spec.newlines,
-        "sampling": _sampling(spec.sampling, options, debias=debias),
+        "sampling": _sampling(spec.sampling, options, debias=is_debiased),
         "spec": spec.digest,
         "labels": tuple(spec.labels),
         "model": model,
         "scorer": scorer,
+        "debias": debias,
     }
     if inputs is not None:
         digest = hashlib.sha256()
@@ -132,6 +136,18 @@ def _sampling(in_spec: SpecSampling, options: TextSettings | None = None, *, deb
         if (value := getattr(options, name, None)) is not None:
             values[name] = value
     return Sampling(**values if debias else {**values, "decay": 0.0})
+
+
+def needs_debiasing(options: GenerateOptions, spec: TaskSpec) -> bool:
+    """Return whether a label of the texts, or of inputs to be written, has counter-labels, and a decay above 0."""
+    debiases = _has_counters(spec) and _sampling(spec.sampling, options).decay > 0
+    if options.inputs is None and isinstance(spec.inputs, TaskSpec):
+        debiases |= _has_counters(spec.inputs) and _sampling(spec.inputs.sampling).decay > 0
+    return debiases
+
+
+def _has_counters(spec: TaskSpec) -> bool:
+    return any(label.counter_labels for label in spec.labels.values())
 
 
 @dataclass(frozen=True)

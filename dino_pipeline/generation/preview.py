@@ -11,15 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import JsonValue
 
-from dino_pipeline.decoding.engine import Completion, LocalEngine, Request, Task, task_key, task_prompts
-from dino_pipeline.decoding.tokenization import UNFINISHED_BYTES
+from dino_pipeline.decoding.engine import LocalEngine
 from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files, write_json
@@ -28,8 +26,9 @@ from dino_pipeline.generate_options import PreviewOptions
 from dino_pipeline.generation.engines import local_engine
 from dino_pipeline.generation.generate_stage import write_texts
 from dino_pipeline.generation.plan import count_inputs, open_inputs, resolve_settings
+from dino_pipeline.generation.preview_texts import PreviewText, preview_texts
 from dino_pipeline.generation.shard_writer import EngineWriter
-from dino_pipeline.options import Sampling, accepts
+from dino_pipeline.options import accepts
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Progress, Reporter, clock, reporter_for
 from dino_pipeline.readers import read_json_lines
@@ -79,6 +78,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class RejectionPrice:
+    """What it takes to debias a run's texts by rejection, with a server that runs the same model."""
+
+    rounds: float
+    """Proposals for a text that has counter-labels, on average."""
+    requests: int
+    """To the server, for all texts."""
+
+
+@dataclass(frozen=True)
 class Preview:
     """Some texts of a run to come, and what the whole run would take."""
 
@@ -99,6 +108,16 @@ class Preview:
             return None
         changed = [is_changed for text in self.texts if text.label == label for _, is_changed in text.pieces]
         return sum(changed) / max(len(changed), 1)
+
+    @property
+    def rejection_price(self) -> RejectionPrice | None:
+        """What the whole run would take by rejection, on a server; None if there is nothing to debias."""
+        debiased = [text.rounds for text in self.texts if text.rounds is not None]
+        if not debiased:
+            return None
+        # a round is a proposal and its scores; in the end, the server spells the text out
+        requests = sum(2 * rounds + 1 for rounds in debiased) + len(self.texts) - len(debiased)
+        return RejectionPrice(sum(debiased) / len(debiased), round(self.estimate.texts * requests / len(self.texts)))
 
 
 @accepts(PreviewOptions)
@@ -140,59 +159,6 @@ def preview(
     if chosen.run:
         estimate.write(Run(chosen.run), estimate_key(settings))
     return Preview(task, texts, estimate)
-
-
-@dataclass(frozen=True)
-class PreviewText:
-    """A text with debiasing, and the text without it from the same random numbers."""
-
-    label: str
-    input: str | None
-    pieces: Sequence[tuple[str, bool]]
-    """For each token of the debiased text: what it adds to the text, and whether debiasing changed it."""
-    debiased: Completion
-    plain: Completion
-
-
-def preview_texts(
-    engine: LocalEngine, spec: TaskSpec, inputs: Sequence[str], settings: GenerateSettings, count: int
-) -> list[PreviewText]:
-    """Write ``count`` texts of each label, with debiasing and without.
-
-    The inputs are texts for ``<X1>``, taken in turn; there are none if the spec needs none.
-    """
-    tasks = []
-    for label in spec.labels:
-        for number in range(count):
-            sample, index = divmod(number, len(inputs)) if inputs else (number, 0)
-            tasks.append(Task(number, inputs[index], label, sample) if inputs else Task(None, None, label, sample))
-    requests = []
-    for task in tasks:
-        prompts = engine.encode(task_prompts(spec, settings.seed, task, engine.render))
-        requests.append(Request(tuple(prompts), task_key(spec, settings.seed, task)))
-    stop_at_newline = not settings.keep_newlines
-
-    def write(sampling: Sampling) -> list[Completion]:
-        completions = engine.sample(requests, sampling, stop=spec.stop, stop_at_newline=stop_at_newline)
-        return sorted(completions, key=lambda completion: completion.number)
-
-    debiased = write(settings.sampling)
-    plain = write(settings.sampling.model_copy(update={"decay": 0.0}))
-    texts = []
-    for task, request, with_debiasing, without in zip(tasks, requests, debiased, plain, strict=True):
-        tokens = with_debiasing.tokens
-        others = engine.undebiased(request, tokens, settings.sampling)
-        changed = [token != other for token, other in zip(tokens, others, strict=True)]
-        pieces = list(zip(token_pieces(engine.decode, tokens), changed, strict=True))
-        texts.append(PreviewText(task.label, task.text, pieces, with_debiasing, without))
-    return texts
-
-
-def token_pieces(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
-    """Return what each token adds to a text; a character of several tokens comes with its last one."""
-    prefixes = [decode(tokens[:end]) for end in range(1, len(tokens) + 1)]
-    whole = ["", *(text.rstrip(UNFINISHED_BYTES) for text in prefixes[:-1]), prefixes[-1]]
-    return [text[len(before) :] for before, text in pairwise(whole)]
 
 
 class _Stopwatch:

@@ -245,7 +245,9 @@ def _generate_values(generated: GenerateRecord) -> dict[str, object]:
     if options.engine == "openai":
         scorer = options.scorer
         values |= {"base_url": SERVER, "scorer": scorer.name if isinstance(scorer, ModelRef) else scorer}
-        values |= {"decay": None, "floor": None}  # a server cannot debias
+        values["debias"] = "auto" if options.debias == "plugin" else options.debias or "off"
+        if options.debias is None:
+            values |= {"decay": None, "floor": None}
     else:
         values |= {"quantize": model.quantize, "trust_remote_code": model.trust_remote_code, "dtype": model.dtype}
         if model.name != POCKET:
@@ -280,7 +282,8 @@ def _missing(generated: GenerateRecord, filtered: FilterRecord) -> Iterator[str]
     if options.model.adapter_fingerprint:
         yield f"the adapter {options.model.adapter}, a folder"
     if options.engine == "openai":
-        yield f"a server of the model {options.model.name} under the address that is given, with seeds that hold"
+        needs = "the plug-in that debiases" if options.debias == "plugin" else "seeds that hold"
+        yield f"a server of the model {options.model.name} under the address that is given, with {needs}"
     if isinstance(options.scorer, ModelRef) and _is_folder(options.scorer):
         yield f"the scorer {options.scorer.name}, a folder"
     if filtered.inputs.semantic_fingerprint and chosen.semantic != POCKET:
