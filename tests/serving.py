@@ -313,7 +313,8 @@ class ToyVllm(MadeUp):
 
     def sampled(self, prompt: Sequence[int], body: dict[str, Any]) -> list[int]:
         """Write a text as servers do."""
-        generator, tokens = np.random.default_rng(body.get("seed")), []
+        generator = np.random.default_rng(body.get("seed"))
+        tokens: list[int] = []
         for _ in range(body["max_tokens"]):
             probs = np.exp(self.log_probs([*prompt, *tokens]))
             tokens.append(self.drawn(probs, generator.random(), body.get("top_k", -1), body.get("top_p", 1.0)))

@@ -16,7 +16,7 @@ from dino_pipeline.errors import ModelError
 from dino_pipeline.options import Sampling
 
 CLOSE, DOCUMENT_END, VOCAB, LONGEST = 0, 1, 6, 3
-TEXTS = 6000
+TEXTS = 4000
 
 
 class Toy:
@@ -29,7 +29,7 @@ class Toy:
     def distribution(self, prompt: int, tokens: Sequence[int]) -> NDArray[np.float64]:
         place = (prompt, *tokens)
         if place not in self.known:
-            weights = np.random.default_rng(place).exponential(size=VOCAB) ** 1.5
+            weights = np.random.default_rng(place).exponential(size=VOCAB) + 0.1
             weights[DOCUMENT_END] *= self.ends_documents
             self.known[place] = weights / weights.sum()
         return self.known[place]
@@ -76,23 +76,27 @@ class Toy:
                 yield from self.texts((*tokens, token), prob * factor)
 
 
+def by_first_token(probs: NDArray[np.float64]) -> dict[tuple[int, ...], float]:
+    return {(token,): float(prob) for token, prob in enumerate(probs) if prob}
+
+
 def p_value(found: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
     """Of a chi-square test; kinds that are too rare for one are taken together."""
     assert set(found) <= set(expected)
     often = [kind for kind, prob in expected.items() if prob * TEXTS >= 10]
     seen, wanted = [found[kind] for kind in often], [expected[kind] * TEXTS for kind in often]
-    assert len(often) > 3
-    return float(chisquare([*seen, TEXTS - sum(seen)], [*wanted, TEXTS - sum(wanted)]).pvalue)
+    assert len(often) > 2
+    return float(chisquare([*seen, TEXTS - sum(seen) + 1e-9], [*wanted, TEXTS - sum(wanted) + 1e-9]).pvalue)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=0, decay=10), Sampling(top_k=0), Sampling(top_k=4, decay=10)])
 def test_texts_follow_the_debiased_distribution(sampling: Sampling) -> None:
     toy = Toy(sampling)
     texts = [write_by_rejection(toy, ("text", number), sampling) for number in range(TEXTS)]
-    first = {(token,): float(prob) for token, prob in enumerate(toy.debiased(())) if prob}
+    first = by_first_token(toy.debiased(()))
     assert p_value(Counter(each.tokens[:1] for each in texts), first) > 1e-3
     assert p_value(Counter(each.tokens for each in texts), dict(toy.texts())) > 1e-3
-    plain = {(token,): float(prob) for token, prob in enumerate(toy.proposals(())) if prob}
+    plain = by_first_token(toy.proposals(()))
     assert p_value(Counter(each.tokens[:1] for each in texts), plain) < 1e-9, "the test can tell"
     for each in texts[:20]:
         assert np.allclose(each.log_probs, toy.log_probs(each.tokens, 0))
@@ -115,7 +119,7 @@ def test_the_price_is_known_beforehand() -> None:
         with np.errstate(divide="ignore"):
             expected.append(expected_rounds(np.log(np.array(of_text)), sampling))
     assert np.mean([each.rounds for each in texts]) == pytest.approx(np.mean(expected), rel=0.1)
-    assert np.mean([each.rounds for each in texts]) > 1.3
+    assert np.mean([each.rounds for each in texts]) > 1.2
 
 
 def test_what_is_never_accepted_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:

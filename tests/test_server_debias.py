@@ -37,7 +37,7 @@ def write(toy: MadeUp, debias: Any, sampling: Sampling, **more: Any) -> tuple[li
     """Write the texts of all requests."""
     notes: list[str] = []
     with made_up(toy) as address:
-        engine = Server("toy", address, lambda *note: notes.append(full_note(*note, PYTHON)), concurrency=5)
+        engine = Server("toy", address, lambda *note: notes.append(full_note(note[0], note[1], PYTHON)), concurrency=5)
         engine.debias = debias
         texts = sorted(engine.sample(REQUESTS, sampling, **more), key=lambda each: each.number)
     return texts, engine, notes
@@ -90,7 +90,7 @@ def test_groups_that_are_torn_or_lost_are_asked_for_again(monkeypatch: pytest.Mo
     assert texts == whole and not engine.debiasing.torn
     assert time.monotonic() - started < 15, "nobody waits for a request that has failed"
     with pytest.raises(
-        ModelError, match="did not write the 1 prompts of a text in one step, in 20 tries; start vLLM with"
+        ModelError, match=r"did not write the \d prompts of a text in one step, in 20 tries; start vLLM with"
     ):
         write(ToyVllm(tears=lambda number: True), "plugin", SAMPLING)
 
@@ -195,7 +195,7 @@ def test_a_run_by_rejection(inputs: Path, tmp_path: Path) -> None:
     assert record["options"]["debias"] == "rejection" and record["options"]["sampling"]["decay"] == 10
     assert record["debiasing"]["texts"] == 2 * 16 and record["debiasing"]["rounds"] > 40
     assert not [each for each in first_shard(tmp_path / "run") if each.margin is None and each.label != 1.0]
-    with made_up(MadeUp(top_k=True)) as address:
+    with made_up(MadeUp(refuses=("return_token_ids",))) as address:
         unable = refused(*call(address, inputs, tmp_path / "other", *told[:2]))
     assert "--debias rejection: http://127.0.0.1" in unable and "does not take and report the ids of tokens" in unable
 

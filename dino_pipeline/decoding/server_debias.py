@@ -53,10 +53,9 @@ def has_plugin(client: CompletionsClient) -> bool:
         ModelError: it does not answer, or tears each group.
     """
     sampling = Sampling(top_k=0, top_p=0, max_new_tokens=8)
-    for number in range(MAX_TRIES):
-        request = Request(PROBES, ("probe", number))
+    for _ in range(MAX_TRIES):
         try:
-            answers = client.ask_group(lambda request=request: group_bodies(request, sampling, []))
+            answers = client.ask_group(lambda: group_bodies(Request(PROBES, ("probe",)), sampling, []))
         except RequestRefusedError:
             return False
         if not all(answer.tokens for answer in answers):

@@ -149,27 +149,9 @@ def _server_engine(
             debiasing=before.debiasing if before else None,
         )
 
-    scorer: ModelRef | Literal["server"] | None = None
-    load_scorer: Callable[[], Scorer] | None = None
-    if options.scorer == "server":
-        scorer = "server"
-
-        def load_scorer() -> Scorer:
-            server = load_server()
-            server.score([("Sentence 1: ", "A dog runs.")])  # fails here if it cannot, before anything is paid for
-            return server
-
-    elif options.scorer:
-        device = pick_device(options.device)
-        recorded = before.options.scorer if before else None
-        started = recorded if isinstance(recorded, ModelRef) else None
-        model = resolve_model(ModelOptions.of({"model": options.scorer}), device, started)
-        scorer, speed["device"] = model, device
-
-        @functools.cache
-        def load_scorer() -> Scorer:
-            return load_decoder(model, device=device)
-
+    scorer, load_scorer = _server_scorer(options, before, load_server)
+    if isinstance(scorer, ModelRef):
+        speed["device"] = pick_device(options.device)
     debias = _debiasing(options, spec, before, load_server)
 
     @functools.cache
@@ -186,6 +168,32 @@ def _server_engine(
         return EngineWriter(server, load_scorer)
 
     return EngineChoice(ModelRef(name=options.model), load, speed, scorer, debias)
+
+
+def _server_scorer(
+    options: GenerateOptions, before: GenerateRecord | None, load_server: Callable[[], Server]
+) -> tuple[ModelRef | Literal["server"] | None, Callable[[], Scorer] | None]:
+    """Return what scores a server's texts, and what loads it; nothing if options name no scorer."""
+    if options.scorer is None:
+        return None, None
+    if options.scorer == "server":
+
+        def ask_server() -> Scorer:
+            server = load_server()
+            server.score([("Sentence 1: ", "A dog runs.")])  # fails here if it cannot, before anything is paid for
+            return server
+
+        return "server", ask_server
+    device = pick_device(options.device)
+    recorded = before.options.scorer if before else None
+    started = recorded if isinstance(recorded, ModelRef) else None
+    model = resolve_model(ModelOptions.of({"model": options.scorer}), device, started)
+
+    @functools.cache
+    def load() -> Scorer:
+        return load_decoder(model, device=device)
+
+    return model, load
 
 
 def _debiasing(
