@@ -138,12 +138,12 @@ def test_what_failed_before_any_text_binds_nobody(inputs: Path, tmp_path: Path, 
 
 def test_what_a_failed_call_stored_is_nobodys(inputs: Path, tmp_path: Path) -> None:
     away, run = tmp_path / "away", tmp_path / "run"
-    stored = ("--storage", away.as_uri())
+    stored = ("--debias", "off", "--storage", away.as_uri())
     with made_up(MadeUp(status=404)) as address:
         refused(*call(address, inputs, run, *stored))
         assert (away / "inputs.jsonl").exists()
         refused(*call(address, inputs, run, "--samples", "2"))
-    invoke("generate", SPECS / "sts-x1.json", "--run", run, "--samples", "1", *stored)
+    invoke("generate", SPECS / "sts-x1.json", "--run", run, "--samples", "1", *stored[2:])
     assert not (away / "inputs.jsonl").exists(), "this spec has no inputs"
 
 
@@ -196,7 +196,7 @@ def test_the_best_of_several_by_a_scorer_that_runs_here(inputs: Path, tmp_path: 
     assert (options["best_of"], options["scorer"]["name"]) == (4, "pocket")
     invoke("filter", tmp_path / "four", "--verify", "--dev-share", "0", "--near-duplicates", "0", "--no-balance")
     needs = "--best-of 4: needs a scorer, because a server reports no margins; give --scorer"
-    assert needs in refused(*call(address, inputs, tmp_path / "none", "--best-of", "4"))
+    assert needs in refused(*call(address, inputs, tmp_path / "none", "--best-of", "4", "--debias", "off"))
 
 
 def ask(of: MadeUp, **options: Any) -> tuple[Server, list[Any], list[str]]:
