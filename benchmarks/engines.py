@@ -81,7 +81,8 @@ def server(model: str, dtype: str, rows: int) -> Iterator[str]:
         port = free.getsockname()[1]
     plugin = ["--logits-processors", f"{PLUGIN}:SelfDebias", "--scheduler-cls", f"{PLUGIN}.GroupScheduler"]
     how = ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--max-num-seqs", str(rows), "--enforce-eager"]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", model, *how, *plugin, "--no-async-scheduling"]
+    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command = [*module, *how, *plugin, "--no-async-scheduling"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
         try:

@@ -4,10 +4,10 @@
     python -m benchmarks.real --models pocket --inputs 200 --seeds 1 --steps 20    # a try, in a minute
 
 Word overlap and the encoder before training come first, as it is and whitened; then the encoder trained by each
-objective. If that has in-batch negatives, the encoder is also whitened at the end. Objectives that learn from sentences
-get all of them, the others the generated pairs. Token weights and whitening are fitted to a sample of the sentences.
-Token embeddings are frozen. Each step is a run in --folder and is not done again. Encoders stay there; those with a
-score may be deleted.
+objective. If that has in-batch negatives and reads no token states, the encoder is also whitened at the end. Objectives
+that learn from sentences get all of them, the others the generated pairs. Token weights and whitening are fitted to a
+sample of the sentences. Token embeddings are frozen. Each step is a run in --folder and is not done again. Encoders
+stay there; those with a score may be deleted.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def main(models: Path, data: Path, folder: Path, objectives: Sequence[str], **as
     for objective in chosen:
         name, source = objective.name, sentences if objective.needs == "sentences" else run
         options = {**SETTINGS.get(name, {}), **training, "encoder": str(encoder), "objective": name}
-        if objective.in_batch_negatives:
+        if objective.in_batch_negatives and not objective.reads_token_states:
             name += ", whitened"
             options |= {"whiten": "end", "sentences": None if source is sentences else sentences}
         results = []

@@ -284,9 +284,7 @@ class ToyVllm(MadeUp):
             if not self.changed.wait_for(lambda: len(group) == member["size"], timeout=20):
                 return None
         prompts = [group[place] for place in range(member["size"])]
-        return self.debiased(
-            prompts, bytes.fromhex(member["key"]), Sampling(**{n: member[n] for n in Sampling.model_fields}), stop
-        )
+        return self.debiased(prompts, bytes.fromhex(member["key"]), Sampling(**member["sampling"]), stop)
 
     def debiased(self, prompts: Sequence[Sequence[int]], key: bytes, sampling: Sampling, stop: list[str]) -> list[int]:
         """Write a text by the paper's formula, in float64."""

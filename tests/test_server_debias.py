@@ -141,7 +141,7 @@ def test_a_run_goes_on_as_it_began(inputs: Path, tmp_path: Path) -> None:
             *call(address, inputs, tmp_path / "run", *more, "--debias", "off", "--scorer", "server")
         )
     plain_record = record_of(tmp_path / "plain")
-    assert plain_record["options"]["debias"] is None and plain_record["options"]["sampling"]["decay"] == 0
+    assert plain_record["options"].get("debias") is None and plain_record["options"]["sampling"]["decay"] == 0
     assert plain_record["debiasing"] is None
 
 

@@ -23,8 +23,9 @@ from tests.vllm_texts import CONTRASTS, INPUTS, assert_same, decoder, requests, 
 
 
 @pytest.fixture(scope="module")
-def pocket() -> tuple[Decoder, VllmEngine]:
-    return decoder("pocket"), vllm("pocket")
+def pocket() -> Iterator[tuple[Decoder, VllmEngine]]:
+    with vllm("pocket") as engine:
+        yield decoder("pocket"), engine
 
 
 SAMPLINGS = [

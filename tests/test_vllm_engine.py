@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dino_pipeline.decoding.loading import load_generator
 from dino_pipeline.decoding.vllm_engine import VllmEngine  # after the line above, which skips without vLLM
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
@@ -19,7 +23,7 @@ from dino_pipeline.run import Run
 from dino_pipeline.stage_records import GenerateRecord
 from tests.commands import dino, files, invoke, refused, start
 from tests.records import recorded
-from tests.toys import ENDS, chat_tokenizer
+from tests.toys import ENDS, char_tokenizer, chat_tokenizer
 from tests.vllm_texts import CONTRASTS, INPUTS, assert_same, decoder, requests, vllm
 
 
@@ -45,20 +49,20 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["1 row", "prefixes cached", "few tokens a step", "little memory"],
 )
 def test_texts_do_not_depend_on_how_vllm_is_started(options: dict[str, Any]) -> None:
-    engine = vllm("pocket", **options)
     model = decoder("pocket")
-    assert_same(model, engine, requests(model, CONTRASTS, 8))
-    assert engine.torn == 0
+    with vllm("pocket", **options) as engine:
+        assert_same(model, engine, requests(model, CONTRASTS, 8))
+        assert engine.torn == 0
 
 
 def test_a_chat_model_in_its_template(chat_model: Path) -> None:
-    model, engine = decoder(chat_model), vllm(chat_model)
-    assert engine.marks == model.marks
-    wanted = requests(model, CONTRASTS, 6)
-    assert wanted == requests(engine, CONTRASTS, 6)
-    assert {
-        text.finish for text in assert_same(model, engine, wanted, Sampling(top_k=0, top_p=0.0, max_new_tokens=60))
-    } == {"stop", "newline", "length"}
+    model = decoder(chat_model)
+    with vllm(chat_model) as engine:
+        assert engine.marks == model.marks
+        wanted = requests(model, CONTRASTS, 6)
+        assert wanted == requests(engine, CONTRASTS, 6)
+        texts = assert_same(model, engine, wanted, Sampling(top_k=0, top_p=0.0, max_new_tokens=60))
+    assert {text.finish for text in texts} == {"stop", "newline", "length"}
 
 
 @pytest.mark.parametrize(
@@ -66,27 +70,32 @@ def test_a_chat_model_in_its_template(chat_model: Path) -> None:
     [
         ({"engine_arg": {"speculative_config": {"method": "ngram"}}}, "would part the prompts of a text"),
         ({"engine_arg": {"pipeline_parallel_size": 2}}, "would part the prompts of a text"),
+        ({"engine_arg": {"stream_interval": 8}}, "would part the prompts of a text"),
+        ({"engine_arg": {"model": "other"}}, r"model is an option of its own; give model='other'"),
         ({"engine_arg": {"no_such_argument": 1}}, "vLLM cannot load it"),
         ({"max_model_len": 100_000}, "vLLM cannot load it"),
     ],
     ids=str,
 )
 def test_arguments_that_do_not_go_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises((OptionError, ModelError), match=message):
-        vllm("pocket", **options)
+    with pytest.raises((OptionError, ModelError), match=message), vllm("pocket", **options):
+        pass
 
 
 def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.__version__", "0.41.2")
-    with pytest.raises(OptionError, match=r"needs vllm from 0\.32 up to, but not including, 0\.33; 0\.41\.2 is"):
-        vllm("pocket")
+    with (
+        pytest.raises(OptionError, match=r"needs vllm from 0\.32 up to, .* 0\.33; 0\.41\.2 is"),
+        vllm("pocket"),
+    ):
+        pass
 
 
 def test_texts_that_the_engine_would_misjudge_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     read = VllmEngine._log_probs
     monkeypatch.setattr(VllmEngine, "_log_probs", lambda *given: [[value - 1 for value in row] for row in read(*given)])
-    with pytest.raises(ModelError, match="nats a token from those that it reads"):
-        vllm("pocket")
+    with pytest.raises(ModelError, match="nats a token from those that it reads"), vllm("pocket"):
+        pass
 
 
 GENERATE = ("generate", "sts-x2", "--engine", "vllm", "--max-model-len", "256", "--num-inputs", "24", "--samples", "2")
@@ -125,12 +134,51 @@ def test_the_whole_way(here: Path) -> None:
     invoke(*GENERATE, "--run", "enough", "--until-target", "10")
 
 
-def test_one_engine_at_a_time() -> None:
-    first = vllm("pocket")
-    with pytest.raises(ModelError, match="vLLM runs one model at a time in a process; let go of the other one first"):
-        vllm("pocket")
-    del first
-    assert vllm("pocket").score([('Sentence: "', "A man sleeps.")])
+def test_one_engine_at_a_time_is_shared_and_leaves_the_process_as_it_was(chat_model: Path) -> None:
+    random.seed(7)
+    environment = dict(os.environ)
+    with vllm("pocket") as first:
+        with vllm("pocket") as second:
+            assert second is first
+        assert first.score([('Sentence: "', "A man sleeps.")])
+        with pytest.raises(ModelError, match="runs one model at a time in a process; close the other one first"):
+            vllm(chat_model).__enter__()
+    assert random.random() == random.Random(7).random()
+    assert environment.items() <= dict(os.environ).items()
+    with load_generator("pocket", engine="vllm", max_model_len=256) as generator:
+        assert generator.write('Sentence 1: "A man sleeps."\nSentence 2: "', n=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eos_token": None}, "has no end-of-text token"),
+        ({"add": ["horse", "dog"]}, r"the tokenizer writes token '(horse|dog)' as \d+, and the model knows \d+ tokens"),
+    ],
+    ids=str,
+)
+def test_tokenizers_that_do_not_fit_are_named(
+    chat_model: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    tokenizer = char_tokenizer()
+    tokenizer.add_tokens([f"filler{at}" for at in range(9)] + change.pop("add", []))
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    shutil.copytree(chat_model, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=message), vllm(tmp_path / "model") as engine:
+        engine.encode(["The horse and the dog."])
+    if "writes" in message:
+        with pytest.raises(ModelError, match=message):
+            decoder(tmp_path / "model").encode(["The horse and the dog."])
+
+
+def test_an_encoder_is_refused(toy_encoder: Path) -> None:
+    with (
+        pytest.raises(ModelError, match="is an encoder, or has one; give a decoder-only model"),
+        vllm(toy_encoder, max_model_len=64),
+    ):
+        pass
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,14 @@ NEAR = 1e-3
 """Probability mass within which a draw or a cut counts as a tie: debiasing magnifies rounding by its decay."""
 
 
-def vllm(model: str | Path, **options: Any) -> VllmEngine:
+@contextmanager
+def vllm(model: str | Path, **options: Any) -> Iterator[VllmEngine]:
+    """Start vLLM with a model, and end it."""
     chosen = EngineOptions.of({"model": str(model), "engine": "vllm", "max_model_len": 256, **options})
     engine = load_engine(resolve_model(chosen, "cpu"), chosen, "cpu")
     assert isinstance(engine, VllmEngine)
-    return engine
+    with closing(engine):
+        yield engine
 
 
 def decoder(model: str | Path) -> Decoder:

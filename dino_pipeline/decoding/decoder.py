@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -185,7 +185,10 @@ class Decoder(PromptReader):
 
 
 class Generator:
-    """A language model that writes texts which are likely after one prompt and unlikely after others."""
+    """A language model that writes texts which are likely after one prompt and unlikely after others.
+
+    Python frees its memory with it, but for the engine vllm: that needs `close`, or a ``with`` statement.
+    """
 
     def __init__(self, engine: LocalEngine, model: ModelRef) -> None:
         self.engine = engine
@@ -193,6 +196,16 @@ class Generator:
 
     def __repr__(self) -> str:
         return f"Generator({self.model.name!r}, dtype={self.model.dtype!r}, rows={self.engine.rows})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory. The generator writes nothing after that."""
+        self.engine.close()
 
     def write(
         self,

@@ -160,6 +160,9 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts:
         """Return what the run's record holds about the engine. A server's usage grows while it writes."""
 
+    def close(self) -> None:
+        """Free the model's memory, and what else the engine holds. It writes nothing after that."""
+
 
 class Scorer(Protocol):
     """Scores given texts after given prompts."""

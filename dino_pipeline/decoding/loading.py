@@ -107,7 +107,7 @@ def load_engine(model: ModelRef, options: EngineOptions, device: str) -> LocalEn
         "max_model_len": options.max_model_len,
         "gpu_memory_utilization": options.gpu_memory,
     }
-    return VllmEngine(model, {name: value for name, value in named.items() if value} | options.engine_arg)
+    return VllmEngine.shared(model, {name: value for name, value in named.items() if value} | options.engine_arg)
 
 
 def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None, rows: int | None = None) -> Decoder:

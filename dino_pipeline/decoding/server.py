@@ -89,6 +89,9 @@ class Server:
         """Return True. A server answers with an error if a prompt is too long."""
         return True
 
+    def close(self) -> None:
+        """Do nothing: the server goes on."""
+
     def facts(self) -> EngineFacts:
         """Return what the server supports, requests and tokens so far, and their cost."""
         usage = self.client.usage

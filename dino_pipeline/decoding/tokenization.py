@@ -151,12 +151,23 @@ class PromptReader:
 
         A special token written out in a text, such as ``</s>``, is encoded as plain text. In a chat template it is the
         template's own and keeps its meaning.
+
+        Raises:
+            ModelError: the tokenizer has a token that the model does not know.
         """
         if self.chat:
             encoded = self.tokenizer(list(texts), add_special_tokens=False)
         else:
             encoded = self.tokenizer(list(texts), split_special_tokens=True)
-        return [tuple(ids) for ids in encoded["input_ids"]]
+        prompts = [tuple(ids) for ids in encoded["input_ids"]]
+        highest = max(map(max, filter(None, prompts)), default=0)
+        if highest >= self.vocab:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise ModelError(
+                f"the tokenizer writes token {token!r} as {highest}, and the model knows {self.vocab} tokens",
+                "give a model whose tokenizer fits it",
+            )
+        return prompts
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens."""
@@ -165,6 +176,9 @@ class PromptReader:
     def fits(self, prompts: Iterable[Prompt], max_new_tokens: int) -> bool:
         """Return whether the model's context has room for a text after each prompt."""
         return self.context is None or max(map(len, prompts)) + max_new_tokens <= self.context
+
+    def close(self) -> None:
+        """Do nothing: Python frees the model with the engine."""
 
     def stop_rule(self, stop: str, stop_at_newline: bool) -> StopRule:
         """Return the rule for where texts end. Rules are cached, as a table over the vocabulary takes a while."""

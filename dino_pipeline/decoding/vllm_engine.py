@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import os
-import weakref
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 import vllm
+from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.engine.arg_utils import EngineArgs
@@ -45,18 +45,24 @@ FORBIDDEN = {
     "data_parallel_size": 1,
     "enable_batch_sharded_sampling": False,
     "async_scheduling": False,
+    "long_prefill_token_threshold": 0,
+    "stream_interval": 1,
+    "skip_tokenizer_init": False,
     "logprobs_mode": "raw_logprobs",
     "logits_processors": None,
     "scheduler_cls": None,
 }
-"""Arguments that would part a text's prompts or change their log-probabilities, with the value that does not."""
+"""Arguments that would part a text's prompts or change what is known of them, with the value that does not."""
+NAMED = {"model": "model", "tokenizer": "model", "revision": "revision", "dtype": "dtype"}
+"""Arguments that are options here, and recorded as such."""
 PLUGIN = "dino_pipeline.decoding.vllm_plugin"
+REMEDY = "see {dtype}, {max_model_len}, {gpu_memory} and {engine_arg}"
 ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
 """Settings of vLLM that have no arguments, unless the user sets them: threads on any core, and no chatter."""
 
 
-_ALIVE: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
-"""The engine of this process, if there is one."""
+_open_engines: list[VllmEngine] = []
+"""The engine of this process, if there is one: vLLM runs one at a time."""
 
 
 @dataclass
@@ -89,18 +95,43 @@ class VllmEngine(PromptReader):
     def __init__(self, model: ModelRef, arguments: Mapping[str, Any]) -> None:
         self.torn = 0
         """Texts that were asked for again, as their prompts fell out of step."""
-        llm = _load(model, arguments)
-        weakref.finalize(self, _unload, llm.llm_engine)
-        _ALIVE.add(self)
+        self.users, self.started_with = 1, (model, dict(arguments))
+        llm, self.special = _load(model, arguments)
+        _open_engines.append(self)
         self.engine, self.generate = llm.llm_engine, llm.generate
         config = self.engine.vllm_config
         vocab = config.model_config.get_vocab_size()
         super().__init__(llm.get_tokenizer(), vocab, config.model_config.max_model_len, chat=model.chat)
-        self.special = SpecialTokens.of(config, vocab)
         self.rows = config.scheduler_config.max_num_seqs
         self.refill_rows = torch.cuda.is_available()
         self._numbers = itertools.count()
-        self._self_check(TOLERANCE[config.model_config.dtype])
+        try:
+            self._self_check(TOLERANCE[config.model_config.dtype])
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def shared(model: ModelRef, arguments: Mapping[str, Any]) -> VllmEngine:
+        """Return the engine of this process if it was started in the same way, else a new one.
+
+        Raises:
+            ModelError: vLLM runs another model, or cannot load this one.
+        """
+        for engine in _open_engines:
+            if engine.started_with != (model, arguments):
+                raise ModelError("vLLM runs one model at a time in a process", "close the other one first")
+            engine.users += 1
+            return engine
+        return VllmEngine(model, arguments)
+
+    def close(self) -> None:
+        """Free the memory, once nobody uses the engine any more."""
+        self.users -= 1
+        if self.users == 0:
+            _open_engines.remove(self)
+            self.engine.engine_core.shutdown()
+            cleanup_dist_env_and_memory()
 
     def sample(
         self, requests: Iterable[Request], sampling: Sampling, *, stop: str = '"', stop_at_newline: bool = True
@@ -234,14 +265,15 @@ class VllmEngine(PromptReader):
         Raises:
             ModelError: they differ by more than ``tolerance``, in nats a token.
         """
-        random = np.random.default_rng(0)
+        generator = np.random.default_rng(0)
         allowed = np.setdiff1d(np.arange(min(self.vocab, len(self.tokenizer))), self.special.banned)
         requests = []
         for number, size in enumerate((1, 3, 2, 3)):
-            lengths = random.integers(4, 20, size=size)
-            requests.append(Request(tuple(tuple(random.choice(allowed, n).tolist()) for n in lengths), (number,)))
+            lengths = generator.integers(4, 20, size=size)
+            requests.append(Request(tuple(tuple(generator.choice(allowed, n).tolist()) for n in lengths), (number,)))
         sampling = Sampling(max_new_tokens=CHECKED_TOKENS, decay=20.0)
-        for text in self.sample(requests, sampling, stop="\0", stop_at_newline=False):
+        texts = list(self.sample(requests, sampling, stop="\0", stop_at_newline=False))  # before vLLM is to read any
+        for text in texts:
             prompts: tuple[Prompt, ...] = requests[text.number].prompts
             means = [float(np.mean(read)) for read in self._log_probs([(prompt, text.tokens) for prompt in prompts])]
             margin = means[0] - max(means[1:]) if len(means) > 1 else 0.0
@@ -254,8 +286,8 @@ class VllmEngine(PromptReader):
                 )
 
 
-def _load(model: ModelRef, arguments: Mapping[str, Any]) -> vllm.LLM:
-    """Return vLLM with the model and the plug-in.
+def _load(model: ModelRef, arguments: Mapping[str, Any]) -> tuple[vllm.LLM, SpecialTokens]:
+    """Return vLLM with the model and the plug-in, and the tokens that no text holds.
 
     Raises:
         ModelError: it cannot load the model.
@@ -268,12 +300,11 @@ def _load(model: ModelRef, arguments: Mapping[str, Any]) -> vllm.LLM:
         raise OptionError(problem, "install another version", option="engine", value="vllm")
     for name, allowed in FORBIDDEN.items():
         if name in arguments and arguments[name] != allowed:
-            problem = f"{name}={arguments[name]} would part the prompts of a text"
+            problem = f"{name}={arguments[name]} would part the prompts of a text, or hide what is read of them"
             raise OptionError(problem, "leave it out", option="engine_arg", value=name)
-    if _ALIVE:
-        gc.collect()
-    if _ALIVE:
-        raise ModelError("vLLM runs one model at a time in a process", "let go of the other one first")
+    for name in NAMED.keys() & arguments:
+        problem, remedy = f"{name} is an option of its own", f"give {{{NAMED[name]}={arguments[name]}}}"
+        raise OptionError(problem, remedy, option="engine_arg", value=name)
     path = model.path("generator")
     check_weights(path)
     ours: dict[str, Any] = {
@@ -291,19 +322,17 @@ def _load(model: ModelRef, arguments: Mapping[str, Any]) -> vllm.LLM:
         **arguments,
     }
     try:
-        with _environment({**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
-            second_runner = EngineArgs(**ours).create_engine_config().use_v2_model_runner
-            plugin = f"{PLUGIN}:{'SelfDebiasV2' if second_runner else 'SelfDebias'}"
-            return vllm.LLM(**ours, logits_processors=[plugin])
+        with _unchanged({**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+            config = EngineArgs(**ours).create_engine_config()
+            if config.model_config.hf_config.is_encoder_decoder or config.model_config.runner_type != "generate":
+                raise ModelError(f"{path}: is an encoder, or has one", "give a decoder-only model")
+            special = SpecialTokens.of(config, config.model_config.get_vocab_size())
+            plugin = f"{PLUGIN}:{'SelfDebiasV2' if config.use_v2_model_runner else 'SelfDebias'}"
+            return vllm.LLM(**ours, logits_processors=[plugin]), special
+    except ValidationError as error:  # its first line names a class of vLLM
+        raise ModelError(f"{path}: vLLM cannot load it ({error.errors()[0]['msg']})", REMEDY) from error
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        remedy = "see {max_model_len}, {gpu_memory} and {engine_arg}"
-        raise load_error(path, error, "vLLM cannot load it", remedy) from error
-
-
-def _unload(engine: Any) -> None:
-    """Free the memory of an engine, and what vLLM holds once a process."""
-    engine.engine_core.shutdown()
-    cleanup_dist_env_and_memory()
+        raise load_error(path, error, "vLLM cannot load it", REMEDY) from error
 
 
 def _for_cpu(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,12 +343,15 @@ def _for_cpu(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, and put all back."""
-    before = dict(os.environ)
-    os.environ.update(values)
+def _unchanged(environment: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables. Put them back at the end, and the states of all random numbers, which vLLM seeds."""
+    before, states = dict(os.environ), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    os.environ.update(environment)
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -340,6 +340,8 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
         encoder = load_encoder(model_path(options.semantic, "encoder"))
         embed_inputs = partial(embed, encoder.to(pick_device(options.device)))
     with ExitStack() as stack:
+        if scorer is not None:
+            stack.callback(scorer.close)
         fetch_into = None
         if options.exclude and (options.dry_run or options.ablate):  # nothing stays in the run
             fetch_into = stack.enter_context(run.scratch("evaluation-data"))

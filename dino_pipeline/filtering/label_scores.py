@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import xxhash
 
-from dino_pipeline.decoding.engine import Scored, Scorer, Task, drawn_values
+from dino_pipeline.decoding.engine import LocalEngine, Scored, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.files import json_rows, remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
@@ -51,12 +51,12 @@ class LabelScores:
     """
 
     def __init__(
-        self, run: Run, generated: GenerateRecord, model: ModelRef, load: Callable[[], Scorer], reporter: Reporter
+        self, run: Run, generated: GenerateRecord, model: ModelRef, load: Callable[[], LocalEngine], reporter: Reporter
     ) -> None:
         self.run, self.load, self.reporter = run, load, reporter
         self.spec: TaskSpec = load_spec(run.spec)
         self.seed = generated.options.seed
-        self.scorer: Scorer | None = None
+        self.scorer: LocalEngine | None = None
         self.files = 0
         """Files of scores in the folder."""
         about = _description(generated, model)
@@ -64,6 +64,11 @@ class LabelScores:
         if not file.exists() or json.loads(file.read_text()) != about:
             remove(run.label_scores)
             write_json(file, about)
+
+    def close(self) -> None:
+        """Free the memory of the model, if it was loaded."""
+        if self.scorer is not None:
+            self.scorer.close()
 
     def fill(self, table: ExampleTable, rows: str) -> None:
         """Add the missing scores of these rows to the table ``scores (id, label, logprob, tokens)``.

@@ -26,13 +26,31 @@ if TYPE_CHECKING:
     from dino_pipeline.decoding.server import Server
 
 
+class LazyWriter:
+    """Loads a writer when it is first asked for. Further calls return the same one."""
+
+    def __init__(self, load: Callable[[], ShardWriter]) -> None:
+        self._load = load
+        self._writer: ShardWriter | None = None
+
+    def __call__(self) -> ShardWriter:
+        if self._writer is None:
+            self._writer = self._load()
+        return self._writer
+
+    def close(self) -> None:
+        """Free the memory of the engine, if it was loaded."""
+        if self._writer is not None:
+            self._writer.close()
+
+
 @dataclass(frozen=True)
 class EngineChoice:
     """An engine that options name, before it is loaded."""
 
     model: ModelRef
-    load_writer: Callable[[], ShardWriter]
-    """Loads the model, and returns what writes shards with it; further calls return the same writer."""
+    load_writer: LazyWriter
+    """Loads the model, and returns what writes shards with it."""
     speed: dict[str, JsonValue]
     """Settings that do not change the texts, for the record."""
     scorer: ModelRef | Literal["server"] | None = None
@@ -69,11 +87,10 @@ def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Rep
     model = resolve_model(options, device, started)
     _note_template(model, options, reporter)
 
-    @functools.cache
     def load() -> EngineWriter:
         return EngineWriter(load_engine(model, options, device))
 
-    return EngineChoice(model, load, _local_speed(options, device))
+    return EngineChoice(model, LazyWriter(load), _local_speed(options, device))
 
 
 def _local_speed(options: EngineOptions, device: str) -> dict[str, JsonValue]:
@@ -101,13 +118,12 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     model: ModelRef = writer.run_on_worker(_resolve_on_worker, own_options, device, started)
     _note_template(model, options, reporter)
 
-    @functools.cache
     def load() -> RayShardWriter:
         writer.load_model(functools.partial(_load_on_worker, model, device, own_options), model.fingerprint)
         return writer
 
     speed = {**_local_speed(options, device), "ray": True, "workers": resources.workers}
-    return EngineChoice(model, load, speed)
+    return EngineChoice(model, LazyWriter(load), speed)
 
 
 _ENGINE = set(EngineOptions.model_fields)
@@ -154,7 +170,6 @@ def _server_engine(
         speed["device"] = pick_device(options.device)
     debias = _debiasing(options, spec, before, load_server)
 
-    @functools.cache
     def load() -> EngineWriter:
         server = load_server()
         server.debias = debias
@@ -167,7 +182,7 @@ def _server_engine(
             )
         return EngineWriter(server, load_scorer)
 
-    return EngineChoice(ModelRef(name=options.model), load, speed, scorer, debias)
+    return EngineChoice(ModelRef(name=options.model), LazyWriter(load), speed, scorer, debias)
 
 
 def _server_scorer(

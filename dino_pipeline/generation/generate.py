@@ -6,7 +6,7 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,11 +199,12 @@ def _generate(
             storage=storage,
         )
 
-    if options.until_target:
-        texts = _generate_until_target(run, spec, options, options.until_target, write, reporter)
-    else:
-        state, record = write(requested, options.fresh)
-        texts = GeneratedTexts(run, spec, record, state)
+    with closing(engine.load_writer):
+        if options.until_target:
+            texts = _generate_until_target(run, spec, options, options.until_target, write, reporter)
+        else:
+            state, record = write(requested, options.fresh)
+            texts = GeneratedTexts(run, spec, record, state)
     if storage:
         storage.store_record(run)
     return texts

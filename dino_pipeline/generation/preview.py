@@ -147,8 +147,9 @@ def preview(
     chosen = PreviewOptions.of(options)
     task = load_spec(spec)
     inputs = open_inputs(task, chosen)
-    with reporter_for(progress) as reporter:
+    with reporter_for(progress) as reporter, contextlib.ExitStack() as stack:
         choice = local_engine(chosen, None, reporter)
+        stack.callback(choice.load_writer.close)
         settings = resolve_settings(chosen, task, inputs, choice.model)
         engine = cast(LocalEngine, cast(EngineWriter, choice.load_writer()).engine)
         loading = time.monotonic() - started  # a run begins like this, too

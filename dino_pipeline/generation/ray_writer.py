@@ -229,6 +229,9 @@ class RayShardWriter:
         """Return the facts of the workers' engines, all the same; empty before the first worker is loaded."""
         return self.loaded_facts
 
+    def close(self) -> None:
+        """Do nothing: the workers end with the connection to the cluster."""
+
     def write(
         self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
     ) -> None:

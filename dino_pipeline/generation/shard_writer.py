@@ -39,6 +39,9 @@ class ShardWriter(Protocol):
     def facts(self) -> EngineFacts:
         """Return what run.json records about the writer besides the options, such as the model's commit."""
 
+    def close(self) -> None:
+        """Free the memory of the engine."""
+
 
 @dataclass(frozen=True)
 class EngineWriter:
@@ -63,6 +66,9 @@ class EngineWriter:
 
     def facts(self) -> EngineFacts:
         return self.engine.facts()
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 @dataclass
