@@ -1,6 +1,6 @@
 """Texts a second of each engine, side by side in one run: this package's decoder, vLLM, and a vLLM server.
 
-    python -m benchmarks.engines [--model FOLDER --spec sts-few-shot --texts 96 --device cuda]
+    python -m benchmarks.engines [--model FOLDER --spec sts-few-shot --texts 96]
 
 Needs vllm. All engines write the same texts, or nearly: how many are token-identical to the decoder's stands beside.
 ``vllm, no contrast`` writes under the own prompts alone: the price of contrast. Each engine runs in a process of its

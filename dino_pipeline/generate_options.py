@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.models import POCKET, Quantization
-from dino_pipeline.options import Flag, Options, RunFolder, Sampling
+from dino_pipeline.options import Flag, Options, RunFolder, Sampling, default_of
 
 MODEL, SPEED, ENGINE = "The model", "Speed", "What runs the model"
 EngineName = Literal["transformers", "vllm", "openai"]
 ENGINES = "transformers: this package's own decoder. vllm: vLLM in this process, for large models and many GPUs."
 SPEED_OPTIONS = ("tensor_parallel", "max_model_len", "gpu_memory")
 """Options of vLLM that do not change the texts."""
+SPEED_ARGUMENTS = (
+    *("max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size", "enforce_eager"),
+    *("enable_prefix_caching", "enable_chunked_prefill", "swap_space", "cpu_offload_gb", "download_dir"),
+)
+"""Arguments of vLLM's engine that do not, either. A run may go on with others."""
 
 
 class ModelOptions(Options):
@@ -83,13 +88,13 @@ class EngineOptions(ModelOptions):
     gpu_memory: Annotated[float | None, Flag(ENGINE, data=False, metavar="SHARE", default="vLLM's")] = Field(
         None, gt=0, le=1, description="Share of the GPU's memory that vLLM takes, on a CPU of the machine's."
     )
-    engine_arg: Annotated[dict[str, Any], Flag(ENGINE, metavar="NAME=VALUE")] = Field(
+    engine_arg: Annotated[dict[str, JsonValue], Flag(ENGINE, metavar="NAME=VALUE")] = Field(
         default_factory=dict, description="Any other argument of vLLM's engine, by vLLM's name."
     )
 
     @field_validator("engine_arg")
     @classmethod
-    def _values(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _values(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """Read strings as JSON where they are JSON: ``8192`` is a number, and ``fp8`` a string."""
         return {name: _json_value(given) for name, given in value.items()}
 
@@ -107,7 +112,7 @@ class EngineOptions(ModelOptions):
 
     def _refuse_foreign(self, names: tuple[str, ...], engine: str) -> None:
         for name in names:
-            if name in self.model_fields_set:
+            if name in self.model_fields_set and getattr(self, name) != default_of(type(self).model_fields[name]):
                 raise OptionError(
                     f"belongs to the engine {engine}", f"leave it out, or give {{engine={engine}}}", option=name
                 )

@@ -92,7 +92,7 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     one = invoke("preview", tmp_path / "one.json", *few)
     assert "The whole job: 1 texts" in one and "rejection" not in one
     nothing = refused("preview", SPECS / "documents.json", "--run", tmp_path / "d", *short[:4])
-    assert "none of the trial's texts was accepted" in nothing
+    assert "no text was accepted: " in nothing
     assert "no stop string, such as '" in nothing
 
 

@@ -14,8 +14,8 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import key_digest
 from dino_pipeline.decoding.group_member import GroupMember
 from dino_pipeline.decoding.vllm_engine import VllmEngine  # after the line above, which skips without vLLM
-from dino_pipeline.decoding.vllm_plugin import GroupScheduler, SelfDebiasV2, SpecialTokens, force_tokens
-from dino_pipeline.errors import ModelError
+from dino_pipeline.decoding.vllm_plugin import GroupScheduler, SelfDebias, SpecialTokens, force_tokens
+from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -110,6 +110,16 @@ def test_groups_that_never_hold_together_are_an_error(
     assert write(pocket[1], requests(pocket[0], load_spec("sts-x2"), 1)[:1], Sampling())
 
 
+def test_one_thing_at_a_time(pocket: tuple[Decoder, VllmEngine]) -> None:
+    texts = pocket[1].sample(requests(pocket[0], load_spec("sts-x2"), 2), Sampling())
+    next(texts)
+    with pytest.raises(ModelError, match="does one thing at a time"):
+        pocket[1].score([('Sentence: "', "A man sleeps.")])
+    assert len(list(texts)) == len(INPUTS) * 3 * 2 - 1
+    with pytest.raises(OptionError, match="leaves no room to score a text"):
+        pocket[1].score([('Sentence: "', 300 * "A man sleeps. ")])
+
+
 def test_a_writer_that_is_left_early_leaves_nothing_behind(pocket: tuple[Decoder, VllmEngine]) -> None:
     texts = pocket[1].sample(requests(pocket[0], load_spec("sts-x2"), 4), Sampling())
     next(texts)
@@ -140,7 +150,7 @@ def test_both_interfaces_force_the_same_tokens(monkeypatch: pytest.MonkeyPatch) 
     slots = [5, 3, 4, 0, 2, 1]
     prompt_len = np.arange(10, 16)
     states = SimpleNamespace(max_num_reqs=6, vocab_size=50, device="cpu", prompt_len=SimpleNamespace(np=prompt_len))
-    plugin = SelfDebiasV2(None, states)
+    plugin = SelfDebias(None, states)
     for slot, row in zip(slots, rows, strict=True):
         params = SimpleNamespace(extra_args=row.argument() if row else None)
         assert plugin.add_request(slot, params) == (row is not None)
@@ -160,4 +170,4 @@ def test_malformed_arguments_are_refused_before_they_are_admitted() -> None:
         next(members(1, 1, Sampling())).model_dump_json().replace('"top_k":5', '"top_k":-5'),
     ):
         with pytest.raises(ValueError, match="GroupMember"):
-            SelfDebiasV2.validate_params(SimpleNamespace(extra_args={"dino": argument}))
+            SelfDebias.validate_params(SimpleNamespace(extra_args={"dino": argument}))

@@ -70,6 +70,9 @@ def test_a_chat_model_in_its_template(chat_model: Path) -> None:
     [
         ({"engine_arg": {"speculative_config": {"method": "ngram"}}}, "would part the prompts of a text"),
         ({"engine_arg": {"pipeline_parallel_size": 2}}, "would part the prompts of a text"),
+        ({"engine_arg": {"scheduler_cls": None}}, "would part the prompts of a text"),
+        ({"engine_arg": {"hf_token": "secret"}}, "would be recorded; set the environment variable HF_TOKEN"),
+        ({"max_model_len": 24}, "is too short to try the engine"),
         ({"engine_arg": {"stream_interval": 8}}, "would part the prompts of a text"),
         ({"engine_arg": {"model": "other"}}, r"model is an option of its own; give model='other'"),
         ({"engine_arg": {"no_such_argument": 1}}, "vLLM cannot load it"),
@@ -136,7 +139,7 @@ def test_the_whole_way(here: Path) -> None:
 
 def test_one_engine_at_a_time_is_shared_and_leaves_the_process_as_it_was(chat_model: Path) -> None:
     random.seed(7)
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_DIST_IDENT"}  # one an engine
     with vllm("pocket") as first:
         with vllm("pocket") as second:
             assert second is first

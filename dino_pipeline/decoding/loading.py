@@ -10,6 +10,7 @@ from typing import Any, cast
 import psutil
 import torch
 from huggingface_hub import hf_hub_download
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
@@ -101,13 +102,14 @@ def load_engine(model: ModelRef, options: EngineOptions, device: str) -> LocalEn
     require_package("vllm", "engine", "vllm")
     from dino_pipeline.decoding.vllm_engine import VllmEngine
 
-    named = {
+    named: dict[str, JsonValue] = {
         "max_num_seqs": options.rows and max(options.rows, LEAST_ROWS),
         "tensor_parallel_size": options.tensor_parallel,
         "max_model_len": options.max_model_len,
         "gpu_memory_utilization": options.gpu_memory,
     }
-    return VllmEngine.shared(model, {name: value for name, value in named.items() if value} | options.engine_arg)
+    given: dict[str, JsonValue] = {name: value for name, value in named.items() if value is not None}
+    return VllmEngine.shared(model, {**given, **options.engine_arg})
 
 
 def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None, rows: int | None = None) -> Decoder:

@@ -46,6 +46,8 @@ FORBIDDEN = {
     "enable_batch_sharded_sampling": False,
     "async_scheduling": False,
     "long_prefill_token_threshold": 0,
+    "prefill_context_parallel_size": 1,
+    "kv_sharing_fast_prefill": False,
     "stream_interval": 1,
     "skip_tokenizer_init": False,
     "logprobs_mode": "raw_logprobs",
@@ -78,6 +80,8 @@ class _Text:
     """The tokens that each request has got: the same ones, unless they fell out of step."""
     log_probs: list[list[float]] = field(default_factory=list)
     """Their log-probabilities under each prompt."""
+    finished: bool = False
+    """Whether vLLM has ended one of the requests."""
 
 
 class VllmEngine(PromptReader):
@@ -92,27 +96,29 @@ class VllmEngine(PromptReader):
         OptionError: vLLM has a version that the plug-in does not fit, or an argument that parts a text's prompts.
     """
 
-    def __init__(self, model: ModelRef, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, model: ModelRef, arguments: Mapping[str, object]) -> None:
         self.torn = 0
         """Texts that were asked for again, as their prompts fell out of step."""
         self.users, self.started_with = 1, (model, dict(arguments))
         llm, self.special = _load(model, arguments)
-        _open_engines.append(self)
-        self.engine, self.generate = llm.llm_engine, llm.generate
+        self.llm, self.engine = llm, llm.llm_engine
         config = self.engine.vllm_config
         vocab = config.model_config.get_vocab_size()
         super().__init__(llm.get_tokenizer(), vocab, config.model_config.max_model_len, chat=model.chat)
         self.rows = config.scheduler_config.max_num_seqs
         self.refill_rows = torch.cuda.is_available()
         self._numbers = itertools.count()
+        self._is_writing = False
+        _open_engines.append(self)
         try:
             self._self_check(TOLERANCE[config.model_config.dtype])
         except BaseException:
             self.close()
             raise
+        self.torn = 0
 
     @staticmethod
-    def shared(model: ModelRef, arguments: Mapping[str, Any]) -> VllmEngine:
+    def shared(model: ModelRef, arguments: Mapping[str, object]) -> VllmEngine:
         """Return the engine of this process if it was started in the same way, else a new one.
 
         Raises:
@@ -141,6 +147,8 @@ class VllmEngine(PromptReader):
         Raises:
             ModelError: the prompts of a text fall out of step again and again.
         """
+        self._check_free()
+        self._is_writing = True
         rule = self.stop_rule(stop, stop_at_newline)
         waiting = iter(enumerate(requests))
         writing: dict[str, _Text] = {}  # by the ids of the requests
@@ -159,10 +167,13 @@ class VllmEngine(PromptReader):
                     ending = rule.find(own)
                     if ending is None and len(own) == sampling.max_new_tokens:
                         ending = Ending(rule.decode(own), "length")
+                    if ending is None and text.finished:
+                        raise ModelError(f"vLLM ended a text after {len(own)} tokens", "raise {max_model_len}")
                     if ending:
                         self._forget(text, writing)
                         yield completion(text.number, own, list(zip(*text.log_probs, strict=True)), ending)
         finally:
+            self._is_writing = False
             self.engine.abort_request(list(writing))
             if self.torn > torn:
                 log.warning("%d texts were asked for again, as their prompts fell out of step", self.torn - torn)
@@ -173,6 +184,10 @@ class VllmEngine(PromptReader):
         Tokens that are never written keep their probability here.
         """
         wanted = continuations(self.encode, [(prompt, text + stop) for prompt, text in pairs])
+        longest = max((len(one.prompt) + len(one.tokens) for one in wanted), default=0)
+        if self.context is not None and longest >= self.context:
+            problem = f"leaves no room to score a text, which takes {longest + 1} tokens with its prompt"
+            raise OptionError(problem, "raise it", option="max_model_len", value=self.context)
         scored = self._log_probs([(one.prompt, one.tokens) for one in wanted])
         return [Scored(sum(values) / len(values), len(values)) for values in scored]
 
@@ -185,7 +200,7 @@ class VllmEngine(PromptReader):
             group = str(next(self._numbers))
             member = GroupMember(group=group, place=0, size=1, key=key, sampling=sampling, first_step=step)
             parameters.append(SamplingParams(max_tokens=1, detokenize=False, extra_args=member.argument()))
-        outputs = self.generate(prefixes, parameters, use_tqdm=False)
+        outputs = self._read(prefixes, parameters)
         return [output.outputs[0].token_ids[0] for output in outputs]
 
     def facts(self) -> EngineFacts:
@@ -201,7 +216,7 @@ class VllmEngine(PromptReader):
             raise OptionError(problem, "raise it", option="rows", value=self.rows)
         group, key = str(next(self._numbers)), key_digest(text.request.key, 16).hex()
         text.ids = [f"{group}-{place}" for place in range(len(prompts))]
-        text.tokens, text.log_probs = [[] for _ in prompts], [[] for _ in prompts]
+        text.tokens, text.log_probs, text.finished = [[] for _ in prompts], [[] for _ in prompts], False
         for place, (name, prompt) in enumerate(zip(text.ids, prompts, strict=True)):
             member = GroupMember(group=group, place=place, size=len(prompts), key=key, sampling=sampling)
             parameters = SamplingParams(
@@ -224,8 +239,19 @@ class VllmEngine(PromptReader):
                 text.log_probs[place].extend(
                     values[token].logprob for token, values in zip(new.token_ids, new.logprobs, strict=True)
                 )
+                text.finished |= output.finished
                 longer[text.number] = text
         return list(longer.values())
+
+    def _check_free(self) -> None:
+        """Raise `ModelError` while `sample` writes: vLLM's steps would hand its tokens to others."""
+        if self._is_writing:
+            raise ModelError("vLLM is writing texts, and does one thing at a time", "wait until they are written")
+
+    def _read(self, prompts: Sequence[Any], parameters: Any) -> list[Any]:
+        """Return vLLM's outputs for whole prompts."""
+        self._check_free()
+        return self.llm.generate(prompts, parameters, use_tqdm=False)
 
     def _is_torn(self, text: _Text) -> bool:
         """Return whether the requests of a text have fallen out of step."""
@@ -254,7 +280,7 @@ class VllmEngine(PromptReader):
         parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         whole = [{"prompt_token_ids": [*prompt, *tokens]} for prompt, tokens in texts]
         found = []
-        for output, (_, tokens) in zip(self.generate(whole, parameters, use_tqdm=False), texts, strict=True):
+        for output, (_, tokens) in zip(self._read(whole, parameters), texts, strict=True):
             of_tokens = output.prompt_logprobs[-len(tokens) :]
             found.append([values[token].logprob for token, values in zip(tokens, of_tokens, strict=True)])
         return found
@@ -272,13 +298,20 @@ class VllmEngine(PromptReader):
             lengths = generator.integers(4, 20, size=size)
             requests.append(Request(tuple(tuple(generator.choice(allowed, n).tolist()) for n in lengths), (number,)))
         sampling = Sampling(max_new_tokens=CHECKED_TOKENS, decay=20.0)
+        longest = max(request.longest_prompt for request in requests) + CHECKED_TOKENS
+        if self.context is not None and longest >= self.context:
+            problem = f"is too short to try the engine, which takes {longest + 1} tokens"
+            raise OptionError(problem, "raise it", option="max_model_len", value=self.context)
         texts = list(self.sample(requests, sampling, stop="\0", stop_at_newline=False))  # before vLLM is to read any
+        alone = next(text for text in texts if len(requests[text.number].prompts) == 1)
+        if list(alone.tokens) != self.undebiased(requests[alone.number], alone.tokens, sampling):
+            raise ModelError("vLLM writes other tokens in a text than one by one", "use {engine=transformers}")
         for text in texts:
             prompts: tuple[Prompt, ...] = requests[text.number].prompts
             means = [float(np.mean(read)) for read in self._log_probs([(prompt, text.tokens) for prompt in prompts])]
             margin = means[0] - max(means[1:]) if len(means) > 1 else 0.0
             difference = max(abs(means[0] - (text.logprob or 0.0)), abs(margin - (text.margin or 0.0)))
-            if difference > tolerance:
+            if not difference <= tolerance:  # it may be no number
                 raise ModelError(
                     f"vLLM writes texts whose log-probabilities are {difference:.2g} nats a token from those that it "
                     "reads in the same texts",
@@ -286,7 +319,7 @@ class VllmEngine(PromptReader):
                 )
 
 
-def _load(model: ModelRef, arguments: Mapping[str, Any]) -> tuple[vllm.LLM, SpecialTokens]:
+def _load(model: ModelRef, arguments: Mapping[str, object]) -> tuple[vllm.LLM, SpecialTokens]:
     """Return vLLM with the model and the plug-in, and the tokens that no text holds.
 
     Raises:
@@ -299,9 +332,12 @@ def _load(model: ModelRef, arguments: Mapping[str, Any]) -> tuple[vllm.LLM, Spec
         problem = f"needs vllm from {TESTED[0]} up to, but not including, {TESTED[1]}; {vllm.__version__} is installed"
         raise OptionError(problem, "install another version", option="engine", value="vllm")
     for name, allowed in FORBIDDEN.items():
-        if name in arguments and arguments[name] != allowed:
+        if name in arguments and (allowed is None or arguments[name] != allowed):
             problem = f"{name}={arguments[name]} would part the prompts of a text, or hide what is read of them"
             raise OptionError(problem, "leave it out", option="engine_arg", value=name)
+    if "hf_token" in arguments:
+        problem, remedy = "would be recorded", "set the environment variable HF_TOKEN"
+        raise OptionError(problem, remedy, option="engine_arg", value="hf_token")
     for name in NAMED.keys() & arguments:
         problem, remedy = f"{name} is an option of its own", f"give {{{NAMED[name]}={arguments[name]}}}"
         raise OptionError(problem, remedy, option="engine_arg", value=name)
@@ -321,21 +357,21 @@ def _load(model: ModelRef, arguments: Mapping[str, Any]) -> tuple[vllm.LLM, Spec
         **({} if torch.cuda.is_available() else _for_cpu(arguments)),
         **arguments,
     }
+    defaults = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
     try:
-        with _unchanged({**ENVIRONMENT, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+        with _isolated({**defaults, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
             config = EngineArgs(**ours).create_engine_config()
             if config.model_config.hf_config.is_encoder_decoder or config.model_config.runner_type != "generate":
                 raise ModelError(f"{path}: is an encoder, or has one", "give a decoder-only model")
             special = SpecialTokens.of(config, config.model_config.get_vocab_size())
-            plugin = f"{PLUGIN}:{'SelfDebiasV2' if config.use_v2_model_runner else 'SelfDebias'}"
-            return vllm.LLM(**ours, logits_processors=[plugin]), special
+            return vllm.LLM(**ours, logits_processors=[f"{PLUGIN}:SelfDebias"]), special
     except ValidationError as error:  # its first line names a class of vLLM
         raise ModelError(f"{path}: vLLM cannot load it ({error.errors()[0]['msg']})", REMEDY) from error
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise load_error(path, error, "vLLM cannot load it", REMEDY) from error
 
 
-def _for_cpu(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _for_cpu(arguments: Mapping[str, object]) -> dict[str, Any]:
     """Return what vLLM needs on a CPU: no compiler, and a cache of a quarter of the free memory."""
     if {"gpu_memory_utilization", "kv_cache_memory_bytes"} & set(arguments) or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
         return {"enforce_eager": True}
@@ -343,15 +379,20 @@ def _for_cpu(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _unchanged(environment: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables. Put them back at the end, and the states of all random numbers, which vLLM seeds."""
-    before, states = dict(os.environ), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+def _isolated(environment: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and put them back; also the states of all random numbers, which vLLM seeds."""
+    before = {name: os.environ.get(name) for name in environment}
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     os.environ.update(environment)
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

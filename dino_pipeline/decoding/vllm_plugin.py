@@ -90,7 +90,8 @@ def force_tokens(logits: Tensor, rows: Iterable[Row], special: SpecialTokens) ->
     for members in groups.values():
         _, first, step = members[0]
         places = {member.place: number for number, member, _ in members}
-        if sorted(places) != list(range(first.size)) or any(at != step for _, _, at in members):
+        is_whole = sorted(member.place for _, member, _ in members) == list(range(first.size))
+        if not is_whole or any(at != step for _, _, at in members):
             torn = [number for number, _, _ in members]
             logits[torn] = -math.inf
             logits[torn, special.torn] = 0.0
@@ -118,13 +119,21 @@ def _force_on_groups(
     logits[groups, tokens[:, None]] = 0.0
 
 
-class SelfDebias(LogitsProcessor):
-    """The plug-in for vLLM's first model runner, in which a row is a place in the batch that requests move among."""
+class SelfDebias(LogitsProcessor, LogitsProcessorV2):
+    """The plug-in. Each of vLLM's two model runners makes it in its own way, and gets what fits it."""
+
+    def __new__(cls, vllm_config: Any, *others: Any) -> Self:
+        """Return the plug-in of the first runner, which gives two more arguments, or of the second, which gives one."""
+        return object.__new__(_FirstRunner if len(others) == 2 else _SecondRunner)  # type: ignore[return-value]
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raise `ValueError`, which a server answers with, if what a request says of its group is malformed."""
         GroupMember.of(sampling_params)
+
+
+class _FirstRunner(SelfDebias):
+    """A row of the logits is a place in the batch, and requests move among places."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.vllm_config = vllm_config
@@ -146,24 +155,25 @@ class SelfDebias(LogitsProcessor):
         return logits
 
 
-class SelfDebiasV2(LogitsProcessorV2):
-    """The plug-in for vLLM's second model runner, in which a request keeps its slot."""
-
-    @classmethod
-    def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise `ValueError`, see `SelfDebias.validate_params`."""
-        GroupMember.of(sampling_params)
+class _SecondRunner(SelfDebias):
+    """A request keeps its slot, and the batch says which row is whose."""
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
         self.members: list[GroupMember | None] = [None] * req_states.max_num_reqs
         self.special = SpecialTokens.of(vllm_config, req_states.vocab_size)
 
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Do nothing: this is of the first runner's interface."""
+
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.members[req_idx] = GroupMember.of(sampling_params)
         return self.members[req_idx] is not None
 
-    def apply(self, logits: Tensor, ctx: Any) -> Tensor:
+    def apply(self, logits: Tensor, ctx: Any) -> Tensor:  # type: ignore[override]
         rows: list[Row] = []
         for row, slot in enumerate(ctx.idx_mapping_np.tolist()):
             step = int(ctx.seq_lens_upper_bound_np[row]) - int(self.states.prompt_len.np[slot])
@@ -222,9 +232,6 @@ class GroupScheduler(Scheduler):
                 if request.request_id not in gone:
                     super().add_request(request)
         return super().finish_requests(request_ids, finished_status)
-
-    def get_num_unfinished_requests(self) -> int:
-        return super().get_num_unfinished_requests() + sum(map(len, self.held))
 
     def get_request_counts(self) -> tuple[int, int]:
         running, waiting = super().get_request_counts()

@@ -368,8 +368,8 @@ def _scorer(run: Run, device: str | None, reporter: Reporter) -> Any:
     assert generated is not None  # `scoring_model` refuses a run without
     engine: dict[str, object] = {}
     if generated.options.engine == "vllm":
-        speed = {name: value for name, value in generated.settings.items() if name in SPEED_OPTIONS and value}
-        engine = {"engine": "vllm", "engine_arg": generated.options.engine_arg, **speed}
+        started = {name: generated.settings.get(name) for name in (*SPEED_OPTIONS, "engine_arg")}
+        engine = {"engine": "vllm", **{name: value for name, value in started.items() if value}}
     load = partial(load_engine, model, EngineOptions.of(engine), pick_device(device))
     return LabelScores(run, generated, model, load, reporter)
 

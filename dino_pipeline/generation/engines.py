@@ -94,7 +94,7 @@ def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Rep
 
 
 def _local_speed(options: EngineOptions, device: str) -> dict[str, JsonValue]:
-    names = ("rows", *(SPEED_OPTIONS if options.engine == "vllm" else ("device_map",)))
+    names = ("rows", *((*SPEED_OPTIONS, "engine_arg") if options.engine == "vllm" else ("device_map",)))
     return {"device": device, **{name: getattr(options, name) for name in names}}
 
 
@@ -110,7 +110,7 @@ def _cluster_engine(options: GenerateOptions, started: ModelRef | None, reporter
     A worker decides its dtype and its fingerprint: this machine may have neither the GPU nor the model.
     """
     use_gpus = options.device in (None, "cuda")
-    gpus = options.worker_gpus or options.tensor_parallel
+    gpus = options.tensor_parallel if options.worker_gpus is None else options.worker_gpus
     resources = choose_resources(options.workers, options.worker_cpus, gpus, use_gpus=use_gpus)
     device = options.device or ("cuda" if resources.gpus else "cpu")
     writer = RayShardWriter(resources, reporter)

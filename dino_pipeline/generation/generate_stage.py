@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from dino_pipeline.generation.shard_writer import ShardWriter
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter, no_counts
-from dino_pipeline.readers import DistinctTexts, distinct
+from dino_pipeline.readers import DistinctTexts, distinct, read_json_lines
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
@@ -100,7 +100,8 @@ def write_texts(
         plan.num_inputs = sum(1 for _ in iter_examples(run.inputs))
     progress = work.write_shards()
     if not any(count.accepted for count in progress.labels.values()):
-        raise ModelError(f"{run.path}: no text was accepted; {run.rejected} holds each with its reason")
+        remedy = "try another wording, another stop string, a larger {max_new_tokens}, or another model"
+        raise ModelError(f"no text was accepted: {_rejection_reasons(run)}", remedy)
     return state, work.finish(progress)
 
 
@@ -238,6 +239,15 @@ class _Generation:
         finished = self.plan.run.finish(done)
         assert isinstance(finished, GenerateRecord)
         return finished
+
+
+def _rejection_reasons(run: Run) -> str:
+    """Return the most frequent reasons for which texts were rejected, with an example for each; empty without any."""
+    rows = [row for path in shard_files(run.rejected) for _, row in read_json_lines(path)]
+    reasons = Counter(row["reason"] for row in rows)
+    examples = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
+    shown = (f"{count} {reason}, such as {examples[reason]!r}" for reason, count in reasons.most_common(3))
+    return "; ".join(shown)
 
 
 def _check_commit(run: Run, before: GenerateRecord | None, facts: EngineFacts) -> None:

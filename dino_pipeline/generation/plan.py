@@ -15,6 +15,7 @@ from dino_pipeline.errors import DataError, OptionError, short
 from dino_pipeline.examples import Dropped, Example, iter_examples
 from dino_pipeline.files import Checksums
 from dino_pipeline.generate_options import (
+    SPEED_ARGUMENTS,
     WRITTEN_INPUTS,
     Debiasing,
     EngineOptions,
@@ -95,7 +96,8 @@ def resolve_settings(
         fields |= {name: getattr(options, name) for name in ShardSettings.model_fields}
         is_debiased = options.engine != "openai" or debias is not None
     if isinstance(options, EngineOptions):
-        fields |= {"engine": options.engine, "engine_arg": options.engine_arg}
+        deciding = {name: value for name, value in options.engine_arg.items() if name not in SPEED_ARGUMENTS}
+        fields |= {"engine": options.engine, "engine_arg": deciding}
     fields |= {
         "num_inputs": num_inputs(options, spec, inputs),
         "keep_newlines": options.keep_newlines or spec.newlines,

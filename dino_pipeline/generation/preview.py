@@ -8,7 +8,6 @@ import json
 import math
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from pydantic import JsonValue
 
 from dino_pipeline.decoding.engine import LocalEngine
-from dino_pipeline.errors import ModelError
 from dino_pipeline.examples import iter_examples
 from dino_pipeline.files import shard_files, write_json
 from dino_pipeline.filtering.losses import Losses, losses_of_trial
@@ -31,7 +29,6 @@ from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.options import accepts
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Progress, Reporter, clock, reporter_for
-from dino_pipeline.readers import read_json_lines
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -269,13 +266,7 @@ def _run_trials(
     part = _part(whole, max(8, FIRST_TRIAL // whole.samples) if spec.needs_inputs else FIRST_TRIAL)
     for number in itertools.count(1):
         run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
-        try:
-            _, record = write_texts(run, spec, lambda: writer, part, stopwatch, inputs=inputs)
-        except ModelError as error:
-            if reasons := _rejection_reasons(run):
-                remedy = "try another wording, another stop string, a larger {max_new_tokens}, or another model"
-                raise ModelError(f"none of the trial's texts was accepted: {reasons}", remedy) from error
-            raise
+        _, record = write_texts(run, spec, lambda: writer, part, stopwatch, inputs=inputs)
         seconds = stopwatch.seconds("texts")
         if seconds >= LONG_ENOUGH or part == whole or number == MAX_TRIALS:
             break
@@ -289,15 +280,6 @@ def _part(whole: GenerateSettings, size: int) -> GenerateSettings:
     if whole.num_inputs is None:
         return whole.model_copy(update={"samples": min(whole.samples, size)})
     return whole.model_copy(update={"num_inputs": min(whole.num_inputs, size)})
-
-
-def _rejection_reasons(run: Run) -> str:
-    """Return the most frequent reasons for which texts were rejected, with an example for each; empty without any."""
-    rows = [row for path in shard_files(run.rejected) for _, row in read_json_lines(path)]
-    reasons = Counter(row["reason"] for row in rows)
-    examples = {row["reason"]: str(row.get("text_b") or row["text_a"])[:80] for row in reversed(rows)}
-    shown = (f"{count} {reason}, such as {examples[reason]!r}" for reason, count in reasons.most_common(3))
-    return "; ".join(shown)
 
 
 def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
