@@ -75,7 +75,7 @@ def test_a_chat_model_in_its_template(chat_model: Path) -> None:
         ({"max_model_len": 24}, "is too short to try the engine"),
         ({"engine_arg": {"stream_interval": 8}}, "would part the prompts of a text"),
         ({"engine_arg": {"model": "other"}}, r"model is an option of its own; give model='other'"),
-        ({"engine_arg": {"no_such_argument": 1}}, "vLLM cannot load it"),
+        ({"engine_arg": {"enable_chunked_prefil": 1}}, "no such argument; did you mean enable_chunked_prefill"),
         ({"max_model_len": 100_000}, "vLLM cannot load it"),
     ],
     ids=str,

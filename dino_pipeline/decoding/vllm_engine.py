@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import logging
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,12 @@ def _load(model: ModelRef, arguments: Mapping[str, object]) -> tuple[vllm.LLM, S
     if not first <= version < end:
         problem = f"needs vllm from {TESTED[0]} up to, but not including, {TESTED[1]}; {vllm.__version__} is installed"
         raise OptionError(problem, "install another version", option="engine", value="vllm")
+    known = [each.name for each in fields(EngineArgs)]
+    for name in arguments:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {close[0]}?" if close else "see the arguments of vLLM's engine"
+            raise OptionError("vLLM has no such argument", remedy, option="engine_arg", value=name)
     for name, allowed in FORBIDDEN.items():
         if name in arguments and (allowed is None or arguments[name] != allowed):
             problem = f"{name}={arguments[name]} would part the prompts of a text, or hide what is read of them"

@@ -259,5 +259,6 @@ class GroupScheduler(Scheduler):
                 inside.append(request)
 
     def _blocks(self, request: Any) -> int:
-        """Return the blocks of the cache that a request takes at its end."""
-        return -(-(request.num_prompt_tokens + request.max_tokens) // self.block_size)
+        """Return the blocks of the cache that a request takes at its end, at most: some layers keep a window alone."""
+        blocks = -(-(request.num_prompt_tokens + request.max_tokens) // self.block_size)
+        return blocks * len(self.kv_cache_config.kv_cache_groups)

@@ -21,7 +21,6 @@ from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filt
 from dino_pipeline.filtering.losses import note_losses
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
-from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
@@ -335,7 +334,9 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
         if not has_spec:
             name, value = ("verify", True) if options.verify else ("labels", "posterior")
             raise OptionError("needs a run's spec and generator; these texts have none", option=name, value=value)
-        scorer = _scorer(run, options.device, reporter)
+        from dino_pipeline.filtering.label_scores import open_label_scores
+
+        scorer = open_label_scores(run, options.device, reporter)
     if options.semantic:
         encoder = load_encoder(model_path(options.semantic, "encoder"))
         embed_inputs = partial(embed, encoder.to(pick_device(options.device)))
@@ -353,25 +354,6 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
             cluster = RayPool(choose_resources(options.workers, worker_cpus=None, worker_gpus=0.0), run.path).spread
         workers = options.workers or os.cpu_count() or 1
         yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, cluster)
-
-
-def _scorer(run: Run, device: str | None, reporter: Reporter) -> Any:
-    """Return the model that scores a run's texts: its generator or, for texts of a server, its scorer.
-
-    What vLLM wrote, vLLM scores, started in the same way: the model may fit nowhere else.
-    """
-    from dino_pipeline.decoding.loading import load_engine
-    from dino_pipeline.filtering.label_scores import LabelScores, scoring_model
-
-    generated = run.record().generate
-    model = scoring_model(run, generated)
-    assert generated is not None  # `scoring_model` refuses a run without
-    engine: dict[str, object] = {}
-    if generated.options.engine == "vllm":
-        started = {name: generated.settings.get(name) for name in (*SPEED_OPTIONS, "engine_arg")}
-        engine = {"engine": "vllm", **{name: value for name, value in started.items() if value}}
-    load = partial(load_engine, model, EngineOptions.of(engine), pick_device(device))
-    return LabelScores(run, generated, model, load, reporter)
 
 
 class RuleDescription(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ from dino_pipeline.decoding.engine import LocalEngine, Scored, Task, drawn_value
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.files import json_rows, remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
-from dino_pipeline.models import ModelRef
+from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions
+from dino_pipeline.models import ModelRef, pick_device
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -156,6 +158,24 @@ class LabelScores:
         write_json_lines(self.run.label_scores / f"{self.files:05d}.jsonl", rows)
         self.files += 1
         return scores
+
+
+def open_label_scores(run: Run, device: str | None, reporter: Reporter) -> LabelScores:
+    """Return the scores of a run's texts by its generator or, for texts of a server, by their scorer.
+
+    What vLLM wrote, vLLM scores, started in the same way: the model may fit nowhere else.
+    """
+    from dino_pipeline.decoding.loading import load_engine
+
+    generated = run.record().generate
+    model = scoring_model(run, generated)
+    assert generated is not None  # `scoring_model` refuses a run without
+    engine: dict[str, object] = {}
+    if generated.options.engine == "vllm":
+        started = {name: generated.settings.get(name) for name in (*SPEED_OPTIONS, "engine_arg")}
+        engine = {"engine": "vllm", **{name: value for name, value in started.items() if value}}
+    load = partial(load_engine, model, EngineOptions.of(engine), pick_device(device))
+    return LabelScores(run, generated, model, load, reporter)
 
 
 def scoring_model(run: Run, generated: GenerateRecord | None) -> ModelRef:

@@ -88,6 +88,8 @@ def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Rep
     _note_template(model, options, reporter)
 
     def load() -> EngineWriter:
+        if options.engine == "vllm":
+            reporter.note("vLLM is starting, which takes half a minute and more")
         return EngineWriter(load_engine(model, options, device))
 
     return EngineChoice(model, LazyWriter(load), _local_speed(options, device))
