@@ -13,12 +13,15 @@ import torch
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import key_digest
 from dino_pipeline.decoding.group_member import GroupMember
-from dino_pipeline.decoding.vllm_engine import VllmEngine  # after the line above, which skips without vLLM
-from dino_pipeline.decoding.vllm_plugin import GroupScheduler, SelfDebias, SpecialTokens, force_tokens
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
+
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs these in an environment of their own")
+
+from dino_pipeline.decoding.vllm_engine import VllmEngine
+from dino_pipeline.decoding.vllm_plugin import GroupScheduler, SelfDebias, SpecialTokens, force_tokens
 from tests.vllm_texts import CONTRASTS, INPUTS, assert_same, decoder, requests, vllm, write
 
 

@@ -15,7 +15,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dino_pipeline.decoding.loading import load_generator
-from dino_pipeline.decoding.vllm_engine import VllmEngine  # after the line above, which skips without vLLM
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import read_examples
 from dino_pipeline.options import Sampling
@@ -24,6 +23,10 @@ from dino_pipeline.stage_records import GenerateRecord
 from tests.commands import dino, files, invoke, refused, start
 from tests.records import recorded
 from tests.toys import ENDS, char_tokenizer, chat_tokenizer
+
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs these in an environment of their own")
+
+from dino_pipeline.decoding.vllm_engine import VllmEngine
 from tests.vllm_texts import CONTRASTS, INPUTS, assert_same, decoder, requests, vllm
 
 

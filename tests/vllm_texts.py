@@ -1,4 +1,4 @@
-"""Texts by vLLM and by the decoder, to be compared. Tests that import this are skipped without vLLM."""
+"""Texts by vLLM and by the decoder, to be compared. It needs vLLM."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request, Task, task_key, task_prompts, uniforms
 from dino_pipeline.decoding.loading import load_decoder, load_engine, resolve_model
 from dino_pipeline.decoding.next_token import debias
+from dino_pipeline.decoding.vllm_engine import VllmEngine
 from dino_pipeline.generate_options import EngineOptions
 from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
-
-pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs these in an environment of their own")
-
-from dino_pipeline.decoding.vllm_engine import VllmEngine
 
 INPUTS = ["A man is riding a horse.", "The dog sleeps on the sofa.", "A boy reads a book.", "Two girls are painting."]
 CONTRASTS = TaskSpec.model_validate(
