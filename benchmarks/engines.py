@@ -27,6 +27,7 @@ import click
 from benchmarks.common import distinct_sentences, machine, timed
 from dino_pipeline import pocket
 from dino_pipeline.decoding.engine import Completion, Request, Task, task_key, task_prompts
+from dino_pipeline.decoding.group_member import PLUGIN
 from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation.engines import choose_engine
 from dino_pipeline.generation.plan import resolve_settings
@@ -34,7 +35,6 @@ from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.progress import SilentReporter, table
 from dino_pipeline.spec_file import load_spec
 
-PLUGIN = "dino_pipeline.decoding.vllm_plugin"
 CONTENDERS = ("transformers", "vllm", "vllm server", "vllm, no contrast")
 START_SECONDS = 300
 """Longest wait for a server."""

@@ -6,8 +6,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dino_pipeline.decoding.engine import Request, key_digest
 from dino_pipeline.options import Sampling
 
+PLUGIN = "dino_pipeline.decoding.vllm_plugin"
+"""The module that vLLM loads the plug-in and the scheduler from."""
 ARGUMENT = "dino"
 """Name of the request's extra argument."""
 MOST_TOKENS = 2**20
@@ -52,3 +55,9 @@ class GroupMember(BaseModel):
     def argument(self) -> dict[str, str]:
         """Return the request's extra argument."""
         return {ARGUMENT: self.model_dump_json()}
+
+
+def group_members(request: Request, group: str, sampling: Sampling) -> list[GroupMember]:
+    """Return what the request of each prompt of a text says, the own prompt's first."""
+    size, key = len(request.prompts), key_digest(request.key, 16).hex()
+    return [GroupMember(group=group, place=place, size=size, key=key, sampling=sampling) for place in range(size)]

@@ -147,7 +147,7 @@ class Server:
             self._check_top_k(abilities.dialect, prompt, stop)
 
         def write(request: Request) -> Completion:
-            # A newline is no stop string here: most servers do not report which of several stopped a text.
+            # A newline is not sent as a stop string: most servers do not report which of several ended a text.
             more = {"logprobs": 1} if abilities.logprobs else {}
             seed = seed_of(request.key)
             body = request_body(request.prompts[0], sampling, [stop], seed, abilities.dialect, **more)

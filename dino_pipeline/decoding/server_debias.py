@@ -5,15 +5,14 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dino_pipeline.decoding.completions import CompletionsClient, RequestRefusedError, ServerAnswer, request_body
-from dino_pipeline.decoding.engine import Completion, Finish, Request, key_digest, seed_of
-from dino_pipeline.decoding.group_member import GroupMember
+from dino_pipeline.decoding.engine import Completion, Finish, Request, seed_of
+from dino_pipeline.decoding.group_member import PLUGIN, group_members
 from dino_pipeline.decoding.rejection import Proposal, write_by_rejection
 from dino_pipeline.decoding.tokenization import Ending, completion, ending_of
 from dino_pipeline.errors import ModelError, OptionError
@@ -23,7 +22,6 @@ from dino_pipeline.stage_records import Dialect, ServerDebiasing
 MAX_TRIES = 20
 """Times that a text's group is asked for. The requests of other groups tear it now and then, without a scheduler that
 admits whole groups."""
-PLUGIN = "dino_pipeline.decoding.vllm_plugin"
 START_PLUGIN = f"start vLLM with the logits processor {PLUGIN}:SelfDebias"
 START_SCHEDULER = f"start vLLM with the scheduler class {PLUGIN}.GroupScheduler"
 PROBES = ('The weather report: "', 'Task: Write two sentences that mean the same thing.\nSentence 1: "')
@@ -32,18 +30,6 @@ PROMPTS_KEPT = 4096
 """Prompts whose tokens are kept, because samples of the same input share them."""
 
 Count = Callable[[ServerDebiasing], None]
-
-
-class DebiasedWriter(Protocol):
-    """Writes debiased texts with a server."""
-
-    def write(self, request: Request) -> Completion:
-        """Write a text.
-
-        Raises:
-            RequestRefusedError: the server refuses one of the prompts.
-            ModelError: the server does not answer, or cannot do what it could.
-        """
 
 
 def has_plugin(client: CompletionsClient) -> bool:
@@ -74,13 +60,12 @@ def has_plugin(client: CompletionsClient) -> bool:
 
 def group_bodies(request: Request, sampling: Sampling, stop: Sequence[str]) -> list[dict[str, object]]:
     """Return the requests of a text, one for each prompt, to a server with the plug-in, which does the sampling."""
-    group, key = uuid4().hex, key_digest(request.key, 16).hex()
+    group = uuid4().hex
     plain = Sampling(top_k=0, top_p=0, max_new_tokens=sampling.max_new_tokens)
     bodies = []
-    for place, prompt in enumerate(request.prompts):
-        member = GroupMember(group=group, place=place, size=len(request.prompts), key=key, sampling=sampling)
+    for prompt, member in zip(request.prompts, group_members(request, group, sampling), strict=True):
         more = {"logprobs": 0, "return_token_ids": True, "vllm_xargs": member.argument()}
-        seed = seed_of((group, place))  # matters to a server without the plug-in only, whose texts are to differ
+        seed = seed_of((group, member.place))  # matters to a server without the plug-in only, whose texts are to differ
         bodies.append(request_body(prompt, plain, stop, seed, "fields", **more))
     return bodies
 
@@ -95,7 +80,12 @@ class PluginWriter:
         self.stops = _stops(stop, stop_at_newline)
 
     def write(self, request: Request) -> Completion:
-        """Write a text, see `DebiasedWriter`. Ask again for one whose prompts were not written in lock-step."""
+        """Write a text. Ask again for one whose prompts were not written in lock-step.
+
+        Raises:
+            RequestRefusedError: the server refuses a prompt.
+            ModelError: it does not answer, or tears the prompts apart again and again.
+        """
         for tries in range(MAX_TRIES):
             answers = self.client.ask_group(lambda: group_bodies(request, self.sampling, self.stops))
             if self._are_in_step(answers):
@@ -148,7 +138,12 @@ class RejectionWriter:
         self._check(PROBES[0])
 
     def write(self, request: Request) -> Completion:
-        """Write a text, see `DebiasedWriter`."""
+        """Write a text.
+
+        Raises:
+            RequestRefusedError: the server refuses a prompt.
+            ModelError: it does not answer, or no token is accepted.
+        """
         prompts = [self.tokens_of(prompt) for prompt in request.prompts]
         written = write_by_rejection(_TextOnServer(self, prompts), request.key, self.sampling)
         text = self.decode(written.tokens)

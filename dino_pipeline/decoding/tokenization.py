@@ -137,7 +137,7 @@ class PromptReader:
         self.vocab = vocab
         """Logits per position."""
         self.context = context
-        """Tokens of prompt and text together, None if there is no limit."""
+        """Most tokens that a prompt and its text may have together. None: no limit."""
         self.chat = chat
         self.marks = template_marks(tokenizer) if chat else ()
         self._stop_rules: dict[tuple[str, bool], StopRule] = {}

@@ -15,7 +15,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
 
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored, key_digest
-from dino_pipeline.decoding.group_member import GroupMember
+from dino_pipeline.decoding.group_member import GroupMember, group_members
 from dino_pipeline.decoding.prefill import continuations
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, completion
 from dino_pipeline.decoding.vllm_start import start_vllm
@@ -181,11 +181,11 @@ class VllmEngine(PromptReader):
         if len(prompts) > self.rows:
             problem = f"the {len(prompts)} prompts of a text do not run at the same time"
             raise OptionError(problem, "raise it", option="rows", value=self.rows)
-        group, key = str(next(self._numbers)), key_digest(text.request.key, 16).hex()
+        group = str(next(self._numbers))
         text.ids = [f"{group}-{place}" for place in range(len(prompts))]
         text.tokens, text.log_probs, text.finished = [[] for _ in prompts], [[] for _ in prompts], False
-        for place, (name, prompt) in enumerate(zip(text.ids, prompts, strict=True)):
-            member = GroupMember(group=group, place=place, size=len(prompts), key=key, sampling=sampling)
+        members = group_members(text.request, group, sampling)
+        for name, prompt, member in zip(text.ids, prompts, members, strict=True):
             parameters = SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 logprobs=0,

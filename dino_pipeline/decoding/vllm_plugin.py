@@ -88,17 +88,16 @@ def force_tokens(logits: Tensor, rows: Iterable[Row], special: SpecialTokens) ->
         groups.setdefault(row[1].group, []).append(row)
     whole: dict[Sampling, list[tuple[list[int], float]]] = {}
     for members in groups.values():
+        members.sort(key=lambda row: row[1].place)
         _, first, step = members[0]
-        places = {member.place: number for number, member, _ in members}
-        is_whole = sorted(member.place for _, member, _ in members) == list(range(first.size))
+        ordered = [number for number, _, _ in members]
+        is_whole = [member.place for _, member, _ in members] == list(range(first.size))
         if not is_whole or any(at != step for _, _, at in members):
-            torn = [number for number, _, _ in members]
-            logits[torn] = -math.inf
-            logits[torn, special.torn] = 0.0
+            logits[ordered] = -math.inf
+            logits[ordered, special.torn] = 0.0
             continue
         draws = _draws(first.key, first.sampling.max_new_tokens)
         draw = draws[min(first.first_step + step, len(draws) - 1)]
-        ordered = [places[place] for place in range(first.size)]
         whole.setdefault(first.sampling, []).append((ordered, float(draw)))
     for sampling, texts in whole.items():
         _force_on_groups(logits, texts, special.banned, sampling)

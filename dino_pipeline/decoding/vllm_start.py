@@ -17,6 +17,7 @@ import vllm
 from pydantic import ValidationError
 from vllm.engine.arg_utils import EngineArgs
 
+from dino_pipeline.decoding.group_member import PLUGIN
 from dino_pipeline.decoding.vllm_plugin import SpecialTokens
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import ModelRef, check_weights, load_error
@@ -41,7 +42,6 @@ FORBIDDEN = {
 """Arguments that would part a text's prompts or change what is known of them, with the value that does not."""
 NAMED = {"model": "model", "tokenizer": "model", "revision": "revision", "dtype": "dtype"}
 """Arguments that are options here, and recorded as such."""
-PLUGIN = "dino_pipeline.decoding.vllm_plugin"
 REMEDY = "see {dtype}, {max_model_len}, {gpu_memory} and {engine_arg}"
 ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
 """Settings of vLLM that have no arguments, unless the user sets them: threads on any core, and no chatter."""
