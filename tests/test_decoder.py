@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from dino_pipeline.decoding import decoder as decoder_module
 from dino_pipeline.decoding import loading, prefill
-from dino_pipeline.decoding.cache import CachedRows, UncachedRows
+from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.prefill import Continuation, Prefiller, continuation
@@ -43,6 +44,10 @@ def requests(decoder: Decoder, samples: int = 1) -> list[Request]:
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
 on_each_device = pytest.mark.parametrize("device", ["cpu", GPU])
 on_each_architecture = pytest.mark.parametrize("architecture", CONFIGS)
+
+
+def without_cache(decoder: Decoder) -> None:
+    decoder.cached_length.proven, decoder.cached_length.wrong = 0, 1
 
 
 @torch.inference_mode()
@@ -79,7 +84,7 @@ def greedy(decoder: Decoder, wanted: Sequence[Request], steps: int) -> list[list
 @on_each_architecture
 def test_greedy_decoding_is_token_identical_with_a_naive_loop(architecture: str, device: str) -> None:
     decoder = Decoder(tiny_model(architecture).to(device), char_tokenizer(), rows=7)
-    assert decoder.make_rows is CachedRows
+    assert decoder.cached_length.allows(60)
     wanted = requests(decoder)
     expected = naive_greedy(decoder, wanted, 25)
     assert greedy(decoder, wanted, 25) == expected
@@ -136,7 +141,7 @@ def test_rows_without_a_cache_change_no_text(architecture: str) -> None:
     decoder = Decoder(tiny_model(architecture), char_tokenizer(), rows=16)
     wanted = requests(decoder)
     expected = sampled(decoder, wanted)
-    decoder.make_rows = UncachedRows
+    without_cache(decoder)
     assert sampled(decoder, wanted[::5]) == {each.key: expected[each.key] for each in wanted[::5]}
 
 
@@ -165,7 +170,7 @@ def test_out_of_memory_is_answered_by_fewer_rows_and_the_same_texts(caplog: pyte
     assert sampled(decoder, wanted) == expected
 
 
-def test_the_cache_is_given_back_at_once() -> None:
+def test_the_cache_is_given_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when Python happens to look for cycles: until then, half the rows would find no more memory than all."""
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=8)
     caches: list[weakref.ref[torch.Tensor]] = []
@@ -182,7 +187,7 @@ def test_the_cache_is_given_back_at_once() -> None:
         rows.layers[0].lazy_initialization = initialize  # type: ignore[method-assign, assignment]
         return rows
 
-    decoder.make_rows = make
+    monkeypatch.setattr(decoder_module, "CachedRows", make)
     gc.disable()
     try:
         sampled(decoder, requests(decoder))
@@ -215,6 +220,7 @@ def test_attention_windows_hold_where_a_single_position_is_prefilled() -> None:
 
 def test_a_model_too_large_for_any_row_is_refused() -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=64)
+    assert decoder.cached_length.allows(100)
     short_of_memory(decoder.model, 0)
     for name, message in (("", "LlamaForCausalLM: cpu"), ("models/mine", "models/mine: cpu")):
         decoder.model.config.name_or_path = name
@@ -226,6 +232,7 @@ def test_a_model_too_large_for_any_row_is_refused() -> None:
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    assert decoder.cached_length.allows(60)
     monkeypatch.setattr(CachedRows, "step", lambda rows, longest: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         list(decoder.sample(requests(decoder), WIDE))
@@ -293,7 +300,7 @@ def test_scores_are_what_a_plain_forward_says(architecture: str, device: str, mo
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr(prefill, "LOGITS", 60 * decoder.vocab)
     assert [each.logprob for each in decoder.score(pairs[::-1])] == pytest.approx(expected[::-1], abs=1e-4)
-    monkeypatch.setattr(decoder, "make_rows", UncachedRows)
+    without_cache(decoder)
     assert [each.logprob for each in decoder.score(pairs)] == pytest.approx(expected, abs=1e-4)
 
 
@@ -314,7 +321,7 @@ def test_requests_may_come_one_by_one_and_grow(plain: bool) -> None:
     """Longer prompts and wider groups than those seen first: rows are made longer, and more."""
     decoder = Decoder(tiny_model("llama"), char_tokenizer(), rows=2)
     if plain:
-        decoder.make_rows = UncachedRows
+        without_cache(decoder)
     texts = ["x", "y", "z", "The bird sings in the old tree, " * 3]
     prompts = [decoder.encode([instruction.format(text) for instruction in INSTRUCTIONS]) for text in texts]
     wanted = [Request(tuple(group[:width]), ("k", n, width)) for n, group in enumerate(prompts) for width in (1, 2)]
@@ -367,7 +374,7 @@ def test_logprob_and_margin_are_what_a_plain_forward_says() -> None:
 def test_a_model_that_cached_rows_cannot_serve_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         decoder = Decoder(recurrent_model(), char_tokenizer(), rows=4)
-    assert decoder.make_rows is UncachedRows
+    assert not decoder.cached_length.allows(1)
     slower = "(its forward takes no position_ids): rows are computed one by one, slower"
     assert caplog.messages == [f"MambaForCausalLM cannot run in cached rows {slower}"]
     wanted = requests(decoder)[:6]

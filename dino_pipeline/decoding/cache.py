@@ -6,7 +6,7 @@ newest token at the row's own position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from dino_pipeline.decoding.plain_forward import PlainForward
 from dino_pipeline.decoding.prefill import (
     PrefilledPrompts,
     Prefiller,
@@ -193,11 +194,12 @@ class CachedRows:
 class UncachedRows:
     """The same interface without a cache: each step runs the whole text of each row through the model.
 
-    Slow, and exact for every causal language model. Models that `CachedRows` cannot serve exactly run here.
+    Slow, and exact for every causal language model. Models, or lengths, that `CachedRows` cannot serve exactly run
+    here.
     """
 
-    def __init__(self, model: PreTrainedModel, count: int, length: int) -> None:
-        self.model = model
+    def __init__(self, plain: PlainForward, count: int, length: int) -> None:
+        self.plain = plain
         self.count, self.length = count, length
         self.texts: list[list[int]] = [[] for _ in range(count)]
         """Each row's prompt and text. Empty if the row is free."""
@@ -211,13 +213,9 @@ class UncachedRows:
 
     def step(self, longest: int) -> Tensor:
         """Return ``(rows, vocab)`` logits after each row's newest token, 0 for free rows."""
-        logits = [self._logits(text) if text else None for text in self.texts]
+        logits = [self.plain.logits(text, last=1)[0] if text else None for text in self.texts]
         zeros = torch.zeros_like(next(row for row in logits if row is not None))
         return torch.stack([zeros if row is None else row for row in logits])
-
-    def _logits(self, text: list[int]) -> Tensor:
-        tokens = torch.tensor([text], device=self.model.device)
-        return self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
 
     def feed(self, rows: Tensor, tokens: Tensor) -> None:
         for rows_of_text, token in zip(rows.tolist(), tokens.tolist(), strict=True):
@@ -241,5 +239,3 @@ class UncachedRows:
 
 
 DecodingRows = CachedRows | UncachedRows
-RowFactory = Callable[[PreTrainedModel, int, int], DecodingRows]
-"""Makes rows for a model, a number of rows and their length."""

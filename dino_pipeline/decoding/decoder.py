@@ -8,16 +8,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dino_pipeline.decoding.cache import UncachedRows
+from dino_pipeline.decoding.cache import CachedRows, UncachedRows
 from dino_pipeline.decoding.engine import Completion, EngineFacts, LocalEngine, Request, Scored, uniforms
 from dino_pipeline.decoding.next_token import choose, next_tokens
+from dino_pipeline.decoding.plain_forward import PlainForward
 from dino_pipeline.decoding.prefill import (
+    Continuation,
     continuations,
     is_out_of_memory,
     mean_log_probs,
@@ -25,7 +28,7 @@ from dino_pipeline.decoding.prefill import (
     to_device,
 )
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
-from dino_pipeline.decoding.self_check import fastest_rows, model_name
+from dino_pipeline.decoding.self_check import CachedLength, context_of, model_name
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, StopRule, banned_tokens, completion
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import ModelRef
@@ -38,8 +41,8 @@ class Decoder(PromptReader):
     """Samples texts under groups of prompts with one causal language model.
 
     Each text occupies one row per prompt. Rows come free as texts end, and waiting requests take them at once, so that
-    steps run full. Each distinct prompt goes through the model once. Models whose logits do not pass the self-check run
-    without a cache, with a warning.
+    steps run full. Each distinct prompt goes through the model once. Models, and lengths, whose logits do not pass the
+    self-check run without a cache, with a warning.
 
     Args:
         model: any decoder-only causal language model of `transformers`.
@@ -52,12 +55,13 @@ class Decoder(PromptReader):
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rows: int = 128, chat: bool = False
     ) -> None:
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        super().__init__(tokenizer, model.get_output_embeddings().weight.shape[0], context, chat=chat)
+        vocab = model.get_output_embeddings().weight.shape[0]
+        super().__init__(tokenizer, vocab, context_of(model), chat=chat)
         self.model = model.eval()
         self.rows = rows
         self.banned = banned_tokens(tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
-        self.make_rows = fastest_rows(model)
+        self.plain = PlainForward(model)
+        self.cached_length = CachedLength(model)
         self.refill_rows = model.device.type != "cpu"
         """On a CPU, free rows are dropped and cost nothing, so shards need not share steps. A GPU computes few rows
         hardly faster than many."""
@@ -81,7 +85,19 @@ class Decoder(PromptReader):
             ModelError: the memory does not hold a single text's prompts.
         """
         rule = self.stop_rule(stop, stop_at_newline)
-        scheduler = Scheduler(partial(self.make_rows, self.model), self.rows, requests, sampling.max_new_tokens)
+
+        def fits_cache(numbered: tuple[int, Request]) -> bool:
+            return self.cached_length.allows(numbered[1].longest_prompt + sampling.max_new_tokens)
+
+        for in_cache, some in groupby(enumerate(requests), fits_cache):
+            yield from self._write(some, sampling, rule, in_cache=in_cache)
+
+    def _write(
+        self, requests: Iterable[tuple[int, Request]], sampling: Sampling, rule: StopRule, *, in_cache: bool
+    ) -> Iterator[Completion]:
+        """Write a text for each numbered request, see `sample`."""
+        make_rows = partial(CachedRows, self.model) if in_cache else partial(UncachedRows, self.plain)
+        scheduler = Scheduler(make_rows, self.rows, requests, sampling.max_new_tokens)
         try:
             while texts := self._advance(scheduler, sampling):
                 for text in texts:
@@ -103,18 +119,22 @@ class Decoder(PromptReader):
             stop: the string that ends a text.
         """
         wanted = continuations(self.encode, [(prompt, text + stop) for prompt, text in pairs])
-        if self.make_rows is UncachedRows:
-            means = [plain_mean_log_prob(self.model, one, self.banned) for one in wanted]
-        else:
-            means = mean_log_probs(self.model, wanted, self.banned, self.vocab)
-        return [Scored(mean, len(one.tokens)) for mean, one in zip(means, wanted, strict=True)]
+        in_cache = [one for one in wanted if self._fits_cache(one)]
+        cached_means = iter(mean_log_probs(self.model, in_cache, self.banned, self.vocab))
+        scores = []
+        for one in wanted:
+            mean = next(cached_means) if self._fits_cache(one) else plain_mean_log_prob(self.plain, one, self.banned)
+            scores.append(Scored(mean, len(one.tokens)))
+        return scores
+
+    def _fits_cache(self, wanted: Continuation) -> bool:
+        return self.cached_length.allows(len(wanted.prompt) + len(wanted.tokens))
 
     @torch.inference_mode()
     def log_probs(self, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
         """Return ``(tokens, vocab)``: the log-probabilities of all tokens at each place of a text after a prompt."""
-        input_ids = torch.tensor([[*prompt, *tokens]], device=self.model.device)  # (1, prompt + tokens)
         # the logits at position i predict token i + 1
-        logits = self.model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        logits = self.plain.logits([*prompt, *tokens], last=len(tokens) + 1)[:-1]
         return logits.index_fill_(-1, self.banned, -torch.inf).log_softmax(-1)
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from dino_pipeline.decoding.plain_forward import PlainForward
 from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
 
@@ -185,12 +186,10 @@ def mean_log_probs(model: PreTrainedModel, wanted: Sequence[Continuation], banne
     return means
 
 
-def plain_mean_log_prob(model: PreTrainedModel, wanted: Continuation, banned: Tensor) -> float:
+def plain_mean_log_prob(plain: PlainForward, wanted: Continuation, banned: Tensor) -> float:
     """Return one continuation's mean by a plain forward: slow, and right for every causal language model."""
-    tokens = torch.tensor([*wanted.prompt, *wanted.tokens], device=model.device)
-    start = len(wanted.prompt)
-    logits = model(input_ids=tokens[None], use_cache=False).logits[0, start - 1 : -1]  # (text, vocab)
-    return float(_log_probs(logits, tokens[start:], banned).mean())
+    logits = plain.logits([*wanted.prompt, *wanted.tokens], last=len(wanted.tokens) + 1)[:-1]  # (text, vocab)
+    return float(_log_probs(logits, torch.tensor(wanted.tokens, device=logits.device), banned).mean())
 
 
 def _batches(wanted: Sequence[Continuation], max_tokens: int) -> Iterator[list[int]]:

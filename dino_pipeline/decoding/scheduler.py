@@ -53,7 +53,7 @@ class Scheduler:
     Args:
         make_rows: makes a number of rows of a given length.
         max_rows: prompts that may run at the same time. A text with more prompts runs alone.
-        requests: the texts to write. They are read ahead by up to ``max_rows`` requests.
+        requests: the texts to write, each with its index. They are read ahead by up to ``max_rows`` requests.
         max_new_tokens: tokens of the longest text.
     """
 
@@ -61,11 +61,11 @@ class Scheduler:
         self,
         make_rows: Callable[[int, int], DecodingRows],
         max_rows: int,
-        requests: Iterable[Request],
+        requests: Iterable[tuple[int, Request]],
         max_new_tokens: int,
     ) -> None:
         self.make_rows, self.max_rows, self.max_new_tokens = make_rows, max_rows, max_new_tokens
-        self.unread = enumerate(requests)
+        self.unread = iter(requests)
         self.queue: deque[tuple[int, Request]] = deque()
         """Requests that wait for rows, each with its index."""
         self.length = LENGTH_UNIT

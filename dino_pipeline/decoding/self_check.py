@@ -1,4 +1,4 @@
-"""Checks that a model computes the same in cached rows as in a plain forward, and chooses the fastest rows that do."""
+"""Checks that a model computes the same in cached rows as alone, and up to which length."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dino_pipeline.decoding.cache import CachedRows, RowFactory, UncachedRows
+from dino_pipeline.decoding.cache import CachedRows
+from dino_pipeline.decoding.plain_forward import PlainForward
 from dino_pipeline.decoding.prefill import attention_windows
+from dino_pipeline.decoding.shallow_copy import shallow_copy
 from dino_pipeline.decoding.tokenization import Prompt
 from dino_pipeline.errors import ModelError
 
@@ -20,14 +22,12 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, tor
 """Largest accepted difference of logits (root mean square), relative to their standard deviation."""
 STEPS = 3
 """Decoding steps that are compared."""
-
-
-def fastest_rows(model: PreTrainedModel) -> RowFactory:
-    """Return the fastest kind of rows that computes what a plain forward does. Log a warning if it is the slow one."""
-    if not (defect := row_defect(model)):
-        return CachedRows
-    log.warning("%s cannot run in cached rows (%s): rows are computed one by one, slower", model_name(model), defect)
-    return UncachedRows
+SHORT_PROMPTS = (2, 5, 11)
+"""Tokens of the prompts that are tried when a model is loaded."""
+SMALL = 2**27
+"""Parameters below which a model is tried as a whole."""
+FIRST_LENGTH = 128
+"""Tokens up to which rows are tried first."""
 
 
 def model_name(model: PreTrainedModel) -> str:
@@ -35,11 +35,80 @@ def model_name(model: PreTrainedModel) -> str:
     return model.config.name_or_path or type(model).__name__
 
 
+class CachedLength:
+    """Up to which length rows compute in a cache what the model computes for each of them alone.
+
+    Models can treat a text otherwise beyond some length, of the text or of the longest row beside it: GPT-Neo's local
+    attention (window 256) counts from the longest row, and the rotary frequencies of Phi-3-128k change for all rows
+    when one has more than 4,096 tokens. Such lengths have many names, and some have none. So none is looked up: before
+    rows of a length are first used, a short row is tried beside one of that length, see `length_defect`. Lengths are
+    tried as powers of 2. An example with GPT-Neo::
+
+        a request needs 40 tokens      128 is tried: right, so up to 128 tokens need no further trial
+        a request needs 200 tokens     256 is tried: right
+        a request needs 300 tokens     512 is tried: wrong, and so are all longer ones
+
+    Args:
+        model: a causal language model. A warning is logged if it, or a length, cannot run in cached rows.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.context = context_of(model)
+        self.proven = 0
+        """Rows of up to this many tokens are right."""
+        self.wrong: int | None = None
+        """Rows of this many tokens are wrong. None: no such length is known."""
+        if defect := row_defect(_quick_to_run(model)):
+            self.wrong = 1
+            log.warning("%s cannot run in cached rows (%s): rows are computed one by one, slower", self._name, defect)
+
+    def allows(self, length: int) -> bool:
+        """Return whether rows of up to ``length`` tokens, prompt and text together, may run in a cache."""
+        if length > self.proven and (self.wrong is None or length < self.wrong):
+            self._try(length)
+        return length <= self.proven
+
+    def _try(self, length: int) -> None:
+        """Find out whether rows of ``length`` tokens are right."""
+        trial = max(FIRST_LENGTH, 1 << (length - 1).bit_length())
+        defect = None
+        while trial >= length:
+            if self.wrong is None or trial < self.wrong:
+                defect = length_defect(shallow_copy(self.model), min(trial, self.context or trial))
+                if defect is None:
+                    self.proven = trial
+                    return
+                self.wrong = trial
+            trial //= 2
+        if defect:
+            log.warning(
+                "%s cannot run rows of %d tokens in a cache (%s): such rows are computed one by one, slower",
+                self._name,
+                length,
+                defect,
+            )
+
+    @property
+    def _name(self) -> str:
+        return model_name(self.model)
+
+
+def _quick_to_run(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model itself if it is small, else its first layers."""
+    return model if model.num_parameters() < SMALL else shallow_copy(model)
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model reads at most, None if it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def row_defect(model: PreTrainedModel) -> str | None:
     """Compare the logits of cached rows with a plain forward's on a few short prompts.
 
-    The comparison covers rows of different lengths, a prefill, several steps, a refill that copies the shared beginning
-    of its prompts from the first prefill and, for small attention windows, a prompt longer than the window.
+    The comparison covers rows of different lengths, a prefill, several steps, and a refill that copies the shared
+    beginning of its prompts from the first prefill.
 
     Returns:
         Why the model cannot run in cached rows, None if it can.
@@ -47,78 +116,98 @@ def row_defect(model: PreTrainedModel) -> str | None:
     if "position_ids" not in inspect.signature(model.forward).parameters:  # rows of different lengths would be wrong
         return "its forward takes no position_ids"
     try:
-        windows = attention_windows(model)
+        attention_windows(model)
     except ModelError as error:
         return str(error)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 64
-    small_windows = [window for window in windows.values() if window is not None and window <= 64]
-    lengths = [length for length in (2, 5, 11, *(window + 3 for window in small_windows)) if length + STEPS <= context]
+    lengths = [length for length in SHORT_PROMPTS if length + STEPS <= (context_of(model) or 64)]
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        [random_text(model, length + STEPS, generator) for length in lengths],
+        [random_text(model, length + STEPS, generator) for length in lengths],
+    )
+    refill = [old[: len(old) // 3] + new[len(old) // 3 :] for old, new in zip(first, second, strict=True)]
+    return _defect(model, [first, refill])
+
+
+def length_defect(model: PreTrainedModel, length: int) -> str | None:
+    """Compare rows of 5 tokens, of half of ``length`` and of ``length`` beside one another with each of them alone.
+
+    All three are beginnings of one text, so that what the model computes for the shorter ones must not depend on how
+    the text goes on: otherwise keys and values that are cached now would be others once the text is longer.
+
+    Returns:
+        Why rows of this length cannot run in a cache beside others, None if they can.
+    """
+    text = random_text(model, length, torch.Generator().manual_seed(length))
+    return _defect(model, [[text[: 5 + STEPS], text[: length // 2], text]])
+
+
+@torch.inference_mode()
+def _defect(model: PreTrainedModel, rounds: Sequence[Sequence[Prompt]]) -> str | None:
+    """Return why rows are not what a plain forward computes, None if they are.
+
+    Args:
+        model: a causal language model.
+        rounds: the texts of rows that run beside one another; each round starts in the rows of the one before.
+    """
+    plain = PlainForward(model)
+    rows = CachedRows(model, len(rounds[0]), max(map(len, rounds[0])))
     try:
-        worst = _largest_difference(model, lengths)
+        worst = max(_difference_of_texts(rows, texts, plain) for texts in rounds)
     except Exception as error:  # an unknown architecture can raise anything: it cannot run in cached rows
         return f"{type(error).__name__}: {error}"
+    finally:
+        rows.close()
     tolerance = TOLERANCE.get(model.dtype, 5e-2)
     if worst <= tolerance:
         return None
     return f"its logits differ by {worst:.1e} of their spread, more than {tolerance:.0e}"
 
 
-@torch.inference_mode()
-def _largest_difference(model: PreTrainedModel, lengths: Sequence[int]) -> float:
-    """Return the largest difference over two rounds of texts, whose prompts have the given lengths."""
-    generator = torch.Generator().manual_seed(0)
-    first = _random_texts(model, lengths, generator)
-    rows = CachedRows(model, len(first), max(map(len, first)))
-    try:
-        worst = _difference_of_texts(rows, first, lengths)
-        refill = []
-        for old, new, length in zip(first, _random_texts(model, lengths, generator), lengths, strict=True):
-            refill.append(old[: length // 2] + new[length // 2 :])
-        return max(worst, _difference_of_texts(rows, refill, lengths))
-    finally:
-        rows.close()
-
-
-def _random_texts(model: PreTrainedModel, lengths: Sequence[int], generator: torch.Generator) -> list[Prompt]:
+def random_text(model: PreTrainedModel, length: int, generator: torch.Generator) -> Prompt:
     vocab = model.get_input_embeddings().weight.shape[0]
-    return [tuple(torch.randint(vocab, (length + STEPS,), generator=generator).tolist()) for length in lengths]
+    return tuple(torch.randint(vocab, (length,), generator=generator).tolist())
 
 
-def _difference_of_texts(rows: CachedRows, texts: Sequence[Prompt], lengths: Sequence[int]) -> float:
-    """Write texts token by token and return how far the logits are from a plain forward's.
+def _difference_of_texts(rows: CachedRows, texts: Sequence[Prompt], plain: PlainForward) -> float:
+    """Write the last `STEPS` tokens of texts; return how far the logits are from those of each text alone.
 
     Args:
         rows: as many rows as texts.
-        texts: token ids of prompt and text together.
-        lengths: tokens of each prompt.
+        texts: token ids of prompt and text together. Where one is the beginning of another, both are compared, too.
+        plain: of the same model.
     """
-    prefilled = rows.prefill([text[:length] for text, length in zip(texts, lengths, strict=True)])
-    rows.start(range(len(texts)), prefilled, range(len(texts)))
-    plain = [_plain_logits(rows.model, text) for text in texts]  # each (length, vocab)
+    prompts = [text[:-STEPS] for text in texts]
+    rows.start(range(len(texts)), rows.prefill(prompts), range(len(texts)))
+    alone = [plain.logits(text) for text in texts]  # each (length, vocab)
+    longest, of_longest = max(zip(texts, alone, strict=True), key=lambda pair: len(pair[0]))
     worst = 0.0
+    for text, logits in zip(texts, alone, strict=True):
+        if text == longest[: len(text)]:
+            worst = max(worst, _difference(of_longest[: len(text)], logits))
     for step in range(STEPS):
-        logits = rows.step(max(lengths) + step)
-        expected = torch.stack([of_text[length + step - 1] for of_text, length in zip(plain, lengths, strict=True)])
-        if not torch.isfinite(logits).all():
-            return float("inf")
-        # in half precision, large logits are off by their own rounding
-        rounding = torch.finfo(rows.model.dtype).eps * expected.abs().max()
-        difference = (logits.float() - expected).square().mean().sqrt()
-        worst = max(worst, float((difference - rounding).clamp(min=0) / expected.std()))
-        following = torch.tensor([text[length + step] for text, length in zip(texts, lengths, strict=True)])
+        logits = rows.step(max(map(len, prompts)) + step)
+        expected = torch.stack([one[len(prompt) + step - 1] for one, prompt in zip(alone, prompts, strict=True)])
+        worst = max(worst, _difference(logits, expected))
+        following = torch.tensor([text[len(prompt) + step] for text, prompt in zip(texts, prompts, strict=True)])
         rows.feed(rows.every_row[:, None], following.to(rows.device))
     return worst
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    """Return how far ``(n, vocab)`` logits are from the expected ones, relative to their spread."""
+    if not torch.isfinite(logits).all():
+        return float("inf")
+    # in half precision, large logits are off by their own rounding
+    rounding = torch.finfo(logits.dtype).eps * expected.abs().max()
+    difference = (logits.float() - expected).square().mean(dim=-1).sqrt().max()
+    return float((difference - rounding).clamp(min=0) / expected.std())
 
 
 @torch.inference_mode()
 def sees_ahead(model: PreTrainedModel) -> bool:
     """Return whether predictions depend on later tokens. `AutoModelForCausalLM` loads encoders without a warning."""
-    vocab = model.get_input_embeddings().weight.shape[0]
-    text = tuple(torch.randint(vocab, (8,), generator=torch.Generator().manual_seed(0)).tolist())
-    early, whole = _plain_logits(model, text[:4])[-1], _plain_logits(model, text)[3]
+    text = random_text(model, 8, torch.Generator().manual_seed(0))
+    plain = PlainForward(_quick_to_run(model))
+    early, whole = plain.logits(text[:4])[-1], plain.logits(text)[3]
     return float((early - whole).abs().max() / whole.std()) > TOLERANCE.get(model.dtype, 5e-2)
-
-
-def _plain_logits(model: PreTrainedModel, text: Prompt) -> Tensor:
-    """Return ``(length, vocab)`` logits."""
-    return model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0].float()

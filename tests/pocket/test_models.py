@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from dino_pipeline import pocket
-from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.models import ModelRef, load_encoder
@@ -46,7 +45,7 @@ def test_the_files_are_small() -> None:
 
 
 def test_the_generator_runs_in_cached_rows(decoder: Decoder) -> None:
-    assert decoder.make_rows is CachedRows
+    assert decoder.cached_length.allows(60)
 
 
 def test_a_prompt_is_cut_into_tokens_as_in_training(decoder: Decoder) -> None:
