@@ -27,7 +27,8 @@ from benchmarks.common import distinct_sentences, timed
 from dino_pipeline import pocket
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP
 from dino_pipeline.files import digest_files, write_bytes, write_json
-from dino_pipeline.models import load_encoder, model_fingerprint
+from dino_pipeline.model_files import model_fingerprint
+from dino_pipeline.models import load_encoder
 from dino_pipeline.readers import distinct, read_json_lines, read_lines, read_tab_separated
 from dino_pipeline.training.objectives import get_objective
 from dino_pipeline.training.whitening import weigh, whiten

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, require_package
-from dino_pipeline.models import ALLOW_PICKLE
+from dino_pipeline.model_files import ALLOW_PICKLE
 from dino_pipeline.processes import MakeWork, ordered_results
 
 CALLS_PER_WORKER = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import date
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -36,6 +37,9 @@ class ModelOptions(Options):
     )
     chat: Annotated[Literal["auto", "on", "off"], Flag(MODEL)] = Field(
         "auto", description="Put prompts into the model's chat template, with the answer begun; auto: if it has one."
+    )
+    chat_date: Annotated[date | None, Flag(MODEL, metavar="YYYY-MM-DD", default="the day on which a run began")] = (
+        Field(None, description="The day that the chat template takes for today, if it prints one.")
     )
     adapter: Annotated[str | None, Flag(MODEL, metavar="MODEL")] = Field(
         None, description="Folder or Hub id of a LoRA adapter for the model (needs peft)."

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dino_pipeline.errors import ModelError, OptionError, first_line
+from dino_pipeline.errors import ModelError, OptionError, first_line, reason_of
+from dino_pipeline.model_files import (
+    ONLY_PICKLED,
+    PICKLE_REMEDY,
+    check_files,
+    gguf_in,
+    pickle_allowed,
+    safe_loading,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,14 +31,6 @@ POCKET = "pocket"
 STATIC = "static:"
 """Before an encoder's name: a static student of it."""
 POCKET_FOLDER = Path(__file__).parent / "pocket"
-ALLOW_PICKLE = "DINO_ALLOW_PICKLE"
-"""Environment variable that allows pickled weights; it reaches processes that this one starts, too."""
-PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "*.pkl", "*.ckpt")
-FULLY_HASHED = 64 * 2**20
-"""Model files up to this many bytes are hashed whole, larger ones by samples."""
-SAMPLE_SIZE, SAMPLE_STRIDE = 2**20, 8 * 2**20
-"""Of a large file, this many bytes are hashed out of each stride: no tensor of 8 MiB escapes."""
-MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".py"}
 
 BATCH_SIZE = 128
 """Texts that `embed` encodes at once."""
@@ -51,15 +49,17 @@ class ModelRef(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """``pocket``, a folder as the user wrote it, or a Hub id."""
+    """``pocket``, a folder or a GGUF file as the user wrote it, a Hub id, or ``user/name:FILE.gguf``."""
     revision: str | None = None
     """Revision on the Hub."""
     fingerprint: str | None = None
-    """`model_fingerprint` of a local folder; None for a model on the Hub."""
+    """`model_fingerprint` of local files; None for a model on the Hub."""
     dtype: str | None = None
     """``float32``, ``bfloat16`` or ``float16``; None where the model runs elsewhere or is an encoder."""
     chat: bool = False
     """Whether prompts are put into the model's chat template."""
+    chat_date: date | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The day that the template takes for today; None: it prints none."""
     adapter: str | None = None
     """Folder or Hub id of a LoRA adapter."""
     adapter_fingerprint: str | None = None
@@ -76,52 +76,19 @@ class ModelRef(BaseModel):
         return f"{STATIC}{self.name}" if self.static else self.name
 
     def path(self, role: Role) -> str:
-        """Return what loaders take: the folder of an embedded model, any other name as it is."""
-        return model_path(self.name, role)
+        """Return what loaders take: the folder of an embedded model, the folder or repository of a GGUF file, or else
+        the name as it is."""
+        return gguf_in(model_path(self.name, role))[0]
 
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a name has the form ``user/name`` of a repository on the Hub."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+    @property
+    def gguf(self) -> str | None:
+        """Return the name of the GGUF file that holds the model, None if it is of another kind."""
+        return gguf_in(self.name)[1]
 
 
 def model_path(name: str, role: Role) -> str:
     """Return the folder of an embedded model, any other name as it is."""
     return str(POCKET_FOLDER / role) if name == POCKET else name
-
-
-def model_fingerprint(path: str) -> str | None:
-    """Return a hash of a local model's files, None for a name on the Hub."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix in MODEL_SUFFIXES:
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
-            if size <= FULLY_HASHED:
-                digest.update(file.read_bytes())
-            else:
-                _hash_samples(digest, file, size)
-    return digest.hexdigest()[:16]
-
-
-def _hash_samples(digest: hashlib._Hash, file: Path, size: int) -> None:
-    with open(file, "rb") as content:
-        for start in range(0, size, SAMPLE_STRIDE):
-            content.seek(start)
-            digest.update(content.read(SAMPLE_SIZE))
-
-
-def pickle_allowed() -> bool:
-    """Return whether the user allowed pickled weights, which can run code when they are read."""
-    return os.environ.get(ALLOW_PICKLE, "0") not in {"", "0"}
-
-
-def safe_loading() -> dict[str, bool]:
-    """Return the arguments that make `transformers`' loaders read safetensors only."""
-    return {} if pickle_allowed() else {"use_safetensors": True}
 
 
 _loading = threading.RLock()
@@ -146,27 +113,6 @@ def quiet_loading() -> Iterator[None]:
             logging.set_verbosity(verbosity)
             if shows_bars:
                 logging.enable_progress_bar()
-
-
-def check_weights(path: str) -> None:
-    """Refuse a model's folder that holds pickled weights only. Models on the Hub are checked by their loader.
-
-    Raises:
-        ModelError: a part of the model has pickled weights only, or there is no such folder.
-    """
-    folder = Path(path)
-    if not folder.exists() and (path.startswith((".", "/", "~")) or len(folder.parts) > 2):
-        raise ModelError(f"{path}: there is no such folder")
-    if pickle_allowed() or not folder.is_dir():
-        return
-    for pattern in PICKLED:
-        for file in sorted(folder.rglob(pattern)):
-            if not any(file.parent.glob("*.safetensors")):
-                raise ModelError(f"{file}: {_ONLY_PICKLED}", _PICKLE_REMEDY)
-
-
-_ONLY_PICKLED = "holds pickled weights only, which can run code when they are read"
-_PICKLE_REMEDY = f"convert them to safetensors or, if you trust them, set {ALLOW_PICKLE}=1 in the environment"
 
 
 def pick_device(name: str | None) -> str:
@@ -200,9 +146,9 @@ def load_error(path: str, error: BaseException, what: str, remedy: str) -> Model
     if "trust_remote_code" in str(error):
         reason, remedy = "it brings code of its own", "if you trust that, give {trust_remote_code=True}"
     elif not pickle_allowed() and "safetensors" in str(error) and "file named" in str(error):
-        reason, remedy = _ONLY_PICKLED, _PICKLE_REMEDY
+        reason, remedy = ONLY_PICKLED, PICKLE_REMEDY
     elif Path(path).exists() or not isinstance(error, OSError):
-        reason = first_line(error)
+        reason = reason_of(error)
     else:
         reason = f"there is no such folder, and the Hub says: {first_line(error)}"
     return ModelError(f"{path}: {what} ({reason})", remedy)
@@ -222,7 +168,7 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    check_weights(name)
+    check_files(name)
     try:
         with quiet_loading():
             model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())

@@ -30,6 +30,7 @@ from dino_pipeline.errors import OptionError, short
 
 PLAIN_WORDS = {
     "bool": "must be True or False",
+    "date": "must be a day, such as 2026-12-31",
     "dict": "must be a mapping, or NAME=VALUE",
     "float": "must be a number",
     "int": "must be a whole number",
@@ -235,7 +236,7 @@ def _option_error(model: type[Options], problem: ErrorDetails) -> OptionError:
     elif kind == "value_error":  # raised by a validator of ours: ValueError(message) or ValueError(message, remedy)
         message, *more = context["error"].args
         remedy = more[0] if more else ""
-    elif kind.endswith(("_type", "_parsing", "_from_float")) and kind.partition("_")[0] in PLAIN_WORDS:
+    elif kind.endswith(("_type", "_parsing", "_from_float", "_inexact")) and kind.partition("_")[0] in PLAIN_WORDS:
         message = PLAIN_WORDS[kind.partition("_")[0]]
     else:
         message = problem["msg"].replace("Input should be", "must be")

@@ -257,6 +257,8 @@ def _label_problems(raw: dict[str, Any]) -> Iterator[str]:
 def _instruction_problems(raw: dict[str, Any]) -> Iterator[str]:
     """Yield the mistakes in each label's instruction, counter-labels and examples."""
     stop = raw.get("stop", '"')
+    if isinstance(stop, str) and "\n" in stop[:-1] and not raw.get("newlines"):
+        yield f'stop: a newline ends a text before {stop!r} can come; add "newlines": true, or choose another'
     any_takes_input = any(X1 in instruction for _, _, instruction in _instructions(raw))
     for name, label, instruction in _instructions(raw):
         where = f'label "{name}"'

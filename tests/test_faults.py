@@ -24,14 +24,14 @@ import pytest
 from click.testing import Result
 
 from dino_pipeline import files as file_writers
-from dino_pipeline import models, processes, readers
+from dino_pipeline import model_files, processes, readers
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.evaluation.suites import sts
 from dino_pipeline.evaluation.suites.sts import hub_folder
 from dino_pipeline.files import Checksums
 from dino_pipeline.generation import plan, shard_writer
 from dino_pipeline.generation.shard_writer import EngineWriter, TextWriter
-from dino_pipeline.models import model_fingerprint
+from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 from dino_pipeline.record import FORMAT
 from dino_pipeline.run import Run
@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "the tokenizer is another": (change_tokenizer, OTHER_MODEL),
     "the model is gone": (
         lambda run: shutil.rmtree(generator(run)),
-        "generator: was a folder when the run started, and is missing; bring it back",
+        "generator: was there when the run started, and is missing; bring it back",
     ),
     "the weights are pickled": (lambda run: pickled(generator(run)), ""),
     "the run's folder is a file": (put_a_file_in_its_place, "cannot be written"),
@@ -238,9 +238,9 @@ def test_pickled_weights_that_are_asked_for_are_read(folder: Path) -> None:
 
 
 def test_a_change_in_the_middle_of_large_weights_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "FULLY_HASHED", 1000)
-    monkeypatch.setattr(models, "SAMPLE_SIZE", 100)
-    monkeypatch.setattr(models, "SAMPLE_STRIDE", 200)
+    monkeypatch.setattr(model_files, "FULLY_HASHED", 1000)
+    monkeypatch.setattr(model_files, "SAMPLE_SIZE", 100)
+    monkeypatch.setattr(model_files, "SAMPLE_STRIDE", 200)
     (tmp_path / "model.safetensors").write_bytes(bytes(10_000))
     before = model_fingerprint(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(bytes(5_000) + b"\1" * 150 + bytes(4_850))

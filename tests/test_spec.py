@@ -88,6 +88,18 @@ def topic(values: object) -> dict[str, Any]:
         ({"sampling": {"top_p": 2}}, ["sampling, top_p: "]),
         ({"sampling": {"top_q": 2}}, ["sampling, top_q: unknown key"]),
         ({"stop": ""}, ["stop: must not be empty"]),
+        (
+            {"stop": "\n\n", "labels/1/instruction": "<X1>\n\n", "labels/0/instruction": "<X1>\n\n"},
+            ["stop: a newline ends a text before '\\n\\n' can come; add \"newlines\": true"],
+        ),
+        (
+            {"stop": "\n", "labels/1/instruction": "<X1>\n", "labels/0/instruction": "<X1>\n"},
+            [],
+        ),
+        (
+            {"stop": "\n\n", "newlines": True, "labels/1/instruction": "<X1>\n\n", "labels/0/instruction": "<X1>\n\n"},
+            [],
+        ),
         ({"stop": "»"}, ['label "1": the instruction must end with the opening »', 'label "0": the instruction']),
         ({"label_type": "score", "labels/x": {"instruction": '<X1> "'}}, ["label_type: 'score' needs labels"]),
         ({"inputs": "nowhere.json"}, ["inputs ("]),

@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dino_pipeline.decoding.tokenization import Ending, StopRule
+from dino_pipeline.errors import ModelError
 from tests.toys import VOCAB, char_tokenizer
 
 
@@ -72,3 +73,12 @@ def test_a_quote_split_over_bytes_is_found() -> None:
     count, ending = find_at_each_step(rule, tokens)
     assert ending == Ending("Öl ist da.", "stop")
     assert count == len("Öl ist da.”".encode())
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [("<sep>", "'<sep>' is a special token of the model, which is never written"), ("”", "holds a part of the stop")],
+)
+def test_a_stop_string_that_can_never_come_is_refused(stop: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        StopRule(char_tokenizer(), len(VOCAB), stop, stop_at_newline=True)

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from dino_pipeline import __version__
-from dino_pipeline.models import ALLOW_PICKLE
+from dino_pipeline.model_files import ALLOW_PICKLE
 
 COMMANDS = {
     "spec": ("spec_commands", "List, check, show and write task specs."),

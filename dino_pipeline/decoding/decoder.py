@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
 from functools import partial
 from itertools import groupby
 from typing import Any, Self
@@ -50,16 +51,23 @@ class Decoder(PromptReader):
         rows: prompts that run at the same time. More is faster until memory or cores are full. If memory runs out, the
             decoder continues with half as many.
         chat: whether prompts go into the tokenizer's chat template.
+        chat_date: the day that the template takes for today; None: the clock's.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rows: int = 128, chat: bool = False
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        rows: int = 128,
+        chat: bool = False,
+        chat_date: date | None = None,
     ) -> None:
         vocab = model.get_output_embeddings().weight.shape[0]
-        super().__init__(tokenizer, vocab, context_of(model), chat=chat)
+        super().__init__(tokenizer, vocab, context_of(model), chat=chat, chat_date=chat_date)
         self.model = model.eval()
         self.rows = rows
-        self.banned = banned_tokens(tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
+        self.banned = banned_tokens(self.tokenizer, model.generation_config.eos_token_id, self.vocab).to(model.device)
         self.plain = PlainForward(model)
         self.cached_length = CachedLength(model)
         self.refill_rows = model.device.type != "cpu"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import torch
-from huggingface_hub import hf_hub_download
 from pydantic import JsonValue
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.activations import ACT2FN, NewGELUActivation
@@ -19,21 +20,13 @@ from transformers.pytorch_utils import Conv1D
 
 from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.decoding.engine import LocalEngine
+from dino_pipeline.decoding.generator_adapter import with_adapter
 from dino_pipeline.decoding.self_check import sees_ahead
-from dino_pipeline.errors import ModelError, first_line, require_package
+from dino_pipeline.decoding.tokenization import prints_today
+from dino_pipeline.errors import DinoError, ModelError, OptionError, require_package
 from dino_pipeline.generate_options import EngineOptions, ModelOptions
-from dino_pipeline.models import (
-    POCKET,
-    ModelRef,
-    check_weights,
-    load_error,
-    model_fingerprint,
-    model_path,
-    pick_device,
-    pickle_allowed,
-    quiet_loading,
-    safe_loading,
-)
+from dino_pipeline.model_files import check_files, check_is_whole_model, model_fingerprint, safe_loading
+from dino_pipeline.models import POCKET, ModelRef, load_error, model_path, pick_device, quiet_loading
 from dino_pipeline.options import accepts
 
 NARROW = 512
@@ -64,8 +57,8 @@ def resolve_model(options: ModelOptions, device: str, started: ModelRef | None =
         ModelError: the run started with a folder that no longer exists.
     """
     path = model_path(options.model, "generator")
-    if started and started.fingerprint and started.name == options.model and not Path(path).is_dir():
-        raise ModelError(f"{path}: was a folder when the run started, and is missing", "bring it back")
+    if started and started.fingerprint and started.name == options.model and not Path(path).exists():
+        raise ModelError(f"{path}: was there when the run started, and is missing", "bring it back")
     source = ModelRef(
         name=options.model,
         revision=options.revision,
@@ -79,7 +72,8 @@ def resolve_model(options: ModelOptions, device: str, started: ModelRef | None =
     chat = options.chat == "on"
     if options.chat == "auto":
         chat = started.chat if started else has_chat_template(source)
-    decided = {"dtype": dtype, "chat": chat, "fingerprint": model_fingerprint(path)}
+    chat_date = _chat_date(source, options, started) if chat or options.chat_date else None
+    decided = {"dtype": dtype, "chat": chat, "chat_date": chat_date, "fingerprint": model_fingerprint(path)}
     if options.adapter:
         decided["adapter_fingerprint"] = model_fingerprint(options.adapter)
     return source.model_copy(update=decided)
@@ -136,7 +130,7 @@ def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None,
     rows = rows or rows_that_fit(loaded)
     if device_map is None and model.quantize is None:
         tune(loaded, rows)
-    return Decoder(loaded, tokenizer, rows=rows, chat=model.chat)
+    return Decoder(loaded, tokenizer, rows=rows, chat=model.chat, chat_date=model.chat_date)
 
 
 @accepts(EngineOptions)
@@ -164,7 +158,9 @@ def load_tokenizer(model: ModelRef) -> Any:
     """
     path = model.path("generator")
     try:
-        return AutoTokenizer.from_pretrained(path, **_source(model))
+        return _read(AutoTokenizer, model)
+    except DinoError:
+        raise
     except Exception as error:  # tokenizers raises plain Exceptions
         raise load_error(path, error, "its tokenizer cannot be loaded", "give a folder or a Hub id") from error
 
@@ -177,19 +173,64 @@ def has_chat_template(model: ModelRef) -> bool:
         return False  # loading the model will report the error
 
 
+def _chat_date(model: ModelRef, options: ModelOptions, started: ModelRef | None) -> date | None:
+    """Return the day that the model's chat template takes for today, None if it prints none.
+
+    Raises:
+        OptionError: it prints none, and the options name one.
+    """
+    try:
+        does_print = options.chat != "off" and has_chat_template(model) and prints_today(load_tokenizer(model))
+    except ModelError:
+        return None  # the first prompt will report the error
+    if not does_print:
+        if options.chat_date:
+            raise OptionError(
+                "no chat template prints a day", "leave it out", option="chat_date", value=str(options.chat_date)
+            )
+        return None
+    if started and started.chat:
+        return options.chat_date or started.chat_date  # None in runs of versions that did not record it
+    return options.chat_date or date.today()
+
+
 def pick_dtype(model: ModelRef, *, device: str) -> str:
     """Return the dtype that a model is fastest in on this machine, by a measurement. Narrow models stay in float32."""
     try:
-        config = AutoConfig.from_pretrained(model.path("generator"), **_source(model))
+        config = _read(AutoConfig, model)
         width = config.get_text_config().hidden_size
-    except (OSError, ValueError, KeyError, AttributeError):
+    except Exception:  # files that are not what their names say raise anything
         return "float32"  # loading the model will report the error
     return "float32" if width < NARROW else faster_dtype(device, width)
 
 
 def _source(model: ModelRef) -> dict[str, Any]:
-    """Return the arguments of `transformers`' loaders that say which files to load."""
-    return {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    """Return the arguments of `transformers`' loaders that say which files to load.
+
+    Raises:
+        OptionError: a package that they need is not installed.
+    """
+    source: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    if model.gguf:
+        require_package("gguf", "model", model.name, extra="gguf")
+        source["gguf_file"] = model.gguf
+    return source
+
+
+def _read(kind: Any, model: ModelRef) -> Any:
+    """Return a model's configuration or tokenizer. A GGUF file is read once, as that can take many seconds."""
+    path, source = model.path("generator"), _source(model)
+    if model.gguf is None:
+        return kind.from_pretrained(path, **source)
+    file = Path(model_path(model.name, "generator"))
+    changed = file.stat().st_mtime_ns if file.exists() else 0
+    return copy.deepcopy(_read_gguf(kind, path, model.revision, model.gguf, changed))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_gguf(kind: Any, path: str, revision: str | None, file: str, changed: int) -> Any:
+    """Return what a GGUF file holds; ``changed`` is when it was written, so that another file of that name is read."""
+    return kind.from_pretrained(path, revision=revision, gguf_file=file)
 
 
 def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, Any]:
@@ -198,9 +239,10 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
     placement: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if model.quantize:
         placement = {"device_map": device_map or {"": device}, "quantization_config": _quantization(model)}
-    check_weights(path)
+    check_files(path if model.gguf is None else model_path(model.name, "generator"))
+    check_is_whole_model(path)
     try:
-        config: Any = AutoConfig.from_pretrained(path, **source)
+        config = _read(AutoConfig, model)
         if config.is_encoder_decoder:
             raise ModelError(
                 f"{path}: is an encoder-decoder, whose texts follow no prompt that could be contrasted token by token",
@@ -208,16 +250,21 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
             )
         tokenizer = load_tokenizer(model)
         settings = {**source, **safe_loading(), **placement}
+
+        def load() -> Any:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **settings)
+            return loaded if placement else loaded.to(device)
+
         with quiet_loading():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)
-            loaded = loaded if placement else loaded.to(device)
-            return tokenizer, _with_adapter(loaded, model).eval()
+            return tokenizer, (with_adapter(load, model) if model.adapter else load()).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{path}: does not fit on {device_map or device} in {dtype}",
             "use {device_map=auto}, {dtype=bfloat16}, {quantize=4bit}, or a smaller model",
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except DinoError:
+        raise
+    except Exception as error:  # files that are not what their names say raise anything
         remedy = "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
         raise load_error(path, error, "cannot be loaded as a causal language model", remedy) from error
 
@@ -227,26 +274,6 @@ def _quantization(model: ModelRef) -> BitsAndBytesConfig:
     if model.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=model.dtype or "float32")
-
-
-def _with_adapter(loaded: Any, model: ModelRef) -> Any:
-    """Return a model with its LoRA adapter, if there is one, merged into the weights unless they are quantised."""
-    if not (adapter := model.adapter):
-        return loaded
-    require_package("peft", "adapter")
-    from peft import PeftModel
-
-    check_weights(adapter)
-    try:
-        if not (Path(adapter).is_dir() or pickle_allowed()):
-            hf_hub_download(adapter, "adapter_model.safetensors")  # else peft would load a pickled file
-        adapted = PeftModel.from_pretrained(loaded, adapter)
-        return adapted.get_base_model() if model.quantize else adapted.merge_and_unload()
-    except Exception as error:  # peft raises whatever the libraries below it do
-        raise ModelError(
-            f"{adapter}: is not an adapter for {model.path('generator')} ({first_line(error)})",
-            "give one that was trained on this model and is stored as safetensors",
-        ) from error
 
 
 def rows_that_fit(model: PreTrainedModel) -> int:

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import json
+import logging
+import random
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, datetime, time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from dino_pipeline.decoding.engine import Completion, Finish
 from dino_pipeline.errors import ModelError, first_line
 
+log = logging.getLogger(__name__)
 Prompt = tuple[int, ...]
 """A prompt's token ids."""
 UNFINISHED_BYTES = "\ufffd"
 """Text that a token decodes to if it holds only part of a character's bytes."""
+PLACEHOLDER = re.compile(
+    r"<\|.*\|>|[<\[]\W*(unused|reserved|extra_id|extra_token|placeholder|dummy)\w*\W*[>\]]", re.IGNORECASE
+)
+"""An added token that is no text, even if its tokenizer does not call it special."""
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, opening: str, *, alternative: str = "{chat=off}"
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    opening: str,
+    *,
+    today: date | None = None,
+    alternative: str = "{chat=off}",
 ) -> str:
     """Return a prompt in the tokenizer's chat template: the user's message, and the beginning of the answer.
 
@@ -28,6 +49,7 @@ def render_chat(
         tokenizer: the model's tokenizer.
         prompt: the text that a model without a template would continue.
         opening: its last part, with which the answer begins.
+        today: the day that the template takes for today, from its beginning; None: the clock's.
         alternative: what to do without a template, for the error's remedy.
 
     Raises:
@@ -40,7 +62,8 @@ def render_chat(
         {"role": "assistant", "content": opening},
     ]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
+        with _fixed_surroundings(today):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
     except Exception as error:  # a template is a program that can raise anything
         raise ModelError(
             f"the chat template leaves no answer open ({first_line(error)})",
@@ -48,10 +71,44 @@ def render_chat(
         ) from error
 
 
+_rendering = threading.Lock()
+"""Held while a template is rendered, because the clock is changed for the whole process."""
+
+
+@contextmanager
+def _fixed_surroundings(today: date | None) -> Iterator[None]:
+    """Fix what a template can ask for besides its messages: the clock, unless ``today`` is None, and chance."""
+    with _rendering:
+        chance, clock = random.getstate(), chat_template_utils.datetime
+        random.seed(0)
+        if today is not None:
+            beginning = datetime.combine(today, time())
+            chat_template_utils.datetime = SimpleNamespace(now=lambda *_: beginning)
+        try:
+            yield
+        finally:
+            chat_template_utils.datetime = clock
+            random.setstate(chance)
+
+
+def prints_today(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether prompts in the tokenizer's chat template depend on the day."""
+    days = (date(2001, 2, 3), date(2014, 12, 25))
+    return len({render_chat(tokenizer, 'A text: "', '"', today=day) for day in days}) > 1
+
+
 def template_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the strings to which a chat template gives a meaning, such as the end of a turn."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
+    return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *_markup(tokenizer).values()]))
+
+
+def _markup(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the added tokens that are no text: special ones, with a role or without, and placeholders."""
+    markup = {}
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special or PLACEHOLDER.fullmatch(str(token)):
+            markup[number] = str(token)
+    return markup
 
 
 def banned_tokens(tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] | None, vocab: int) -> Tensor:
@@ -65,7 +122,8 @@ def banned_tokens(tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] |
         vocab: logits per position, which can be more than the tokenizer has tokens.
     """
     ends = [eos] if isinstance(eos, int) else list(eos or ())
-    special = {token for token in (*tokenizer.all_special_ids, *ends) if token < vocab}
+    no_text = (*tokenizer.all_special_ids, *_markup(tokenizer), *ends)
+    special = {token for token in no_text if token is not None and token < vocab}
     return torch.tensor(sorted({*special, *range(len(tokenizer), vocab)}), dtype=torch.long)
 
 
@@ -99,9 +157,17 @@ class StopRule:
         vocab: logits per position.
         stop: the string that ends a text.
         stop_at_newline: whether a newline ends a text as well.
+
+    Raises:
+        ModelError: the model never writes the stop string.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: int, stop: str, *, stop_at_newline: bool) -> None:
+        if stop in template_marks(tokenizer):
+            raise ModelError(
+                f"the stop string {stop!r} is a special token of the model, which is never written",
+                "choose another stop string",
+            )
         self.tokenizer = tokenizer
         self.stop = stop
         self.stop_at_newline = stop_at_newline
@@ -110,6 +176,9 @@ class StopRule:
         pieces = tokenizer.batch_decode([[token] for token in range(min(vocab, len(tokenizer)))])
         for token, piece in enumerate(pieces):
             self.may_end[token] = UNFINISHED_BYTES in piece or any(mark in piece for mark in marks)
+        written = set().union(*pieces)
+        if UNFINISHED_BYTES not in written and not written.issuperset(stop):
+            raise ModelError(f"no token of the model holds a part of the stop string {stop!r}", "choose another")
 
     def find(self, tokens: Sequence[int]) -> Ending | None:
         """Return the end of the text if its last token brought it, else None."""
@@ -122,6 +191,39 @@ class StopRule:
         return decode(self.tokenizer, tokens)
 
 
+def without_unknown_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that reads added words without an embedding in the model as ordinary text.
+
+    Such words come with a tokenizer that was extended without its model. Special tokens among them stay: a prompt never
+    holds them, unless a chat template does.
+
+    Args:
+        tokenizer: the model's tokenizer, which is not changed.
+        vocab: tokens that the model knows.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    unknown = [str(token) for number, token in added if number >= vocab and not token.special]
+    if not unknown or not tokenizer.is_fast:
+        return tokenizer
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in unknown]
+    fitted = copy.deepcopy(tokenizer)
+    fitted._tokenizer = Tokenizer.from_str(json.dumps(content))
+    shown = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+    log.warning("the model knows no token %s of its tokenizer: read as ordinary text", shown)
+    return fitted
+
+
+def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the tokenizer puts behind a text, such as one for the end."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return len(whole) - start - len(plain)
+    return 0
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """Return the text of tokens."""
     return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
@@ -131,20 +233,28 @@ class PromptReader:
     """How an engine with a model of its own reads prompts, and where it ends texts."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocab: int, context: int | None, *, chat: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab: int,
+        context: int | None,
+        *,
+        chat: bool = False,
+        chat_date: date | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = without_unknown_tokens(tokenizer, vocab)
         self.vocab = vocab
         """Logits per position."""
         self.context = context
         """Most tokens that a prompt and its text may have together. None: no limit."""
-        self.chat = chat
+        self.chat, self.chat_date = chat, chat_date
+        self.behind = _tokens_behind(tokenizer)
+        """Tokens that the tokenizer puts behind a text. A prompt goes on, and so lacks them."""
         self.marks = template_marks(tokenizer) if chat else ()
         self._stop_rules: dict[tuple[str, bool], StopRule] = {}
 
     def render(self, prompt: str, opening: str) -> str:
         """Return a prompt as the model reads it. ``opening`` is its last part, with which the answer begins."""
-        return render_chat(self.tokenizer, prompt, opening) if self.chat else prompt
+        return render_chat(self.tokenizer, prompt, opening, today=self.chat_date) if self.chat else prompt
 
     def encode(self, texts: Sequence[str]) -> list[Prompt]:
         """Return the token ids of rendered prompts, with the special tokens that the tokenizer puts in front.
@@ -156,10 +266,11 @@ class PromptReader:
             ModelError: the tokenizer has a token that the model does not know.
         """
         if self.chat:
-            encoded = self.tokenizer(list(texts), add_special_tokens=False)
+            encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         else:
-            encoded = self.tokenizer(list(texts), split_special_tokens=True)
-        prompts = [tuple(ids) for ids in encoded["input_ids"]]
+            encoded = self.tokenizer(list(texts), split_special_tokens=True)["input_ids"]
+            encoded = [ids[: len(ids) - self.behind] for ids in encoded]
+        prompts = [tuple(ids) for ids in encoded]
         highest = max(map(max, filter(None, prompts)), default=0)
         if highest >= self.vocab:
             token = self.tokenizer.convert_ids_to_tokens(highest)

@@ -71,7 +71,8 @@ class VllmEngine(PromptReader):
         self.llm, self.engine = llm, llm.llm_engine
         config = self.engine.vllm_config
         vocab = config.model_config.get_vocab_size()
-        super().__init__(llm.get_tokenizer(), vocab, config.model_config.max_model_len, chat=model.chat)
+        context = config.model_config.max_model_len
+        super().__init__(llm.get_tokenizer(), vocab, context, chat=model.chat, chat_date=model.chat_date)
         self.rows = config.scheduler_config.max_num_seqs
         self.refill_rows = torch.cuda.is_available()
         self._numbers = itertools.count()

@@ -20,7 +20,8 @@ from vllm.engine.arg_utils import EngineArgs
 from dino_pipeline.decoding.group_member import PLUGIN
 from dino_pipeline.decoding.vllm_plugin import SpecialTokens
 from dino_pipeline.errors import ModelError, OptionError
-from dino_pipeline.models import ModelRef, check_weights, load_error
+from dino_pipeline.model_files import check_files, check_is_whole_model
+from dino_pipeline.models import ModelRef, load_error
 
 TESTED = ("0.32", "0.33")
 """Versions of vLLM that the plug-in was tried with: from the first up to, but not including, the second."""
@@ -76,7 +77,11 @@ def start_vllm(model: ModelRef, arguments: Mapping[str, object]) -> tuple[vllm.L
         problem, remedy = f"{name} is an option of its own", f"give {{{NAMED[name]}={arguments[name]}}}"
         raise OptionError(problem, remedy, option="engine_arg", value=name)
     path = model.path("generator")
-    check_weights(path)
+    if model.gguf:
+        problem, remedy = "GGUF files are read by transformers alone", "give {engine=transformers}"
+        raise OptionError(problem, remedy, option="model", value=model.name)
+    check_files(path)
+    check_is_whole_model(path)
     ours: dict[str, Any] = {
         "model": path,
         "revision": model.revision,

@@ -19,7 +19,8 @@ from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
 from dino_pipeline.files import write_json
 from dino_pipeline.measures import Measurement
-from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of, model_fingerprint, model_path
+from dino_pipeline.model_files import model_fingerprint
+from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of, model_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import versions

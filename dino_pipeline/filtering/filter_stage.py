@@ -17,7 +17,7 @@ from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
 from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side_counts, split, write_files
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules, rules_digest
 from dino_pipeline.funnel import Counts
-from dino_pipeline.models import model_fingerprint
+from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.record import now, versions
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec

@@ -17,7 +17,8 @@ from dino_pipeline.generate_options import SPEED_OPTIONS, Debiasing, EngineOptio
 from dino_pipeline.generation.plan import needs_debiasing
 from dino_pipeline.generation.ray_writer import RayShardWriter
 from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
-from dino_pipeline.models import ModelRef, model_fingerprint, pick_device
+from dino_pipeline.model_files import model_fingerprint
+from dino_pipeline.models import ModelRef, model_path, pick_device
 from dino_pipeline.progress import Reporter
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateRecord, ServerPrices
@@ -137,7 +138,7 @@ def _resolve_on_worker(options: ModelOptions, device: str, started: ModelRef | N
 
 def _load_on_worker(model: ModelRef, device: str, options: EngineOptions) -> tuple[LocalEngine, str | None]:
     """Return the loaded model, with the fingerprint that it has on this machine."""
-    return load_engine(model, options, device), model_fingerprint(model.path("generator"))
+    return load_engine(model, options, device), model_fingerprint(model_path(model.name, "generator"))
 
 
 def _server_engine(

@@ -33,7 +33,8 @@ from dino_pipeline.examples import iter_examples
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.measures import measure_title
-from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of, model_fingerprint
+from dino_pipeline.model_files import model_fingerprint
+from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of
 from dino_pipeline.publish_options import PublishOptions
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.run_texts import DataShape, OpenedRun, WrittenSplit, shape_of, splits_of, write_split

@@ -20,7 +20,8 @@ from dino_pipeline.errors import DataError, DinoError, HubError, OptionError, fi
 from dino_pipeline.files import digest_files, write_json_lines
 from dino_pipeline.filtering.contamination import HUB_SETS
 from dino_pipeline.generate_options import GenerateOptions
-from dino_pipeline.models import POCKET, ModelRef, is_hub_id, model_fingerprint
+from dino_pipeline.model_files import is_hub_id, model_fingerprint
+from dino_pipeline.models import POCKET, ModelRef, model_path
 from dino_pipeline.options import Options, accepts, default_of, flags_of
 from dino_pipeline.publish_options import ExportOptions, VerifyOptions
 from dino_pipeline.record import RecordError, RunRecord, parse_record, versions
@@ -182,7 +183,7 @@ def _embedded_differences(folder: Path) -> Iterator[str]:
     generated, filtered = record.generate or origin.generate, record.filter or origin.filter
     if generated and generated.options.model.name == POCKET:
         generator = generated.options.model
-        if generator.fingerprint != model_fingerprint(generator.path("generator")):
+        if generator.fingerprint != model_fingerprint(model_path(generator.name, "generator")):
             yield "the embedded generator is another one here"
     if filtered is None or set(filtered.options.exclude) != {POCKET}:
         return

@@ -12,16 +12,8 @@ from sentence_transformers import SentenceTransformer
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions, WhitenTime
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.models import (
-    STATIC,
-    ModelRef,
-    has_adapters,
-    has_own_pooling,
-    load_encoder,
-    model_fingerprint,
-    model_path,
-    pooling_of,
-)
+from dino_pipeline.model_files import model_fingerprint
+from dino_pipeline.models import STATIC, ModelRef, has_adapters, has_own_pooling, load_encoder, model_path, pooling_of
 from dino_pipeline.stage_records import TrainingSettings
 from dino_pipeline.training.adapters import sentences_of, suited_objective
 from dino_pipeline.training.corpus import distinct_texts

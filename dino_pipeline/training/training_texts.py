@@ -14,7 +14,7 @@ from dino_pipeline.encoder_options import TrainingOptions
 from dino_pipeline.errors import DataError, HubError, OptionError, RunError
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
-from dino_pipeline.models import is_hub_id
+from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt

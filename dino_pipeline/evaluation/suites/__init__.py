@@ -14,7 +14,7 @@ from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, ScoredPairs
 from dino_pipeline.examples import as_examples
-from dino_pipeline.models import is_hub_id
+from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.training.corpus import Corpus, evaluation_source

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, first_line
-from dino_pipeline.models import quiet_loading, safe_loading
+from dino_pipeline.model_files import safe_loading
+from dino_pipeline.models import quiet_loading
 from dino_pipeline.options import Options
 from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows, fixed_rows
 from dino_pipeline.training.objectives.pairs import (
