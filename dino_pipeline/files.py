@@ -40,12 +40,30 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; what was finished before is kept", "make room and run again"
-        ) from error
+        raise _not_writable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _not_writable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path}: cannot be written: {error.strerror}; what was finished before is kept", "make room and run again"
+    )
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """Add to the end of a file. A process that is killed meanwhile may leave a part of it.
+
+    Raises:
+        OutputError: the disk is full or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise _not_writable(path, error) from error
 
 
 def write_bytes(path: Path, content: bytes) -> str:

@@ -70,6 +70,8 @@ class Layout:
     """Accepted texts of the spec that writes the inputs."""
     input_rejected = At("input-rejected")
     """Rejected texts of the spec that writes the inputs."""
+    received = At("received.jsonl")
+    """Texts of a server that no shard holds yet."""
     train = At("train.jsonl")
     """Pairs to train on."""
     dev = At("dev.jsonl")
@@ -109,7 +111,7 @@ class Layout:
     def partial(self, stage: str) -> list[Path]:
         """Return the files and folders that a later call of an unfinished stage goes on with."""
         return {
-            "generate": [self.inputs, *self.text_folders, self.path / CHECKSUMS],
+            "generate": [self.inputs, *self.text_folders, self.received, self.path / CHECKSUMS],
             "finetune": [self.checkpoints],
         }.get(stage, [])
 

@@ -362,3 +362,25 @@ def made_up(server: MadeUp) -> Iterator[str]:
 
     with _serving(Handler) as own_address:
         yield own_address
+
+
+@contextmanager
+def raw_server(respond: Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]) -> Iterator[str]:
+    """Run a server that answers a request, given as its body, with whatever ``respond`` writes."""
+
+    class Handler(_Handler):
+        def do_POST(self) -> None:
+            respond(self, json.loads(self.body()))
+
+        def do_GET(self) -> None:
+            self.answer(200, json.dumps({"data": [{"id": "one-model"}, {"id": "other-model"}]}).encode())
+
+    with _serving(Handler) as own_address:
+        yield own_address
+
+
+def completion_of(text: Any, **more: Any) -> bytes:
+    """Return a completion as servers write it."""
+    choice = {"index": 0, "text": text, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    return json.dumps({"choices": [choice | more.pop("choice", {})], "usage": usage, **more}).encode()

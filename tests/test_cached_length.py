@@ -22,6 +22,7 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.self_check import CachedLength, row_defect
 from dino_pipeline.decoding.shallow_copy import shallow_copy
 
+pytestmark = pytest.mark.slow
 CACHED, BY_LENGTH, ONE_BY_ONE = "cached", "cached up to 32 tokens, then one by one", "one by one"
 
 

@@ -306,11 +306,11 @@ def test_texts_end_as_they_do_here() -> None:
     [
         (401, "does not let you in .*; set the environment variable OPENAI_API_KEY"),
         (404, "knows no model model"),
-        (500, r"no answer, after 1 further attempts .*; finished shards are kept"),
+        (500, r"no answer in 2 attempts .*; the texts received so far are kept"),
     ],
 )
 def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions, "RETRIES", 1)
+    monkeypatch.setattr(completions, "TRIES", 2)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     of = MadeUp(status=status)
     with pytest.raises(ModelError, match=said) as error:
@@ -320,9 +320,9 @@ def test_a_server_that_refuses(status: int, said: str, monkeypatch: pytest.Monke
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions, "RETRIES", 1)
+    monkeypatch.setattr(completions, "TRIES", 2)
     nobody = Server("model", "http://127.0.0.1:9/v1", print)
-    with pytest.raises(ModelError, match=r"127.0.0.1:9/v1: no answer, after 1 further attempts"):
+    with pytest.raises(ModelError, match=r"127.0.0.1:9/v1: no answer in 2 attempts"):
         list(nobody.sample([Request(("prompt",), ("key",))], PLAIN))
 
 

@@ -3,114 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import base64
 import json
-import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any
+from functools import cache
+from http import HTTPStatus
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-import openai
+import aiohttp
 
-from dino_pipeline.errors import ModelError, OptionError, first_line
+from dino_pipeline.decoding.answers import SenselessAnswerError, ServerAnswer, parse_answers, tokens_allowed
+from dino_pipeline.errors import ModelError, OptionError, first_line, short
 from dino_pipeline.options import Sampling
 from dino_pipeline.stage_records import Dialect, ServerUsage
 
-RETRIES = 8
-"""Times that the client sends a request again, with growing pauses."""
+TRIES = 9
+"""Times that a request is sent at most, with growing pauses."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
-"""Seconds before a request is sent again after a senseless answer. The pause doubles each time."""
-STOP_FIELDS = ("stop_reason", "matched_stop")
-"""Where servers report what stopped a text (vLLM, SGLang)."""
-PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
-"""Errors of the client below after which a request may be answered."""
+"""Seconds before a request is sent again. The pause doubles each time."""
+LONGEST_RETRY_AFTER = 60.0
+"""Most seconds that a server may ask to wait before a request is sent again."""
+MOST_TIME = 2
+"""A request is not sent again after this many times the timeout."""
+CLOSING = 2.0
+"""Seconds for which the process waits at its end until connections are closed."""
+MOST_BYTES = 2**26
+"""Longest answer, in bytes."""
+REFUSED = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+"""Answers to a request that the server will not take in any try."""
+PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
+"""Answers, besides errors of the server, after which another try may help."""
 
 
 class RequestRefusedError(Exception):
     """A server does not accept a request, for example because it does not know a field."""
 
 
-class _SenselessError(Exception):
-    """A request is to be sent again; if that does not help, ``named`` is what to raise."""
+class NoAnswerError(Exception):
+    """A server gave no sensible answer to a request, in all tries; ``named`` is the error for the whole run."""
 
-    def __init__(self, named: Exception) -> None:
+    def __init__(self, named: ModelError) -> None:
         super().__init__(named)
         self.named = named
 
 
-@dataclass(frozen=True)
-class ServerAnswer:
-    """A server's answer to one prompt."""
+class _PassingError(Exception):
+    """A request got no sensible answer and may get one in another try, at the earliest in ``wait`` seconds."""
 
-    text: str
-    ended: bool
-    """Whether the server says that the text ended by itself: at the stop string, or at the model's end of text."""
-    stopped_by: tuple[object, ...]
-    """What stopped the text, by each of the `STOP_FIELDS` that the server fills. Empty if it fills none."""
-    tokens: tuple[int, ...]
-    """Ids of the text's tokens, with those that ended it. Empty if not reported (vLLM does)."""
-    prompt_tokens: tuple[int, ...]
-    """Ids of the prompt's tokens. Empty if not reported."""
-    token_logprobs: Sequence[object]
-    """Natural-log probability of each token, None for the first token of an echo. Empty if not reported."""
-    token_starts: Sequence[int]
-    """Position of each token's first character. Empty if not reported."""
-    length: int
-    """Tokens of all texts of the request, 0 if not reported."""
-
-    @property
-    def ended_document(self) -> bool:
-        """Whether the model's end of text ended it, on a server that tells that from a stop string."""
-        return self.ended and not any(isinstance(reason, str) for reason in self.stopped_by)
-
-    @property
-    def log_probs(self) -> list[float]:
-        """Return each token's log-probability, nothing if one is missing."""
-        values = [value for value in self.token_logprobs if isinstance(value, int | float) and math.isfinite(value)]
-        return values if len(values) == len(self.token_logprobs) else []
-
-    @property
-    def logprob(self) -> float | None:
-        """Return the mean log-probability per token, None if the server does not report it or it is not finite."""
-        values = self.log_probs
-        return sum(values) / len(values) if values else None
-
-
-def parse_answers(answer: Mapping[str, object]) -> tuple[list[ServerAnswer], ServerUsage] | None:
-    """Return a JSON answer as one for each prompt, and what it used; None if it is not a completion."""
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
-        return None
-    usage: Any = answer.get("usage") or {}
-    used = ServerUsage(
-        requests=1,
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-    )
-    choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
-    return [_parsed(choice, used.completion_tokens) for choice in choices], used
-
-
-def _is_choice(choice: object) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("text"), str)
-
-
-def _parsed(choice: Mapping[str, Any], length: int) -> ServerAnswer:
-    logprobs = choice.get("logprobs") or {}
-    return ServerAnswer(
-        text=choice["text"],
-        ended=choice.get("finish_reason") == "stop",
-        stopped_by=tuple(choice[name] for name in STOP_FIELDS if name in choice),
-        tokens=tuple(choice.get("token_ids") or ()),
-        prompt_tokens=tuple(choice.get("prompt_token_ids") or ()),
-        token_logprobs=logprobs.get("token_logprobs") or (),
-        token_starts=logprobs.get("text_offset") or (),
-        length=length,
-    )
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
 
 
 def request_body(
@@ -136,50 +83,84 @@ def request_body(
     return body
 
 
+def public_address(address: str) -> str:
+    """Return a server's address without a user's name, a password and a query, as records and messages show it."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return re.sub(r"//[^/@]*@", "//", address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 class CompletionsClient:
     """Sends requests to a server until it answers, and counts them.
 
-    The key is taken from the environment variable ``OPENAI_API_KEY``, if the server needs one. It is stored nowhere.
+    The key is taken from the environment variable ``OPENAI_API_KEY``, if the server needs one. It is stored nowhere,
+    nor is a password in the address, and messages of the server that repeat them are shown without.
 
     Args:
         model: name of the model on the server.
         base_url: the server's address, ending in /v1.
-        timeout: seconds after which a request is given up and sent again.
+        timeout: seconds after which a request is given up and sent again, however many bytes have come.
         usage: requests and tokens of earlier calls, to which those of this one are added.
+        note: takes what the user should know, a message and a remedy, as `Reporter.note`.
 
     Raises:
         OptionError: the address is malformed.
     """
 
-    def __init__(self, model: str, base_url: str, timeout: float, usage: ServerUsage) -> None:
-        self.model, self.base_url, self.usage = model, base_url, usage
-        self._settings: dict[str, Any] = {"base_url": base_url, "timeout": timeout}
-        self._settings["api_key"] = os.environ.get("OPENAI_API_KEY") or "none"
-        try:
-            self.client = openai.OpenAI(max_retries=RETRIES, **self._settings)
-        except Exception as error:  # whatever the HTTP library below raises for addresses
-            raise OptionError(f"is not an address ({first_line(error)})", option="base_url", value=base_url) from error
+    def __init__(
+        self, model: str, base_url: str, timeout: float, usage: ServerUsage, note: Callable[[str, str], object]
+    ) -> None:
+        self.model, self.usage, self.timeout, self.note = model, usage, timeout, note
+        self._is_heard = False
+        self.base_url = public_address(base_url)
         self.lock = threading.Lock()
+        try:
+            parts = urlsplit(base_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError("it must begin with http:// or https:// and a host's name")
+        except ValueError as error:
+            problem = f"is not an address ({first_line(error)})"
+            raise OptionError(problem, option="base_url", value=self.base_url) from error
+        self._url = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/completions"))
+        key = os.environ.get("OPENAI_API_KEY")
+        self._headers = {"Accept-Encoding": "identity"}
+        if parts.password is None:  # else the client below sends the user's name and the password
+            self._headers["Authorization"] = f"Bearer {key or 'none'}"
+        password = unquote(parts.password or "")
+        basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
+        self._secrets = [secret for secret in (key, basic, parts.password, password) if secret]
 
-    def ask(self, body: Mapping[str, object], *, may_refuse: bool = False) -> ServerAnswer:
+    def ask(self, body: Mapping[str, object], *, may_refuse: bool = False, tries: int | None = None) -> ServerAnswer:
         """Return the answer to a request of one prompt, see `ask_prompts`."""
-        return self.ask_prompts(body, may_refuse=may_refuse)[0]
+        return self.ask_prompts(body, may_refuse=may_refuse, tries=tries)[0]
 
-    def ask_prompts(self, body: Mapping[str, object], *, may_refuse: bool = False) -> list[ServerAnswer]:
-        """Return the answers to a request, one for each of its prompts. Send it again if they are cut or malformed.
+    def ask_prompts(
+        self, body: Mapping[str, object], *, may_refuse: bool = False, tries: int | None = None
+    ) -> list[ServerAnswer]:
+        """Return the answers to a request, one for each of its prompts.
+
+        Args:
+            body: the request.
+            may_refuse: whether the caller takes a refusal for an answer.
+            tries: times that it is sent at most, by default `TRIES`.
 
         Raises:
-            ModelError: the server does not answer.
+            NoAnswerError: the server does not answer.
+            ModelError: it lets nobody in, knows no such model, or refuses the request although it must not.
             RequestRefusedError: the server does not accept the request, and ``may_refuse``.
         """
         try:
-            return self._until_sense(lambda: self._send(body))
+            return self._until_answered(lambda: [body], tries)[0]
         except RequestRefusedError as error:
             if may_refuse:
                 raise
             raise ModelError(f"{self.base_url}: refuses the request ({error})") from error
 
-    def ask_group(self, make: Callable[[], Sequence[Mapping[str, object]]]) -> list[ServerAnswer]:
+    def ask_group(
+        self, make: Callable[[], Sequence[Mapping[str, object]]], tries: int | None = None
+    ) -> list[ServerAnswer]:
         """Return the answers to requests of one prompt each, which the server may have wait for one another.
 
         All are sent at the same time, each on a connection of its own. If one fails, the others are given up, and the
@@ -187,90 +168,151 @@ class CompletionsClient:
 
         Args:
             make: makes the requests, each time under another name.
+            tries: times that they are sent at most, by default `TRIES`.
 
         Raises:
-            ModelError: the server does not answer.
-            RequestRefusedError: the server does not accept a request.
+            NoAnswerError, ModelError, RequestRefusedError: as `ask_prompts`.
         """
+        return [answers[0] for answers in self._until_answered(make, tries)]
+
+    def _until_answered(
+        self, make: Callable[[], Sequence[Mapping[str, object]]], tries: int | None
+    ) -> list[list[ServerAnswer]]:
+        """Return the answers to requests that are sent together. Make and send them again as long as that may help."""
         with self.lock:
             loop = _event_loop()
-        return self._until_sense(lambda: asyncio.run_coroutine_threadsafe(self._send_together(make()), loop).result())
+        tries = tries or TRIES
+        started, pause = time.monotonic(), FIRST_PAUSE
+        for number in range(1, tries + 1):
+            try:
+                return asyncio.run_coroutine_threadsafe(self._send_together(make()), loop).result()
+            except _PassingError as error:
+                if number == tries or time.monotonic() - started > MOST_TIME * self.timeout:
+                    tried = "" if number == 1 else f" in {number} attempts"
+                    raise NoAnswerError(
+                        ModelError(
+                            f"{self.base_url}: no answer{tried} ({error})",
+                            "the texts received so far are kept; run the same again to continue",
+                        )
+                    ) from error
+                self._note_silence(error)
+                time.sleep(max(pause, error.wait))
+                pause = min(2 * pause, LONGEST_PAUSE)
+        raise AssertionError("the last try returns or raises")
 
-    def _until_sense(self, send: Callable[[], list[ServerAnswer]]) -> list[ServerAnswer]:
-        """Return what ``send`` returns. Call it again as long as it raises `_SenselessError`."""
-        pause = FIRST_PAUSE
-        for _ in range(RETRIES):
-            with suppress(_SenselessError):
-                return send()
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        try:
-            return send()
-        except _SenselessError as error:
-            raise error.named from error
+    def _note_silence(self, error: _PassingError) -> None:
+        """Note once that the server has not answered anything yet."""
+        with self.lock:
+            is_silent, self._is_heard = not self._is_heard, True
+        if is_silent:
+            self.note(f"{self.base_url}: no answer yet, trying again ({error})", "")
 
-    def _send(self, body: Mapping[str, object]) -> list[ServerAnswer]:
-        """Return the answers to a request. The client below sends it again where the server is busy or away."""
-        try:
-            answer = self.client.completions.create(model=self.model, prompt="", extra_body=body)
-        except (openai.OpenAIError, ValueError) as error:
-            raise self._named(error) from error
-        return self._counted(answer)
-
-    async def _send_together(self, bodies: Sequence[Mapping[str, object]]) -> list[ServerAnswer]:
+    async def _send_together(self, bodies: Sequence[Mapping[str, object]]) -> list[list[ServerAnswer]]:
         """Return the answers to requests that run at the same time. If one fails, give the others up."""
-        create = self._group_client.completions.create
-        calls = [asyncio.ensure_future(create(model=self.model, prompt="", extra_body=body)) for body in bodies]
+        calls = [asyncio.ensure_future(self._send(body)) for body in bodies]
         try:
-            answers = await asyncio.gather(*calls)
-        except (openai.OpenAIError, ValueError) as error:
-            named = self._named(error)
-            raise (_SenselessError(named) if isinstance(error, PASSING) else named) from error
+            return list(await asyncio.gather(*calls))
         finally:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-        return [self._counted(answer)[0] for answer in answers]
 
-    @cached_property
-    def _group_client(self) -> openai.AsyncOpenAI:
-        """The client of the event loop, which never has a request wait for a connection."""
-        no_limits = type(openai.DEFAULT_CONNECTION_LIMITS)()
-        transport = openai.DefaultAsyncHttpxClient(limits=no_limits)
-        return openai.AsyncOpenAI(max_retries=0, http_client=transport, **self._settings)
-
-    def _counted(self, answer: object) -> list[ServerAnswer]:
-        """Return the client's answer as ours, and count it."""
-        parsed = parse_answers(answer.model_dump()) if isinstance(answer, openai.BaseModel) else None
-        if parsed is None:
-            raise _SenselessError(self._not_completions())
-        answers, used = parsed
+    async def _send(self, body: Mapping[str, object]) -> list[ServerAnswer]:
+        """Return the answers to a request, one for each of its prompts."""
+        try:
+            content = await self._post({"model": self.model, **body})
+            answers, used = parse_answers(content, _count_prompts(body["prompt"]), tokens_allowed(body))
+        except TimeoutError as error:
+            raise _PassingError(f"none within {self.timeout:g} seconds") from error
+        except (SenselessAnswerError, aiohttp.ClientError, OSError, ValueError) as error:
+            raise _PassingError(self._without_secrets(first_line(error))) from error
         with self.lock:
-            self.usage = self.usage.plus(used)
+            self.usage, self._is_heard = self.usage.plus(used), True
         return answers
 
-    def _not_completions(self) -> ModelError:
-        return ModelError(f"{self.base_url}: its answers are not completions", "give the server's /v1 address")
+    async def _post(self, body: Mapping[str, object]) -> bytes:
+        """Return the content of the answer to a request.
 
-    def _named(self, error: Exception) -> Exception:
-        """Return an error of the client below as one of ours, with a remedy."""
-        where = self.base_url
-        if isinstance(error, openai.APIResponseValidationError) or not isinstance(error, openai.OpenAIError):
-            return _SenselessError(self._not_completions())  # it is cut or malformed
-        if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-            return RequestRefusedError(first_line(error))
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        Raises:
+            _PassingError: the server is busy, has failed, or answers without end.
+            RequestRefusedError: it does not accept the request.
+            ModelError: it accepts no request.
+        """
+        limit = aiohttp.ClientTimeout(total=self.timeout)
+        async with _session().post(self._url, json=body, headers=self._headers, timeout=limit) as response:
+            content = bytearray()
+            async for part in response.content.iter_any():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise _PassingError(f"an answer has more than {MOST_BYTES:,} bytes")
+            if response.ok:
+                return bytes(content)
+            said = self._without_secrets(f"{response.status} {response.reason}: {_message(bytes(content))}")
+            if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status in PASSING:
+                raise _PassingError(said, _retry_after(response.headers))
+            known = await self._known_models() if response.status == HTTPStatus.NOT_FOUND else ""
+            raise self._refusal(response.status, said, known)
+
+    async def _known_models(self) -> str:
+        """Return the names of some models that the server has, empty if it does not tell."""
+        try:
+            url, limit = self._url.removesuffix("completions") + "models", aiohttp.ClientTimeout(total=10)
+            async with _session().get(url, headers=self._headers, timeout=limit) as response:
+                found = json.loads(await response.content.read(2**20))
+            return ", ".join(short(model["id"]) for model in found["data"][:5])
+        except Exception:  # whatever a stranger answers
+            return ""
+
+    def _refusal(self, status: int, said: str, known: str) -> ModelError | RequestRefusedError:
+        """Return the error for an answer that no other try will change."""
+        if status in REFUSED:
+            return RequestRefusedError(said)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return ModelError(
-                f"{where}: does not let you in ({first_line(error)})", "set the environment variable OPENAI_API_KEY"
+                f"{self.base_url}: does not let you in ({said})", "set the environment variable OPENAI_API_KEY"
             )
-        if isinstance(error, openai.NotFoundError):
+        if status == HTTPStatus.NOT_FOUND:
             return ModelError(
-                f"{where}: knows no model {self.model}, or no completions ({first_line(error)})", "see its /v1/models"
+                f"{self.base_url}: knows no model {self.model}, or no completions ({said})",
+                f"it has {known}" if known else "see its /v1/models",
             )
-        return ModelError(
-            f"{where}: no answer, after {RETRIES} further attempts ({first_line(error)})",
-            "finished shards are kept; run the same again to continue",
-        )
+        return ModelError(f"{self.base_url}: takes no requests ({said})", "see what it says, and run the same again")
+
+    def _without_secrets(self, text: str) -> str:
+        """Return what a server or a library says without the key and the password, cut to a few lines' length."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        text = re.sub(r"//[^/\s@]*@", "//", text)
+        return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _count_prompts(prompt: object) -> int:
+    """Return how many prompts a request's field holds: a string, the ids of tokens, or several of either."""
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], list | str) else 1
+
+
+def _message(content: bytes) -> str:
+    """Return what an error's content says, in whatever form."""
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        return content[:1000].decode(errors="replace").strip()
+    for name in ("error", "detail", "message"):
+        while isinstance(answer, dict) and name in answer:
+            answer = answer[name]
+    return answer if isinstance(answer, str) else short(answer)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that the server asks to wait, 0 if it does not."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers.get(name, "")) / unit
+        except ValueError:
+            continue
+        if 0 <= seconds < float("inf"):
+            return min(seconds, LONGEST_RETRY_AFTER)
+    return 0.0
 
 
 @cache
@@ -279,3 +321,15 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     return loop
+
+
+@cache
+def _session() -> aiohttp.ClientSession:
+    """Return the HTTP client of the event loop, in which it must be called. It is closed when the process ends.
+
+    No request waits for a connection. Answers are not unpacked, as a few bytes can be packed from many.
+    """
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, trust_env=True)
+    loop = asyncio.get_running_loop()
+    atexit.register(lambda: asyncio.run_coroutine_threadsafe(session.close(), loop).result(CLOSING))
+    return session

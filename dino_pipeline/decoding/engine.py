@@ -14,8 +14,9 @@ from dino_pipeline.options import Sampling
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerDebiasing, ServerUsage
 
-Finish = Literal["stop", "newline", "length", "refused"]
-"""Why a text ended: the stop string, a newline, the longest length, or a server that refused the prompt."""
+Finish = Literal["stop", "newline", "length", "refused", "malformed", "unanswered"]
+"""Why a text ended: the stop string, a newline, the longest length; or a server that refused the prompt, answered it
+with something that is no text, or did not answer it while it answered others."""
 
 
 @dataclass(frozen=True)

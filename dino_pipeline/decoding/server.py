@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, product
-from typing import get_args
+from typing import TypeVar, get_args
 
-from dino_pipeline.decoding.completions import CompletionsClient, RequestRefusedError, ServerAnswer, request_body
+from dino_pipeline.decoding.answers import MalformedTextError, ServerAnswer, check_text
+from dino_pipeline.decoding.completions import (
+    CompletionsClient,
+    NoAnswerError,
+    RequestRefusedError,
+    request_body,
+)
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Finish, Request, Scored, seed_of
+from dino_pipeline.decoding.received_texts import ReceivedTexts
 from dino_pipeline.decoding.server_debias import (
+    PROBES,
     START_SCHEDULER,
     PluginWriter,
     RejectionWriter,
     has_plugin,
 )
-from dino_pipeline.errors import OptionError, first_line
+from dino_pipeline.errors import OptionError
 from dino_pipeline.generate_options import Debiasing
 from dino_pipeline.options import Sampling
 from dino_pipeline.processes import in_threads
@@ -31,6 +40,12 @@ from dino_pipeline.stage_records import (
 
 TRIALS = 4
 """Texts that show whether a server samples, and whether its seeds hold."""
+MOST_FAILURES = 32
+"""Texts in a row, and at least twice as many as are asked for at the same time, whose failure ends a run."""
+IMPOSSIBLE = Scored(-math.inf, 0)
+Result = TypeVar("Result")
+Write = Callable[[Request, int | None], Completion]
+"""Writes a text; the number is how often it is asked for at most if the server does not answer, None: as usual."""
 WITH_PLUGIN = ServerAbilities(dialect="fields", seeds="hold", logprobs=True, tells_ends=True)
 """What a server with the plug-in supports. The plug-in samples, not the server."""
 
@@ -47,6 +62,7 @@ class Server:
         prices: dollars per million tokens.
         usage: requests and tokens of earlier calls, to which those of this one are added.
         debiasing: what debiasing took in earlier calls, likewise.
+        received: texts of an earlier call that was cut short; those of this one are added.
 
     Raises:
         OptionError: the address is malformed.
@@ -66,16 +82,22 @@ class Server:
         prices: ServerPrices | None = None,
         usage: ServerUsage | None = None,
         debiasing: ServerDebiasing | None = None,
+        received: ReceivedTexts | None = None,
     ) -> None:
-        self.client = CompletionsClient(model, base_url, timeout, usage or ServerUsage())
-        self.base_url, self.note, self.concurrency = base_url, note, concurrency
+        self.client = CompletionsClient(model, base_url, timeout, usage or ServerUsage(), note)
+        self.base_url, self.note, self.concurrency = self.client.base_url, note, concurrency
+        self.received = received
         self.prices = prices or ServerPrices()
         self.debias: Debiasing | None = None
         """How texts are debiased; None ignores counter-prompts. To be chosen before the first text."""
         self.debiasing = debiasing or ServerDebiasing()
         self.abilities: ServerAbilities | None = None
         self._keeps_top_k = False
-        self._noted_refusal = False
+        self._noted: set[Finish] = set()
+        self._hopeless: set[object] = set()
+        """Prompts that the server does not answer."""
+        self._failures = 0
+        """Texts in a row that were not answered."""
 
     def render(self, prompt: str, opening: str) -> str:
         """Return the prompt as it is."""
@@ -118,40 +140,98 @@ class Server:
         first = list(islice(waiting, 1))
         if not first:
             return
-        write = self._writer(first[0].prompts[0], sampling, stop, stop_at_newline)
-
-        def attempt(request: Request) -> Completion:
-            try:
-                return write(request)
-            except RequestRefusedError as error:
-                self._note_refusal(error)
-                return Completion(0, "", "refused", (), 0, None, None)
-
+        try:
+            write = self._writer(sampling, stop, stop_at_newline)
+        except NoAnswerError as error:
+            raise error.named from error
         before = self.debiasing
-        for number, written in in_threads(attempt, chain(first, waiting), self.concurrency):
+        jobs = chain(first, waiting)
+        for number, written in in_threads(lambda request: self._written(request, write), jobs, self.concurrency):
             yield replace(written, number=number)
         self._note_debiasing(before)
 
-    def _writer(
-        self, prompt: str, sampling: Sampling, stop: str, stop_at_newline: bool
-    ) -> Callable[[Request], Completion]:
-        """Return what writes a text, after a look at what the server supports; ``prompt`` is the first one."""
+    def _written(self, request: Request, write: Write) -> Completion:
+        """Return a request's text: the one that was received earlier, or a new one; without text if there is none.
+
+        Raises:
+            ModelError: the server answers nothing any more.
+        """
+        if self.received is not None and (known := self.received.get(request.key)):
+            return known
+        try:
+            written = self._attempt(request.prompts[0], lambda tries: write(request, tries))
+        except RequestRefusedError as error:
+            written = self._without_text("refused", f"the server refuses a prompt, whose text is left out ({error})")
+        except MalformedTextError as error:
+            written = self._without_text("malformed", f"the server answers with no text, which is left out ({error})")
+        except NoAnswerError as error:
+            message = f"the server does not answer a prompt, whose text is left out ({error.named.message})"
+            return self._without_text("unanswered", message)
+        if self.received is not None:
+            self.received.add(request.key, written)
+        return written
+
+    def _attempt(self, prompt: object, ask: Callable[[int | None], Result]) -> Result:
+        """Return what ``ask`` returns, given the number of tries.
+
+        If the server does not answer it, but another prompt, ask once more.
+
+        Raises:
+            NoAnswerError: the server does not answer this prompt.
+            ModelError: it answers no prompt, or none of many in a row.
+        """
+        try:
+            result = ask(1 if prompt in self._hopeless else None)
+        except NoAnswerError as error:
+            try:
+                self.client.ask({"prompt": PROBES[0], "max_tokens": 1}, may_refuse=True, tries=3)
+            except NoAnswerError:
+                raise error.named from error
+            except RequestRefusedError:
+                pass
+            result = self._last_attempt(prompt, ask)
+        self._failures = 0
+        return result
+
+    def _last_attempt(self, prompt: object, ask: Callable[[int | None], Result]) -> Result:
+        try:
+            return ask(1)
+        except NoAnswerError as error:
+            self._hopeless.add(prompt)
+            self._failures += 1
+            if self._failures >= max(MOST_FAILURES, 2 * self.concurrency):
+                raise error.named from error
+            raise
+
+    def _without_text(self, finish: Finish, message: str) -> Completion:
+        """Return a completion without a text, and note the first one of its kind."""
+        with self.client.lock:
+            is_first = finish not in self._noted
+            self._noted.add(finish)
+        if is_first:
+            self.note(message, "")
+        return Completion(0, "", finish, (), 0, None, None)
+
+    def _writer(self, sampling: Sampling, stop: str, stop_at_newline: bool) -> Write:
+        """Return what writes a text, after a look at what the server supports."""
         if self.debias == "plugin":
             self.abilities = WITH_PLUGIN
             with_plugin = PluginWriter(
                 self.client, sampling, stop, stop_at_newline=stop_at_newline, count=self._count_debiasing
             )
             return with_plugin.write
-        abilities = self.abilities = self.abilities or self._probe(prompt, stop)
+        abilities = self.abilities = self.abilities or self._probe(stop)
         if sampling.top_k and not self._keeps_top_k:
-            self._check_top_k(abilities.dialect, prompt, stop)
+            self._check_top_k(abilities.dialect, stop)
 
-        def write(request: Request) -> Completion:
+        def write(request: Request, tries: int | None) -> Completion:
             # A newline is not sent as a stop string: most servers do not report which of several ended a text.
             more = {"logprobs": 1} if abilities.logprobs else {}
             seed = seed_of(request.key)
             body = request_body(request.prompts[0], sampling, [stop], seed, abilities.dialect, **more)
-            return _completion(self.client.ask(body, may_refuse=True), stop, stop_at_newline)
+            answer = self.client.ask(body, may_refuse=True, tries=tries)
+            check_text(answer)
+            return _completion(answer, stop, stop_at_newline)
 
         if self.debias is None:
             return write
@@ -163,20 +243,30 @@ class Server:
             stop_at_newline=stop_at_newline,
             count=self._count_debiasing,
         )
-        return lambda request: by_rejection.write(request) if len(request.prompts) > 1 else write(request)
+        return lambda request, tries: by_rejection.write(request) if len(request.prompts) > 1 else write(request, tries)
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
         """Return how likely each text is after its prompt, by the log-probabilities of an echo (vLLM, SGLang).
 
+        A text to which the server gives no finite probability, or no answer, is worth minus infinity.
+
         Raises:
-            OptionError: the server returns none.
+            OptionError: the server returns no log-probabilities.
+            ModelError: it answers nothing any more.
         """
-        scores = in_threads(lambda pair: self._score(pair[0], pair[1] + stop), pairs, self.concurrency)
+        scores = in_threads(lambda pair: self._score_or_none(pair[0], pair[1] + stop), pairs, self.concurrency)
         return [score for _, score in sorted(scores)]
 
-    def _score(self, prompt: str, text: str) -> Scored:
+    def _score_or_none(self, prompt: str, text: str) -> Scored:
+        try:
+            return self._attempt(prompt, lambda tries: self._score(prompt, text, tries))
+        except (RequestRefusedError, MalformedTextError, NoAnswerError):
+            return IMPOSSIBLE
+
+    def _score(self, prompt: str, text: str, tries: int | None) -> Scored:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
-        answer = self.client.ask(body)
+        answer = self.client.ask(body, may_refuse=True, tries=tries)
+        check_text(answer)
         starts, values = answer.token_starts, answer.token_logprobs
         if not starts or len(starts) != len(values) or starts[0] != 0:
             raise OptionError(
@@ -187,7 +277,7 @@ class Server:
         of_text: list[float] = []
         for start, end, value in zip(starts, [*starts[1:], length], values, strict=True):
             # a token that holds the end of the prompt and the beginning of the text counts as text
-            if end > len(prompt) and start < length and isinstance(value, int | float):
+            if end > len(prompt) and start < length and value is not None:
                 of_text.append(value)
         return Scored(sum(of_text) / max(len(of_text), 1), len(of_text))
 
@@ -210,31 +300,24 @@ class Server:
             texts = self.debiasing.texts - before.texts
             self.note(f"debiasing by rejection took {rounds / max(texts, 1):.1f} rounds a text", "")
 
-    def _note_refusal(self, error: RequestRefusedError) -> None:
-        """Note that the server refuses a prompt, once."""
-        with self.client.lock:
-            noted, self._noted_refusal = self._noted_refusal, True
-        if not noted:
-            self.note(f"the server refuses a prompt, whose text is left out ({first_line(error)})", "")
-
-    def _probe(self, prompt: str, stop: str) -> ServerAbilities:
+    def _probe(self, stop: str) -> ServerAbilities:
         """Find out by a few short texts what the server supports.
 
         Raises:
             OptionError: it does not sample.
         """
-        dialect, logprobs, reports_stop = self._dialect(prompt, stop)
+        dialect, logprobs, reports_stop = self._dialect(stop)
         wide = Sampling(top_k=0, top_p=0, max_new_tokens=12)
-        first = self._trial(prompt, wide, stop, dialect)
+        first = self._trial(wide, stop, dialect)
         if len({*first}) == 1:
             raise OptionError(
                 f"{self.base_url}: {TRIALS} texts with different seeds are all the same, so the server does not sample",
                 "start it so that it does",
             )
         seeds: Seeds = "do not hold"
-        if self._trial(prompt, wide, stop, dialect) == first:
+        if self._trial(wide, stop, dialect) == first:
             # some servers share one generator among all requests that run
-            alone = self.concurrency == 1 or self._trial(prompt, wide, stop, dialect, TRIALS) == first
+            alone = self.concurrency == 1 or self._trial(wide, stop, dialect, TRIALS) == first
             seeds = "hold" if alone else "hold one at a time"
         if seeds != "hold":
             remedy = "{concurrency=1} makes them hold" if seeds == "hold one at a time" else ""
@@ -245,11 +328,11 @@ class Server:
             )
         return ServerAbilities(dialect=dialect, seeds=seeds, logprobs=logprobs, tells_ends=reports_stop)
 
-    def _dialect(self, prompt: str, stop: str) -> tuple[Dialect, bool, bool]:
+    def _dialect(self, stop: str) -> tuple[Dialect, bool, bool]:
         """Return the first dialect that the server accepts, and whether it reports log-probabilities and stops."""
         sampling = Sampling(top_k=1, top_p=0, max_new_tokens=4)
         for dialect, more in product(get_args(Dialect), ({"logprobs": 1}, {})):
-            body = request_body(prompt, sampling, [stop], 0, dialect, **more)
+            body = request_body(PROBES[0], sampling, [stop], 0, dialect, **more)
             try:
                 answer = self.client.ask(body, may_refuse=dialect != "plain" or bool(more))
             except RequestRefusedError:
@@ -257,16 +340,16 @@ class Server:
             return dialect, bool(answer.token_logprobs), bool(answer.stopped_by)
         raise AssertionError("the plainest request raises an error if it is refused")
 
-    def _trial(self, prompt: str, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
+    def _trial(self, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
         """Return the texts that the server writes with seeds 0, 1, ..., `workers` of them at the same time."""
-        bodies = [request_body(prompt, sampling, [stop], seed, dialect) for seed in range(TRIALS)]
+        bodies = [request_body(PROBES[0], sampling, [stop], seed, dialect) for seed in range(TRIALS)]
         answers = sorted(in_threads(self.client.ask, bodies, workers), key=lambda numbered: numbered[0])
         return [answer.text for _, answer in answers]
 
-    def _check_top_k(self, dialect: Dialect, prompt: str, stop: str) -> None:
+    def _check_top_k(self, dialect: Dialect, stop: str) -> None:
         """Raise `OptionError` unless the server writes the same text for all seeds with top-k 1."""
         greedy = Sampling(top_k=1, top_p=0, max_new_tokens=8)
-        if dialect == "plain" or len({*self._trial(prompt, greedy, stop, dialect)}) > 1:
+        if dialect == "plain" or len({*self._trial(greedy, stop, dialect)}) > 1:
             raise OptionError(
                 f"{self.base_url}: the server does not know top-k, or ignores it",
                 "give {top_k=0} (the server knows top-p and temperature)",

@@ -10,7 +10,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_pipeline.decoding.completions import CompletionsClient, RequestRefusedError, ServerAnswer, request_body
+from dino_pipeline.decoding.answers import MalformedTextError, ServerAnswer, check_text
+from dino_pipeline.decoding.completions import CompletionsClient, RequestRefusedError, request_body
 from dino_pipeline.decoding.engine import Completion, Finish, Request, seed_of
 from dino_pipeline.decoding.group_member import PLUGIN, group_members
 from dino_pipeline.decoding.rejection import Proposal, write_by_rejection
@@ -36,7 +37,8 @@ def has_plugin(client: CompletionsClient) -> bool:
     """Return whether the server debiases: then two prompts of one text get the same tokens.
 
     Raises:
-        ModelError: it does not answer, or tears each group.
+        NoAnswerError: it does not answer.
+        ModelError: it lets nobody in, or tears each group.
     """
     sampling = Sampling(top_k=0, top_p=0, max_new_tokens=8)
     for _ in range(MAX_TRIES):
@@ -79,17 +81,25 @@ class PluginWriter:
         self.client, self.sampling, self.count = client, sampling, count
         self.stops = _stops(stop, stop_at_newline)
 
-    def write(self, request: Request) -> Completion:
+    def write(self, request: Request, tries: int | None) -> Completion:
         """Write a text. Ask again for one whose prompts were not written in lock-step.
+
+        Args:
+            request: the text to write.
+            tries: times that it is sent at most, if the server does not answer.
 
         Raises:
             RequestRefusedError: the server refuses a prompt.
-            ModelError: it does not answer, or tears the prompts apart again and again.
+            NoAnswerError: it does not answer.
+            MalformedTextError: its answer is no text.
+            ModelError: it tears the prompts apart again and again.
         """
-        for tries in range(MAX_TRIES):
-            answers = self.client.ask_group(lambda: group_bodies(request, self.sampling, self.stops))
+        for torn in range(MAX_TRIES):
+            answers = self.client.ask_group(lambda: group_bodies(request, self.sampling, self.stops), tries)
+            for answer in answers:
+                check_text(answer)
             if self._are_in_step(answers):
-                self.count(ServerDebiasing(texts=1, torn=tries))
+                self.count(ServerDebiasing(texts=1, torn=torn))
                 return self._completion(answers)
         self.count(ServerDebiasing(torn=MAX_TRIES))
         raise ModelError(
@@ -108,7 +118,7 @@ class PluginWriter:
         own = answers[0]
         by_prompt = [answer.log_probs for answer in answers]
         if any(len(values) != len(own.tokens) for values in by_prompt):
-            raise ModelError(f"{self.client.base_url}: does not report the log-probability of each token")
+            raise MalformedTextError("lacks the log-probability of a token")
         finish: Finish = "length"
         if own.ended:
             finish = "newline" if "\n" in own.stopped_by and self.stops[0] != "\n" else "stop"
@@ -142,7 +152,9 @@ class RejectionWriter:
 
         Raises:
             RequestRefusedError: the server refuses a prompt.
-            ModelError: it does not answer, or no token is accepted.
+            NoAnswerError: it does not answer.
+            MalformedTextError: its answer is no text.
+            ModelError: no token is accepted.
         """
         prompts = [self.tokens_of(prompt) for prompt in request.prompts]
         written = write_by_rejection(_TextOnServer(self, prompts), request.key, self.sampling)
@@ -153,7 +165,10 @@ class RejectionWriter:
 
     def ask(self, body: dict[str, object]) -> list[ServerAnswer]:
         """Return the answers to a request that the server may refuse."""
-        return self.client.ask_prompts(body, may_refuse=True)
+        answers = self.client.ask_prompts(body, may_refuse=True)
+        for answer in answers:
+            check_text(answer)
+        return answers
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of some tokens, as the server echoes it."""
@@ -172,6 +187,8 @@ class RejectionWriter:
             if answer.prompt_tokens != tuple(text) or len(values) != len(text):
                 raise self._unable()
             columns.append(values[len(text) - last :])
+            if None in columns[-1]:
+                raise MalformedTextError("lacks the log-probability of a token")
         return np.array(columns, dtype=np.float64).T
 
     def _tokens_of(self, prompt: str) -> tuple[int, ...]:

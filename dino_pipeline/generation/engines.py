@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue
@@ -12,6 +13,7 @@ from pydantic import JsonValue
 from dino_pipeline.cluster import choose_resources
 from dino_pipeline.decoding.engine import LocalEngine, Scorer
 from dino_pipeline.decoding.loading import load_decoder, load_engine, resolve_model
+from dino_pipeline.decoding.received_texts import ReceivedTexts
 from dino_pipeline.errors import ModelError, require_package
 from dino_pipeline.generate_options import SPEED_OPTIONS, Debiasing, EngineOptions, GenerateOptions, ModelOptions
 from dino_pipeline.generation.plan import needs_debiasing
@@ -60,7 +62,11 @@ class EngineChoice:
 
 
 def choose_engine(
-    options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None, reporter: Reporter
+    options: GenerateOptions,
+    spec: TaskSpec,
+    before: GenerateRecord | None,
+    reporter: Reporter,
+    received: Path | None = None,
 ) -> EngineChoice:
     """Return the engine that options name.
 
@@ -69,13 +75,14 @@ def choose_engine(
         spec: the instructions.
         before: record of the run that continues. It decides what the options leave open, such as the dtype.
         reporter: gets notes.
+        received: file in which a server's texts are kept until a shard holds them; None keeps none.
 
     Raises:
         OptionError: an option does not fit this machine, or a package is not installed.
         ModelError: the run started with a model that is missing.
     """
     if options.engine == "openai":
-        return _server_engine(options, spec, before, reporter)
+        return _server_engine(options, spec, before, reporter, received)
     started = before.options.model if before else None
     if options.ray is not None:
         return _cluster_engine(options, started, reporter)
@@ -142,15 +149,17 @@ def _load_on_worker(model: ModelRef, device: str, options: EngineOptions) -> tup
 
 
 def _server_engine(
-    options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None, reporter: Reporter
+    options: GenerateOptions, spec: TaskSpec, before: GenerateRecord | None, reporter: Reporter, received: Path | None
 ) -> EngineChoice:
     """Return the server that options name, with the scorer of its texts."""
-    require_package("openai", "engine", "openai")
+    require_package("aiohttp", "engine", "openai", extra="openai")
+    from dino_pipeline.decoding.completions import public_address
     from dino_pipeline.decoding.server import Server
     from dino_pipeline.decoding.server_debias import START_PLUGIN
 
     base_url = options.base_url or ""  # the options check that there is one
-    speed: dict[str, JsonValue] = {name: getattr(options, name) for name in ("base_url", "concurrency", "timeout")}
+    speed: dict[str, JsonValue] = {"base_url": public_address(base_url)}
+    speed |= {name: getattr(options, name) for name in ("concurrency", "timeout")}
 
     @functools.cache
     def load_server() -> Server:
@@ -166,6 +175,7 @@ def _server_engine(
             prices=prices,
             usage=before.usage if before else None,
             debiasing=before.debiasing if before else None,
+            received=None if received is None else ReceivedTexts(received),
         )
 
     scorer, load_scorer = _server_scorer(options, before, load_server)
@@ -180,10 +190,10 @@ def _server_engine(
             _note_undebiased(options, reporter)
         if debias == "plugin" and before and not server.has_plugin():
             raise ModelError(
-                f"{base_url}: lacks the plug-in, which debiased the texts that the run has",
+                f"{server.base_url}: lacks the plug-in, which debiased the texts that the run has",
                 f"{START_PLUGIN}, or start over with {{fresh=True}}",
             )
-        return EngineWriter(server, load_scorer)
+        return EngineWriter(server, load_scorer, server.received)
 
     return EngineChoice(ModelRef(name=options.model), LazyWriter(load), speed, scorer, debias)
 

@@ -182,7 +182,7 @@ def _generate(
                 storage.clear(run)
     before = None if options.fresh else run.record().generate
     requested = _requested_samples(run, options, spec, before)
-    engine = choose_engine(options, spec, before, reporter)
+    engine = choose_engine(options, spec, before, reporter, run.received)
     settings = resolve_settings(options, spec, inputs, engine.model, engine.scorer, engine.debias)
 
     def write(extra_samples: Sequence[ExtraSamples], fresh: bool) -> tuple[State, GenerateRecord]:

@@ -266,7 +266,8 @@ def forget_unwritten(run: Run) -> bool:
     The next call may then have other options.
     """
     record = run.record().generate
-    if record is None or record.status != "running" or any(map(shard_files, run.text_folders)):
+    has_texts = run.received.exists() or any(map(shard_files, run.text_folders))
+    if record is None or record.status != "running" or has_texts:
         return False
     for path in run.partial("generate"):
         remove(path)

@@ -10,12 +10,19 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer, Task, task_key, task_prompts
+from dino_pipeline.decoding.received_texts import ReceivedTexts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import GenerationJob, OnStored, Shard, count_text
 from dino_pipeline.progress import Progress, Reporter
 
 LONGEST_INPUT = 1_000_000
 """In characters. Longer inputs are not even tokenised."""
+NO_TEXT: dict[str, str] = {
+    "refused": "refused by the server",
+    "malformed": "no text in the server's answer",
+    "unanswered": "not answered by the server",
+}
+"""Reasons to reject what a server wrote no text for, by `Finish`."""
 SCORING_BATCH = 128
 """Texts that a separate scorer scores at a time."""
 
@@ -50,6 +57,8 @@ class EngineWriter:
     engine: Engine
     load_scorer: Callable[[], Scorer] | None = None
     """Loads the scorer of log-probabilities and margins, for engines that do not compute them."""
+    received: ReceivedTexts | None = None
+    """Where the engine keeps texts until a shard holds them."""
 
     def write(
         self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
@@ -60,6 +69,8 @@ class EngineWriter:
             # the accepted texts come last: a shard that has them is complete
             shard.digests = {shard.rejected_path: rejected_digest, shard.path: write_examples(shard.path, accepted)}
             on_stored(shard, accepted)
+            if self.received is not None:
+                self.received.forget(_keys(job, shard))
 
         scorer = self.load_scorer() if self.load_scorer and job.use_scorer else None
         TextWriter(job, self.engine, reporter, progress, store, scorer).write(shards)
@@ -141,8 +152,7 @@ class TextWriter:
                 text = _PendingText(shard, index, self.job.settings.best_of if has_counters else 1)
                 for candidate in range(text.num_candidates):
                     pending[next(numbers)] = text
-                    # the first candidate's key is the plain one, so that it is the text of best_of 1
-                    yield replace(request, key=(*request.key, "candidate", candidate)) if candidate else request
+                    yield replace(request, key=_candidate_key(request.key, candidate))
 
     def _finish(self, ended: Sequence[_PendingText]) -> None:
         """Choose the best candidate of each text, and put it into its shard."""
@@ -173,7 +183,7 @@ class TextWriter:
         scores = iter(scorer.score(pairs, stop=spec.stop))
         for text, number, num_prompts in scored:
             own, *counters = [next(scores).logprob for _ in range(num_prompts)]
-            margin = own - max(counters) if counters else None
+            margin = own - max(counters) if counters and math.isfinite(own - max(counters)) else None
             text.candidates[number] = replace(text.candidates[number], logprob=own, margin=margin)
 
     def _example(self, task: Task, completion: Completion) -> Example:
@@ -182,8 +192,8 @@ class TextWriter:
             text_a=text if task.text is None else task.text,
             text_b=None if task.text is None else text,
             label=self.job.spec.value(task.label),
-            logprob=None if completion.logprob is None else round(completion.logprob, 3),
-            margin=None if completion.margin is None else round(completion.margin, 3),
+            logprob=_rounded(completion.logprob),
+            margin=_rounded(completion.margin),
             input=task.input,
             sample=task.sample,
         )
@@ -191,8 +201,10 @@ class TextWriter:
     def _defect(self, completion: Completion) -> str | None:
         """Return the reason to reject a text, None if there is none."""
         settings = self.job.settings
-        if completion.finish == "refused":
-            return "refused by the server"
+        if completion.finish in NO_TEXT:
+            return NO_TEXT[completion.finish]
+        if completion.logprob is not None and not math.isfinite(completion.logprob):
+            return "impossible to the scorer"
         if completion.finish == "length" and not settings.keep_unfinished:
             return "no stop string"
         if completion.finish == "newline":
@@ -203,7 +215,8 @@ class TextWriter:
             return "a mark of the chat template"
         if len(completion.text.split()) < settings.min_words:
             return f"fewer than {settings.min_words} words"
-        if completion.length - (completion.finish == "stop") < settings.min_tokens:
+        # a server need not tell the number of tokens; then it is 0
+        if completion.length and completion.length - (completion.finish == "stop") < settings.min_tokens:
             return f"fewer than {settings.min_tokens} tokens"
         return None
 
@@ -219,6 +232,24 @@ class TextWriter:
                 "try another wording, a larger {max_new_tokens}, or another model",
             )
         self.reporter.update(self.progress)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return a figure as files hold it, None if it is not finite, which JSON cannot say."""
+    return None if value is None or not math.isfinite(value) else round(value, 3)
+
+
+def _candidate_key(key: tuple[str | int, ...], candidate: int) -> tuple[str | int, ...]:
+    """Return the key of one of several candidates. The first one's is the plain key, as it is the text of best_of 1."""
+    return (*key, "candidate", candidate) if candidate else key
+
+
+def _keys(job: GenerationJob, shard: Shard) -> Iterator[tuple[str | int, ...]]:
+    """Yield the keys of all requests that a shard can have made."""
+    for task in shard.tasks:
+        key = task_key(job.spec, job.settings.seed, task)
+        for candidate in range(job.settings.best_of):
+            yield _candidate_key(key, candidate)
 
 
 def _margin(completion: Completion) -> float:
