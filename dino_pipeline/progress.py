@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import html
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 class LabelCount:
     """Counts of one label's texts so far."""
 
+    total: int = 0
+    """Texts to write in all; 0 if that is not known."""
+    prompts: int = 1
+    """Under which each text is written."""
+    resumed: int = 0
+    """Of the texts written, those of an earlier call."""
     written: int = 0
     accepted: int = 0
     tokens: int = 0
@@ -47,6 +55,10 @@ class LabelCount:
         return self.margin_sum / self.margins if self.margins else None
 
 
+ENOUGH_TEXTS = 8
+"""Texts of a label whose mean number of tokens is believed."""
+
+
 def no_counts(labels: Iterable[str]) -> dict[str, LabelCount]:
     return {label: LabelCount() for label in labels}
 
@@ -63,6 +75,40 @@ class Progress:
     labels: dict[str, LabelCount] = field(default_factory=dict)
     extra: str = ""
     """Anything else worth showing, in a few words."""
+
+    def seconds_left(self, elapsed: float) -> float | None:
+        """Return how long the rest takes, None before that can be told.
+
+        Labels differ in what a text costs: its tokens, once for each prompt. So the rest of each label counts by what
+        its texts cost so far, where the labels' totals are known; else all items count alike.
+
+        Args:
+            elapsed: seconds in which all but the resumed items were done.
+        """
+        here, left = self.done - self.resumed, self.total - self.done
+        if here <= 0 or left <= 0:
+            return None
+        costs = self._costs()
+        if costs is None:
+            return elapsed * left / here
+        counts = self.labels
+        done = sum((counts[label].written - counts[label].resumed) * cost for label, cost in costs.items())
+        missing = {label: max(counts[label].total - counts[label].written, 0) for label in costs}
+        rest = sum(missing[label] * cost for label, cost in costs.items())
+        return elapsed * rest / done
+
+    def _costs(self) -> dict[str, float] | None:
+        """Return a text's tokens under all prompts by label, None if that is not known."""
+        written = {label: count.written - count.resumed for label, count in self.labels.items()}
+        tokens = sum(count.tokens for count in self.labels.values())
+        if not tokens or not all(count.total for count in self.labels.values()):
+            return None
+        costs = {}
+        for label, count in self.labels.items():
+            is_known = written[label] >= ENOUGH_TEXTS
+            mean = count.tokens / written[label] if is_known else tokens / sum(written.values())
+            costs[label] = count.prompts * mean
+        return costs
 
 
 def clock(seconds: float) -> str:
@@ -130,12 +176,16 @@ def full_note(message: str, remedy: str, wording: Wording) -> str:
     return f"{message}; {worded(remedy, wording)}" if remedy else message
 
 
-PLAIN_EVERY = 10.0
-"""Seconds between two progress lines if there is no terminal."""
+FIRST_SIGN, PLAIN_EVERY = 4.0, 10.0
+"""Seconds without a sign after which a console tells what goes on, at first and later."""
+TICK = 0.5
+"""Seconds between two looks at whether that is due."""
 
 
 class Console:
     """A `Reporter` that shows progress and notes on standard error.
+
+    Whatever the work is, no more than `PLAIN_EVERY` seconds pass without a sign.
 
     Args:
         should_stop: returns whether the user asked to stop.
@@ -148,53 +198,120 @@ class Console:
         self.bar: tqdm | None = None
         self.title = ""
         self.last_line = ""
+        self.activity = "starting"
+        self.latest: Progress | None = None
         self.started = self.last_time = time.monotonic()
+        self.has_shown = False
+        """Whether there was a sign of the present activity or progress."""
+        self.lock = threading.RLock()
+        self._closed = threading.Event()
+        threading.Thread(target=_tick, args=(weakref.ref(self), self._closed), daemon=True).start()
+
+    def doing(self, activity: str) -> None:
+        """Take what goes on from now, until the next progress; it is shown if it takes long."""
+        with self.lock:
+            self._close_bar()
+            self.activity, self.title, self.latest = activity, "", None
+            self.started = self.last_time = time.monotonic()
+            self.has_shown = False
 
     def update(self, progress: Progress) -> None:
         """Draw the bar, or print a line if the last one is some seconds old."""
-        if progress.title != self.title:
-            self.close()
-            self.title, self.last_line = progress.title, ""
-            self.started = self.last_time = time.monotonic()
-        if sys.stderr.isatty():
-            self._draw(progress)
-        elif progress.done >= progress.total or time.monotonic() - self.last_time >= PLAIN_EVERY:
-            self._print_line(progress)
+        with self.lock:
+            if progress.title != self.title:
+                self._close_bar()
+                self.title, self.last_line = progress.title, ""
+                self.started = self.last_time = time.monotonic()
+                self.has_shown = False
+            self.latest = progress
+            if sys.stderr.isatty():
+                self._draw(progress)
+            elif progress.done >= progress.total or time.monotonic() - self.last_time >= PLAIN_EVERY:
+                self._print_line(progress)
 
     def note(self, message: str, remedy: str = "") -> None:
         line = f"note: {full_note(message, remedy, self.wording)}"
-        if self.bar is None:
-            click.echo(line, err=True)
-        else:
-            self.bar.write(line, file=sys.stderr)
+        with self.lock:
+            if self.bar is None:
+                click.echo(line, err=True)
+            else:
+                self.bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Stop updating the bar and leave it on the screen."""
+        """Stop showing anything, and leave the bar on the screen."""
+        self._closed.set()
+        with self.lock:
+            self._close_bar()
+            self.title, self.latest = "", None
+
+    def _close_bar(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    def tick(self) -> None:
+        """Show what goes on if there was no sign of it for long."""
+        with self.lock:
+            now = time.monotonic()
+            if self._closed.is_set() or now - self.last_time < (PLAIN_EVERY if self.has_shown else FIRST_SIGN):
+                return
+            self.last_time, self.has_shown = now, True
+            if self.bar is not None:
+                self.bar.refresh()  # the time on it goes on
+            elif self.latest is not None:
+                self._print_line(self.latest, has_changed=False)
+            else:
+                click.echo(f"{self.activity}: {clock(now - self.started)}", err=True)
 
     def _draw(self, progress: Progress) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(initial=progress.resumed, desc=progress.title, dynamic_ncols=True)
+            self.bar = tqdm(initial=progress.resumed, desc=progress.title, dynamic_ncols=True, bar_format=BAR)
         self.bar.total = progress.total
-        self.bar.set_postfix_str(_details(progress), refresh=False)
+        self.bar.set_postfix_str(", ".join(filter(None, [self._left(progress), _details(progress)])), refresh=False)
         self.bar.update(progress.done - self.bar.n)
 
-    def _print_line(self, progress: Progress) -> None:
-        """Print a line unless nothing has changed since the last one."""
-        self.last_time = time.monotonic()
-        rate = max(progress.done - progress.resumed, 0) / max(self.last_time - self.started, 1e-6)
-        left = progress.total - progress.done
-        ending = f", {clock(left / rate)} left" if rate and left else ""
-        details = _details(progress)
-        details = f"; {details}" if details else ""
+    def _left(self, progress: Progress) -> str:
+        """Return the time that is left in words, nothing if it is not known."""
+        seconds = progress.seconds_left(time.monotonic() - self.started)
+        return "" if seconds is None else f"{clock(seconds)} left"
+
+    def _print_line(self, progress: Progress, *, has_changed: bool = True) -> None:
+        """Print a line; if something ``has_changed``, unless it is the same as the last one."""
+        self.last_time, self.has_shown = time.monotonic(), True
+        elapsed = self.last_time - self.started
+        rate = max(progress.done - progress.resumed, 0) / max(elapsed, 1e-6)
+        left, details = self._left(progress), _details(progress)
         done = f"{progress.title}: {progress.done}/{progress.total}"
-        if done + details != self.last_line:
+        shown = f"{done}, {rate:.1f}/s" if rate else f"{done}, {clock(elapsed)}"
+        shown += (f", {left}" if left else "") + (f"; {details}" if details else "")
+        if not has_changed or done + details != self.last_line:
             self.last_line = done + details
-            click.echo(f"{done}, {rate:.1f}/s{ending}{details}", err=True)
+            click.echo(shown, err=True)
+
+
+def _tick(console: weakref.ref[Console], closed: threading.Event) -> None:
+    """Let a console show a sign in time, until it is closed or nobody uses it any more."""
+    while not closed.wait(TICK):
+        if (watched := console()) is None:
+            return
+        watched.tick()
+        del watched
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+"""The bar of `tqdm` without its own estimate of the time left, which counts all items alike."""
+
+
+@contextmanager
+def doing(reporter: Reporter, activity: str) -> Iterator[None]:
+    """Tell a reporter what goes on inside the block, if it shows such things (`Console` does)."""
+    if isinstance(reporter, Console):
+        reporter.doing(activity)
+    yield
+    if isinstance(reporter, Console):
+        reporter.doing("working")
 
 
 def _details(progress: Progress) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -62,3 +64,72 @@ def test_variety_of_texts() -> None:
     assert variety(["a b c", "a b c"]) == (0.5, 0.5)
     assert variety(["a b c", "d e f"]).distinct_2 == 1.0
     assert variety(["我们今天去学校", "我们今天去学校"]).distinct_2 == 0.5, "characters, where words are not parted"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that consoles read; their own thread sleeps."""
+    now = [100.0]
+    monkeypatch.setattr("dino_pipeline.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dino_pipeline.progress.TICK", 1000.0)
+    return now
+
+
+def test_no_ten_seconds_pass_without_a_sign(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for _ in range(60):
+        clock[0] += 0.5
+        console.tick()
+    console.doing("loading a model")
+    for _ in range(30):
+        clock[0] += 0.5
+        console.tick()
+    console.update(Progress("texts", 100, 0))
+    for _ in range(30):
+        clock[0] += 0.5
+        console.tick()
+    console.update(Progress("texts", 100, 40))
+    clock[0] += 10
+    console.tick()
+    console.close()
+    clock[0] += 100
+    console.tick()
+    assert capsys.readouterr().err.splitlines() == [
+        "starting: 4 seconds",
+        "starting: 14 seconds",
+        "starting: 24 seconds",
+        "loading a model: 4 seconds",
+        "loading a model: 14 seconds",
+        "texts: 0/100, 4 seconds",
+        "texts: 0/100, 14 seconds",
+        "texts: 40/100, 1.6/s, 38 seconds left",
+    ]
+
+
+def test_the_thread_of_a_console_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino_pipeline.progress.TICK", 0.01)
+    before = set(threading.enumerate())
+    closed, dropped = Console(), Console()
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 2
+    closed.close()
+    del dropped
+    gc.collect()
+    for thread in threads:
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+
+
+def test_time_left_counts_what_labels_cost() -> None:
+    """Texts of label 0 take 30 tokens under three prompts, those of label 1 take 10 under one."""
+    counts = {
+        "1": LabelCount(total=100, prompts=1, written=100, tokens=900, resumed=10),
+        "0": LabelCount(total=100, prompts=3, written=10, tokens=300),
+    }
+    progress = Progress("texts", 200, 110, resumed=10, labels=counts)
+    done, left = 90 * 10 + 10 * 90, 90 * 90
+    assert progress.seconds_left(60.0) == pytest.approx(60 * left / done)
+    counts["0"].total = 0  # not known
+    assert progress.seconds_left(60.0) == pytest.approx(60 * 90 / 100)
+    assert Progress("texts", 200, 10, resumed=10).seconds_left(60.0) is None
+    assert Progress("texts", 10, 10).seconds_left(60.0) is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from dino_pipeline.cli.stage_commands import marked
 from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import StopRule
-from dino_pipeline.generation import preview
+from dino_pipeline.generation import trial
 from dino_pipeline.generation.preview import SpeedMonitor
 from dino_pipeline.generation.preview_texts import PreviewText, preview_texts, token_pieces
 from dino_pipeline.models import ModelRef
@@ -99,10 +100,11 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "much", "each", "sizes"),
     [
-        ("sts-x2", {"num_inputs": 10_000}, 0.01, [25, 720]),  # a quarter of a second, then enough
-        ("sts-x2", {"num_inputs": 100}, 0.01, [25, 100]),  # there is no more
-        ("sts-x2", {"num_inputs": 10**6}, 1e-9, [25, 1800, 129_600]),  # so quick that it ends all the same
-        ("topics", {"samples": 10**6}, 0.01, [128, 720]),
+        ("sts-x2", {"num_inputs": 10_000}, 0.01, [16, 720]),  # a tenth of a second, then enough
+        ("sts-x2", {"num_inputs": 10_000}, 1.0, [16]),  # long enough at once
+        ("sts-x2", {"num_inputs": 100}, 0.01, [16, 100]),  # there is no more
+        ("sts-x2", {"num_inputs": 10**6}, 1e-9, [16, 1152, 82_944]),  # so quick that it ends all the same
+        ("topics", {"samples": 10**6}, 0.01, [16, 720]),
     ],
 )
 def test_a_trial_grows_until_it_has_taken_long_enough(
@@ -117,12 +119,12 @@ def test_a_trial_grows_until_it_has_taken_long_enough(
         reporter.update(Progress("texts", 1, 1))
         return "new", None
 
-    monkeypatch.setattr(preview, "write_texts", write)
-    monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(trial, "write_texts", write)
+    monkeypatch.setattr("dino_pipeline.generation.trial.time.monotonic", lambda: now[0])
     spec_of_run = load_spec(SPECS / f"{spec}.json")
     writer: Any = None  # what it would write with is not asked
     whole = settings(**much)
-    run, part, _, stopwatch = preview._run_trials(tmp_path, writer, spec_of_run, None, whole, Listener())
+    run, part, _, stopwatch = trial._run_trials(tmp_path, writer, spec_of_run, None, whole, Listener())
     assert asked == sizes
     assert (part.num_inputs or part.samples) == sizes[-1]
     assert stopwatch.seconds("texts") == pytest.approx(sizes[-1] * each), "of the last trial alone"
@@ -157,3 +159,25 @@ def test_a_preview_from_python_keeps_its_estimate_only_with_a_run(here: Path) ->
     assert unchanged == [("1", True), ("0.5", False), ("0", False)]
     dino.preview("sts-x2", run=here / "run", **options)
     assert (here / "run" / "estimate.json").exists()
+
+
+def test_speed_is_measured_in_seconds_however_slow_a_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes two seconds, and filling the rows another four: no text ends while the speed is measured."""
+    now = [0.0]
+    monkeypatch.setattr("dino_pipeline.generation.trial.time.monotonic", lambda: now[0])
+    engine: Any = SimpleNamespace(rows=64, row_tokens=0, on_step=lambda: None)
+
+    def write(run: Run, spec: Any, load: Any, part: GenerateSettings, reporter: Any, **_: Any) -> None:
+        assert part.samples * 3 * (1 + 2 + 3) >= 2 * 64
+        now[0] += 4.0
+        for _step in range(40):
+            now[0] += 2.0
+            engine.row_tokens += 64
+            engine.on_step()
+        raise AssertionError("the time is up by now")
+
+    monkeypatch.setattr(trial, "write_texts", write)
+    spec, inputs = load_spec(SPECS / "sts-x2.json"), ["A dog.", "A man.", "A bird."]
+    speed = trial._measure_speed(Run(tmp_path), engine, spec, inputs, settings(num_inputs=3), Listener())
+    assert speed == (4.0, 32.0)
+    assert now[0] < 15

@@ -67,7 +67,8 @@ def _print_counts(texts: GeneratedTexts, folder: Path) -> None:
 def preview_command(spec: Path, **given: Any) -> None:
     """Write a few texts of a task SPEC, with debiasing and without, and estimate time and memory of the whole run.
 
-    The estimate comes from a short trial. dino generate notes if the run is much slower.
+    The estimate comes from a trial of some seconds, however slow the model is: 6 for the texts and 6 for the speed of
+    all rows. dino generate notes if the run is much slower.
     """
     from dino_pipeline.generation.preview import preview as preview_run
 
@@ -142,7 +143,8 @@ def filter_command(source: Path | None, list_rules: bool = False, **given: Any) 
         raise OptionError("nothing to filter", "give a run's folder or a JSONL file")
     if not given.keys() & {"run", "dry_run", "ablate"}:
         _require_run(source)
-    result = filter(source, progress=Console(wording=COMMAND_LINE), **given)
+    with closing(Console(wording=COMMAND_LINE)) as console:
+        result = filter(source, progress=console, **given)
     if result.outcome == "done" and result.run:
         click.echo(f"{given.get('run', source)}: filtered data is up to date")
     funnel = result.funnel
@@ -292,7 +294,8 @@ def report_command(run: Path, **given: Any) -> None:
     diversity, training, scores, samples and lineage of a RUN; and its pictures as PNG."""
     from dino_pipeline.publishing.report import report
 
-    written = report(run, progress=Console(wording=COMMAND_LINE), **given)
+    with closing(Console(wording=COMMAND_LINE)) as console:
+        written = report(run, progress=console, **given)
     size = written.path.stat().st_size / 1e6
     pictures = written.path.parent / "pictures"
     click.echo(f"{written.path}: {size:.1f} MB; {len(written.pictures)} pictures in {pictures}")
@@ -312,7 +315,8 @@ def publish_command(run: Path, **given: Any) -> None:
     """
     from dino_pipeline.publishing.publish import publish
 
-    click.echo(publish(run, progress=Console(wording=COMMAND_LINE), **given))
+    with closing(Console(wording=COMMAND_LINE)) as console:
+        click.echo(publish(run, progress=console, **given))
 
 
 @click.command("verify", cls=GroupedCommand)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,11 +176,12 @@ def _log_probs(values: object) -> tuple[float | None, ...]:
     return tuple(checked)
 
 
-def tokens_allowed(body: Mapping[str, Any]) -> int:
+def tokens_allowed(body: Mapping[str, object]) -> int:
     """Return how many tokens the texts of a request may have, an echoed prompt included.
 
     An echo brings the prompt's own text back, of which every character may be a token.
     """
-    prompt: Sequence[Any] = body["prompt"]
-    longest = max(map(len, prompt), default=0) if prompt and isinstance(prompt[0], list) else len(prompt)
-    return int(body.get("max_tokens", 0)) + (longest if body.get("echo") else 0)
+    prompt: Any = body["prompt"]
+    longest = max(map(len, prompt)) if prompt and isinstance(prompt[0], list) else len(prompt)
+    most: Any = body.get("max_tokens", 0)
+    return int(most) + (longest if body.get("echo") else 0)

@@ -108,6 +108,8 @@ class Decoder(PromptReader):
         scheduler = Scheduler(make_rows, self.rows, requests, sampling.max_new_tokens)
         try:
             while texts := self._advance(scheduler, sampling):
+                self.row_tokens += sum(len(text.rows) for text in texts)
+                self.on_step()
                 for text in texts:
                     if ending := self._ending(text, rule, sampling.max_new_tokens):
                         yield completion(text.number, text.tokens, text.log_probs, ending)

@@ -180,6 +180,10 @@ class LocalEngine(Engine, Scorer, Protocol):
 
     rows: int
     """Prompts that run at the same time."""
+    row_tokens: int
+    """Tokens written so far, once for each prompt that they were written under."""
+    on_step: Callable[[], object]
+    """Called after each step of `sample`, in the caller's thread. What it raises ends the sampling."""
 
     def render(self, prompt: str, opening: str) -> str:
         """Return a prompt as the model reads it, see `Engine.render`."""

@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -250,6 +250,10 @@ class PromptReader:
         self.behind = _tokens_behind(tokenizer)
         """Tokens that the tokenizer puts behind a text. A prompt goes on, and so lacks them."""
         self.marks = template_marks(tokenizer) if chat else ()
+        self.row_tokens = 0
+        """See `LocalEngine`."""
+        self.on_step: Callable[[], object] = lambda: None
+        """See `LocalEngine`."""
         self._stop_rules: dict[tuple[str, bool], StopRule] = {}
 
     def render(self, prompt: str, opening: str) -> str:

@@ -127,7 +127,9 @@ class VllmEngine(PromptReader):
                     self._ask(_Text(*following), sampling, writing)
                 if not writing:
                     break
-                for text in self._step(writing):
+                advanced = self._step(writing)
+                self.on_step()
+                for text in advanced:
                     if self._is_torn(text):
                         self._ask_again(text, sampling, writing)
                         continue
@@ -204,6 +206,7 @@ class VllmEngine(PromptReader):
             if text := writing.get(output.request_id):  # else it has ended since
                 place, new = text.ids.index(output.request_id), output.outputs[0]
                 text.tokens[place].extend(new.token_ids)
+                self.row_tokens += len(new.token_ids)
                 text.log_probs[place].extend(
                     values[token].logprob for token, values in zip(new.token_ids, new.logprobs, strict=True)
                 )

@@ -21,7 +21,7 @@ from dino_pipeline.generation.ray_writer import RayShardWriter
 from dino_pipeline.generation.shard_writer import EngineWriter, ShardWriter
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.models import ModelRef, model_path, pick_device
-from dino_pipeline.progress import Reporter
+from dino_pipeline.progress import Reporter, doing
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateRecord, ServerPrices
 
@@ -92,13 +92,15 @@ def choose_engine(
 def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
     """Return the model that options name, to be run on this machine; ``started`` is that of the run that continues."""
     device = pick_device(options.device)
-    model = resolve_model(options, device, started)
+    with doing(reporter, f"looking at {options.model}"):
+        model = resolve_model(options, device, started)
     _note_template(model, options, reporter)
 
     def load() -> EngineWriter:
         if options.engine == "vllm":
             reporter.note("vLLM is starting, which takes half a minute and more")
-        return EngineWriter(load_engine(model, options, device))
+        with doing(reporter, f"loading and checking {options.model}"):
+            return EngineWriter(load_engine(model, options, device))
 
     return EngineChoice(model, LazyWriter(load), _local_speed(options, device))
 

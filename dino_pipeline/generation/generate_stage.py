@@ -174,7 +174,7 @@ class _Generation:
         spec, sampling = self.plan.spec, self.plan.settings.sampling
         remedy = variety_remedy(needs_inputs=spec.needs_inputs, top_k=sampling.top_k, top_p=sampling.top_p)
         diversity = DiversityMonitor(self.reporter.note, remedy)
-        progress = Progress("texts", self.plan.num_texts, labels=no_counts(spec.labels))
+        progress = Progress("texts", self.plan.num_texts, labels=self.plan.counts())
 
         def measure(accepted: Sequence[Example]) -> None:
             for label in spec.labels:
@@ -209,6 +209,7 @@ class _Generation:
 
         if self.storage:
             self.storage.store_record(self.plan.run)
+        self.reporter.update(progress)
         missing = missing_shards(shards, progress, job.spec, self.checksums, self.reporter)
         self.writer.write(job, missing, self.reporter, progress, record)
         self.reporter.update(progress)

@@ -26,7 +26,7 @@ from dino_pipeline.generate_options import (
 )
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
-from dino_pipeline.progress import Progress, Reporter, SilentReporter
+from dino_pipeline.progress import LabelCount, Progress, Reporter, SilentReporter
 from dino_pipeline.readers import input_file
 from dino_pipeline.run import Run
 from dino_pipeline.spec import SpecSampling, TaskSpec
@@ -222,6 +222,15 @@ class Plan:
         samples = len(self.spec.labels) * self.settings.samples + sum(extra.samples for extra in self.extra_samples)
         return samples * (self.num_inputs if self.spec.needs_inputs else 1)
 
+    def counts(self) -> dict[str, LabelCount]:
+        """Return counts of texts by label, nothing written yet, once the inputs are counted."""
+        counts = {}
+        for label, rule in self.spec.labels.items():
+            samples = self.settings.samples + sum(more.samples for more in self.extra_samples if more.label == label)
+            total = samples * (self.num_inputs if self.spec.needs_inputs else 1)
+            counts[label] = LabelCount(total=total, prompts=1 + len(rule.counter_labels))
+        return counts
+
     def shards(self) -> Iterator[Shard]:
         """Yield the shards. Their tasks depend on nothing but inputs, labels, samples and the shard size."""
         yield from self._shards({label: range(self.settings.samples) for label in self.spec.labels}, "")
@@ -344,13 +353,15 @@ class ShardQueue:
 def _count_stored(progress: Progress, spec: TaskSpec, shard: Shard) -> None:
     """Count the texts of a shard that an earlier call stored."""
     names = {spec.value(label): label for label in spec.labels}
-    done = progress.done
+    done, before = progress.done, {label: count.written for label, count in progress.labels.items()}
     for path, reason in ((shard.path, None), (shard.rejected_path, "rejected")):
         for example in iter_examples(path, numeric_labels=spec.is_scored):
             if example.label is not None:  # skipped inputs have none
                 count_text(progress, names[example.label], example, reason)
         for count in progress.labels.values():
             count.rejected_in_a_row = 0  # the files do not hold the order in which texts were written
+    for label, count in progress.labels.items():
+        count.resumed += count.written - before[label]
     progress.done = done + len(shard.tasks)
     progress.resumed += len(shard.tasks)
 
