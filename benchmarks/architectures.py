@@ -41,6 +41,8 @@ LENGTHS = (6, 40, 150)
 """Tokens of prompts: one that stays below the threshold, one whose text crosses it, one beyond it."""
 NEW_TOKENS = 16
 MOST_PARAMETERS = 3e7
+NEVER = "w5w5"
+"""A stop string that the words of the tokenizer never make up."""
 
 SIZES: dict[str, Any] = {
     **dict.fromkeys(["hidden_size", "n_embd", "d_model", "embed_dim", "embedding_size", "word_embed_proj_dim"], 32),
@@ -150,7 +152,7 @@ def written(decoder: Decoder, lengths: tuple[int, ...]) -> dict[int, Completion]
     prompt = tuple(torch.randint(5, VOCAB, (max(LENGTHS),), generator=generator).tolist())
     requests = [Request((prompt[:length], prompt[-6:]), ("key", length)) for length in lengths]
     sampling = Sampling(top_k=0, top_p=0.95, max_new_tokens=NEW_TOKENS)
-    completions = decoder.sample(requests, sampling, stop="|", stop_at_newline=False)
+    completions = decoder.sample(requests, sampling, stop=NEVER, stop_at_newline=False)
     return {lengths[completion.number]: completion for completion in completions}
 
 
