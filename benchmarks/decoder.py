@@ -44,7 +44,7 @@ from benchmarks.contenders import (
     run_generate,
     run_reference,
 )
-from dino_pipeline.decoding.loading import tune
+from dino_pipeline.decoding.tuning import tune
 from dino_pipeline.progress import table
 
 SHAPES = {

@@ -92,6 +92,8 @@ def check_files(path: str) -> None:
             pickled weights only.
     """
     place = Path(path)
+    if not place.exists() and is_hub_id(gguf_in(path)[0]):
+        return
     if not place.exists() and (path.startswith((".", "/", "~")) or len(place.parts) > 2):
         raise ModelError(f"{path}: there is no such {'file' if place.suffix else 'folder'}")
     if place.is_file() and place.suffix.lower() != ".gguf":
@@ -107,7 +109,7 @@ def check_files(path: str) -> None:
     if not (place / "config.json").exists() and (files := sorted(place.glob("*.gguf"))):
         raise ModelError(f"{path}: is a folder of GGUF files", f"give one of them, such as {files[0]}")
     if not pickle_allowed():
-        _check_files(place)
+        _check_not_pickled(place)
 
 
 def _small_files(place: Path) -> Iterator[Path]:
@@ -117,7 +119,7 @@ def _small_files(place: Path) -> Iterator[Path]:
             yield file
 
 
-def _check_files(folder: Path) -> None:
+def _check_not_pickled(folder: Path) -> None:
     """Raise `ModelError` if a part of a model has pickled weights only."""
     for pattern in PICKLED:
         for file in sorted(folder.rglob(pattern)):

@@ -95,13 +95,15 @@ class Progress:
         done = sum((counts[label].written - counts[label].resumed) * cost for label, cost in costs.items())
         missing = {label: max(counts[label].total - counts[label].written, 0) for label in costs}
         rest = sum(missing[label] * cost for label, cost in costs.items())
-        return elapsed * rest / done
+        # some of the missing ones are done already: inputs that were left out
+        rest *= left / max(sum(missing.values()), left)
+        return elapsed * rest / done if done else None
 
     def _costs(self) -> dict[str, float] | None:
         """Return a text's tokens under all prompts by label, None if that is not known."""
         written = {label: count.written - count.resumed for label, count in self.labels.items()}
         tokens = sum(count.tokens for count in self.labels.values())
-        if not tokens or not all(count.total for count in self.labels.values()):
+        if not (tokens and sum(written.values())) or not all(count.total for count in self.labels.values()):
             return None
         costs = {}
         for label, count in self.labels.items():
@@ -125,7 +127,7 @@ class Reporter(Protocol):
         """Take how far the stage is; called after every text or step, and once at the end."""
 
     def note(self, message: str, remedy: str = "") -> None:
-        """Take what a user should know at once; ``remedy`` is a template of `errors.worded`."""
+        """Take what a user should know at once, from any thread; ``remedy`` is a template of `errors.worded`."""
 
     def should_stop(self) -> bool:
         """Return whether the user asked to stop; called where work can be ended without loss."""
@@ -155,6 +157,7 @@ class CallbackReporter:
     def __init__(self, callback: Callable[[Progress | str], object]) -> None:
         self.callback = callback
         self.stopped = False
+        self.lock = threading.RLock()
 
     def update(self, progress: Progress) -> None:
         self._call(copy.deepcopy(progress))  # the stage goes on to change its own
@@ -167,8 +170,9 @@ class CallbackReporter:
         return self.stopped
 
     def _call(self, event: Progress | str) -> None:
-        if self.callback(event) is False:
-            self.stopped = True
+        with self.lock:  # notes come from several threads
+            if self.callback(event) is False:
+                self.stopped = True
 
 
 def full_note(message: str, remedy: str, wording: Wording) -> str:
@@ -259,7 +263,7 @@ class Console:
             if self.bar is not None:
                 self.bar.refresh()  # the time on it goes on
             elif self.latest is not None:
-                self._print_line(self.latest, has_changed=False)
+                self._print_line(self.latest, is_sign=True)
             else:
                 click.echo(f"{self.activity}: {clock(now - self.started)}", err=True)
 
@@ -277,8 +281,8 @@ class Console:
         seconds = progress.seconds_left(time.monotonic() - self.started)
         return "" if seconds is None else f"{clock(seconds)} left"
 
-    def _print_line(self, progress: Progress, *, has_changed: bool = True) -> None:
-        """Print a line; if something ``has_changed``, unless it is the same as the last one."""
+    def _print_line(self, progress: Progress, *, is_sign: bool = False) -> None:
+        """Print a line; one that says the same as the last one only if it is a sign that work goes on."""
         self.last_time, self.has_shown = time.monotonic(), True
         elapsed = self.last_time - self.started
         rate = max(progress.done - progress.resumed, 0) / max(elapsed, 1e-6)
@@ -286,7 +290,7 @@ class Console:
         done = f"{progress.title}: {progress.done}/{progress.total}"
         shown = f"{done}, {rate:.1f}/s" if rate else f"{done}, {clock(elapsed)}"
         shown += (f", {left}" if left else "") + (f"; {details}" if details else "")
-        if not has_changed or done + details != self.last_line:
+        if is_sign or done + details != self.last_line:
             self.last_line = done + details
             click.echo(shown, err=True)
 
@@ -307,10 +311,13 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_f
 @contextmanager
 def doing(reporter: Reporter, activity: str) -> Iterator[None]:
     """Tell a reporter what goes on inside the block, if it shows such things (`Console` does)."""
-    if isinstance(reporter, Console):
-        reporter.doing(activity)
-    yield
-    if isinstance(reporter, Console):
+    if not isinstance(reporter, Console):
+        yield
+        return
+    reporter.doing(activity)
+    try:
+        yield
+    finally:
         reporter.doing("working")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dino_pipeline.decoding import decoder as decoder_module
-from dino_pipeline.decoding import loading, prefill
+from dino_pipeline.decoding import prefill, tuning
 from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
@@ -104,8 +104,8 @@ def test_greedy_decoding_is_token_identical_on_every_path(
     wanted = requests(decoder)
     expected = naive_greedy(decoder, wanted, 15)
     if path == "tuned":
-        monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
-        loading.tune(model, decoder.rows)
+        monkeypatch.setattr(tuning, "SMALLEST_PACKED", 1)
+        tuning.tune(model, decoder.rows)
     assert greedy(decoder, wanted, 15) == expected
 
 

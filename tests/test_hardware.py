@@ -6,8 +6,8 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from dino_pipeline.decoding import loading
-from dino_pipeline.decoding.loading import PACKED, can_pack, tune
+from dino_pipeline.decoding import loading, tuning
+from dino_pipeline.decoding.tuning import PACKED, can_pack, tune
 from tests.toys import CONFIGS, tiny_model
 
 ROWS = 6
@@ -19,7 +19,7 @@ ROWS = 6
 def test_a_tuned_model_computes_the_same(
     monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
+    monkeypatch.setattr(tuning, "SMALLEST_PACKED", 1)
     model = tiny_model(architecture).to(dtype)
     inputs = [torch.arange(rows * length).view(rows, length) % 20 + 5 for rows, length in ((ROWS, 1), (3, 7), (1, 2))]
     before = [model(ids).logits for ids in inputs]
@@ -34,7 +34,7 @@ def test_a_tuned_model_computes_the_same(
 
 
 def test_weights_stay_where_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "SMALLEST_PACKED", 1)
+    monkeypatch.setattr(tuning, "SMALLEST_PACKED", 1)
     model = tiny_model("llama").double()
     tune(model, ROWS)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -38,6 +38,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
+ASKED = {"prompt": "Some prompt", "max_tokens": 40}
 FIELDS = ("text", "finish_reason", "logprobs", "token_ids", "prompt_token_ids", "stop_reason", "index")
 
 
@@ -51,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def checked(content: bytes) -> None:
     """Read an answer: it is senseless, or all that is taken from it has the type that it should."""
     try:
-        (answer,), usage = parse_answers(content, 1, 40)
+        (answer,), usage = parse_answers(content, ASKED)
     except SenselessAnswerError:
         return
     answer.text.encode()
@@ -82,7 +83,7 @@ def test_any_field_of_a_completion_may_be_anything(choice: Any, logprobs: Any, u
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"choices":' * 10_000, b"\xff\xfe", b"", b"1" * 5000, b"NaN"])
 def test_bytes_that_harm_readers_of_json_are_senseless(content: bytes) -> None:
     with pytest.raises(SenselessAnswerError):
-        parse_answers(content, 1, 40)
+        parse_answers(content, ASKED)
 
 
 def generated(respond: Respond, folder: Path, **options: Any) -> dino.GeneratedTexts:
@@ -298,13 +299,14 @@ def test_a_text_that_is_impossible_to_the_scorer_is_rejected(tmp_path: Path, mon
         return [Scored(-math.inf if POISON in prompt else -1.0, 3) for prompt, _ in pairs]
 
     monkeypatch.setattr(server.Server, "score", score)
+    monkeypatch.setattr(server.Server, "check_scores", lambda self: None)
 
     def good(handler: Any, body: dict[str, Any]) -> None:
         handler.answer(200, completion_of(f"text {body.get('seed', 0) % 997}"))
 
     texts = generated(good, tmp_path, scorer="server")
     assert len(texts) == len(INPUTS) - 1
-    assert rejected(tmp_path) == [(POISON, "impossible to the scorer")]
+    assert rejected(tmp_path) == [(POISON, "not scored")]
 
 
 def rejected(folder: Path) -> list[tuple[str, str]]:
@@ -382,3 +384,94 @@ def test_texts_of_a_healthy_server_are_as_before(tmp_path: Path) -> None:
         told: dict[str, Any] = {"engine": "openai", "model": "m", "base_url": address, "progress": False, "samples": 1}
         texts = dino.generate(SPEC, inputs=INPUTS, run=tmp_path / "run", **told)
     assert len(read_examples(tmp_path / "run" / "shards" / "00000.jsonl")) == len(texts) == len(INPUTS)
+
+
+@pytest.mark.parametrize("status", [403, 404, 451])
+def test_a_prompt_that_something_in_front_of_the_server_forbids_costs_its_own_text(status: int, tmp_path: Path) -> None:
+    texts = generated(answering(says(status, b"<html>blocked</html>")), tmp_path)
+    assert len(texts) == len(INPUTS) - 1
+    reason = "not answered by the server" if status == 404 else "refused by the server"
+    assert rejected(tmp_path) == [(POISON, reason)]
+
+
+def test_a_redirect_that_drops_the_request_is_named(tmp_path: Path) -> None:
+    def respond(handler: Any, body: dict[str, Any]) -> None:
+        handler.answer(301, b"", {"Location": "/other/v1/completions"})
+
+    with pytest.raises(dino.ModelError, match=r"redirects to http://127.0.0.1:\d+/other/v1; give that address"):
+        generated(respond, tmp_path)
+
+
+def test_a_server_whose_texts_begin_with_their_prompts_is_refused(tmp_path: Path) -> None:
+    def respond(handler: Any, body: dict[str, Any]) -> None:
+        whole = f"{body['prompt']}text {body.get('seed', 0) % 997}"
+        handler.answer(200, completion_of(whole.partition('"')[0]))
+
+    with pytest.raises(dino.OptionError, match="its texts begin with their prompts"):
+        generated(respond, tmp_path)
+
+
+ECHOES: dict[str, Any] = {
+    "no echo": {"text": "x", "logprobs": {"text_offset": [0], "token_logprobs": [-0.25]}},
+    "no values": {"text": None, "logprobs": {"text_offset": [0, 5, 14], "token_logprobs": [None, None, None]}},
+    "no log-probabilities": {"text": None, "logprobs": None},
+}
+
+
+@pytest.mark.parametrize("kind", ECHOES)
+def test_a_server_that_echoes_nothing_is_no_scorer(kind: str, tmp_path: Path) -> None:
+    def respond(handler: Any, body: dict[str, Any]) -> None:
+        if not body.get("echo"):
+            handler.answer(200, completion_of(f"text {body.get('seed', 0) % 997}"))
+            return
+        echo = ECHOES[kind]
+        handler.answer(200, completion_of(echo["text"] or body["prompt"], choice={"logprobs": echo["logprobs"]}))
+
+    with pytest.raises(dino.OptionError, match="echoes no log-probabilities, so it scores no texts"):
+        generated(respond, tmp_path, scorer="server", best_of=2)
+
+
+def test_what_was_paid_for_texts_of_no_shard_is_recorded(tmp_path: Path) -> None:
+    asked = [0]
+
+    def respond(handler: Any, body: dict[str, Any]) -> None:
+        asked[0] += "number" in body["prompt"]
+        if asked[0] > 6:
+            handler.answer(500, b"down")
+        else:
+            handler.answer(200, completion_of(f"text {body.get('seed', 0) % 997}"))
+
+    with pytest.raises(dino.ModelError):
+        generated(respond, tmp_path, shard_size=12)
+    record = Run(tmp_path / "run").record().generate
+    assert record is not None and record.usage is not None
+    assert record.usage.completion_tokens >= 6 * 4
+
+
+def test_a_key_that_no_request_can_hold_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def respond(handler: Any, body: dict[str, Any]) -> None:
+        seen.append(handler.headers["Authorization"])
+        handler.answer(200, completion_of(f"text {body.get('seed', 0) % 997}"))
+
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-1\n")
+    generated(respond, tmp_path)
+    assert set(seen) == {"Bearer sk-1"}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1\nsk-2")
+    with pytest.raises(dino.OptionError, match="OPENAI_API_KEY holds more than a key; set it again"):
+        generated(respond, tmp_path / "other")
+
+
+def test_no_entry_of_a_netrc_file_stands_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password no\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    texts = generated(answering(says(400, b"")), tmp_path)
+    assert len(texts) == len(INPUTS) - 1
+
+
+def test_nothing_is_asked_or_kept_after_the_end(tmp_path: Path) -> None:
+    received = ReceivedTexts(tmp_path / "gone" / "received.jsonl")
+    received.close()
+    received.add(("key",), Completion(0, "a", "stop", (), 1, None, None))
+    assert not received.path.parent.exists()

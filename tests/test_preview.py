@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +16,13 @@ from dino_pipeline.cli.stage_commands import marked
 from dino_pipeline.decoding.engine import Completion
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.decoding.tokenization import StopRule
+from dino_pipeline.errors import ModelError
 from dino_pipeline.generation import trial
 from dino_pipeline.generation.preview import SpeedMonitor
 from dino_pipeline.generation.preview_texts import PreviewText, preview_texts, token_pieces
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
-from dino_pipeline.progress import Progress
+from dino_pipeline.progress import LabelCount, Progress
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import GenerateSettings
@@ -97,40 +101,6 @@ def test_a_preview_shows_texts_and_reckons(tmp_path: Path) -> None:
     assert "no stop string, such as '" in nothing
 
 
-@pytest.mark.parametrize(
-    ("spec", "much", "each", "sizes"),
-    [
-        ("sts-x2", {"num_inputs": 10_000}, 0.01, [16, 720]),  # a tenth of a second, then enough
-        ("sts-x2", {"num_inputs": 10_000}, 1.0, [16]),  # long enough at once
-        ("sts-x2", {"num_inputs": 100}, 0.01, [16, 100]),  # there is no more
-        ("sts-x2", {"num_inputs": 10**6}, 1e-9, [16, 1152, 82_944]),  # so quick that it ends all the same
-        ("topics", {"samples": 10**6}, 0.01, [16, 720]),
-    ],
-)
-def test_a_trial_grows_until_it_has_taken_long_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, much: Any, each: float, sizes: list[int]
-) -> None:
-    now, asked = [0.0], []
-
-    def write(run: Run, spec: Any, load: Any, part: GenerateSettings, reporter: Any, **_: Any) -> tuple[str, None]:
-        asked.append(part.num_inputs or part.samples)
-        reporter.update(Progress("texts", 1, 0))
-        now[0] += asked[-1] * each
-        reporter.update(Progress("texts", 1, 1))
-        return "new", None
-
-    monkeypatch.setattr(trial, "write_texts", write)
-    monkeypatch.setattr("dino_pipeline.generation.trial.time.monotonic", lambda: now[0])
-    spec_of_run = load_spec(SPECS / f"{spec}.json")
-    writer: Any = None  # what it would write with is not asked
-    whole = settings(**much)
-    run, part, _, stopwatch = trial._run_trials(tmp_path, writer, spec_of_run, None, whole, Listener())
-    assert asked == sizes
-    assert (part.num_inputs or part.samples) == sizes[-1]
-    assert stopwatch.seconds("texts") == pytest.approx(sizes[-1] * each), "of the last trial alone"
-    assert run.path == tmp_path / str(len(sizes))
-
-
 def test_a_run_that_is_much_slower_than_measured_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("dino_pipeline.generation.preview.time.monotonic", lambda: now[0])
@@ -161,23 +131,57 @@ def test_a_preview_from_python_keeps_its_estimate_only_with_a_run(here: Path) ->
     assert (here / "run" / "estimate.json").exists()
 
 
-def test_speed_is_measured_in_seconds_however_slow_a_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes two seconds, and filling the rows another four: no text ends while the speed is measured."""
-    now = [0.0]
-    monkeypatch.setattr("dino_pipeline.generation.trial.time.monotonic", lambda: now[0])
-    engine: Any = SimpleNamespace(rows=64, row_tokens=0, on_step=lambda: None)
+class SlowEngine:
+    """An engine whose steps take ``each`` seconds, after four to fill the rows; it writes into no file."""
 
-    def write(run: Run, spec: Any, load: Any, part: GenerateSettings, reporter: Any, **_: Any) -> None:
-        assert part.samples * 3 * (1 + 2 + 3) >= 2 * 64
-        now[0] += 4.0
-        for _step in range(40):
-            now[0] += 2.0
-            engine.row_tokens += 64
-            engine.on_step()
-        raise AssertionError("the time is up by now")
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+        self.rows, self.row_tokens, self.refill_rows = 64, 0, True
+        self.on_step: Callable[[], object] = lambda: None
+        self.each, self.now = each, 0.0
+        self.parts: list[GenerateSettings] = []
+        monkeypatch.setattr("dino_pipeline.generation.trial.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(trial, "write_texts", self.write)
+
+    def write(self, run: Run, spec: Any, load: Any, part: GenerateSettings, reporter: Any, **_: Any) -> Any:
+        """Write texts of 20 tokens with all rows."""
+        self.parts.append(part)
+        texts = (part.num_inputs or 1) * part.samples * len(spec.labels)
+        prompts = fmean(1 + len(label.counter_labels) for label in spec.labels.values())
+        labels = {label: LabelCount(written=texts // 3, tokens=20 * (texts // 3)) for label in spec.labels}
+        reporter.update(Progress("texts", texts, 0, labels=labels))
+        self.now += 4.0
+        for _step in range(math.ceil(texts * 20 * prompts / self.rows)):
+            self.now += self.each
+            self.row_tokens += self.rows
+            self.on_step()
+        reporter.update(Progress("texts", texts, texts, labels=labels))
+        return "new", SimpleNamespace(counts=labels, mean_margins={})
+
+
+@pytest.mark.parametrize(("each", "most"), [(0.0001, 60), (0.01, 40), (0.25, 40), (2.0, 60)])
+def test_a_trial_takes_some_seconds_however_slow_the_model_is(
+    each: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = SlowEngine(monkeypatch, each)
+    monkeypatch.setattr(trial, "losses_of_trial", lambda *_: None)
+    spec, inputs = load_spec(SPECS / "sts-x2.json"), [f"Number {number}." for number in range(2000)]
+    estimate, some = trial.measure(engine, spec, inputs, settings(num_inputs=2000), Listener(), loading=0.0)
+    assert engine.now < most
+    assert some == inputs[:64]
+    assert 2 <= (engine.parts[-1].num_inputs or 0) * engine.parts[-1].samples <= 128
+    assert all(part.samples * 6 * 64 >= 2 * 64 for part in engine.parts[:-1]), "rows are full"
+    assert estimate.texts == 2000 * 3 * settings().samples
+    assert estimate.per_second == pytest.approx(64 / 20 / 2 / each, rel=0.5)
+
+
+def test_texts_of_which_none_is_accepted_end_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = SlowEngine(monkeypatch, 0.25)
+
+    def write(*_: Any, **__: Any) -> Any:
+        raise ModelError("memory does not hold ...")
 
     monkeypatch.setattr(trial, "write_texts", write)
-    spec, inputs = load_spec(SPECS / "sts-x2.json"), ["A dog.", "A man.", "A bird."]
-    speed = trial._measure_speed(Run(tmp_path), engine, spec, inputs, settings(num_inputs=3), Listener())
-    assert speed == (4.0, 32.0)
-    assert now[0] < 15
+    with pytest.raises(ModelError, match="memory"):
+        trial.measure(
+            engine, load_spec(SPECS / "sts-x2.json"), ["A dog."], settings(num_inputs=1), Listener(), loading=0
+        )

@@ -67,8 +67,8 @@ def _print_counts(texts: GeneratedTexts, folder: Path) -> None:
 def preview_command(spec: Path, **given: Any) -> None:
     """Write a few texts of a task SPEC, with debiasing and without, and estimate time and memory of the whole run.
 
-    The estimate comes from a trial of some seconds, however slow the model is: 6 for the texts and 6 for the speed of
-    all rows. dino generate notes if the run is much slower.
+    The estimate comes from a trial that is cut to some seconds: about 6 to measure the speed, and 6 for as many texts
+    as can be written in that time. dino generate notes if the run is much slower.
     """
     from dino_pipeline.generation.preview import preview as preview_run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +74,14 @@ def check_text(answer: ServerAnswer) -> None:
         raise MalformedTextError(answer.defect)
 
 
-def parse_answers(content: bytes, prompts: int, most_tokens: int) -> tuple[list[ServerAnswer], ServerUsage]:
+def parse_answers(content: bytes, body: Mapping[str, object]) -> tuple[list[ServerAnswer], ServerUsage]:
     """Return an answer's texts, one for each prompt, and what they used.
 
     A text itself must be there. What else the answer says of it is left out where it has another form than it should.
 
     Args:
         content: the body of the answer.
-        prompts: number of prompts that were sent.
-        most_tokens: tokens that a text was allowed to have, echoed prompts included.
+        body: the request that it answers.
 
     Raises:
         SenselessAnswerError: it is no JSON, or not a completion of each prompt.
@@ -90,7 +89,8 @@ def parse_answers(content: bytes, prompts: int, most_tokens: int) -> tuple[list[
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise SenselessAnswerError("its answers are no JSON") from error
+        begins = content[:60].decode(errors="replace").strip()
+        raise SenselessAnswerError(f"its answers are no JSON, but begin {begins!r}") from error
     if not isinstance(answer, dict):
         raise SenselessAnswerError("its answers are not completions")
     choices = answer.get("choices")
@@ -98,14 +98,24 @@ def parse_answers(content: bytes, prompts: int, most_tokens: int) -> tuple[list[
         if answer.get("error"):
             raise SenselessAnswerError(f"answers with an error: {short(answer['error'])}")
         raise SenselessAnswerError("its answers are not completions")
-    if len(choices) != prompts:
-        raise SenselessAnswerError(f"answers {prompts} prompts with {len(choices)} texts")
+    prompts = _prompts(body["prompt"])
+    if len(choices) != len(prompts):
+        raise SenselessAnswerError(f"answers {len(prompts)} prompts with {len(choices)} texts")
     usage = answer.get("usage")
     used = ServerUsage(
         requests=1, prompt_tokens=_count(usage, "prompt_tokens"), completion_tokens=_count(usage, "completion_tokens")
     )
     choices = sorted(choices, key=lambda choice: _count(choice, "index"))
+    most: Any = body.get("max_tokens", 0)
+    # an echo brings the prompt's own text back, of which every character may be a token
+    most_tokens = int(most) + (max(map(len, prompts)) if body.get("echo") else 0)
     return [_parsed(choice, used.completion_tokens, most_tokens) for choice in choices], used
+
+
+def _prompts(prompt: Any) -> Sequence[str | Sequence[int]]:
+    """Return what a request's field holds, a string or the ids of tokens or several of either, as a list of prompts."""
+    is_one = isinstance(prompt, str) or not prompt or isinstance(prompt[0], int)
+    return [prompt] if is_one else prompt
 
 
 def _is_choice(choice: object) -> bool:
@@ -174,14 +184,3 @@ def _log_probs(values: object) -> tuple[float | None, ...]:
         else:
             return ()
     return tuple(checked)
-
-
-def tokens_allowed(body: Mapping[str, object]) -> int:
-    """Return how many tokens the texts of a request may have, an echoed prompt included.
-
-    An echo brings the prompt's own text back, of which every character may be a token.
-    """
-    prompt: Any = body["prompt"]
-    longest = max(map(len, prompt)) if prompt and isinstance(prompt[0], list) else len(prompt)
-    most: Any = body.get("max_tokens", 0)
-    return int(most) + (longest if body.get("echo") else 0)

@@ -11,13 +11,16 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from dino_pipeline.decoding.answers import SenselessAnswerError, ServerAnswer, parse_answers, tokens_allowed
+from dino_pipeline.decoding.answers import SenselessAnswerError, ServerAnswer, parse_answers
 from dino_pipeline.errors import ModelError, OptionError, first_line, short
 from dino_pipeline.options import Sampling
 from dino_pipeline.stage_records import Dialect, ServerUsage
@@ -34,6 +37,8 @@ CLOSING = 2.0
 """Seconds for which the process waits at its end until connections are closed."""
 MOST_BYTES = 2**26
 """Longest answer, in bytes."""
+FORBIDDEN = {HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS}
+"""Answers of a server, or of what is in front of it, that can concern one prompt, if others were answered."""
 REFUSED = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 """Answers to a request that the server will not take in any try."""
 PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
@@ -116,6 +121,8 @@ class CompletionsClient:
         self._is_heard = False
         self.base_url = public_address(base_url)
         self.lock = threading.Lock()
+        self._is_heard = self._has_noted = False
+        self._closed = threading.Event()
         try:
             parts = urlsplit(base_url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
@@ -123,14 +130,37 @@ class CompletionsClient:
         except ValueError as error:
             problem = f"is not an address ({first_line(error)})"
             raise OptionError(problem, option="base_url", value=self.base_url) from error
-        self._url = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/completions"))
-        key = os.environ.get("OPENAI_API_KEY")
-        self._headers = {"Accept-Encoding": "identity"}
-        if parts.password is None:  # else the client below sends the user's name and the password
-            self._headers["Authorization"] = f"Bearer {key or 'none'}"
-        password = unquote(parts.password or "")
-        basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
-        self._secrets = [secret for secret in (key, basic, parts.password, password) if secret]
+        self._address = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
+        self._proxy = None if proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)
+        key = self._checked_key()
+        user, password = unquote(parts.username or ""), parts.password or ""
+        basic = base64.b64encode(f"{user}:{unquote(password)}".encode()).decode()
+        has_login = parts.username is not None
+        authorization = f"Basic {basic}" if has_login else f"Bearer {key or 'none'}"
+        self._headers = {"Accept-Encoding": "identity", "Authorization": authorization}
+        in_query = [value for _, value in parse_qsl(parts.query)]
+        secrets = (key, password, unquote(password), basic if has_login else "", "" if password else user, *in_query)
+        self._secrets = [secret for secret in secrets if secret]
+
+    @staticmethod
+    def _checked_key() -> str | None:
+        """Return the key of the environment, None if there is none.
+
+        Raises:
+            OptionError: no request can hold it.
+        """
+        key = (os.environ.get("OPENAI_API_KEY") or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise OptionError("the environment variable OPENAI_API_KEY holds more than a key", "set it again")
+        return key or None
+
+    def close(self) -> None:
+        """Send nothing any more."""
+        self._closed.set()
+
+    def _url(self, name: str) -> str:
+        """Return the address of one of the server's services."""
+        return urlunsplit(self._address._replace(path=f"{self._address.path.rstrip('/')}/{name}"))
 
     def ask(self, body: Mapping[str, object], *, may_refuse: bool = False, tries: int | None = None) -> ServerAnswer:
         """Return the answer to a request of one prompt, see `ask_prompts`."""
@@ -179,11 +209,12 @@ class CompletionsClient:
         self, make: Callable[[], Sequence[Mapping[str, object]]], tries: int | None
     ) -> list[list[ServerAnswer]]:
         """Return the answers to requests that are sent together. Make and send them again as long as that may help."""
-        with self.lock:
-            loop = _event_loop()
+        loop = _event_loop()
         tries = tries or TRIES
         started, pause = time.monotonic(), FIRST_PAUSE
         for number in range(1, tries + 1):
+            if self._closed.is_set():
+                raise NoAnswerError(ModelError(f"{self.base_url}: is not asked any more"))
             try:
                 return asyncio.run_coroutine_threadsafe(self._send_together(make()), loop).result()
             except _PassingError as error:
@@ -196,15 +227,16 @@ class CompletionsClient:
                         )
                     ) from error
                 self._note_silence(error)
-                time.sleep(max(pause, error.wait))
+                self._closed.wait(max(pause, error.wait))
                 pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("the last try returns or raises")
 
     def _note_silence(self, error: _PassingError) -> None:
         """Note once that the server has not answered anything yet."""
         with self.lock:
-            is_silent, self._is_heard = not self._is_heard, True
-        if is_silent:
+            is_new = not (self._is_heard or self._has_noted)
+            self._has_noted = True
+        if is_new:
             self.note(f"{self.base_url}: no answer yet, trying again ({error})", "")
 
     async def _send_together(self, bodies: Sequence[Mapping[str, object]]) -> list[list[ServerAnswer]]:
@@ -221,10 +253,10 @@ class CompletionsClient:
         """Return the answers to a request, one for each of its prompts."""
         try:
             content = await self._post({"model": self.model, **body})
-            answers, used = parse_answers(content, _count_prompts(body["prompt"]), tokens_allowed(body))
+            answers, used = parse_answers(content, body)
         except TimeoutError as error:
             raise _PassingError(f"none within {self.timeout:g} seconds") from error
-        except (SenselessAnswerError, aiohttp.ClientError, OSError, ValueError) as error:
+        except (SenselessAnswerError, aiohttp.ClientError, OSError) as error:
             raise _PassingError(self._without_secrets(first_line(error))) from error
         with self.lock:
             self.usage, self._is_heard = self.usage.plus(used), True
@@ -238,17 +270,17 @@ class CompletionsClient:
             RequestRefusedError: it does not accept the request.
             ModelError: it accepts no request.
         """
-        limit = aiohttp.ClientTimeout(total=self.timeout)
-        async with _session().post(self._url, json=body, headers=self._headers, timeout=limit) as response:
-            content = bytearray()
-            async for part in response.content.iter_any():
-                content += part
-                if len(content) > MOST_BYTES:
-                    raise _PassingError(f"an answer has more than {MOST_BYTES:,} bytes")
+        sent = self._session_arguments(self.timeout)
+        async with _session().post(self._url("completions"), json=body, **sent) as response:
+            if response.method != "POST":  # after a redirect that drops what was asked
+                target = public_address(str(response.url)).removesuffix("/completions")
+                raise ModelError(f"{self.base_url}: redirects to {target}", "give that address")
+            content = await _read(response)
             if response.ok:
-                return bytes(content)
-            said = self._without_secrets(f"{response.status} {response.reason}: {_message(bytes(content))}")
-            if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status in PASSING:
+                return content
+            said = self._without_secrets(f"{response.status} {response.reason}: {_message(content)}")
+            passes = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status in PASSING
+            if passes or (response.status == HTTPStatus.NOT_FOUND and self._is_heard):  # a proxy, for a while
                 raise _PassingError(said, _retry_after(response.headers))
             known = await self._known_models() if response.status == HTTPStatus.NOT_FOUND else ""
             raise self._refusal(response.status, said, known)
@@ -256,18 +288,21 @@ class CompletionsClient:
     async def _known_models(self) -> str:
         """Return the names of some models that the server has, empty if it does not tell."""
         try:
-            url, limit = self._url.removesuffix("completions") + "models", aiohttp.ClientTimeout(total=10)
-            async with _session().get(url, headers=self._headers, timeout=limit) as response:
-                found = json.loads(await response.content.read(2**20))
+            async with _session().get(self._url("models"), **self._session_arguments(10.0)) as response:
+                found = json.loads(await _read(response))
             return ", ".join(short(model["id"]) for model in found["data"][:5])
         except Exception:  # whatever a stranger answers
             return ""
 
+    def _session_arguments(self, seconds: float) -> dict[str, Any]:
+        """Return what the client below needs for any request, which may take some seconds in all."""
+        return {"headers": self._headers, "proxy": self._proxy, "timeout": aiohttp.ClientTimeout(total=seconds)}
+
     def _refusal(self, status: int, said: str, known: str) -> ModelError | RequestRefusedError:
         """Return the error for an answer that no other try will change."""
-        if status in REFUSED:
+        if status in REFUSED or (status in FORBIDDEN and self._is_heard):
             return RequestRefusedError(said)
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        if status == HTTPStatus.UNAUTHORIZED or status in FORBIDDEN:
             return ModelError(
                 f"{self.base_url}: does not let you in ({said})", "set the environment variable OPENAI_API_KEY"
             )
@@ -286,9 +321,18 @@ class CompletionsClient:
         return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _count_prompts(prompt: object) -> int:
-    """Return how many prompts a request's field holds: a string, the ids of tokens, or several of either."""
-    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], list | str) else 1
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's content.
+
+    Raises:
+        _PassingError: it is longer than `MOST_BYTES`.
+    """
+    content = bytearray()
+    async for part in response.content.iter_any():
+        content += part
+        if len(content) > MOST_BYTES:
+            raise _PassingError(f"an answer has more than {MOST_BYTES:,} bytes")
+    return bytes(content)
 
 
 def _message(content: bytes) -> str:
@@ -306,18 +350,31 @@ def _message(content: bytes) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Return the seconds that the server asks to wait, 0 if it does not."""
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        value = headers.get(name, "")
         try:
-            seconds = float(headers.get(name, "")) / unit
+            seconds = float(value) / unit
         except ValueError:
-            continue
+            try:  # a date
+                seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            except ValueError:
+                continue
         if 0 <= seconds < float("inf"):
             return min(seconds, LONGEST_RETRY_AFTER)
     return 0.0
 
 
-@cache
+_starting = threading.Lock()
+"""Held while the event loop is made, of which there is one."""
+
+
 def _event_loop() -> asyncio.AbstractEventLoop:
     """Return a loop that runs in a thread of its own, which the process does not wait for."""
+    with _starting:
+        return _the_event_loop()
+
+
+@cache
+def _the_event_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     return loop
@@ -329,7 +386,7 @@ def _session() -> aiohttp.ClientSession:
 
     No request waits for a connection. Answers are not unpacked, as a few bytes can be packed from many.
     """
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, trust_env=True)
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
     loop = asyncio.get_running_loop()
     atexit.register(lambda: asyncio.run_coroutine_threadsafe(session.close(), loop).result(CLOSING))
     return session

@@ -21,7 +21,6 @@ from dino_pipeline.decoding.engine import Completion, EngineFacts, LocalEngine, 
 from dino_pipeline.decoding.next_token import choose, next_tokens
 from dino_pipeline.decoding.plain_forward import PlainForward
 from dino_pipeline.decoding.prefill import (
-    Continuation,
     continuations,
     is_out_of_memory,
     mean_log_probs,
@@ -29,7 +28,7 @@ from dino_pipeline.decoding.prefill import (
     to_device,
 )
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
-from dino_pipeline.decoding.self_check import CachedLength, context_of, model_name
+from dino_pipeline.decoding.self_check import CachedLength, context_of, model_name, not_finite
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, StopRule, banned_tokens, completion
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import ModelRef
@@ -42,8 +41,8 @@ class Decoder(PromptReader):
     """Samples texts under groups of prompts with one causal language model.
 
     Each text occupies one row per prompt. Rows come free as texts end, and waiting requests take them at once, so that
-    steps run full. Each distinct prompt goes through the model once. Models, and lengths, whose logits do not pass the
-    self-check run without a cache, with a warning.
+    steps run full (but where requests that fit into a cache alternate with others). Each distinct prompt goes through
+    the model once. Models, and lengths, whose logits do not pass the self-check run without a cache, with a warning.
 
     Args:
         model: any decoder-only causal language model of `transformers`.
@@ -129,16 +128,14 @@ class Decoder(PromptReader):
             stop: the string that ends a text.
         """
         wanted = continuations(self.encode, [(prompt, text + stop) for prompt, text in pairs])
-        in_cache = [one for one in wanted if self._fits_cache(one)]
+        fits_cache = [self.cached_length.allows(len(one.prompt) + len(one.tokens)) for one in wanted]
+        in_cache = [one for one, fits in zip(wanted, fits_cache, strict=True) if fits]
         cached_means = iter(mean_log_probs(self.model, in_cache, self.banned, self.vocab))
         scores = []
-        for one in wanted:
-            mean = next(cached_means) if self._fits_cache(one) else plain_mean_log_prob(self.plain, one, self.banned)
+        for one, fits in zip(wanted, fits_cache, strict=True):
+            mean = next(cached_means) if fits else plain_mean_log_prob(self.plain, one, self.banned)
             scores.append(Scored(mean, len(one.tokens)))
         return scores
-
-    def _fits_cache(self, wanted: Continuation) -> bool:
-        return self.cached_length.allows(len(wanted.prompt) + len(wanted.tokens))
 
     @torch.inference_mode()
     def log_probs(self, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
@@ -181,7 +178,10 @@ class Decoder(PromptReader):
         padded = [text.rows + text.rows[:1] * (widest - len(text.rows)) for text in texts]
         groups = to_device(padded, logits.device)  # (texts, 1 + counters)
         uniform = to_device([text.draws[len(text.tokens)] for text in texts], logits.device)  # (texts,)
-        tokens, log_probs = next_tokens(logits, groups, uniform, sampling)  # (texts,), (texts, 1 + counters)
+        try:
+            tokens, log_probs = next_tokens(logits, groups, uniform, sampling)  # (texts,), (texts, 1 + counters)
+        except FloatingPointError as error:
+            raise not_finite(self.model) from error
         scheduler.rows.feed(groups, tokens)
         for text, token, under_prompts in zip(texts, tokens.tolist(), log_probs.tolist(), strict=True):
             text.tokens.append(token)

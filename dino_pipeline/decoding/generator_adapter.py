@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from dino_pipeline.decoding.self_check import TOLERANCE
-from dino_pipeline.errors import ModelError, reason_of, require_package
+from dino_pipeline.errors import DinoError, ModelError, reason_of, require_package
 from dino_pipeline.model_files import check_files, pickle_allowed
 from dino_pipeline.models import ModelRef
 
@@ -40,15 +41,20 @@ def with_adapter(load: Callable[[], Any], model: ModelRef) -> Any:
     loaded = load()
     try:
         adapted = _adapted(loaded, adapter)
+        del loaded  # two models may not fit into memory
         expected = _probe(adapted)
-        if not model.quantize and not _changes_tied_weights(adapted):
+        is_quantized = getattr(adapted.get_base_model(), "is_quantized", False)
+        if not is_quantized and not _changes_tied_weights(adapted):
             merged = _merged(adapted, expected)
             if merged is not None:
                 return merged
-            adapted = _adapted(load(), adapter)  # merging has changed the weights
+            del adapted  # merging has changed its weights
+            adapted = _adapted(load(), adapter)
         if not _is_close(_probe(adapted.get_base_model()), expected):
             raise ValueError("works in peft alone, as it is no change of layers")
         return adapted.get_base_model()
+    except (DinoError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # peft raises whatever the libraries below it do
         raise ModelError(
             f"{adapter}: is not an adapter for {model.path('generator')} ({reason_of(error)})",
@@ -62,7 +68,14 @@ def _adapted(loaded: Any, adapter: str) -> Any:
 
     if not (Path(adapter).is_dir() or pickle_allowed()):
         hf_hub_download(adapter, "adapter_model.safetensors")  # else peft would load a pickled file
-    return PeftModel.from_pretrained(loaded, adapter).eval()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        adapted = PeftModel.from_pretrained(loaded, adapter).eval()
+    if unfit := [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]:
+        raise ValueError(f"its weights have other names: {unfit[0][:200]}")
+    if getattr(adapted.peft_config["default"], "alora_invocation_tokens", None):
+        raise ValueError("an activated LoRA works in peft alone")
+    return adapted
 
 
 def _changes_tied_weights(adapted: Any) -> bool:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import hf_hub_download
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
-from transformers.activations import ACT2FN, NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
 from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.decoding.engine import LocalEngine
 from dino_pipeline.decoding.generator_adapter import with_adapter
+from dino_pipeline.decoding.gguf_files import complete_config, scale_frequencies
 from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.decoding.tokenization import prints_today
+from dino_pipeline.decoding.tuning import tune
 from dino_pipeline.errors import DinoError, ModelError, OptionError, require_package
 from dino_pipeline.generate_options import EngineOptions, ModelOptions
 from dino_pipeline.model_files import check_files, check_is_whole_model, model_fingerprint, safe_loading
@@ -38,8 +38,6 @@ MAX_ROWS = {"cpu": 128, "gpu": 1024}
 """More rows are hardly faster."""
 ROW_LENGTH = 256
 """Tokens per row, prompt and text together, for which memory is estimated."""
-SMALLEST_PACKED = 2**16
-"""Weights of fewer elements are not worth a packed copy."""
 
 
 def resolve_model(options: ModelOptions, device: str, started: ModelRef | None = None) -> ModelRef:
@@ -72,7 +70,7 @@ def resolve_model(options: ModelOptions, device: str, started: ModelRef | None =
     chat = options.chat == "on"
     if options.chat == "auto":
         chat = started.chat if started else has_chat_template(source)
-    chat_date = _chat_date(source, options, started) if chat or options.chat_date else None
+    chat_date = _chat_date(source, options, started, chat=chat)
     decided = {"dtype": dtype, "chat": chat, "chat_date": chat_date, "fingerprint": model_fingerprint(path)}
     if options.adapter:
         decided["adapter_fingerprint"] = model_fingerprint(options.adapter)
@@ -173,25 +171,29 @@ def has_chat_template(model: ModelRef) -> bool:
         return False  # loading the model will report the error
 
 
-def _chat_date(model: ModelRef, options: ModelOptions, started: ModelRef | None) -> date | None:
-    """Return the day that the model's chat template takes for today, None if it prints none.
+def _chat_date(model: ModelRef, options: ModelOptions, started: ModelRef | None, *, chat: bool) -> date | None:
+    """Return the day that the model's chat template takes for today, None if it prints none, or is not used.
 
     Raises:
         OptionError: it prints none, and the options name one.
+        ModelError: the options name a day, and the tokenizer cannot be loaded.
     """
-    try:
-        does_print = options.chat != "off" and has_chat_template(model) and prints_today(load_tokenizer(model))
-    except ModelError:
-        return None  # the first prompt will report the error
-    if not does_print:
-        if options.chat_date:
-            raise OptionError(
-                "no chat template prints a day", "leave it out", option="chat_date", value=str(options.chat_date)
-            )
+    if not chat and options.chat_date is None:
         return None
-    if started and started.chat:
-        return options.chat_date or started.chat_date  # None in runs of versions that did not record it
-    return options.chat_date or date.today()
+    try:
+        tokenizer = load_tokenizer(model)
+        if chat and prints_today(tokenizer):
+            if started and started.chat:
+                return options.chat_date or started.chat_date  # None in runs of versions that did not record it
+            return options.chat_date or date.today()
+    except ModelError:
+        if options.chat_date is None:
+            return None  # loading the model, or the first prompt, will report the error
+        raise
+    if options.chat_date is None:
+        return None
+    problem = "no chat template prints a day"
+    raise OptionError(problem, "leave it out", option="chat_date", value=str(options.chat_date))
 
 
 def pick_dtype(model: ModelRef, *, device: str) -> str:
@@ -222,9 +224,20 @@ def _read(kind: Any, model: ModelRef) -> Any:
     path, source = model.path("generator"), _source(model)
     if model.gguf is None:
         return kind.from_pretrained(path, **source)
-    file = Path(model_path(model.name, "generator"))
-    changed = file.stat().st_mtime_ns if file.exists() else 0
-    return copy.deepcopy(_read_gguf(kind, path, model.revision, model.gguf, changed))
+    return copy.deepcopy(_read_gguf(kind, path, model.revision, model.gguf, _gguf_file(model).stat().st_mtime_ns))
+
+
+def _gguf_file(model: ModelRef) -> Path:
+    """Return the path of a model's GGUF file, fetched from the Hub if it is there.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    name = model_path(model.name, "generator")
+    check_files(name)
+    if Path(name).exists():
+        return Path(name)
+    return Path(hf_hub_download(model.path("generator"), model.gguf or "", revision=model.revision))
 
 
 @functools.lru_cache(maxsize=4)
@@ -240,9 +253,12 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
     if model.quantize:
         placement = {"device_map": device_map or {"": device}, "quantization_config": _quantization(model)}
     check_files(path if model.gguf is None else model_path(model.name, "generator"))
-    check_is_whole_model(path)
+    if model.gguf is None:
+        check_is_whole_model(path)
     try:
         config = _read(AutoConfig, model)
+        if model.gguf:
+            complete_config(config, _gguf_file(model))
         if config.is_encoder_decoder:
             raise ModelError(
                 f"{path}: is an encoder-decoder, whose texts follow no prompt that could be contrasted token by token",
@@ -252,7 +268,14 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
         settings = {**source, **safe_loading(), **placement}
 
         def load() -> Any:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, **settings)
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, **settings
+            )
+            if missing := sorted(info["missing_keys"]):  # they would be random
+                shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+                raise ModelError(f"{path}: lacks the weights {shown}", "give a whole model of this architecture")
+            if model.gguf:
+                scale_frequencies(loaded, _gguf_file(model))
             return loaded if placement else loaded.to(device)
 
         with quiet_loading():
@@ -318,78 +341,3 @@ def _product_seconds(device: str, width: int, dtype: torch.dtype) -> float:
         float(nn.functional.linear(hidden, weight)[0, 0])  # reading a number waits for the device
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def tune(model: PreTrainedModel, rows: int) -> None:
-    """Make steps of ``rows`` rows faster. Results change in their last bits at most."""
-    fuse_activations(model)
-    pack_weights(model, rows)
-
-
-def fuse_activations(model: PreTrainedModel) -> None:
-    """Compute GPT-2's activation, the tanh form of GELU, in one pass instead of eight."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
-
-
-def pack_weights(model: PreTrainedModel, rows: int) -> None:
-    """Give linear layers copies of their weights in the layout of the CPU's matrix kernels.
-
-    The kernels are those that PyTorch takes for frozen weights: MKL's in float32, oneDNN's in bfloat16. Nothing changes
-    on a GPU, without the kernels, or if the copies would take more than a quarter of the free memory.
-    """
-    if model.device.type != "cpu" or not can_pack(model.dtype):
-        return
-    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
-    layers = [layer for layer in layers if layer.weight.numel() >= SMALLEST_PACKED]
-    if 4 * sum(layer.weight.nbytes for layer in layers) > psutil.virtual_memory().available:
-        return
-    for layer in layers:
-        weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()  # (out, in)
-        layer.forward = PACKED[model.dtype](weight, layer.bias, rows)  # type: ignore[method-assign]
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Return whether this machine's PyTorch has the kernels for a dtype."""
-    if dtype not in PACKED:
-        return False
-    try:
-        PACKED[dtype](torch.zeros(16, 16, dtype=dtype), None, 16)(torch.zeros(16, 16, dtype=dtype))
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return False
-    return True
-
-
-def packed_float32(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
-    """Return the forward of a linear layer in float32, from hidden states ``(..., in)`` to ``(..., out)``.
-
-    MKL packs for one number of rows; other inputs use the plain weight.
-
-    Args:
-        weight: ``(out, in)``.
-        bias: ``(out,)``, or None.
-        rows: number of rows of the inputs to be fast for.
-    """
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), rows)
-
-    def forward(hidden: Tensor) -> Tensor:
-        if hidden.numel() != rows * hidden.shape[-1]:
-            return nn.functional.linear(hidden, weight, bias)
-        return cast(Tensor, torch.ops.mkl._mkl_linear(hidden, packed, weight, bias, rows))
-
-    return forward
-
-
-def packed_bfloat16(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
-    """Return the forward of a linear layer in bfloat16, see `packed_float32`. oneDNN takes any number of rows."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-
-    def forward(hidden: Tensor) -> Tensor:
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""))
-
-    return forward
-
-
-PACKED = {torch.float32: packed_float32, torch.bfloat16: packed_bfloat16}

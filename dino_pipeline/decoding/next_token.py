@@ -36,18 +36,28 @@ def next_tokens(logits: Tensor, groups: Tensor, uniform: Tensor, sampling: Sampl
 
     Returns:
         ``(texts,)`` tokens, and ``(texts, 1 + counters)`` float64: their natural-log probability under each prompt.
+
+    Raises:
+        FloatingPointError: the logits of a text are not numbers.
     """
     size = max(SHORTLIST[sampling.top_k > 0], 4 * sampling.top_k)
     if logits.device.type == "cpu" and max(4 * size, MIN_VOCAB) <= logits.shape[1]:
         totals, maxima = log_totals(logits)
+        _check_finite(totals[groups])
         shortlist = likeliest(logits, maxima, groups[:, 0], size)
         tokens, proven = _from_shortlist(logits, totals, groups, shortlist, uniform, sampling)
         if len(others := (~proven).nonzero().squeeze(1)):
             tokens[others] = _from_all(logits, totals, groups[others], uniform[others], sampling)
     else:
         totals = torch.logsumexp(logits.float(), dim=1).double()  # (rows,)
+        _check_finite(totals[groups])
         tokens = _from_all(logits, totals, groups, uniform, sampling)
     return tokens, logits[groups, tokens[:, None]].double() - totals[groups]
+
+
+def _check_finite(totals: Tensor) -> None:
+    if not totals.isfinite().all():
+        raise FloatingPointError("logits are not finite")
 
 
 def log_totals(logits: Tensor) -> tuple[Tensor, Tensor]:

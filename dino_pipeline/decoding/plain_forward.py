@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+SMALL_BUFFER = 2**16
+"""Buffers of other types than floats are restored up to this many elements."""
+
 
 class PlainForward:
     """Runs single texts through a model, each as if it were the first.
 
     Some models keep what they compute for one text and use it for the next: the frequencies of "dynamic" rotary
-    embeddings grow with the longest text so far. So each forward ends with the model as it was at the beginning.
+    embeddings grow with the longest text so far. So each forward begins and ends with the model as it was when this
+    object was made: attributes, floating-point and small buffers. Lists and dicts that a model changes in place are not
+    restored.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.states = [_State(module) for module in model.modules()]
 
+    @torch.inference_mode()
     def logits(self, tokens: Sequence[int], last: int | None = None) -> Tensor:
         """Return ``(tokens, vocab)`` logits in float32, those after the ``last`` tokens or after all."""
-        with self._unchanged():
+        self._restore()
+        try:
             input_ids = torch.tensor([tuple(tokens)], device=self.model.device)  # (1, tokens)
             logits = self.model(input_ids=input_ids, use_cache=False).logits[0]
-            return logits[-last:].float() if last else logits.float()
-
-    @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        try:
-            yield
+            return (logits if last is None else logits[-last:]).float()
         finally:
-            for state in self.states:
-                state.restore()
+            self._restore()
+
+    def _restore(self) -> None:
+        for state in self.states:
+            state.restore()
 
 
 class _State:
-    """What a module holds apart from parameters and submodules."""
+    """What a module itself holds apart from parameters: attributes and buffers."""
 
     REGISTERS = ("_parameters", "_buffers", "_modules")
 
@@ -47,9 +51,11 @@ class _State:
         self.module = module
         self.attributes = self._attributes()
         self.buffers = dict(module._buffers)
-        # Causal masks are large and boolean, and nothing writes into them.
-        floating = {name: buffer for name, buffer in self.buffers.items() if buffer is not None}
-        self.values = {name: buffer.clone() for name, buffer in floating.items() if buffer.is_floating_point()}
+        self.values = {}
+        for name, buffer in self.buffers.items():
+            # Causal masks are large and boolean, and nothing writes into them.
+            if buffer is not None and (buffer.is_floating_point() or buffer.numel() <= SMALL_BUFFER):
+                self.values[name] = buffer.clone()
 
     def restore(self) -> None:
         """Give the module all this back."""
@@ -60,7 +66,8 @@ class _State:
                 self.module._buffers[name].copy_(value)  # type: ignore[union-attr]
         own = self.module.__dict__
         for added in own.keys() - self.attributes.keys() - set(self.REGISTERS):
-            del own[added]
+            if not callable(own[added]):  # a hook or a faster forward is no state
+                del own[added]
         own.update(self.attributes)
 
     def _attributes(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class ReceivedTexts:
         self.path = path
         self.lock = threading.RLock()
         self.stale = 0
+        self.is_closed = False
 
     @cached_property
     def texts(self) -> dict[str, Completion]:
@@ -50,9 +51,11 @@ class ReceivedTexts:
             return self.texts.get(_name(key))
 
     def add(self, key: Sequence[str | int], completion: Completion) -> None:
-        """Keep a text, from any thread."""
+        """Keep a text, from any thread. Nothing is kept any more once the file is closed."""
         name = _name(key)
         with self.lock:
+            if self.is_closed:
+                return
             self.texts[name] = completion
             append_bytes(self.path, json_line({"key": name, **asdict(completion)}))
 
@@ -66,6 +69,11 @@ class ReceivedTexts:
                 self.stale = 0
             elif self.stale > max(MOST_STALE, len(self.texts)):
                 self._rewrite(self.texts)
+
+    def close(self) -> None:
+        """Leave the file as it is: another process may go on with it."""
+        with self.lock:
+            self.is_closed = True
 
     def _rewrite(self, texts: dict[str, Completion]) -> None:
         write_json_lines(self.path, ({"key": name, **asdict(text)} for name, text in texts.items()))

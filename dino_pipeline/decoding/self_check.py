@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from dino_pipeline.decoding.cache import CachedRows
 from dino_pipeline.decoding.plain_forward import PlainForward
 from dino_pipeline.decoding.prefill import attention_windows
-from dino_pipeline.decoding.shallow_copy import shallow_copy
+from dino_pipeline.decoding.shallow_copy import SMALL_MODEL, shallow_copy
 from dino_pipeline.decoding.tokenization import Prompt
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -24,8 +24,6 @@ STEPS = 3
 """Decoding steps that are compared."""
 SHORT_PROMPTS = (2, 5, 11)
 """Tokens of the prompts that are tried when a model is loaded."""
-SMALL = 2**27
-"""Parameters below which a model is tried as a whole."""
 FIRST_LENGTH = 128
 """Tokens up to which rows are tried first."""
 
@@ -33,6 +31,12 @@ FIRST_LENGTH = 128
 def model_name(model: PreTrainedModel) -> str:
     """Return the folder or Hub id that a model was loaded from, or the name of its class."""
     return model.config.name_or_path or type(model).__name__
+
+
+def not_finite(model: PreTrainedModel) -> ModelError:
+    """Return the error for a model whose logits are not numbers."""
+    problem = f"{model_name(model)}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}"
+    return ModelError(problem, "give another {dtype}, or intact weights")
 
 
 class CachedLength:
@@ -77,16 +81,17 @@ class CachedLength:
             if self.wrong is None or trial < self.wrong:
                 defect = length_defect(shallow_copy(self.model), min(trial, self.context or trial))
                 if defect is None:
-                    self.proven = trial
+                    self.proven = trial  # a row has no more tokens than the context
                     return
                 self.wrong = trial
             trial //= 2
         if defect:
             log.warning(
-                "%s cannot run rows of %d tokens in a cache (%s): such rows are computed one by one, slower",
+                "%s cannot run rows of up to %d tokens in a cache (%s): those of more than %d run one by one, slower",
                 self._name,
-                length,
+                2 * trial,
                 defect,
+                trial,
             )
 
     @property
@@ -96,7 +101,7 @@ class CachedLength:
 
 def _quick_to_run(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model itself if it is small, else its first layers."""
-    return model if model.num_parameters() < SMALL else shallow_copy(model)
+    return model if model.num_parameters() < SMALL_MODEL else shallow_copy(model)
 
 
 def context_of(model: PreTrainedModel) -> int | None:
@@ -150,14 +155,15 @@ def _defect(model: PreTrainedModel, rounds: Sequence[Sequence[Prompt]]) -> str |
         model: a causal language model.
         rounds: the texts of rows that run beside one another; each round starts in the rows of the one before.
     """
-    plain = PlainForward(model)
-    rows = CachedRows(model, len(rounds[0]), max(map(len, rounds[0])))
     try:
-        worst = max(_difference_of_texts(rows, texts, plain) for texts in rounds)
+        plain = PlainForward(model)
+        rows = CachedRows(model, len(rounds[0]), max(map(len, rounds[0])))
+        try:
+            worst = max(_difference_of_texts(rows, texts, plain) for texts in rounds)
+        finally:
+            rows.close()
     except Exception as error:  # an unknown architecture can raise anything: it cannot run in cached rows
-        return f"{type(error).__name__}: {error}"
-    finally:
-        rows.close()
+        return f"{type(error).__name__}: {first_line(error)}"
     tolerance = TOLERANCE.get(model.dtype, 5e-2)
     if worst <= tolerance:
         return None
@@ -165,6 +171,7 @@ def _defect(model: PreTrainedModel, rounds: Sequence[Sequence[Prompt]]) -> str |
 
 
 def random_text(model: PreTrainedModel, length: int, generator: torch.Generator) -> Prompt:
+    """Return as many token ids as ``length`` says."""
     vocab = model.get_input_embeddings().weight.shape[0]
     return tuple(torch.randint(vocab, (length,), generator=generator).tolist())
 
@@ -196,7 +203,7 @@ def _difference_of_texts(rows: CachedRows, texts: Sequence[Prompt], plain: Plain
 
 def _difference(logits: Tensor, expected: Tensor) -> float:
     """Return how far ``(n, vocab)`` logits are from the expected ones, relative to their spread."""
-    if not torch.isfinite(logits).all():
+    if not (torch.isfinite(logits).all() and torch.isfinite(expected).all()):
         return float("inf")
     # in half precision, large logits are off by their own rounding
     rounding = torch.finfo(logits.dtype).eps * expected.abs().max()
@@ -206,8 +213,14 @@ def _difference(logits: Tensor, expected: Tensor) -> float:
 
 @torch.inference_mode()
 def sees_ahead(model: PreTrainedModel) -> bool:
-    """Return whether predictions depend on later tokens. `AutoModelForCausalLM` loads encoders without a warning."""
+    """Return whether predictions depend on later tokens. `AutoModelForCausalLM` loads encoders without a warning.
+
+    Raises:
+        ModelError: they are no numbers.
+    """
     text = random_text(model, 8, torch.Generator().manual_seed(0))
     plain = PlainForward(_quick_to_run(model))
     early, whole = plain.logits(text[:4])[-1], plain.logits(text)[3]
+    if not (early.isfinite().all() and whole.isfinite().all()):
+        raise not_finite(model)
     return float((early - whole).abs().max() / whole.std()) > TOLERANCE.get(model.dtype, 5e-2)

@@ -1,12 +1,12 @@
-"""The engine that asks a server: any that offers OpenAI's completions, after probing what it supports."""
+"""The engine that asks a server: any that offers OpenAI's completions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice, product
-from typing import TypeVar, get_args
+from itertools import chain, islice
+from typing import TypeVar
 
 from dino_pipeline.decoding.answers import MalformedTextError, ServerAnswer, check_text
 from dino_pipeline.decoding.completions import (
@@ -17,6 +17,7 @@ from dino_pipeline.decoding.completions import (
 )
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Finish, Request, Scored, seed_of
 from dino_pipeline.decoding.received_texts import ReceivedTexts
+from dino_pipeline.decoding.server_abilities import check_top_k, probe
 from dino_pipeline.decoding.server_debias import (
     PROBES,
     START_SCHEDULER,
@@ -29,8 +30,6 @@ from dino_pipeline.generate_options import Debiasing
 from dino_pipeline.options import Sampling
 from dino_pipeline.processes import in_threads
 from dino_pipeline.stage_records import (
-    Dialect,
-    Seeds,
     ServerAbilities,
     ServerCost,
     ServerDebiasing,
@@ -38,11 +37,12 @@ from dino_pipeline.stage_records import (
     ServerUsage,
 )
 
-TRIALS = 4
-"""Texts that show whether a server samples, and whether its seeds hold."""
 MOST_FAILURES = 32
 """Texts in a row, and at least twice as many as are asked for at the same time, whose failure ends a run."""
-IMPOSSIBLE = Scored(-math.inf, 0)
+RECEIVED: tuple[Finish, ...] = ("stop", "newline", "length")
+"""Ends of texts that are kept until a shard holds them. What is no text costs nothing to ask for again."""
+NOT_SCORED = Scored(-math.inf, 0)
+"""Stands for a text that the server does not score."""
 Result = TypeVar("Result")
 Write = Callable[[Request, int | None], Completion]
 """Writes a text; the number is how often it is asked for at most if the server does not answer, None: as usual."""
@@ -93,7 +93,8 @@ class Server:
         self.debiasing = debiasing or ServerDebiasing()
         self.abilities: ServerAbilities | None = None
         self._keeps_top_k = False
-        self._noted: set[Finish] = set()
+        self._noted: set[str] = set()
+        """Kinds of failures that were noted."""
         self._hopeless: set[object] = set()
         """Prompts that the server does not answer."""
         self._failures = 0
@@ -112,7 +113,10 @@ class Server:
         return True
 
     def close(self) -> None:
-        """Do nothing: the server goes on."""
+        """Ask and receive nothing any more: threads that are still asking end. The server goes on."""
+        self.client.close()
+        if self.received is not None:
+            self.received.close()
 
     def facts(self) -> EngineFacts:
         """Return what the server supports, requests and tokens so far, and their cost."""
@@ -167,7 +171,7 @@ class Server:
         except NoAnswerError as error:
             message = f"the server does not answer a prompt, whose text is left out ({error.named.message})"
             return self._without_text("unanswered", message)
-        if self.received is not None:
+        if self.received is not None and written.finish in RECEIVED:
             self.received.add(request.key, written)
         return written
 
@@ -183,34 +187,51 @@ class Server:
         try:
             result = ask(1 if prompt in self._hopeless else None)
         except NoAnswerError as error:
-            try:
-                self.client.ask({"prompt": PROBES[0], "max_tokens": 1}, may_refuse=True, tries=3)
-            except NoAnswerError:
+            if not self._answers_anything():
                 raise error.named from error
-            except RequestRefusedError:
-                pass
             result = self._last_attempt(prompt, ask)
-        self._failures = 0
+        except (RequestRefusedError, MalformedTextError):
+            self._count(has_failed=False)  # an answer, too
+            raise
+        self._count(has_failed=False)
         return result
+
+    def _answers_anything(self) -> bool:
+        """Return whether the server answers a short prompt, if only by refusing it."""
+        try:
+            self.client.ask({"prompt": PROBES[0], "max_tokens": 1}, may_refuse=True, tries=3)
+        except NoAnswerError:
+            return False
+        except RequestRefusedError:
+            pass
+        return True
 
     def _last_attempt(self, prompt: object, ask: Callable[[int | None], Result]) -> Result:
         try:
             return ask(1)
         except NoAnswerError as error:
             self._hopeless.add(prompt)
-            self._failures += 1
-            if self._failures >= max(MOST_FAILURES, 2 * self.concurrency):
+            if self._count(has_failed=True) >= max(MOST_FAILURES, 2 * self.concurrency):
                 raise error.named from error
             raise
 
+    def _count(self, *, has_failed: bool) -> int:
+        """Count a text that was not answered, or begin anew after one that was. Return how many in a row were not."""
+        with self.client.lock:
+            self._failures = self._failures + 1 if has_failed else 0
+            return self._failures
+
     def _without_text(self, finish: Finish, message: str) -> Completion:
         """Return a completion without a text, and note the first one of its kind."""
+        self._note_once(finish, message)
+        return Completion(0, "", finish, (), 0, None, None)
+
+    def _note_once(self, kind: str, message: str) -> None:
         with self.client.lock:
-            is_first = finish not in self._noted
-            self._noted.add(finish)
+            is_first = kind not in self._noted
+            self._noted.add(kind)
         if is_first:
             self.note(message, "")
-        return Completion(0, "", finish, (), 0, None, None)
 
     def _writer(self, sampling: Sampling, stop: str, stop_at_newline: bool) -> Write:
         """Return what writes a text, after a look at what the server supports."""
@@ -220,9 +241,10 @@ class Server:
                 self.client, sampling, stop, stop_at_newline=stop_at_newline, count=self._count_debiasing
             )
             return with_plugin.write
-        abilities = self.abilities = self.abilities or self._probe(stop)
+        abilities = self.abilities = self.abilities or probe(self.client, stop, self.concurrency, self.note)
         if sampling.top_k and not self._keeps_top_k:
-            self._check_top_k(abilities.dialect, stop)
+            check_top_k(self.client, abilities.dialect, stop)
+            self._keeps_top_k = True
 
         def write(request: Request, tries: int | None) -> Completion:
             # A newline is not sent as a stop string: most servers do not report which of several ended a text.
@@ -243,12 +265,14 @@ class Server:
             stop_at_newline=stop_at_newline,
             count=self._count_debiasing,
         )
-        return lambda request, tries: by_rejection.write(request) if len(request.prompts) > 1 else write(request, tries)
+        return lambda request, tries: (
+            by_rejection.write(request, tries) if len(request.prompts) > 1 else write(request, tries)
+        )
 
     def score(self, pairs: Sequence[tuple[str, str]], *, stop: str = '"') -> list[Scored]:
         """Return how likely each text is after its prompt, by the log-probabilities of an echo (vLLM, SGLang).
 
-        A text to which the server gives no finite probability, or no answer, is worth minus infinity.
+        A text to which the server gives no finite probability, or no answer, has the log-probability minus infinity.
 
         Raises:
             OptionError: the server returns no log-probabilities.
@@ -260,26 +284,47 @@ class Server:
     def _score_or_none(self, prompt: str, text: str) -> Scored:
         try:
             return self._attempt(prompt, lambda tries: self._score(prompt, text, tries))
-        except (RequestRefusedError, MalformedTextError, NoAnswerError):
-            return IMPOSSIBLE
+        except (RequestRefusedError, MalformedTextError, NoAnswerError) as error:
+            self._note_once("not scored", f"the server does not score a text, which is left out ({error})")
+            return NOT_SCORED
+
+    def check_scores(self) -> None:
+        """Score a short text, and raise if that is not possible.
+
+        Raises:
+            OptionError: the server does not echo log-probabilities.
+            ModelError: it does not answer.
+        """
+        try:
+            self._score("Sentence 1: ", "A dog runs.", None)
+        except NoAnswerError as error:
+            raise error.named from error
+        except (RequestRefusedError, MalformedTextError) as error:
+            raise self._no_scores(str(error)) from error
+
+    def _no_scores(self, reason: str = "") -> OptionError:
+        said = f" ({reason})" if reason else ""
+        return OptionError(
+            f"{self.base_url}: echoes no log-probabilities, so it scores no texts{said}",
+            "give {scorer=MODEL}, a model that runs here",
+        )
 
     def _score(self, prompt: str, text: str, tries: int | None) -> Scored:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
         answer = self.client.ask(body, may_refuse=True, tries=tries)
         check_text(answer)
         starts, values = answer.token_starts, answer.token_logprobs
-        if not starts or len(starts) != len(values) or starts[0] != 0:
-            raise OptionError(
-                f"{self.base_url}: echoes no log-probabilities, so it scores no texts",
-                "give {scorer=MODEL}, a model that runs here",
-            )
+        if not starts or len(starts) != len(values) or starts[0] != 0 or not answer.text.startswith(prompt):
+            raise self._no_scores()
         length = len(prompt + text)
         of_text: list[float] = []
         for start, end, value in zip(starts, [*starts[1:], length], values, strict=True):
             # a token that holds the end of the prompt and the beginning of the text counts as text
             if end > len(prompt) and start < length and value is not None:
                 of_text.append(value)
-        return Scored(sum(of_text) / max(len(of_text), 1), len(of_text))
+        if not of_text:
+            raise self._no_scores()
+        return Scored(sum(of_text) / len(of_text), len(of_text))
 
     def has_plugin(self) -> bool:
         """Return whether the server has the plug-in that debiases, see `server_debias.has_plugin`."""
@@ -299,62 +344,6 @@ class Server:
         if rounds:
             texts = self.debiasing.texts - before.texts
             self.note(f"debiasing by rejection took {rounds / max(texts, 1):.1f} rounds a text", "")
-
-    def _probe(self, stop: str) -> ServerAbilities:
-        """Find out by a few short texts what the server supports.
-
-        Raises:
-            OptionError: it does not sample.
-        """
-        dialect, logprobs, reports_stop = self._dialect(stop)
-        wide = Sampling(top_k=0, top_p=0, max_new_tokens=12)
-        first = self._trial(wide, stop, dialect)
-        if len({*first}) == 1:
-            raise OptionError(
-                f"{self.base_url}: {TRIALS} texts with different seeds are all the same, so the server does not sample",
-                "start it so that it does",
-            )
-        seeds: Seeds = "do not hold"
-        if self._trial(wide, stop, dialect) == first:
-            # some servers share one generator among all requests that run
-            alone = self.concurrency == 1 or self._trial(wide, stop, dialect, TRIALS) == first
-            seeds = "hold" if alone else "hold one at a time"
-        if seeds != "hold":
-            remedy = "{concurrency=1} makes them hold" if seeds == "hold one at a time" else ""
-            self.note("the server's seeds do not hold, so another run writes other texts", remedy)
-        if not reports_stop:
-            self.note(
-                "the server does not tell the stop string from the model's end of text; both count as finished", ""
-            )
-        return ServerAbilities(dialect=dialect, seeds=seeds, logprobs=logprobs, tells_ends=reports_stop)
-
-    def _dialect(self, stop: str) -> tuple[Dialect, bool, bool]:
-        """Return the first dialect that the server accepts, and whether it reports log-probabilities and stops."""
-        sampling = Sampling(top_k=1, top_p=0, max_new_tokens=4)
-        for dialect, more in product(get_args(Dialect), ({"logprobs": 1}, {})):
-            body = request_body(PROBES[0], sampling, [stop], 0, dialect, **more)
-            try:
-                answer = self.client.ask(body, may_refuse=dialect != "plain" or bool(more))
-            except RequestRefusedError:
-                continue
-            return dialect, bool(answer.token_logprobs), bool(answer.stopped_by)
-        raise AssertionError("the plainest request raises an error if it is refused")
-
-    def _trial(self, sampling: Sampling, stop: str, dialect: Dialect, workers: int = 1) -> list[str]:
-        """Return the texts that the server writes with seeds 0, 1, ..., `workers` of them at the same time."""
-        bodies = [request_body(PROBES[0], sampling, [stop], seed, dialect) for seed in range(TRIALS)]
-        answers = sorted(in_threads(self.client.ask, bodies, workers), key=lambda numbered: numbered[0])
-        return [answer.text for _, answer in answers]
-
-    def _check_top_k(self, dialect: Dialect, stop: str) -> None:
-        """Raise `OptionError` unless the server writes the same text for all seeds with top-k 1."""
-        greedy = Sampling(top_k=1, top_p=0, max_new_tokens=8)
-        if dialect == "plain" or len({*self._trial(greedy, stop, dialect)}) > 1:
-            raise OptionError(
-                f"{self.base_url}: the server does not know top-k, or ignores it",
-                "give {top_k=0} (the server knows top-p and temperature)",
-            )
-        self._keeps_top_k = True
 
 
 def _completion(answer: ServerAnswer, stop: str, stop_at_newline: bool) -> Completion:

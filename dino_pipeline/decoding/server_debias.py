@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from uuid import uuid4
@@ -147,8 +148,12 @@ class RejectionWriter:
         self.tokens_of = lru_cache(PROMPTS_KEPT)(self._tokens_of)
         self._check(PROBES[0])
 
-    def write(self, request: Request) -> Completion:
+    def write(self, request: Request, tries: int | None) -> Completion:
         """Write a text.
+
+        Args:
+            request: the text to write.
+            tries: times that each request is sent at most, if the server does not answer.
 
         Raises:
             RequestRefusedError: the server refuses a prompt.
@@ -156,25 +161,25 @@ class RejectionWriter:
             MalformedTextError: its answer is no text.
             ModelError: no token is accepted.
         """
-        prompts = [self.tokens_of(prompt) for prompt in request.prompts]
-        written = write_by_rejection(_TextOnServer(self, prompts), request.key, self.sampling)
-        text = self.decode(written.tokens)
+        prompts = [self.tokens_of(prompt, tries) for prompt in request.prompts]
+        written = write_by_rejection(_TextOnServer(self, prompts, tries), request.key, self.sampling)
+        text = self.decode(written.tokens, tries)
         ending = ending_of(text, self.stop, stop_at_newline=self.stop_at_newline) or Ending(text, "length")
         self.count(ServerDebiasing(texts=1, rounds=written.rounds))
         return completion(0, written.tokens, written.log_probs.tolist(), ending)
 
-    def ask(self, body: dict[str, object]) -> list[ServerAnswer]:
+    def ask(self, body: dict[str, object], tries: int | None = None) -> list[ServerAnswer]:
         """Return the answers to a request that the server may refuse."""
-        answers = self.client.ask_prompts(body, may_refuse=True)
+        answers = self.client.ask_prompts(body, may_refuse=True, tries=tries)
         for answer in answers:
             check_text(answer)
         return answers
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], tries: int | None = None) -> str:
         """Return the text of some tokens, as the server echoes it."""
-        return self.ask({"prompt": list(tokens), "max_tokens": 0, "echo": True})[0].text
+        return self.ask({"prompt": list(tokens), "max_tokens": 0, "echo": True}, tries)[0].text
 
-    def log_probs(self, texts: Sequence[Sequence[int]], last: int) -> NDArray[np.float64]:
+    def log_probs(self, texts: Sequence[Sequence[int]], last: int, tries: int | None = None) -> NDArray[np.float64]:
         """Return the log-probabilities of the ``last`` tokens of some texts of given tokens.
 
         Returns:
@@ -182,18 +187,18 @@ class RejectionWriter:
         """
         body = {"prompt": list(map(list, texts)), "max_tokens": 0, "echo": True, "logprobs": 1}
         columns = []
-        for text, answer in zip(texts, self.ask(body | {"return_token_ids": True}), strict=True):
+        for text, answer in zip(texts, self.ask(body | {"return_token_ids": True}, tries), strict=True):
             values = answer.token_logprobs
             if answer.prompt_tokens != tuple(text) or len(values) != len(text):
                 raise self._unable()
             columns.append(values[len(text) - last :])
-            if None in columns[-1]:
+            if not all(value is not None and math.isfinite(value) for value in columns[-1]):
                 raise MalformedTextError("lacks the log-probability of a token")
         return np.array(columns, dtype=np.float64).T
 
-    def _tokens_of(self, prompt: str) -> tuple[int, ...]:
+    def _tokens_of(self, prompt: str, tries: int | None = None) -> tuple[int, ...]:
         """Return the tokens of a prompt, as the server reads it."""
-        answer = self.ask({"prompt": prompt, "max_tokens": 1, "return_token_ids": True})[0]
+        answer = self.ask({"prompt": prompt, "max_tokens": 1, "return_token_ids": True}, tries)[0]
         if not answer.prompt_tokens:
             raise self._unable()
         return answer.prompt_tokens
@@ -208,7 +213,7 @@ class RejectionWriter:
             is_able = answer.tokens and answer.stopped_by and prompt in self.decode(tokens)
             if not is_able or not np.isfinite(self.log_probs([[*tokens, *answer.tokens]], len(answer.tokens))).all():
                 raise self._unable()
-        except RequestRefusedError as error:
+        except (RequestRefusedError, MalformedTextError) as error:
             raise self._unable() from error
 
     def _unable(self) -> OptionError:
@@ -223,8 +228,8 @@ class RejectionWriter:
 class _TextOnServer:
     """A server's model with the prompts of one text, see `rejection.ProposingModel`."""
 
-    def __init__(self, writer: RejectionWriter, prompts: Sequence[tuple[int, ...]]) -> None:
-        self.writer, self.prompts = writer, prompts
+    def __init__(self, writer: RejectionWriter, prompts: Sequence[tuple[int, ...]], tries: int | None) -> None:
+        self.writer, self.prompts, self.tries = writer, prompts, tries
         self.stops = _stops(writer.stop, writer.stop_at_newline)
         self.spans_tokens = any(len(stop.encode()) > 1 for stop in self.stops)
         """Whether one of them can begin in a token that is accepted, and end in another that is proposed later."""
@@ -235,7 +240,7 @@ class _TextOnServer:
         rest = writer.sampling.model_copy(update={"max_new_tokens": writer.sampling.max_new_tokens - len(tokens)})
         prompt = [*self.prompts[0], *tokens]
         body = request_body(prompt, rest, self.stops, seed, writer.dialect, return_token_ids=True)
-        answer = writer.ask(body)[0]
+        answer = writer.ask(body, self.tries)[0]
         proposed = answer.tokens[:-1] if answer.ended_document else answer.tokens
         if tokens and self.spans_tokens and self._ends([*tokens, *proposed[:-1]]):
             whole = [*tokens, *proposed]
@@ -248,10 +253,11 @@ class _TextOnServer:
         """Return the log-probabilities of tokens under each prompt."""
         if len(tokens) == start:
             return np.empty((0, len(self.prompts)))
-        return self.writer.log_probs([[*prompt, *tokens] for prompt in self.prompts], len(tokens) - start)
+        texts = [[*prompt, *tokens] for prompt in self.prompts]
+        return self.writer.log_probs(texts, len(tokens) - start, self.tries)
 
     def _ends(self, tokens: Sequence[int]) -> bool:
-        text = self.writer.decode(tokens)
+        text = self.writer.decode(tokens, self.tries)
         return ending_of(text, self.writer.stop, stop_at_newline=self.writer.stop_at_newline) is not None
 
 

@@ -16,6 +16,8 @@ HEAD_TOKENS = 512
 """Tokens whose logits the copy computes."""
 NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx", "index")
 """Attributes in which a layer keeps its number."""
+SMALL_MODEL = 2**27
+"""Parameters below which a model needs no smaller copy."""
 LARGE = 2**22
 """Tables of embeddings with more elements are not copied."""
 
@@ -58,7 +60,10 @@ def _copied(model: PreTrainedModel) -> PreTrainedModel:
         ):
             memo[id(module)] = _Lookup(module)
     memo[id(model.get_output_embeddings())] = _part_of_head(model)
-    first = nn.ModuleList([copy.deepcopy(layer, memo) for layer in layers[: _enough_layers(layers)]])
+    count = _enough_layers(layers)
+    if 2 * count > len(layers) and model.num_parameters() >= SMALL_MODEL:
+        return model  # each layer is of its own kind: a copy would save nothing
+    first = nn.ModuleList([copy.deepcopy(layer, memo) for layer in layers[:count]])
     memo[id(layers)] = first
     copied = copy.deepcopy(model, memo).float()
     config = copied.config.get_text_config()

@@ -29,6 +29,10 @@ Prompt = tuple[int, ...]
 """A prompt's token ids."""
 UNFINISHED_BYTES = "\ufffd"
 """Text that a token decodes to if it holds only part of a character's bytes."""
+PROBES = "aA0.\nаα字ا"
+"""Characters of which a tokenizer knows one at least."""
+UNFINISHED_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG"
+"""What `transformers` puts behind an answer that is to go on, and takes away again where it finds it once."""
 PLACEHOLDER = re.compile(
     r"<\|.*\|>|[<\[]\W*(unused|reserved|extra_id|extra_token|placeholder|dummy)\w*\W*[>\]]", re.IGNORECASE
 )
@@ -40,7 +44,7 @@ def render_chat(
     prompt: str,
     opening: str,
     *,
-    today: date | None = None,
+    today: datetime | date | None = None,
     alternative: str = "{chat=off}",
 ) -> str:
     """Return a prompt in the tokenizer's chat template: the user's message, and the beginning of the answer.
@@ -49,7 +53,7 @@ def render_chat(
         tokenizer: the model's tokenizer.
         prompt: the text that a model without a template would continue.
         opening: its last part, with which the answer begins.
-        today: the day that the template takes for today, from its beginning; None: the clock's.
+        today: the day, from its beginning, or the time that the template takes for now; None: the clock's.
         alternative: what to do without a template, for the error's remedy.
 
     Raises:
@@ -63,7 +67,10 @@ def render_chat(
     ]
     try:
         with _fixed_surroundings(today):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
+            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
+        if UNFINISHED_MESSAGE in rendered:
+            raise ValueError("it repeats the answer's beginning")
+        return rendered
     except Exception as error:  # a template is a program that can raise anything
         raise ModelError(
             f"the chat template leaves no answer open ({first_line(error)})",
@@ -76,14 +83,17 @@ _rendering = threading.Lock()
 
 
 @contextmanager
-def _fixed_surroundings(today: date | None) -> Iterator[None]:
-    """Fix what a template can ask for besides its messages: the clock, unless ``today`` is None, and chance."""
+def _fixed_surroundings(today: datetime | date | None) -> Iterator[None]:
+    """Fix what a template can ask for besides its messages: the clock, unless ``today`` is None, and chance.
+
+    `transformers` takes no clock for a template, so its own is changed, for all threads of the process meanwhile.
+    """
     with _rendering:
         chance, clock = random.getstate(), chat_template_utils.datetime
         random.seed(0)
         if today is not None:
-            beginning = datetime.combine(today, time())
-            chat_template_utils.datetime = SimpleNamespace(now=lambda *_: beginning)
+            now = today if isinstance(today, datetime) else datetime.combine(today, time())
+            chat_template_utils.datetime = SimpleNamespace(now=lambda *_, **__: now)
         try:
             yield
         finally:
@@ -92,9 +102,9 @@ def _fixed_surroundings(today: date | None) -> Iterator[None]:
 
 
 def prints_today(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether prompts in the tokenizer's chat template depend on the day."""
-    days = (date(2001, 2, 3), date(2014, 12, 25))
-    return len({render_chat(tokenizer, 'A text: "', '"', today=day) for day in days}) > 1
+    """Return whether prompts in the tokenizer's chat template depend on the day or the time."""
+    times = (datetime(2001, 2, 3, 4, 5, 6), datetime(2014, 12, 25, 16, 17, 18))
+    return len({render_chat(tokenizer, 'A text: "', '"', today=now) for now in times}) > 1
 
 
 def template_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -124,7 +134,12 @@ def banned_tokens(tokenizer: PreTrainedTokenizerBase, eos: int | Sequence[int] |
     ends = [eos] if isinstance(eos, int) else list(eos or ())
     no_text = (*tokenizer.all_special_ids, *_markup(tokenizer), *ends)
     special = {token for token in no_text if token is not None and token < vocab}
-    return torch.tensor(sorted({*special, *range(len(tokenizer), vocab)}), dtype=torch.long)
+    return torch.tensor(sorted({*special, *(set(range(vocab)) - _known_tokens(tokenizer))}), dtype=torch.long)
+
+
+def _known_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids that a tokenizer has a text for. There can be gaps between them."""
+    return {*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder}
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,14 @@ def ending_of(text: str, stop: str, *, stop_at_newline: bool) -> Ending | None:
     if found >= 0 and not 0 <= newline < found:
         return Ending(text[:found], "stop")
     return Ending(text[:newline], "newline") if newline >= 0 else None
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """Return what each token adds to a text. At its beginning, tokenizers of SentencePiece's kind drop a blank."""
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    length = len(tokenizer.decode(before))
+    decoded = tokenizer.batch_decode([[*before, token] for token in tokens], clean_up_tokenization_spaces=False)
+    return [text[length:] for text in decoded]
 
 
 class StopRule:
@@ -173,8 +196,9 @@ class StopRule:
         self.stop_at_newline = stop_at_newline
         marks = (stop[-1], "\n") if stop_at_newline else (stop[-1],)
         self.may_end = [False] * vocab
-        pieces = tokenizer.batch_decode([[token] for token in range(min(vocab, len(tokenizer)))])
-        for token, piece in enumerate(pieces):
+        known = [token for token in sorted(_known_tokens(tokenizer)) if token < vocab]
+        pieces = _pieces(tokenizer, known)
+        for token, piece in zip(known, pieces, strict=True):
             self.may_end[token] = UNFINISHED_BYTES in piece or any(mark in piece for mark in marks)
         written = set().union(*pieces)
         if UNFINISHED_BYTES not in written and not written.issuperset(stop):
@@ -216,12 +240,12 @@ def without_unknown_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Pr
 
 def _tokens_behind(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the tokenizer puts behind a text, such as one for the end."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
+    probe = next((text for text in PROBES if tokenizer(text, add_special_tokens=False)["input_ids"]), "")
+    plain, whole = tokenizer(probe, add_special_tokens=False)["input_ids"], tokenizer(probe)["input_ids"]
     for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
+        if plain and whole[start : start + len(plain)] == plain:
             return len(whole) - start - len(plain)
-    return 0
+    return 0  # the text is read otherwise with special tokens around it: what is behind cannot be told from the text
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:

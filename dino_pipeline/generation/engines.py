@@ -210,7 +210,7 @@ def _server_scorer(
 
         def ask_server() -> Scorer:
             server = load_server()
-            server.score([("Sentence 1: ", "A dog runs.")])  # fails here if it cannot, before anything is paid for
+            server.check_scores()  # before anything is paid for
             return server
 
         return "server", ask_server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import JsonValue
 
 from dino_pipeline.decoding.engine import EngineFacts
-from dino_pipeline.errors import ModelError, OptionError, RunError
+from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.files import remove, shard_files, write_json
 from dino_pipeline.generation.plan import GenerationJob, Plan, Shard, input_shards, is_intact, missing_shards
@@ -211,7 +211,12 @@ class _Generation:
             self.storage.store_record(self.plan.run)
         self.reporter.update(progress)
         missing = missing_shards(shards, progress, job.spec, self.checksums, self.reporter)
-        self.writer.write(job, missing, self.reporter, progress, record)
+        try:
+            self.writer.write(job, missing, self.reporter, progress, record)
+        except BaseException:
+            with suppress(DinoError):
+                self._record_facts()  # what a server was paid for texts that no shard holds yet
+            raise
         self.reporter.update(progress)
         if progress.done < progress.total:
             raise Stopped
@@ -237,6 +242,7 @@ class _Generation:
             mean_margins=margins,
             **self.writer.facts(),
         )
+        remove(self.plan.run.received)
         finished = self.plan.run.finish(done)
         assert isinstance(finished, GenerateRecord)
         return finished

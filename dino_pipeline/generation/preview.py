@@ -19,7 +19,7 @@ from dino_pipeline.generation.engines import local_engine
 from dino_pipeline.generation.plan import open_inputs, resolve_settings
 from dino_pipeline.generation.preview_texts import PreviewText, preview_texts
 from dino_pipeline.generation.shard_writer import EngineWriter
-from dino_pipeline.generation.trial import LONG_ENOUGH, Estimate, measure
+from dino_pipeline.generation.trial import SECONDS, Estimate, measure
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, clock, reporter_for
 from dino_pipeline.run import Run
@@ -122,7 +122,8 @@ def preview(
 def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
     """Return what an estimate depends on: it holds for runs of the same key only."""
     names = {"spec", "engine", "model", "num_inputs", "samples", "best_of", "sampling"}
-    return settings.model_dump(mode="json", include=names)
+    key: dict[str, JsonValue] = settings.model_dump(mode="json", include=names, exclude={"model": {"chat_date"}})
+    return key
 
 
 class SpeedMonitor:
@@ -149,11 +150,12 @@ class SpeedMonitor:
         if progress.title != "texts" or not self.estimate:
             return
         now = time.monotonic()
+        written = progress.done - progress.resumed
         if self.start is None:
-            self.start = now, progress.done
-        started, done_before = self.start
-        done = progress.done - done_before
-        if done < max(MIN_TEXTS, progress.total // 10) or now - started < LONG_ENOUGH:
+            self.start = now, written
+        started, written_before = self.start
+        done = written - written_before
+        if done < max(MIN_TEXTS, progress.total // 10) or now - started < SECONDS:
             return
         rate, expected = done / (now - started), self.estimate["per_second"]
         if rate < (1 - SLOWDOWN) * expected:

@@ -204,7 +204,7 @@ class TextWriter:
         if completion.finish in NO_TEXT:
             return NO_TEXT[completion.finish]
         if completion.logprob is not None and not math.isfinite(completion.logprob):
-            return "impossible to the scorer"
+            return "not scored"
         if completion.finish == "length" and not settings.keep_unfinished:
             return "no stop string"
         if completion.finish == "newline":

@@ -24,21 +24,24 @@ from dino_pipeline.generation.plan import count_inputs
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Progress, Reporter, SilentReporter
+from dino_pipeline.readers import distinct
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateRecord, GenerateSettings
 
-FIRST_TRIAL = 16
-"""Texts of each label in the first trial."""
-MAX_TRIALS = 3
+SECONDS = 6.0
+"""For which speed is measured, and about which the trial's texts take after that."""
+LONG_ENOUGH = 1.0
+"""Seconds that suffice if all texts are written by then."""
+MOST_TEXTS, LEAST_TEXTS = 128, 2
+"""Of each label in the trial."""
+FULL_ROWS = 2
+"""Rows are filled at least this often while speed is measured; more often if that takes no time."""
+MOST_FULL_ROWS = 2**9
+SOME_INPUTS = 64
+"""Inputs of the trial, at most."""
 SHORT = 0.05
 """Seconds that are too short to measure anything."""
-LONG_ENOUGH = 6.0
-"""Seconds of writing that suffice to measure its speed."""
-ROUNDS_OF_ROWS = 2
-"""A trial that fills all rows this often measures their speed."""
-SOME_INPUTS = 64
-"""Inputs that speed is measured with, at most."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +68,20 @@ class Estimate:
 
 
 class _Stopwatch:
-    """A reporter that records time and number of texts at each update.
+    """A reporter that records how long each kind of texts took.
 
     It drops notes: those of a small trial need not hold for the run.
     """
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter, self.should_stop = reporter, reporter.should_stop
-        self.started = time.monotonic()
-        self.updates: dict[str, list[tuple[float, int]]] = {}
-        """Time and number of texts of each update, by the progress's title."""
+        self.times: dict[str, list[float]] = {}
+        """Of the first and the last update, by the progress's title."""
         self.latest: dict[str, Progress] = {}
 
     def update(self, progress: Progress) -> None:
-        self.updates.setdefault(progress.title, []).append((time.monotonic(), progress.done))
+        now = time.monotonic()
+        self.times.setdefault(progress.title, [now, now])[1] = now
         self.latest[progress.title] = progress
         self.reporter.update(replace(progress, title=f"measuring: {progress.title}"))
 
@@ -87,19 +90,43 @@ class _Stopwatch:
 
     def seconds(self, title: str) -> float:
         """Return the time from the first to the last update."""
-        updates = self.updates.get(title)
-        return updates[-1][0] - updates[0][0] if updates else 0.0
+        first, last = self.times.get(title, (0.0, 0.0))
+        return last - first
 
-    def per_second(self, title: str, concurrent: int) -> float:
-        """Return the rate, without the beginning and the end, when fewer than ``concurrent`` texts run side by side."""
-        updates = self.updates[title]
-        total = updates[-1][1]
-        margin = min(concurrent, total // 4)
-        middle = [(when, done) for when, done in updates if margin <= done <= total - margin] or updates
-        (started, first), (ended, last) = middle[0], middle[-1]
-        if last == first or ended - started < SHORT:
-            (started, first), (ended, last) = (self.started, 0), updates[-1]
-        return (last - first) / max(ended - started, SHORT)
+
+class Speed(NamedTuple):
+    """How fast an engine writes with all rows in use."""
+
+    filling: float
+    """Seconds until all rows have a prompt and a first token."""
+    row_tokens: float
+    """Tokens a second from then on, one for each prompt that a text is written under."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a trial is made of."""
+
+    folder: Path
+    engine: LocalEngine
+    spec: TaskSpec
+    whole: GenerateSettings
+    """The settings of the run, the number of inputs counted."""
+    reporter: Reporter
+
+    @property
+    def prompts(self) -> list[int]:
+        """Return the number of prompts of a text, label by label."""
+        return [1 + len(label.counter_labels) for label in self.spec.labels.values()]
+
+    def write(
+        self, name: str, reporter: Reporter, *, inputs: Iterable[str] | None, num_inputs: int | None, samples: int
+    ) -> tuple[Run, GenerateRecord]:
+        """Write a part of the run, or of a run like it, in a folder of its own."""
+        part = self.whole.model_copy(update={"num_inputs": num_inputs, "samples": samples})
+        run = Run(self.folder / name)
+        _, record = write_texts(run, self.spec, lambda: EngineWriter(self.engine), part, reporter, inputs=inputs)
+        return run, record
 
 
 def measure(
@@ -111,40 +138,34 @@ def measure(
     *,
     loading: float,
 ) -> tuple[Estimate, list[str]]:
-    """Do a small part of a run; return an estimate of the whole, and some inputs.
+    """Do a small part of a run, small enough for some seconds; return an estimate of the whole, and some inputs.
+
+    First, texts are written with all rows for `SECONDS`, which shows the speed even if none ends in that time. Then so
+    many texts of each label as take about as long are written to their end, which shows lengths and quality.
 
     The settings are those of the whole run; ``loading`` is the seconds that it took to load the model.
     """
     num_inputs = count_inputs(settings.num_inputs, inputs) if spec.needs_inputs else None
     whole = settings.model_copy(update={"num_inputs": num_inputs})
-    prompts = fmean(1 + len(label.counter_labels) for label in spec.labels.values())  # a text, on average
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
-        run, part, record, stopwatch = _run_trials(Path(folder), EngineWriter(engine), spec, inputs, whole, reporter)
-        some = _some_inputs(run, inputs) if spec.needs_inputs else []
+        trial = _Trial(Path(folder), engine, spec, whole, reporter)
+        some, input_seconds = _some_inputs(trial, inputs) if spec.needs_inputs else ([], 0.0)
+        speed = measure_speed(trial, some)
+        run, record, stopwatch = _write_texts(trial, some, speed)
         losses = losses_of_trial(run, spec, record)
-        written = sum(count.written for count in record.counts.values())
-        tokens, row_tokens = _count_tokens(spec, stopwatch)
-        if part == whole or written * prompts >= ROUNDS_OF_ROWS * engine.rows:
-            a_text = 1 / stopwatch.per_second("texts", round(engine.rows / prompts))
-            edges = max(
-                0.0, stopwatch.seconds("texts") - written * a_text
-            )  # while rows fill at first, and empty at last
-        else:
-            speed = _measure_speed(Run(Path(folder) / "speed"), engine, spec, some, whole, reporter)
-            wave = max(engine.rows / prompts, 1)  # texts that run at the same time
-            is_shared = not (spec.needs_inputs or spec.variables)  # then all texts of a label have the same prompt
-            a_text = row_tokens / written / speed.row_tokens + (0.0 if is_shared else speed.filling / wave)
-            edges = settings.sampling.max_new_tokens * engine.rows / speed.row_tokens / 2
+    written = sum(count.written for count in record.counts.values())
+    tokens, row_tokens = _count_tokens(spec, stopwatch)
     texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
-    calls = 1 if engine.refill_rows else math.ceil(texts / whole.shard_size)  # each has its edges
-    for_inputs = 0.0
-    if "inputs" in stopwatch.latest:
-        found = sum(count.accepted for count in stopwatch.latest["inputs"].labels.values())
-        for_inputs = stopwatch.seconds("inputs") * (whole.num_inputs or 0) / max(found, 1)
+    texts_at_once = max(engine.rows / fmean(trial.prompts), 1)
+    is_shared = not (spec.needs_inputs or spec.variables)  # then all texts of a label have the same prompt
+    a_text = row_tokens / written / speed.row_tokens + (0.0 if is_shared else speed.filling / texts_at_once)
+    # at the end of each call the rows run empty: half of them, on average, for the length of the longest text
+    calls = 1 if engine.refill_rows else math.ceil(texts / whole.shard_size)
+    emptying = min(texts, texts_at_once) * fmean(trial.prompts) * whole.sampling.max_new_tokens / speed.row_tokens / 2
     estimate = Estimate(
         texts=texts,
         per_second=1 / a_text,
-        seconds=loading + for_inputs + texts * a_text + calls * edges,
+        seconds=loading + input_seconds * (whole.num_inputs or 0) + texts * a_text + calls * emptying,
         row_tokens=round(row_tokens / max(written, 1) * texts),
         memory=peak_memory() + (torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0),
         accepted={label: count.accepted / max(count.written, 1) for label, count in record.counts.items()},
@@ -155,13 +176,80 @@ def measure(
     return estimate, some
 
 
-def _some_inputs(run: Run, inputs: Iterable[str] | None) -> list[str]:
-    """Return some inputs: the first that were brought, or those that a trial has written."""
+def _some_inputs(trial: _Trial, inputs: Iterable[str] | None) -> tuple[list[str], float]:
+    """Return some inputs: the first that were brought, or else written ones; and the seconds that one takes."""
+    most = min(trial.whole.num_inputs or SOME_INPUTS, SOME_INPUTS)
     if inputs is not None:
-        return list(itertools.islice(dict.fromkeys(itertools.islice(inputs, 10 * SOME_INPUTS)), SOME_INPUTS))
-    files = shard_files(run.input_shards) or [run.inputs]
-    texts = (example.text_a for path in files for example in iter_examples(path))
-    return list(itertools.islice(dict.fromkeys(texts), SOME_INPUTS))
+        return list(itertools.islice(distinct(inputs), most)), 0.0
+    stopwatch = _Stopwatch(trial.reporter)
+    run, _ = trial.write("inputs", stopwatch, inputs=None, num_inputs=1, samples=1)
+    texts = (example.text_a for path in shard_files(run.input_shards) for example in iter_examples(path))
+    found = list(distinct(texts))
+    return found[:most], stopwatch.seconds("inputs") / len(found)
+
+
+class _TimeUpError(Exception):
+    """Enough was written."""
+
+
+def measure_speed(trial: _Trial, inputs: Sequence[str]) -> Speed:
+    """Write with all rows for some seconds, and measure how fast. No text needs to end in that time."""
+    engine, full_rows = trial.engine, FULL_ROWS
+    while True:
+        steps = _write_for_some_seconds(trial, inputs, full_rows)
+        (filled, first), (ended, last) = steps[0], steps[-1]
+        if ended >= LONG_ENOUGH or full_rows >= MOST_FULL_ROWS:
+            break
+        full_rows *= 8
+    if last == first:
+        return Speed(0.0, last / max(ended, SHORT))
+    row_tokens = (last - first) / max(ended - filled, SHORT)
+    return Speed(max(filled - min(first, engine.rows) / row_tokens, 0.0), row_tokens)
+
+
+def _write_for_some_seconds(trial: _Trial, inputs: Sequence[str], full_rows: int) -> list[tuple[float, int]]:
+    """Write texts that fill all rows ``full_rows`` times, or until time is up.
+
+    Returns:
+        For each step, the seconds and the tokens since the beginning.
+    """
+    engine = trial.engine
+    samples = math.ceil(full_rows * engine.rows / (sum(trial.prompts) * max(len(inputs), 1)))
+    started, before = time.monotonic(), engine.row_tokens
+    steps: list[tuple[float, int]] = []
+
+    def watch() -> None:
+        steps.append((time.monotonic() - started, engine.row_tokens - before))
+        seconds = min(round(steps[-1][0]), round(SECONDS))
+        trial.reporter.update(Progress("measuring: speed, in seconds", round(SECONDS), seconds))
+        if steps[-1][0] - steps[0][0] >= SECONDS:
+            raise _TimeUpError
+
+    engine.on_step = watch
+    try:
+        name, samples = f"speed-{full_rows}", max(samples, trial.whole.samples)
+        num_inputs = len(inputs) if trial.spec.needs_inputs else None
+        trial.write(name, SilentReporter(), inputs=inputs or None, num_inputs=num_inputs, samples=samples)
+    except _TimeUpError:
+        pass
+    except ModelError:
+        if len(steps) < 2:
+            raise
+        # else no text was accepted, which the texts of the trial will show
+    finally:
+        engine.on_step = lambda: None
+    return steps
+
+
+def _write_texts(trial: _Trial, inputs: Sequence[str], speed: Speed) -> tuple[Run, GenerateRecord, _Stopwatch]:
+    """Write as many texts of each label as take about `SECONDS`; many inputs rather than many samples."""
+    a_text = trial.whole.sampling.max_new_tokens / 2 * sum(trial.prompts) / speed.row_tokens  # of each label
+    size = max(LEAST_TEXTS, min(MOST_TEXTS, round(SECONDS / a_text)))
+    num_inputs = min(len(inputs), size) if trial.spec.needs_inputs else None
+    samples = min(trial.whole.samples, math.ceil(size / (num_inputs or 1)))
+    stopwatch = _Stopwatch(trial.reporter)
+    run, record = trial.write("texts", stopwatch, inputs=inputs or None, num_inputs=num_inputs, samples=samples)
+    return run, record, stopwatch
 
 
 def _count_tokens(spec: TaskSpec, stopwatch: _Stopwatch) -> tuple[float, int]:
@@ -172,79 +260,3 @@ def _count_tokens(spec: TaskSpec, stopwatch: _Stopwatch) -> tuple[float, int]:
         tokens += count.tokens
         row_tokens += count.tokens * (1 + len(spec.labels[label].counter_labels))
     return tokens / max(texts, 1), row_tokens
-
-
-def _run_trials(
-    folder: Path,
-    writer: EngineWriter,
-    spec: TaskSpec,
-    inputs: Iterable[str] | None,
-    whole: GenerateSettings,
-    reporter: Reporter,
-) -> tuple[Run, GenerateSettings, GenerateRecord, _Stopwatch]:
-    """Do larger and larger parts of a run, until one takes long enough to be measured or is the whole run.
-
-    Returns:
-        The last trial's folder, settings, record and times.
-    """
-    size = FIRST_TRIAL
-    for number in itertools.count(1):
-        part = _part(whole, size)
-        run, stopwatch = Run(folder / str(number)), _Stopwatch(reporter)
-        _, record = write_texts(run, spec, lambda: writer, part, stopwatch, inputs=inputs)
-        seconds = stopwatch.seconds("texts")
-        if seconds >= LONG_ENOUGH / 2 or part == whole or number == MAX_TRIALS:
-            break
-        size = math.ceil(1.2 * LONG_ENOUGH / max(seconds, 0.1) * size)
-    return run, part, record, stopwatch
-
-
-def _part(whole: GenerateSettings, size: int) -> GenerateSettings:
-    """Return a part of a run that has about ``size`` texts of each label: many inputs rather than many samples."""
-    if whole.num_inputs is None:
-        return whole.model_copy(update={"samples": min(whole.samples, size)})
-    num_inputs = min(whole.num_inputs, size)
-    return whole.model_copy(
-        update={"num_inputs": num_inputs, "samples": min(whole.samples, math.ceil(size / num_inputs))}
-    )
-
-
-class _Speed(NamedTuple):
-    """How fast an engine writes with all rows in use."""
-
-    filling: float
-    """Seconds until all rows have a prompt and a first token."""
-    row_tokens: float
-    """Tokens a second from then on, one for each prompt that a text is written under."""
-
-
-class _TimeUpError(Exception):
-    """Enough was written."""
-
-
-def _measure_speed(
-    run: Run, engine: LocalEngine, spec: TaskSpec, inputs: Sequence[str], whole: GenerateSettings, reporter: Reporter
-) -> _Speed:
-    """Write with all rows for some seconds, and measure how fast. No text needs to end in that time."""
-    rows_a_sample = sum(1 + len(label.counter_labels) for label in spec.labels.values()) * max(len(inputs), 1)
-    samples = max(whole.samples, math.ceil(ROUNDS_OF_ROWS * engine.rows / rows_a_sample))
-    part = whole.model_copy(update={"samples": samples, "num_inputs": len(inputs) if spec.needs_inputs else None})
-    started, before = time.monotonic(), engine.row_tokens
-    steps: list[tuple[float, int]] = []  # seconds since the start, tokens so far
-
-    def watch() -> None:
-        steps.append((time.monotonic() - started, engine.row_tokens - before))
-        reporter.update(Progress("measuring: speed", round(LONG_ENOUGH), min(round(steps[-1][0]), round(LONG_ENOUGH))))
-        if steps[-1][0] - steps[0][0] >= LONG_ENOUGH:
-            raise _TimeUpError
-
-    engine.on_step = watch
-    try:
-        write_texts(run, spec, lambda: EngineWriter(engine), part, SilentReporter(), inputs=inputs or None)
-    except (_TimeUpError, ModelError):  # the latter: no text was accepted
-        pass
-    finally:
-        engine.on_step = lambda: None
-    (filled, first), (ended, last) = steps[0], steps[-1]
-    per_second = (last - first) / max(ended - filled, SHORT)
-    return _Speed(max(filled - first / max(per_second, 1.0), 0.0), max(per_second, 1.0))
