@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import AddedToken, processors
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dino_pipeline as dino
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder, resolve_model
-from dino_pipeline.decoding.tokenization import banned_tokens, render_chat
+from dino_pipeline.decoding.tokenization import Ending, StopRule, banned_tokens, prints_today, render_chat
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.generate_options import ModelOptions
 from dino_pipeline.model_files import gguf_in, model_fingerprint
@@ -26,7 +27,7 @@ from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from tests.commands import refused
 from tests.test_decoder import requests
-from tests.toys import CONFIGS, VOCAB, char_tokenizer, chat_tokenizer, save_generator, tiny_model
+from tests.toys import CONFIGS, GROUPED, VOCAB, char_tokenizer, chat_tokenizer, save_generator, tiny_model
 
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 """Bytes that byte-level tokenizers write as the characters that they are."""
@@ -38,15 +39,13 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in BYTES else chr(256 + others.index(byte)) for byte in range(256)]
 
 
-def save_gguf(file: Path) -> Any:
-    """Write a tiny Llama as GGUF, float32, with a byte-level tokenizer; return the model that it holds."""
+def save_gguf(file: Path, *, rope: dict[str, Any] | None = None, factors: list[float] | None = None) -> Any:
+    """Write a tiny Llama as GGUF, float32, with a byte-level tokenizer; return the model that it holds.
+
+    Its rotary frequencies can be scaled by what the header says, or divided by factors.
+    """
     torch.manual_seed(0)
-    sizes = {
-        name: getattr(CONFIGS["llama"], name) for name in ("hidden_size", "num_hidden_layers", "intermediate_size")
-    }
-    model: Any = LlamaForCausalLM(
-        LlamaConfig(vocab_size=258, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, **sizes)
-    )
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=258, rope_parameters=rope, **GROUPED))
     config = model.config
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_vocab_size(config.vocab_size)
@@ -58,6 +57,12 @@ def save_gguf(file: Path) -> Any:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
+    if rope:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if factors:
+        writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+        model.model.rotary_emb.inv_freq /= torch.tensor(factors)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([*byte_characters(), "ab", "<end>"])
@@ -263,3 +268,120 @@ def test_a_day_without_a_template_that_prints_it_is_refused(tmp_path: Path) -> N
             resolve_model(ModelOptions.of({"model": str(folder), "chat_date": "2024-02-29"}), "cpu")
     with pytest.raises(OptionError, match="chat_date='yesterday': must be a day, such as 2026-12-31"):
         ModelOptions.of({"chat_date": "yesterday"})
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "factors"), [(LINEAR, None), ({**LINEAR, "rope_type": "yarn"}, None), (None, [1.0, 2.0, 4.0, 8.0])]
+)
+def test_scaled_rotary_frequencies_of_a_gguf_file_are_read(
+    rope: dict[str, Any] | None, factors: list[float] | None, tmp_path: Path
+) -> None:
+    model = save_gguf(tmp_path / "tiny.gguf", rope=rope, factors=factors)
+    decoder: Any = dino.load_generator(str(tmp_path / "tiny.gguf")).engine
+    tokens = decoder.encode(["A dog runs and runs and runs."])[0]
+    expected = model(torch.tensor([tokens])).logits[0]
+    torch.testing.assert_close(decoder.plain.logits(tokens), expected.detach(), atol=1e-4, rtol=1e-4)
+    plain = save_gguf(tmp_path / "plain.gguf")
+    assert (plain(torch.tensor([tokens])).logits[0] - expected).abs().max() > 0.01
+
+
+def test_a_part_of_a_gguf_model_is_refused(tmp_path: Path) -> None:
+    save_gguf(tmp_path / "m-00001-of-00002.gguf")
+    said = refused_model(tmp_path / "m-00001-of-00002.gguf")
+    assert "is one of several parts of a model; give the model as one GGUF file" in said
+
+
+@pytest.mark.parametrize("change", ["renamed", "lacking"])
+def test_weights_that_are_missing_are_named_not_random(change: str, tmp_path: Path) -> None:
+    weights = save_generator(tmp_path / "model", "llama") / "model.safetensors"
+    state = load_file(weights)
+    if change == "renamed":
+        state = {f"language_model.{name}": tensor for name, tensor in state.items()}
+    else:
+        del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, weights, metadata={"format": "pt"})
+    said = "lacks the weights lm_head.weight" if change == "renamed" else "lacks the weights model.layers.1.mlp.up_proj"
+    assert said in refused_model(tmp_path / "model")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    weights = save_generator(tmp_path / "model", "llama") / "model.safetensors"
+    state = load_file(weights)
+    state["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(state, weights, metadata={"format": "pt"})
+    said = refused_model(tmp_path / "model")
+    assert "its logits are not finite in float32; give another --dtype, or intact weights" in said
+
+
+def test_logits_that_cease_to_be_numbers_end_a_run_by_name() -> None:
+    decoder = Decoder(tiny_model("llama"), char_tokenizer())
+    wanted = requests(decoder)[:3]
+    assert decoder.cached_length.allows(60)
+    with torch.no_grad():
+        decoder.model.lm_head.weight[9] = float("nan")
+    with pytest.raises(ModelError, match="LlamaForCausalLM: its logits are not finite in float32"):
+        list(decoder.sample(wanted, Sampling(max_new_tokens=5)))
+
+
+def test_adapters_that_change_no_layer_are_refused(tmp_path: Path) -> None:
+    folder = save_generator(tmp_path / "model", "llama")
+    called = {"task_type": "CAUSAL_LM", "alora_invocation_tokens": [VOCAB["d"]], "target_modules": ["q_proj", "v_proj"]}
+    adapter_of(tiny_model("llama"), tmp_path / "called", **called)
+    with pytest.raises(ModelError, match="an activated LoRA works in peft alone"):
+        load_decoder(ModelRef(name=f"{folder}", adapter=f"{tmp_path / 'called'}"), device="cpu")
+    adapter_of(tiny_model("llama"), tmp_path / "other", target_modules=["q_proj"])
+    weights = tmp_path / "other" / "adapter_model.safetensors"
+    renamed = {name.replace(".layers.", ".blocks."): tensor for name, tensor in load_file(weights).items()}
+    save_file(renamed, weights)
+    with pytest.raises(ModelError, match="its weights have other names"):
+        load_decoder(ModelRef(name=f"{folder}", adapter=f"{tmp_path / 'other'}"), device="cpu")
+
+
+def test_gaps_between_ids_are_banned_and_what_is_beyond_them_is_not() -> None:
+    moved = {token: number + 3 * (number >= 60) for token, number in VOCAB.items()}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(moved, unk_token="<unk>")), eos_token="<end>", unk_token="<unk>"
+    )
+    banned = set(banned_tokens(tokenizer, None, len(VOCAB) + 5).tolist())
+    assert {60, 61, 62, len(VOCAB) + 3, len(VOCAB) + 4} <= banned
+    assert not {moved[token] for token in VOCAB if len(token) == 1} & banned
+
+
+def test_a_tokenizer_without_the_letter_a_keeps_whole_prompts() -> None:
+    letters = {token: number for number, token in enumerate(["<pad>", "<end>", "<bos>", *'WRITE: "\n'])}
+    of_letters = Tokenizer(models.BPE(letters, []))
+    of_letters.decoder = decoders.Fuse()
+    of_letters.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=of_letters, eos_token="<end>", pad_token="<pad>")
+    decoder = Decoder(tiny_model("llama"), tokenizer)
+    assert decoder.decode(decoder.encode(['WRITE: "'])[0]) == '<bos>WRITE: "'
+
+
+@pytest.mark.parametrize("form", ["%H:%M:%S", "%d %b %Y", "%p"])
+def test_the_time_in_a_template_is_fixed_like_the_day(form: str) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = TODAY.replace("%d %B %Y", form)
+    assert prints_today(tokenizer)
+    begun = date(2025, 12, 31)
+    assert len({render_chat(tokenizer, 'Say: "', '"', today=begun) for _ in range(3)}) == 1
+
+
+def test_a_template_that_repeats_the_answer_is_refused() -> None:
+    tokenizer = char_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<sep>{% endfor %}({{ messages[-1].content }})"
+    with pytest.raises(ModelError, match=r"leaves no answer open .it repeats the answer's beginning"):
+        render_chat(tokenizer, 'Task.\nSay: "', 'Say: "')
+
+
+def test_a_stop_string_with_a_blank_is_found_where_blanks_begin_words() -> None:
+    words = ["<unk>", "▁One", '"', "▁the", "▁", "END", "a"]
+    of_words = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], unk_token="<unk>"))
+    of_words.pre_tokenizer = pre_tokenizers.Metaspace()
+    of_words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=of_words, unk_token="<unk>")
+    rule = StopRule(tokenizer, len(words), '" ', stop_at_newline=False)
+    assert rule.find([1, 2]) is None
+    assert rule.find([1, 2, 3]) == Ending("One", "stop")

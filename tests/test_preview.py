@@ -34,6 +34,12 @@ from tests.toys import Listener
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SECONDS", 1.0)
+    monkeypatch.setattr(trial, "LONG_ENOUGH", 0.2)
+
+
 def settings(**changes: Any) -> GenerateSettings:
     plain = {"spec": "", "labels": (), "model": ModelRef(name="pocket"), "sampling": Sampling()}
     return GenerateSettings(**{**plain, **changes})
@@ -132,7 +138,7 @@ def test_a_preview_from_python_keeps_its_estimate_only_with_a_run(here: Path) ->
 
 
 class SlowEngine:
-    """An engine whose steps take ``each`` seconds, after four to fill the rows; it writes into no file."""
+    """An engine whose steps take ``each`` seconds, after ten times that to fill the rows; it writes into no file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float) -> None:
         self.rows, self.row_tokens, self.refill_rows = 64, 0, True
@@ -149,7 +155,7 @@ class SlowEngine:
         prompts = fmean(1 + len(label.counter_labels) for label in spec.labels.values())
         labels = {label: LabelCount(written=texts // 3, tokens=20 * (texts // 3)) for label in spec.labels}
         reporter.update(Progress("texts", texts, 0, labels=labels))
-        self.now += 4.0
+        self.now += 10 * self.each
         for _step in range(math.ceil(texts * 20 * prompts / self.rows)):
             self.now += self.each
             self.row_tokens += self.rows
@@ -162,6 +168,7 @@ class SlowEngine:
 def test_a_trial_takes_some_seconds_however_slow_the_model_is(
     each: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trial, "SECONDS", 6.0)
     engine: Any = SlowEngine(monkeypatch, each)
     monkeypatch.setattr(trial, "losses_of_trial", lambda *_: None)
     spec, inputs = load_spec(SPECS / "sts-x2.json"), [f"Number {number}." for number in range(2000)]

@@ -181,8 +181,12 @@ def _some_inputs(trial: _Trial, inputs: Iterable[str] | None) -> tuple[list[str]
     most = min(trial.whole.num_inputs or SOME_INPUTS, SOME_INPUTS)
     if inputs is not None:
         return list(itertools.islice(distinct(inputs), most)), 0.0
-    stopwatch = _Stopwatch(trial.reporter)
-    run, _ = trial.write("inputs", stopwatch, inputs=None, num_inputs=1, samples=1)
+    run, stopwatch = Run(trial.folder / "inputs"), _Stopwatch(trial.reporter)
+    try:
+        trial.write(run.path.name, stopwatch, inputs=None, num_inputs=1, samples=1)
+    except ModelError:  # no text was accepted, of one of each label
+        if not run.inputs.exists():
+            raise
     texts = (example.text_a for path in shard_files(run.input_shards) for example in iter_examples(path))
     found = list(distinct(texts))
     return found[:most], stopwatch.seconds("inputs") / len(found)
