@@ -35,6 +35,8 @@ MOST_TIME = 2
 """A request is not sent again after this many times the timeout."""
 CLOSING = 2.0
 """Seconds for which the process waits at its end until connections are closed."""
+SHORTEST_SECRET = 6
+"""Characters from which on a user's name and values in an address count as secrets, too."""
 MOST_BYTES = 2**26
 """Longest answer, in bytes."""
 FORBIDDEN = {HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS}
@@ -118,7 +120,6 @@ class CompletionsClient:
         self, model: str, base_url: str, timeout: float, usage: ServerUsage, note: Callable[[str, str], object]
     ) -> None:
         self.model, self.usage, self.timeout, self.note = model, usage, timeout, note
-        self._is_heard = False
         self.base_url = public_address(base_url)
         self.lock = threading.Lock()
         self._is_heard = self._has_noted = False
@@ -138,8 +139,9 @@ class CompletionsClient:
         has_login = parts.username is not None
         authorization = f"Basic {basic}" if has_login else f"Bearer {key or 'none'}"
         self._headers = {"Accept-Encoding": "identity", "Authorization": authorization}
-        in_query = [value for _, value in parse_qsl(parts.query)]
-        secrets = (key, password, unquote(password), basic if has_login else "", "" if password else user, *in_query)
+        secrets = [key, password, unquote(password), basic if has_login else ""]
+        may_be_secret = [user, *(value for _, value in parse_qsl(parts.query))]
+        secrets += [value for value in may_be_secret if len(value) >= SHORTEST_SECRET]
         self._secrets = [secret for secret in secrets if secret]
 
     @staticmethod
