@@ -31,6 +31,7 @@ from transformers import (
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Completion, Request
 from dino_pipeline.decoding.self_check import sees_ahead
+from dino_pipeline.decoding.tokenization import NEVER
 from dino_pipeline.options import Sampling
 
 VOCAB = 96
@@ -41,8 +42,6 @@ LENGTHS = (6, 40, 150)
 """Tokens of prompts: one that stays below the threshold, one whose text crosses it, one beyond it."""
 NEW_TOKENS = 16
 MOST_PARAMETERS = 3e7
-NEVER = "w5w5"
-"""A stop string that the words of the tokenizer never make up."""
 
 SIZES: dict[str, Any] = {
     **dict.fromkeys(["hidden_size", "n_embd", "d_model", "embed_dim", "embedding_size", "word_embed_proj_dim"], 32),

@@ -92,11 +92,13 @@ def check_files(path: str) -> None:
             pickled weights only.
     """
     place = Path(path)
-    if not place.exists() and is_hub_id(gguf_in(path)[0]):
+    repository, gguf = gguf_in(path)
+    if not place.exists() and gguf and is_hub_id(repository) and ":" in path:
         return
-    if not place.exists() and (path.startswith((".", "/", "~")) or len(place.parts) > 2):
-        raise ModelError(f"{path}: there is no such {'file' if place.suffix else 'folder'}")
-    if place.is_file() and place.suffix.lower() != ".gguf":
+    is_file = place.suffix.lower() == ".gguf"
+    if not place.exists() and (is_file or path.startswith((".", "/", "~")) or len(place.parts) > 2):
+        raise ModelError(f"{path}: there is no such {'file' if is_file else 'folder'}")
+    if place.is_file() and not is_file:
         raise ModelError(f"{path}: is a file", "give the folder that holds the model, or a GGUF file")
     for file in _small_files(place):
         if file.read_bytes().startswith(LFS_POINTER):

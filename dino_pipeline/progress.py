@@ -194,9 +194,12 @@ class Console:
     Args:
         should_stop: returns whether the user asked to stop.
         wording: how notes write options.
+        running: seconds for which the program has been running without a sign.
     """
 
-    def __init__(self, should_stop: Callable[[], bool] = lambda: False, wording: Wording = PYTHON) -> None:
+    def __init__(
+        self, should_stop: Callable[[], bool] = lambda: False, wording: Wording = PYTHON, *, running: float = 0.0
+    ) -> None:
         self.should_stop = should_stop
         self.wording = wording
         self.bar: tqdm | None = None
@@ -204,9 +207,9 @@ class Console:
         self.last_line = ""
         self.activity = "starting"
         self.latest: Progress | None = None
-        self.started = self.last_time = time.monotonic()
+        self.started = self.last_time = time.monotonic() - running
         self.has_shown = False
-        """Whether there was a sign of the present activity or progress."""
+        """Whether there was any sign."""
         self.lock = threading.RLock()
         self._closed = threading.Event()
         threading.Thread(target=_tick, args=(weakref.ref(self), self._closed), daemon=True).start()
@@ -216,8 +219,7 @@ class Console:
         with self.lock:
             self._close_bar()
             self.activity, self.title, self.latest = activity, "", None
-            self.started = self.last_time = time.monotonic()
-            self.has_shown = False
+            self.started = time.monotonic()
 
     def update(self, progress: Progress) -> None:
         """Draw the bar, or print a line if the last one is some seconds old."""
@@ -225,8 +227,7 @@ class Console:
             if progress.title != self.title:
                 self._close_bar()
                 self.title, self.last_line = progress.title, ""
-                self.started = self.last_time = time.monotonic()
-                self.has_shown = False
+                self.started = time.monotonic()
             self.latest = progress
             if sys.stderr.isatty():
                 self._draw(progress)

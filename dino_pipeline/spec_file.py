@@ -263,7 +263,8 @@ def _instruction_problems(raw: dict[str, Any]) -> Iterator[str]:
     for name, label, instruction in _instructions(raw):
         where = f'label "{name}"'
         if isinstance(stop, str) and stop and not instruction.endswith((stop, *OPENING.get(stop, ""))):
-            yield f"{where}: the instruction must end with the opening {stop} (it ends with {instruction[-12:]!r})"
+            shown = stop if stop.isprintable() else repr(stop)
+            yield f"{where}: the instruction must end with the opening {shown} (it ends with {instruction[-12:]!r})"
         if instruction.count(X1) > 1:
             yield f"{where}: the instruction holds {X1} {instruction.count(X1)} times; keep one"
         if any_takes_input and X1 not in instruction:

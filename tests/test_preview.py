@@ -164,7 +164,7 @@ class SlowEngine:
         return "new", SimpleNamespace(counts=labels, mean_margins={})
 
 
-@pytest.mark.parametrize(("each", "most"), [(0.0001, 60), (0.01, 40), (0.25, 40), (2.0, 60)])
+@pytest.mark.parametrize(("each", "most"), [(0.0001, 60), (0.01, 40), (0.25, 40), (2.0, 70)])
 def test_a_trial_takes_some_seconds_however_slow_the_model_is(
     each: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

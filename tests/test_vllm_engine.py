@@ -155,28 +155,26 @@ def test_one_engine_at_a_time_is_shared_and_leaves_the_process_as_it_was(chat_mo
         assert generator.write('Sentence 1: "A man sleeps."\nSentence 2: "', n=2)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"eos_token": None}, "has no end-of-text token"),
-        ({"add": ["horse", "dog"]}, r"the tokenizer writes token '(horse|dog)' as \d+, and the model knows \d+ tokens"),
-    ],
-    ids=str,
-)
-def test_tokenizers_that_do_not_fit_are_named(
-    chat_model: Path, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def with_tokenizer(chat_model: Path, folder: Path, *, eos_token: str | None = "<end>") -> Path:
+    """Copy a model, and give it a tokenizer with more tokens than it knows."""
     tokenizer = char_tokenizer()
-    tokenizer.add_tokens([f"filler{at}" for at in range(9)] + change.pop("add", []))
-    for name, value in change.items():
-        setattr(tokenizer, name, value)
-    shutil.copytree(chat_model, tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(ModelError, match=message), vllm(tmp_path / "model") as engine:
-        engine.encode(["The horse and the dog."])
-    if "writes" in message:
-        with pytest.raises(ModelError, match=message):
-            decoder(tmp_path / "model").encode(["The horse and the dog."])
+    tokenizer.add_tokens([*(f"filler{at}" for at in range(9)), "horse", "dog"])
+    tokenizer.eos_token = eos_token
+    shutil.copytree(chat_model, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_without_an_end_is_named(chat_model: Path, tmp_path: Path) -> None:
+    model = with_tokenizer(chat_model, tmp_path / "model", eos_token=None)
+    with pytest.raises(ModelError, match="has no end-of-text token"), vllm(model):
+        pass
+
+
+def test_added_words_that_the_model_does_not_know_are_ordinary_text(chat_model: Path, tmp_path: Path) -> None:
+    model, text = with_tokenizer(chat_model, tmp_path / "model"), "The horse and the dog."
+    with vllm(model) as engine:
+        assert engine.encode([text]) == decoder(model).encode([text]) == decoder(chat_model).encode([text])
 
 
 def test_an_encoder_is_refused(toy_encoder: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,9 @@ from pydantic.fields import FieldInfo
 from dino_pipeline.errors import DinoError, OptionError
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
 from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
-from dino_pipeline.progress import Console
+from dino_pipeline.progress import PLAIN_EVERY, Console
 
+_LOADED = time.monotonic()
 Command = Callable[..., Any]
 METAVARS = {int: "INTEGER", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
@@ -57,7 +59,9 @@ def _reported() -> Iterator[None]:
         click.echo("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        click.echo("\nStopped. What is finished is kept; the same command goes on from there.", err=True)
+        keeps_nothing = click.get_current_context().info_name == "preview"
+        kept = "" if keeps_nothing else " What is finished is kept; the same command goes on from there."
+        click.echo(f"\nStopped.{kept}", err=True)
         sys.exit(getattr(error, "exit_code", 130))
 
 
@@ -80,6 +84,12 @@ def command(function: Command) -> Command:
     return wrapped
 
 
+def console_of_command(should_stop: Callable[[], bool] = lambda: False) -> Console:
+    """Return a console for a command: its first sign comes some seconds after the process has begun."""
+    running = time.monotonic() - _LOADED
+    return Console(should_stop, COMMAND_LINE, running=running if running < PLAIN_EVERY else 0.0)
+
+
 @contextlib.contextmanager
 def watching(finishing: str) -> Iterator[Console]:
     """Give a console. The first Ctrl-C or SIGTERM only asks the work to stop where that loses nothing.
@@ -92,7 +102,7 @@ def watching(finishing: str) -> Iterator[Console]:
     """
     said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
     request = StopRequest(lambda: os.write(2, said))  # print() might be interrupted printing
-    with contextlib.closing(Console(request, COMMAND_LINE)) as console, signals_handled(request.receive):
+    with contextlib.closing(console_of_command(request)) as console, signals_handled(request.receive):
         try:
             yield console
         except Stopped:

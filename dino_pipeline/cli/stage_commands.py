@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dino_pipeline.cli.base import COMMAND_LINE, FOLDER, GroupedCommand, command, flags, or_dash, watching
+from dino_pipeline.cli.base import (
+    COMMAND_LINE,
+    FOLDER,
+    GroupedCommand,
+    command,
+    console_of_command,
+    flags,
+    or_dash,
+    watching,
+)
 from dino_pipeline.cli.spec_commands import SpecFile
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, FinetuneOptions
 from dino_pipeline.errors import OptionError, worded
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
-from dino_pipeline.progress import Console, clock, table
+from dino_pipeline.progress import clock, table
 from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
 from dino_pipeline.run import Run, is_unpublished
 
@@ -37,9 +46,9 @@ def _default_run(spec: Path) -> Path:
 @flags(GenerateOptions)
 def generate_command(spec: Path, **given: Any) -> None:
     """Write texts for every input and label of a task SPEC; continue where an earlier call stopped."""
-    from dino_pipeline.generation.generate import generate
-
     with watching("Finishing the shards begun") as console:
+        from dino_pipeline.generation.generate import generate
+
         given = {"run": _default_run(spec), **given}
         texts = generate(spec, progress=console, **given)
     _print_counts(texts, given["run"])
@@ -70,9 +79,9 @@ def preview_command(spec: Path, **given: Any) -> None:
     The estimate comes from a trial that is cut to some seconds: about 6 to measure the speed, and 6 for as many texts
     as can be written in that time. dino generate notes if the run is much slower.
     """
-    from dino_pipeline.generation.preview import preview as preview_run
+    with closing(console_of_command()) as console:
+        from dino_pipeline.generation.preview import preview as preview_run
 
-    with closing(Console(wording=COMMAND_LINE)) as console:
         result = preview_run(spec, progress=console, **{"run": _default_run(spec), **given})
     for label, rule in result.spec.labels.items():
         counters = ", ".join(rule.counter_labels) or "none"
@@ -143,7 +152,7 @@ def filter_command(source: Path | None, list_rules: bool = False, **given: Any) 
         raise OptionError("nothing to filter", "give a run's folder or a JSONL file")
     if not given.keys() & {"run", "dry_run", "ablate"}:
         _require_run(source)
-    with closing(Console(wording=COMMAND_LINE)) as console:
+    with closing(console_of_command()) as console:
         result = filter(source, progress=console, **given)
     if result.outcome == "done" and result.run:
         click.echo(f"{given.get('run', source)}: filtered data is up to date")
@@ -276,7 +285,7 @@ def evaluate_command(targets: tuple[str, ...], **given: Any) -> None:
 
     if sum(Run.of(target) is not None for target in targets) != 1:
         given.setdefault("output", "scores.json")
-    with closing(Console(wording=COMMAND_LINE)) as console:
+    with closing(console_of_command()) as console:
         scores = evaluate(*targets, progress=console, **given)
     if scores.was_kept:
         click.echo(f"{scores.path and scores.path.parent}: scores are up to date")
@@ -294,7 +303,7 @@ def report_command(run: Path, **given: Any) -> None:
     diversity, training, scores, samples and lineage of a RUN; and its pictures as PNG."""
     from dino_pipeline.publishing.report import report
 
-    with closing(Console(wording=COMMAND_LINE)) as console:
+    with closing(console_of_command()) as console:
         written = report(run, progress=console, **given)
     size = written.path.stat().st_size / 1e6
     pictures = written.path.parent / "pictures"
@@ -315,7 +324,7 @@ def publish_command(run: Path, **given: Any) -> None:
     """
     from dino_pipeline.publishing.publish import publish
 
-    with closing(Console(wording=COMMAND_LINE)) as console:
+    with closing(console_of_command()) as console:
         click.echo(publish(run, progress=console, **given))
 
 

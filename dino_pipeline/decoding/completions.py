@@ -33,6 +33,8 @@ LONGEST_RETRY_AFTER = 60.0
 """Most seconds that a server may ask to wait before a request is sent again."""
 MOST_TIME = 2
 """A request is not sent again after this many times the timeout."""
+NOTED_TRY = 3
+"""Failed tries of a request after which that is noted, if others were answered."""
 CLOSING = 2.0
 """Seconds for which the process waits at its end until connections are closed."""
 SHORTEST_SECRET = 6
@@ -228,16 +230,16 @@ class CompletionsClient:
                             "the texts received so far are kept; run the same again to continue",
                         )
                     ) from error
-                self._note_silence(error)
+                if number >= NOTED_TRY or not self._is_heard:
+                    self._note_silence(error)
                 self._closed.wait(max(pause, error.wait))
                 pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("the last try returns or raises")
 
     def _note_silence(self, error: _PassingError) -> None:
-        """Note once that the server has not answered anything yet."""
+        """Note once that the server does not answer a request."""
         with self.lock:
-            is_new = not (self._is_heard or self._has_noted)
-            self._has_noted = True
+            is_new, self._has_noted = not self._has_noted, True
         if is_new:
             self.note(f"{self.base_url}: no answer yet, trying again ({error})", "")
 

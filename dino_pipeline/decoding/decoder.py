@@ -30,7 +30,7 @@ from dino_pipeline.decoding.prefill import (
 from dino_pipeline.decoding.scheduler import ActiveText, Scheduler
 from dino_pipeline.decoding.self_check import CachedLength, context_of, model_name, not_finite
 from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, StopRule, banned_tokens, completion
-from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.errors import ModelError, OptionError, short
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 
@@ -328,7 +328,13 @@ class Generator:
         return tuple(prompts)
 
     def _rendered(self, prompt: str, opening: str | None) -> str:
-        """Return a prompt as the model reads it."""
+        """Return a prompt as the model reads it.
+
+        Raises:
+            OptionError: it is no string.
+        """
+        if not isinstance(prompt, str):
+            raise OptionError("must be a string", option="prompt", value=short(prompt))
         if opening is None:
             opening = prompt.rpartition("\n")[2] if "\n" in prompt else prompt[-1:]
         return self.engine.render(prompt, opening)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from dino_pipeline.errors import ModelError
 
@@ -115,3 +117,22 @@ def scale_frequencies(model: PreTrainedModel, file: Path) -> None:
     factors = torch.from_numpy(tensor.data.copy()).to(rotary.inv_freq)
     rotary.inv_freq.div_(factors)
     rotary.original_inv_freq = rotary.inv_freq.clone()
+
+
+def forget_format(model: PreTrainedModel, name: str) -> None:
+    """Let a model whose weights were brought back to full precision pass for any other, under the file's name."""
+    model.config.name_or_path = name
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+
+
+@contextmanager
+def quiet_reading() -> Iterator[None]:
+    """Hide the progress bar with which `transformers` reads GGUF files, which it shows whatever it is told."""
+    shown = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = shown

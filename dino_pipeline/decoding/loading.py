@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.decoding.engine import LocalEngine
 from dino_pipeline.decoding.generator_adapter import with_adapter
-from dino_pipeline.decoding.gguf_files import complete_config, scale_frequencies
+from dino_pipeline.decoding.gguf_files import complete_config, forget_format, quiet_reading, scale_frequencies
 from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.decoding.tokenization import prints_today
 from dino_pipeline.decoding.tuning import tune
@@ -154,7 +154,7 @@ def load_tokenizer(model: ModelRef) -> Any:
     Raises:
         ModelError: it cannot be loaded.
     """
-    path = model.path("generator")
+    path = model_path(model.name, "generator")
     try:
         return _read(AutoTokenizer, model)
     except DinoError:
@@ -276,9 +276,10 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
                 raise ModelError(f"{path}: lacks the weights {shown}", "give a whole model of this architecture")
             if model.gguf:
                 scale_frequencies(loaded, _gguf_file(model))
+                forget_format(loaded, model.name)
             return loaded if placement else loaded.to(device)
 
-        with quiet_loading():
+        with quiet_loading(), quiet_reading():
             return tokenizer, (with_adapter(load, model) if model.adapter else load()).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -289,6 +290,8 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
         raise
     except Exception as error:  # files that are not what their names say raise anything
         remedy = "give a folder or a Hub id that AutoModelForCausalLM loads, or `pocket`"
+        if model.gguf:
+            path, remedy = model.name, "fetch the file again, as it may be cut; or give another"
         raise load_error(path, error, "cannot be loaded as a causal language model", remedy) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ class PlainForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.skips_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.states = [_State(module) for module in model.modules()]
 
     @torch.inference_mode()
@@ -32,7 +34,9 @@ class PlainForward:
         self._restore()
         try:
             input_ids = torch.tensor([tuple(tokens)], device=self.model.device)  # (1, tokens)
-            logits = self.model(input_ids=input_ids, use_cache=False).logits[0]
+            # of a large vocabulary, the logits of a whole prompt take longer than its layers
+            kept = {"logits_to_keep": last} if last is not None and self.skips_logits else {}
+            logits = self.model(input_ids=input_ids, use_cache=False, **kept).logits[0]
             return (logits if last is None else logits[-last:]).float()
         finally:
             self._restore()

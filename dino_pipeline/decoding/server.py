@@ -197,9 +197,9 @@ class Server:
         return result
 
     def _answers_anything(self) -> bool:
-        """Return whether the server answers a short prompt, if only by refusing it."""
+        """Return whether the server answers a short prompt, if only by refusing it. It may have to be started again."""
         try:
-            self.client.ask({"prompt": PROBES[0], "max_tokens": 1}, may_refuse=True, tries=3)
+            self.client.ask({"prompt": PROBES[0], "max_tokens": 1}, may_refuse=True)
         except NoAnswerError:
             return False
         except RequestRefusedError:

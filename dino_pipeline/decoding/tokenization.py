@@ -29,6 +29,8 @@ Prompt = tuple[int, ...]
 """A prompt's token ids."""
 UNFINISHED_BYTES = "\ufffd"
 """Text that a token decodes to if it holds only part of a character's bytes."""
+NEVER = "\0"
+"""A stop string that no text holds: texts end at the longest length."""
 PROBES = "aA0.\nаα字ا"
 """Characters of which a tokenizer knows one at least."""
 UNFINISHED_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG"
@@ -178,7 +180,7 @@ class StopRule:
     Args:
         tokenizer: the model's tokenizer.
         vocab: logits per position.
-        stop: the string that ends a text.
+        stop: the string that ends a text, or `NEVER`.
         stop_at_newline: whether a newline ends a text as well.
 
     Raises:
@@ -201,7 +203,7 @@ class StopRule:
         for token, piece in zip(known, pieces, strict=True):
             self.may_end[token] = UNFINISHED_BYTES in piece or any(mark in piece for mark in marks)
         written = set().union(*pieces)
-        if UNFINISHED_BYTES not in written and not written.issuperset(stop):
+        if stop != NEVER and UNFINISHED_BYTES not in written and not written.issuperset(stop):
             raise ModelError(f"no token of the model holds a part of the stop string {stop!r}", "choose another")
 
     def find(self, tokens: Sequence[int]) -> Ending | None:

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from dino_pipeline.decoding.engine import Completion, EngineFacts, Request, Scored, key_digest
 from dino_pipeline.decoding.group_member import GroupMember, group_members
 from dino_pipeline.decoding.prefill import continuations
-from dino_pipeline.decoding.tokenization import Ending, Prompt, PromptReader, completion
+from dino_pipeline.decoding.tokenization import NEVER, Ending, Prompt, PromptReader, completion
 from dino_pipeline.decoding.vllm_start import start_vllm
 from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.models import ModelRef
@@ -273,7 +273,7 @@ class VllmEngine(PromptReader):
         if self.context is not None and longest >= self.context:
             problem = f"is too short to try the engine, which takes {longest + 1} tokens"
             raise OptionError(problem, "raise it", option="max_model_len", value=self.context)
-        texts = list(self.sample(requests, sampling, stop="\0", stop_at_newline=False))  # before vLLM is to read any
+        texts = list(self.sample(requests, sampling, stop=NEVER, stop_at_newline=False))  # before vLLM is to read any
         alone = next(text for text in texts if len(requests[text.number].prompts) == 1)
         if list(alone.tokens) != self.undebiased(requests[alone.number], alone.tokens, sampling):
             raise ModelError("vLLM writes other tokens in a text than one by one", "use {engine=transformers}")

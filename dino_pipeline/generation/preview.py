@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 from pydantic import JsonValue
@@ -71,9 +72,12 @@ class Preview:
         debiased = [text.rounds for text in self.texts if text.rounds is not None]
         if not debiased:
             return None
+        mean = fmean(debiased)
+        labels = self.spec.labels.values()
+        share = sum(bool(label.counter_labels) for label in labels) / len(labels)  # of the texts that are debiased
         # a round is a proposal and its scores; in the end, the server spells the text out
-        requests = sum(2 * rounds + 1 for rounds in debiased) + len(self.texts) - len(debiased)
-        return RejectionPrice(sum(debiased) / len(debiased), round(self.estimate.texts * requests / len(self.texts)))
+        requests = self.estimate.texts * (share * (2 * mean + 1) + 1 - share)
+        return RejectionPrice(mean, round(requests))
 
 
 @accepts(PreviewOptions)

@@ -28,8 +28,8 @@ class PreviewText:
     debiased: Completion
     plain: Completion
     rounds: float | None
-    """Proposals that the debiased text would take by rejection; None without counter-labels or debiasing, and of
-    vLLM, which shows no distributions."""
+    """Proposals that the debiased text would take by rejection; worked out for the first text of a label. None without
+    counter-labels or debiasing, and of vLLM, which shows no distributions."""
 
 
 def preview_texts(
@@ -56,13 +56,16 @@ def preview_texts(
 
     debiased = write(settings.sampling)
     plain = write(settings.sampling.model_copy(update={"decay": 0.0}))
-    texts = []
+    texts: list[PreviewText] = []
     for task, request, with_debiasing, without in zip(tasks, requests, debiased, plain, strict=True):
         tokens = with_debiasing.tokens
         others = engine.undebiased(request, tokens, settings.sampling)
         changed = [token != other for token, other in zip(tokens, others, strict=True)]
         pieces = list(zip(token_pieces(engine.decode, tokens), changed, strict=True))
-        rounds = _rounds(engine, request, tokens, settings.sampling) if isinstance(engine, Decoder) else None
+        is_first = task.label not in {text.label for text in texts}  # of its label: rounds take a while to work out
+        rounds = None
+        if is_first and isinstance(engine, Decoder):
+            rounds = _rounds(engine, request, tokens, settings.sampling)
         texts.append(PreviewText(task.label, task.text, pieces, with_debiasing, without, rounds))
     return texts
 

@@ -23,7 +23,7 @@ from dino_pipeline.generation.generate_stage import write_texts
 from dino_pipeline.generation.plan import count_inputs
 from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.processes import peak_memory
-from dino_pipeline.progress import Progress, Reporter, SilentReporter
+from dino_pipeline.progress import Progress, Reporter, SilentReporter, doing
 from dino_pipeline.readers import distinct
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -33,6 +33,8 @@ SECONDS = 6.0
 """For which speed is measured, and about which the trial's texts take after that."""
 LONG_ENOUGH = 1.0
 """Seconds that suffice if all texts are written by then."""
+LEAST_STEPS = 8
+"""Steps that are measured, even if the rows' prompts alone take longer than `SECONDS`."""
 MOST_TEXTS, LEAST_TEXTS = 128, 2
 """Of each label in the trial."""
 FULL_ROWS = 2
@@ -150,7 +152,8 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="dino-preview-") as folder:
         trial = _Trial(Path(folder), engine, spec, whole, reporter)
         some, input_seconds = _some_inputs(trial, inputs) if spec.needs_inputs else ([], 0.0)
-        speed = measure_speed(trial, some)
+        with doing(reporter, "measuring speed"):
+            speed = measure_speed(trial, some)
         run, record, stopwatch = _write_texts(trial, some, speed)
         losses = losses_of_trial(run, spec, record)
     written = sum(count.written for count in record.counts.values())
@@ -224,9 +227,7 @@ def _write_for_some_seconds(trial: _Trial, inputs: Sequence[str], full_rows: int
 
     def watch() -> None:
         steps.append((time.monotonic() - started, engine.row_tokens - before))
-        seconds = min(round(steps[-1][0]), round(SECONDS))
-        trial.reporter.update(Progress("measuring: speed, in seconds", round(SECONDS), seconds))
-        if steps[-1][0] - steps[0][0] >= SECONDS:
+        if steps[-1][0] >= SECONDS and len(steps) >= LEAST_STEPS:
             raise _TimeUpError
 
     engine.on_step = watch
