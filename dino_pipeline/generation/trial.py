@@ -100,9 +100,30 @@ class Speed(NamedTuple):
     """How fast an engine writes with all rows in use."""
 
     filling: float
-    """Seconds until all rows have a prompt and a first token."""
-    row_tokens: float
-    """Tokens a second from then on, one for each prompt that a text is written under."""
+    """Seconds until all rows have a prompt."""
+    seconds: float
+    """That were measured from then on."""
+    row_tokens: int
+    """Tokens that were written in them, one for each prompt that a text is written under."""
+    ended: int
+    """Texts that ended in them. Others took their rows, whose prompts took a part of the seconds."""
+
+    @property
+    def per_second(self) -> float:
+        """Return the tokens a second."""
+        return self.row_tokens / max(self.seconds, SHORT)
+
+    def seconds_of_text(self, row_tokens: float, texts_at_once: float) -> float:
+        """Return the time that a text takes while others are written beside it.
+
+        Args:
+            row_tokens: of a text, on average.
+            texts_at_once: that fill all rows. Each needs a ``texts_at_once``-th of `filling` for its prompts, unless
+                these were computed while tokens were measured.
+        """
+        texts = self.row_tokens / row_tokens  # for which the measured tokens suffice
+        without_prompts = max(0.0, 1 - self.ended / texts)
+        return row_tokens / self.per_second + without_prompts * self.filling / texts_at_once
 
 
 @dataclass(frozen=True)
@@ -161,10 +182,13 @@ def measure(
     texts = (whole.num_inputs or 1) * whole.samples * len(spec.labels)
     texts_at_once = max(engine.rows / fmean(trial.prompts), 1)
     is_shared = not (spec.needs_inputs or spec.variables)  # then all texts of a label have the same prompt
-    a_text = row_tokens / written / speed.row_tokens + (0.0 if is_shared else speed.filling / texts_at_once)
-    # at the end of each call the rows run empty: half of them, on average, for the length of the longest text
+    a_text = speed._replace(filling=0.0 if is_shared else speed.filling).seconds_of_text(
+        row_tokens / written, texts_at_once
+    )
+    # at the end of each call the rows run empty: half of them, on average, for the length of a long text
+    long = min(2 * tokens, whole.sampling.max_new_tokens)
     calls = 1 if engine.refill_rows else math.ceil(texts / whole.shard_size)
-    emptying = min(texts, texts_at_once) * fmean(trial.prompts) * whole.sampling.max_new_tokens / speed.row_tokens / 2
+    emptying = min(texts, texts_at_once) * fmean(trial.prompts) * long / speed.per_second / 2
     estimate = Estimate(
         texts=texts,
         per_second=1 / a_text,
@@ -201,40 +225,55 @@ class _TimeUpError(Exception):
 
 def measure_speed(trial: _Trial, inputs: Sequence[str]) -> Speed:
     """Write with all rows for some seconds, and measure how fast. No text needs to end in that time."""
-    engine, full_rows = trial.engine, FULL_ROWS
+    full_rows = FULL_ROWS
     while True:
         steps = _write_for_some_seconds(trial, inputs, full_rows)
-        (filled, first), (ended, last) = steps[0], steps[-1]
-        if ended >= LONG_ENOUGH or full_rows >= MOST_FULL_ROWS:
+        first, last = steps[0], steps[-1]
+        if last.seconds >= LONG_ENOUGH or full_rows >= MOST_FULL_ROWS:
             break
         full_rows *= 8
     if last == first:
-        return Speed(0.0, last / max(ended, SHORT))
-    row_tokens = (last - first) / max(ended - filled, SHORT)
-    return Speed(max(filled - min(first, engine.rows) / row_tokens, 0.0), row_tokens)
+        return Speed(0.0, last.seconds, last.row_tokens, last.ended)
+    measured = Speed(0.0, last.seconds - first.seconds, last.row_tokens - first.row_tokens, last.ended - first.ended)
+    a_step = min(first.row_tokens, trial.engine.rows) / measured.per_second
+    return measured._replace(filling=max(first.seconds - a_step, 0.0))
 
 
-def _write_for_some_seconds(trial: _Trial, inputs: Sequence[str], full_rows: int) -> list[tuple[float, int]]:
-    """Write texts that fill all rows ``full_rows`` times, or until time is up.
+class _Step(NamedTuple):
+    """How far an engine is after a step, since the beginning."""
 
-    Returns:
-        For each step, the seconds and the tokens since the beginning.
-    """
+    seconds: float
+    row_tokens: int
+    ended: int
+    """Texts that have ended."""
+
+
+class _Counter(SilentReporter):
+    """A reporter that keeps how many texts have ended."""
+
+    ended = 0
+
+    def update(self, progress: Progress) -> None:
+        self.ended = progress.done
+
+
+def _write_for_some_seconds(trial: _Trial, inputs: Sequence[str], full_rows: int) -> list[_Step]:
+    """Write texts that fill all rows ``full_rows`` times, or until time is up; return the steps."""
     engine = trial.engine
     samples = math.ceil(full_rows * engine.rows / (sum(trial.prompts) * max(len(inputs), 1)))
-    started, before = time.monotonic(), engine.row_tokens
-    steps: list[tuple[float, int]] = []
+    started, before, counter = time.monotonic(), engine.row_tokens, _Counter()
+    steps: list[_Step] = []
 
     def watch() -> None:
-        steps.append((time.monotonic() - started, engine.row_tokens - before))
-        if steps[-1][0] >= SECONDS and len(steps) >= LEAST_STEPS:
+        steps.append(_Step(time.monotonic() - started, engine.row_tokens - before, counter.ended))
+        if steps[-1].seconds >= SECONDS and len(steps) >= LEAST_STEPS:
             raise _TimeUpError
 
     engine.on_step = watch
     try:
         name, samples = f"speed-{full_rows}", max(samples, trial.whole.samples)
         num_inputs = len(inputs) if trial.spec.needs_inputs else None
-        trial.write(name, SilentReporter(), inputs=inputs or None, num_inputs=num_inputs, samples=samples)
+        trial.write(name, counter, inputs=inputs or None, num_inputs=num_inputs, samples=samples)
     except _TimeUpError:
         pass
     except ModelError:
@@ -248,7 +287,7 @@ def _write_for_some_seconds(trial: _Trial, inputs: Sequence[str], full_rows: int
 
 def _write_texts(trial: _Trial, inputs: Sequence[str], speed: Speed) -> tuple[Run, GenerateRecord, _Stopwatch]:
     """Write as many texts of each label as take about `SECONDS`; many inputs rather than many samples."""
-    a_text = trial.whole.sampling.max_new_tokens / 2 * sum(trial.prompts) / speed.row_tokens  # of each label
+    a_text = trial.whole.sampling.max_new_tokens / 2 * sum(trial.prompts) / speed.per_second  # of each label
     size = max(LEAST_TEXTS, min(MOST_TEXTS, round(SECONDS / a_text)))
     num_inputs = min(len(inputs), size) if trial.spec.needs_inputs else None
     samples = min(trial.whole.samples, math.ceil(size / (num_inputs or 1)))
