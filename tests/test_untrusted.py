@@ -64,7 +64,7 @@ def test_a_text_stands_in_its_prompt_as_it_is_and_nothing_in_it_is_filled(
     assert prompt == f"On {value}: \x01{text}\x01 then \x01"
     encoded = decoder.encode([prompt[:60]])[0]
     asked = [Request((encoded or (1,),), (1, text))]
-    (written,) = decoder.sample(asked, Sampling(max_new_tokens=3, top_k=0, top_p=1.0), stop="\x01")
+    (written,) = decoder.sample(asked, Sampling(max_new_tokens=3, top_k=0, top_p=1.0), stop=NEVER)
     json.dumps(written.text).encode()
 
 

@@ -273,7 +273,10 @@ def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, An
             )
             if missing := sorted(info["missing_keys"]):  # they would be random
                 shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-                raise ModelError(f"{path}: lacks the weights {shown}", "give a whole model of this architecture")
+                raise ModelError(
+                    f"{path}: cannot be loaded as a causal language model (it lacks the weights {shown})",
+                    "give a whole, decoder-only model",
+                )
             if model.gguf:
                 scale_frequencies(loaded, _gguf_file(model))
                 forget_format(loaded, model.name)
