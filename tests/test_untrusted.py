@@ -15,6 +15,7 @@ from dino_pipeline.cards.card import HandWritten, card_text, split_card
 from dino_pipeline.cards.document import code_block, code_span, escape_markdown, markdown_table
 from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.engine import Request
+from dino_pipeline.decoding.tokenization import NEVER
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.options import Sampling
 from dino_pipeline.run import Run
