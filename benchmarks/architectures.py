@@ -1,6 +1,6 @@
 """Try every decoder-only architecture that the installed `transformers` builds tiny: do its rows depend on neighbours?
 
-    python -m benchmarks.architectures > table.md
+    python -m benchmarks.architectures > docs/architectures.md
 
 It takes ten minutes. Each architecture gets random weights, once as it is and once for each kind of threshold that its
 configuration knows: an attention window, rotary frequencies that change with the length. A text is written alone and
@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +198,66 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}".replace("|", "/")
 
 
+VARIANTS = ("as it is", "window", "longrope", "dynamic")
+HEAD = """# Architectures
+
+A text must not depend on the texts beside it. Every decoder-only architecture that the installed `transformers` builds
+from a small configuration was tried: short texts beside long ones and alone, with and without thresholds in its
+configuration (an attention window of {threshold} tokens, rotary frequencies that change at {threshold} tokens or grow
+with the length). {equal} of {tried} variants wrote the same texts (`python -m benchmarks.architectures`, {versions},
+float32, random weights).
+
+- *cached*: rows of all lengths step together on a cache of keys and values.
+- *cached to 32*: rows of up to 32 tokens do, the next power of 2 below the threshold. Longer ones are computed one by
+  one, without a cache.
+- *one by one*: all rows are, because the architecture has layers without keys and values, takes no positions, or fails
+  the self-check.
+- –: the configuration knows no such threshold. *not valid*: it does not take this small one.
+
+| as it is | window | longrope | dynamic | architectures |
+|---|---|---|---|---|
+"""
+
+
+def page(found: Sequence[Verdict], versions: str) -> str:
+    """Return the page for docs: architectures that fared alike in a line."""
+    of: dict[str, dict[str, Verdict]] = {}
+    for verdict in found:
+        of.setdefault(verdict.architecture, {})[verdict.variant] = verdict
+    refused = [
+        name for name, verdicts in of.items() if any(each.rows.startswith("refused") for each in verdicts.values())
+    ]
+    unbuilt = {name: verdicts[""].rows for name, verdicts in of.items() if "" in verdicts}
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, verdicts in of.items():
+        if name not in unbuilt and name not in refused:
+            cells = tuple(_cell(verdicts.get(variant)) for variant in VARIANTS)
+            alike.setdefault(cells, []).append(name)
+    tried = [verdict.equal for verdict in found if verdict.equal is not None]
+    text = HEAD.format(threshold=THRESHOLD, equal=sum(tried), tried=len(tried), versions=versions)
+    for cells, names in sorted(alike.items(), key=lambda line: -len(line[1])):
+        text += f"| {' | '.join(cells)} | {_listed(names)} |\n"
+    composed = [name for name, reason in unbuilt.items() if "million parameters" in reason]
+    others = [name for name in unbuilt if name not in composed]
+    text += f"\n**Refused**, as their predictions see later tokens: {_listed(refused)}.\n"
+    text += f"\n**Not tried**: models of several parts, whose text model has an entry of its own: {_listed(composed)}. "
+    text += f"Configurations that cannot be made small by the same values as the others: {_listed(others)}. "
+    return text + "The check runs for them as for any model, when they are used.\n"
+
+
+def _cell(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "–"
+    if verdict.rows.startswith("not run"):
+        return "not valid"
+    rows = verdict.rows.replace(" tokens, then one by one", "").replace("up to", "to")
+    return rows if verdict.equal else f"**{rows}, but other texts**"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 @click.command(help=__doc__)
 @click.argument("architectures", nargs=-1)
 def main(architectures: tuple[str, ...]) -> None:
@@ -207,15 +266,14 @@ def main(architectures: tuple[str, ...]) -> None:
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     known = sorted(config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING)
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}\n")
-    print("| architecture | variant | rows | beside = alone |\n|---|---|---|---|")
-    counts: Counter[str] = Counter()
+    found = []
     for architecture in architectures or known:
         for verdict in verdicts(architecture):
-            equal = {True: "yes", False: "**no**", None: ""}[verdict.equal]
-            print(f"| {verdict.architecture} | {verdict.variant} | {verdict.rows} | {equal} |", flush=True)
-            counts[f"{verdict.rows.split(':')[0]} {equal}".strip()] += 1
-    print("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
+            click.echo(
+                f"{verdict.architecture}, {verdict.variant}: {verdict.rows}; the same: {verdict.equal}", err=True
+            )
+            found.append(verdict)
+    click.echo(page(found, f"transformers {transformers.__version__}, torch {torch.__version__}"), nl=False)
 
 
 if __name__ == "__main__":
