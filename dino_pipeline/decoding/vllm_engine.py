@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.sampling_params import RequestOutputKind
@@ -70,9 +71,11 @@ class VllmEngine(PromptReader):
         llm, self.special = start_vllm(model, arguments)
         self.llm, self.engine = llm, llm.llm_engine
         config = self.engine.vllm_config
-        vocab = config.model_config.get_vocab_size()
-        context = config.model_config.max_model_len
-        super().__init__(llm.get_tokenizer(), vocab, context, chat=model.chat, chat_date=model.chat_date)
+        of_model = config.model_config
+        options = {"revision": of_model.tokenizer_revision, "trust_remote_code": of_model.trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(of_model.tokenizer, **options)  # vLLM's is a pool of several
+        vocab, context = of_model.get_vocab_size(), of_model.max_model_len
+        super().__init__(tokenizer, vocab, context, chat=model.chat, chat_date=model.chat_date)
         self.rows = config.scheduler_config.max_num_seqs
         self.refill_rows = torch.cuda.is_available()
         self._numbers = itertools.count()
