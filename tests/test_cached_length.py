@@ -68,7 +68,7 @@ class Growing(LlamaForCausalLM):
     def forward(self, input_ids: Any, position_ids: Any = None, **kwargs: Any) -> Any:
         self.seen = max(self.seen, input_ids.shape[1])
         output = super().forward(input_ids, position_ids=position_ids, **kwargs)
-        output.logits = output.logits * (1 + self.seen / 100)
+        output.logits = output.logits * (1 + max(self.seen - THRESHOLD, 0) / 100)
         return output
 
 

@@ -20,7 +20,6 @@ from dino_pipeline.decoding.decoder import Decoder, Generator
 from dino_pipeline.decoding.engine import LocalEngine
 from dino_pipeline.decoding.generator_adapter import with_adapter
 from dino_pipeline.decoding.gguf_files import complete_config, forget_format, quiet_reading, scale_frequencies
-from dino_pipeline.decoding.self_check import sees_ahead
 from dino_pipeline.decoding.tokenization import prints_today
 from dino_pipeline.decoding.tuning import tune
 from dino_pipeline.errors import DinoError, ModelError, OptionError, require_package
@@ -119,12 +118,6 @@ def load_decoder(model: ModelRef, *, device: str, device_map: str | None = None,
         OptionError: a package that the model needs is not installed.
     """
     tokenizer, loaded = _load(model, device, device_map)
-    if sees_ahead(loaded):
-        raise ModelError(
-            f"{model.path('generator')}: cannot be loaded as a causal language model (its predictions depend on later "
-            "tokens, as an encoder's do)",
-            "give a decoder-only model",
-        )
     rows = rows or rows_that_fit(loaded)
     if device_map is None and model.quantize is None:
         tune(loaded, rows)

@@ -54,6 +54,9 @@ class CachedLength:
 
     Args:
         model: a causal language model. A warning is logged if it, or a length, cannot run in cached rows.
+
+    Raises:
+        ModelError: its predictions depend on later tokens, or are no numbers.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -63,7 +66,16 @@ class CachedLength:
         """Rows of up to this many tokens are right."""
         self.wrong: int | None = None
         """Rows of this many tokens are wrong. None: no such length is known."""
-        if defect := row_defect(_quick_to_run(model)):
+        self._copied: PreTrainedModel | None = shallow_copy(model)
+        """The model's first layers, kept until the first trial, which most often follows at once."""
+        tried = model if model.num_parameters() < SMALL_MODEL else self._copied
+        if sees_ahead(tried):
+            raise ModelError(
+                f"{self._name}: cannot be loaded as a causal language model (its predictions depend on later "
+                "tokens, as an encoder's do)",
+                "give a decoder-only model",
+            )
+        if defect := row_defect(tried):
             self.wrong = 1
             log.warning("%s cannot run in cached rows (%s): rows are computed one by one, slower", self._name, defect)
 
@@ -76,10 +88,10 @@ class CachedLength:
     def _try(self, length: int) -> None:
         """Find out whether rows of ``length`` tokens are right."""
         trial = max(FIRST_LENGTH, 1 << (length - 1).bit_length())
-        defect = None
+        copied, self._copied, defect = self._copied or shallow_copy(self.model), None, None
         while trial >= length:
             if self.wrong is None or trial < self.wrong:
-                defect = length_defect(shallow_copy(self.model), min(trial, self.context or trial))
+                defect = length_defect(copied, min(trial, self.context or trial))
                 if defect is None:
                     self.proven = trial  # a row has no more tokens than the context
                     return
@@ -97,11 +109,6 @@ class CachedLength:
     @property
     def _name(self) -> str:
         return model_name(self.model)
-
-
-def _quick_to_run(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model itself if it is small, else its first layers."""
-    return model if model.num_parameters() < SMALL_MODEL else shallow_copy(model)
 
 
 def context_of(model: PreTrainedModel) -> int | None:
@@ -226,7 +233,7 @@ def sees_ahead(model: PreTrainedModel) -> bool:
         ModelError: they are no numbers.
     """
     text = random_text(model, 8, torch.Generator().manual_seed(0))
-    plain = PlainForward(_quick_to_run(model))
+    plain = PlainForward(model)
     early, whole = plain.logits(text[:4])[-1], plain.logits(text)[3]
     if not (early.isfinite().all() and whole.isfinite().all()):
         raise not_finite(model)
