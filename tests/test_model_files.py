@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -26,6 +28,7 @@ from dino_pipeline.model_files import gguf_in, model_fingerprint
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from tests.commands import refused
+from tests.hub import TOKEN, local_hub
 from tests.test_decoder import requests
 from tests.toys import CONFIGS, GROUPED, VOCAB, char_tokenizer, chat_tokenizer, save_generator, tiny_model
 
@@ -385,3 +388,22 @@ def test_a_stop_string_with_a_blank_is_found_where_blanks_begin_words() -> None:
     rule = StopRule(tokenizer, len(words), '" ', stop_at_newline=False)
     assert rule.find([1, 2]) is None
     assert rule.find([1, 2, 3]) == Ending("One", "stop")
+
+
+def test_a_gguf_file_on_the_hub_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    save_gguf(tmp_path / "tiny.gguf", rope=LINEAR)
+    with local_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        api = HfApi(endpoint=hub.address, token=TOKEN)
+        api.create_repo("me/models")
+        api.upload_file(path_or_fileobj=tmp_path / "tiny.gguf", path_in_repo="tiny.gguf", repo_id="me/models")
+        there = dino.load_generator("me/models:tiny.gguf")
+    here = dino.load_generator(str(tmp_path / "tiny.gguf"))
+    asked: dict[str, Any] = {"n": 2, "max_new_tokens": 6}
+    assert there.write('A dog: "', **asked) == here.write('A dog: "', **asked)
+    assert there.model.fingerprint is None
