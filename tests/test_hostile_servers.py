@@ -370,11 +370,13 @@ def test_a_model_that_a_server_does_not_know_is_named_with_those_that_it_knows(t
         generated(says(404, b'{"detail": "no such model"}'), tmp_path)
 
 
-def test_a_server_that_is_not_there_is_noted_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counters", [[], ["a"]])
+def test_a_server_that_is_not_there_is_noted_at_once(counters: list[str], tmp_path: Path) -> None:
+    spec = {"task_name": "t", "labels": {**SPEC["labels"], "b": {**SPEC["labels"]["a"], "counter_labels": counters}}}
     notes: list[Any] = []
     with pytest.raises(dino.ModelError, match=r"127.0.0.1:9/v1: no answer in 3 attempts"):
         dino.generate(
-            SPEC, inputs=INPUTS, engine="openai", model="m", base_url="http://127.0.0.1:9/v1", progress=notes.append
+            spec, inputs=INPUTS, engine="openai", model="m", base_url="http://127.0.0.1:9/v1", progress=notes.append
         )
     assert sum("no answer yet, trying again" in note for note in notes if isinstance(note, str)) == 1
 

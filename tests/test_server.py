@@ -338,7 +338,7 @@ def test_a_server_that_echoes_scores_texts() -> None:
     silent = MadeUp()
     silent.echo = lambda body: {"choices": [{"text": "x", "logprobs": None}]}  # type: ignore[method-assign]
     with made_up(silent) as address, pytest.raises(OptionError, match="echoes no log-probabilities"):
-        Server("model", address, print).score([("prompt", "text")])
+        Server("model", address, print).check_scores()
 
 
 def test_a_server_tells_margins_of_its_own_texts(inputs: Path, tmp_path: Path) -> None:

@@ -275,8 +275,7 @@ class Server:
         A text to which the server gives no finite probability, or no answer, has the log-probability minus infinity.
 
         Raises:
-            OptionError: the server returns no log-probabilities.
-            ModelError: it answers nothing any more.
+            ModelError: the server answers nothing any more.
         """
         scores = in_threads(lambda pair: self._score_or_none(pair[0], pair[1] + stop), pairs, self.concurrency)
         return [score for _, score in sorted(scores)]
@@ -300,14 +299,10 @@ class Server:
         except NoAnswerError as error:
             raise error.named from error
         except (RequestRefusedError, MalformedTextError) as error:
-            raise self._no_scores(str(error)) from error
-
-    def _no_scores(self, reason: str = "") -> OptionError:
-        said = f" ({reason})" if reason else ""
-        return OptionError(
-            f"{self.base_url}: echoes no log-probabilities, so it scores no texts{said}",
-            "give {scorer=MODEL}, a model that runs here",
-        )
+            raise OptionError(
+                f"{self.base_url}: echoes no log-probabilities, so it scores no texts ({error})",
+                "give {scorer=MODEL}, a model that runs here",
+            ) from error
 
     def _score(self, prompt: str, text: str, tries: int | None) -> Scored:
         body = {"prompt": prompt + text, "max_tokens": 1, "echo": True, "logprobs": 1}
@@ -315,7 +310,7 @@ class Server:
         check_text(answer)
         starts, values = answer.token_starts, answer.token_logprobs
         if not starts or len(starts) != len(values) or starts[0] != 0 or not answer.text.startswith(prompt):
-            raise self._no_scores()
+            raise MalformedTextError("no echo with log-probabilities")
         length = len(prompt + text)
         of_text: list[float] = []
         for start, end, value in zip(starts, [*starts[1:], length], values, strict=True):
@@ -323,12 +318,19 @@ class Server:
             if end > len(prompt) and start < length and value is not None:
                 of_text.append(value)
         if not of_text:
-            raise self._no_scores()
+            raise MalformedTextError("no log-probabilities of the text")
         return Scored(sum(of_text) / len(of_text), len(of_text))
 
     def has_plugin(self) -> bool:
-        """Return whether the server has the plug-in that debiases, see `server_debias.has_plugin`."""
-        return has_plugin(self.client)
+        """Return whether the server has the plug-in that debiases, see `server_debias.has_plugin`.
+
+        Raises:
+            ModelError: it does not answer.
+        """
+        try:
+            return has_plugin(self.client)
+        except NoAnswerError as error:
+            raise error.named from error
 
     def _count_debiasing(self, further: ServerDebiasing) -> None:
         with self.client.lock:

@@ -190,7 +190,7 @@ class RejectionWriter:
         for text, answer in zip(texts, self.ask(body | {"return_token_ids": True}, tries), strict=True):
             values = answer.token_logprobs
             if answer.prompt_tokens != tuple(text) or len(values) != len(text):
-                raise self._unable()
+                raise MalformedTextError("echoes other tokens than it was given")
             columns.append(values[len(text) - last :])
             if not all(value is not None and math.isfinite(value) for value in columns[-1]):
                 raise MalformedTextError("lacks the log-probability of a token")
@@ -200,7 +200,7 @@ class RejectionWriter:
         """Return the tokens of a prompt, as the server reads it."""
         answer = self.ask({"prompt": prompt, "max_tokens": 1, "return_token_ids": True}, tries)[0]
         if not answer.prompt_tokens:
-            raise self._unable()
+            raise MalformedTextError("does not report a prompt's tokens")
         return answer.prompt_tokens
 
     def _check(self, prompt: str) -> None:
