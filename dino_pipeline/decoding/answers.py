@@ -16,15 +16,15 @@ STOP_FIELDS = ("stop_reason", "matched_stop")
 LONGEST_TOKEN = 256
 """Characters that a token has at most, as far as a text's length is believed."""
 MOST_TOKENS = 2**53
-"""A count beyond this is no count."""
+"""Larger counts are ignored."""
 
 
 class SenselessAnswerError(Exception):
-    """An answer is no completion: it is cut or malformed, or reports an error. Another try may help."""
+    """An answer is cut or malformed, or reports an error. Another try may help."""
 
 
 class MalformedTextError(Exception):
-    """A server answered a prompt with something that is no text, and would in any other try."""
+    """The text of an answer cannot be used, and another try would bring the same."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def parse_answers(content: bytes, body: Mapping[str, object]) -> tuple[list[Serv
         body: the request that it answers.
 
     Raises:
-        SenselessAnswerError: it is no JSON, or not a completion of each prompt.
+        SenselessAnswerError: it is not JSON, or not one completion for each prompt.
     """
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError) as error:
         begins = content[:60].decode(errors="replace").strip()
-        raise SenselessAnswerError(f"its answers are no JSON, but begin {begins!r}") from error
+        raise SenselessAnswerError(f"its answers are not JSON; they begin {begins!r}") from error
     if not isinstance(answer, dict):
         raise SenselessAnswerError("its answers are not completions")
     choices = answer.get("choices")
@@ -144,7 +144,7 @@ def _parsed(choice: Mapping[str, Any], length: int, most_tokens: int) -> ServerA
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a text can be stored. JSON can write halves of surrogate pairs, which are no characters."""
+    """Return whether a text is valid Unicode. JSON can hold one half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -331,7 +331,7 @@ class Generator:
         """Return a prompt as the model reads it.
 
         Raises:
-            OptionError: it is no string.
+            OptionError: it is not a string.
         """
         if not isinstance(prompt, str):
             raise OptionError("must be a string", option="prompt", value=short(prompt))

@@ -15,8 +15,8 @@ from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerDebiasing, ServerUsage
 
 Finish = Literal["stop", "newline", "length", "refused", "malformed", "unanswered"]
-"""Why a text ended: the stop string, a newline, the longest length; or a server that refused the prompt, answered it
-with something that is no text, or did not answer it while it answered others."""
+"""Why a text ended: at the stop string, at a newline, at the longest length. Or why a server wrote none: it refused the
+prompt, its answer cannot be used, or it did not answer this prompt but did answer others."""
 
 
 @dataclass(frozen=True)

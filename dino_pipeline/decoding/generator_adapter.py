@@ -51,7 +51,7 @@ def with_adapter(load: Callable[[], Any], model: ModelRef) -> Any:
             del adapted  # merging has changed its weights
             adapted = _adapted(load(), adapter)
         if not _is_close(_probe(adapted.get_base_model()), expected):
-            raise ValueError("works in peft alone, as it is no change of layers")
+            raise ValueError("works only inside peft, because it does not change layers")
         return adapted.get_base_model()
     except (DinoError, torch.OutOfMemoryError):
         raise

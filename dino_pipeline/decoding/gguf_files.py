@@ -20,6 +20,8 @@ SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?
 """Types of values, by their number in the format, as `struct` reads them."""
 STRING = 8
 PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
+LONGEST_HEADER = 2**27
+"""Bytes in which keys and names of tensors are looked for. The weights behind them can be many gigabytes."""
 ONE_FILE = "give the model as one GGUF file, or as safetensors"
 
 
@@ -62,7 +64,7 @@ class GgufMetadata:
             if not self.file.stat().st_size:
                 return None
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                at = content.find(name)
+                at = content.find(name, 0, LONGEST_HEADER)
                 try:
                     return None if at < 0 else read(content, at + len(name))
                 except struct.error:  # the file is cut
@@ -120,7 +122,7 @@ def scale_frequencies(model: PreTrainedModel, file: Path) -> None:
 
 
 def forget_format(model: PreTrainedModel, name: str) -> None:
-    """Let a model whose weights were brought back to full precision pass for any other, under the file's name."""
+    """Remove what marks a model as quantised, because its weights are not any more, and name it after its file."""
     model.config.name_or_path = name
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -129,7 +131,7 @@ def forget_format(model: PreTrainedModel, name: str) -> None:
 
 @contextmanager
 def quiet_reading() -> Iterator[None]:
-    """Hide the progress bar with which `transformers` reads GGUF files, which it shows whatever it is told."""
+    """Hide the progress bar of `transformers` for GGUF files. Its switch for progress bars leaves this one on."""
     shown = modeling_gguf_pytorch_utils.tqdm
     modeling_gguf_pytorch_utils.tqdm = partial(shown, disable=True)
     try:

@@ -224,7 +224,7 @@ def _gguf_file(model: ModelRef) -> Path:
     """Return the path of a model's GGUF file, fetched from the Hub if it is there.
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: the file does not exist.
     """
     name = model_path(model.name, "generator")
     check_files(name)

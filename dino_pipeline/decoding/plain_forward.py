@@ -70,7 +70,7 @@ class _State:
                 self.module._buffers[name].copy_(value)  # type: ignore[union-attr]
         own = self.module.__dict__
         for added in own.keys() - self.attributes.keys() - set(self.REGISTERS):
-            if not callable(own[added]):  # a hook or a faster forward is no state
+            if not callable(own[added]):  # hooks and replaced forwards stay
                 del own[added]
         own.update(self.attributes)
 

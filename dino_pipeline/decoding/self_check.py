@@ -34,7 +34,7 @@ def model_name(model: PreTrainedModel) -> str:
 
 
 def not_finite(model: PreTrainedModel) -> ModelError:
-    """Return the error for a model whose logits are not numbers."""
+    """Return the error for a model whose logits are not finite."""
     problem = f"{model_name(model)}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}"
     return ModelError(problem, "give another {dtype}, or intact weights")
 
@@ -56,7 +56,7 @@ class CachedLength:
         model: a causal language model. A warning is logged if it, or a length, cannot run in cached rows.
 
     Raises:
-        ModelError: its predictions depend on later tokens, or are no numbers.
+        ModelError: its predictions depend on later tokens, or its logits are not finite.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -230,7 +230,7 @@ def sees_ahead(model: PreTrainedModel) -> bool:
     """Return whether predictions depend on later tokens. `AutoModelForCausalLM` loads encoders without a warning.
 
     Raises:
-        ModelError: they are no numbers.
+        ModelError: its logits are not finite.
     """
     text = random_text(model, 8, torch.Generator().manual_seed(0))
     plain = PlainForward(model)

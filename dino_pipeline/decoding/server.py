@@ -40,7 +40,7 @@ from dino_pipeline.stage_records import (
 MOST_FAILURES = 32
 """Texts in a row, and at least twice as many as are asked for at the same time, whose failure ends a run."""
 RECEIVED: tuple[Finish, ...] = ("stop", "newline", "length")
-"""Ends of texts that are kept until a shard holds them. What is no text costs nothing to ask for again."""
+"""Texts with these ends are kept until a shard holds them. For all others the server wrote nothing."""
 NOT_SCORED = Scored(-math.inf, 0)
 """Stands for a text that the server does not score."""
 Result = TypeVar("Result")

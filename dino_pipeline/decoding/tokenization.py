@@ -38,7 +38,7 @@ UNFINISHED_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG"
 PLACEHOLDER = re.compile(
     r"<\|.*\|>|[<\[]\W*(unused|reserved|extra_id|extra_token|placeholder|dummy)\w*\W*[>\]]", re.IGNORECASE
 )
-"""An added token that is no text, even if its tokenizer does not call it special."""
+"""Matches added tokens that stand for nothing, even if the tokenizer does not mark them as special."""
 
 
 def render_chat(
@@ -115,7 +115,7 @@ def template_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _markup(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the added tokens that are no text: special ones, with a role or without, and placeholders."""
+    """Return the added tokens that are never written: special ones, with a role or without, and placeholders."""
     markup = {}
     for number, token in tokenizer.added_tokens_decoder.items():
         if token.special or PLACEHOLDER.fullmatch(str(token)):
