@@ -18,9 +18,9 @@ import click
 import psutil
 import torch
 
+from dino_pipeline.input_texts import distinct
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
-from dino_pipeline.readers import distinct
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateSettings

@@ -26,10 +26,10 @@ from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.decoding.loading import load_decoder
 from dino_pipeline.generation.generate_stage import write_texts
 from dino_pipeline.generation.shard_writer import EngineWriter
+from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.models import ModelRef
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Console, table
-from dino_pipeline.readers import InputFile
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
 
@@ -38,7 +38,7 @@ WARM_UP = 20
 """Inputs written before the clock starts."""
 
 
-def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int:
+def write(run: Run, decoder: Decoder, inputs: InputTexts, num_inputs: int) -> int:
     """Write the texts of so many inputs; return how many were kept."""
     spec, writer = load_spec(SPEC), EngineWriter(decoder)
     settings = settings_of(spec, samples=SAMPLES, num_inputs=num_inputs)
@@ -49,7 +49,7 @@ def write(run: Run, decoder: Decoder, inputs: InputFile, num_inputs: int) -> int
 def measure_here(folder: Path, num_inputs: int) -> dict[str, float]:
     """Return seconds, kept pairs and bytes of memory of one size."""
     decoder = load_decoder(ModelRef(name="pocket", dtype="float32"), device="cpu")
-    inputs = InputFile(folder / "inputs.txt", "text")
+    inputs = InputTexts(folder / "inputs.txt", "text")
     write(Run(folder / f"warm-up-{num_inputs}"), decoder, inputs, WARM_UP)
     memory = Memory()
     memory.start()

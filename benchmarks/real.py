@@ -25,11 +25,14 @@ import click
 import dino_pipeline as dino
 from benchmarks.common import distinct_sentences, timed
 from dino_pipeline import pocket
+from dino_pipeline.delimited_files import read_tab_separated
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP
 from dino_pipeline.files import digest_files, write_bytes, write_json
+from dino_pipeline.input_texts import distinct
+from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.models import load_encoder
-from dino_pipeline.readers import distinct, read_json_lines, read_lines, read_tab_separated
+from dino_pipeline.text_files import read_lines
 from dino_pipeline.training.objectives import get_objective
 from dino_pipeline.training.whitening import weigh, whiten
 

@@ -1,13 +1,14 @@
-"""`Example`, the record that all stages share: its JSONL files, and what Python users hand in and get back."""
+"""`Example`, the record that all stages share: its JSONL files, and what Python users get back."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import jsonlines
 import msgspec
@@ -61,6 +62,15 @@ FIELDS = tuple(field.name for field in fields(Example))
 """Names of the record's fields, in the order in which files hold them."""
 PROVENANCE = FIELDS[3:]
 """The fields that only generation knows: logprob, margin, input, sample."""
+COLUMN_NAMES = {
+    "text_a": (
+        *("text_a", "sentence1", "premise", "anchor", "query", "question"),
+        *("text", "sentence", "document", "content"),
+    ),
+    "text_b": ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code"),
+    "label": ("label", "score", "similarity_score", "class"),
+}
+"""Names under which other people's data holds a field; the first that is there counts."""
 REASONS = ("reason", "evidence")
 """The fields that a dropped example has in addition."""
 
@@ -131,7 +141,8 @@ def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example
 
 def _is_valid(example: Example, numeric_labels: bool) -> bool:
     """Return whether a decoded example is what `_parse_carefully` would make of its line."""
-    valid_label = example.label is None or type(example.label) is (float if numeric_labels else str)
+    label = example.label
+    valid_label = label is None or (type(label) is (float if numeric_labels else str) and label != "")
     return valid_label and abs(example.input or 0) < _INT64 and abs(example.sample or 0) < _INT64
 
 
@@ -147,6 +158,20 @@ def _parse_carefully(line: bytes, where: str, numeric_labels: bool) -> Example:
         raise DataError(f"{where}: not JSON ({cause}); is the line cut off?") from error
     if not isinstance(row, dict):
         raise DataError(f'{where}: must be a JSON object such as {{"text_a": ...}} (it is {short(row)})')
+    return example_of(row, where, numeric_labels)
+
+
+def example_of(row: Mapping[str, object], where: str, numeric_labels: bool) -> Example:
+    """Return the example that a row holds; fields other than the record's are ignored.
+
+    Args:
+        row: values by the record's fields.
+        where: file and line for error messages.
+        numeric_labels: turn labels that spell a number into numbers.
+
+    Raises:
+        DataError: a field holds a wrong value.
+    """
     return Example(
         text_a=_text(row, "text_a", where, required=True) or "",
         text_b=_text(row, "text_b", where),
@@ -158,7 +183,7 @@ def _parse_carefully(line: bytes, where: str, numeric_labels: bool) -> Example:
     )
 
 
-def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -> str | None:
+def _text(row: Mapping[str, object], field: str, where: str, required: bool = False) -> str | None:
     value = row.get(field)
     if isinstance(value, str):
         if has_lone_surrogate(value):
@@ -171,23 +196,33 @@ def _text(row: dict[str, Any], field: str, where: str, required: bool = False) -
     raise DataError(f'{where}: "{field}" must be a string (it is {short(value)})')
 
 
-def _label(value: Any, where: str, numeric: bool) -> float | str | None:
-    if value is None:
+def _label(value: object, where: str, numeric: bool) -> float | str | None:
+    """Return a label: a number if it may be one and spells one, else a name; None for an empty one.
+
+    As a name, a number is written without a fraction of zero, and a truth value as in JSON.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, str) and not (numeric and as_number(value) is not None):
+    if isinstance(value, bool):
+        return str(value).lower()
+    number = as_number(value) if isinstance(value, str) else value
+    if isinstance(value, str) and (number is None or not numeric):
         return value
-    if not _is_finite(as_number(value) if isinstance(value, str) else value):
+    if not _is_finite(number):
         raise DataError(f'{where}: "label" must be a finite number or a name (it is {short(value)})')
-    return float(value) if numeric else str(value)
+    assert isinstance(number, int | float)
+    if numeric:
+        return float(number)
+    return str(int(number)) if number == int(number) else repr(number)
 
 
-def _number(row: dict[str, Any], field: str, where: str) -> float | None:
+def _number(row: Mapping[str, object], field: str, where: str) -> float | None:
     value = row.get(field)
     if value is None:
         return None
     if not _is_finite(value):
         raise DataError(f'{where}: "{field}" must be a finite number (it is {short(value)})')
-    return float(value)
+    return float(value)  # type: ignore[arg-type]
 
 
 def _is_finite(value: object) -> bool:
@@ -200,11 +235,25 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def _index(row: dict[str, Any], field: str, where: str) -> int | None:
+def _index(row: Mapping[str, object], field: str, where: str) -> int | None:
+    """Return a whole number. In a table where some are missing, pandas makes floats of them."""
     value = row.get(field)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64):
         return value
     raise DataError(f'{where}: "{field}" must be a whole number of 64 bits (it is {short(value)})')
+
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def canonical_line(example: Example) -> bytes:
+    """Return the JSON of an example as `write_examples` writes it, without the line end.
+
+    It is the same however the line was written from which the example was read.
+    """
+    return _ENCODE({name: getattr(example, name) for name in FIELDS}).encode()
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> str:
@@ -219,123 +268,6 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> str:
 
 def dropped_row(dropped: Dropped) -> dict[str, object]:
     return {**asdict(dropped.example), "reason": dropped.reason}
-
-
-TEXT_A_NAMES = (
-    "text_a", "sentence1", "premise", "anchor", "query", "question", "text", "sentence", "document", "content",
-)  # fmt: skip
-TEXT_B_NAMES = ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code")
-LABEL_NAMES = ("label", "score", "similarity_score", "class")
-COLUMN_NAMES = {"text_a": TEXT_A_NAMES, "text_b": TEXT_B_NAMES, "label": LABEL_NAMES}
-"""Names under which other people's data holds a field; the first that is there counts."""
-
-
-def as_examples(source: Iterable[Any]) -> list[Example]:
-    """Return the examples in data that a Python user hands in.
-
-    Args:
-        source: a list of `Example`, of dicts with the record's fields, of ``(text_a, text_b, label)`` or
-            ``(text_a, text_b)`` tuples, or of single texts; a `datasets.Dataset`; a pandas frame. Of a
-            `datasets.DatasetDict`, the split ``train`` is taken.
-
-    Returns:
-        The examples. A label that is a whole number stays an int, because as the name of a class it is ``1``, not
-        ``1.0``.
-
-    Raises:
-        DataError: an item is none of these, or holds a wrong value; the message names its position.
-    """
-    if isinstance(source, str):
-        raise DataError(f"{short(source)}: is one text", "give a list of texts or examples")
-    if isinstance(source, Mapping):
-        if "train" not in source:
-            names = ", ".join(map(str, source)) or "none"
-            raise DataError(f"a dict of {names}: is not a list of examples", "give a list, a dataset or a frame")
-        source = source["train"]  # a split of a datasets.DatasetDict
-    if not isinstance(source, Iterable):
-        raise DataError(f"{short(source)}: holds no examples", "give a list of examples, a dataset or a frame")
-    return [_example(item, number) for number, item in enumerate(_items(source))]
-
-
-def _items(source: Iterable[Any]) -> Iterator[Any]:
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
-        yield from source.to_dict(orient="records")
-    elif hasattr(source, "features") and hasattr(source, "column_names"):  # a datasets.Dataset
-        yield from _with_class_names(source)
-    else:
-        yield from source
-
-
-def _with_class_names(dataset: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dataset with names for class numbers. Rows without a class (None or -1) are left out."""
-    classes = {name: feature for name, feature in dataset.features.items() if hasattr(feature, "int2str")}
-    label = next((name for name in LABEL_NAMES if name in dataset.column_names), None)
-    for row in dataset:
-        if label in classes:
-            if row[label] is None or row[label] < 0:
-                continue
-            row[label] = classes[label].int2str(row[label])
-        yield row
-
-
-def _example(item: Any, number: int) -> Example:
-    where = f"example {number}"
-    if isinstance(item, Mapping):
-        item = Example(**_known_fields(item, where))
-    elif isinstance(item, str):
-        item = Example(item)
-    elif isinstance(item, tuple | list) and 1 <= len(item) <= 3:
-        item = Example(*item)
-    elif not isinstance(item, Example):
-        remedy = "give an Example, a dict with text_a, a tuple (text_a, text_b, label), or a text"
-        raise DataError(f"{where}: is {short(item)}", remedy)
-    return _checked(item, where)
-
-
-def _known_fields(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = {name: item[name] for name in FIELDS if name in item}
-    for field, names in COLUMN_NAMES.items():
-        if column := next((name for name in names if name in item), None):
-            known[field] = item[column]
-    if "text_a" not in known:
-        raise DataError(f"{where}: text_a is missing (the fields are {', '.join(map(str, item)) or 'none'})")
-    return {name: None if _is_missing(value) else value for name, value in known.items()}
-
-
-def _is_missing(value: Any) -> bool:
-    """Return whether a value is what a frame holds where there is none: NaN, or pandas' NA or NaT."""
-    value = _plain(value)
-    return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))
-
-
-def _plain(value: Any) -> Any:
-    """Return a scalar of numpy as a value of Python, anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
-
-
-def _checked(example: Example, where: str) -> Example:
-    """Return an example with plain values.
-
-    Raises:
-        DataError: a field holds a wrong value.
-    """
-    values = {name: _plain(getattr(example, name)) for name in FIELDS}
-    for name in ("text_a", "text_b"):
-        if not (isinstance(values[name], str) or (values[name] is None and name == "text_b")):
-            raise DataError(f"{where}: {name} must be a string (it is {short(values[name])})")
-    label = values["label"]
-    if not (label is None or isinstance(label, str) or _is_finite(label)):
-        raise DataError(f"{where}: label must be a finite number or a name (it is {short(label)})")
-    for name in ("logprob", "margin"):
-        if values[name] is not None and not _is_finite(values[name]):
-            raise DataError(f"{where}: {name} must be a finite number (it is {short(values[name])})")
-    for name in ("input", "sample"):
-        if values[name] is None:
-            continue
-        if not _is_finite(values[name]) or values[name] != int(values[name]):
-            raise DataError(f"{where}: {name} must be a whole number (it is {short(values[name])})")
-        values[name] = int(values[name])  # pandas makes floats of a column in which some are missing
-    return Example(**values)
 
 
 SHOWN = 5

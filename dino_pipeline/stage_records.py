@@ -12,6 +12,7 @@ from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import Debiasing, EngineName, ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
+from dino_pipeline.rows import RowsRead
 
 Status = Literal["running", "clearing", "done"]
 """``clearing``: the stage starts over, and what an earlier call left is being deleted."""
@@ -40,6 +41,8 @@ class StageRecord(Record):
     """What the stage reads, as digests joined by ``+``. If that changes, the stage starts over."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Options that only change speed. They are never compared."""
+    rows_read: tuple[RowsRead, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """What was read of the user's data."""
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
     ended: str | None = None
@@ -223,6 +226,11 @@ class FilterInputs(Record):
     """Digest of the source of the user's own rules."""
     semantic_fingerprint: str | None = None
     """Fingerprint of the encoder that finds inputs of the same meaning."""
+
+    @property
+    def label_type(self) -> Literal["score", "class"]:
+        """Return what the labels are."""
+        return "score" if self.numeric_labels else "class"
 
 
 LabelCounts = tuple[tuple[Label, int], ...]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dino_pipeline import readers
 from dino_pipeline.examples import write_examples
+from dino_pipeline.filtering import file_pieces
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FilterRecord
 from tests.commands import ENVIRONMENT, command, files, invoke, refused
@@ -90,7 +90,7 @@ def test_a_filter_there_keeps_the_same_rows(tmp_path: Path, nodes: Any, monkeypa
     near = [replace(each, text_a=each.text_a[:-2] + "x.", text_b=words.sentence()) for each in pairs[3::40]]
     write_examples(tmp_path / "data.jsonl", [*pairs, *copies, *mirrored, *near])
     for name, where in (("here", ["--workers", "1"]), ("there", ["--ray", nodes.address])):
-        monkeypatch.setattr(readers, "PIECE", 2**15)
+        monkeypatch.setattr(file_pieces, "PIECE", 2**15)
         invoke("filter", tmp_path / "data.jsonl", "--run", tmp_path / name, "--pii", "drop", *where)
     here, there = Run(tmp_path / "here"), Run(tmp_path / "there")
     assert outputs(there) == outputs(here)

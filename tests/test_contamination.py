@@ -9,12 +9,14 @@ import pytest
 
 from dino_pipeline import pocket
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import Example
+from dino_pipeline.examples import FIELDS, Example
 from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filtering import contamination as contamination_module
 from dino_pipeline.filtering.contamination import ContaminationFilter, exclusion_files, texts_of
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
 from dino_pipeline.filtering.filter import open_runtime
 from dino_pipeline.progress import SilentReporter
+from dino_pipeline.rows import ListRows, Table
 from dino_pipeline.run import Run
 from tests.pairs import Words, dropped, filtered
 
@@ -71,9 +73,9 @@ NESTED = '{"s1": "one", "more": ["two", {"x": "three"}], "score": 1}\n\n{"s1": "
     ("name", "content", "texts"),
     [
         ("a.jsonl", NESTED, [(1, "one"), (1, "two"), (1, "three"), (3, "four")]),
-        ("b.txt", "one\ttwo\n", [(1, "one\ttwo\n")]),
+        ("b.txt", "one\ttwo\n", [(1, "one"), (1, "two")]),
         ("b.csv", '"one, and more",two\n', [(1, "one, and more"), (1, "two")]),
-        ("c.json", '[\n {"s1": "one"}\n]\n', [(1, "one")]),
+        ("c.json", '[\n {"s1": "one"}\n]\n', [(2, "one")]),
         ("empty.txt", "\n", "empty.txt: holds no text to keep out"),
         ("c.jsonl", '{"s1": "one"}\nnonsense\n', "c.jsonl, line 2: not JSON"),
     ],
@@ -88,17 +90,15 @@ def test_files_of_every_kind(tmp_path: Path, name: str, content: str, texts: lis
 
 
 def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     asked: list[Any] = []
 
-    def load(name: str, config: str | None, split: str, revision: str | None) -> list[dict[str, str]]:
+    def load(name: str, split: str) -> list[Table]:
         asked.append((name, split))
         if "sts12" in name:
             raise ConnectionError("no route")
-        return [{"sentence1": "Gold one.", "sentence2": LEAKED}]
+        return [ListRows([{"sentence1": "Gold one.", "sentence2": LEAKED}], FIELDS)]
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(contamination_module, "open_tables", load)
     gold, file = exclusion_files(["pocket", "stsb"], tmp_path)
     assert gold == str(pocket.GOLD_TEST)
     assert [text for _, text in texts_of(Path(file))] == ["Gold one.", LEAKED]

@@ -29,7 +29,7 @@ def test_plain_text_has_a_text_a_line(tmp_path: Path) -> None:
     ("example", "content"),
     [
         (Example("a"), "texts"),
-        (Example("a", None, 1.0), "texts"),
+        (Example("a", None, 1.0), "classified texts"),
         (Example("a", "b"), "pairs"),
         (Example("a", "b", "x"), "classified pairs"),
         (Example("a", "b", 1.0), "scored pairs"),
@@ -43,10 +43,10 @@ def test_what_a_file_holds_is_seen_from_its_examples(tmp_path: Path, example: Ex
 def test_numbers_are_classes_when_a_user_says_so(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text_a": "x", "text_b": "y", "label": "1"}\n')
     assert read(tmp_path / "d.jsonl").content == "scored pairs"
-    assert read(tmp_path / "d.jsonl", classes=True).examples[0].label == "1"
+    assert read(tmp_path / "d.jsonl", label_type="class").examples[0].label == "1"
     (tmp_path / "d.csv").write_text("sentence1,sentence2,label\na,b,1\n")
     assert read(tmp_path / "d.csv").examples == [Example("a", "b", 1.0)]
-    assert read(tmp_path / "d.csv", classes=True).examples == [Example("a", "b", "1")]
+    assert read(tmp_path / "d.csv", label_type="class").examples == [Example("a", "b", "1")]
 
 
 def test_a_folder_as_on_the_hub_is_read_by_its_columns(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_folder_as_on_the_hub_is_read_by_its_columns(tmp_path: Path) -> None:
 
 def test_columns_are_named_where_their_names_do_not_say(tmp_path: Path) -> None:
     Dataset.from_dict({"docstring": ["adds"], "body": ["a + b"]}).to_parquet(tmp_path / "c.parquet")
-    with pytest.raises(DataError, match=r"none of its columns docstring, body is known to hold texts; .*text_a=NAME"):
+    with pytest.raises(DataError, match=r"row 1: text_a is missing \(the columns are docstring, body\); .*text_a=NAME"):
         read(tmp_path / "c.parquet")
     found = read(tmp_path / "c.parquet", columns={"text_a": "docstring", "text_b": "body"})
     assert found.examples == [Example("adds", "a + b")]
@@ -74,7 +74,7 @@ def test_columns_are_named_where_their_names_do_not_say(tmp_path: Path) -> None:
         read(tmp_path / "c.parquet", columns={"text_a": "docstring", "text_b": "code"})
     (tmp_path / "c.jsonl").write_text('{"abstract": "One.", "year": 3}\n')
     assert read(tmp_path / "c.jsonl", columns={"text_a": "abstract"}).examples == [Example("One.")]
-    with pytest.raises(DataError, match="texts must be strings"):
+    with pytest.raises(DataError, match=r"line 1: \"text_a\" must be a string \(it is 3\)"):
         read(tmp_path / "c.jsonl", columns={"text_a": "year"})
 
 
@@ -86,8 +86,8 @@ def test_what_is_not_there_is_named(here: Path) -> None:
 
 
 def test_kinds_are_not_mixed() -> None:
-    with pytest.raises(DataError, match="example 1 belongs to texts, example 3 to scored pairs"):
-        _ = Corpus("c", [Example("a"), Example("b"), Example("c", "d", 1.0)]).content
+    with pytest.raises(DataError, match="example 2: belongs to classified pairs, example 0 to texts"):
+        _ = Source("c", memory=[Example("a"), Example("b"), Example("c", "d", 1.0)]).corpus
 
 
 def test_what_is_held_out_shares_no_first_text_and_does_not_depend_on_order() -> None:

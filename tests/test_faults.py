@@ -24,11 +24,12 @@ import pytest
 from click.testing import Result
 
 from dino_pipeline import files as file_writers
-from dino_pipeline import model_files, processes, readers
+from dino_pipeline import model_files, processes
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.evaluation.suites import sts
 from dino_pipeline.evaluation.suites.sts import hub_folder
 from dino_pipeline.files import Checksums
+from dino_pipeline.filtering import file_pieces
 from dino_pipeline.generation import plan, shard_writer
 from dino_pipeline.generation.shard_writer import EngineWriter, TextWriter
 from dino_pipeline.model_files import model_fingerprint
@@ -427,7 +428,7 @@ def test_a_worker_process_that_dies_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "killer.py").write_text("import os\n\n\ndef die(example):\n    os.kill(os.getpid(), 9)\n")
     row = '{"text_a": "a dog runs", "text_b": "it barks", "label": 1}\n'
     (tmp_path / "data.jsonl").write_text(row * 99)
-    monkeypatch.setattr(readers, "PIECE", 1000)
+    monkeypatch.setattr(file_pieces, "PIECE", 1000)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     said = refused("filter", "data.jsonl", "--run", "run", "--rule", "killer:die", "--workers", "2")

@@ -14,10 +14,11 @@ import pytest
 
 import dino_pipeline as dino
 from dino_pipeline.errors import DataError, RunError
-from dino_pipeline.examples import FIELDS, Example, ExampleList, as_examples, read_examples, write_examples
+from dino_pipeline.examples import FIELDS, Example, ExampleList, read_examples, write_examples
 from dino_pipeline.files import write_json_lines
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generation.generate import GeneratedTexts
+from dino_pipeline.readers import list_reader
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import LabelTotals
@@ -201,19 +202,19 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
             for source in (tmp_path / "pairs.jsonl", pairs, pandas.DataFrame(pairs, columns=COLUMNS))
         )
         assert others == [from_file, from_file]
-    memory = Source("texts", classes=True, memory=pairs)
+    memory = Source("texts", label_type="class", memory=pairs)
     assert {each.label for each in memory.corpus.examples} == {"0", "1"}
 
 
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (("x", "y", float("nan")), "example 60: label must be a finite number or a name (it is NaN)"),
-        (Example("x", "y", float("inf")), "example 60: label must be a finite number or a name (it is Infinity)"),
-        ({"text_a": "x", "text_b": "y", "label": np.float32("inf")}, "example 60: label must be a finite number"),
-        (("x", "y", 10**400), "example 60: label must be a finite number or a name"),
-        (Example("x", "y", 1.0, margin=float("nan")), "example 60: margin must be a finite number (it is NaN)"),
-        ({"text_a": "x", "text_b": "y", "label": 1.0, "input": 0.5}, "example 60: input must be a whole number"),
+        (("x", "y", float("nan")), 'example 60: "label" must be a finite number or a name (it is NaN)'),
+        (Example("x", "y", float("inf")), 'example 60: "label" must be a finite number or a name (it is Infinity)'),
+        ({"text_a": "x", "text_b": "y", "label": np.float32("inf")}, 'example 60: "label" must be a finite number'),
+        (("x", "y", 10**400), 'example 60: "label" must be a finite number or a name'),
+        (Example("x", "y", 1.0, margin=float("nan")), 'example 60: "margin" must be a finite number (it is NaN)'),
+        ({"text_a": "x", "text_b": "y", "label": 1.0, "input": 0.5}, 'example 60: "input" must be a whole number'),
         ({"text_a": "x", "text_b": "y", "label": np.nan}, "example 60: has no label"),
         (("x", None, 1.0), 'the examples: some examples have a "text_b" and some have none'),
     ],
@@ -227,7 +228,7 @@ def test_a_wrong_example_of_a_list_is_named_and_changes_nothing(tmp_path: Path, 
 def test_results_survive_pandas_and_may_be_empty(tmp_path: Path) -> None:
     examples = [Example(*pair, input=number // 2 or None, sample=0) for number, pair in enumerate(PAIRS)]
     kept = dino.filter(examples, **EXACT)
-    assert as_examples(kept.to_pandas()) == as_examples(kept.to_dataset()) == list(kept)
+    assert list(list_reader(kept.to_pandas())) == list(list_reader(kept.to_dataset())) == list(kept)
     assert type(kept[:2]) is type(kept.train) is ExampleList and list(kept[:2]) == list(kept)[:2]
     empty = ExampleList([])
     assert [*empty.to_pandas().columns] == empty.to_dataset().column_names == [*FIELDS]

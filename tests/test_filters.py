@@ -12,12 +12,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dino_pipeline import readers
 from dino_pipeline.errors import DataError, OptionError, OutputError, RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.filtering import example_table
+from dino_pipeline.filtering import example_table, file_pieces
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
 from dino_pipeline.filtering.filter import rules
 from dino_pipeline.filtering.filter_stage import available, file_source, filter_run, look, recorded_options
@@ -32,7 +31,7 @@ from tests.pairs import RAW, Words, dropped, filtered, funnel, kept, outputs, ra
 from tests.records import generate_record
 
 FINE = [Example("fine", "good", 1.0), Example("fine", "bad", 0.0)]
-FINE_KEPT = [("fine", "bad", "0.0"), ("fine", "good", "1.0")]
+FINE_KEPT = [("fine", "bad", "0"), ("fine", "good", "1")]
 
 
 def test_texts_equal_but_for_case_punctuation_and_width_are_no_pair(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_of_duplicates_one_stays_and_the_others_name_it(tmp_path: Path) -> None:
     assert list(reasons(run).values()) == ["duplicate"]
     same = [Example("a", "b", 1.0, sample=2), Example("A!", "b.", 1.0, sample=1), Example("B", "A", 1.0, sample=3)]
     run = filtered(tmp_path, same + FINE)
-    assert kept(run) == [("A!", "b.", "1.0"), *FINE_KEPT]
+    assert kept(run) == [("A!", "b.", "1"), *FINE_KEPT]
     stays = {"text_a": "A!", "text_b": "b.", "label": 1.0, "input": None, "sample": 1}
     assert [(row["reason"], row["duplicate_of"]) for row in dropped(run)] == [("duplicate", stays)] * 2
 
@@ -85,18 +84,18 @@ def test_balance_caps_every_label_at_the_smallest(tmp_path: Path) -> None:
         for n in range(count)
     ]
     run = filtered(tmp_path / "one", many, raw(balance=True))
-    assert Counter(label for *_, label in kept(run)) == {"1.0": 4, "0.5": 4, "0.0": 4}
+    assert Counter(label for *_, label in kept(run)) == {"1": 4, "0.5": 4, "0": 4}
     assert kept(filtered(tmp_path / "two", many[::-1], raw(balance=True))) == kept(run)
 
 
 def test_a_target_is_kept_to_and_what_is_missing_said(tmp_path: Path) -> None:
     many = [Example(f"a{n}", f"b{n} {label}", label) for label, count in ((1.0, 9), (0.0, 4)) for n in range(count)]
     run = filtered(tmp_path, many, raw(target_per_label=6))
-    assert Counter(label for *_, label in kept(run)) == {"1.0": 6, "0.0": 4}
+    assert Counter(label for *_, label in kept(run)) == {"1": 6, "0": 4}
     assert record_of(run).missing == ((0.0, 2),)
     assert record_of(run).available == ((0.0, 4), (1.0, 9))
     run = filtered(tmp_path, many, raw(target_per_label=3, balance=True))
-    assert Counter(label for *_, label in kept(run)) == {"1.0": 3, "0.0": 3}
+    assert Counter(label for *_, label in kept(run)) == {"1": 3, "0": 3}
 
 
 def test_labels_are_hard_or_smoothed_as_in_the_paper(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_labels_are_hard_or_smoothed_as_in_the_paper(tmp_path: Path) -> None:
             (examples, RAW),
         )
     )
-    assert (smoothed, hard) == (["0.9", "0.5", "0.1"], ["1.0", "0.5", "0.0"])
+    assert (smoothed, hard) == (["0.9", "0.5", "0.1"], ["1", "0.5", "0"])
     assert some == ["0.5", "0.1"], "by their scale, not by which of them are there"
 
 
@@ -137,7 +136,7 @@ def test_random_pairs_join_nothing_related(tmp_path: Path, rows: list[tuple[str,
         run = filtered(tmp_path, examples, raw(random_pairs=2, seed=seed, labels="smoothed"))
     except DataError:  # nothing is left of a label
         return
-    made = [(text_a, text_b) for text_a, text_b, label in kept(run) if label == "0.0"]
+    made = [(text_a, text_b) for text_a, text_b, label in kept(run) if label == "0"]
     pairs = {frozenset(pair) for pair in made}
     assert not pairs & {frozenset((text_a, text_b)) for text_a, text_b, _ in rows}
     assert all(len(pair) == 2 for pair in pairs), "no text with itself"
@@ -147,7 +146,7 @@ def test_random_pairs_join_nothing_related(tmp_path: Path, rows: list[tuple[str,
 
 def test_every_input_gets_its_random_pairs(tmp_path: Path) -> None:
     run = filtered(tmp_path, Words().pairs(200), raw(random_pairs=3, labels="smoothed"))
-    made = Counter(text_a for text_a, _, label in kept(run) if label == "0.0")
+    made = Counter(text_a for text_a, _, label in kept(run) if label == "0")
     assert sorted(made.values()) == [3] * 200
 
 
@@ -210,7 +209,7 @@ def test_unusable_data_is_refused_and_nothing_written(tmp_path: Path, examples: 
 
 
 def test_an_error_names_its_line_in_whatever_piece_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PIECE", 500)
+    monkeypatch.setattr(file_pieces, "PIECE", 500)
     monkeypatch.setattr(example_table, "LINES", 7)
     lines = [json.dumps({"text_a": f"text {n}", "text_b": f"other {n}", "label": n % 2}) for n in range(100)]
     lines[5] = ""
@@ -242,11 +241,11 @@ def test_the_same_bytes_for_any_order_processes_and_pieces(tmp_path: Path, monke
     options = FilterOptions(min_logprob=("5%",), dev_share=0.2)
     first = outputs(filtered(tmp_path / "one", messy(0), options))
     assert all(first)
-    monkeypatch.setattr(readers, "PIECE", 50_000)
+    monkeypatch.setattr(file_pieces, "PIECE", 50_000)
     monkeypatch.setattr(example_table, "PARALLEL_FROM", 1)
     for seed, runtime in enumerate((FilterRuntime(workers=2, memory="200MB"), FilterRuntime(workers=1)), start=1):
         assert outputs(filtered(tmp_path / f"{seed}", messy(seed), options, runtime)) == first
-        monkeypatch.setattr(readers, "PIECE", 20_000)
+        monkeypatch.setattr(file_pieces, "PIECE", 20_000)
 
 
 def test_thresholds_are_absolute_or_shares_for_all_labels_or_one(tmp_path: Path) -> None:
@@ -467,7 +466,7 @@ def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.jsonl: some labels are numbers and some are names"):
         look(Run(tmp_path / "run"), raw(), source=file_source(source))
     names = look(Run(tmp_path / "run"), raw(), source=file_source(source, False))
-    assert Funnel.of(names).counts("kept") == {"0.0": 1, "1.0": 1, "neutral": 1}
+    assert Funnel.of(names).counts("kept") == {"0": 1, "1": 1, "neutral": 1}
 
 
 def test_rules_are_described_with_their_options() -> None:
@@ -517,7 +516,7 @@ def test_random_pairs_have_the_lowest_score_of_the_scale(tmp_path: Path) -> None
     pairs = [Example(f"text {n}", f"other {n}", label) for n, label in enumerate([-1.0, 0.0, 1.0] * 9)]
     run = filtered(tmp_path, pairs, raw(random_pairs=1))
     assert funnel(run)["+ random pairs"] == {-1.0: 27}
-    assert Counter(label for *_, label in kept(run)) == {"-1.0": 36, "0.0": 9, "1.0": 9}
+    assert Counter(label for *_, label in kept(run)) == {"-1": 36, "0": 9, "1": 9}
 
 
 def test_neither_the_source_nor_a_strangers_files_are_overwritten(tmp_path: Path) -> None:

@@ -315,12 +315,20 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     ("kind", "rows", "said"),
     [
         (Probe, [Example("a", None, "x"), Example("b", None, "x")], "all texts have the same class"),
-        (Probe, [Example("a", None, "x"), Example("b")], "example 2 has no class"),
-        (Probe, [Example("a", None, "x"), Example("b", "c", "y")], "examples 1 and 2 are a text and a pair"),
+        (Probe, [Example("a", None, "x"), Example("b")], "line 2: belongs to texts, .* to classified texts"),
+        (
+            Probe,
+            [Example("a", None, "x"), Example("b", "c", "y")],
+            "line 2: belongs to classified pairs, .* to classified texts",
+        ),
         (ScoredPairs, [Example("a", None, 1.0)], "example 1 is not a scored pair"),
-        (ScoredPairs, [Example("a", "b", 1.0), Example("a", "b", "x")], "example 2 is not a scored pair"),
+        (ScoredPairs, [Example("a", "b", 1.0), Example("a", "b", "x")], 'line 2: "label" must be a number'),
         (ScoredPairs, [Example("a", "b", 1.0), Example("a", "c", 1.0)], "all pairs have the same label"),
-        (ScoredPairs, [Example("a", "b", 1.0), Example("a", "c")], "example 2 is not a scored pair"),
+        (
+            ScoredPairs,
+            [Example("a", "b", 1.0), Example("a", "c")],
+            "line 2: belongs to pairs, .* to scored pairs",
+        ),
     ],
 )
 def test_texts_without_what_a_suite_needs_are_refused(tmp_path: Path, kind: Any, rows: Any, said: str) -> None:
@@ -416,7 +424,7 @@ def test_all_documents_as_near_as_the_last_are_returned() -> None:
         ("queries.jsonl", '{"_id": "q", "text": "x"}\n' * 2, "two queries have the same _id"),
         ("queries.jsonl", '{"_id": "other", "text": "x"}\n', "query 'q' is not in queries.jsonl"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq d 1\n", "line 2: give query id, document id"),
-        ("qrels/test.tsv", "q\td\t0.5\nq\td\t1\n", "line 1: give query id, document id and a whole number"),
+        ("qrels/test.tsv", "q\td\t0.5\nq\td\t1\n", "line 1: is .*; give query id, document id and a whole number"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "holds no judgements"),
     ],
 )

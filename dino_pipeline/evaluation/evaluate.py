@@ -205,6 +205,7 @@ def score_candidates(
         models=tuple(models),
         scores=tuple(map(_score_row, scores)),
         differences=tuple(_differences(scores, [candidate.name for candidate in candidates])),
+        rows_read=tuple(chain.from_iterable(data.rows_read for data in sets)),
     )
 
 

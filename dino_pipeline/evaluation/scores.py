@@ -14,6 +14,7 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.suites.sts import MEAN, PUBLISHED, SIZES, usual_size
 from dino_pipeline.measures import RESAMPLES, measure_title
 from dino_pipeline.progress import table, table_html
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.stage_records import Record
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class ScoresFile(Record):
     scores: tuple[ScoreRow, ...]
     """Set by set, the baseline first."""
     differences: tuple[Difference, ...]
+    rows_read: tuple[RowsRead, ...] = ()
+    """What was read of the user's data."""
 
     @classmethod
     def read(cls, path: Path) -> ScoresFile:

@@ -5,7 +5,6 @@ A text is evaluation data if it is one of its texts, nearly one of them, or hold
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,15 @@ from typing import Any
 import xxhash
 
 from dino_pipeline import pocket
+from dino_pipeline.delimited_files import DelimitedFile
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import write_json_lines
+from dino_pipeline.json_files import JsonLines, JsonValues
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
-from dino_pipeline.readers import load_table, parse_json, read_lines
+from dino_pipeline.readers import ExampleReader, open_tables
+from dino_pipeline.rows import TEXT, Table
+from dino_pipeline.tables import TextLines, open_file
 from dino_pipeline.text import has_spaced_words, normalise
 
 WORDS = 13
@@ -41,7 +44,7 @@ class ContaminationFilter:
     Files are read when the first example is checked, because only the processes that check need their texts.
 
     Args:
-        files: JSONL (every string of every object), TSV (every cell) or plain text (every line).
+        files: tables of any kind, or plain text.
         threshold: least Jaccard similarity of texts that are nearly the same; see `minhash`.
     """
 
@@ -141,18 +144,14 @@ def word_hashes(normal: str) -> Iterator[int]:
 
 
 def texts_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield each text of a file with its line.
+    """Yield each text of a file with its line: every string of JSON, every cell of a table, every line.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, holds no text, or ends in .json or .jsonl and is not JSON.
+        DataError: the file cannot be read, or holds no text.
     """
-    kind = file.suffix.lower()
-    lines: Iterable[tuple[int, str]] = enumerate(read_lines(file), start=1)
-    if kind == ".json":
-        lines = [(1, "".join(line for _, line in lines))]
     empty = True
-    for number, line in lines:
-        for text in _texts_of_line(line, kind, f"{file}, line {number}"):
+    for number, value in _values(open_file(file)):
+        for text in _strings(value):
             if text.strip():
                 empty = False
                 yield number, text
@@ -160,12 +159,15 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{file}: holds no text to keep out")
 
 
-def _texts_of_line(line: str, kind: str, where: str) -> Sequence[str]:
-    if kind in {".tsv", ".csv"}:
-        return line.split("\t") if "\t" in line or kind == ".tsv" else next(csv.reader([line]), [])
-    if kind not in {".json", ".jsonl"}:
-        return [line]
-    return list(_strings(parse_json(line, where))) if line.strip() else []
+def _values(table: Table) -> Iterator[tuple[int, Any]]:
+    """Yield what each row holds. The first line of a CSV or TSV file may be texts, and a line of text a pair."""
+    if isinstance(table, JsonLines | JsonValues):
+        return table.values()
+    if isinstance(table, DelimitedFile):
+        return table.cells()
+    if isinstance(table, TextLines):
+        return ((number, row[TEXT].split("\t")) for number, row in table.rows())
+    return table.rows()
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -203,7 +205,7 @@ def exclusion_files(names: Sequence[str], folder: Path, fetch_into: Path | None 
 
 def _fetch(name: str, folder: Path) -> Path:
     try:
-        rows = load_table(HUB_SETS[name], split="test")
+        examples = list(ExampleReader(name, open_tables(HUB_SETS[name], split="test")))
     except Exception as error:  # the library raises whatever its transport raises
         cause = error.__cause__ if isinstance(error, DataError) else error
         raise OptionError(
@@ -212,5 +214,5 @@ def _fetch(name: str, folder: Path) -> Path:
             value=name,
         ) from error
     path = folder / f"{name}.jsonl"
-    write_json_lines(path, ({"sentence1": row["sentence1"], "sentence2": row["sentence2"]} for row in rows))
+    write_json_lines(path, ({"sentence1": each.text_a, "sentence2": each.text_b} for each in examples))
     return path

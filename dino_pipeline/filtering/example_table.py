@@ -12,7 +12,7 @@
 ``remaining``         the ``keys`` that are not dropped
 ====================  =================================================================================================
 
-An id is the row's place in an order that depends on the rows alone: by input, sample, and a hash of the line. Smaller
+An id is the row's place in an order that depends on the rows alone: by input, sample, and a hash of the record. Smaller
 ids are "earlier". The result is therefore the same for any order of files and any number of processes.
 """
 
@@ -32,13 +32,13 @@ import xxhash
 from pyarrow import parquet
 
 from dino_pipeline.errors import DataError, OptionError, OutputError, first_line
-from dino_pipeline.examples import Example, parse_example, parse_examples
+from dino_pipeline.examples import Example, canonical_line, parse_example, parse_examples
 from dino_pipeline.files import connect, parquet_rows, quoted
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import ContaminationFilter
+from dino_pipeline.filtering.file_pieces import FilePiece
 from dino_pipeline.filtering.text_rules import PromptParts, example_rules, is_plain, personal_data
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
-from dino_pipeline.readers import FilePiece
 from dino_pipeline.stage_records import Label
 from dino_pipeline.text import normalise
 
@@ -59,7 +59,7 @@ SCHEMA = pa.schema(
         "sample": pa.int64(),
         "hash_a": pa.uint64(),  # hashes of the texts in normal form
         "hash_b": pa.uint64(),
-        "random_rank": pa.uint64(),  # hash of the line: its place in a random order
+        "random_rank": pa.uint64(),  # hash of the record: its place in a random order
         "broken_rules": pa.int64(),  # bit i is set if the example breaks rule i
         "reason": pa.string(),  # by the first of these rules
         "personal_data": pa.string(),
@@ -124,7 +124,7 @@ class ExampleChecker:
         for contamination in self.contamination:
             contamination.prepare(examples)
         rows = []
-        for (number, line), example in zip(lines, examples, strict=True):
+        for (number, _), example in zip(lines, examples, strict=True):
             is_plain_a, hash_a = self.analyse_input(example.text_a)
             is_plain_b, hash_b = (True, None) if example.text_b is None else self._analyse(example.text_b)
             all_plain = is_plain_a and is_plain_b
@@ -144,7 +144,7 @@ class ExampleChecker:
                     example.sample,
                     hash_a,
                     hash_b,
-                    xxhash.xxh3_64_intdigest(line, self.options.seed),
+                    xxhash.xxh3_64_intdigest(canonical_line(example), self.options.seed),
                     broken_rules,
                     reason,
                     personal_data(example) if is_flagged else None,

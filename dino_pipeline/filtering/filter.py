@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import PROVENANCE, Example, ExampleList, as_examples, iter_examples, write_examples
+from dino_pipeline.examples import PROVENANCE, Example, ExampleList, iter_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
@@ -21,10 +21,11 @@ from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filt
 from dino_pipeline.filtering.losses import note_losses
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
+from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
-from dino_pipeline.readers import load_table, read_json_lines
+from dino_pipeline.readers import ExampleReader, LabelType, list_reader, open_tables
 from dino_pipeline.record import public
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
@@ -183,13 +184,11 @@ def filter(
         brought = _open_source(source, run, task, chosen.label_type)
         if brought and brought.is_final:
             chosen = FilterOptions.of({**FINAL_LABELS, **chosen.given()})
-            reporter.note(
-                "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
-            )
         stack.enter_context(run.locked())
-        texts = stack.enter_context(brought.written(run)) if isinstance(brought, ListSource) else brought
+        texts = stack.enter_context(brought.written(run)) if isinstance(brought, BroughtExamples) else brought
         if _is_generated(source) and source.run is None:
             _write_run(run, source)
+        _note_source(texts, reporter)
         runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts is None))
         if not writes:
             result = FilteredPairs(run, look(run, chosen, runtime, texts), "dry run")
@@ -199,6 +198,16 @@ def filter(
         if not chosen.ablate:
             note_losses(run, result.record, reporter)
         return result.in_memory() if is_temporary else result
+
+
+def _note_source(texts: FilterSource | None, reporter: Reporter) -> None:
+    """Tell what was read of a user's data, and that it was filtered before."""
+    if texts and texts.rows_read:
+        reporter.note(texts.rows_read.told)
+    if texts and texts.is_final:
+        reporter.note(
+            "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
+        )
 
 
 def _run_of(source: Any) -> Run | None:
@@ -215,8 +224,8 @@ def _is_generated(source: Any) -> bool:
 
 
 def _open_source(
-    source: Any, run: Run, spec: TaskSpec | None, label_type: Literal["score", "class"] | None
-) -> FilterSource | ListSource | None:
+    source: Any, run: Run, spec: TaskSpec | None, label_type: LabelType | None
+) -> FilterSource | BroughtExamples | None:
     """Return the texts that the user brings; None for the run's own texts, and for generated ones in memory.
 
     Raises:
@@ -251,58 +260,55 @@ def _write_run(run: Run, texts: Any) -> None:
 
 
 @dataclass(frozen=True)
-class ListSource:
-    """Examples in memory that a filter is to read."""
+class BroughtExamples:
+    """Examples that a user brings, in memory or in tables, before they are written to a file that a filter can read."""
 
+    reader: ExampleReader
     name: str
-    """Of the file that they are written to."""
-    examples: list[Example]
-    numeric_labels: bool
+    """What is recorded."""
+    place: str
+    """Where they are, for errors."""
     prompt: PromptParts
     is_final: bool
 
     @contextmanager
     def written(self, run: Run) -> Iterator[FilterSource]:
         """Write the examples to a file in the run's folder, which is locked, and delete it afterwards."""
-        place = "the examples" if self.name == EXAMPLES else self.name
         with run.scratch("source") as folder:
-            file = folder / f"{self.name}.jsonl"
-            write_examples(file, self._labelled())
-            yield FilterSource([file], place, file.name, self.numeric_labels, self.prompt, self.is_final, is_list=True)
-
-    def _labelled(self) -> Iterator[Example]:
-        """Yield the examples; labels that are whole numbers and scores become floats."""
-        for example in self.examples:
-            is_score = self.numeric_labels and isinstance(example.label, int)
-            yield replace(example, label=float(example.label)) if is_score else example  # type: ignore[arg-type]
+            file = folder / "source.jsonl"
+            write_examples(file, self.reader)
+            numeric, read = self.reader.numeric_labels, self.reader.rows_read
+            yield FilterSource([file], self.place, self.name, numeric, self.prompt, self.is_final, read)
 
 
-def _open_examples(source: Any, spec: TaskSpec | None, label_type: str | None) -> FilterSource | ListSource:
+def _open_examples(source: Any, spec: TaskSpec | None, label_type: LabelType | None) -> FilterSource | BroughtExamples:
     """Return the source for examples that do not come from a run."""
-    prompt = PromptParts(spec.stop, spec.fields) if spec else None
+    prompt = PromptParts(spec.stop, spec.fields) if spec else PromptParts()
     is_final = isinstance(source, FilteredPairs)
-    if isinstance(source, FilteredPairs) and prompt is None:
-        prompt = PromptParts(source.record.inputs.stop, source.record.inputs.fields)
-    numeric_labels: bool | None = None  # None: nobody says
-    if label_type is not None:
-        numeric_labels = label_type == "score"
-    elif spec:
-        numeric_labels = spec.is_scored
-    if isinstance(source, str | Path) and (path := Path(source)).exists() and not path.is_dir():
-        return file_source(path, numeric_labels is not False, prompt)
-    if isinstance(source, str | Path):
-        name, examples, is_final = _published_examples(str(source))
+    if isinstance(source, FilteredPairs):
+        inputs = source.record.inputs
+        prompt = prompt if spec else PromptParts(inputs.stop, inputs.fields)
+        label_type = label_type or inputs.label_type
+    if label_type is None and spec:
+        label_type = "score" if spec.is_scored else "class"
+    if not isinstance(source, str | Path):
+        reader, name, place = list_reader(source, label_type), f"{EXAMPLES}.jsonl", "the examples"
+    elif (path := Path(source)).exists() and not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{path}: is not a file that can be read twice; save it to one first")
+        name, place = path.name, str(path)
+        reader = ExampleReader(name, open_tables(place), label_type=label_type)
+        if reader.holds_records:  # several processes read it as it is
+            return file_source(path, reader.numeric_labels, prompt)
     else:
-        name, examples = EXAMPLES, as_examples(source)
-    if not examples:
-        raise DataError(f"{name}: holds no examples")
-    if numeric_labels is None:
-        numeric_labels = not any(isinstance(example.label, str) for example in examples)
-    return ListSource(name, examples, numeric_labels, prompt or PromptParts(), is_final)
+        place = public(str(source)).strip("./").replace("/", "--")
+        reader, is_final = _published_examples(str(source), place, label_type)
+        name = f"{place}.jsonl"
+    return BroughtExamples(replace(reader, one_kind=False, labelled=True), name, place, prompt, is_final)
 
 
-def _published_examples(source: str) -> tuple[str, list[Example], bool]:
-    """Return the file name for a published dataset, its examples, and whether they were filtered before.
+def _published_examples(source: str, name: str, label_type: LabelType | None) -> tuple[ExampleReader, bool]:
+    """Return a published dataset's examples, and whether they were filtered before.
 
     The configuration ``raw`` holds the texts as they were written; other people's ``raw`` lacks our columns. A dataset
     without it holds the filtered texts.
@@ -310,14 +316,13 @@ def _published_examples(source: str) -> tuple[str, list[Example], bool]:
     Raises:
         DataError: there is no such file or dataset, or it holds no texts.
     """
-    name = public(source).strip("./").replace("/", "--")
     try:
-        raw = load_table(source, "raw")
-        if {"text_a", "label", *PROVENANCE} <= {*raw.column_names}:
-            return name, as_examples(raw), False
-    except DataError:
+        raw = open_tables(source, config="raw")
+        if raw and {"text_a", "label", *PROVENANCE} <= set(next(row for table in raw for _, row in table.rows())):
+            return ExampleReader(name, raw, label_type=label_type), False
+    except (DataError, StopIteration):
         pass  # there is no such configuration; the next line says if anything else is wrong
-    return name, as_examples(load_table(source)), True
+    return ExampleReader(name, open_tables(source), label_type=label_type), True
 
 
 @contextmanager

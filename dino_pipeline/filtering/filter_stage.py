@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from dino_pipeline import readers
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filter_options import FilterOptions, rule_name
+from dino_pipeline.filtering import file_pieces
 from dino_pipeline.filtering.dataset_rules import DatasetRule, FilterRuntime, dataset_rules
 from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
 from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side_counts, split, write_files
@@ -19,6 +19,7 @@ from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, examp
 from dino_pipeline.funnel import Counts
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.record import now, versions
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterInputs, FilterRecord, FunnelStep, StepKind
@@ -44,12 +45,12 @@ class FilterSource:
     """Parts of the prompts that wrote the texts."""
     is_final: bool = False
     """They were filtered before, so that their labels are final."""
-    is_list: bool = False
-    """The only file was written from a list of examples."""
+    rows_read: RowsRead | None = None
+    """What was read of the user's data to write the only file; None if that is the user's own."""
 
 
 def file_source(file: Path, numeric_labels: bool = True, prompt: PromptParts | None = None) -> FilterSource:
-    """Return a JSONL file as a source.
+    """Return a JSONL file of records as a source.
 
     Raises:
         DataError: it is not a regular file.
@@ -106,6 +107,7 @@ def filter_run(
         options=options,
         inputs=_inputs_of(options, texts, runtime),
         sources=combined_digest(digests),
+        rows_read=(texts.rows_read,) if texts.rows_read else (),
         versions=versions(),
         started=now(),
     )
@@ -212,13 +214,13 @@ class FilterPass:
         table, options, prompt = self.table, self.options, self.source.prompt
         excluded = self.runtime.excluded
         self.rule_names = [rule.name for rule in example_rules(options, prompt, excluded)]
-        file_pieces = readers.pieces(self.source.files, are_lists=self.source.is_list)
+        found = file_pieces.pieces(self.source.files, shown_as=self.source.place if self.source.rows_read else "")
         make_checker = partial(ExampleChecker, options, prompt, excluded, self.source.numeric_labels, table.file.parent)
         # A function made in an interactive session cannot be sent to other processes.
-        size = sum(piece.end - piece.start for piece in file_pieces)
-        is_large = size > readers.PIECE and not any(map(callable, options.rule))
+        size = sum(piece.end - piece.start for piece in found)
+        is_large = size > file_pieces.PIECE and not any(map(callable, options.rule))
         with self.runtime.spread(is_large)(make_checker) as check_pieces:
-            parquet_files = list(check_pieces(iter(file_pieces)))
+            parquet_files = list(check_pieces(iter(found)))
         if not parquet_files or not table.open(parquet_files):
             raise DataError(f"{table.source}: holds no examples; give a file with one JSON object a line")
 

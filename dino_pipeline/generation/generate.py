@@ -18,9 +18,9 @@ from dino_pipeline.examples import Dropped, Example, ExampleList, iter_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation.plan import count_inputs, num_inputs, open_inputs, resolve_settings
+from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
-from dino_pipeline.readers import read_json_lines
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec

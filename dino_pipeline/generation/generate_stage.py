@@ -18,10 +18,11 @@ from dino_pipeline.examples import Example, iter_examples, write_examples
 from dino_pipeline.files import remove, shard_files, write_json
 from dino_pipeline.generation.plan import GenerationJob, Plan, Shard, input_shards, is_intact, missing_shards
 from dino_pipeline.generation.shard_writer import ShardWriter
+from dino_pipeline.input_texts import DistinctTexts, InputTexts, distinct
+from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter, no_counts
-from dino_pipeline.readers import DistinctTexts, distinct, read_json_lines
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
@@ -91,7 +92,8 @@ def write_texts(
         storage.clear(run)
     facts = writer.facts()
     _check_commit(run, before, facts)
-    state = run.begin(requested.updated(more=plan.extra_samples, **facts), fresh=fresh)
+    rows_read = before.rows_read if before else ()
+    state = run.begin(requested.updated(more=plan.extra_samples, rows_read=rows_read, **facts), fresh=fresh)
     write_json(run.spec, spec.model_dump(mode="json", exclude_none=True))
     work = _Generation(plan, writer, reporter, storage)
     if not plan.has_inputs:
@@ -135,6 +137,9 @@ class _Generation:
         digest = write_examples(run.inputs, examples())
         if wanted and count < wanted:
             self.reporter.note(f"there are {count} distinct inputs; {wanted} were asked for")
+        if isinstance(inputs, InputTexts) and inputs.rows_read:
+            self.reporter.note(inputs.rows_read.told)
+            self.record = self.record.updated(rows_read=(inputs.rows_read,))
         self.checksums.add_digests({run.inputs: digest})
         return count
 

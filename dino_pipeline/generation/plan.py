@@ -24,10 +24,10 @@ from dino_pipeline.generate_options import (
     ShardSettings,
     TextSettings,
 )
+from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import LabelCount, Progress, Reporter, SilentReporter
-from dino_pipeline.readers import input_file
 from dino_pipeline.run import Run
 from dino_pipeline.spec import SpecSampling, TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateSettings, InputsRef
@@ -52,7 +52,7 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
             f"spec {spec.task_name} takes no inputs: its instructions lack <X1>", "leave it out", option="inputs"
         )
     if isinstance(options.inputs, str | Path):
-        return input_file(Path(options.inputs), options.input_format)
+        return InputTexts(options.inputs, options.input_format)
     return _stripped_texts(options.inputs)
 
 

@@ -22,9 +22,9 @@ from dino_pipeline.filtering.losses import Losses, losses_of_trial
 from dino_pipeline.generation.generate_stage import write_texts
 from dino_pipeline.generation.plan import count_inputs
 from dino_pipeline.generation.shard_writer import EngineWriter
+from dino_pipeline.input_texts import distinct
 from dino_pipeline.processes import peak_memory
 from dino_pipeline.progress import Progress, Reporter, SilentReporter, doing
-from dino_pipeline.readers import distinct
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import GenerateRecord, GenerateSettings

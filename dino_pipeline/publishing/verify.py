@@ -328,7 +328,7 @@ def export(source: Run | Path | str, **options: Any) -> Export:
     if output.exists() and (Run(output.parent).is_run or (run.path.is_file() and output.samefile(run.path))):
         raise OptionError("is read, or is a file of a run", "give another", option="output", value=output)
     filtered = run.record().filter if run.is_run else None
-    classes = filtered is not None and not filtered.inputs.numeric_labels
-    examples = Source(str(path) if run.is_run else name, split=chosen.split, classes=classes).corpus.examples
+    label_type = filtered.inputs.label_type if filtered else None
+    examples = Source(str(path) if run.is_run else name, split=chosen.split, label_type=label_type).corpus.examples
     write_json_lines(output, ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples))
     return Export(output, len(examples))

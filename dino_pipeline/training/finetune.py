@@ -159,6 +159,8 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         check_base(model, probe)
     dataset = objective.build(rows.columns, context)
     context = _with_dataset(context, objective, dataset)
+    for read in texts.rows_read if texts.run is None else ():
+        reporter.note(read.told)
     for remark in rows.remarks:
         reporter.note(remark)
     _note_unused_texts(job, when_whitened, reporter)
@@ -167,6 +169,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         measure=criterion.measure, best=None, on=texts.selection_name, human_labels=texts.select_on is not None
     )
     record = record.updated(
+        rows_read=texts.rows_read,
         train=len(rows),
         dev=criterion.rows,
         made=rows.remarks,

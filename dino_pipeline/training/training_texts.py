@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,10 @@ from dino_pipeline.errors import DataError, HubError, OptionError, RunError
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.model_files import is_hub_id
+from dino_pipeline.readers import LabelType
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import LINEAGE, Run
-from dino_pipeline.stage_records import FilterRecord, PublishedDataset, TextsOrigin, TextsSettings
+from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
 from dino_pipeline.training.objectives import Objective
@@ -61,12 +63,19 @@ class TrainingTexts:
         return TextsSettings(
             data=self.train.label,
             columns=dict(self.train.columns),
-            class_labels=self.train.classes,
+            class_labels=self.train.label_type == "class",
             select_on=self.select_on.label if self.select_on else None,
             sentences=self.sentences.train.label if self.sentences else None,
             language=self.language,
             split_sentences=self.split_sentences,
         )
+
+    @property
+    def rows_read(self) -> tuple[RowsRead, ...]:
+        """Return what was read of each source."""
+        sources = (self.train, self.dev, self.select_on, self.sentences and self.sentences.train)
+        read = [source.corpus.rows_read for source in sources if source]
+        return tuple(each for each in read if each)
 
     def digest(self) -> str:
         """Return the digests of all texts, joined by ``+``; that of the texts to train on is first."""
@@ -126,7 +135,7 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
 
     Args:
         source: a run (a `Run` or its folder), a file, a folder or Hub id of a dataset, the result of `filter`, or
-            examples in memory: whatever `as_examples` takes.
+            examples in memory: whatever `list_reader` takes.
         options: say how to read them; and the held-out texts, which may be given likewise.
 
     Raises:
@@ -142,13 +151,13 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
     else:
         train, dev, origin = _in_memory(source, options)
     if options.dev is not None:
-        dev = _source(options.dev, options, train.classes)
+        dev = _source(options.dev, options, train.label_type)
     language = (options.language or origin.language or "en").split("-")[0]
-    select_on = None if options.select_on is None else _source(options.select_on, None, classes=False)
+    select_on = None if options.select_on is None else _source(options.select_on, None, "score")
     texts = TrainingTexts(train, dev, select_on, None, language, options.split_sentences, origin)
     if options.sentences is None:
         return texts
-    sentences = _source(options.sentences, None, classes=False)
+    sentences = _source(options.sentences, None)
     return replace(texts, sentences=replace(texts, train=sentences, dev=None, _rows={}))
 
 
@@ -177,14 +186,15 @@ def _of_run(run: Run, options: TrainingOptions) -> Sources:
     if not run.train.exists():
         remedy = "make it with {filter(" + str(run.path) + ")}, or name a file"
         raise DataError(f"{run.train}: is not there", remedy)
-    classes = _holds_classes(run.record().filter)
-    train = _source(run.train, options, classes)
-    return train, _source(run.held_out, options, classes) if run.held_out else None, run.origin()
+    filtered = run.record().filter
+    label_type = filtered.inputs.label_type if filtered else None
+    train = _source(run.train, options, label_type)
+    return train, _source(run.held_out, options, label_type) if run.held_out else None, run.origin()
 
 
 def _of_dataset(name: str, options: TrainingOptions) -> Sources:
     """Return the texts of a file, or of a dataset in a folder or on the Hub."""
-    train = _source(name, options, classes=False)
+    train = _source(name, options)
     origin = _published_origin(name, options.data_revision)
     if origin is None:
         return train, None, TextsOrigin()
@@ -200,55 +210,20 @@ def _in_memory(source: Any, options: TrainingOptions) -> Sources:
         if "train" not in source:
             raise DataError(f"the splits are {', '.join(map(str, source))}, and train is missing", "give one of them")
         held_out = source.get("validation")
-        train = _source(_with_roles(source["train"], options.column), options, classes=False)
-        return train, None if held_out is None else _source(held_out, options, classes=False), TextsOrigin()
+        train = _source(source["train"], options)
+        return train, None if held_out is None else _source(held_out, options), TextsOrigin()
     if not isinstance(source, FilteredPairs):
-        return _source(_with_roles(source, options.column), options, classes=False), None, TextsOrigin()
-    _with_roles(source.train, options.column)
-    classes = _holds_classes(source.record)
-    train = _source(source.train, options, classes)
-    dev = _source(source.dev, options, classes) if source.dev else None
+        return _source(source, options), None, TextsOrigin()
+    label_type = source.record.inputs.label_type
+    train = _source(source.train, options, label_type)
+    dev = _source(source.dev, options, label_type) if source.dev else None
     return train, dev, source.origin
 
 
-def _with_roles(source: Any, columns: Mapping[str, str]) -> Any:
-    """Return texts in memory whose columns are renamed to their roles. A `datasets.Dataset` stays as it is.
-
-    Raises:
-        OptionError: the texts have no such column, or no columns at all.
-    """
-    if not columns or not isinstance(source, Iterable):
-        return source
-    is_table = hasattr(source, "column_names")
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
-        source = source.to_dict(orient="records")
-    rows = source if is_table else list(source)
-    if not is_table and not all(isinstance(row, Mapping) for row in rows):
-        raise OptionError("these examples have no columns", "leave it out, or give dicts or a frame", option="column")
-    names = source.column_names if is_table else list(dict.fromkeys(name for row in rows for name in row))
-    for role, column in columns.items():
-        if column not in names:
-            remedy = f"choose from {', '.join(map(str, names)) or 'none'}"
-            raise OptionError("there is no such column", remedy, option="column", value=f"{role}={column}")
-    if is_table:
-        return source
-    taken = set(columns.values())
-    renamed = []
-    for row in rows:
-        others = {name: value for name, value in row.items() if name not in taken}
-        renamed.append(others | {role: row.get(column) for role, column in columns.items()})
-    return renamed
-
-
-def _holds_classes(filtered: FilterRecord | None) -> bool:
-    """Return whether the labels of filtered texts are names, even if they are numbers."""
-    return filtered is not None and not filtered.inputs.numeric_labels
-
-
-def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Source:
+def _source(texts: Any, options: TrainingOptions | None, label_type: LabelType | None = None) -> Source:
     """Return a run's filtered texts, a path, a Hub id, or examples in memory as a source.
 
-    Without options, it is read by default. Labels are names of classes if ``classes``, unless the options say.
+    Without options, it is read by default. Labels are what ``label_type`` says, unless the options do.
     """
     run = Run.of(texts)
     if run is not None:
@@ -256,15 +231,16 @@ def _source(texts: Any, options: TrainingOptions | None, classes: bool) -> Sourc
     in_memory = not isinstance(texts, str | Path)
     name, memory = (IN_MEMORY, texts) if in_memory else (str(texts), None)
     if options is None:
-        return Source(name, memory=memory)
+        return Source(name, memory=memory, label_type=label_type, skip_blank=True)
     return Source(
         name,
         split=options.split,
         config=options.config,
         revision=options.data_revision,
         columns=options.column,
-        classes=options.label_type == "class" if options.label_type else classes,
+        label_type=options.label_type or label_type,
         memory=memory,
+        skip_blank=True,
     )
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dino_pipeline import pocket
 from dino_pipeline.encoder_options import EvaluateOptions
-from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, ScoredPairs
-from dino_pipeline.examples import as_examples
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.progress import Reporter
 from dino_pipeline.run import Run, is_unpublished
-from dino_pipeline.training.corpus import Corpus, evaluation_source
+from dino_pipeline.training.corpus import Source, evaluation_source
 
 OF_DATA = ("probe", "retrieval", "pairs")
 """Suites that take a user's own data."""
@@ -103,7 +103,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _sources(data: Sequence[Any]) -> list[tuple[str, str | None, Any]]:
     """Return name, suite and source of each item in ``EvaluateOptions.data``.
 
-    An item is a path, whatever `as_examples` takes, or either with a name as ``(name, source)``. Items without a name
+    An item is a path, whatever `list_reader` takes, or either with a name as ``(name, source)``. Items without a name
     get one; the suite is None where a path does not name it.
     """
     sources = []
@@ -140,29 +140,29 @@ def _suite_and_path(given: str) -> tuple[str | None, Path]:
 
 def _read(name: str, suite: str | None, source: Any, reporter: Reporter) -> EvaluationSet:
     """Read data for a suite, or for the suite that fits its content."""
-    if not isinstance(source, Path):
-        if suite == "retrieval":
-            raise OptionError("is read from a folder in BEIR's layout only", option="suite", value=suite)
-        corpus = Corpus(name, as_examples(source))
-        if not corpus.examples:
-            raise DataError(f"{name}: holds no examples")
-        is_scored = suite == "pairs" or (suite is None and _holds_scored_pairs(corpus))
-        return ScoredPairs.of(name, corpus) if is_scored else Probe.of(name, corpus)
-    if suite is None and is_unpublished(source):
+    is_folder = isinstance(source, Path) and is_unpublished(source)
+    if suite == "retrieval" and not is_folder:
+        raise OptionError("is read from a folder in BEIR's layout only", option="suite", value=suite)
+    if suite is None and is_folder:
         is_beir = any((source / part).exists() for part in ("corpus.jsonl", "queries.jsonl", "qrels"))
         suite = "retrieval" if is_beir else "probe"
+    data: EvaluationSet
     if suite == "retrieval":
         data = Retrieval.read(name, source)
-        for note in data.notes:
-            reporter.note(note)
-        return data
-    if suite != "probe":
-        corpus = evaluation_source(source).corpus
-        if suite == "pairs" or _holds_scored_pairs(corpus):
-            return ScoredPairs.of(name, corpus)
-    return Probe.read(name, source)
+    elif suite == "probe" and is_folder:
+        data = Probe.read(name, source)
+    else:
+        data = _of_examples(name, suite, source)
+    for note in (*(read.told for read in data.rows_read), *data.notes):
+        reporter.note(note)
+    return data
 
 
-def _holds_scored_pairs(corpus: Corpus) -> bool:
-    first = corpus.examples[0]
-    return first.text_b is not None and isinstance(first.label, float | int | None)
+def _of_examples(name: str, suite: str | None, source: Any) -> ScoredPairs | Probe:
+    """Return a set of examples for a suite; without one, pairs are scored if their labels are numbers."""
+    texts = evaluation_source(source) if isinstance(source, Path) else Source(name, memory=source)
+    if suite is None:
+        suite = "pairs" if texts.corpus.content in ("scored pairs", "pairs") else "probe"
+    if suite == "pairs":
+        return ScoredPairs.of(name, replace(texts, label_type="score").corpus)
+    return Probe.of(name, replace(texts, label_type="class").corpus)

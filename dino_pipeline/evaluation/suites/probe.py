@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures
 from dino_pipeline.examples import Example
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import is_unpublished
-from dino_pipeline.text import plain_label
+from dino_pipeline.tables import TABLE_ENDINGS
 from dino_pipeline.training.corpus import Corpus, evaluation_source
 
 FOLDS = 10
@@ -42,6 +43,8 @@ class Probe:
     """Folds of the cross-validation."""
     suite: str = "probe"
     counted: str = "texts"
+    rows_read: Sequence[RowsRead] = ()
+    notes: Sequence[str] = ()
 
     @classmethod
     def read(cls, name: str, path: Path) -> Probe:
@@ -52,16 +55,15 @@ class Probe:
         """
         if not is_unpublished(path):
             return cls.of(name, _read(path))
-        files = [path / "train.jsonl", path / "test.jsonl"]
-        if missing := [file for file in files if not file.exists()]:
-            raise DataError(f"{missing[0]}: does not exist; the folder of a probe holds train.jsonl and test.jsonl")
-        train, test = [_with_classes(_read(file)) for file in files]
+        files = [_part(path, "train"), _part(path, "test")]
+        corpora = [_read(file) for file in files]
+        train, test = map(_with_classes, corpora)
         if (train[0].text_b is None) != (test[0].text_b is None):
-            raise DataError(f"{path}: one of train.jsonl and test.jsonl holds texts, the other pairs")
+            raise DataError(f"{path}: one of {files[0].name} and {files[1].name} holds texts, the other pairs")
         _check_classes(str(files[0]), train)
         if unknown := sorted(_class_names(test) - _class_names(train)):
-            raise DataError(f"{files[1]}: class {unknown[0]} is not in train.jsonl, so it cannot be learned")
-        return cls(name, train, test)
+            raise DataError(f"{files[1]}: class {unknown[0]} is not in {files[0].name}, so it cannot be learned")
+        return cls(name, train, test, rows_read=_all_read(corpora))
 
     @classmethod
     def of(cls, name: str, corpus: Corpus) -> Probe:
@@ -72,7 +74,7 @@ class Probe:
         folds = min(FOLDS, count)
         if folds < 2:
             raise DataError(f"{corpus.name}: class {rarest} has only one text; give at least two of each class")
-        return cls(name, examples, folds=folds)
+        return cls(name, examples, folds=folds, rows_read=_all_read([corpus]))
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -193,12 +195,24 @@ def _fit_and_classify(features: Embeddings, gold: Integers, test_features: Embed
     return predicted
 
 
+def _part(folder: Path, name: str) -> Path:
+    """Return the file of a part of a probe: ``train.jsonl``, or another kind of table."""
+    for ending in TABLE_ENDINGS:
+        if (path := folder / f"{name}{ending}").exists():
+            return path
+    raise DataError(f"{folder}/{name}.jsonl: does not exist; the folder of a probe holds train.jsonl and test.jsonl")
+
+
+def _all_read(corpora: Sequence[Corpus]) -> tuple[RowsRead, ...]:
+    return tuple(corpus.rows_read for corpus in corpora if corpus.rows_read)
+
+
 def _read(path: Path) -> Corpus:
-    return evaluation_source(path, classes=True).corpus
+    return evaluation_source(path, "class").corpus
 
 
 def _with_classes(corpus: Corpus) -> list[Example]:
-    """Return examples whose labels are class names; ``1`` and ``1.0`` are one class.
+    """Return examples whose labels are class names.
 
     Raises:
         DataError: an example has no class, or some are texts and some pairs.
@@ -211,7 +225,7 @@ def _with_classes(corpus: Corpus) -> list[Example]:
             raise DataError(
                 f"{corpus.name}: examples 1 and {number} are a text and a pair; give only texts or only pairs"
             )
-    return [replace(example, label=plain_label(str(example.label))) for example in examples]
+    return examples
 
 
 def _class_names(examples: Sequence[Example]) -> set[str]:

@@ -13,10 +13,12 @@ import numpy as np
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.suite import TEXTS_PER_UPDATE, Embedder, Embeddings, Measures, percent, unit
 from dino_pipeline.files import digest_files
+from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
-from dino_pipeline.readers import read_json_lines, read_tab_separated
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.text import as_number, has_lone_surrogate
+from dino_pipeline.text_files import read_lines
 
 LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 DOCUMENTS = 2**15
@@ -39,6 +41,7 @@ class Retrieval:
     ids: tuple[str, ...]
     """Ids of all documents, in the order of the file."""
     digest: str
+    rows_read: Sequence[RowsRead] = ()
     notes: Sequence[str] = ()
     """Warnings about the data."""
     suite: str = "retrieval"
@@ -73,7 +76,10 @@ class Retrieval:
         if known_ids < judged_ids:
             notes.append(f"{folder.name}: {len(judged_ids - known_ids)} judged documents are not in {corpus.name}")
         judged_queries = {query: texts[query] for query in judged}
-        return cls(name, corpus, judged_queries, judged, ids, digest_files([corpus, queries, judgements]), notes)
+        counts = {corpus: len(ids), queries: len(rows), judgements: sum(map(len, judged.values()))}
+        rows_read = [RowsRead(source=f"{folder.name}/{path.name}", rows=count) for path, count in counts.items()]
+        digest = digest_files([corpus, queries, judgements])
+        return cls(name, corpus, judged_queries, judged, ids, digest, rows_read, notes)
 
     @property
     def size(self) -> int:
@@ -167,19 +173,26 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_judgements(path: Path) -> dict[str, dict[str, int]]:
-    """Read query id, document id and relevance, tab-separated, with or without a header.
+    """Read query id, document id and relevance, with or without a header; between them are tabs, or blanks.
 
     TREC's four columns are read, too: query id, iteration, document id, relevance.
+
+    Raises:
+        DataError: a line holds something else, or a pair is judged twice and differently.
     """
     judged: dict[str, dict[str, int]] = {}
-    for number, columns in read_tab_separated(path):
-        if not any(column.strip() for column in columns):
+    wanted = "query id, document id and a whole number, with tabs or blanks between them"
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
             continue
+        columns = line.strip("\r\n").split("\t") if "\t" in line else line.split()
         grade = as_number(columns[-1])
         if len(columns) in {3, 4} and grade is not None and grade.is_integer():
-            judged.setdefault(columns[0], {})[columns[-2]] = int(grade)
+            query, document = columns[0].strip(), columns[-2].strip()
+            if judged.setdefault(query, {}).setdefault(document, int(grade)) != grade:
+                raise DataError(f"{path}, line {number}: document {document!r} is judged twice for query {query!r}")
         elif number > 1 or grade is not None:  # the first line may be a header
-            raise DataError(f"{path}, line {number}: give query id, document id and a whole number, with tabs")
+            raise DataError(f"{path}, line {number}: is {line.strip()!r:.60}", f"give {wanted}")
     if not judged:
-        raise DataError(f"{path}: holds no judgements; give query id, document id and relevance, with tabs")
+        raise DataError(f"{path}: holds no judgements", f"give {wanted}")
     return judged

@@ -12,13 +12,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from dino_pipeline.delimited_files import read_tab_separated
 from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError, first_line
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Pair, Score, ScoredPairs
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
-from dino_pipeline.readers import read_lines, read_tab_separated
 from dino_pipeline.text import as_number
+from dino_pipeline.text_files import read_lines
 
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 """Pairs of each set, as papers report them."""

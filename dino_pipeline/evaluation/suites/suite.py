@@ -17,6 +17,7 @@ from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.measures import Measurement, Vector, mean, pearson, spearman
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.text import word_overlap
 from dino_pipeline.training.corpus import Corpus, evaluation_source
 
@@ -60,6 +61,14 @@ class EvaluationSet(Protocol):
     @property
     def digest(self) -> str:
         """Hash of the data."""
+
+    @property
+    def rows_read(self) -> Sequence[RowsRead]:
+        """What was read to get the data."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Warnings about the data."""
 
     def texts(self) -> Iterable[str]:
         """Yield the texts that `measure` embeds, if they are few enough to keep their embeddings in memory."""
@@ -193,6 +202,8 @@ class ScoredPairs:
     """``all``: one correlation over the pairs of all parts. ``mean``: the mean of the parts' correlations. ``wmean``:
     their mean, weighted by size."""
     protocol: Mapping[str, str] = field(default_factory=lambda: {"similarity": "cosine"})
+    rows_read: Sequence[RowsRead] = ()
+    notes: Sequence[str] = ()
 
     @classmethod
     def read(cls, name: str, path: Path, suite: str = "pairs") -> ScoredPairs:
@@ -201,7 +212,7 @@ class ScoredPairs:
         Raises:
             DataError: a row is not a pair with a number, or all numbers are equal.
         """
-        return cls.of(name, evaluation_source(path).corpus, suite)
+        return cls.of(name, evaluation_source(path, "score").corpus, suite)
 
     @classmethod
     def of(cls, name: str, corpus: Corpus, suite: str = "pairs") -> ScoredPairs:
@@ -215,7 +226,7 @@ class ScoredPairs:
             pairs.append((example.text_a, example.text_b, float(example.label)))
         if len({gold for _, _, gold in pairs}) < 2:
             raise DataError(f"{corpus.name}: all pairs have the same label; a correlation needs different ones")
-        return cls(name, [pairs], suite)
+        return cls(name, [pairs], suite, rows_read=tuple(filter(None, [corpus.rows_read])))
 
     @property
     def size(self) -> int:

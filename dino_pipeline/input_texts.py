@@ -1,0 +1,93 @@
+"""The texts that a language model writes about: those of a user's file, each once, in order."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from dino_pipeline.errors import DataError
+from dino_pipeline.readers import ExampleReader, open_tables
+from dino_pipeline.rows import RowsRead
+from dino_pipeline.tables import open_file
+
+KINDS = {"auto": "auto", "text": "text", "jsonl": "json", "sts": "delimited"}
+"""Kinds of tables by the name of an input format."""
+
+
+class DistinctTexts:
+    """A set of texts that keeps their digests in a temporary file, because there may be more than fit in memory."""
+
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("")
+        self._table.execute("CREATE TABLE texts (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, text: str) -> bool:
+        """Add a text and return whether it is new."""
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return self._table.execute("INSERT OR IGNORE INTO texts VALUES (?)", (digest,)).rowcount > 0
+
+    def close(self) -> None:
+        """Delete the temporary file."""
+        self._table.close()
+
+
+def distinct(texts: Iterable[str]) -> Iterator[str]:
+    """Yield each text once, where it occurs first."""
+    with closing(DistinctTexts()) as known:
+        yield from (text for text in texts if known.add(text))
+
+
+class InputTexts:
+    """The distinct texts of a file or dataset, in the order of their first occurrence. Each iteration reads it again.
+
+    Iterating raises `DataError` if it cannot be read or holds no text; the message names file and line.
+
+    Args:
+        source: a file, a folder that `datasets` reads, or a Hub id. A pipe is copied to a temporary file first, as it
+            can be read only once.
+        input_format: ``text`` (one a line), ``jsonl`` (the first text of each object), ``sts`` (both sentences of each
+            row of the STS benchmark's TSV, with or without a header), or ``auto``: by the file's ending.
+    """
+
+    def __init__(self, source: str | Path, input_format: str = "auto") -> None:
+        self.source, self.input_format = source, input_format
+        path = Path(source)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path = _copied(path)
+        self.path = path
+        self.reader: ExampleReader | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        is_file = self.path.is_file() or self.input_format != "auto"
+        tables = [open_file(self.path, KINDS[self.input_format])] if is_file else open_tables(str(self.source))
+        self.reader = ExampleReader(self.path.name, tables)
+        empty = True
+        for text in distinct(self.reader.texts(of_pairs=self.input_format == "sts")):
+            empty = False
+            yield text
+        if empty:
+            raise DataError(f"{self.source}: holds no input texts", "give a file with one text per line")
+
+    @property
+    def rows_read(self) -> RowsRead | None:
+        """Return what the last iteration read, None before the first."""
+        return self.reader.rows_read if self.reader else None
+
+
+def _copied(pipe: Path) -> Path:
+    with tempfile.NamedTemporaryFile(prefix="inputs-", suffix=pipe.name, delete=False) as copy:
+        atexit.register(Path(copy.name).unlink, missing_ok=True)
+        try:
+            with open(pipe, "rb") as source:
+                shutil.copyfileobj(source, copy)
+        except OSError as error:
+            raise DataError(
+                f"{pipe}: cannot be read: {error.strerror}", "give a file with one text per line"
+            ) from error
+    return Path(copy.name)
