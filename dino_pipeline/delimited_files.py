@@ -47,31 +47,22 @@ class DelimitedFile:
             DataError: the file cannot be read, is empty, or has neither a header nor a known layout.
         """
         first_lines = {delimiter: _first_row(path, delimiter) for delimiter in delimiters}
-        delimiter = max(delimiters, key=lambda each: (len(first_lines[each]), -delimiters.index(each)))
-        first = first_lines[delimiter]
+        delimiter = max(delimiters, key=lambda each: len(first_lines[each]))  # the first one, if several fit
+        first, quoted, notes = first_lines[delimiter], True, []
         if not first:
             raise DataError(f"{path}: is empty")
-        starts_with_quote, quoted = False, True
         if delimiter == "\t":
-            starts_with_quote, quoted = tab_separated_quotes(path)
+            quoted, note = tab_separated_quotes(path)
+            notes.append(note)
             if not quoted:
-                first = next((cells for _, cells in _unquoted_rows(path) if any(cells)), first)
-        notes = (
-            []
-            if not starts_with_quote
-            else ["with quotes" if quoted else "without quoting, as some quotes do not close"]
-        )
+                first = next((cells for _, cells in _unquoted_rows(path) if cells != [""]), first)
         if delimiter == ";":
             notes.append("separated by semicolons")
-        columns, has_header = tuple(cell.strip() for cell in first), True
-        for layout in (STS_BENCHMARK, SCORED_PAIRS):
-            is_score = as_number(first[layout.index("label")]) if len(first) > layout.index("label") else None
-            is_right_size = len(first) == len(layout) or (len(first) > len(layout) and layout is STS_BENCHMARK)
-            if is_right_size and is_score is not None:
-                columns, has_header = layout, False
-                notes.append("without a header: " + ", ".join(layout))
-                break
-        return cls(path, delimiter, quoted, columns, has_header, "; ".join(notes))
+        layout = _layout_without_header(first)
+        if layout:
+            notes.append(f"without a header: {', '.join(layout)}")
+        columns = layout or tuple(cell.strip() for cell in first)
+        return cls(path, delimiter, quoted, columns, not layout, "; ".join(filter(None, notes)))
 
     def __post_init__(self) -> None:
         named = [column for column in self.columns if column]
@@ -98,7 +89,20 @@ class DelimitedFile:
     def cells(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the first line and the cells of each row that is not blank, the header included."""
         rows = _quoted_rows(self.path, self.delimiter) if self.quoted else _unquoted_rows(self.path)
-        return (row for row in rows if any(cell.strip() for cell in row[1]))
+        has_cells = len(self.columns) > 1
+        for number, cells in rows:
+            is_blank = not cells or (len(cells) == 1 and not cells[0].strip() and (has_cells or not self.quoted))
+            if not is_blank:
+                yield number, cells
+
+
+def _layout_without_header(first: list[str]) -> tuple[str, ...]:
+    """Return the columns of a file whose first row is of a layout that has no header; nothing if it is a header."""
+    for layout in (STS_BENCHMARK, SCORED_PAIRS):
+        is_right_size = len(first) == len(layout) or (len(first) > len(layout) and layout is STS_BENCHMARK)
+        if is_right_size and as_number(first[layout.index("label")]) is not None:
+            return layout
+    return ()
 
 
 def _first_row(path: Path, delimiter: str) -> list[str]:
@@ -149,25 +153,29 @@ def read_tab_separated(path: Path, *, newline: str | None = None) -> Iterator[tu
     return _unquoted_rows(path, newline)
 
 
-def tab_separated_quotes(path: Path) -> tuple[bool, bool]:
-    """Return whether some cell of a TSV file begins with a quote, and whether quotes have their meaning in CSV files.
+def tab_separated_quotes(path: Path) -> tuple[bool, str]:
+    """Return whether quotes have their meaning in a TSV file, and a note if some cell begins with one.
 
     They have it if every one closes at the end of a cell. If that would join lines of a file all of whose lines have
     as many cells as the first, they are part of the text: a sentence may begin a quotation and a later one end it.
     """
     widths = set()
-    begins = False
-    for _, cells in _unquoted_rows(path):
+    first_quote = 0
+    for number, cells in _unquoted_rows(path):
         if any(cells):
             widths.add(len(cells))
-            begins = begins or any(cell.startswith('"') for cell in cells)
-    if not begins:
-        return False, True
+        if not first_quote and any(cell.startswith('"') for cell in cells):
+            first_quote = number
+    if not first_quote:
+        return True, ""
+    as_text = f"quotes are part of the texts (the first in line {first_quote})"
     joins = False
     try:
         for _, cells in _quoted_rows(path, "\t"):
             joins = joins or any("\n" in cell or "\t" in cell for cell in cells)
     except DataError:
-        return True, False
+        return False, as_text
     is_regular = len(widths) == 1 and widths != {1}
-    return True, not (joins and is_regular)
+    if joins and is_regular:
+        return False, as_text
+    return True, f"quotes stand around cells (the first in line {first_quote})"

@@ -115,11 +115,14 @@ class ExampleReader:
     @cached_property
     def holds_records(self) -> bool:
         """Return whether the first row has the record's own names, and each is a line of JSON."""
-        if self.columns or not all(isinstance(table, JsonLines) for table in self.tables):
+        if self.columns:
             return False
         for table in self.tables:
-            for _, row in table.rows():
-                return "text_a" in row and all(role == column for role, column in roles_in(tuple(row), {}, "").items())
+            if not isinstance(table, JsonLines):
+                return False
+            for _, row in table.values():
+                is_object = isinstance(row, dict) and "text_a" in row
+                return is_object and all(role == column for role, column in roles_in(tuple(row), {}, "").items())
         return False
 
     def texts(self, *, of_pairs: bool = False) -> Iterator[str]:

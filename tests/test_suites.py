@@ -423,7 +423,7 @@ def test_all_documents_as_near_as_the_last_are_returned() -> None:
         ("queries.jsonl", "{", "queries.jsonl, line 1: not JSON"),
         ("queries.jsonl", '{"_id": "q", "text": "x"}\n' * 2, "two queries have the same _id"),
         ("queries.jsonl", '{"_id": "other", "text": "x"}\n', "query 'q' is not in queries.jsonl"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq d 1\n", "line 2: give query id, document id"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq d one\n", "line 2: is .*; give query id, document id"),
         ("qrels/test.tsv", "q\td\t0.5\nq\td\t1\n", "line 1: is .*; give query id, document id and a whole number"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "holds no judgements"),
     ],
