@@ -55,7 +55,7 @@ class DelimitedFile:
             quoted, note = tab_separated_quotes(path)
             notes.append(note)
             if not quoted:
-                first = next((cells for _, cells in _unquoted_rows(path) if cells != [""]), first)
+                first = next((cells for _, cells in read_tab_separated(path) if cells != [""]), first)
         if delimiter == ";":
             notes.append("separated by semicolons")
         layout = _layout_without_header(first)
@@ -88,7 +88,7 @@ class DelimitedFile:
 
     def cells(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the first line and the cells of each row that is not blank, the header included."""
-        rows = _quoted_rows(self.path, self.delimiter) if self.quoted else _unquoted_rows(self.path)
+        rows = read_quoted(self.path, self.delimiter) if self.quoted else read_tab_separated(self.path)
         has_cells = len(self.columns) > 1
         for number, cells in rows:
             is_blank = not cells or (len(cells) == 1 and not cells[0].strip() and (has_cells or not self.quoted))
@@ -113,7 +113,7 @@ def _first_row(path: Path, delimiter: str) -> list[str]:
     return []
 
 
-def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def read_quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each row (RFC 4180).
 
     Raises:
@@ -135,22 +135,16 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             yield number, cells
 
 
-def _unquoted_rows(path: Path, newline: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(read_lines(path, newline=newline), start=1):
-        yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
-
-
-def read_tab_separated(path: Path, *, newline: str | None = None) -> Iterator[tuple[int, list[str]]]:
+def read_tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the cells of each line; quotes have no meaning, and a blank line is one blank cell.
 
-    Args:
-        path: the file.
-        newline: see `read_lines`.
+    Only a line feed ends a line: texts hold other characters that count as line ends elsewhere.
 
     Raises:
         DataError: the file cannot be read.
     """
-    return _unquoted_rows(path, newline)
+    for number, line in enumerate(read_lines(path, newline="\n"), start=1):
+        yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
 
 
 def tab_separated_quotes(path: Path) -> tuple[bool, str]:
@@ -161,7 +155,7 @@ def tab_separated_quotes(path: Path) -> tuple[bool, str]:
     """
     widths = set()
     first_quote = 0
-    for number, cells in _unquoted_rows(path):
+    for number, cells in read_tab_separated(path):
         if any(cells):
             widths.add(len(cells))
         if not first_quote and any(cell.startswith('"') for cell in cells):
@@ -171,7 +165,7 @@ def tab_separated_quotes(path: Path) -> tuple[bool, str]:
     as_text = f"quotes are part of the texts (the first in line {first_quote})"
     joins = False
     try:
-        for _, cells in _quoted_rows(path, "\t"):
+        for _, cells in read_quoted(path, "\t"):
             joins = joins or any("\n" in cell or "\t" in cell for cell in cells)
     except DataError:
         return False, as_text

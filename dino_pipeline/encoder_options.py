@@ -267,7 +267,7 @@ class CompareOptions(TrainingOptions):
     seeds: int = Field(default=3, ge=1, description="Trainings of each objective.")
     seed: int = Field(default=42, ge=0, le=MAX_SEED, description="First seed; the others follow it.")
     data: Annotated[tuple[Any, ...], Flag(metavar="FILE")] = Field(
-        default=(), description="Scored pairs to evaluate on (JSONL)."
+        default=(), description="Tables of scored pairs to evaluate on."
     )
     suite: Literal["pocket"] | None = Field(
         default=None, description="Evaluate on held-out pairs of the pocket grammar."
@@ -357,7 +357,7 @@ class EvaluateOptions(StsProtocol):
     )
     data: Annotated[tuple[Any, ...], Flag(metavar="[SUITE=]PATH")] = Field(
         default=(),
-        description="Scored pairs or texts with classes (JSONL, CSV, Parquet), a folder with train.jsonl and "
+        description="Scored pairs or texts with classes in a table, a folder with train.jsonl and "
         "test.jsonl, or a folder in BEIR's layout; several times. The content decides on the suite (probe, retrieval "
         "or pairs), unless SUITE= names it.",
     )

@@ -112,7 +112,7 @@ class FilterOptions(Options):
         "flag", description="Texts with e-mail addresses, phone or card numbers."
     )
     exclude: Annotated[Names, Flag(DROPPED, metavar="FILE|SET")] = Field(
-        (), description="Evaluation data to keep out of training: a JSONL, TSV or text file, or a name."
+        (), description="Evaluation data to keep out of training: a table or text file, or a name."
     )
     near_duplicates: Annotated[float, Flag(DROPPED)] = Field(
         0.8, ge=0, le=1, description="Least Jaccard similarity of near-duplicates; 0 keeps them."

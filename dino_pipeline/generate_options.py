@@ -154,12 +154,13 @@ class InputOptions(Options):
         None, description="Folder of the run."
     )
     inputs: Annotated[Any, Flag(INPUTS, metavar="FILE", data=False)] = Field(
-        None, description="File of texts for <X1>, instead of writing them; from Python also the texts themselves."
+        None,
+        description="File or dataset of texts for <X1>, instead of writing them; from Python also a list.",
     )
     input_format: Annotated[Literal["auto", "text", "jsonl", "sts"], Flag(INPUTS, data=False)] = Field(
         "auto",
-        description="Format of the file: a text per line, JSONL with text_a, or the STS benchmark's TSV; auto: by its "
-        "name.",
+        description="Format of the file: a text per line, JSON, or tab-separated pairs of sentences; auto: by its "
+        "ending, tables and datasets too.",
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from dino_pipeline.filtering.contamination import texts_of
 from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.readers import ExampleReader, LabelType, list_reader, open_tables
 from dino_pipeline.training.corpus import Source
+from tests.hub import Repo, local_hub
 from tests.pairs import Words
 from tests.toys import Listener
 
@@ -333,3 +337,44 @@ def test_what_is_kept_does_not_depend_on_how_the_json_was_written(tmp_path: Path
         results.append((list(kept), list(kept.dev)))
     kept = dino.filter(pairs, target_per_label=9, progress=False)
     assert all(result == (list(kept), list(kept.dev)) for result in results)
+
+
+# The Hub
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train.csv\n{}---\n"
+CLASSES = """dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': bad
+          '1': good
+"""
+
+
+def test_text_files_of_the_hub_are_read_by_the_same_rules(tmp_path: Path) -> None:
+    words = Words()
+    labels = ["1.1", "1.10", "007", "NA"]
+    texts = [words.sentence() for _ in labels]
+    guessed = "".join(f'"{text}",{label}\n' for text, label in zip(texts, labels, strict=True))
+    declared = "".join(f"{text},{number}\n" for text, number in zip(texts, (0, 1, -1, 1), strict=True))
+    program = (
+        "from dino_pipeline.input_texts import InputTexts; from dino_pipeline.training.corpus import Source\n"
+        "print([each.label for each in Source('me/versions').corpus.examples], len(list(InputTexts('me/versions'))))\n"
+        "corpus = Source('me/classes').corpus\n"
+        "print([each.label for each in corpus.examples], corpus.rows_read.told)"
+    )
+    with local_hub() as hub:
+        for name, card, rows in (("versions", CARD.format(""), guessed), ("classes", CARD.format(CLASSES), declared)):
+            files = {"README.md": card.encode(), "data/train.csv": f"text,label\n{rows}".encode()}
+            hub.repos[f"datasets/me/{name}"] = Repo(commits=[{".gitattributes": b"", **files}])
+        env = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        found = subprocess.run([sys.executable, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.splitlines() == [
+        f"{labels} 4",
+        "['bad', 'good', 'good'] me/classes, train: 4 rows read, 1 left out: without a class (line 4)",
+    ], found.stderr

@@ -142,14 +142,14 @@ def _print_estimate(result: Preview) -> None:
 @command
 @flags(FilterOptions)
 def filter_command(source: Path | None, list_rules: bool = False, **given: Any) -> None:
-    """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a JSONL FILE or DATASET."""
+    """Clean, de-duplicate, balance and split the texts of a RUN, or the examples of a FILE or DATASET."""
     from dino_pipeline.filtering.filter import filter
 
     if list_rules:
         _list_rules(FilterOptions.of(given))
         return
     if source is None:
-        raise OptionError("nothing to filter", "give a run's folder or a JSONL file")
+        raise OptionError("nothing to filter", "give a run's folder or a file")
     if not given.keys() & {"run", "dry_run", "ablate"}:
         _require_run(source)
     with closing(console_of_command()) as console:
@@ -172,7 +172,7 @@ def _require_run(source: Path) -> None:
     if not source.exists():
         raise OptionError(
             f"{source}: is not there",
-            "give a run's folder or a JSONL file or, for a dataset on the Hub, {run=FOLDER} as well",
+            "give a run's folder or a file or, for a dataset on the Hub, {run=FOLDER} as well",
         )
     kind = "dataset" if source.is_dir() else "file"
     raise OptionError(f"{source}: is a {kind}", "name the folder to write with {run}")
@@ -197,7 +197,7 @@ def _list_rules(options: FilterOptions) -> None:
 @command
 @flags(FinetuneOptions)
 def finetune_command(source: str | None, listing: bool, **given: Any) -> None:
-    """Train a bi-encoder on a RUN's filtered data, a FILE (JSONL, or a sentence or document a line), or a DATASET of
+    """Train a bi-encoder on a RUN's filtered data, a FILE (a table, or a sentence or document a line), or a DATASET of
     the Hub. A stopped training goes on from its last checkpoint.
 
     Hyper-parameters are those of the objective's paper unless given.

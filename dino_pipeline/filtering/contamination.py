@@ -6,6 +6,7 @@ A text is evaluation data if it is one of its texts, nearly one of them, or hold
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dino_pipeline.files import write_json_lines
 from dino_pipeline.json_files import JsonLines, JsonValues
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.readers import ExampleReader, open_tables
-from dino_pipeline.rows import TEXT, Table
+from dino_pipeline.rows import TEXT, RowsRead, Table
 from dino_pipeline.tables import TextLines, open_file
 from dino_pipeline.text import has_spaced_words, normalise
 
@@ -157,6 +158,12 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
     if empty:
         raise DataError(f"{file}: holds no text to keep out")
+
+
+def rows_excluded(file: str) -> RowsRead:
+    """Return how many rows of a file hold texts to keep out; see `texts_of`."""
+    rows = sum(1 for _ in groupby(texts_of(Path(file)), key=lambda found: found[0]))
+    return RowsRead(source=Path(file).name, rows=rows)
 
 
 def _values(table: Table) -> Iterator[tuple[int, Any]]:

@@ -21,6 +21,7 @@ from dino_pipeline.filtering.near_duplicates import (
     same_meaning_inputs,
 )
 from dino_pipeline.processes import OpenPool, process_pool
+from dino_pipeline.rows import RowsRead
 from dino_pipeline.text import as_number
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class FilterRuntime:
     embed: Embed | None = None
     excluded: tuple[str, ...] = ()
     """Files of the evaluation data that ``exclude`` names."""
+    rows_excluded: tuple[RowsRead, ...] = ()
+    """What they hold."""
     cluster: OpenPool | None = None
     """Spreads work on texts over a cluster, instead of processes on this machine."""
 

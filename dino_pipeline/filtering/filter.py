@@ -6,18 +6,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import PROVENANCE, Example, ExampleList, iter_examples, write_examples
+from dino_pipeline.errors import OptionError
+from dino_pipeline.examples import Example, ExampleList, iter_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
-from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
+from dino_pipeline.filtering.brought_examples import BroughtExamples, open_examples
+from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files, rows_excluded
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
-from dino_pipeline.filtering.filter_stage import FilterSource, file_source, filter_run, look
+from dino_pipeline.filtering.filter_stage import FilterSource, filter_run, look
 from dino_pipeline.filtering.losses import note_losses
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
@@ -25,8 +25,7 @@ from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
-from dino_pipeline.readers import ExampleReader, LabelType, list_reader, open_tables
-from dino_pipeline.record import public
+from dino_pipeline.readers import LabelType
 from dino_pipeline.run import Run, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -34,9 +33,6 @@ from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCount
 
 FINAL_LABELS = {"labels": "hard", "random_pairs": 0, "dev_share": 0.0}
 """Options for data that was filtered before, unless the user gives others: labels and splits are not made twice."""
-
-EXAMPLES = "examples"
-"""Name of examples in memory."""
 
 
 class DroppedExample(NamedTuple):
@@ -237,7 +233,8 @@ def _open_source(
     if _is_generated(source) and source.run is not None:
         source.run.require(source.record)
     if not in_memory and _run_of(source) is None:
-        return _open_examples(source, spec, label_type)
+        before = source.record if isinstance(source, FilteredPairs) else None
+        return open_examples(source, spec, label_type, before)
     if label_type is not None:
         raise OptionError(
             "the labels of a run are what its spec says", "leave it out", option="label_type", value=label_type
@@ -257,72 +254,6 @@ def _write_run(run: Run, texts: Any) -> None:
         write_json(run.spec, texts.spec.model_dump(mode="json", exclude_none=True))
         write_examples(run.shards / "00000.jsonl", texts)
         run.save(texts.record)
-
-
-@dataclass(frozen=True)
-class BroughtExamples:
-    """Examples that a user brings, in memory or in tables, before they are written to a file that a filter can read."""
-
-    reader: ExampleReader
-    name: str
-    """What is recorded."""
-    place: str
-    """Where they are, for errors."""
-    prompt: PromptParts
-    is_final: bool
-
-    @contextmanager
-    def written(self, run: Run) -> Iterator[FilterSource]:
-        """Write the examples to a file in the run's folder, which is locked, and delete it afterwards."""
-        with run.scratch("source") as folder:
-            file = folder / "source.jsonl"
-            write_examples(file, self.reader)
-            numeric, read = self.reader.numeric_labels, self.reader.rows_read
-            yield FilterSource([file], self.place, self.name, numeric, self.prompt, self.is_final, read)
-
-
-def _open_examples(source: Any, spec: TaskSpec | None, label_type: LabelType | None) -> FilterSource | BroughtExamples:
-    """Return the source for examples that do not come from a run."""
-    prompt = PromptParts(spec.stop, spec.fields) if spec else PromptParts()
-    is_final = isinstance(source, FilteredPairs)
-    if isinstance(source, FilteredPairs):
-        inputs = source.record.inputs
-        prompt = prompt if spec else PromptParts(inputs.stop, inputs.fields)
-        label_type = label_type or inputs.label_type
-    if label_type is None and spec:
-        label_type = "score" if spec.is_scored else "class"
-    if not isinstance(source, str | Path):
-        reader, name, place = list_reader(source, label_type), f"{EXAMPLES}.jsonl", "the examples"
-    elif (path := Path(source)).exists() and not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"{path}: is not a file that can be read twice; save it to one first")
-        name, place = path.name, str(path)
-        reader = ExampleReader(name, open_tables(place), label_type=label_type)
-        if reader.holds_records:  # several processes read it as it is
-            return file_source(path, reader.numeric_labels, prompt)
-    else:
-        place = public(str(source)).strip("./").replace("/", "--")
-        reader, is_final = _published_examples(str(source), place, label_type)
-        name = f"{place}.jsonl"
-    return BroughtExamples(replace(reader, one_kind=False, labelled=True), name, place, prompt, is_final)
-
-
-def _published_examples(source: str, name: str, label_type: LabelType | None) -> tuple[ExampleReader, bool]:
-    """Return a published dataset's examples, and whether they were filtered before.
-
-    The configuration ``raw`` holds the texts as they were written; other people's ``raw`` lacks our columns. A dataset
-    without it holds the filtered texts.
-
-    Raises:
-        DataError: there is no such file or dataset, or it holds no texts.
-    """
-    try:
-        raw = open_tables(source, config="raw")
-        if raw and {"text_a", "label", *PROVENANCE} <= set(next(row for table in raw for _, row in table.rows())):
-            return ExampleReader(name, raw, label_type=label_type), False
-    except (DataError, StopIteration):
-        pass  # there is no such configuration; the next line says if anything else is wrong
-    return ExampleReader(name, open_tables(source), label_type=label_type), True
 
 
 @contextmanager
@@ -358,7 +289,10 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
             stack.enter_context(connected(options.ray))
             cluster = RayPool(choose_resources(options.workers, worker_cpus=None, worker_gpus=0.0), run.path).spread
         workers = options.workers or os.cpu_count() or 1
-        yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, cluster)
+        read = tuple(map(rows_excluded, excluded))
+        for each in read:
+            reporter.note(f"{each.told}, to keep their texts out")
+        yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, read, cluster)
 
 
 class RuleDescription(NamedTuple):

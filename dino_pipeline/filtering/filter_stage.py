@@ -107,7 +107,7 @@ def filter_run(
         options=options,
         inputs=_inputs_of(options, texts, runtime),
         sources=combined_digest(digests),
-        rows_read=(texts.rows_read,) if texts.rows_read else (),
+        rows_read=(*filter(None, [texts.rows_read]), *runtime.rows_excluded),
         versions=versions(),
         started=now(),
     )

@@ -203,8 +203,7 @@ def _read_senteval(root: Path, sick: Literal["test", "full"]) -> dict[str, Subse
 def _read_parallel(path: Path) -> list[Pair]:
     """Read a file of two texts a line, and its file of scores. A pair with a blank score is left out."""
     scores = path.with_name(path.name.replace("STS.input.", "STS.gs.", 1))
-    # Only a line feed ends a line: texts hold characters that Unicode counts as line ends.
-    rows = [columns for _, columns in read_tab_separated(path, newline="\n")]
+    rows = [columns for _, columns in read_tab_separated(path)]
     gold = [line.strip() for line in read_lines(scores, newline="\n")]
     while len(gold) > len(rows) and not gold[-1]:
         gold.pop()
@@ -234,7 +233,7 @@ def _read_table(
     """
     needed = max(score, first, second) + 1
     pairs = []
-    for number, columns in read_tab_separated(path, newline="\n"):
+    for number, columns in read_tab_separated(path):
         if columns == [""] or (header and number == 1):
             continue
         if len(columns) < needed:
