@@ -464,9 +464,13 @@ PAIRS, NAMED = rows(40), named(40)
         (NAMED, {"config": "python"}, "config='python': applies to a dataset in a folder or on the Hub only"),
         ("train.jsonl", {"config": "python"}, "config='python': applies to a dataset in a folder or on the Hub only"),
         (".", {"data_revision": "main"}, "data_revision='main': applies to a dataset on the Hub only"),
-        (NAMED, {"column": {"text_a": "third"}}, "column='text_a=third': there is no such column; choose from first"),
+        (NAMED, {"column": {"text_a": "third"}}, "example 0: has no column third, only first, second, label"),
         (NAMED, {"column": {"text": "first"}}, "there is no role text; choose from text_a, text_b, label"),
-        ([("a", "b", 1)], {"column": {"text_a": "first"}}, "column: these examples have no columns; leave it out"),
+        (
+            [("a", "b", 1)],
+            {"column": {"text_a": "first"}},
+            "example 0: has no column first, only text_a, text_b, label",
+        ),
         (PAIRS, {"learning_rate": -1}, "learning_rate=-1: must be more than 0"),
         (PAIRS, {"objective": "dinoo"}, "objective='dinoo': must be one of triplets, dino"),
         (PAIRS, {"learningrate": 1}, "learningrate: there is no such option; did you mean learning_rate?"),
@@ -481,7 +485,7 @@ def test_an_option_that_cannot_be_followed_is_refused(
     here: Path, toy_encoder: Path, source: Any, wrong: dict[str, Any], message: str
 ) -> None:
     write_examples(here / "train.jsonl", rows(8))
-    with pytest.raises(OptionError, match=re.escape(message)):
+    with pytest.raises(dino.DinoError, match=re.escape(message)):
         dino.finetune(source, encoder=str(toy_encoder), progress=False, **wrong)
 
 

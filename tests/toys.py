@@ -159,10 +159,10 @@ class Listener(SilentReporter):
 
 
 class Quiet(Listener):
-    """Is to be told nothing but how far it is."""
+    """Is to be told nothing but how far it is, and what was read."""
 
     def note(self, message: str, remedy: str = "") -> None:
-        raise AssertionError(message)
+        assert "read" in message, message
 
 
 def by_score(scores: Mapping[str, float]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from dino_pipeline.cards.hub import Manifest, download
 from dino_pipeline.encoder_options import TrainingOptions
 from dino_pipeline.errors import DataError, HubError, OptionError, RunError
+from dino_pipeline.examples import Example
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.model_files import is_hub_id
@@ -152,6 +153,8 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
         train, dev, origin = _in_memory(source, options)
     if options.dev is not None:
         dev = _source(options.dev, options, train.label_type)
+        if isinstance(options.dev, Sequence) and any(isinstance(example, Example) for example in options.dev[:1]):
+            dev = replace(dev, columns={})  # the names are those of the texts to train on; records have their own
     language = (options.language or origin.language or "en").split("-")[0]
     select_on = None if options.select_on is None else _source(options.select_on, None, "score")
     texts = TrainingTexts(train, dev, select_on, None, language, options.split_sentences, origin)
