@@ -469,7 +469,7 @@ PAIRS, NAMED = rows(40), named(40)
         (
             [("a", "b", 1)],
             {"column": {"text_a": "first"}},
-            "example 0: has no column first, only text_a, text_b, label",
+            "example 0: has no column first, only text_a",
         ),
         (PAIRS, {"learning_rate": -1}, "learning_rate=-1: must be more than 0"),
         (PAIRS, {"objective": "dinoo"}, "objective='dinoo': must be one of triplets, dino"),
