@@ -336,8 +336,8 @@ class StsProtocol(Options):
     )
     text: Annotated[Literal["raw", "tokenized"], Flag(WITH_STS)] = Field(
         default="raw",
-        description="raw: texts as they are in the files. tokenized: tokenized and in lower case, as SentEval prepares "
-        "them (except SICK).",
+        description="raw: texts as they are in the files. tokenized: tokenized and, but for SICK, in lower case, as "
+        "SentEval's script leaves them.",
     )
     sick: Annotated[Literal["test", "full"], Flag(WITH_STS)] = Field(default="test", description="Part of SICK-R.")
 

@@ -299,8 +299,8 @@ def _sts_tables(scores: Sequence[ScoreRow], remarked: Mapping[str, str]) -> list
 def _sts_marks(columns: Sequence[ScoreRow]) -> dict[str, str]:
     """Return, by set, the reason why a column is not comparable with the others or with papers' column of that name."""
     marks = {}
-    texts = [score.protocol["text"] for score in columns if "sick" not in score.protocol]
-    usual_text = max(dict.fromkeys(texts), key=texts.count) if texts else "raw"
+    texts = [score.protocol["text"] for score in columns if score.data != MEAN]
+    usual_text = max(dict.fromkeys(texts), key=texts.count)
     for score in columns:
         if score.data == MEAN:
             continue
@@ -310,7 +310,7 @@ def _sts_marks(columns: Sequence[ScoreRow]) -> dict[str, str]:
             reasons.append(f"{score.size} pairs in place of {expected}")
         if score.protocol.get("sick") == "full":
             reasons.append("train and trial pairs too")
-        if "sick" not in score.protocol and score.protocol["text"] != usual_text:
+        if score.protocol["text"] != usual_text:
             reasons.append(f"text {score.protocol['text']}, the others {usual_text}")
         if reasons:
             marks[score.data] = ", ".join(reasons)

@@ -6,8 +6,7 @@ import hashlib
 import math
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 from dino_pipeline.delimited_files import read_tab_separated
 from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError, first_line
+from dino_pipeline.evaluation.suites.moses import HERE, IN_FILES, RAW, TWICE, found_text, tokenized
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Pair, Score, ScoredPairs
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
@@ -36,10 +36,6 @@ LEFT_OUT = {("STS13", "SMT"), *((f"STS{year}", "ALL") for year in range(12, 17))
 SICK_FILES = {"test": "SICK_test_annotated.txt", "train": "SICK_train.txt", "trial": "SICK_trial.txt"}
 HUB_ARCHIVE = ("princeton-nlp/datasets-for-simcse", "senteval.tar")
 """Repository and name of SentEval's files, as SimCSE's authors published them."""
-LOWER_SHARE, APART_SHARE = 0.99, 0.8
-"""Texts count as tokenized if this share of them is in lower case, and this share has its last mark set apart."""
-ABBREVIATION = re.compile(r"\.\w+\.$")
-"""An ending that the tokenizer leaves as it is: u.s."""
 TABLE_NAME = re.compile(
     r"(STS[-_ ]?1[2-6]|STS[-_ ]?B(?:enchmark)?|SICK(?:[-_ ]?R)?)(?:[-_. ](.+))?\.tsv", re.IGNORECASE
 )
@@ -91,6 +87,8 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             continue
         _check_subsets(name, subsets, protocol, folder)
         prepared = _prepare(name, subsets, protocol)
+        if prepared.protocol["text"] == TWICE:
+            notes.append(f"{name}: is tokenized twice (woman ' s for woman 's); not comparable with published figures")
         expected = usual_size(name, prepared.protocol)
         if prepared.size != expected:
             notes.append(f"{name}: {prepared.size} pairs, {expected} are usual; not comparable with published figures")
@@ -123,54 +121,26 @@ def _check_subsets(name: str, subsets: Subsets, protocol: StsProtocol, folder: P
 def _prepare(name: str, subsets: Subsets, protocol: StsProtocol) -> ScoredPairs:
     """Return a set as the protocol says; its ``protocol`` records what was done.
 
-    Texts that are tokenized already stay so, and are recorded as such, whatever the protocol says. SICK-R is never
-    tokenized, as in SentEval.
+    Texts that are tokenized already stay so, and are recorded as such, whatever the protocol says. SICK-R keeps its
+    capitals, as in SentEval.
     """
     if name in ONE_PART:  # even if it comes in several files
         subsets = {name: list(chain.from_iterable(subsets.values()))}
-    stamp = {
-        "similarity": "cosine",
-        "aggregate": protocol.aggregate if len(subsets) > 1 else "all",
-        "text": "raw",
-    }
-    if name == "SICK-R":  # SentEval does not tokenize it
+    lower = name != "SICK-R"
+    parts = list(subsets.values())
+    text = found_text(list(ScoredPairs(name, parts).texts()), lower=lower)
+    if text == RAW and protocol.text == "tokenized":
+        text = HERE
+        parts = [_tokenized(part, lower=lower) for part in parts]
+    aggregate = protocol.aggregate if len(parts) > 1 else "all"
+    stamp = {"similarity": "cosine", "aggregate": aggregate, "text": text}
+    if name == "SICK-R":
         stamp["sick"] = protocol.sick
-    elif looks_tokenized(subsets.values()):
-        stamp["text"] = "tokenized"
-    elif protocol.text == "tokenized":
-        stamp["text"] = "tokenized"
-        subsets = dict(subsets)
-        for subset, pairs in subsets.items():
-            subsets[subset] = [(tokenized(first), tokenized(second), gold) for first, second, gold in pairs]
-    return ScoredPairs(name, list(subsets.values()), "sts", aggregate=protocol.aggregate, protocol=stamp)
+    return ScoredPairs(name, parts, "sts", aggregate=protocol.aggregate, protocol=stamp)
 
 
-def looks_tokenized(subsets: Iterable[Sequence[Pair]]) -> bool:
-    """Return whether nearly all texts are in lower case, and most final marks have a space before them.
-
-    SentEval's preparation leaves texts like that.
-    """
-    texts: list[str] = []
-    for pairs in subsets:
-        for first, second, _ in pairs:
-            texts += [first, second]
-    lower = sum(text == text.lower() for text in texts)
-    ended = [text for text in texts if text.endswith((".", "?", "!")) and not ABBREVIATION.search(text)]
-    apart = sum(text[-2:-1] == " " for text in ended)
-    return lower >= LOWER_SHARE * len(texts) and bool(ended) and apart >= APART_SHARE * len(ended)
-
-
-@cache
-def _tokenizer() -> Callable[..., str]:
-    from sacremoses import MosesTokenizer
-
-    tokenize: Callable[..., str] = MosesTokenizer(lang="en").tokenize
-    return tokenize
-
-
-def tokenized(text: str) -> str:
-    """Return a text as SentEval prepares it: by Moses' tokenizer for English, nothing escaped, in lower case."""
-    return _tokenizer()(text, escape=False, return_str=True).lower()
+def _tokenized(pairs: Sequence[Pair], *, lower: bool) -> list[Pair]:
+    return [(tokenized(first, lower=lower), tokenized(second, lower=lower), gold) for first, second, gold in pairs]
 
 
 # SentEval's files
@@ -368,8 +338,8 @@ PUBLISHED: Mapping[str, Sequence[float | None]] = {
     "IS-CSE, RoBERTa-base (He et al. 2023)": (*(None,) * 7, 77.73),
 }
 """Spearman x 100 on STS12-16, STS-B and SICK-R, and the mean of the seven, as papers report them."""
-PAPERS = StsProtocol(aggregate="all", text="tokenized", sick="test")
-"""Protocol of those figures."""
+PAPERS = {"aggregate": ("all",), "text": (IN_FILES, HERE), "sick": ("test",)}
+"""Protocol of those figures. SentEval's script and `tokenized` leave the same texts."""
 
 
 def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
@@ -378,9 +348,10 @@ def unlike_papers(sets: Sequence[EvaluationSet]) -> list[str]:
     names = [data.name for data in sts]
     differences = [f"{name} is missing" for name in SIZES if name not in names]
     for data in sts:
-        for key, usual in PAPERS.model_dump().items():
-            if data.protocol.get(key, usual) != usual and (data.name, key) != ("SICK-R", "text"):
-                differences.append(f"{data.name}: {key} {data.protocol[key]} in place of {usual}")
-        if data.size != (usual := usual_size(data.name, data.protocol)):
-            differences.append(f"{data.name}: {data.size} pairs in place of {usual}")
+        for key, usual in PAPERS.items():
+            value = data.protocol.get(key)
+            if value is not None and value not in usual:
+                differences.append(f"{data.name}: {key} {value} in place of {' or '.join(usual)}")
+        if data.size != (size := usual_size(data.name, data.protocol)):
+            differences.append(f"{data.name}: {data.size} pairs in place of {size}")
     return differences
