@@ -87,7 +87,7 @@ Rules = Annotated[
 
 
 class FilterOptions(Options):
-    """The options of the filter stage. The defaults are the paper's post-processing (section 5) and text rules."""
+    """The options of the filter stage. The defaults are the paper's post-processing (section 5), and more rules."""
 
     run: Annotated[RunFolder, Flag(metavar="FOLDER", data=False)] = Field(
         None, description="Folder to write to, if the source is not a run."

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import dino_pipeline
 from dino_pipeline.cli import main
 from dino_pipeline.errors import SpecError
-from dino_pipeline.spec import LabelSpec, TaskSpec
+from dino_pipeline.options import Sampling
+from dino_pipeline.spec import LabelSpec, SpecSampling, TaskSpec
 from dino_pipeline.spec_file import load_spec
 from tests.commands import invoke, refused
 
@@ -196,14 +197,26 @@ def counters(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def test_the_papers_specs_are_as_published() -> None:
+    """Labels, instructions, counter-labels and sampling are those of timoschick/dino."""
     assert counters("sts-x2.json") == {"1": (), "0.5": ("1",), "0": ("1", "0.5")}
     assert counters("sts-x1.json") == {"1": (), "0.5": (), "0": ()}
     assert counters("imdb-movies.json") == {"0": (), "1": ()}
     assert counters("imdb-reviews.json") == {"0": ("1",), "1": ("0",)}
-    asked = load_spec(SPECS / "sts-x2.json").prompt("0.5", "A man runs.")
-    assert asked == 'Task: Write two sentences that are somewhat similar.\nSentence 1: "A man runs."\nSentence 2: "'
-    bad = load_spec(SPECS / "imdb-reviews.json").prompt("0", "Alien")
-    assert bad == 'Task: Write a review for a bad movie.\nMovie: "Alien"\nReview: "'
+    first, second, movies, reviews = [
+        load_spec(SPECS / f"{name}.json") for name in ("sts-x1", "sts-x2", "imdb-movies", "imdb-reviews")
+    ]
+    tasks = {"1": "mean the same thing", "0.5": "are somewhat similar", "0": "are on completely different topics"}
+    for label, task in tasks.items():
+        asked = f'Task: Write two sentences that {task}.\nSentence 1: "'
+        assert first.labels[label].instruction == asked
+        assert second.labels[label].instruction == f'{asked}<X1>"\nSentence 2: "'
+    for label, kind in (("0", "bad"), ("1", "good")):
+        asked = f'Task: Write a review for a {kind} movie.\nMovie: "'
+        assert movies.labels[label].instruction == asked
+        assert reviews.labels[label].instruction == f'{asked}<X1>"\nReview: "'
+    for spec in (first, second, movies, reviews):
+        assert spec.sampling == SpecSampling(), spec.task_name
+    assert Sampling() == Sampling(top_k=5, top_p=0.9, decay=100, floor=0.01, max_new_tokens=40)
 
 
 def test_numeric_labels_are_numbers_unless_they_are_classes() -> None:

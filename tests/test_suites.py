@@ -273,6 +273,9 @@ def test_published_figures_stand_under_figures_of_their_protocol(whole: Path) ->
     line = next(line for line in printed.splitlines() if line.startswith("DINO x2"))
     assert line.split()[-8:] == ["70.27", "81.26", "71.25", "80.49", "77.18", "77.82", "68.09", "75.20"]
     assert "†" not in printed
+    assert [line[:15] for line in printed.splitlines() if "‡" in line] == [
+        "DINO x1x2, RoBE", "DINO x2, RoBERT", "Mirror-RoBERTa ", "‡ a cased encod",
+    ]  # fmt: skip
 
 
 def examples_of(classes: Mapping[str, Sequence[str]], count: int) -> list[Example]:

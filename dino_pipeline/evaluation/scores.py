@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.evaluation.suites.sts import MEAN, PUBLISHED, SIZES, usual_size
+from dino_pipeline.evaluation.suites.sts import MEAN, OTHER_TEXTS, PUBLISHED, SIZES, usual_size
 from dino_pipeline.measures import RESAMPLES, measure_title
 from dino_pipeline.progress import table, table_html
 from dino_pipeline.rows import RowsRead
@@ -249,7 +249,7 @@ class Scores(Sequence[ScoreRow]):
             parts.append(f"Published figures are of another protocol and not shown: {problems}")
         elif self.unlike_papers is not None:
             rows = [[name, *map(_shown, values)] for name, values in PUBLISHED.items()]
-            parts.append(table(["published, Spearman x 100", *SIZES, MEAN], rows))
+            parts += [table(["published, Spearman x 100", *SIZES, MEAN], rows), OTHER_TEXTS]
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:

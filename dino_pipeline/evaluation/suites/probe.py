@@ -1,4 +1,4 @@
-"""A linear probe: a logistic regression classifies texts by their frozen embeddings, as in SentEval and cpt."""
+"""A linear probe: a logistic regression classifies texts by their frozen embeddings, with settings of its own."""
 
 from __future__ import annotations
 
