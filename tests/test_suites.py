@@ -167,7 +167,7 @@ def test_text_that_is_tokenized_already_is_known(tmp_path: Path) -> None:
         "SICK-R": "tokenized in the files",
     }
     assert sets[2].parts == sets[0].parts, "what is tokenized here equals what SentEval's script leaves"
-    assert "STS13: is tokenized twice (woman ' s for woman 's); not comparable with published figures" in notes
+    assert "STS13: tokenized twice (woman ' s for woman 's); not comparable with published figures" in notes
     differing = unlike_papers(sets)
     assert "STS13: text tokenized twice in the files in place of tokenized in the files or tokenized here" in differing
     assert not [each for each in differing if "text" in each and not each.startswith("STS13")]

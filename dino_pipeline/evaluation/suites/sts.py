@@ -87,12 +87,13 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             continue
         _check_subsets(name, subsets, protocol, folder)
         prepared = _prepare(name, subsets, protocol)
-        if prepared.protocol["text"] == TWICE:
-            notes.append(f"{name}: is tokenized twice (woman ' s for woman 's); not comparable with published figures")
         expected = usual_size(name, prepared.protocol)
         if prepared.size != expected:
             notes.append(f"{name}: {prepared.size} pairs, {expected} are usual; not comparable with published figures")
         sets.append(prepared)
+    if twice := [data.name for data in sets if data.protocol["text"] == TWICE]:
+        names = ", ".join(twice)
+        notes.append(f"{names}: tokenized twice (woman ' s for woman 's); not comparable with published figures")
     if not sets:
         raise OptionError(
             "holds none of the STS sets, as STS/, SICK/ or STS12.MSRpar.tsv", option="data_dir", value=str(folder)
