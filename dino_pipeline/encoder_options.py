@@ -20,7 +20,7 @@ OBJECTIVES = {
     "sbert": "pairs",
     "simcse": "view_objectives",
     "simcse-sup": "view_objectives",
-    "mirror-bert": "view_objectives",
+    "mirror-bert": "mirror",
     "is-cse": "view_objectives",
     "declutr": "masked_words",
     "cpt": "pairs",

@@ -305,6 +305,8 @@ class SelectionRecord(Record):
     on: str
     """Name of the data that it was chosen on."""
     human_labels: bool = False
+    kept: Literal["best", "last"] = Field(default="best", exclude_if=lambda value: value == "best")
+    """Which checkpoint was kept; the last is measured on the same data."""
 
 
 class HistoryPoint(Record):
@@ -374,7 +376,8 @@ class FinetuneRecord(StageRecord):
     @property
     def measured(self) -> Literal["best", "dev"]:
         """Return what the measure on held-out texts is: the best of several checkpoints, or that of the one encoder."""
-        return "best" if self.steps and self.whitened != "end" else "dev"
+        chosen = self.selection is None or self.selection.kept == "best"
+        return "best" if self.steps and self.whitened != "end" and chosen else "dev"
 
 
 # evaluate

@@ -334,9 +334,9 @@ def test_cpt_s_model_puts_its_delimiters_before_texts_by_itself(run: Run, train:
 def test_a_tokenizer_without_an_end_learns_to_close_texts(tmp_path: Path, toy_generator: Path) -> None:
     model = load_encoder(str(toy_generator), pooling="lasttoken")
     model.tokenizer.pad_token = "<pad>"
-    prepare = get_objective("cpt").prepare
-    assert prepare is not None
-    prepare(model)
+    cpt = get_objective("cpt")
+    assert cpt.prepare is not None
+    cpt.prepare(model, cpt.defaults)
     model.save(str(tmp_path / "model"))
     again = SentenceTransformer(str(tmp_path / "model")).tokenizer
     letters = model.tokenizer.convert_tokens_to_ids(["a", "b"])

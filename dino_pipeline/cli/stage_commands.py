@@ -267,8 +267,12 @@ def _list_objectives() -> None:
             click.echo(f"  --set {name}={field.default}: {field.description}")
         if not objective.options.model_fields:
             click.echo("  no options of its own")
-        if objective.faithful:
-            click.echo(f"  --faithful: {', '.join(f'{name}={value}' for name, value in objective.faithful.items())}")
+        authors = objective.faithful
+        if isinstance(authors, str):
+            click.echo(f"  --faithful: refused; {objective.name} {authors}")
+            continue
+        settings = [f"{name}={value}" for name, value in {**authors.options, **authors.hyperparameters}.items()]
+        click.echo(f"  --faithful: {', '.join([*settings, authors.more])} ({authors.code})")
 
 
 @click.command("evaluate", cls=GroupedCommand)

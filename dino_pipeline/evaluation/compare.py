@@ -184,7 +184,7 @@ def _training_job(name: str, options: CompareOptions, texts: TrainingTexts) -> T
     shared = options.hyperparameters
     if not (objective.caches_gradients or rows_are_independent(objective, objective.defaults)):
         shared.pop("mini_batch_size", None)
-    if not objective.faithful:
+    if isinstance(objective.faithful, str):
         shared.pop("faithful", None)
     alone, own = options.for_objective(name)
     hyperparameters = resolve_hyperparameters(objective, {**shared, **alone}, own)

@@ -148,6 +148,9 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     corpus, held_out = texts.parts
     rows = texts.rows(objective)
     criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
+    authors = objective.followed(job.hyperparameters)
+    if authors and authors.keeps_last and texts.select_on is None:
+        criterion = replace(criterion, keeps_last=True)
     set_seed(job.seed)
     model, when_whitened = job.start()
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
@@ -166,7 +169,11 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     _note_unused_texts(job, when_whitened, reporter)
     record = _recorded(run)
     selection = SelectionRecord(
-        measure=criterion.measure, best=None, on=texts.selection_name, human_labels=texts.select_on is not None
+        measure=criterion.measure,
+        best=None,
+        on=texts.selection_name,
+        human_labels=texts.select_on is not None,
+        kept="last" if criterion.keeps_last else "best",
     )
     record = record.updated(
         rows_read=texts.rows_read,
@@ -232,12 +239,12 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
     """Make an encoder ready for training.
 
     Returns:
-        The encoder's own maximum length if it is cut shorter in training. It is restored afterwards.
+        The encoder's own maximum length if it is cut shorter in training alone. It is restored afterwards.
     """
     check_encoder(model, objective, hyperparameters)
     model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours replaces it
     if objective.prepare:
-        objective.prepare(model)
+        objective.prepare(model, hyperparameters)
     for module in model:
         if isinstance(module, WordWeights):  # one that was loaded would train, and its folder holds the weights as text
             module.requires_grad_(False)
@@ -249,6 +256,9 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
     if not hyperparameters.max_length or model.transformers_model is None:
         return None
     model.max_seq_length = hyperparameters.max_length
+    authors = objective.followed(hyperparameters)
+    if authors and authors.keeps_length:
+        return None
     return length if length and length > hyperparameters.max_length else None
 
 

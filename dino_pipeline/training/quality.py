@@ -101,14 +101,14 @@ def fit_batch_size(
     """Return hyper-parameters with a batch size that the dataset can fill and the processes can share.
 
     An objective's default batch is for millions of rows. With few rows it is made smaller until there are `MIN_STEPS`
-    steps. A batch size that a user chose stays. If no two rows of a batch may share a text, it is at most the size of
-    the batches that can be filled.
+    steps. A batch size that a user chose stays, and so does that of the authors' code. If no two rows of a batch may
+    share a text, it is at most the size of the batches that can be filled.
     """
     batch_size = hyperparameters.batch_size
-    is_default = batch_size == objective.defaults.batch_size
+    is_default = batch_size == objective.defaults.batch_size and not hyperparameters.faithful
     if objective.in_batch_negatives and hyperparameters.steps is None and is_default:
         batch_size = min(batch_size, max(int(len(dataset) * hyperparameters.epochs / MIN_STEPS), FEW_ROWS))
-    if objective.no_duplicates:
+    if objective.keeps_apart(hyperparameters):
         batch_size = min(
             batch_size, max(int(FILLED * _duplicate_free_rows(dataset, math.ceil(batch_size / FILLED))), 2)
         )
@@ -172,7 +172,11 @@ def inspect_data(
         )
     repeated = share_repeated(dataset) if objective.in_batch_negatives else 0.0
     if repeated >= WORTH_A_NOTE:
-        effect = "batches keep them apart" if objective.no_duplicates else "in one batch they are false negatives"
+        effect = (
+            "batches keep them apart"
+            if objective.keeps_apart(record.options)
+            else "in one batch they are false negatives"
+        )
         note(f"{repeated:.0%} of the rows share a first text with another row; {effect}")
     wanted_batch = record.options.batch_size
     if batch < min(wanted_batch, rows):
@@ -219,6 +223,8 @@ class SelectionCriterion:
     """Factor by which the measure is multiplied where it is shown."""
     rows: int
     """Number of pairs or texts that it is computed on."""
+    keeps_last: bool = False
+    """Whether the last checkpoint is kept all the same, and only measured."""
 
     @property
     def metric(self) -> str:

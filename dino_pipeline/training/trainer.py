@@ -35,6 +35,7 @@ from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.training.lora import load_trained, save_trained
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, reads_token_states, row_views
 from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
+from dino_pipeline.training.objectives.reference import ClipCallback
 from dino_pipeline.training.padding import rows_grouped_by_length
 from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion, with_quality
 
@@ -98,7 +99,8 @@ def train(
         rows_seen=counter.rows,
         seconds=round(counter.seconds, 1),
     )
-    return with_quality(record, model, criterion, trainer.state.best_metric, probe)
+    best = criterion.measured(model) if criterion.keeps_last else trainer.state.best_metric
+    return with_quality(record, model, criterion, best, probe)
 
 
 def _make_trainer(
@@ -113,14 +115,19 @@ def _make_trainer(
     loss = objective.loss(model, context)
     if context.hyperparameters.matryoshka:
         loss = MatryoshkaLoss(model, loss, embedding_sizes(model, context))
+    hyperparameters = context.hyperparameters
+    authors = objective.followed(hyperparameters)
     trainer = _QuietTrainer(
         model=model,
         args=trainer_arguments(folder, objective, context, criterion, dataset),
         train_dataset=dataset,
         loss=loss,
         evaluator=criterion.evaluator,
+        optimizers=authors.optimizers(loss, hyperparameters, context.steps) if authors else (None, None),
     )
     trainer.remove_callback(PrinterCallback)
+    if authors and authors.clip:
+        trainer.add_callback(ClipCallback(loss, authors.clip))
     if views := row_views(dataset):
         trainer.add_callback(_EpochCallback(views))
     return trainer
@@ -153,12 +160,13 @@ def count_steps(objective: Objective, context: TrainingContext, rows: int) -> in
     """Return the number of steps of a training.
 
     Raises:
-        OptionError: there are too few rows for several processes to have a batch each.
+        OptionError: there are too few rows for a batch, where batches must be whole.
     """
     hyperparameters, dropped = context.hyperparameters, _drops_last_batch(objective, context, rows)
     batch_size = hyperparameters.batch_size
     if dropped and rows < batch_size:
-        raise OptionError(f"there are only {rows} rows for several processes", option="batch_size", value=batch_size)
+        use = "several processes" if context.processes > 1 else "a whole batch"
+        raise OptionError(f"there are only {rows} rows for {use}", option="batch_size", value=batch_size)
     per_epoch = rows // batch_size if dropped else math.ceil(rows / batch_size)
     if hyperparameters.steps is not None:
         return hyperparameters.steps
@@ -168,8 +176,10 @@ def count_steps(objective: Objective, context: TrainingContext, rows: int) -> in
 def _drops_last_batch(objective: Objective, context: TrainingContext, rows: int) -> bool:
     """Return whether rows that do not fill the last batch are left out.
 
-    They are if a text would have too few others in that batch, or a process none.
+    They are if a text would have too few others in that batch, or a process none; or as the authors have it.
     """
+    if context.processes == 1 and (authors := objective.followed(context.hyperparameters)):
+        return authors.drops_last_batch
     too_few = objective.in_batch_negatives and not objective.no_duplicates
     return context.processes > 1 or (too_few and rows > context.hyperparameters.batch_size)
 
@@ -188,6 +198,7 @@ def trainer_arguments(
     if hyperparameters.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise OptionError("this GPU does not compute in bfloat16", "leave it out", option="bf16")
     interval = max(math.ceil(context.steps / EVALUATIONS), MIN_STEPS_BETWEEN)
+    apart = objective.keeps_apart(hyperparameters)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=hyperparameters.epochs,
@@ -195,7 +206,7 @@ def trainer_arguments(
         per_device_train_batch_size=rows // parts,
         gradient_accumulation_steps=parts,
         dataloader_drop_last=_drops_last_batch(objective, context, len(dataset)),
-        batch_sampler=BatchSamplers.NO_DUPLICATES if objective.no_duplicates else BatchSamplers.BATCH_SAMPLER,
+        batch_sampler=BatchSamplers.NO_DUPLICATES if apart else BatchSamplers.BATCH_SAMPLER,
         prompts=dict(objective.prompts),
         learning_rate=hyperparameters.learning_rate,
         weight_decay=hyperparameters.weight_decay,
@@ -207,7 +218,8 @@ def trainer_arguments(
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=1,
-        load_best_model_at_end=True,
+        max_grad_norm=0.0 if objective.followed(hyperparameters) else 1.0,
+        load_best_model_at_end=not criterion.keeps_last,
         metric_for_best_model=criterion.metric,
         greater_is_better=True,
         logging_steps=interval,

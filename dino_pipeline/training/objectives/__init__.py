@@ -14,6 +14,7 @@ from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters, OptionVal
 from dino_pipeline.errors import OptionError
 from dino_pipeline.options import Options
 from dino_pipeline.stage_records import FinetuneRecord
+from dino_pipeline.training.objectives.reference import Reference
 
 RowKind = Literal["scored pairs", "classified pairs", "pairs", "triplets", "sentences", "documents"]
 """Kinds of training rows.
@@ -69,8 +70,8 @@ class Objective:
     citation: str
     options: type[Options] = Options
     """What it alone lets a user choose."""
-    faithful: Mapping[str, OptionValue] | None = field(default_factory=dict)
-    """Own options as in the paper's reference code. Empty if the defaults are the paper's, None without a paper."""
+    faithful: Reference | str = "follows no paper"
+    """Its authors' code, or why there is none to follow."""
     in_batch_negatives: bool = False
     """Whether the other rows of a batch are negatives."""
     no_duplicates: bool = False
@@ -83,13 +84,21 @@ class Objective:
     """Whether a batch can be encoded in mini-batches with gradient caching (Gao et al. 2021, arXiv:2101.06983)."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Prefixes of the texts, by column."""
-    prepare: Callable[[Any], None] | None = None
+    prepare: Callable[[Any, Hyperparameters], None] | None = None
     """Changes an encoder for good before it is trained."""
 
     @property
     def defaults(self) -> Hyperparameters:
         """Return the default hyper-parameters, its own options included."""
         return self.hyperparameters.updated(options=self.options().model_dump())
+
+    def followed(self, hyperparameters: Hyperparameters) -> Reference | None:
+        """Return the authors' code if a training follows it."""
+        return self.faithful if hyperparameters.faithful and isinstance(self.faithful, Reference) else None
+
+    def keeps_apart(self, hyperparameters: Hyperparameters) -> bool:
+        """Return whether rows that share a text are kept out of each other's batches, which no authors' code does."""
+        return self.no_duplicates and not hyperparameters.faithful
 
     def own_options(self, given: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
         """Return all of its own options; numbers may be given as strings.
@@ -130,11 +139,12 @@ def resolve_hyperparameters(
     Raises:
         OptionError: the objective has no such option, or the value is not allowed.
     """
-    faithful = bool(given.get("faithful"))
-    if faithful and objective.faithful is None:
-        raise OptionError(f"{objective.name} follows no paper", "choose another {objective}", option="faithful")
-    options = objective.own_options({**((faithful and objective.faithful) or {}), **own})
-    resolved = objective.hyperparameters.updated(**{**given, "options": options})
+    authors = objective.faithful
+    if given.get("faithful") and isinstance(authors, Reference):
+        given, own = {**authors.hyperparameters, **given}, {**authors.options, **own}
+    elif given.get("faithful"):
+        raise OptionError(f"{objective.name} {authors}", "choose another {objective}", option="faithful")
+    resolved = objective.hyperparameters.updated(**{**given, "options": objective.own_options(own)})
     if resolved.mini_batch_size and not (objective.caches_gradients or rows_are_independent(objective, resolved)):
         raise OptionError(
             f"the rows of a batch are compared with one another, and {objective.name} cannot cache gradients",
@@ -154,7 +164,7 @@ def rows_are_independent(objective: Objective, hyperparameters: Hyperparameters)
 
 
 def reads_token_states(objective: Objective, hyperparameters: Hyperparameters) -> bool:
-    """Return whether the loss of a training reads the states of tokens, or of padding, beside the embeddings."""
+    """Return whether a training reads the states of tokens beside the embeddings, or those of padding."""
     return objective.reads_token_states or hyperparameters.options.get("mean") == "padded"
 
 

@@ -29,6 +29,7 @@ from dino_pipeline.training.objectives.pairs import (
     nt_xent,
     ranking_loss,
 )
+from dino_pipeline.training.objectives.reference import Reference
 
 IGNORED = -100
 """Label of tokens that are not masked, as `transformers` has it."""
@@ -98,8 +99,8 @@ class MaskedWordLoss(nn.Module):
         """Return the mean cross-entropy of the masked tokens, 0 if there are none.
 
         Args:
-            states: the encoder's last states, ``(rows, tokens, size)``.
-            labels: ``(rows, tokens)``.
+            states: the encoder's last states, ``(..., size)``.
+            labels: the words that were masked, ``(...)``.
         """
         chosen = labels != IGNORED
         logits = self.head(inputs_embeds=states[chosen][None]).logits[0]  # (masked tokens, vocabulary)
@@ -171,6 +172,7 @@ CMLM = Objective(
     options=CmlmOptions,
     citation="Yang et al. 2021, Universal Sentence Representation Learning with Conditional Masked Language Model, "
     "arXiv:2012.14388",
+    faithful="has no code of its authors",
 )
 
 # DeCLUTR: a span of a document finds the spans near it among those of other places; its masked words are predicted.
@@ -187,7 +189,9 @@ class SpanOptions(MaskOptions, ContrastOptions):
     shortest: int = Field(default=32, ge=1, description="Tokens of the shortest span.")
     longest: int = Field(default=512, ge=1, description="Tokens of the longest span.")
     spans: Literal["scaled", "fixed"] = Field(
-        default="scaled", description="scaled: short documents give shorter spans. fixed: they are refused."
+        default="scaled",
+        description="scaled: short documents give shorter spans, of whole words. fixed: as in the authors' code, short "
+        "documents are refused, and spans may break words.",
     )
 
     @property
@@ -208,21 +212,24 @@ class SpanOptions(MaskOptions, ContrastOptions):
     def draw(self, tokens: int, random: Random) -> list[list[Span]]:
         """Return, for each anchor, its span and then those of its positives.
 
-        The document is divided into as many equal stretches as there are anchors. An anchor begins in a stretch of
-        its own; its length follows Beta(4, 2), so that anchors are long. A positive overlaps its anchor, lies inside it
-        or touches it; its length follows Beta(2, 4), so that positives are short.
+        As in the authors' code, the document is divided into stretches as long as the longest span, and an anchor lies
+        within one that is not next to another's, so that anchors are at least that far apart. An anchor's length
+        follows Beta(4, 2), so that anchors are long. A positive overlaps its anchor, lies inside it or touches it; its
+        length follows Beta(2, 4), so that positives are short.
         """
         shortest, longest = self.bounds(tokens)
-        stretch = tokens // self.anchors
+        stretches = list(range(0, tokens - longest + 1, longest))
         drawn = []
-        for first in random.sample(range(0, stretch * self.anchors, stretch), self.anchors):
+        for left in range(self.anchors, 0, -1):
             length = int(random.betavariate(4, 2) * (longest - shortest) + shortest)
-            start = random.randint(first, max(min(first + stretch, tokens) - length, first))
+            few = len(stretches) // left < left  # from the middle, an anchor would take the room of later ones
+            place = random.choice([0, len(stretches) - 1]) if few else random.randrange(len(stretches))
+            start = stretches[place] + random.randint(0, longest - length)
+            del stretches[max(place - 1, 0) : place + 2]
             spans = [(start, start + length)]
             for _ in range(self.positives):
                 size = int(random.betavariate(2, 4) * (longest - shortest) + shortest)
-                low, high = max(start - size, 0), min(start + length, tokens - size)
-                near = random.randint(low, max(high, low))
+                near = random.randint(max(start - size, 0), min(start + length, tokens - size))
                 spans.append((near, near + size))
             drawn.append(spans)
         return drawn
@@ -237,40 +244,51 @@ def drawn_spans(columns: Columns, context: TrainingContext) -> Dataset:
         DataError: all documents are too short, or one is and spans have the paper's lengths.
     """
     sampler = SpanOptions.of(context.hyperparameters.options)
-    rows: Columns = {"document": [], "offsets": []}
+    rows: Columns = {"document": [], "tokens": []}
     short = []
     for number, text in enumerate(columns["document"], start=1):
-        offsets = _token_offsets(text, context.tokenizer)
-        if len(offsets) < sampler.min_tokens:
-            short.append((number, len(offsets)))
+        document = text if sampler.scaled else " " + " ".join(text.split())
+        tokens = _tokens(document, context.tokenizer, places=sampler.scaled)
+        if len(tokens) < sampler.min_tokens:
+            short.append((number, len(tokens)))
         else:
-            rows["document"].append(text)
-            rows["offsets"].append(offsets)
+            rows["document"].append(document)
+            rows["tokens"].append(tokens)
     if short and not (sampler.scaled and rows["document"]):
-        number, tokens = short[0]
+        number, count = short[0]
         remedy = "give longer documents" if sampler.scaled else "give longer documents, or leave out {faithful}"
         raise DataError(
-            f"document {number}: has {tokens} tokens, as {len(short)} of {len(columns['document'])} have under "
+            f"document {number}: has {count} tokens, as {len(short)} of {len(columns['document'])} have under "
             f"{sampler.min_tokens}",
             f"{remedy}, or fewer anchors (the objective's option anchors=1)",
         )
-    return drawn_rows(rows, partial(span_texts, sampler=sampler), context.seed)
+    draw = partial(span_texts, sampler=sampler, tokenizer=None if sampler.scaled else context.tokenizer)
+    return drawn_rows(rows, draw, context.seed)
 
 
-def _token_offsets(text: str, tokenizer: Any) -> list[list[int]]:
-    """Return the (start, end) of each token in the text."""
+def _tokens(text: str, tokenizer: Any, *, places: bool) -> list[Any]:
+    """Return the ids of the text's tokens, or the place, [start, end], of each."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
-    return [list(pair) for pair in encoded["offset_mapping"]]
+    return [list(pair) for pair in encoded["offset_mapping"]] if places else list(encoded["input_ids"])
 
 
-def span_texts(row: Row, random: Random, *, sampler: SpanOptions) -> Row:
-    """Return a document's spans as texts: ``anchor0``, ``anchor1``, ... then ``near0x0``, ``near0x1``, ..."""
-    text, offsets = row["document"], row["offsets"]
+def span_texts(row: Row, random: Random, *, sampler: SpanOptions, tokenizer: Any) -> Row:
+    """Return a document's spans as texts: ``anchor0``, ``anchor1``, ... then ``near0x0``, ``near0x1``, ...
+
+    They are made of the ids of their tokens by the tokenizer or, without one, cut out of the document.
+    """
+
+    def text_of(span: Span) -> str:
+        if tokenizer is None:
+            return _cut(row["document"], row["tokens"], span)
+        text: str = tokenizer.decode(row["tokens"][slice(*span)], clean_up_tokenization_spaces=True)
+        return text
+
     anchors, positives = {}, {}
-    for number, (anchor, *near) in enumerate(sampler.draw(len(offsets), random)):
-        anchors[f"anchor{number}"] = _cut(text, offsets, anchor)
+    for number, (anchor, *near) in enumerate(sampler.draw(len(row["tokens"]), random)):
+        anchors[f"anchor{number}"] = text_of(anchor)
         for place, span in enumerate(near):
-            positives[f"near{number}x{place}"] = _cut(text, offsets, span)
+            positives[f"near{number}x{place}"] = text_of(span)
     return {**anchors, **positives}
 
 
@@ -312,10 +330,9 @@ class SpanContrastLoss(nn.Module):
         loss = nt_xent(self.stock, anchors, torch.cat(means))
         if anchors.shape[-1] < self.size:  # a shorter embedding of the same states: their words are counted already
             return loss
-        word_losses = []
-        for output, (_, word_labels) in zip(encoded, masked, strict=True):
-            word_losses.append(self.words(output["token_embeddings"], word_labels))
-        return loss + torch.stack(word_losses).mean()
+        states = torch.cat([output["token_embeddings"].flatten(0, 1) for output in encoded])  # (tokens, size)
+        labels = torch.cat([word_labels.flatten() for _, word_labels in masked])  # (tokens,)
+        return loss + self.words(states, labels)
 
 
 DECLUTR = Objective(
@@ -328,7 +345,18 @@ DECLUTR = Objective(
     options=SpanOptions,
     citation="Giorgi et al. 2021, DeCLUTR: Deep Contrastive Learning for Unsupervised Textual Representations, "
     "arXiv:2006.03659",
-    faithful={"spans": "fixed"},
+    faithful=Reference(
+        code="github.com/JohnGiorgi/DeCLUTR",
+        more="AdamW without the correction of its moments' bias, a slanted triangular rate; the head is clipped, rows "
+        "that fill no batch are left out, and the last checkpoint is kept",
+        options={"spans": "fixed"},
+        hyperparameters={"max_length": 510},
+        adam="uncorrected",
+        epsilon=1e-6,
+        slanted=True,
+        drops_last_batch=True,
+        keeps_last=True,
+    ),
     reads_token_states=True,
     in_batch_negatives=True,
 )

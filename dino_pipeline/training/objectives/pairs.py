@@ -27,6 +27,7 @@ from dino_pipeline.encoder_options import Hyperparameters, ScoreLoss
 from dino_pipeline.errors import ModelError
 from dino_pipeline.options import Options
 from dino_pipeline.training.objectives import Columns, Objective, TrainingContext, fixed_rows
+from dino_pipeline.training.objectives.reference import Reference
 
 NT_XENT_DIRECTIONS = ("query_to_doc", "query_to_query")
 """The stock loss then takes both the second views and the other first views of a batch as negatives."""
@@ -183,6 +184,7 @@ DINO = Objective(
     hyperparameters=Hyperparameters(),
     options=DinoOptions,
     citation="Schick & Schütze 2021, Generating Datasets with Pretrained Language Models, arXiv:2104.07540",
+    faithful=Reference(code="github.com/timoschick/dino", more="AdamW of transformers 4", epsilon=1e-6),
 )
 
 
@@ -223,6 +225,14 @@ SBERT = Objective(
     caches_gradients=True,
     citation="Reimers & Gurevych 2019, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, "
     "arXiv:1908.10084",
+    faithful=Reference(
+        code="github.com/UKPLab/sentence-transformers v0.2.6",
+        more="AdamW without the correction of its moments' bias; the head is clipped, texts are cut in encoding, too",
+        hyperparameters={"warmup": 0.1 / 16, "max_length": 131},
+        adam="uncorrected",
+        epsilon=1e-6,
+        keeps_length=True,
+    ),
 )
 
 
@@ -251,7 +261,7 @@ class LearnedTemperature(nn.Module):
         return cos_sim(first, second) * self.t.exp().clamp(max=MAX_SCALE)
 
 
-def add_delimiters(model: SentenceTransformer) -> None:
+def add_delimiters(model: SentenceTransformer, hyperparameters: Hyperparameters) -> None:
     """Make texts begin with a delimiter and end with a token whose state is the embedding.
 
     The paper closes texts with a second delimiter. Here the tokenizer's own end token closes them, so that a plain
@@ -298,6 +308,7 @@ CPT = Objective(
     loss=two_way_loss,
     hyperparameters=Hyperparameters(batch_size=12288, mini_batch_size=64, pooling="lasttoken"),
     options=CptOptions,
+    faithful="has no code of its authors, and closes texts by another delimiter than the paper",
     citation="Neelakantan et al. 2022, Text and Code Embeddings by Contrastive Pre-Training, arXiv:2201.10005",
     in_batch_negatives=True,
     no_duplicates=True,

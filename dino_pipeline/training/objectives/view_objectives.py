@@ -1,27 +1,24 @@
-"""Objectives in which a text finds its other view in a batch: simcse, simcse-sup, triplets, is-cse, mirror-bert."""
+"""Objectives in which a text finds its other view in a batch: simcse, simcse-sup, triplets, is-cse."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from functools import partial
-from random import Random
-from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from pydantic import Field
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 from sentence_transformers.util import all_gather
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dino_pipeline.encoder_options import Hyperparameters
-from dino_pipeline.errors import ModelError, OptionError
-from dino_pipeline.text import has_spaced_words
-from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows, fixed_rows
-from dino_pipeline.training.objectives.pairs import ContrastOptions, InfoNCELoss, NTXentLoss, module_per_size
+from dino_pipeline.training.objectives import Columns, Objective, TrainingContext, fixed_rows
+from dino_pipeline.training.objectives.pairs import ContrastOptions, InfoNCELoss, module_per_size
+from dino_pipeline.training.objectives.reference import Reference
 
 # SimCSE: a sentence finds itself, seen through another dropout mask, among the others of its batch.
 
@@ -31,9 +28,22 @@ def repeated_sentences(columns: Columns, context: TrainingContext) -> Dataset:
     return Dataset.from_dict({"anchor": columns["sentence"], "positive": columns["sentence"]})
 
 
-def projection_head(size: int) -> nn.Sequential:
+HEAD_SPREAD = 0.02
+"""Standard deviation of a new head's weights in the authors' code, that of BERT's layers."""
+
+
+def projection_head(size: int, *, faithful: bool = False) -> nn.Sequential:
     """Return the layer on top of the encoder that is only used in training (Gao et al. 2021, section 6.3)."""
-    return nn.Sequential(nn.Linear(size, size), nn.Tanh())
+    layer = nn.Linear(size, size)
+    if faithful:
+        init_as_bert(layer)
+    return nn.Sequential(layer, nn.Tanh())
+
+
+def init_as_bert(layer: nn.Linear) -> None:
+    """Give a new layer the random weights that BERT's layers begin with."""
+    nn.init.normal_(layer.weight, std=HEAD_SPREAD)
+    nn.init.zeros_(layer.bias)
 
 
 class SimCSELoss(InfoNCELoss):
@@ -41,7 +51,8 @@ class SimCSELoss(InfoNCELoss):
 
     def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
         super().__init__(model, context)
-        self.heads = module_per_size(self.dimensions, projection_head)
+        make = partial(projection_head, faithful=context.hyperparameters.faithful)
+        self.heads = module_per_size(self.dimensions, make)
 
     def compare(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return the loss of the two views of each sentence, each column ``(rows, dimension)``."""
@@ -72,13 +83,28 @@ SIMCSE = Objective(
     hyperparameters=PAPER,
     options=ContrastOptions,
     citation="Gao et al. 2021, SimCSE: Simple Contrastive Learning of Sentence Embeddings, arXiv:2104.08821",
+    faithful=Reference(
+        code="github.com/princeton-nlp/SimCSE",
+        more="a head that begins as BERT's layers do and is clipped, too; the last, smaller batch",
+    ),
     in_batch_negatives=True,
     needs_dropout=True,
     caches_gradients=True,
 )
 
 # Supervised SimCSE: an anchor finds its positive among its batch's positives and hard negatives (section 4).
-# The head that the paper keeps in the encoder is left out, so that the encoder stays a plain one.
+# The authors keep the head in the encoder. By default it is left out, so that the encoder stays a plain one.
+
+
+def keep_head(model: SentenceTransformer, hyperparameters: Hyperparameters) -> None:
+    """Put a head on an encoder for good, as the authors' code does: a stock layer, trained and used in encoding."""
+    if hyperparameters.faithful:
+        size = model.get_embedding_dimension()
+        assert size is not None
+        head = Dense(size, size, activation_function=nn.Tanh())
+        init_as_bert(head.linear)
+        model.append(head.to(model.device))
+
 
 SIMCSE_SUP = Objective(
     name="simcse-sup",
@@ -89,9 +115,14 @@ SIMCSE_SUP = Objective(
     hyperparameters=PAPER.updated(epochs=3, batch_size=512, learning_rate=5e-5),
     options=ContrastOptions,
     citation=SIMCSE.citation,
+    faithful=Reference(
+        code="github.com/princeton-nlp/SimCSE",
+        more="a head (linear, tanh) that stays in the encoder; rows that share a text are not kept apart",
+    ),
     in_batch_negatives=True,
     no_duplicates=True,
     caches_gradients=True,
+    prepare=keep_head,
 )
 
 # The same with settings for the few texts that a small model writes, measured on real text (docs/results.md): at the
@@ -102,7 +133,8 @@ TRIPLETS = replace(
     name="triplets",
     method="InfoNCE with the contrasted texts as negatives, embeddings whitened",
     hyperparameters=Hyperparameters(batch_size=32, pooling="mean", whiten="auto"),
-    faithful=None,
+    faithful="follows no paper",
+    prepare=None,
 )
 
 # IS-CSE: SimCSE that also pulls a sentence towards a weighted mean of its neighbours among recent sentences.
@@ -126,14 +158,14 @@ def smooth_views(views: Tensor, memory: Tensor, neighbours: int) -> Tensor:
 
     Args:
         views: ``(rows, dimension)``, of length 1.
-        memory: ``(entries, dimension)``, of length 1.
+        memory: ``(entries, dimension)``, of length 1. The views are among them, so that the nearest is left out.
         neighbours: how many entries of the memory take part.
 
     Returns:
         The sums weighted by ``softmax(view . neighbour / 2)``, ``(rows, dimension)``.
     """
     similarities = views.detach() @ memory.T  # (rows, entries)
-    nearest = similarities.topk(min(neighbours, len(memory)), dim=-1).indices  # (rows, neighbours)
+    nearest = similarities.topk(min(neighbours + 1, len(memory)), dim=-1).indices[:, 1:]  # (rows, neighbours)
     values = torch.cat([views[:, None], memory[nearest]], dim=1)  # (rows, 1 + neighbours, dimension)
     logits = (values @ views[:, :, None]).squeeze(-1) / ATTENTION_TEMPERATURE  # (rows, 1 + neighbours)
     weights = torch.softmax(logits, dim=-1)
@@ -166,7 +198,10 @@ class MemoryBuffer(nn.Module):
 
 
 class InstanceSmoothedLoss(SimCSELoss):
-    """``SimCSE(z1, z2) + alpha * SimCSE(z1, smoothed z2)``, the second term once the memory is full."""
+    """``SimCSE(z1, z2) + alpha * SimCSE(z1, smoothed z2)``, the second term from the batch on that fills the memory.
+
+    As in the authors' code, z2 is remembered before its neighbours are looked for.
+    """
 
     def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
         super().__init__(model, context)
@@ -179,11 +214,11 @@ class InstanceSmoothedLoss(SimCSELoss):
     def alpha(self) -> float:
         """Return the weight of the second term.
 
-        It goes from ``alpha_start`` to ``alpha`` along half a cosine, during the share ``ramp`` of the steps.
+        It goes from ``alpha_start`` to ``alpha`` along a quarter of a cosine, during the share ``ramp`` of the steps.
         """
         start, end = float(self.context["alpha_start"]), float(self.context["alpha"])
         done = int(self.step) / max(self.context["ramp"] * self.context.steps, 1)
-        return end - (end - start) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        return end - (end - start) * math.cos(math.pi / 2 * min(done, 1.0))
 
     def contrast(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the loss of projected views, each ``(rows, dimension)``, and remember the second ones."""
@@ -191,10 +226,12 @@ class InstanceSmoothedLoss(SimCSELoss):
         memory = self.memories[str(second.shape[-1])]
         assert isinstance(memory, MemoryBuffer)
         views = normalize(second, dim=-1)
+        latest = all_gather(views.detach()) if self.context.processes > 1 else views.detach()
+        memory.push(latest)
         if memory.is_full:
-            smoothed = smooth_views(views, memory.entries, self.context["neighbours"])
+            among = memory.entries if len(latest) <= len(memory.entries) else latest
+            smoothed = smooth_views(views, among, self.context["neighbours"])
             loss = loss + self.alpha * super().contrast(first, smoothed)
-        memory.push(all_gather(views.detach()) if self.context.processes > 1 else views.detach())
         if second.shape[-1] == self.dimensions[0]:  # with several sizes, a step calls this once for each
             self.step += 1
         return loss
@@ -210,119 +247,11 @@ IS_CSE = Objective(
     options=IsCseOptions,
     citation="He et al. 2023, Instance Smoothed Contrastive Learning for Unsupervised Sentence Embedding, "
     "arXiv:2305.07424",
+    faithful=Reference(
+        code="github.com/dll-wu/IS-CSE",
+        more="a head that begins as BERT's layers do and is clipped, too; the last, smaller batch",
+    ),
     in_batch_negatives=True,
     needs_dropout=True,
-    caches_gradients=True,
-)
-
-# Mirror-BERT: a sentence finds its view with a masked span among both views of all others of its batch.
-
-MIN_CHARACTERS = 30
-"""Shorter texts are not masked."""
-
-
-class MirrorOptions(ContrastOptions):
-    """Options of mirror-bert."""
-
-    temperature: float = Field(default=0.04, gt=0, description="What cosines are divided by.")
-    mask: Literal["words", "characters", "none"] = Field(default="words", description="What is masked in the view.")
-    span: int = Field(default=5, ge=1, description="Characters that are masked.")
-    mean: Literal["texts", "padded"] = Field(default="texts", description="Token states whose mean is the embedding.")
-
-
-def masked_sentences(columns: Columns, context: TrainingContext) -> Dataset:
-    """Return each sentence as ``anchor``, and with a span masked, another one in each epoch, as ``positive``.
-
-    Raises:
-        ModelError: the tokenizer has no mask token.
-    """
-    mask: Any = getattr(context.tokenizer, "mask_token", None)
-    if mask is None and context["mask"] != "none":
-        raise ModelError(
-            "mirror-bert: the encoder's tokenizer has no mask",
-            "take another encoder, or set the objective's option mask=none",
-        )
-    draw = partial(draw_view, mask=mask, kind=context["mask"], span=context["span"])
-    return drawn_rows({"anchor": columns["sentence"]}, draw, context.seed)
-
-
-def draw_view(row: Row, random: Random, *, mask: str, kind: str, span: int) -> Row:
-    """Return both views of a row.
-
-    Args:
-        row: holds the sentence as ``anchor``.
-        random: chooses the span.
-        mask: the mask token.
-        kind: ``words``, ``characters`` or ``none``; in scripts without spaces, words are masked as characters.
-        span: characters to mask.
-    """
-    text = row["anchor"]
-    if kind == "none" or len(text) < MIN_CHARACTERS:
-        return {"anchor": text, "positive": text}
-    mask_span = mask_characters if kind == "characters" or not has_spaced_words(text) else mask_words
-    return {"anchor": text, "positive": mask_span(text, random, mask, span)}
-
-
-def mask_characters(text: str, random: Random, mask: str, span: int) -> str:
-    """Return the text with ``span`` characters anywhere replaced by the mask, as the reference code does."""
-    start = random.randrange(max(len(text) - span, 0) + 1)
-    return f"{text[:start]} {mask} {text[start + span :]}"
-
-
-def mask_words(text: str, random: Random, mask: str, span: int) -> str:
-    """Return the text with whole words that cover ``span`` characters replaced by the mask, but never all words.
-
-    With ``span`` 5, "the quick brown fox" becomes for example "the [MASK] brown fox".
-    """
-    words = [match.span() for match in re.finditer(r"\S+", text)]  # (start, end) of each
-    if len(words) < 2:
-        return text
-    first = last = random.randrange(len(words))
-    while last + 1 < len(words) and words[last][1] - words[first][0] < span:
-        last += 1
-    if (first, last) == (0, len(words) - 1):
-        return text
-    return text[: words[first][0]] + mask + text[words[last][1] :]
-
-
-class PaddedMeanLoss(NTXentLoss):
-    """NT-Xent over means of all token states, padding included, as in the reference code.
-
-    Raises:
-        OptionError: gradients are to be cached, or leading dimensions trained; both need the encoder's own pooling.
-    """
-
-    def __init__(self, model: SentenceTransformer, context: TrainingContext) -> None:
-        if context.hyperparameters.mini_batch_size or context.hyperparameters.matryoshka:
-            raise OptionError(
-                "means over padding allow neither mini-batches nor leading dimensions",
-                "leave out {mini_batch_size} and {matryoshka}, or set the objective's option mean=texts",
-                option="faithful",
-            )
-        super().__init__(model, context)
-
-    def embed(self, features: dict[str, Tensor]) -> Tensor:
-        """Return the embeddings of a column's texts, ``(rows, dimension)``."""
-        states: Tensor = self.model(features)["token_embeddings"]  # (rows, tokens, dimension)
-        return torch.mean(states, dim=1)
-
-
-def mirror_loss(model: SentenceTransformer, context: TrainingContext) -> NTXentLoss:
-    """Return NT-Xent over the two views (Liu et al. 2021, section 2)."""
-    return (PaddedMeanLoss if context["mean"] == "padded" else NTXentLoss)(model, context)
-
-
-MIRROR_BERT = Objective(
-    name="mirror-bert",
-    needs="sentences",
-    method="a span masked, NT-Xent",
-    build=masked_sentences,
-    loss=mirror_loss,
-    hyperparameters=Hyperparameters(batch_size=200, warmup=0.0, schedule="constant", max_length=50),
-    options=MirrorOptions,
-    citation="Liu et al. 2021, Fast, Effective, and Self-Supervised: Transforming Masked Language Models into "
-    "Universal Lexical and Sentence Encoders, arXiv:2104.08027",
-    faithful={"mask": "characters", "mean": "padded"},
-    in_batch_negatives=True,
     caches_gradients=True,
 )
