@@ -34,6 +34,7 @@ from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.job import TrainingJob, finetune_job
 from dino_pipeline.training.lora import add_adapters, check_base, merge_adapters
 from dino_pipeline.training.objectives import Objective, TrainingContext, citation
+from dino_pipeline.training.padding import check_padding
 from dino_pipeline.training.quality import (
     check_encoder,
     criterion_for,
@@ -245,6 +246,7 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
     model.model_card_data.widget = [{}]  # the stock card would quote training texts; ours replaces it
     if objective.prepare:
         objective.prepare(model, hyperparameters)
+    check_padding(model, hyperparameters)
     for module in model:
         if isinstance(module, WordWeights):  # one that was loaded would train, and its folder holds the weights as text
             module.requires_grad_(False)
@@ -253,13 +255,16 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
     if hyperparameters.lora:
         add_adapters(model, hyperparameters.lora)
     length: int | None = model.max_seq_length
-    if not hyperparameters.max_length or model.transformers_model is None:
+    cut = hyperparameters.max_length
+    if not cut or model.transformers_model is None:
         return None
-    model.max_seq_length = hyperparameters.max_length
     authors = objective.followed(hyperparameters)
+    if authors and length and cut == authors.hyperparameters.get("max_length"):
+        cut = min(cut, length)  # the authors' encoders take more tokens than some do
+    model.max_seq_length = cut
     if authors and authors.keeps_length:
         return None
-    return length if length and length > hyperparameters.max_length else None
+    return length if length and length > cut else None
 
 
 def _with_dataset(context: TrainingContext, objective: Objective, dataset: Dataset) -> TrainingContext:

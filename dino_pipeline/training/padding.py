@@ -14,28 +14,44 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Dense, Transformer
 from torch import Tensor
 from torch.nn.functional import pad
+
+from dino_pipeline.encoder_options import Hyperparameters
+from dino_pipeline.errors import OptionError
 
 GROUPS = 4
 """Groups of a batch. More have less padding, but each costs a call of all layers."""
 MIN_ROWS = 8
 """Average rows of a group, at least."""
-STATES = "token_embeddings"
+STATES, MASK = "token_embeddings", "attention_mask"
 Features = dict[str, Any]
 """The inputs of an encoder for some texts: token ids and mask, each ``(rows, tokens)``, and what else it takes."""
+
+
+def pools_padding(model: SentenceTransformer) -> bool:
+    """Return whether an encoder's embeddings are of the states of padding, too: a layer makes up its attention mask."""
+    return any(isinstance(module, Dense) and module.module_output_name == MASK for module in model)
+
+
+def check_padding(model: SentenceTransformer, hyperparameters: Hyperparameters) -> None:
+    """Raise `OptionError` if gradients are cached, which cuts padding, for an encoder that pools its states."""
+    size = hyperparameters.mini_batch_size
+    if size and pools_padding(model):
+        raise OptionError("the embeddings are means over padding", "leave it out", option="mini_batch_size", value=size)
 
 
 @contextlib.contextmanager
 def rows_grouped_by_length(model: SentenceTransformer) -> Iterator[None]:
     """Have an encoder's layers take the rows of a batch in groups of like length within the block.
 
-    Encoders without layers, and those whose layers give more than the states of tokens, stay as they are.
+    Encoders without layers, those whose layers give more than the states of tokens, and those that pool the states of
+    padding stay as they are.
     """
     layers = model[0]
     has_states = isinstance(layers, Transformer) and layers.module_output_name == STATES
-    if not has_states or layers.config.output_hidden_states:
+    if not has_states or layers.config.output_hidden_states or pools_padding(model):
         yield
         return
     layers.forward = partial(_forward_in_groups, layers.forward)
@@ -47,7 +63,7 @@ def rows_grouped_by_length(model: SentenceTransformer) -> Iterator[None]:
 
 def _forward_in_groups(forward: Callable[..., Features], features: Features, **options: Any) -> Features:
     """Return the features with the states of all tokens, ``(rows, tokens, dimension)``; those of padding are 0."""
-    mask: Tensor | None = features.get("attention_mask")  # (rows, tokens)
+    mask: Tensor | None = features.get(MASK)  # (rows, tokens)
     groups = 1 if mask is None else min(GROUPS, len(mask) // MIN_ROWS)
     if mask is None or groups < 2 or mask.all():
         return forward(features, **options)

@@ -76,7 +76,9 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
         raise OptionError("turns the trained leading dimensions away", "whiten at the start", option="whiten")
     positions = getattr(getattr(model.transformers_model, "config", None), "max_position_embeddings", None)
     max_length = hyperparameters.max_length
-    if max_length and positions and max_length > positions:
+    authors = objective.followed(hyperparameters)
+    is_authors = authors is not None and max_length == authors.hyperparameters.get("max_length")
+    if max_length and positions and max_length > positions and not is_authors:
         raise OptionError(f"the encoder takes at most {positions} tokens", option="max_length", value=max_length)
     dimension = model.get_embedding_dimension()
     for size in hyperparameters.matryoshka:

@@ -22,6 +22,7 @@ from dino_pipeline.text import has_spaced_words
 from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows
 from dino_pipeline.training.objectives.pairs import ContrastOptions, NTXentLoss
 from dino_pipeline.training.objectives.reference import Reference
+from dino_pipeline.training.padding import MASK, pools_padding
 
 MIN_CHARACTERS = 30
 """Shorter texts are not masked."""
@@ -124,7 +125,7 @@ def pad_means(model: SentenceTransformer, hyperparameters: Hyperparameters) -> N
     Raises:
         OptionError: the encoder has no layers.
     """
-    if hyperparameters.options["mean"] != "padded" or pooling_of(model) != "mean" or _pads(model):
+    if hyperparameters.options["mean"] != "padded" or pooling_of(model) != "mean" or pools_padding(model):
         return
     layers, length = model[0], hyperparameters.max_length
     if not isinstance(layers, Transformer) or length is None:
@@ -138,14 +139,10 @@ def pad_means(model: SentenceTransformer, hyperparameters: Hyperparameters) -> N
         activation_function=nn.Sigmoid(),
         init_weight=torch.zeros(length, size),
         init_bias=torch.full((length,), CERTAIN),
-        module_output_name="attention_mask",
+        module_output_name=MASK,
     )
     model.insert(place + 1, ones.requires_grad_(False).to(model.device))
     model.insert(place + 2, Pooling(size, pooling_mode="mean"))
-
-
-def _pads(model: SentenceTransformer) -> bool:
-    return any(isinstance(module, Dense) and module.module_output_name == "attention_mask" for module in model)
 
 
 def mirror_loss(model: SentenceTransformer, context: TrainingContext) -> NTXentLoss:
