@@ -264,7 +264,8 @@ def test_finetune_learns_from_plain_text_and_lists_its_objectives(here: Path, to
     for name in OBJECTIVES:
         assert f"\n{name}: " in listed
     assert "--set span=5: Characters that are masked." in listed
-    assert "--faithful: mask=characters, mean=padded" in listed
+    assert "--faithful: mask=characters, mean=padded, all weights decay" in listed
+    assert "--faithful: refused; cpt has no code of its authors" in listed
     (here / "texts.txt").write_text("\n".join(row.text_a for row in read_examples(pocket.GOLD_DEV)[:150]))
     call: list[str | Path] = ["finetune", "texts.txt", "--objective", "mirror-bert", "--run", "run"]
     options: list[str | Path] = ["--encoder", toy_encoder, "--steps", "3", "--batch-size", "16", "--set", "span=9"]

@@ -408,3 +408,24 @@ def test_the_head_of_words_is_that_of_the_authors_model(toy_encoder: Path) -> No
     whole = AutoModelForMaskedLM.from_pretrained(toy_encoder)
     assert len(given) >= len(list(whole.parameters()))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["is-cse", "declutr", "mirror-bert"])
+def test_an_interrupted_training_ends_as_a_whole_one(toy_encoder: Path, tmp_path: Path, name: str) -> None:
+    """Optimizer, rate, memory and the layer of ones are what they would have been."""
+    own = {"is-cse": {"buffer": 16, "neighbours": 4}, "declutr": {"shortest": 4, "longest": 16}}
+    few: dict[str, Any] = {"encoder": str(toy_encoder), "objective": name, "faithful": True, "steps": 20}
+    few |= {"batch_size": 8, "learning_rate": 1e-3, "objective_options": own.get(name, {})}
+    texts = [f"{a} dog runs fast. {b} cat sits still. Then {a} rain falls on {b}." for a in "abcdefgh" for b in "ijkl"]
+
+    def stop(progress: object) -> None:
+        if getattr(progress, "done", 0) == 14:
+            raise KeyboardInterrupt
+
+    whole = dino.finetune(texts, run=tmp_path / "whole", progress=False, **few)
+    with pytest.raises(KeyboardInterrupt):
+        dino.finetune(texts, run=tmp_path / "parts", progress=stop, **few)
+    resumed = dino.finetune(texts, run=tmp_path / "parts", progress=False, **few)
+    assert resumed.dino.state == "resumed"
+    assert np.allclose(resumed.encode(texts[:9]), whole.encode(texts[:9]), atol=1e-5)
