@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dino_pipeline.encoder_check import check_kind, make_usable, own_code, try_encoding
 from dino_pipeline.errors import ModelError, OptionError, first_line, reason_of
 from dino_pipeline.model_files import (
     ONLY_PICKLED,
@@ -34,6 +35,9 @@ POCKET_FOLDER = Path(__file__).parent / "pocket"
 
 BATCH_SIZE = 128
 """Texts that `embed` encodes at once."""
+
+MAX_LENGTH = 10**9
+"""Larger limits of a text's tokens mean that there is none: `transformers` writes 10^30, token tables infinity."""
 
 Role = Literal["generator", "encoder"]
 Quantization = Literal["8bit", "4bit", "fp8"]
@@ -145,8 +149,9 @@ def load_error(path: str, error: BaseException, what: str, remedy: str) -> Model
     """
     if "trust_remote_code" in str(error):
         reason, remedy = "it brings code of its own", "if you trust that, give {trust_remote_code=True}"
-    elif not pickle_allowed() and "safetensors" in str(error) and "file named" in str(error):
-        reason, remedy = ONLY_PICKLED, PICKLE_REMEDY
+    elif "safetensors" in str(error) and "file named" in str(error) and not pickle_allowed():
+        # of a folder, pickled weights were looked for before
+        reason, remedy = ("it holds no weights", remedy) if Path(path).is_dir() else (ONLY_PICKLED, PICKLE_REMEDY)
     elif Path(path).exists() or not isinstance(error, OSError):
         reason = reason_of(error)
     else:
@@ -166,25 +171,26 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
         ModelError: it cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
 
     check_files(name)
     try:
+        check_kind(name, revision)
         with quiet_loading():
             model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
             if has_adapters(model) and model.dtype.itemsize < 4:  # adapters were trained in single precision
                 settings = {**safe_loading(), "dtype": "float32"}
                 model = SentenceTransformer(name, revision=revision, model_kwargs=settings)
         if not has_own_pooling(name, revision) and pooling_of(model) != pooling:
-            place = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
-            model[place] = Pooling(model[place].embedding_dimension, pooling_mode=pooling)
+            set_pooling(model, pooling)
+        make_usable(model, name)
+    except ModelError:
+        raise
     except Exception as error:  # files that are not what their names say raise anything: EOFError, IndexError ...
+        if "trust_remote_code" in str(error):
+            raise ModelError(*own_code(name)) from error
         remedy = "give a folder or a Hub id that SentenceTransformer or AutoModel loads, or `pocket`"
         raise load_error(name, error, "cannot be loaded as an encoder", remedy) from error
-    if model.transformers_model is not None and getattr(model.tokenizer, "pad_token", "") is None:
-        model.tokenizer.pad_token = model.tokenizer.eos_token
-        if model.tokenizer.pad_token is None:
-            raise ModelError(f"{name}: its tokenizer has neither a token for padding nor one for the end of a text")
+    try_encoding(model, name)
     return model
 
 
@@ -192,7 +198,16 @@ def has_own_pooling(name: str, revision: str | None = None) -> bool:
     """Return whether a model is a bi-encoder, which says itself how token states become an embedding."""
     from sentence_transformers.util import is_sentence_transformer_model
 
-    return bool(is_sentence_transformer_model(name, revision=revision))
+    names = [name] if "/" in name or Path(name).exists() else [name, f"sentence-transformers/{name}"]
+    return any(is_sentence_transformer_model(each, revision=revision) for each in names)
+
+
+def set_pooling(model: SentenceTransformer, pooling: str) -> None:
+    """Have an encoder make its embedding of token states in another way."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    place = next(number for number, module in enumerate(model) if isinstance(module, Pooling))
+    model[place] = Pooling(model[place].embedding_dimension, pooling_mode=pooling)
 
 
 def has_adapters(model: SentenceTransformer) -> bool:
@@ -214,7 +229,12 @@ def pooling_of(model: SentenceTransformer) -> str:
 def max_length_of(model: SentenceTransformer) -> int | None:
     """Return the most tokens that an encoder reads of a text. None means no limit."""
     length = model.max_seq_length
-    return None if length is None or length == float("inf") else int(length)
+    return None if length is None or length > MAX_LENGTH else int(length)
+
+
+def default_prompt(model: SentenceTransformer) -> str:
+    """Return what `encode` puts before each text, empty if nothing."""
+    return str(model.prompts.get(model.default_prompt_name or "") or "")
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str], *, normalize: bool = True) -> Vectors:

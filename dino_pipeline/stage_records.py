@@ -363,6 +363,8 @@ class FinetuneRecord(StageRecord):
     made: tuple[str, ...] = ()
     """How the rows were made of the texts."""
     pooling: str | None = None
+    prompt: str = Field(default="", exclude_if=lambda value: not value)
+    """What stands before each text, in training as in `encode`."""
     whitened: WhitenTime = "no"
     steps: int | None = None
     history: tuple[HistoryPoint, ...] = ()

@@ -23,7 +23,7 @@ from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, Whit
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.measures import measure_title
-from dino_pipeline.models import has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
+from dino_pipeline.models import default_prompt, has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.record import public_record
@@ -31,6 +31,7 @@ from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
+from dino_pipeline.training.health import check_not_constant, check_room, probe_texts
 from dino_pipeline.training.job import TrainingJob, finetune_job
 from dino_pipeline.training.lora import add_adapters, check_base, merge_adapters
 from dino_pipeline.training.objectives import Objective, TrainingContext, citation
@@ -40,7 +41,6 @@ from dino_pipeline.training.quality import (
     criterion_for,
     fit_batch_size,
     inspect_data,
-    probe_texts,
     with_quality,
 )
 from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
@@ -153,12 +153,13 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     if authors and authors.keeps_last and texts.select_on is None:
         criterion = replace(criterion, keeps_last=True)
     set_seed(job.seed)
-    model, when_whitened = job.start()
+    model, when_whitened = job.start(reporter)
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
     )
     probe = probe_texts(corpus.examples)
+    check_not_constant(model, probe, job.encoder.written)
     if job.hyperparameters.lora_save == "adapter":
         check_base(model, probe)
     dataset = objective.build(rows.columns, context)
@@ -182,6 +183,7 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         dev=criterion.rows,
         made=rows.remarks,
         pooling=pooling_of(model),
+        prompt="" if objective.prompts else default_prompt(model),
         selection=selection,
         whitened=when_whitened,
     )
@@ -257,11 +259,13 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
     length: int | None = model.max_seq_length
     cut = hyperparameters.max_length
     if not cut or model.transformers_model is None:
+        check_room(model, objective)
         return None
     authors = objective.followed(hyperparameters)
     if authors and length and cut == authors.hyperparameters.get("max_length"):
         cut = min(cut, length)  # the authors' encoders take more tokens than some do
     model.max_seq_length = cut
+    check_room(model, objective)
     if authors and authors.keeps_length:
         return None
     return length if length and length > cut else None

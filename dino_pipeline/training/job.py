@@ -9,11 +9,22 @@ from random import Random
 
 from sentence_transformers import SentenceTransformer
 
+from dino_pipeline.encoder_check import first_token_is_blind
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, TrainingOptions, WhitenTime
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import ModelError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.model_files import model_fingerprint
-from dino_pipeline.models import STATIC, ModelRef, has_adapters, has_own_pooling, load_encoder, model_path, pooling_of
+from dino_pipeline.models import (
+    STATIC,
+    ModelRef,
+    has_adapters,
+    has_own_pooling,
+    load_encoder,
+    model_path,
+    pooling_of,
+    set_pooling,
+)
+from dino_pipeline.progress import Reporter, SilentReporter
 from dino_pipeline.stage_records import TrainingSettings
 from dino_pipeline.training.adapters import sentences_of, suited_objective
 from dino_pipeline.training.corpus import distinct_texts
@@ -21,6 +32,9 @@ from dino_pipeline.training.lora import check_lora, merge_adapters
 from dino_pipeline.training.objectives import Objective, get_objective, resolve_hyperparameters
 from dino_pipeline.training.training_texts import TrainingTexts
 from dino_pipeline.training.whitening import MAX_FITTED, MIN_TEXTS, can_be_weighed, static_student, weigh, whiten
+
+BLIND = "the first token of a text, whose state would be its embedding, sees none of the others"
+"""So it is in decoders."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +77,10 @@ class TrainingJob:
         sentences = self.texts.sentences
         return sentences if sentences and self.objective.needs == "sentences" else self.texts
 
-    def start(self) -> tuple[SentenceTransformer, WhitenTime]:
+    def start(self, reporter: Reporter | None = None) -> tuple[SentenceTransformer, WhitenTime]:
         """Return the encoder as it is before the first step, and when it is whitened."""
         model = self.load().float()  # weights stored in half precision are fitted and trained in single precision
+        self._adapt(model, reporter or SilentReporter())
         when = self._whiten_time(model)
         if self.encoder.static:
             model = static_student(model, self.fitting_texts)
@@ -73,13 +88,37 @@ class TrainingJob:
             model = weigh(model, self.fitting_texts)
         return whiten(model, self.fitting_texts) if when == "start" else model, when
 
+    def _adapt(self, model: SentenceTransformer, reporter: Reporter) -> None:
+        """Change what of an encoder's settings does not go with its training, and tell so.
+
+        Raises:
+            ModelError: its own pooling takes the first token, which sees none of the others.
+        """
+        if pooling_of(model) == "cls" and first_token_is_blind(model):
+            if self._brings_pooling:
+                raise ModelError(f"{self.encoder.name}: {BLIND}", "give an encoder with another pooling")
+            reporter.note(f"{self.encoder.name}: {BLIND}; the last token's is taken")
+            set_pooling(model, "lasttoken")
+        if model.truncate_dim is not None:
+            reporter.note(
+                f"{self.encoder.name} cuts its embeddings to {model.truncate_dim} dimensions; all are trained"
+            )
+            model.truncate_dim = None
+        if model.similarity_fn_name != "cosine":
+            reporter.note(f"{self.encoder.name} compares by {model.similarity_fn_name}; it is trained by the cosine")
+            model.similarity_fn_name = "cosine"
+
+    @cached_property
+    def _brings_pooling(self) -> bool:
+        return has_own_pooling(self.encoder.path("encoder"), self.encoder.revision)
+
     def _whiten_time(self, model: SentenceTransformer) -> WhitenTime:
         """Return when to whiten: as asked for or, if that is left open, at the end if it suits encoder and texts."""
         if self.hyperparameters.whiten != "auto":
             return self.hyperparameters.whiten
         if self.hyperparameters.matryoshka:  # it would turn the leading dimensions away
             return "no"
-        is_raw = not self.encoder.static and not has_own_pooling(self.encoder.path("encoder"), self.encoder.revision)
+        is_raw = not self.encoder.static and not self._brings_pooling
         return "end" if is_raw and can_be_weighed(model) and len(self.fitting_texts) >= MIN_TEXTS else "no"
 
     @cached_property
@@ -123,6 +162,10 @@ def _load_to_train(options: TrainingOptions, hyperparameters: Hyperparameters) -
             "leave it out",
             option="pooling",
             value=options.pooling,
+        )
+    if options.pooling == "cls" and first_token_is_blind(model):
+        raise OptionError(
+            f"{options.encoder}: {BLIND}", "give {pooling=lasttoken} or {pooling=mean}", option="pooling", value="cls"
         )
     if has_adapters(model):
         merge_adapters(model, loaded=True)

@@ -15,10 +15,12 @@ from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.losses import has_static_embedding_input
+from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import WordWeights
 from torch import nn
 
+from dino_pipeline.encoder_check import position_limit
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, OptionError
 from dino_pipeline.examples import Example
@@ -27,13 +29,10 @@ from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.text import normalise
 from dino_pipeline.training.adapters import contrast_classes
-from dino_pipeline.training.corpus import Corpus, distinct_texts
+from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.health import COLLAPSED, longest_prompt
 from dino_pipeline.training.objectives import Objective, reads_token_states
 
-COLLAPSED = 0.99
-"""Mean cosine of different texts from which embeddings count as collapsed."""
-PROBE_TEXTS = 256
-"""Texts in which collapse is looked for."""
 SAMPLED_ROWS = 1000
 """Rows whose texts are measured to estimate the share that is cut."""
 FEW_ROWS = 32
@@ -55,6 +54,13 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
         ModelError: it has no dropout and needs it, or cannot cache gradients.
         OptionError: it takes fewer tokens, or has fewer dimensions, than the options ask for.
     """
+    if isinstance(model[0], Router):
+        raise ModelError(
+            "the encoder has layers of their own for queries and for documents, and texts of both kinds are trained on",
+            "take one that encodes all texts alike",
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("the encoder has nothing that could be trained", "take one with layers")
     same_views = objective.needs_dropout or hyperparameters.options.get("mask") == "none"
     if same_views and not has_dropout(model):
         raise ModelError(
@@ -74,7 +80,7 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
         raise OptionError(f"{objective.name} needs token states without weights", "leave it out", option="whiten")
     if hyperparameters.matryoshka and hyperparameters.whiten == "end":
         raise OptionError("turns the trained leading dimensions away", "whiten at the start", option="whiten")
-    positions = getattr(getattr(model.transformers_model, "config", None), "max_position_embeddings", None)
+    positions = None if model.transformers_model is None else position_limit(model.transformers_model)[0]
     max_length = hyperparameters.max_length
     authors = objective.followed(hyperparameters)
     is_authors = authors is not None and max_length == authors.hyperparameters.get("max_length")
@@ -189,9 +195,9 @@ def inspect_data(
 def share_cut(model: SentenceTransformer, objective: Objective, dataset: Dataset) -> float:
     """Return the share of texts, in the first rows, that have more tokens than the encoder takes."""
     length = model.max_seq_length
-    if not length or has_static_embedding_input(model):
+    if not length or model.transformers_model is None:
         return 0.0
-    prompt = max(objective.prompts.values(), key=len, default="")
+    prompt = longest_prompt(model, objective)
     texts = []
     for column in dataset[:SAMPLED_ROWS].values():
         texts += [prompt + text for text in column if isinstance(text, str)]
@@ -204,11 +210,6 @@ def share_repeated(dataset: Dataset) -> float:
     raw = dataset.with_format(None)  # the rows themselves, not the views drawn from them
     counts = Counter(map(normalise, raw[raw.column_names[0]]))
     return sum(count for count in counts.values() if count > 1) / max(len(dataset), 1)
-
-
-def probe_texts(examples: Sequence[Example]) -> list[str]:
-    """Return different texts in which to look for collapse."""
-    return distinct_texts(examples[:PROBE_TEXTS])[:PROBE_TEXTS]
 
 
 # The best checkpoint: chosen by held-out texts, without labels made by people.

@@ -27,17 +27,18 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
-from dino_pipeline.models import has_adapters, mean_cosine, quiet_loading
+from dino_pipeline.models import default_prompt, has_adapters, mean_cosine, quiet_loading
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.run import State
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
+from dino_pipeline.training.health import COLLAPSED, LossWatch, check_not_constant
 from dino_pipeline.training.lora import load_trained, save_trained
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, reads_token_states, row_views
 from dino_pipeline.training.objectives.pairs import average_gradients, embedding_sizes, own_tensors
 from dino_pipeline.training.objectives.reference import ClipCallback
 from dino_pipeline.training.padding import rows_grouped_by_length
-from dino_pipeline.training.quality import COLLAPSED, SelectionCriterion, with_quality
+from dino_pipeline.training.quality import SelectionCriterion, with_quality
 
 EVALUATIONS = 10
 """Evaluations, and checkpoints, during a training. One more follows at its end."""
@@ -45,6 +46,8 @@ MIN_STEPS_BETWEEN = 10
 """Steps between two evaluations, at least."""
 COUNTS_FILE = "counts.json"
 """Holds a checkpoint's rows seen and time taken. It is written last, so that it marks a checkpoint as whole."""
+ROWS = ("attention_mask", "offsets", "sentence_embedding")
+"""Inputs with an entry for each text: of encoders with layers, of token tables, and of counted words."""
 LOSS_FILE = "loss.safetensors"
 """Holds a checkpoint's tensors of the loss: heads, temperature, memory."""
 
@@ -119,7 +122,7 @@ def _make_trainer(
     authors = objective.followed(hyperparameters)
     trainer = _QuietTrainer(
         model=model,
-        args=trainer_arguments(folder, objective, context, criterion, dataset),
+        args=trainer_arguments(folder, objective, context, criterion, dataset, default_prompt(model)),
         train_dataset=dataset,
         loss=loss,
         evaluator=criterion.evaluator,
@@ -185,9 +188,17 @@ def _drops_last_batch(objective: Objective, context: TrainingContext, rows: int)
 
 
 def trainer_arguments(
-    folder: Path, objective: Objective, context: TrainingContext, criterion: SelectionCriterion, dataset: Dataset
+    folder: Path,
+    objective: Objective,
+    context: TrainingContext,
+    criterion: SelectionCriterion,
+    dataset: Dataset,
+    prompt: str = "",
 ) -> SentenceTransformerTrainingArguments:
     """Return the arguments of the stock trainer.
+
+    Args:
+        prompt: what the encoder puts before each text by default; an objective may have prompts of its own.
 
     Raises:
         OptionError: the processes cannot share a batch evenly, mini-batches do not divide it, or the GPU cannot
@@ -207,7 +218,7 @@ def trainer_arguments(
         gradient_accumulation_steps=parts,
         dataloader_drop_last=_drops_last_batch(objective, context, len(dataset)),
         batch_sampler=BatchSamplers.NO_DUPLICATES if apart else BatchSamplers.BATCH_SAMPLER,
-        prompts=dict(objective.prompts),
+        prompts=dict(objective.prompts) or prompt or None,
         learning_rate=hyperparameters.learning_rate,
         weight_decay=hyperparameters.weight_decay,
         warmup_steps=int(hyperparameters.warmup * context.steps),
@@ -253,8 +264,18 @@ def _rows_per_process(objective: Objective, context: TrainingContext) -> tuple[i
 class _QuietTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """The stock trainer without progress bars where it writes and reads checkpoints.
 
-    If adapters are trained, checkpoints hold these and not the encoder.
+    If adapters are trained, checkpoints hold these and not the encoder. A loss that is not a number, or stays the same,
+    ends the training.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.watch = LossWatch()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.watch.see(float(loss), self.state.global_step + 1)
+        return loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with quiet_loading():
@@ -301,8 +322,8 @@ class _CheckpointCallback(TrainerCallback):
         return self.seconds_before + time.monotonic() - self.started
 
     def _count(self, loss: Any, arguments: Any) -> None:
-        features = arguments[0][0]  # of the first column; word-vector encoders have no attention mask
-        rows = len(features["attention_mask"] if "attention_mask" in features else features["offsets"])
+        features = arguments[0][0]  # of the first column
+        rows = len(next(features[name] for name in ROWS if name in features))
         self.rows += rows * self.processes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -358,7 +379,10 @@ class _ProgressCallback(TrainerCallback):
         value = self.criterion.scale * metrics[self.criterion.metric]
         self.progress.extra = f"dev {self.criterion.measure} {value:.2f}"
         self.reporter.update(self.progress)
-        if not self.collapse_noted and (cosine := mean_cosine(self.model, self.probe)) >= COLLAPSED:
+        cosine = mean_cosine(self.model, self.probe)
+        if not (math.isfinite(value) and cosine < COLLAPSED):
+            check_not_constant(self.model, self.probe, f"step {state.global_step}")
+        if cosine >= COLLAPSED and not self.collapse_noted:
             self.collapse_noted = True
             self.reporter.note(
                 f"step {state.global_step}: the embeddings have collapsed: cosines of different texts average "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 from transformers.modeling_outputs import BaseModelOutput
 
+from dino_pipeline.encoder_check import position_limit
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.model_files import safe_loading
@@ -133,7 +134,7 @@ class ConditionalMaskedLoss(nn.Module):
         # later takes the model's place, has no such attribute.
         backbone: Any = model.transformers_model
         self.__dict__["backbone"] = backbone
-        positions = getattr(backbone.config, "max_position_embeddings", None)
+        positions, _ = position_limit(backbone)
         self.max_tokens = positions - self.vectors if positions else None
         width = backbone.get_input_embeddings().embedding_dim
 
