@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     Gemma3TextConfig,
+    GPT2Config,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
@@ -32,16 +34,14 @@ from tests.toys import CHARACTERS
 TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 """In the order that RoBERTa's have: the padding is token 1, after which its positions begin."""
 VOCAB = {token: number for number, token in enumerate([*TOKENS, *CHARACTERS])}
+ENDS = {"vocab_size": len(VOCAB), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 SMALL = {
-    "vocab_size": len(VOCAB),
+    **ENDS,
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "max_position_embeddings": 64,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
     "initializer_range": 0.3,
 }
 OFFSET = {**SMALL, "max_position_embeddings": 66}
@@ -96,12 +96,28 @@ def save_static(folder: Path) -> Path:
 
 
 def save_model2vec(folder: Path) -> Path:
-    """Save a table as model2vec does, without the files of sentence-transformers."""
+    """Save a table as model2vec does: fewer vectors than tokens, which a mapping tells, and a weight for each token."""
     folder.mkdir()
-    save_file({"embeddings": torch.nn.init.normal_(torch.empty(len(VOCAB), 16))}, folder / "model.safetensors")
+    tensors = {
+        "embeddings": torch.nn.init.normal_(torch.empty(40, 16)),
+        "mapping": torch.arange(len(VOCAB)) % 40,
+        "weights": torch.linspace(0.5, 1.5, len(VOCAB), dtype=torch.float64),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    types = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
+    modules = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (path, kind) in enumerate(types.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "config.json").write_text('{"model_type": "model2vec", "normalize": true}')
     tokenizer()._tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change settings in a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 ENCODERS: dict[str, Callable[[Path], Path]] = {
@@ -116,34 +132,16 @@ ENCODERS: dict[str, Callable[[Path], Path]] = {
     "electra": lambda folder: save_raw(folder, ElectraConfig(**SMALL, embedding_size=8)),
     "modernbert": lambda folder: save_raw(folder, ModernBertConfig(**SMALL, cls_token_id=0, sep_token_id=2)),
     "distilbert": lambda folder: save_raw(
-        folder,
-        DistilBertConfig(
-            vocab_size=len(VOCAB),
-            dim=16,
-            n_layers=2,
-            n_heads=2,
-            hidden_dim=32,
-            max_position_embeddings=64,
-            pad_token_id=1,
-        ),
+        folder, DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64, **ENDS)
     ),
     "qwen3": lambda folder: save_decoder(folder, Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8)),
     "gemma3": lambda folder: save_decoder(
         folder, Gemma3TextConfig(**SMALL, num_key_value_heads=1, head_dim=8, sliding_window=16)
     ),
+    "gpt2": lambda folder: save_decoder(folder, GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **ENDS)),
     "t5": lambda folder: save_raw(
         folder,
-        T5Config(
-            vocab_size=len(VOCAB),
-            d_model=16,
-            d_kv=8,
-            d_ff=32,
-            num_layers=2,
-            num_heads=2,
-            pad_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-        ),
+        T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=1, **ENDS),
         wrapped="$A </s>",
     ),
     "static": save_static,

@@ -403,7 +403,7 @@ def test_a_static_student_whitens_weighted_means_of_token_vectors(toy_encoder: P
 
 def test_training_that_comes_to_no_numbers_is_named(tmp_path: Path, train: Train) -> None:
     wild = TRAINING.updated(learning_rate=1e30, schedule="constant", warmup=0)
-    with pytest.raises(ModelError, match=r"no checkpoint can be told from another .*lower learning_rate"):
+    with pytest.raises(ModelError, match="step 2: the loss is not a number; train with a lower learning_rate"):
         train(Run(tmp_path / "run"), wild, reporter=Listener())
 
 

@@ -15,6 +15,7 @@ from dino_pipeline.examples import Example
 from dino_pipeline.models import load_encoder, mean_cosine
 from dino_pipeline.stage_records import FinetuneRecord
 from dino_pipeline.training.corpus import Corpus
+from dino_pipeline.training.health import probe_texts
 from dino_pipeline.training.objectives import TrainingContext, get_objective, resolve_hyperparameters
 from dino_pipeline.training.quality import (
     alignment,
@@ -22,7 +23,6 @@ from dino_pipeline.training.quality import (
     fit_batch_size,
     has_dropout,
     inspect_data,
-    probe_texts,
     selection_criterion,
     uniformity,
 )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
@@ -20,7 +23,7 @@ from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, WhitenTime
-from dino_pipeline.errors import OptionError, OutputError, first_line
+from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import default_prompt, has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
@@ -43,7 +46,7 @@ from dino_pipeline.training.quality import (
     inspect_data,
     with_quality,
 )
-from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, decide_together, random_states_kept, train
+from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, train
 from dino_pipeline.training.training_texts import training_texts
 from dino_pipeline.training.whitening import whiten
 
@@ -256,11 +259,11 @@ def _prepare_encoder(model: SentenceTransformer, objective: Objective, hyperpara
         model.transformers_model.get_input_embeddings().requires_grad_(False)
     if hyperparameters.lora:
         add_adapters(model, hyperparameters.lora)
-    length: int | None = model.max_seq_length
     cut = hyperparameters.max_length
     if not cut or model.transformers_model is None:
         check_room(model, objective)
         return None
+    length: int | None = model.max_seq_length
     authors = objective.followed(hyperparameters)
     if authors and length and cut == authors.hyperparameters.get("max_length"):
         cut = min(cut, length)  # the authors' encoders take more tokens than some do
@@ -325,3 +328,33 @@ def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:
         prompts=bool(objective.prompts),
     )
     return card.text()
+
+
+# Processes and random states
+
+
+def decide_together(processes: PartialState, decide: Callable[[], State]) -> State:
+    """Return what the main process decides, in all processes. If it raises a `DinoError`, all raise it."""
+    decision: list[Any] = [None]
+    if processes.is_main_process:
+        try:
+            decision = [decide()]
+        except DinoError as error:
+            decision = [error]
+    broadcast_object_list(decision)
+    if isinstance(decision[0], DinoError):
+        raise decision[0]
+    state: State = decision[0]
+    return state
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restore the global random generators of Python, numpy and torch, which a training seeds, at the end."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)

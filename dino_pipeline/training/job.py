@@ -17,6 +17,7 @@ from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.models import (
     STATIC,
     ModelRef,
+    default_prompt,
     has_adapters,
     has_own_pooling,
     load_encoder,
@@ -99,6 +100,8 @@ class TrainingJob:
                 raise ModelError(f"{self.encoder.name}: {BLIND}", "give an encoder with another pooling")
             reporter.note(f"{self.encoder.name}: {BLIND}; the last token's is taken")
             set_pooling(model, "lasttoken")
+        if model.transformers_model is None and self.hyperparameters.max_length != self.objective.defaults.max_length:
+            reporter.note(f"{self.encoder.name} has no layers and reads texts whole", "leave out {max_length}")
         if model.truncate_dim is not None:
             reporter.note(
                 f"{self.encoder.name} cuts its embeddings to {model.truncate_dim} dimensions; all are trained"
@@ -107,6 +110,16 @@ class TrainingJob:
         if model.similarity_fn_name != "cosine":
             reporter.note(f"{self.encoder.name} compares by {model.similarity_fn_name}; it is trained by the cosine")
             model.similarity_fn_name = "cosine"
+        if not self.objective.prompts:
+            self._note_prompts(model, reporter)
+
+    def _note_prompts(self, model: SentenceTransformer, reporter: Reporter) -> None:
+        """Tell with which of an encoder's prompts it is trained."""
+        if prompt := default_prompt(model):
+            reporter.note(f"texts are trained as they are encoded, after the encoder's prompt {prompt!r}")
+        elif names := [name for name, prompt in model.prompts.items() if prompt]:
+            named = ", ".join(names)
+            reporter.note(f"the encoder puts its prompts ({named}) before no text by default: none is trained")
 
     @cached_property
     def _brings_pooling(self) -> bool:

@@ -72,9 +72,14 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
             f"{objective.name}: the encoder is a table of word vectors; its inputs cannot be parted into mini-batches",
             "take one with layers",
         )
-    for option in ("freeze_embeddings", "lora"):
-        if (value := getattr(hyperparameters, option)) and model.transformers_model is None:
-            raise OptionError("needs an encoder with layers", "leave it out", option=option, value=value)
+    if model.transformers_model is None:
+        if objective.reads_token_states:
+            raise ModelError(
+                f"{objective.name}: the encoder has no layers, and so no token states", "take one with layers"
+            )
+        for option in ("freeze_embeddings", "lora"):
+            if value := getattr(hyperparameters, option):
+                raise OptionError("needs an encoder with layers", "leave it out", option=option, value=value)
     weighs_tokens = any(isinstance(module, WordWeights) for module in model)
     if weighs_tokens and reads_token_states(objective, hyperparameters):
         raise OptionError(f"{objective.name} needs token states without weights", "leave it out", option="whiten")

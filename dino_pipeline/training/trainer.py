@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,12 +21,11 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
+from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
 from dino_pipeline.models import default_prompt, has_adapters, mean_cosine, quiet_loading
 from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.run import State
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.training.health import COLLAPSED, LossWatch, check_not_constant
 from dino_pipeline.training.lora import load_trained, save_trained
@@ -389,33 +384,3 @@ class _ProgressCallback(TrainerCallback):
                 f"{cosine:.3f}",
                 "try a lower {learning_rate}, larger batches, or mean pooling",
             )
-
-
-# Processes and random states
-
-
-def decide_together(processes: PartialState, decide: Callable[[], State]) -> State:
-    """Return what the main process decides, in all processes. If it raises a `DinoError`, all raise it."""
-    decision: list[Any] = [None]
-    if processes.is_main_process:
-        try:
-            decision = [decide()]
-        except DinoError as error:
-            decision = [error]
-    broadcast_object_list(decision)
-    if isinstance(decision[0], DinoError):
-        raise decision[0]
-    state: State = decision[0]
-    return state
-
-
-@contextlib.contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Restore the global random generators of Python, numpy and torch, which a training seeds, at the end."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
