@@ -247,7 +247,7 @@ class ModelCard:
         values = {name: getattr(options, name) for name in effective(options, HYPER_PARAMETERS)}
         values |= {
             "pooling": finetuned.pooling,
-            "prompt": finetuned.prompt or None,
+           
             "whitened": finetuned.whitened,
             "sentences": options.sentences,
         }
