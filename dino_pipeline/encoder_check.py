@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.errors import ModelError, reason_of
@@ -22,13 +23,24 @@ TRIED = ("a", "a text of some more words than the other")
 """Texts that every encoder has to encode, side by side."""
 
 
+def name_on_hub(name: str) -> str:
+    """Return the repository that a name means: those of sentence-transformers may be named without their user."""
+    from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
+
+    is_short = "/" not in name and not Path(name).exists() and name.lower() not in ORIGINAL_TRANSFORMER_MODELS
+    return f"sentence-transformers/{name}" if is_short else name
+
+
 def check_kind(name: str, revision: str | None) -> None:
     """Refuse a model whose files say that it is no bi-encoder, or that it computes by code of its own.
 
     Raises:
-        ModelError: it is a cross-encoder, a sparse or a late-interaction one, or names an activation function of its
-            own, in whose place sentence-transformers would put another.
+        ModelError: it is a cross-encoder, a sparse or a late-interaction one, an adapter of a model that is not there,
+            or names an activation function of its own, in whose place sentence-transformers would put another.
     """
+    base = _read(name, "adapter_config.json", revision).get("base_model_name_or_path")
+    if base and Path(base).is_absolute() and not Path(base).exists():
+        raise ModelError(f"{name}: is an adapter of {base}, and there is no such folder", "bring it back")
     modules = _read(name, "modules.json", revision)
     kind = _read(name, "config_sentence_transformers.json", revision).get("model_type")
     if not modules and _is_reranker(_read(name, "config.json", revision)):
@@ -130,6 +142,16 @@ def position_limit(backbone: Any) -> tuple[int | None, bool]:
     stated = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
     limits = [*rows, stated] if isinstance(stated, int) and stated > 0 else rows
     return min(limits, default=None), bool(rows)
+
+
+def check_limit(model: SentenceTransformer, name: str) -> None:
+    """Raise `ModelError` if an encoder that a user loaded takes more tokens than it has positions for."""
+    limit = None if model.transformers_model is None else position_limit(model.transformers_model)[0]
+    if limit and model.max_seq_length and model.max_seq_length > limit:
+        raise ModelError(
+            f"{name}: takes texts of {model.max_seq_length} tokens, and has positions for {limit}",
+            f"set its max_seq_length to {limit}",
+        )
 
 
 def _input_rows(backbone: Any) -> int | None:

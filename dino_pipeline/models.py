@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dino_pipeline.encoder_check import check_kind, make_usable, own_code, try_encoding
+from dino_pipeline.encoder_check import check_kind, make_usable, name_on_hub, own_code, try_encoding
 from dino_pipeline.errors import ModelError, OptionError, first_line, reason_of
 from dino_pipeline.model_files import (
     ONLY_PICKLED,
@@ -174,7 +174,7 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
 
     check_files(name)
     try:
-        check_kind(name, revision)
+        check_kind(name_on_hub(name), revision)
         with quiet_loading():
             model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
             if has_adapters(model) and model.dtype.itemsize < 4:  # adapters were trained in single precision
@@ -198,8 +198,7 @@ def has_own_pooling(name: str, revision: str | None = None) -> bool:
     """Return whether a model is a bi-encoder, which says itself how token states become an embedding."""
     from sentence_transformers.util import is_sentence_transformer_model
 
-    names = [name] if "/" in name or Path(name).exists() else [name, f"sentence-transformers/{name}"]
-    return any(is_sentence_transformer_model(each, revision=revision) for each in names)
+    return bool(is_sentence_transformer_model(name_on_hub(name), revision=revision))
 
 
 def set_pooling(model: SentenceTransformer, pooling: str) -> None:

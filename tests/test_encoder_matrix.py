@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncod
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, LlamaConfig
+from transformers import AutoModel, BertConfig, BertForMaskedLM, BertForSequenceClassification, LlamaConfig
 
 import dino_pipeline as dino
 from dino_pipeline.encoder_check import position_limit
@@ -38,6 +38,10 @@ PAIRS = [
     for score in (0.9, 0.5, 0.1)
 ]
 """A third of the second texts are longer than the encoders' 64 tokens."""
+DOCUMENTS = [
+    Example(f"Abba cede dig. Eel fog gab hag. Ice jab keg lab mob. Fog {a * 9} {b}.") for a in "def" for b in WORDS
+]
+"""Longer than 64 tokens; all begin alike."""
 TEXTS = ["fog", "a text of some words", "hag jab " * 30, "fog gab, and nothing else"]
 NO_PEFT = importlib.util.find_spec("peft") is None
 LORA = pytest.mark.skipif(NO_PEFT, reason="peft is not installed")
@@ -130,6 +134,14 @@ def test_a_limit_beyond_the_positions_or_without_room_is_refused(data: Path, tmp
         assert f"cut to {limit} tokens, and special ones and the prompt are 2 of these; give --max-length" in said
 
 
+def test_an_encoder_in_memory_with_a_limit_beyond_its_positions_is_named(tmp_path: Path) -> None:
+    model = SentenceTransformer(str(ENCODERS["roberta, no limit stated"](tmp_path / "encoder")), device="cpu")
+    with pytest.raises(ModelError, match="texts of 66 tokens, and has positions for 64; set its max_seq_length to 64"):
+        dino.evaluate(model, data=PAIRS, progress=False)
+    model.max_seq_length = 64
+    assert dino.evaluate(model, data=PAIRS, progress=False)
+
+
 # Pooling
 
 
@@ -203,6 +215,23 @@ def test_settings_that_do_not_go_with_the_training_are_told(tmp_path: Path) -> N
     assert (trained.encode("fog").shape, trained.similarity_fn_name) == ((16,), "cosine")
 
 
+def test_masked_words_are_learned_by_an_encoder_in_half_precision(tmp_path: Path) -> None:
+    folder = save_raw(tmp_path / "encoder", BertConfig(**SMALL))
+    AutoModel.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    few: dict[str, Any] = {"steps": 2, "batch_size": 4, "progress": False}
+    for name in ("cmlm", "declutr"):
+        trained = dino.finetune(DOCUMENTS, encoder=str(folder), objective=name, **few)
+        assert trained.dtype == torch.float32
+
+
+def test_texts_with_a_long_common_beginning_are_no_constant(tmp_path: Path) -> None:
+    encoder = str(save_raw(tmp_path / "encoder", BertConfig(**SMALL)))
+    few: dict[str, Any] = {"steps": 2, "batch_size": 8, "progress": False}
+    assert dino.finetune(DOCUMENTS, encoder=encoder, objective="cpt", **few)
+    with pytest.raises(ModelError, match="all texts have the same embedding"):
+        dino.finetune(DOCUMENTS, encoder=encoder, objective="simcse", **few)
+
+
 # What is no encoder
 
 
@@ -254,6 +283,11 @@ def _without_a_layer(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
+def _adapter_without_model(folder: Path) -> None:
+    edit(save_raw(folder, BertConfig(**SMALL)) / "config.json")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
+
+
 def _without_words(folder: Path) -> None:
     save_raw(folder, BertConfig(**SMALL))
     (folder / "tokenizer.json").unlink()
@@ -277,6 +311,7 @@ def _damaged(folder: Path) -> None:
         (_with_activation, "it brings the activation function mine.Act"),
         (_dense_of_other_dimensions, "cannot encode a text .*; take another encoder, or see whether the dimensions"),
         (_without_a_layer, "lacks the weights encoder.layer.1.* and 13 more"),
+        (_adapter_without_model, "is an adapter of /gone/base, and there is no such folder"),
         (_without_words, "its tokenizer knows no words; add the tokenizer's files"),
         (lambda folder: save_raw(folder, BertConfig(**{**SMALL, "vocab_size": 20})), "'p', beyond the 20"),
         (_damaged, "its embeddings are not numbers"),

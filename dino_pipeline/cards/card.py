@@ -247,7 +247,6 @@ class ModelCard:
         values = {name: getattr(options, name) for name in effective(options, HYPER_PARAMETERS)}
         values |= {
             "pooling": finetuned.pooling,
-           
             "whitened": finetuned.whitened,
             "sentences": options.sentences,
         }

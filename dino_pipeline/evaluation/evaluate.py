@@ -11,6 +11,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dino_pipeline.encoder_check import check_limit
 from dino_pipeline.encoder_options import STS_OPTIONS, EvaluateOptions
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.scores import Difference, EvaluatedModel, Figure, ScoreRow, Scores, ScoresFile
@@ -49,9 +50,12 @@ class Candidate:
         """Return the encoder.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: it cannot be loaded, or takes more tokens than it has positions for.
         """
-        return self.model if self.model is not None else load_encoder(str(self.path), self.revision)
+        if self.model is None:
+            return load_encoder(str(self.path), self.revision)
+        check_limit(self.model, self.name)
+        return self.model
 
     def describe(self, model: SentenceTransformer) -> EvaluatedModel:
         """Return what scores.json holds of the encoder, once it is loaded."""

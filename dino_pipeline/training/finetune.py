@@ -162,10 +162,10 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
     )
     probe = probe_texts(corpus.examples)
-    check_not_constant(model, probe, job.encoder.written)
     if job.hyperparameters.lora_save == "adapter":
         check_base(model, probe)
     dataset = objective.build(rows.columns, context)
+    check_not_constant(model, dataset, job.encoder.written)
     context = _with_dataset(context, objective, dataset)
     for read in texts.rows_read if texts.run is None else ():
         reporter.note(read.told)

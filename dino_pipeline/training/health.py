@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from dino_pipeline.errors import ModelError, OptionError
@@ -21,6 +22,8 @@ SAME = 1e-5
 """Coordinates of embeddings that differ by less are the same: so much is lost in rounding."""
 PROBE_TEXTS = 256
 """Texts in which collapse is looked for."""
+FIRST_ROWS = 32
+"""Rows whose texts are compared to see whether all have one embedding."""
 STUCK_STEPS = 8
 """Steps with the very same loss after which a training ends."""
 LEARNED = 1e-3
@@ -53,17 +56,20 @@ def probe_texts(examples: Sequence[Example]) -> list[str]:
     return distinct_texts(examples[:PROBE_TEXTS])[:PROBE_TEXTS]
 
 
-def check_not_constant(model: SentenceTransformer, texts: Sequence[str], when: str) -> None:
-    """Refuse embeddings that are the same for different texts, or are not numbers.
+def check_not_constant(model: SentenceTransformer, dataset: Dataset, when: str) -> None:
+    """Refuse embeddings that are the same for all texts of the first rows, or are not numbers.
 
     Args:
-        texts: different ones. A single one tells only whether it is made of numbers.
+        dataset: what an objective has built.
         when: in the training; the message begins with it.
 
     Raises:
         ModelError: see above.
     """
-    vectors = embed(model, texts)
+    texts: dict[str, None] = {}
+    for column in dataset[:FIRST_ROWS].values():
+        texts |= dict.fromkeys(text for text in column if isinstance(text, str))
+    vectors = embed(model, list(texts))
     if not np.isfinite(vectors).all():
         raise ModelError(f"{when}: embeddings are not numbers (NaN)", "train with a lower {learning_rate}")
     if len(vectors) > 1 and np.abs(vectors - vectors[0]).max() < SAME:

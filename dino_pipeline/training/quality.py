@@ -80,6 +80,10 @@ def check_encoder(model: SentenceTransformer, objective: Objective, hyperparamet
         for option in ("freeze_embeddings", "lora"):
             if value := getattr(hyperparameters, option):
                 raise OptionError("needs an encoder with layers", "leave it out", option=option, value=value)
+    if objective.reads_token_states and any(
+        getattr(module, "module_output_name", "") == "token_embeddings" for module in list(model)[1:]
+    ):
+        raise ModelError(f"{objective.name}: the encoder changes its layers' token states", "take another encoder")
     weighs_tokens = any(isinstance(module, WordWeights) for module in model)
     if weighs_tokens and reads_token_states(objective, hyperparameters):
         raise OptionError(f"{objective.name} needs token states without weights", "leave it out", option="whiten")

@@ -86,7 +86,9 @@ def train(
     resumed = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
     progress = Progress(f"{objective.name}, seed {context.seed}", total=0, resumed=resumed)
     trainer.add_callback(counter)
-    trainer.add_callback(_ProgressCallback(reporter, criterion, model, probe, progress, context.processes == 1))
+    trainer.add_callback(
+        _ProgressCallback(reporter, criterion, model, probe, dataset, progress, context.processes == 1)
+    )
     # the gain was measured on CPUs; on a GPU, batches stay whole
     grouped = not torch.cuda.is_available() and not reads_token_states(objective, context.hyperparameters)
     with rows_grouped_by_length(model) if grouped else contextlib.nullcontext():
@@ -350,6 +352,7 @@ class _ProgressCallback(TrainerCallback):
     criterion: SelectionCriterion
     model: SentenceTransformer
     probe: Sequence[str]
+    dataset: Dataset
     progress: Progress
     may_stop: bool
     """Whether this process trains alone. Several would each have to stop at the same step."""
@@ -376,7 +379,7 @@ class _ProgressCallback(TrainerCallback):
         self.reporter.update(self.progress)
         cosine = mean_cosine(self.model, self.probe)
         if not (math.isfinite(value) and cosine < COLLAPSED):
-            check_not_constant(self.model, self.probe, f"step {state.global_step}")
+            check_not_constant(self.model, self.dataset, f"step {state.global_step}")
         if cosine >= COLLAPSED and not self.collapse_noted:
             self.collapse_noted = True
             self.reporter.note(

@@ -71,7 +71,7 @@ class MaskedWordLoss(nn.Module):
             with quiet_loading():
                 language_model = AutoModelForMaskedLM.from_pretrained(
                     backbone.name_or_path, revision=context.revision, **safe_loading()
-                )
+                ).float()  # as the encoder is trained, whatever precision it is stored in
         except (ValueError, OSError, KeyError) as error:
             raise ModelError(
                 f"{name}: has no masked language model ({first_line(error)})", "take an encoder such as bert-base"
@@ -82,6 +82,14 @@ class MaskedWordLoss(nn.Module):
         if decoder is not None and language_model.config.tie_word_embeddings:
             decoder.weight = backbone.get_input_embeddings().weight
         self.head = language_model
+        try:
+            with torch.no_grad():
+                language_model(inputs_embeds=torch.zeros(1, 1, backbone.config.hidden_size))
+        except (AttributeError, RuntimeError) as error:
+            raise ModelError(
+                f"{name}: its masked language model does not work on states alone ({first_line(error)})",
+                "take an encoder such as bert-base",
+            ) from error
         self.masks = DataCollatorForLanguageModeling(context.tokenizer, mlm_probability=context["masked"])
         self.special = context.tokenizer.all_special_ids
 
