@@ -284,7 +284,7 @@ def _without_a_layer(folder: Path) -> None:
 
 
 def _adapter_without_model(folder: Path) -> None:
-    edit(save_raw(folder, BertConfig(**SMALL)) / "config.json")
+    save_raw(folder, BertConfig(**SMALL))
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
 
 
