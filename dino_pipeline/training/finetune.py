@@ -33,6 +33,7 @@ from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord
+from dino_pipeline.training.adapters import TrainingRows
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.health import check_not_constant, check_room, probe_texts
 from dino_pipeline.training.job import TrainingJob, finetune_job
@@ -40,6 +41,7 @@ from dino_pipeline.training.lora import add_adapters, check_base, merge_adapters
 from dino_pipeline.training.objectives import Objective, TrainingContext, citation
 from dino_pipeline.training.padding import check_padding
 from dino_pipeline.training.quality import (
+    SelectionCriterion,
     check_encoder,
     criterion_for,
     fit_batch_size,
@@ -149,29 +151,20 @@ def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
 def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: PartialState) -> None:
     """Train an encoder and save it with its record."""
     objective, texts = job.objective, job.learns_from
-    corpus, held_out = texts.parts
-    rows = texts.rows(objective)
-    criterion = criterion_for(held_out, objective, learns_classes=corpus.has_classes)
-    authors = objective.followed(job.hyperparameters)
-    if authors and authors.keeps_last and texts.select_on is None:
-        criterion = replace(criterion, keeps_last=True)
+    rows, criterion = texts.rows(objective), _criterion(job)
     set_seed(job.seed)
     model, when_whitened = job.start(reporter)
     full_length = _prepare_encoder(model, objective, job.hyperparameters)
     context = TrainingContext(
         job.hyperparameters, model.tokenizer, job.seed, job.encoder.revision, processes.num_processes
     )
-    probe = probe_texts(corpus.examples)
+    probe = probe_texts(texts.parts[0].examples)
     if job.hyperparameters.lora_save == "adapter":
         check_base(model, probe)
     dataset = objective.build(rows.columns, context)
     check_not_constant(model, dataset, job.encoder.written)
     context = _with_dataset(context, objective, dataset)
-    for read in texts.rows_read if texts.run is None else ():
-        reporter.note(read.told)
-    for remark in rows.remarks:
-        reporter.note(remark)
-    _note_unused_texts(job, when_whitened, reporter)
+    _note_texts(job, rows, when_whitened, reporter)
     record = _recorded(run)
     selection = SelectionRecord(
         measure=criterion.measure,
@@ -209,6 +202,17 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     processes.wait_for_everyone()
 
 
+def _criterion(job: TrainingJob) -> SelectionCriterion:
+    """Return what chooses the best checkpoint, or says that the last one is kept."""
+    texts = job.learns_from
+    corpus, held_out = texts.parts
+    criterion = criterion_for(held_out, job.objective, learns_classes=corpus.has_classes)
+    authors = job.objective.followed(job.hyperparameters)
+    if authors and authors.keeps_last and texts.select_on is None:
+        criterion = replace(criterion, keeps_last=True)
+    return criterion
+
+
 def _note_whitening(
     job: TrainingJob, before: SelectionRecord | None, after: SelectionRecord | None, reporter: Reporter
 ) -> None:
@@ -222,8 +226,12 @@ def _note_whitening(
     )
 
 
-def _note_unused_texts(job: TrainingJob, when_whitened: WhitenTime, reporter: Reporter) -> None:
-    """Note texts that were given and change nothing."""
+def _note_texts(job: TrainingJob, rows: TrainingRows, when_whitened: WhitenTime, reporter: Reporter) -> None:
+    """Note what was read of the user's data, what it was made into, and texts that change nothing."""
+    for read in job.learns_from.rows_read if job.learns_from.run is None else ():
+        reporter.note(read.told)
+    for remark in rows.remarks:
+        reporter.note(remark)
     sentences = job.texts.sentences
     if sentences is None:
         return
