@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import csv
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -474,3 +475,13 @@ def test_retrieval_files_that_are_wrong_are_named(tmp_path: Path, name: str, tex
     (folder / name).unlink()
     with pytest.raises(DataError, match="does not exist; a folder in BEIR's layout holds corpus"):
         Retrieval.read("x", folder)
+
+
+def test_pairs_without_a_score_are_counted_and_quotes_of_a_table_are_not_part_of_texts(tmp_path: Path) -> None:
+    rows = [(number % 6, f"A text {number}.", f'Another "{number}".') for number in range(30)]
+    with open(tmp_path / "STSBenchmark.tsv", "w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerows([*rows, ("", "not", "scored")])
+    (found,), _ = read_sts(tmp_path, StsProtocol())
+    assert found.parts[0][:2] == [(first, second, float(score)) for score, first, second in rows[:2]]
+    assert found.rows_read[0].told == "STS-B: 31 rows read, 1 left out: without a score (in STS-B)"

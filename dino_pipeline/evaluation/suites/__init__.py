@@ -80,7 +80,8 @@ def _sts_sets(options: EvaluateOptions, reporter: Reporter) -> list[ScoredPairs]
 
     folder = options.data_dir or hub_folder(hf_hub_download, Path(HF_HOME) / "dino-pipeline" / "senteval")
     sets, notes = read_sts(folder, options)
-    for note in notes:
+    incomplete = [read.told for data in sets for read in data.rows_read if read.left_out]
+    for note in (*incomplete, *notes):
         reporter.note(note)
     return sets
 

@@ -7,17 +7,19 @@ import math
 import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from dino_pipeline.delimited_files import read_tab_separated
+from dino_pipeline.delimited_files import read_quoted, read_tab_separated, tab_separated_quotes
 from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError, first_line
 from dino_pipeline.evaluation.suites.moses import HERE, IN_FILES, RAW, TWICE, found_text, tokenized
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Pair, Score, ScoredPairs
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
+from dino_pipeline.rows import LeftOut, RowsRead
 from dino_pipeline.text import as_number
 from dino_pipeline.text_files import read_lines
 
@@ -44,6 +46,10 @@ MAX_UNPACKED_BYTES = 4 * 2**30
 
 Subsets = dict[str, list[Pair]]
 """Pairs by the name of the subset."""
+Row = tuple[str, str, float | None]
+"""A pair as it is read; some have no score."""
+Rows = dict[str, list[Row]]
+"""Rows by the name of the subset."""
 
 
 def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], list[str]]:
@@ -78,15 +84,13 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             notes.append(f"{folder}: not read: {', '.join(ignored)}")
     sets = []
     for name in SIZES:
-        subsets = {}
-        for subset, pairs in available.get(name, {}).items():
-            if (name, subset.upper()) not in LEFT_OUT:
-                subsets[subset] = pairs
-        if not subsets:
+        rows = {part: rows for part, rows in available.get(name, {}).items() if (name, part.upper()) not in LEFT_OUT}
+        if not rows:
             notes.append(f"{name}: is not in {folder}; there is no mean of seven without it")
             continue
+        subsets, read = _with_scores(name, rows)
         _check_subsets(name, subsets, protocol, folder)
-        prepared = _prepare(name, subsets, protocol)
+        prepared = replace(_prepare(name, subsets, protocol), rows_read=(read,))
         expected = usual_size(name, prepared.protocol)
         if prepared.size != expected:
             notes.append(f"{name}: {prepared.size} pairs, {expected} are usual; not comparable with published figures")
@@ -99,6 +103,19 @@ def read_sts(folder: Path, protocol: StsProtocol) -> tuple[list[ScoredPairs], li
             "holds none of the STS sets, as STS/, SICK/ or STS12.MSRpar.tsv", option="data_dir", value=str(folder)
         )
     return sets, notes
+
+
+def _with_scores(name: str, rows: Rows) -> tuple[Subsets, RowsRead]:
+    """Return the pairs of a set that have a score, and how many have none."""
+    subsets = {part: [(a, b, score) for a, b, score in of_part if score is not None] for part, of_part in rows.items()}
+    total = sum(map(len, rows.values()))
+    without = {part: len(rows[part]) - len(pairs) for part, pairs in subsets.items() if len(pairs) < len(rows[part])}
+    left_out: tuple[LeftOut, ...] = ()
+    if without:
+        left_out = (
+            LeftOut(reason="without a score", rows=sum(without.values()), first=f"in {next(iter(without)) or name}"),
+        )
+    return subsets, RowsRead(source=name, rows=total, left_out=left_out)
 
 
 def usual_size(name: str, protocol: Mapping[str, str]) -> int:
@@ -152,9 +169,9 @@ def _joined(text: str) -> str:
     return " ".join(text.split())
 
 
-def _read_senteval(root: Path, sick: Literal["test", "full"]) -> dict[str, Subsets]:
+def _read_senteval(root: Path, sick: Literal["test", "full"]) -> dict[str, Rows]:
     """Read the sets of a folder in SentEval's layout, by name."""
-    sets: dict[str, Subsets] = {}
+    sets: dict[str, Rows] = {}
     for year in range(12, 17):
         sets[f"STS{year}"] = {}
         for path in sorted((root / "STS" / f"STS{year}-en-test").glob("STS.input.*.txt")):
@@ -171,8 +188,8 @@ def _read_senteval(root: Path, sick: Literal["test", "full"]) -> dict[str, Subse
     return sets
 
 
-def _read_parallel(path: Path) -> list[Pair]:
-    """Read a file of two texts a line, and its file of scores. A pair with a blank score is left out."""
+def _read_parallel(path: Path) -> list[Row]:
+    """Read a file of two texts a line, and its file of scores, some of which may be blank."""
     scores = path.with_name(path.name.replace("STS.input.", "STS.gs.", 1))
     rows = [columns for _, columns in read_tab_separated(path)]
     gold = [line.strip() for line in read_lines(scores, newline="\n")]
@@ -182,17 +199,24 @@ def _read_parallel(path: Path) -> list[Pair]:
         raise DataError(f"{scores}: {len(gold)} scores for the {len(rows)} pairs of {path.name}; give one a pair")
     pairs = []
     for number, (columns, score) in enumerate(zip(rows, gold, strict=True), start=1):
-        if score:
-            if len(columns) < 2:
-                raise DataError(f"{path}, line {number}: holds one text; give two with a tab between them")
-            pairs.append((_joined(columns[0]), _joined(columns[1]), _parse_score(score, scores, number)))
+        if score and len(columns) < 2:
+            raise DataError(f"{path}, line {number}: holds one text; give two with a tab between them")
+        first, second, *_ = (*columns, "")
+        pairs.append((_joined(first), _joined(second), _parse_score(score, scores, number)))
     return pairs
 
 
 def _read_table(
-    path: Path, *, score: int, first: int, second: int, header: bool = False, clean: Callable[[str], str] = _joined
-) -> list[Pair]:
-    """Read a file of tab-separated columns without quoting. A pair with a blank score is left out.
+    path: Path,
+    *,
+    score: int,
+    first: int,
+    second: int,
+    header: bool = False,
+    quotes: bool = False,
+    clean: Callable[[str], str] = _joined,
+) -> list[Row]:
+    """Read a file of tab-separated columns; some scores may be blank.
 
     Args:
         path: the file.
@@ -200,30 +224,31 @@ def _read_table(
         first: number of the column with the first text.
         second: number of the column with the second text.
         header: whether the first line is a header.
+        quotes: whether quotes may stand around cells; see `tab_separated_quotes`. In SentEval's files they never do.
         clean: returns a text as it is evaluated.
     """
     needed = max(score, first, second) + 1
     pairs = []
-    for number, columns in read_tab_separated(path):
-        if columns == [""] or (header and number == 1):
+    quoted = quotes and tab_separated_quotes(path)[0]
+    for number, columns in read_quoted(path, "\t") if quoted else read_tab_separated(path):
+        if columns in ([], [""]) or (header and number == 1):
             continue
         if len(columns) < needed:
             raise DataError(f"{path}, line {number}: {len(columns)} columns, {needed} are needed")
-        if columns[score].strip():
-            pairs.append((clean(columns[first]), clean(columns[second]), _parse_score(columns[score], path, number)))
+        pairs.append((clean(columns[first]), clean(columns[second]), _parse_score(columns[score], path, number)))
     return pairs
 
 
 # One TSV a subset
 
 
-def _read_tables(folder: Path, sick: Literal["test", "full"]) -> tuple[dict[str, Subsets], list[str]]:
+def _read_tables(folder: Path, sick: Literal["test", "full"]) -> tuple[dict[str, Rows], list[str]]:
     """Read files named set.subset.tsv with the columns score, first text, second text.
 
     Returns:
         The sets by name, and the names of the TSV files that were not read.
     """
-    sets: dict[str, Subsets] = {}
+    sets: dict[str, Rows] = {}
     ignored = []
     for path in sorted(folder.glob("*.[tT][sS][vV]")):
         match = TABLE_NAME.fullmatch(path.name)
@@ -235,7 +260,7 @@ def _read_tables(folder: Path, sick: Literal["test", "full"]) -> tuple[dict[str,
         elif subset in sets.setdefault(name, {}):
             raise DataError(f"{path}: another file there holds the same part of {name}; remove one of them")
         else:
-            sets[name][subset] = _read_table(path, score=0, first=1, second=2, clean=str.strip)
+            sets[name][subset] = _read_table(path, score=0, first=1, second=2, quotes=True, clean=str.strip)
     return sets, ignored
 
 
@@ -245,7 +270,9 @@ def _is_evaluated(name: str, subset: str, sick: str) -> bool:
     return not for_training or (name == "SICK-R" and sick == "full")
 
 
-def _parse_score(value: str, path: Path, number: int) -> float:
+def _parse_score(value: str, path: Path, number: int) -> float | None:
+    if not value.strip():
+        return None
     score = as_number(value.strip())
     if score is None or not math.isfinite(score):
         raise DataError(
