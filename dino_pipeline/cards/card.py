@@ -245,11 +245,7 @@ class ModelCard:
         """Return the rows of the table on training."""
         finetuned, options, selection = self.finetuned, self.finetuned.options, self.selection
         values = {name: getattr(options, name) for name in effective(options, HYPER_PARAMETERS)}
-        values |= {
-            "pooling": finetuned.pooling,
-            "whitened": finetuned.whitened,
-            "sentences": options.sentences,
-        }
+        values |= {"pooling": finetuned.pooling, "whitened": finetuned.whitened, "sentences": options.sentences}
         values |= options.options
         shown = {name: value for name, value in values.items() if value is not None and value is not False}
         return [
