@@ -112,9 +112,8 @@ def _with_scores(name: str, rows: Rows) -> tuple[Subsets, RowsRead]:
     without = {part: len(rows[part]) - len(pairs) for part, pairs in subsets.items() if len(pairs) < len(rows[part])}
     left_out: tuple[LeftOut, ...] = ()
     if without:
-        left_out = (
-            LeftOut(reason="without a score", rows=sum(without.values()), first=f"in {next(iter(without)) or name}"),
-        )
+        place = next(iter(without)) or name
+        left_out = (LeftOut(reason="without a score", rows=sum(without.values()), first=f"in {place}"),)
     return subsets, RowsRead(source=name, rows=total, left_out=left_out)
 
 
