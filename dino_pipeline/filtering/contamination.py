@@ -1,6 +1,7 @@
 """Which examples hold evaluation data, which must not be trained on.
 
-A text is evaluation data if it is one of its texts, nearly one of them, or holds 13 words in a row of one.
+A text is evaluation data if it is one of its texts, nearly one of them, or holds 13 words in a row of one. Where words
+are not separated by spaces, two ideographs or four other letters count as a word.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.readers import ExampleReader, open_tables
 from dino_pipeline.rows import TEXT, RowsRead, Table
 from dino_pipeline.tables import TextLines, open_file
-from dino_pipeline.text import has_spaced_words, normalise
+from dino_pipeline.text import WORD_WEIGHT, joined, normalise, units, weight
 
 WORDS = 13
 """Words in a row that, if they occur in evaluation data, are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
-CHARACTERS = 26
-"""Characters in a row that are, in a script without spaces between words."""
-MIN_CHARACTERS = 4
-"""Shorter texts of such a script are ignored, and so are single words: labels or genres in a table prove nothing."""
+MIN_WORDS = 2
+"""Shorter texts are ignored: labels or genres in a table prove nothing."""
 LEAKED = "in evaluation data"
 """The reason by which examples are dropped."""
 HUB_SETS = {
@@ -129,19 +128,24 @@ class ContaminationFilter:
 
 def _is_telling(normal: str) -> bool:
     """Return whether a text is long enough to be more than a label, and holds a letter."""
-    # From U+2E80 on are the scripts of East Asia.
-    is_long = " " in normal or (normal[:1] > "\u2e80" and len(normal) >= MIN_CHARACTERS)
-    return is_long and any(map(str.isalpha, normal))
+    return sum(map(weight, units(normal))) >= MIN_WORDS * WORD_WEIGHT and any(map(str.isalpha, normal))
 
 
 def word_hashes(normal: str) -> Iterator[int]:
-    """Yield the hash of every `WORDS` words in a row; of `CHARACTERS`, where words are not separated by spaces."""
-    if has_spaced_words(normal):
-        parts, length, separator = normal.split(), WORDS, " "
-    else:
-        parts, length, separator = list(normal.replace(" ", "")), CHARACTERS, ""
-    for start in range(len(parts) - length + 1):
-        yield xxhash.xxh3_64_intdigest(separator.join(parts[start : start + length]).encode())
+    """Yield the hash of every `WORDS` words in a row, from each unit on that so many follow."""
+    parts = units(normal)
+    if len(parts) < WORDS:
+        return
+    weights = list(map(weight, parts))
+    end, total = 0, 0  # of the units from `start` to before `end`
+    for start in range(len(parts)):
+        while end < len(parts) and total < WORDS * WORD_WEIGHT:
+            total += weights[end]
+            end += 1
+        if total < WORDS * WORD_WEIGHT:
+            return
+        yield xxhash.xxh3_64_intdigest(joined(parts[start:end]).encode())
+        total -= weights[start]
 
 
 def texts_of(file: Path) -> Iterator[tuple[int, str]]:

@@ -14,8 +14,9 @@ from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering import file_pieces
 from dino_pipeline.filtering.dataset_rules import DatasetRule, FilterRuntime, dataset_rules
 from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
+from dino_pipeline.filtering.own_rules import rules_digest
 from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side_counts, split, write_files
-from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules, rules_digest
+from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules
 from dino_pipeline.funnel import Counts
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.record import now, versions

@@ -6,37 +6,56 @@ The check of a rule takes an `Example` and returns None to keep it, or the reaso
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
 import re
-import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.filter_options import Check, FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import LEAKED, ContaminationFilter
-from dino_pipeline.text import has_spaced_words, normalise
+from dino_pipeline.filtering.own_rules import resolve_rule
+from dino_pipeline.text import (
+    CJK,
+    SOUTHEAST_ASIAN,
+    WORD_WEIGHT,
+    character_class,
+    count_symbols,
+    joined,
+    normalise,
+    units,
+    weight,
+)
 
 MAX_PHRASE_REPEATS, MAX_WORD_REPEATS = 3, 5
 """A phrase repeated this many times in a row is a loop; so is a single word."""
 LONG_WORD = 16
 """Texts with words of more characters are searched for repeated characters, too."""
 MIN_WORDS_OF_COPY = 4
-"""Pairs shorter than this many words are never near-copies."""
+"""Pairs shorter than this many words are never near-copies. Units without blanks count by their `weight`."""
 PLAIN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ ',.!?-]*[A-Za-zÀ-ÖØ-öø-ɏ.!?] ?")
 """Letters and punctuation that no rule objects to, with an end that no rule objects to."""
-UNFINISHED_ENDS = frozenset(",;:-–—([{<„、，；：（「『【")
-BRACKETS = {"(": ")", "[": "]", "{": "}", "（": "）", "「": "」", "『": "』", "【": "】"}
-BRACKET = re.compile(r"[(\[{（「『【]")
+BRACKETS = {
+    "(": ")",
+    "[": "]",
+    "{": "}",
+    "（": "）",
+    "「": "」",
+    "『": "』",
+    "【": "】",
+    "《": "》",
+    "〈": "〉",
+    "〔": "〕",
+}
+BRACKET = re.compile(rf"[{re.escape(''.join(BRACKETS))}]")
+UNFINISHED_ENDS = frozenset((*",;:-–—<„、，；：،؛፣", *BRACKETS))
 SMILEY = re.compile(r"[:;=8xX]['-]?[(\[{]")
-CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
+_SPACELESS = character_class(SOUTHEAST_ASIAN)
+CONTROL = re.compile(  # a zero-width space is where a line may break in scripts without blanks
+    f"(?<![{_SPACELESS}])\u200b|\u200b(?![{_SPACELESS}])|"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
 )
 NOT_CHARACTERS = re.compile("[\ufffd\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff]")
 PROMPT_PARTS = re.compile(
@@ -45,7 +64,8 @@ PROMPT_PARTS = re.compile(
     r"|\s(?:Task|Instructions?|Sentence [1-9])\s?:|###\s*(?i:task|instruction|input|response)"
 )
 DIGIT = re.compile(r"\d")
-INCHES = re.compile(r'\d"')
+NO_QUOTE = re.compile(r'\d"|(?<=[א-ת])"(?=[א-ת])')
+"""Straight quotes that close nothing: inches, and the sign of abbreviation in Hebrew."""
 EMAIL = re.compile(r"(?<![@\w.+%-])[\w.+%-]{1,64}@[\w-]+(?:\.[\w-]+)+")
 PHONE = re.compile(
     r"(?<![\w.,-])(?:"
@@ -56,11 +76,13 @@ PHONE = re.compile(
     r")(?![\w,.]?\d)"
 )
 CARD = re.compile(r"(?<![\d.])\d(?:[ .-]?\d){12,18}(?!\d)")
-CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD_LOOP = re.compile(
     rf"(?<!\S)(\S+(?: \S+){{1,11}}?)(?: \1){{{MAX_PHRASE_REPEATS - 1},}}(?!\S)"
     rf"|(?<!\S)(\S+)(?: \2){{{MAX_WORD_REPEATS - 1},}}(?!\S)"
-    rf"|(?<!\S)([{CJK}]{{4,40}})(?: \3){{{MAX_PHRASE_REPEATS - 1},}}(?!\S)"
+)
+UNPARTED_LOOP = re.compile(  # phrases of about two words
+    rf"([{character_class(CJK)}]{{4,40}}?)\1{{{MAX_PHRASE_REPEATS - 1},}}"
+    rf"|([{_SPACELESS}]{{8,60}}?)\2{{{MAX_PHRASE_REPEATS - 1},}}"
 )
 CHARACTER_LOOP = re.compile(rf"(\S{{2,40}}?)\1{{{MAX_PHRASE_REPEATS},}}|([^\W\d])\2{{{2 * MAX_PHRASE_REPEATS},}}")
 MAX_SEARCHED = 2000
@@ -182,9 +204,7 @@ def not_text(text: str, max_symbols: float) -> str | None:
     """Drop texts that were decoded wrongly, and texts that are mostly symbols."""
     if not text.isascii() and (match := NOT_CHARACTERS.search(text)):
         return f"not text: U+{ord(match[0]):04X} at {match.start()}"
-    normal = normalise(text)
-    visible = len("".join(text.split()))
-    symbols = visible - (len(normal) - normal.count(" ") if any(map(str.isalnum, normal)) else 0)
+    visible, symbols = len("".join(text.split())), count_symbols(text)
     return f"not text: {symbols} of {visible} characters are symbols" if symbols > max_symbols * visible else None
 
 
@@ -202,7 +222,7 @@ def stop_string(example: Example, stop: str | None) -> str | None:
     if stop is not None:
         return f"stop string: {stop}" if stop in example.texts[-1] else None
     for text in example.texts:
-        if '"' in text and (text.count('"') - len(INCHES.findall(text))) % 2:
+        if '"' in text and (text.count('"') - len(NO_QUOTE.findall(text))) % 2:
             return 'stop string: an odd number of "'
     return None
 
@@ -213,42 +233,45 @@ def repetition(text: str) -> str | None:
     words = normal.split()
     if len(words) - len(set(words)) >= MAX_PHRASE_REPEATS - 1:
         for match in WORD_LOOP.finditer(normal):
-            phrase = match[1] or match[2] or match[3]
+            phrase = match[1] or match[2]
             if any(map(str.isalpha, phrase)):
                 return f"repetition: {phrase!r} {match[0].count(phrase)} times in a row"
     if max(map(len, words), default=0) > LONG_WORD and (loop := CHARACTER_LOOP.search(normal)):
         return f"repetition: {(loop[1] or loop[2])!r} over and over"
+    if not normal.isascii() and (loop := UNPARTED_LOOP.search(normal)):
+        phrase = loop[1] or loop[2]
+        return f"repetition: {phrase!r} {loop[0].count(phrase)} times in a row"
     return None
 
 
 def near_copy(example: Example) -> str | None:
     """Drop pairs whose text_b is text_a but for one word inserted, deleted or replaced.
 
-    The common beginning and the common end are cut off; at most one word may be left on each side. Where words are not
-    separated by spaces, two characters count as a word.
+    The common beginning and the common end are cut off; at most one word may be left on each side.
     """
     if example.text_b is None:
         return None
     text_a, text_b = normalise(example.text_a), normalise(example.text_b)
     if text_a[:1] != text_b[:1] and text_a[-1:] != text_b[-1:]:
         return None  # both the first and the last word differ, so more than one word does
-    if has_spaced_words(text_a):
-        words_a, words_b, separator, most, fewest = text_a.split(), text_b.split(), " ", 1, MIN_WORDS_OF_COPY
-    else:
-        words_a, words_b, separator, most, fewest = list(text_a), list(text_b), "", 2, 3 * MIN_WORDS_OF_COPY
-    shorter = min(len(words_a), len(words_b))
-    if abs(len(words_a) - len(words_b)) > most or shorter < fewest - most:
+    units_a, units_b = units(text_a), units(text_b)
+    shorter = min(len(units_a), len(units_b))
+    # Most texts differ in length: a cheap test, as a word is `WORD_WEIGHT` units at most.
+    if abs(len(units_a) - len(units_b)) > WORD_WEIGHT or shorter < MIN_WORDS_OF_COPY - 1:
         return None
-    start = 0  # words of the common beginning
-    while start < shorter and words_a[start] == words_b[start]:
+    start = 0  # units of the common beginning
+    while start < shorter and units_a[start] == units_b[start]:
         start += 1
-    end = 0  # words of the common end
-    while end < shorter - start and words_a[-1 - end] == words_b[-1 - end]:
+    end = 0  # units of the common end
+    while end < shorter - start and units_a[-1 - end] == units_b[-1 - end]:
         end += 1
-    left, right = words_a[start : len(words_a) - end], words_b[start : len(words_b) - end]
-    if len(left) > most or len(right) > most or start + end < fewest - most:
+    left, right = units_a[start : len(units_a) - end], units_b[start : len(units_b) - end]
+    if sum(map(weight, left)) > WORD_WEIGHT or sum(map(weight, right)) > WORD_WEIGHT:
         return None
-    return f"near-copy: {separator.join(left) or '(nothing)'} -> {separator.join(right) or '(nothing)'}"
+    common = sum(map(weight, units_a[:start])) + sum(map(weight, units_a[len(units_a) - end :]))
+    if common < (MIN_WORDS_OF_COPY - 1) * WORD_WEIGHT:
+        return None
+    return f"near-copy: {joined(left) or '(nothing)'} -> {joined(right) or '(nothing)'}"
 
 
 def too_short(text: str, min_chars: int) -> str | None:
@@ -334,48 +357,3 @@ def example_rules(options: FilterOptions, prompt: PromptParts, excluded: Sequenc
     if options.pii == "drop":
         rules.append(PERSONAL_DATA)
     return rules + [ExampleRule(rule_name(rule), resolve_rule(rule), "your own") for rule in options.rule]
-
-
-def resolve_rule(rule: str | Check) -> Check:
-    """Return the function of a user's own rule; modules are looked for in the current folder, too.
-
-    Raises:
-        OptionError: it cannot be imported, or is not a function.
-    """
-    if not isinstance(rule, str):
-        return rule
-    module, colon, function = rule.partition(":")
-    if not (module and colon and function):  # checked first, because importing runs the module
-        raise OptionError("must be module:function", option="rule", value=rule)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        check = getattr(importlib.import_module(module), function)
-    except Exception as error:  # importing runs the user's code
-        raise OptionError(
-            f"cannot be imported ({type(error).__name__}: {error}); write module:function", option="rule", value=rule
-        ) from error
-    if not callable(check):
-        raise OptionError("is not a function of an Example that returns None or a reason", option="rule", value=rule)
-    return check  # type: ignore[no-any-return]
-
-
-def rules_digest(rules: Iterable[str | Check]) -> str:
-    """Return a hash of the source of the user's own rules: a changed rule counts as a changed option."""
-    digest = hashlib.sha256()
-    for rule in rules:
-        resolve_rule(rule)
-        digest.update(_source_of(rule))
-    return digest.hexdigest()[:16]
-
-
-def _source_of(rule: str | Check) -> bytes:
-    """Return the content of the module that a rule is named in, or the source of a function itself."""
-    if isinstance(rule, str):
-        file = sys.modules[rule.partition(":")[0]].__file__
-        return Path(file).read_bytes() if file else b""
-    try:
-        return inspect.getsource(rule).encode()
-    except (OSError, TypeError):  # entered at a prompt, or not a plain function
-        code = getattr(rule, "__code__", None)
-        return repr((code.co_code, code.co_consts, code.co_names) if code else rule_name(rule)).encode()

@@ -26,7 +26,7 @@ from dino_pipeline.progress import Progress, Reporter, no_counts
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
-from dino_pipeline.text import distinct_n, has_spaced_words, normalise
+from dino_pipeline.text import distinct_n, normalise
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.storage import RemoteStorage
@@ -352,7 +352,6 @@ def variety_remedy(*, needs_inputs: bool, top_k: int, top_p: float) -> str:
 
 def variety(texts: Sequence[str]) -> Variety:
     """Measure how varied a list of texts is."""
-    spaced = [text if has_spaced_words(text) else " ".join(text) for text in texts]
     normalised = [normalise(text) for text in texts]
     latest_with_key: dict[int, int] = {}  # MinHash band key -> index of the latest text that has it
     repeated = 0
@@ -361,4 +360,4 @@ def variety(texts: Sequence[str]) -> Variety:
         own_ngrams = ngrams(normalised[index])
         repeated += any(jaccard(own_ngrams, ngrams(normalised[other])) >= SIMILARITY for other in candidates)
         latest_with_key.update(dict.fromkeys(keys, index))
-    return Variety(distinct_n(spaced, 2), repeated / max(len(texts), 1))
+    return Variety(distinct_n(texts, 2), repeated / max(len(texts), 1))

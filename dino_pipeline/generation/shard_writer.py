@@ -14,6 +14,7 @@ from dino_pipeline.decoding.received_texts import ReceivedTexts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import GenerationJob, OnStored, Shard, count_text
 from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.text import count_words
 
 LONGEST_INPUT = 1_000_000
 """In characters. Longer inputs are not even tokenised."""
@@ -213,7 +214,7 @@ class TextWriter:
             return "empty"
         if any(mark in completion.text for mark in self.engine.marks):
             return "a mark of the chat template"
-        if len(completion.text.split()) < settings.min_words:
+        if count_words(completion.text) < settings.min_words:
             return f"fewer than {settings.min_words} words"
         # a server need not tell the number of tokens; then it is 0
         if completion.length and completion.length - (completion.finish == "stop") < settings.min_tokens:

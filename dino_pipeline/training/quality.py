@@ -27,7 +27,7 @@ from dino_pipeline.examples import Example
 from dino_pipeline.models import BATCH_SIZE, Vectors, embed, mean_cosine
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import FinetuneRecord
-from dino_pipeline.text import normalise
+from dino_pipeline.text import joined, normalise, units
 from dino_pipeline.training.adapters import contrast_classes
 from dino_pipeline.training.corpus import Corpus
 from dino_pipeline.training.health import COLLAPSED, longest_prompt
@@ -354,7 +354,7 @@ def uniformity(vectors: Vectors) -> float:
 
 
 def _drop_a_word(text: str, random: Random) -> str:
-    words = text.split()
+    words = units(text)
     if len(words) > 1:
         del words[random.randrange(len(words))]
-    return " ".join(words)
+    return joined(words)

@@ -21,6 +21,7 @@ from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.model_files import safe_loading
 from dino_pipeline.models import quiet_loading
 from dino_pipeline.options import Options
+from dino_pipeline.text import is_inside_word
 from dino_pipeline.training.objectives import Columns, Objective, Row, TrainingContext, drawn_rows, fixed_rows
 from dino_pipeline.training.objectives.pairs import (
     NT_XENT_DIRECTIONS,
@@ -304,9 +305,9 @@ def span_texts(row: Row, random: Random, *, sampler: SpanOptions, tokenizer: Any
 def _cut(text: str, offsets: list[list[int]], span: Span) -> str:
     """Return the text of a span, extended to the ends of the words that it touches."""
     start, end = offsets[span[0]][0], offsets[span[1] - 1][1]
-    while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+    while is_inside_word(text, start):
         start -= 1
-    while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
+    while is_inside_word(text, end):
         end += 1
     return text[start:end]
 
