@@ -233,6 +233,15 @@ class FilterInputs(Record):
         return "score" if self.numeric_labels else "class"
 
 
+class PostProcessing(Record):
+    """Post-processing of DINO that scored pairs had when they were read."""
+
+    labels: tuple[float, ...] = ()
+    """The smoothed ones; none if the pairs were not post-processed, or nobody can tell."""
+    random_pairs: int = 0
+    """Pairs of label 0, which join texts at random."""
+
+
 LabelCounts = tuple[tuple[Label, int], ...]
 """A count for each label; pairs, because JSON objects have no numbers as keys."""
 StepKind = Literal["read", "dropped", "kept", "would_drop", "flagged", "added", "train", "dev"]
@@ -258,6 +267,7 @@ class FilterRecord(StageRecord):
 
     options: FilterOptions
     inputs: FilterInputs
+    processed: PostProcessing = Field(default=PostProcessing(), exclude_if=lambda value: not value.labels)
     funnel: tuple[FunnelStep, ...] = ()
     available: LabelCounts = ()
     """Examples left before labels are capped at a target or balanced."""

@@ -48,7 +48,9 @@ def test_triplets_have_a_positive_and_a_hard_negative_of_the_same_text() -> None
 def test_classes_of_inference_make_triplets_too() -> None:
     classes = [Example("a", "b", "entailment"), Example("a", "c", "contradiction"), Example("a", "d", "odd")]
     assert made(classes, "triplets")[0] == {"anchor": ["a"], "positive": ["b"], "negative": ["c"]}
-    with pytest.raises(DataError, match="no triplets can be made of its classified pairs; write scored pairs"):
+    with pytest.raises(
+        DataError, match="no triplets can be made of its classified pairs; give texts that have a second one"
+    ):
         made([Example("a", "b", "yes")], "triplets")
 
 
@@ -92,7 +94,7 @@ def test_documents_have_several_sentences_or_are_what_was_written_for_one_text()
         (
             Example("a"),
             "scored pairs",
-            "data.jsonl: holds texts, but it needs scored pairs; write them with dino.generate()",
+            "data.jsonl: holds texts, but it needs scored pairs; give pairs with a number as label",
         ),
         (Example("a", "b"), "documents", "holds pairs, but it needs documents; give a file with one document"),
         (Example("a", "b", "x"), "pairs", "holds classified pairs, but it needs pairs; give documents"),

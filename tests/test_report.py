@@ -138,8 +138,8 @@ def test_what_is_untrusted_is_shown_and_not_obeyed(strange: Path) -> None:
     assert len(page) < 1_500_000, "long texts are cut"
     assert visible("a" * 999).endswith("…")
     for title, reason in (
-        ("Task spec and prompts", "the texts were brought as a file, not written from a spec"),
-        ("Generation", "dino generate has not run"),
+        ("Task spec and prompts", "the texts were brought, not written from a spec"),
+        ("Generation", "the texts were brought, not generated here"),
         ("Training", "dino finetune has not run"),
         ("Scores", "dino evaluate has not run"),
     ):

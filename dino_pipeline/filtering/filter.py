@@ -19,6 +19,7 @@ from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
 from dino_pipeline.filtering.filter_stage import FilterSource, filter_run, look
 from dino_pipeline.filtering.losses import note_losses
+from dino_pipeline.filtering.postprocessed import note_processing
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.json_files import read_json_lines
@@ -193,6 +194,7 @@ def filter(
             result = FilteredPairs(run, record, "done" if state == "done" else "new")
         if not chosen.ablate:
             note_losses(run, result.record, reporter)
+            note_processing(result.record, reporter)
         return result.in_memory() if is_temporary else result
 
 

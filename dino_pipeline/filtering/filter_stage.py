@@ -15,15 +15,23 @@ from dino_pipeline.filtering import file_pieces
 from dino_pipeline.filtering.dataset_rules import DatasetRule, FilterRuntime, dataset_rules
 from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
 from dino_pipeline.filtering.own_rules import rules_digest
-from dino_pipeline.filtering.split import assign_labels, draw_random_pairs, side_counts, split, write_files
-from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules
+from dino_pipeline.filtering.postprocessed import (
+    BETWEEN_SIDES,
+    RANDOM,
+    RELATED,
+    recognised_in,
+    related_pairs,
+    store_written,
+)
+from dino_pipeline.filtering.split import assign_labels, check_sides, draw_random_pairs, side_counts, split, write_files
+from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, example_rules, text_rules
 from dino_pipeline.funnel import Counts
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.record import now, versions
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterInputs, FilterRecord, FunnelStep, StepKind
+from dino_pipeline.stage_records import FilterInputs, FilterRecord, FunnelStep, PostProcessing, StepKind
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
 """Of margins and log-probabilities, recorded to choose thresholds by."""
@@ -44,6 +52,8 @@ class FilterSource:
     """Labels that spell a number are numbers."""
     prompt: PromptParts
     """Parts of the prompts that wrote the texts."""
+    is_generated: bool = False
+    """They are the texts of a run, which can write more."""
     is_final: bool = False
     """They were filtered before, so that their labels are final."""
     rows_read: RowsRead | None = None
@@ -76,7 +86,7 @@ def run_source(run: Run, *, strict: bool = True) -> FilterSource:
         raise DataError(f"{run.shards}: no text of label {', '.join(empty)} was accepted; {run.rejected} says why")
     spec = load_spec(run.spec)
     prompt = PromptParts(spec.stop, spec.fields)
-    return FilterSource(shard_files(run.shards), str(run.shards), "shards", spec.is_scored, prompt)
+    return FilterSource(shard_files(run.shards), str(run.shards), "shards", spec.is_scored, prompt, is_generated=True)
 
 
 def filter_run(
@@ -203,6 +213,8 @@ class FilterPass:
     steps: list[FunnelStep] = field(default_factory=list)
     available: Counts = field(default_factory=dict)
     """Examples left before the rules that even out label counts."""
+    processed: PostProcessing = field(default_factory=PostProcessing)
+    """What post-processing had left in the examples before."""
     rule_names: list[str] = field(default_factory=list)
     """Names of the rules about single examples, by their number."""
 
@@ -224,6 +236,9 @@ class FilterPass:
             parquet_files = list(check_pieces(iter(found)))
         if not parquet_files or not table.open(parquet_files):
             raise DataError(f"{table.source}: holds no examples; give a file with one JSON object a line")
+        if not self.source.is_generated:
+            self.processed, self.options = recognised_in(table, options)
+        store_written(table, self.processed)
 
     def drop(self, *, strict: bool = True) -> None:
         """Drop what the rules find, and record each step.
@@ -236,21 +251,20 @@ class FilterPass:
         table.drop_by_example_rules()
         for reason, counts in table.drops_by_reason(self._rules_to_show()).items():
             self._record("dropped", counts, reason)
+        if self.processed.random_pairs:
+            self._record("dropped", table.drop(RELATED, related_pairs(table)), RELATED)
         if strict:
             self._check_labels_left()
         is_balanced = False
         for rule in self._dataset_rules():
             if rule.is_balancing and not is_balanced:
-                is_balanced, self.available = True, table.counts("remaining")
-            query = rule.find(table, self.runtime, "remaining")
+                is_balanced, self.available = True, table.counts("written")
+            query = rule.find(table, self.runtime, "written" if rule.is_balancing else "remaining")
             self._record("dropped", table.drop(rule.name, query), rule.name)
             if strict:
                 self._check_labels_left()
-        kept = table.counts("remaining")
-        self._record("kept", kept)
         if not is_balanced:
-            self.available = kept
-        self._record_hints()
+            self.available = table.counts("written")
 
     def run(self) -> None:
         """Drop, split what is left into train and dev, give it its labels, and add random pairs.
@@ -265,14 +279,14 @@ class FilterPass:
                 "these labels are classes, which have no mean", "use {labels=hard}", option="labels", value="posterior"
             )
         self.drop()
-        split(table, options.dev_share, options.seed)
-        sizes = dict(table.run("SELECT is_dev, count(*) FROM sides GROUP BY is_dev"))
-        if not sizes.get(False) or (options.dev_share and not sizes.get(True)):
-            raise DataError(
-                f"{table.source}: {sum(sizes.values())} examples are too few for a train and a dev side without a "
-                "common text",
-                "generate more, or {dev_share=0}",
-            )
+        between = split(table, options.dev_share, options.seed, has_random_pairs=bool(self.processed.random_pairs))
+        if between is not None:
+            self._record("dropped", between, BETWEEN_SIDES)
+            if self.processed.random_pairs:
+                between.pop(RANDOM, None)
+        check_sides(table, options.dev_share, sum((between or {}).values()), can_grow=self.source.is_generated)
+        self._record("kept", table.counts("remaining"))
+        self._record_hints()
         if options.labels == "posterior":
             self.runtime.score(table, "remaining")
         assign_labels(table, options)
@@ -300,6 +314,7 @@ class FilterPass:
             if target and count < target:
                 missing.append((label, target - count))
         return record.updated(
+            processed=self.processed,
             funnel=tuple(self.steps),
             available=tuple(self.available.items()),
             missing=tuple(missing),
@@ -336,16 +351,23 @@ class FilterPass:
             return
         left = {label for (label,) in self.table.run("SELECT DISTINCT label FROM remaining")}
         lost = [value for number, value in enumerate(self.table.labels) if number not in left]
+        if self.processed.random_pairs and RANDOM in lost:
+            lost.remove(RANDOM)
         if not lost:
             return
         last_rule = ""
         for step in self.steps:
             if step.kind == "dropped" and any(label in lost for label, _ in step.counts):
                 last_rule = step.rule
+        remedy = "give other examples of that label, or leave the label out"
+        if self.source.is_generated:
+            remedy = "generate more, or read the instruction of that label in the spec"
+        elif last_rule in [rule.name for rule in text_rules(self.options, self.source.prompt)]:
+            remedy = f"give other examples of that label, or keep these with {{without={last_rule}}}"
         raise DataError(
             f"{self.table.source}: no example of label {', '.join(map(str, lost))} is left "
             f'(the last was dropped as "{last_rule}")',
-            "generate more, or read the instruction of that label in the spec",
+            remedy,
         )
 
     def _record_hints(self) -> None:

@@ -9,33 +9,43 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
+from dino_pipeline.errors import DataError
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.example_table import ExampleTable
+from dino_pipeline.filtering.postprocessed import BETWEEN_SIDES
 from dino_pipeline.funnel import Counts, by_tenths
 
+Links = NDArray[np.uint64]
+MAX_COST = 2
+"""Rows between the sides that may be dropped for each row of dev."""
 MAX_DRAWS = 20
 """Most draws for each random pair; inputs that found none by then get fewer pairs."""
 
 
-def split(table: ExampleTable, dev_share: float, seed: int) -> None:
+def split(table: ExampleTable, dev_share: float, seed: int, *, has_random_pairs: bool = False) -> Counts | None:
     """Store the side of each remaining row in ``sides (id, line, label, hash_a, hash_b, is_dev)``.
 
     No text is on both sides, neither as first nor as second text. Rows that share a text, directly or through other
     rows, form a group that goes to one side. Groups go to dev in an order drawn by hash until dev has its share; a
-    group larger than that share stays in train.
+    group larger than that share stays in train. Only the rows in ``written`` form groups, which are no random pairs.
+
+    If groups are so large that dev gets less than half of its share, the largest one is cut.
 
     Example: the rows (a, b), (b, c) and (d, e) form two groups, as b is second text of the first row and first text of
     the second.
+
+    Returns:
+        The number of rows by label that are dropped because they would have a text on each side; None if none can.
     """
-    _store_groups(table)
+    links = _store_groups(table)
     # Groups are named by the hash of one of their texts. `rows_before` counts the rows of groups that come earlier in
     # the drawn order. At least one group always fits: the smallest.
     table.run(
         f"""
-        CREATE TABLE dev_inputs AS
+        CREATE TABLE dev_texts AS
         WITH group_sizes AS (SELECT group_hash, sum(size) AS size FROM groups GROUP BY group_hash),
         wanted AS (SELECT {dev_share!r} * sum(size) AS wanted, min(size) AS smallest FROM group_sizes),
         fitting AS (
@@ -48,38 +58,118 @@ def split(table: ExampleTable, dev_share: float, seed: int) -> None:
         """,
         str(seed),
     )
+    between = None
+    if dev_share and (_cut_largest_group(table, links, dev_share, seed) or has_random_pairs):
+        between = _drop_between_sides(table)
     table.run("""
         CREATE TABLE sides AS
-        SELECT id, line, label, remaining.hash_a, hash_b, dev_inputs.hash_a IS NOT NULL AS is_dev
-        FROM remaining LEFT JOIN dev_inputs USING (hash_a)
+        SELECT id, line, label, remaining.hash_a, hash_b, dev_texts.hash_a IS NOT NULL AS is_dev
+        FROM remaining LEFT JOIN dev_texts USING (hash_a)
     """)
     table.run("""
         CREATE TABLE random_pairs (
             id BIGINT, hash_a UBIGINT, other_id BIGINT, hash_b UBIGINT, is_dev BOOLEAN, draw INTEGER
         )
     """)
+    return between
 
 
-def _store_groups(table: ExampleTable) -> None:
-    """Store the group of each distinct text_a, and its number of rows, in ``groups (hash_a, group_hash, size)``."""
-    table.run("CREATE TABLE groups AS SELECT hash_a, hash_a AS group_hash, count(*) AS size FROM remaining GROUP BY 1")
+def check_sides(table: ExampleTable, dev_share: float, cost: int, *, can_grow: bool) -> None:
+    """Raise an error if a side is empty, or costs too much.
+
+    Args:
+        cost: rows that were dropped because they had a text on each side.
+        can_grow: more rows can be generated.
+    """
+    sizes = dict(table.run("SELECT is_dev, count(*) FROM sides GROUP BY is_dev"))
+    train, dev = sizes.get(False, 0), sizes.get(True, 0)
+    more = "generate more" if can_grow else "give more"
+    if not train or (dev_share and not dev and not cost):
+        raise DataError(
+            f"{table.source}: {train + dev} examples are too few for a train and a dev side without a common text",
+            f"{more}, or {{dev_share=0}}",
+        )
+    if dev_share and cost >= MAX_COST * dev:
+        raise DataError(
+            f"{table.source}: its examples have so many texts in common that a dev side of {dev} costs {cost} others",
+            f"{more} with texts of their own, or {{dev_share=0}}",
+        )
+
+
+def _store_groups(table: ExampleTable) -> Links:
+    """Store the group of each distinct text_a, and its number of rows, in ``groups (hash_a, group_hash, size)``.
+
+    Returns:
+        ``(links, 2)`` hashes of text_a that share a text.
+    """
+    table.run("CREATE TABLE groups AS SELECT hash_a, hash_a AS group_hash, count(*) AS size FROM written GROUP BY 1")
     # A text links the inputs whose rows hold it, as first or as second text. Linking each to the least of them is
     # enough to make one component.
-    links = table.db.sql("""
+    found = table.db.sql("""
         WITH occurrences AS (
             SELECT hash_a AS text, hash_a FROM groups
-            UNION ALL SELECT hash_b, hash_a FROM remaining WHERE hash_b IS NOT NULL
+            UNION ALL SELECT hash_b, hash_a FROM written WHERE hash_b IS NOT NULL
         ),
         shared AS (
             SELECT text, min(hash_a) AS first_input FROM occurrences GROUP BY text HAVING min(hash_a) <> max(hash_a)
         )
         SELECT DISTINCT first_input, hash_a FROM occurrences JOIN shared USING (text) WHERE hash_a <> first_input
     """).fetchnumpy()
-    if len(links["hash_a"]):
-        pairs = np.stack([links["first_input"], links["hash_a"]], axis=1).astype(np.uint64)  # (links, 2)
-        inputs, group_hashes = _components(pairs)
+    links = np.stack([found["first_input"], found["hash_a"]], axis=1).astype(np.uint64)  # (links, 2)
+    if len(links):
+        inputs, group_hashes = _components(links)
         table.store("linked", pa.table({"hash_a": inputs, "group_hash": group_hashes}))
         table.run("UPDATE groups SET group_hash = linked.group_hash FROM linked WHERE groups.hash_a = linked.hash_a")
+    return links
+
+
+def _cut_largest_group(table: ExampleTable, links: Links, dev_share: float, seed: int) -> bool:
+    """Add inputs of the largest group to ``dev_texts`` if these hold less than half of dev's share.
+
+    They are neighbours, so that few rows link them to the others: the first ones of a breadth-first search.
+    """
+    rows = table.value("SELECT sum(size) FROM groups") or 0
+    rows_of_dev = table.value("SELECT sum(size) FROM groups SEMI JOIN dev_texts USING (hash_a)") or 0
+    if rows_of_dev == rows:  # there is one group only
+        table.run("DELETE FROM dev_texts")
+        rows_of_dev = 0
+    missing = dev_share * rows - rows_of_dev
+    if missing <= dev_share * rows / 2:
+        return False
+    members = table.db.sql("""
+        SELECT hash_a, size FROM groups WHERE group_hash = (
+            SELECT group_hash FROM groups GROUP BY group_hash ORDER BY sum(size) DESC, group_hash LIMIT 1
+        ) ORDER BY hash_a
+    """).fetchnumpy()
+    hashes, sizes = members["hash_a"], members["size"]
+    if len(hashes) < 2:
+        return False
+    inside = links[np.isin(links[:, 0], hashes)]
+    start = int(np.argmin(hashes * np.uint64(_hash_factor(seed, 0))))
+    graph = _graph(np.searchsorted(hashes, inside), len(hashes))
+    order = breadth_first_order(graph, start, directed=False, return_predecessors=False)
+    rows_before = np.cumsum(sizes[order]) - sizes[order]
+    table.insert("dev_texts", pa.table({"hash_a": hashes[order][rows_before < missing]}))
+    return True
+
+
+def _drop_between_sides(table: ExampleTable) -> Counts:
+    """Add the other texts of dev to ``dev_texts``, and drop the rows with a text on each side; return their number.
+
+    A text that is no input belongs to the side of most of its rows.
+    """
+    table.run("""
+        INSERT INTO dev_texts
+        SELECT hash_b FROM written LEFT JOIN dev_texts USING (hash_a) ANTI JOIN groups ON groups.hash_a = hash_b
+        WHERE hash_b IS NOT NULL GROUP BY hash_b HAVING 2 * count(dev_texts.hash_a) >= count(*)
+    """)
+    return table.drop(
+        BETWEEN_SIDES,
+        """
+        SELECT id, NULL AS evidence, NULL AS duplicate_of FROM remaining
+        WHERE (hash_a IN (FROM dev_texts)) <> (hash_b IN (FROM dev_texts))
+        """,
+    )
 
 
 def _components(links: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -91,12 +181,16 @@ def _components(links: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[
     """
     hashes, numbers = np.unique(links, return_inverse=True)
     numbers = numbers.reshape(links.shape)  # (links, 2) places in `hashes`
-    edges = (np.ones(len(links), dtype=np.int8), (numbers[:, 0], numbers[:, 1]))
-    graph = coo_array(edges, shape=(len(hashes), len(hashes)))
-    _, component = connected_components(graph, directed=False)  # (hashes,)
+    _, component = connected_components(_graph(numbers, len(hashes)), directed=False)  # (hashes,)
     # `hashes` is sorted, so that the first member of a component is the least.
     _, first_member = np.unique(component, return_index=True)
     return hashes, hashes[first_member[component]]
+
+
+def _graph(edges: NDArray[np.int64], nodes: int) -> csr_array:
+    """Return the graph of ``(edges, 2)`` numbers of nodes."""
+    ones = np.ones(len(edges), dtype=np.int8)
+    return csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
 
 
 def assign_labels(table: ExampleTable, options: FilterOptions) -> None:

@@ -155,6 +155,7 @@ def _html(source: ReportSource, sections: Mapping[str, Section], missing: Mappin
         name=visible(source.run.path.resolve().name, 120),
         language=(source.spec.language if source.spec else None) or "en",
         headline=_headline(source),
+        brought=source.brought,
         sections=sections.values(),
         missing=missing,
         version=__version__,

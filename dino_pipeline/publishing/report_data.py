@@ -90,6 +90,11 @@ class ReportSource:
     shows_dropped: bool = True
     """False keeps dropped texts out of the samples."""
 
+    @property
+    def brought(self) -> bool:
+        """Whether the run's texts were brought, so that nothing is to be generated."""
+        return self.record.generate is None and self.record.filter is not None
+
     def done(self, kind: type[AnyRecord]) -> AnyRecord:
         """Return the record of a stage.
 
@@ -97,6 +102,8 @@ class ReportSource:
             SectionMissing: the stage has not run, or has not ended.
         """
         record = self.record.of(kind.stage)
+        if kind is GenerateRecord and self.brought:
+            raise SectionMissing("the texts were brought, not generated here")
         if not isinstance(record, kind) or not record.is_done:
             raise SectionMissing("", f"{{{kind.stage}()}} has not {'ended' if record else 'run'}")
         return record
@@ -122,7 +129,7 @@ def spec(source: ReportSource) -> list[Block]:
     """Return the task spec and its prompts."""
     spec = source.spec
     if spec is None:
-        raise SectionMissing("the texts were brought as a file, not written from a spec")
+        raise SectionMissing("the texts were brought, not written from a spec")
     blocks: list[Block] = []
     if spec.description:
         blocks.append(Paragraph(visible(spec.description)))

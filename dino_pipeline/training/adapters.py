@@ -25,11 +25,11 @@ NLI_SCORES = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0}
 PAIRS_PER_TEXT = 4
 """Pairs made for each text with a class: as many within its class as with other classes."""
 REMEDIES = {
-    "scored pairs": "write them with {generate()} and a spec whose labels are numbers, then {filter()}; of pairs "
-    "with classes, {objective=sbert} learns from both texts, and {column=text_a=text_b} takes the second alone",
+    "scored pairs": "give pairs with a number as label, such as {generate()} and {filter()} write; of pairs with "
+    "classes, {objective=sbert} learns from both texts, and {column=text_a=text_b} takes the second alone",
     "classified pairs": "give pairs with class names or scores as labels",
     "pairs": "give documents (several sentences a line), pairs without a label, or scored pairs",
-    "triplets": "write scored pairs with {generate()}, then {filter()}",
+    "triplets": "give texts that have a second one with a high score and one with a low score",
     "sentences": "give a file with one sentence a line",
     "documents": "give a file with one document (several sentences) a line, or scored pairs",
 }
@@ -284,17 +284,24 @@ def _triplets_by(score_of: Callable[[Example], float | None], examples: Sequence
             (positives if score > SAME else negatives).append(example.text_b)
     columns: Columns = {"anchor": [], "positive": [], "negative": []}
     complete = 0
-    for anchor, (positives, negatives) in second_texts.items():
+    contradictory = 0
+    for anchor, (positives, given) in second_texts.items():
+        of_positives = set(map(normalise, positives))
+        negatives = [text for text in given if normalise(text) not in of_positives]
+        contradictory += len(given) - len(negatives)
         if positives and negatives:
             complete += 1
             for number in range(max(len(positives), len(negatives))):
                 columns["anchor"].append(anchor)
                 columns["positive"].append(positives[number % len(positives)])
                 columns["negative"].append(negatives[number % len(negatives)])
-    return columns, [
+    remarks = [
         f"{complete} of {len(second_texts)} first texts have both a positive and a negative; "
         f"they make {len(columns['anchor'])} triplets"
     ]
+    if contradictory:
+        remarks.append(f"{contradictory} negatives are positives of the same first text, too, and are left out")
+    return columns, remarks
 
 
 _ADAPTERS: dict[tuple[str, str], Adapter] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,13 @@ from dino_pipeline.errors import DataError, HubError, OptionError, RunError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
+from dino_pipeline.filtering.postprocessed import RANDOM, Pair, described, recognised
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.readers import LabelType
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
+from dino_pipeline.text import normalise
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
 from dino_pipeline.training.objectives import Objective
@@ -107,9 +109,10 @@ class TrainingTexts:
         """Return the texts to train on as rows for an objective. Objectives that need the same kind share them."""
         if objective.needs not in self._rows:
             corpus, _ = self.parts
-            self._rows[objective.needs] = adapt(
-                corpus, objective.needs, objective.name, self.language, split=self.split_sentences
-            )
+            rows = adapt(corpus, objective.needs, objective.name, self.language, split=self.split_sentences)
+            if self.origin.filter is None and corpus.content == "scored pairs":
+                rows = replace(rows, remarks=(*rows.remarks, *_remarks_on_processing(self.train.corpus, objective)))
+            self._rows[objective.needs] = rows
         return self._rows[objective.needs]
 
     def check_run(self) -> None:
@@ -129,6 +132,22 @@ class TrainingTexts:
         if not current:
             remedy = "run {filter(" + str(self.run.path) + ")} first"
             raise RunError(f"{self.run.train}: is not what the run's texts give now", remedy)
+
+
+def _remarks_on_processing(corpus: Corpus, objective: Objective) -> list[str]:
+    """Return what is to say of pairs that were post-processed before, of whose filtering nothing is recorded."""
+
+    def pairs() -> Iterator[Pair]:
+        for example in corpus.examples:
+            yield normalise(example.text_a), normalise(example.text_b or ""), example.label == RANDOM
+
+    found = recognised([float(example.label or 0) for example in corpus.examples], pairs)
+    if not found.labels:
+        return []
+    said = f"{described(found)}: they are taken as they are"
+    if found.random_pairs and objective.needs == "triplets":
+        said += "; random texts are negatives beside those that were written as such"
+    return [said]
 
 
 def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
