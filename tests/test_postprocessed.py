@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def test_whatever_share_of_it_a_file_holds(tmp_path: Path) -> None:
 def test_what_the_filter_wrote_is_recognised(tmp_path: Path, smoothing: float) -> None:
     first = filtered(tmp_path, Words().pairs(60), FilterOptions(smoothing=smoothing))
     again = filtered(tmp_path / "again", read_examples(first.train), FilterOptions(dev_share=0))
+    assert kept(again) == kept(first)
+    finer = [replace(pair, label=at % 5 / 4) for at, pair in enumerate(Words(1).pairs(60))]
+    first = filtered(tmp_path / "finer", finer, FilterOptions(smoothing=smoothing))
+    unbalanced = FilterOptions(dev_share=0, balance=False)
+    again = filtered(tmp_path / "finer again", read_examples(first.train), unbalanced)
     assert kept(again) == kept(first)
 
 

@@ -43,7 +43,7 @@ class BroughtExamples:
             file = folder / "source.jsonl"
             write_examples(file, self.reader)
             numeric, read = self.reader.numeric_labels, self.reader.rows_read
-            yield FilterSource([file], self.place, self.name, numeric, self.prompt, self.is_final, read)
+            yield FilterSource([file], self.place, self.name, numeric, self.prompt, self.is_final, rows_read=read)
 
 
 def open_examples(

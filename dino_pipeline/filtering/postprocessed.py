@@ -11,12 +11,15 @@ from collections.abc import Callable, Hashable, Iterable
 
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.example_table import ExampleTable
-from dino_pipeline.funnel import Funnel
+from dino_pipeline.funnel import MAX_LABELS, Funnel
 from dino_pipeline.progress import Reporter
 from dino_pipeline.stage_records import FilterRecord, PostProcessing
 
-RANDOM, MIDDLE, PAPERS_LOWEST, HIGHEST_LOWEST = 0.0, 0.5, 0.1, 0.25
-"""The label of random pairs; the label that smoothing leaves; the least smoothed one of the paper, and of any."""
+RANDOM = 0.0
+"""The label of random pairs."""
+OF_PAPER = frozenset((0.1, 0.5, 0.9))
+MOST_SMOOTHED = 0.25
+"""What smoothing makes of the lowest label, at most."""
 DIGITS = 6
 LEAST_SHARE = 0.8
 """Of random pairs whose text_b is known, and of their usual number for each text_a. A file may be a sample."""
@@ -32,9 +35,9 @@ Pair = tuple[Hashable, Hashable, bool]
 def recognised(labels: Iterable[float], pairs: Callable[[], Iterable[Pair]]) -> PostProcessing:
     """Return what post-processing left: no labels, if they do not look like it.
 
-    Smoothed labels are 0.1 and 0.9, with or without 0.5, or others that lie as far from the middle. If there are pairs
-    of label 0, too, they must have been drawn: where people gave that label, their texts stand in no other pair, or
-    the texts have unlike numbers of them.
+    Smoothed labels are those of the paper: 0.1 and 0.9, with or without 0.5. If there are pairs of label 0, too, they
+    must have been drawn: where people gave that label, their texts stand in no other pair, or the texts have unlike
+    numbers of them. The other labels may then be any whose ends are as far from 0 as from 1.
 
     Args:
         labels: the distinct ones.
@@ -42,11 +45,12 @@ def recognised(labels: Iterable[float], pairs: Callable[[], Iterable[Pair]]) -> 
     """
     scores = {round(label, DIGITS) for label in labels}
     smoothed = sorted(scores - {RANDOM})
-    lowest = smoothed[0] if smoothed else RANDOM
-    if not RANDOM < lowest <= HIGHEST_LOWEST or set(smoothed) - {MIDDLE} != {lowest, round(1 - lowest, DIGITS)}:
+    if not 2 <= len(smoothed) <= MAX_LABELS or round(smoothed[0] + smoothed[-1], DIGITS) != 1:
         return PostProcessing()
-    if RANDOM not in scores:
-        return PostProcessing(labels=tuple(smoothed) if lowest == PAPERS_LOWEST else ())
+    if RANDOM not in scores and OF_PAPER.issuperset(smoothed):
+        return PostProcessing(labels=tuple(smoothed))
+    if RANDOM not in scores or not RANDOM < smoothed[0] <= MOST_SMOOTHED:
+        return PostProcessing()
     random_pairs: list[tuple[Hashable, Hashable]] = []
     inputs: set[Hashable] = set()
     second_texts: set[Hashable] = set()
