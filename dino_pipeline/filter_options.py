@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
@@ -208,3 +208,12 @@ def rule_name(rule: str | Check) -> str:
         return rule
     name = getattr(rule, "__qualname__", type(rule).__qualname__)
     return f"{getattr(rule, '__module__', '')}:{name}"
+
+
+class PostProcessing(BaseModel, frozen=True, extra="forbid"):
+    """Post-processing of DINO that scored pairs had when they were read."""
+
+    labels: tuple[float, ...] = ()
+    """The smoothed ones; none if the pairs were not post-processed, or nobody can tell."""
+    random_pairs: int = 0
+    """Pairs of label 0, which join texts at random."""

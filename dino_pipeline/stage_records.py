@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
 
 from dino_pipeline.encoder_options import Hyperparameters, WhitenTime
-from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filter_options import FilterOptions, PostProcessing
 from dino_pipeline.generate_options import Debiasing, EngineName, ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Options, Sampling
@@ -231,15 +231,6 @@ class FilterInputs(Record):
     def label_type(self) -> Literal["score", "class"]:
         """Return what the labels are."""
         return "score" if self.numeric_labels else "class"
-
-
-class PostProcessing(Record):
-    """Post-processing of DINO that scored pairs had when they were read."""
-
-    labels: tuple[float, ...] = ()
-    """The smoothed ones; none if the pairs were not post-processed, or nobody can tell."""
-    random_pairs: int = 0
-    """Pairs of label 0, which join texts at random."""
 
 
 LabelCounts = tuple[tuple[Label, int], ...]

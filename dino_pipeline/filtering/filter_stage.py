@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
-from dino_pipeline.filter_options import FilterOptions, rule_name
+from dino_pipeline.filter_options import FilterOptions, PostProcessing, rule_name
 from dino_pipeline.filtering import file_pieces
 from dino_pipeline.filtering.dataset_rules import DatasetRule, FilterRuntime, dataset_rules
 from dino_pipeline.filtering.example_table import ExampleChecker, ExampleTable
@@ -31,7 +31,7 @@ from dino_pipeline.record import now, versions
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterInputs, FilterRecord, FunnelStep, PostProcessing, StepKind
+from dino_pipeline.stage_records import FilterInputs, FilterRecord, FunnelStep, StepKind
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
 """Of margins and log-probabilities, recorded to choose thresholds by."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
-from dino_pipeline.filter_options import FilterOptions
+from dino_pipeline.filter_options import FilterOptions, PostProcessing
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.funnel import MAX_LABELS, Funnel
 from dino_pipeline.progress import Reporter
-from dino_pipeline.stage_records import FilterRecord, PostProcessing
+from dino_pipeline.stage_records import FilterRecord
 
 RANDOM = 0.0
 """The label of random pairs."""
