@@ -93,7 +93,7 @@ def test_whatever_share_of_it_a_file_holds(tmp_path: Path) -> None:
     sample = filtered(tmp_path / "sample", examples(rows[: len(rows) * 9 // 10]), FilterOptions())
     assert record_of(sample).processed.random_pairs > 300
     smoothed = filtered(tmp_path / "smoothed", examples([row for row in rows if row[2]]), FilterOptions())
-    assert {label for _, _, label in kept(smoothed)} == {"0.0", "0.1", "0.5", "0.9"}
+    assert {label for _, _, label in kept(smoothed)} == {"0", "0.1", "0.5", "0.9"}
     assert record_of(smoothed).processed.random_pairs == 0
     assert sum(funnel(smoothed)["+ random pairs"].values()) == 400
 
@@ -124,9 +124,9 @@ def test_people_give_such_scores_too(tmp_path: Path) -> None:
         run = filtered(tmp_path / str(number), genuine, raw(labels="hard", dev_share=0.1))
         assert not record_of(run).processed.labels
     run = filtered(tmp_path, own_texts, FilterOptions(balance=False))
-    assert {"0.08", "0.1", "0.18", "0.5", "0.82"} >= {label for *_, label in kept(run)} - {"0.0"}
+    assert {"0.08", "0.1", "0.18", "0.5", "0.82"} >= {label for *_, label in kept(run)} - {"0"}
     asked = filtered(tmp_path, examples(published()), FilterOptions(labels="smoothed", dev_share=0))
-    assert {label for *_, label in kept(asked)} == {"0.0", "0.1", "0.18", "0.5", "0.82"}, "because the user says so"
+    assert {label for *_, label in kept(asked)} == {"0", "0.1", "0.18", "0.5", "0.82"}, "because the user says so"
 
 
 def test_of_a_random_pair_and_a_written_one_the_written_one_stays(tmp_path: Path) -> None:

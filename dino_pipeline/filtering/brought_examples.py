@@ -43,7 +43,9 @@ class BroughtExamples:
             file = folder / "source.jsonl"
             write_examples(file, self.reader)
             numeric, read = self.reader.numeric_labels, self.reader.rows_read
-            yield FilterSource([file], self.place, self.name, numeric, self.prompt, self.is_final, rows_read=read)
+            yield FilterSource(
+                [file], self.place, self.name, numeric, self.prompt, is_final=self.is_final, rows_read=read
+            )
 
 
 def open_examples(
