@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from dino_pipeline.errors import DataError, first_line, short
 from dino_pipeline.files import MAX_LINE
-from dino_pipeline.rows import Row
+from dino_pipeline.rows import FileTable, Row
 from dino_pipeline.text import as_number
-from dino_pipeline.text_files import opened, read_lines
+from dino_pipeline.text_files import open_text, read_lines
 
 DELIMITERS = ",;\t"
 """What may stand between the cells of a CSV file."""
@@ -23,62 +23,50 @@ SCORED_PAIRS = ("label", "text_a", "text_b")
 
 
 @dataclass(frozen=True)
-class DelimitedFile:
-    """A CSV or TSV file, with a header or in the layout of the STS benchmark."""
+class DelimitedFile(FileTable):
+    """A CSV or TSV file, with a header or in a layout that has none."""
 
-    path: Path
-    delimiter: str
-    quoted: bool
+    delimiter: str = ","
+    quoted: bool = True
     """Whether a cell in quotes may hold delimiters, line ends and doubled quotes. Else quotes are part of the text."""
-    columns: tuple[str, ...]
-    has_header: bool
+    columns: tuple[str, ...] = ()
+    header: int = 0
+    """Line of the header, 0 without one."""
     read_as: str = ""
-    unit: ClassVar[str] = "line"
 
     @classmethod
     def open(cls, path: Path, delimiters: str) -> DelimitedFile:
-        """Return a file, after looking at its first line and, in a TSV file, at its quotes.
+        """Return a file, after looking at its first row and, in a TSV file, at its quotes.
 
         Args:
             path: the file.
             delimiters: what may stand between cells. Of several, that which gives the first line the most cells.
 
         Raises:
-            DataError: the file cannot be read, is empty, or has neither a header nor a known layout.
+            DataError: the file cannot be read, or is empty.
         """
-        first_lines = {delimiter: _first_row(path, delimiter) for delimiter in delimiters}
-        delimiter = max(delimiters, key=lambda each: len(first_lines[each]))  # the first one, if several fit
-        first, quoted, notes = first_lines[delimiter], True, []
+        delimiter = max(delimiters, key=partial(_count_cells, path))  # the first one, if several fit
+        quoted, note = (True, "") if delimiter != "\t" else tab_separated_quotes(path)
+        notes = [note, "separated by semicolons" if delimiter == ";" else ""]
+        number, first = next(cls(path, delimiter, quoted).cells(), (0, []))
         if not first:
             raise DataError(f"{path}: is empty")
-        if delimiter == "\t":
-            quoted, note = tab_separated_quotes(path)
-            notes.append(note)
-            if not quoted:
-                first = next((cells for _, cells in read_tab_separated(path) if cells != [""]), first)
-        if delimiter == ";":
-            notes.append("separated by semicolons")
-        layout = _layout_without_header(first)
-        if layout:
+        if layout := _layout_without_header(first, delimiter):
             notes.append(f"without a header: {', '.join(layout)}")
         columns = layout or tuple(cell.strip() for cell in first)
-        return cls(path, delimiter, quoted, columns, not layout, "; ".join(filter(None, notes)))
-
-    def __post_init__(self) -> None:
-        named = [column for column in self.columns if column]
-        if repeated := [column for at, column in enumerate(named) if column in named[:at]]:
-            raise DataError(f"{self.path}, line 1: two columns have the name {repeated[0]!r}; each needs its own")
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+        return cls(path, delimiter, quoted, columns, 0 if layout else number, "; ".join(filter(None, notes)))
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        cells_of = self.cells()
-        if self.has_header:
-            next(cells_of)
-        for number, cells in cells_of:
-            if len(cells) < len(self.columns) or (len(cells) > len(self.columns) and self.has_header):
+        named = [column for column in self.columns if column]
+        if repeated := [column for at, column in enumerate(named) if column in named[:at]]:
+            raise DataError(
+                f"{self.path}, line {self.header}: two columns have the name {repeated[0]!r}; each needs its own"
+            )
+        may_have_more = not self.header and self.columns == STS_BENCHMARK
+        for number, cells in self.cells():
+            if number == self.header:
+                continue
+            if len(cells) < len(self.columns) or (len(cells) > len(self.columns) and not may_have_more):
                 raise DataError(
                     f"{self.path}, line {number}: {len(cells)} cells, but there are {len(self.columns)} columns "
                     f"({', '.join(self.columns)}); the last cell is {short(cells[-1])}",
@@ -87,30 +75,39 @@ class DelimitedFile:
             yield number, dict(zip(self.columns, cells, strict=False))
 
     def cells(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the first line and the cells of each row that is not blank, the header included."""
+        """Yield the first line and the cells of each row that is not blank, the header included.
+
+        A row with separators and nothing between them counts as blank only before the first other one.
+        """
         rows = read_quoted(self.path, self.delimiter) if self.quoted else read_tab_separated(self.path)
-        has_cells = len(self.columns) > 1
+        has_begun = False
         for number, cells in rows:
-            is_blank = not cells or (len(cells) == 1 and not cells[0].strip() and (has_cells or not self.quoted))
-            if not is_blank:
+            has_begun = has_begun or any(cell.strip() for cell in cells)
+            is_blank = not cells or (len(cells) == 1 and not cells[0].strip() and len(self.columns) > 1)
+            if has_begun and not is_blank:
                 yield number, cells
 
 
-def _layout_without_header(first: list[str]) -> tuple[str, ...]:
-    """Return the columns of a file whose first row is of a layout that has no header; nothing if it is a header."""
+def _layout_without_header(first: list[str], delimiter: str) -> tuple[str, ...]:
+    """Return the columns of a file whose first row is of a layout that has no header; nothing if it is a header.
+
+    Cells behind the STS benchmark's columns are its own only where tabs separate them: its texts hold commas.
+    """
     for layout in (STS_BENCHMARK, SCORED_PAIRS):
-        is_right_size = len(first) == len(layout) or (len(first) > len(layout) and layout is STS_BENCHMARK)
+        may_have_more = layout is STS_BENCHMARK and delimiter == "\t"
+        is_right_size = len(first) == len(layout) or (len(first) > len(layout) and may_have_more)
         if is_right_size and as_number(first[layout.index("label")]) is not None:
             return layout
     return ()
 
 
-def _first_row(path: Path, delimiter: str) -> list[str]:
-    """Return the cells of the first line that is not blank, whether its quotes are right or not."""
+def _count_cells(path: Path, delimiter: str) -> int:
+    """Return the number of cells in the first line that is not blank, whether its quotes are right or not."""
+    csv.field_size_limit(MAX_LINE)
     for line in read_lines(path, newline=""):
         if line.strip():
-            return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
-    return []
+            return len(next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), []))
+    return 0
 
 
 def read_quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -120,7 +117,7 @@ def read_quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         DataError: a quote does not close, or is followed by more text.
     """
     csv.field_size_limit(MAX_LINE)
-    with opened(path, newline="") as file:
+    with open_text(path, newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         while True:
             number = rows.line_num + 1
@@ -148,20 +145,22 @@ def read_tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def tab_separated_quotes(path: Path) -> tuple[bool, str]:
-    """Return whether quotes have their meaning in a TSV file, and a note if some cell begins with one.
+    """Return whether quotes have their meaning of CSV in a TSV file, and a note if some cell begins with one.
 
     They have it if every one closes at the end of a cell. If that would join lines of a file all of whose lines have
     as many cells as the first, they are part of the text: a sentence may begin a quotation and a later one end it.
     """
+    first: list[str] = []
     widths = set()
     first_quote = 0
     for number, cells in read_tab_separated(path):
         if any(cells):
+            first = first or cells
             widths.add(len(cells))
         if not first_quote and any(cell.startswith('"') for cell in cells):
             first_quote = number
     if not first_quote:
-        return True, ""
+        return False, ""
     as_text = f"quotes are part of the texts (the first in line {first_quote})"
     joins = False
     try:
@@ -169,7 +168,8 @@ def tab_separated_quotes(path: Path) -> tuple[bool, str]:
             joins = joins or any("\n" in cell or "\t" in cell for cell in cells)
     except DataError:
         return False, as_text
-    is_regular = len(widths) == 1 and widths != {1}
+    has_no_less = _layout_without_header(first, "\t") == STS_BENCHMARK and min(widths) >= len(STS_BENCHMARK)
+    is_regular = has_no_less or (len(widths) == 1 and widths != {1})
     if joins and is_regular:
         return False, as_text
     return True, f"quotes stand around cells (the first in line {first_quote})"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.errors import ModelError, reason_of
+from dino_pipeline.model_files import is_hub_id
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -39,7 +40,7 @@ def check_kind(name: str, revision: str | None) -> None:
             or names an activation function of its own, in whose place sentence-transformers would put another.
     """
     base = _read(name, "adapter_config.json", revision).get("base_model_name_or_path")
-    if base and Path(base).is_absolute() and not Path(base).exists():
+    if base and not Path(base).exists() and not is_hub_id(base):
         raise ModelError(f"{name}: is an adapter of {base}, and there is no such folder", "bring it back")
     modules = _read(name, "modules.json", revision)
     kind = _read(name, "config_sentence_transformers.json", revision).get("model_type")
@@ -52,7 +53,7 @@ def check_kind(name: str, revision: str | None) -> None:
     for module in modules:
         if module["type"].endswith(".Dense"):
             settings = _read(name, f"{module['path']}/config.json", revision)
-            activation = settings.get("activation_function", "torch.")
+            activation = settings.get("activation_function") or "torch."
             if not activation.startswith("torch."):
                 raise ModelError(*own_code(name, f"the activation function {activation}"))
 

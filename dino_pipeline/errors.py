@@ -145,7 +145,10 @@ def require_package(package: str, option: str, value: object = None, *, extra: s
 
 def short(value: Any) -> str:
     """Return a value as JSON, cut to 60 characters."""
-    shown = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        shown = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):  # keys that JSON has none of, or a value that holds itself
+        shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 

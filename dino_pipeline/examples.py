@@ -68,7 +68,7 @@ COLUMN_NAMES = {
         *("text", "sentence", "document", "content"),
     ),
     "text_b": ("text_b", "sentence2", "hypothesis", "positive", "passage", "answer", "code"),
-    "label": ("label", "score", "similarity_score", "class"),
+    "label": ("label", "score", "similarity_score", "similarity", "class", "gold_label", "is_duplicate"),
 }
 """Names under which other people's data holds a field; the first that is there counts."""
 REASONS = ("reason", "evidence")
@@ -189,6 +189,8 @@ def _text(row: Mapping[str, object], field: str, where: str, required: bool = Fa
         if has_lone_surrogate(value):
             raise DataError(f'{where}: "{field}" holds half of a surrogate pair', "write the whole character")
         return value
+    if value is None and field in row:
+        return "" if required else None
     if value is None and not required:
         return None
     if field not in row:
@@ -207,6 +209,8 @@ def _label(value: object, where: str, numeric: bool) -> float | str | None:
         return str(value).lower()
     number = as_number(value) if isinstance(value, str) else value
     if isinstance(value, str) and (number is None or not numeric):
+        if has_lone_surrogate(value):
+            raise DataError(f'{where}: "label" holds half of a surrogate pair', "write the whole character")
         return value
     if not _is_finite(number):
         raise DataError(f'{where}: "label" must be a finite number or a name (it is {short(value)})')

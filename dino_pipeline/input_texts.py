@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError
-from dino_pipeline.readers import ExampleReader, open_tables
+from dino_pipeline.readers import ExampleReader
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.tables import open_file
 

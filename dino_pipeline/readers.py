@@ -1,40 +1,46 @@
 """Examples in whatever users bring: which column is which, and how a cell becomes a value. One set of rules for all.
 
 - Columns have the record's names, usual other ones (`COLUMN_NAMES`), or those that the user says.
-- Labels are numbers where a score is asked for, or where pairs have labels that all spell numbers. Else they are the
-  names of classes, as they stand there.
+- Labels are numbers where a score is asked for. Of pairs of which nobody says, those that spell numbers are numbers.
+  All others are the names of classes, as they stand there.
 - An empty label is none. Rows of classified data that nobody could classify are left out, and counted.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from dino_pipeline.delimited_files import DelimitedFile
-from dino_pipeline.errors import DataError, first_line, short
+from dino_pipeline.errors import DataError, short
 from dino_pipeline.examples import COLUMN_NAMES, FIELDS, PROVENANCE, Example, example_of, parse_example
 from dino_pipeline.json_files import JsonLines
 from dino_pipeline.rows import (
     UNDECIDED,
-    ClassifiedRows,
     DatasetRows,
     LeftOut,
     ListRows,
     Row,
     RowsRead,
     Table,
-    class_names,
     place,
 )
-from dino_pipeline.tables import TABLE_ENDINGS, TEXT_ENDINGS, open_file
+from dino_pipeline.text import as_number
+from dino_pipeline.text_files import has_plain_lines
 
 LabelType = Literal["score", "class"]
 Content = Literal["scored pairs", "classified pairs", "pairs", "classified texts", "texts"]
+LOOKED_AT = 1000
+"""Rows that tell whether a file holds records."""
+SCORE_NAMES = ("score", "similarity_score", "similarity")
+"""Columns of labels that are numbers."""
+SCORES_OR_CLASSES = "write scores as 0.5; if these are names of classes, give {label_type=class}"
+NOBODY_AGREED = "-"
+"""The class of pairs that their annotators could not agree on, as SNLI writes it."""
 NO_CLASS, NO_TEXT = "without a class", "without text"
 """Why rows are left out."""
 
@@ -70,11 +76,13 @@ class ExampleReader:
     skip_blank: bool = False
     one_kind: bool = True
     labelled: bool = False
-    _rows: int = 0
-    _left_out: dict[str, LeftOut] = field(default_factory=dict)
-    _first: tuple[str, Example] | None = None
-    _roles_of: dict[tuple[str, ...], dict[str, str]] = field(default_factory=dict)
+    _rows: int = field(default=0, init=False)
+    _left_out: dict[str, LeftOut] = field(default_factory=dict, init=False)
+    _first: tuple[str, Example] | None = field(default=None, init=False)
+    _roles_of: dict[tuple[Hashable, ...], dict[str, Hashable]] = field(default_factory=dict, init=False)
     """Columns of the record's fields, by the columns of a row."""
+    _unused: dict[str, None] = field(default_factory=dict, init=False)
+    """Columns that are none of the record's fields."""
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the examples.
@@ -99,7 +107,13 @@ class ExampleReader:
     def rows_read(self) -> RowsRead:
         """Return how many rows the last iteration read, and which it left out."""
         read_as = "; ".join(dict.fromkeys(table.read_as for table in self.tables if table.read_as))
-        return RowsRead(source=self.name, rows=self._rows, left_out=tuple(self._left_out.values()), read_as=read_as)
+        return RowsRead(
+            source=self.name,
+            rows=self._rows,
+            left_out=tuple(self._left_out.values()),
+            read_as=read_as,
+            unused=tuple(self._unused),
+        )
 
     @cached_property
     def numeric_labels(self) -> bool:
@@ -114,16 +128,20 @@ class ExampleReader:
 
     @cached_property
     def holds_records(self) -> bool:
-        """Return whether the first row has the record's own names, and each is a line of JSON."""
-        if self.columns:
+        """Return whether each line is a record of ours: JSON with our own names, as far as the first rows tell."""
+        if self.columns or not self.tables:
             return False
         for table in self.tables:
-            if not isinstance(table, JsonLines):
+            if not isinstance(table, JsonLines) or not has_plain_lines(table.path):
                 return False
-            for _, row in table.values():
-                is_object = isinstance(row, dict) and "text_a" in row
-                return is_object and all(role == column for role, column in roles_in(tuple(row), {}, "").items())
-        return False
+            for _, row in islice(table.values(), LOOKED_AT):
+                if not (isinstance(row, dict) and "text_a" in row):
+                    return False
+                provenance = [name for name in PROVENANCE if name in row]
+                roles = roles_in(tuple(row), {}, "")
+                if len(provenance) not in (0, len(PROVENANCE)) or any(role != name for role, name in roles.items()):
+                    return False
+        return True
 
     def texts(self, *, of_pairs: bool = False) -> Iterator[str]:
         """Yield the first text of each row without space around it; of the STS benchmark's files, both.
@@ -141,16 +159,13 @@ class ExampleReader:
                 self._rows += 1
                 where = place(table, number)
                 roles = self._roles(row, table, number)
-                both = (
-                    of_pairs or roles.get("text_b", "").lower() == "sentence2" or not getattr(table, "has_header", True)
-                )
-                if both and "text_b" not in roles:
+                is_sts = str(roles.get("text_b")).strip().lower() == "sentence2" or _is_without_header(table)
+                if (of_pairs or is_sts) and "text_b" not in roles:
                     raise DataError(f"{where}: a second text is missing", "{input_format} chooses another format")
-                example = example_of(
-                    {role: row[roles[role]] for role in ("text_a", "text_b")[: 1 + both]}, where, False
-                )
+                wanted = ("text_a", "text_b") if of_pairs or is_sts else ("text_a",)
+                example = example_of({role: row[roles[role]] for role in wanted}, where, False)
                 texts = [text.strip() for text in example.texts]
-                if not any(texts):
+                if not all(texts):
                     self._leave_out(NO_TEXT, table, number)
                 yield from filter(None, texts)
 
@@ -176,25 +191,44 @@ class ExampleReader:
             self._rows += 1
             where = place(table, number)
             values = {role: row[column] for role, column in self._roles(row, table, number).items()}
-            if values.get("label") is UNDECIDED:
+            for name in PROVENANCE:  # a table of text holds them as text
+                if isinstance(values.get(name), str):
+                    values[name] = as_number(values[name]) if values[name].strip() else None
+            if values.get("label") is UNDECIDED or values.get("label") == NOBODY_AGREED:
                 self._leave_out(NO_CLASS, table, number)
-            else:
-                yield number, example_of(values, where, numeric_labels)
+                continue
+            example = example_of(values, where, numeric_labels)
+            if example.label is None and not any(text.strip() for text in example.texts):
+                self._leave_out(NO_TEXT, table, number)
+                continue
+            if isinstance(example.label, str) and self.label_type is None and example.text_b is not None:
+                self._check_score(self._roles(row, table, number), example.label, where)
+            yield number, example
 
-    def _roles(self, row: Row, table: Table, number: int) -> dict[str, str]:
+    def _check_score(self, roles: Mapping[str, Hashable], label: str, where: str) -> None:
+        """Raise `DataError` if the label of a pair stands in a column of scores and is no number."""
+        column = str(roles["label"])
+        if column.strip().lower() in SCORE_NAMES:
+            raise DataError(f"{where}: {column!r} must be a number (it is {short(label)})", SCORES_OR_CLASSES)
+
+    def _roles(self, row: Row, table: Table, number: int) -> dict[str, Hashable]:
         """Return the column of each of the record's fields that a row has."""
         columns = tuple(row)
         if columns not in self._roles_of:
-            self._roles_of[columns] = roles_in(columns, self.columns, place(table, number))
+            roles = roles_in(columns, self.columns, place(table, number))
+            self._roles_of[columns] = roles
+            unused = [str(column) for column in columns if column and column not in roles.values()]
+            self._unused.update(dict.fromkeys([] if _is_without_header(table) else unused))
         return self._roles_of[columns]
 
     def _check_header(self, table: Table) -> None:
         """Raise `DataError` if a header names no column of texts."""
         if isinstance(table, DelimitedFile):
-            roles_in(table.columns, self.columns, place(table, 1))
+            roles_in(table.columns, self.columns, place(table, table.header or 1))
 
     def _leave_out(self, reason: str, table: Table, number: int) -> None:
-        before = self._left_out.get(reason) or LeftOut(reason=reason, rows=0, first=f"{table.unit} {number}")
+        where = f"{Path(table.name).name}, " if len(self.tables) > 1 else ""
+        before = self._left_out.get(reason) or LeftOut(reason=reason, rows=0, first=f"{where}{table.unit} {number}")
         self._left_out[reason] = before.model_copy(update={"rows": before.rows + 1})
 
     def _check_kind(self, example: Example, table: Table, number: int) -> None:
@@ -205,31 +239,57 @@ class ExampleReader:
             raise DataError(
                 f"{place(table, number)}: belongs to {content_of(example)}, {first_place} to {content_of(first)} "
                 f"(their labels are {short(example.label)} and {short(first.label)})",
-                "give each kind in a file of its own",
+                "give each kind in a file of its own; {label_type=class} takes numbers for names",
             )
 
 
-def roles_in(columns: Sequence[str], given: Mapping[str, str], where: str) -> dict[str, str]:
+def roles_in(columns: Sequence[Hashable], given: Mapping[str, str], where: str) -> dict[str, Hashable]:
     """Return the column of each of the record's fields that is among some columns.
+
+    What only generation knows counts if all of it is there: other people's tables have columns such as ``input``.
 
     Raises:
         DataError: there is no column of first texts, or not the one that the user named.
     """
-    for column in given.values():
-        if column not in columns:
-            raise DataError(f"{where}: has no column {column}, only {', '.join(map(str, columns))}")
-    names = {str(column).strip().lower(): column for column in reversed(columns) if column not in given.values()}
-    roles = {name: names[name] for name in PROVENANCE if name in names}
+    shown = ", ".join(map(str, columns)) or "none"
+    names = {str(column).strip().lower(): column for column in reversed(columns)}
+    chosen: dict[str, Hashable] = {}
+    for role, name in given.items():
+        if name not in columns and str(name).strip().lower() not in names:
+            raise DataError(f"{where}: has no column {name}, only {shown}")
+        chosen[role] = name if name in columns else names[str(name).strip().lower()]
+    free = {name: column for name, column in names.items() if column not in chosen.values()}
+    roles = {name: free[name] for name in PROVENANCE if set(PROVENANCE) <= free.keys()}
     for role, usual in COLUMN_NAMES.items():
-        found = [names[name] for name in usual if name in names]
-        if role in given or found:
-            roles[role] = given.get(role) or found[0]
+        found = [free[name] for name in usual if name in free]
+        if role in chosen or found:
+            roles[role] = chosen[role] if role in chosen else found[0]
     if "text_a" not in roles:
         raise DataError(
-            f"{where}: text_a is missing (the columns are {', '.join(map(str, columns)) or 'none'})",
+            f"{where}: text_a is missing (the columns are {shown})",
             "rename them to text_a, text_b and label; for training, {column=text_a=NAME} names one, too",
         )
     return roles
+
+
+def _is_without_header(table: Table) -> bool:
+    return isinstance(table, DelimitedFile) and not table.header
+
+
+def split_of(source: Any, names: Sequence[str]) -> Any:
+    """Return the first of some splits that a `datasets.DatasetDict`, or another dict, has; other data as it is.
+
+    Raises:
+        DataError: it is a dict without them.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    for name in names:
+        if name in source:
+            return source[name]
+    found = ", ".join(map(str, source)) or "none"
+    remedy = f"give a list, a dataset, a frame, or a dict with {' or '.join(names)}"
+    raise DataError(f"a dict of {found}: is not a list of examples", remedy)
 
 
 def list_reader(
@@ -254,86 +314,20 @@ def list_reader(
     """
     if isinstance(source, str):
         raise DataError(f"{short(source)}: is one text", "give a list of texts or examples")
-    if isinstance(source, Mapping):
-        if "train" not in source:
-            names = ", ".join(map(str, source)) or "none"
-            raise DataError(f"a dict of {names}: is not a list of examples", "give a list, a dataset or a frame")
-        source = source["train"]  # a split of a datasets.DatasetDict
+    source = split_of(source, ("train",))
     if not isinstance(source, Iterable):
         raise DataError(f"{short(source)}: holds no examples", "give a list of examples, a dataset or a frame")
     table: Table
     if hasattr(source, "features") and hasattr(source, "column_names"):
         table = DatasetRows(name, source)  # type: ignore[arg-type]
+    elif hasattr(source, "to_dicts"):  # a polars frame
+        table = ListRows(source.to_dicts(), FIELDS, name)
     elif hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
-        table = ListRows(source.to_dict(orient="records"), FIELDS)
+        if repeated := [
+            str(name) for name, again in zip(source.columns, source.columns.duplicated(), strict=True) if again
+        ]:
+            raise DataError(f"{name}: two columns have the name {repeated[0]!r}; each needs its own")
+        table = ListRows(source.to_dict(orient="records"), FIELDS, name)
     else:
-        table = ListRows(list(source), FIELDS)
+        table = ListRows(list(source), FIELDS, name)
     return ExampleReader(name, [table], columns or {}, label_type)
-
-
-# Files, folders and the Hub
-
-
-def open_tables(
-    name: str, *, split: str = "train", config: str | None = None, revision: str | None = None
-) -> list[Table]:
-    """Return the tables of a file, or of a dataset in a folder or on the Hub.
-
-    Args:
-        name: a file, a folder that `datasets` reads, or a Hub id.
-        split: of a folder or a Hub id; a file has only one.
-        config: of a folder or a Hub id.
-        revision: of a Hub id.
-
-    Raises:
-        DataError: there is no such file or dataset, or it cannot be read.
-    """
-    path = Path(name)
-    if path.is_file():
-        return [open_file(path)]
-    if not path.exists() and path.suffix.lower() in TABLE_ENDINGS:
-        raise DataError(f"{name}: is not there", "name another file")
-    with _dataset_errors(name):
-        return _dataset_tables(name, split, config, revision)
-
-
-def _dataset_tables(name: str, split: str, config: str | None, revision: str | None) -> list[Table]:
-    """Return the tables of a dataset. Its text files are read by our own rules, as `datasets` guesses types."""
-    from datasets import load_dataset, load_dataset_builder
-
-    builder = load_dataset_builder(name, config, revision=revision)
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
-    if not files or any(Path(file).suffix.lower() not in TEXT_ENDINGS for file in files):
-        return [DatasetRows(name, load_dataset(name, config, split=split, revision=revision))]
-    classes = class_names(builder.info.features)
-    tables = [open_file(_here(file)) for file in files]
-    return [ClassifiedRows(table, classes) for table in tables] if classes else tables
-
-
-def _here(file: str) -> Path:
-    """Return the path of a dataset's file, which is fetched if it is on the Hub."""
-    from huggingface_hub import HfFileSystem, hf_hub_download
-
-    if "://" not in file:
-        return Path(file)
-    place = HfFileSystem().resolve_path(file)
-    return Path(hf_hub_download(place.repo_id, place.path_in_repo, repo_type=place.repo_type, revision=place.revision))
-
-
-@contextlib.contextmanager
-def _dataset_errors(name: str) -> Iterator[None]:
-    """Turn the errors of `datasets` into `DataError`."""
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-    try:
-        yield
-    except (DatasetNotFoundError, OSError) as error:
-        raise DataError(
-            f"{name}: is neither a file or folder here nor a dataset that can be had from the Hub "
-            f"({first_line(error)})",
-            "give a run's folder, a file, or a Hub id",
-        ) from error
-    except (DatasetsError, ValueError, KeyError, RuntimeError) as error:
-        raise DataError(
-            f"{name}: cannot be read as a dataset ({first_line(error)})", "see {split}, {config} and {revision}"
-        ) from error

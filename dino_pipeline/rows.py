@@ -6,9 +6,11 @@ A cell is what stands in the file. No type is guessed: `1.10`, `007`, `NA` and `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -18,13 +20,22 @@ from dino_pipeline.text import as_number
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-Row = Mapping[str, Any]
+Row = Mapping[Hashable, Any]
 """The cells of a row by column."""
 TEXT = "text_a"
 """The column of a table that has only one, and no name for it."""
-UNDECIDED = object()
-"""The cell of a row that nobody could put into a class."""
 ROWS_AT_A_TIME = 1000
+MOST_SHOWN = 5
+"""Unused columns that a note names."""
+
+
+class _Undecided:
+    def __repr__(self) -> str:
+        return "no class"
+
+
+UNDECIDED = _Undecided()
+"""The cell of a row that nobody could put into a class."""
 
 
 class LeftOut(BaseModel, frozen=True, extra="forbid"):
@@ -45,6 +56,8 @@ class RowsRead(BaseModel, frozen=True, extra="forbid"):
     left_out: tuple[LeftOut, ...] = ()
     read_as: str = ""
     """How the file was understood, where there was a choice."""
+    unused: tuple[str, ...] = ()
+    """Columns that were not used."""
 
     @property
     def told(self) -> str:
@@ -54,26 +67,46 @@ class RowsRead(BaseModel, frozen=True, extra="forbid"):
         for each in self.left_out:
             more = f" and {each.rows - 1:,} more" if each.rows > 1 else ""
             parts.append(f"{each.rows:,} left out: {each.reason} ({each.first}{more})")
+        if self.unused:
+            more = ", ..." if len(self.unused) > MOST_SHOWN else ""
+            parts.append(f"columns not used: {', '.join(self.unused[:MOST_SHOWN])}{more}")
         return ", ".join(parts)
 
 
-class Table(Protocol):
+class Table:
     """Rows that are read anew at each iteration."""
 
-    @property
-    def name(self) -> str:
-        """File or dataset, for messages."""
-
-    @property
-    def unit(self) -> str:
-        """What is counted: line, item, row or example."""
-
-    @property
-    def read_as(self) -> str:
-        """How the file was understood, where there was a choice; else empty."""
+    name: str
+    """File or dataset, for messages."""
+    unit: ClassVar[str]
+    """What is counted: line, row or example."""
+    read_as: str = ""
+    """How the file was understood, where there was a choice."""
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """Yield the number of each row and its cells. `DataError` names the place of a mistake."""
+        """Yield the number of each row and its cells.
+
+        Raises:
+            DataError: something is wrong; the message names the place.
+        """
+        raise NotImplementedError
+
+    def cells(self) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of each row and all that stands there, even in a header or in no column."""
+        for number, row in self.rows():
+            yield number, [*row.values()]
+
+
+@dataclass(frozen=True)
+class FileTable(Table):
+    """Base of the tables in files."""
+
+    path: Path
+    unit: ClassVar[str] = "line"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return str(self.path)
 
 
 def place(table: Table, number: int) -> str:
@@ -82,18 +115,17 @@ def place(table: Table, number: int) -> str:
 
 
 @dataclass(frozen=True)
-class DatasetRows:
+class DatasetRows(Table):
     """The rows of a `datasets.Dataset`."""
 
     name: str
     dataset: Dataset = field(repr=False)
     unit: ClassVar[str] = "row"
-    read_as: ClassVar[str] = ""
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         classes = class_names(self.dataset.features)
         number = 0
-        for columns in self.dataset.iter(ROWS_AT_A_TIME):
+        for columns in self.dataset.with_format(None).iter(ROWS_AT_A_TIME):
             for cells in zip(*columns.values(), strict=True):
                 number += 1
                 row = with_missing(dict(zip(columns, cells, strict=True)))
@@ -101,7 +133,9 @@ class DatasetRows:
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar of numpy as a value of Python, anything else as it is."""
+    """Return a scalar of numpy, or a decimal number, as a value of Python; anything else as it is."""
+    if isinstance(value, Decimal):
+        return float(value)
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
@@ -121,35 +155,35 @@ def class_names(features: Features | None) -> dict[str, list[str]]:
 
 
 def with_class_names(row: Row, classes: Mapping[str, Sequence[str]]) -> Row:
-    """Return a row with names for the numbers of classes, `UNDECIDED` for none and for -1."""
+    """Return a row with names for the numbers of classes, `UNDECIDED` for none and for -1. Names stay as they are."""
     if not classes:
         return row
     named = dict(row)
     for column, names in classes.items():
         value = row.get(column)
-        number = -1.0 if value is None else as_number(str(value))
-        if number is not None:
+        number = -1 if value is None else as_number(str(value))
+        if number is not None and number == int(number) and value not in names:
             named[column] = names[int(number)] if 0 <= number < len(names) else UNDECIDED
     return named
 
 
 @dataclass(frozen=True)
-class ClassifiedRows:
+class ClassifiedRows(Table):
     """A table whose numbers of classes get the names that are declared beside it."""
 
     table: Table
     classes: Mapping[str, Sequence[str]]
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         return self.table.name
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> str:  # type: ignore[override]
         return self.table.unit
 
     @property
-    def read_as(self) -> str:
+    def read_as(self) -> str:  # type: ignore[override]
         return self.table.read_as
 
     def rows(self) -> Iterator[tuple[int, Row]]:
@@ -158,7 +192,7 @@ class ClassifiedRows:
 
 
 @dataclass(frozen=True)
-class ListRows:
+class ListRows(Table):
     """What a Python user hands in: dicts, records, tuples or texts."""
 
     items: Sequence[Any] = field(repr=False)
@@ -166,7 +200,6 @@ class ListRows:
     """Names of the cells of a tuple, and of the attributes of a record."""
     name: str = "the examples"
     unit: ClassVar[str] = "example"
-    read_as: ClassVar[str] = ""
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         for number, item in enumerate(self.items):

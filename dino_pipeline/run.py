@@ -18,6 +18,7 @@ from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, GenerateRecord, StageRecord, TextsOrigin
+from dino_pipeline.tables import TABLE_ENDINGS
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
@@ -32,6 +33,13 @@ def is_unpublished(path: Path) -> bool:
     A published folder also holds a run.json, a copy; its lineage.json tells it from a run.
     """
     return path.is_dir() and not (path / LINEAGE).exists()
+
+
+def is_data_folder(path: Path) -> bool:
+    """Return whether a folder holds tables and no run: a dataset that `datasets` reads."""
+    if not path.is_dir() or (path / "run.json").exists():
+        return False
+    return any(file.suffix.lower() in TABLE_ENDINGS for folder in (path, path / "data") for file in folder.glob("*.*"))
 
 
 def _result(record: StageRecord) -> dict[str, JsonValue]:

@@ -282,6 +282,8 @@ class TextsSettings(Record):
     """Name of the texts."""
     columns: dict[str, str] = Field(default_factory=dict)
     class_labels: bool
+    score_labels: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether the user says that labels are scores."""
     select_on: str | None = None
     """Name of the pairs, scored by people, on which the best checkpoint is chosen."""
     sentences: str | None = None

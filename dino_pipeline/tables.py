@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from dino_pipeline.delimited_files import DELIMITERS, DelimitedFile
 from dino_pipeline.errors import DataError, first_line
-from dino_pipeline.json_files import JsonLines, JsonValues, holds_values
-from dino_pipeline.rows import (
-    ROWS_AT_A_TIME,
-    TEXT,
-    DatasetRows,
-    Row,
-    Table,
-    class_names,
-    with_class_names,
-    with_missing,
-)
-from dino_pipeline.text_files import read_lines, reading
+from dino_pipeline.json_files import JsonDocument, JsonLines, is_document
+from dino_pipeline.rows import ROWS_AT_A_TIME, TEXT, FileTable, Row, Table, with_class_names, with_missing
+from dino_pipeline.text_files import as_data_errors, read_lines
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, RecordBatch, Schema
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 DELIMITED_ENDINGS = (".csv", ".tsv")
 TEXT_ENDINGS = (*JSON_ENDINGS, *DELIMITED_ENDINGS, ".txt")
-TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet", ".arrow")
+TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet", ".arrow", ".feather")
+KINDS = {
+    **dict.fromkeys(JSON_ENDINGS, "json"),
+    **dict.fromkeys(DELIMITED_ENDINGS, "delimited"),
+    **dict.fromkeys((".parquet", ".arrow", ".feather"), "columnar"),
+}
+"""Kind of the tables in files, by ending."""
 
 
 def open_file(path: Path, kind: str = "auto") -> Table:
@@ -33,7 +35,7 @@ def open_file(path: Path, kind: str = "auto") -> Table:
 
     Args:
         path: the file.
-        kind: ``json``, ``delimited``, ``text``, ``parquet``, ``arrow``, or ``auto``: by the ending; other endings hold
+        kind: ``json``, ``delimited``, ``text``, ``columnar``, or ``auto``: by the ending; other endings hold
             a text a line.
 
     Raises:
@@ -41,63 +43,89 @@ def open_file(path: Path, kind: str = "auto") -> Table:
     """
     ending = path.suffix.lower()
     if kind == "auto":
-        kinds = dict.fromkeys(JSON_ENDINGS, "json") | dict.fromkeys(DELIMITED_ENDINGS, "delimited")
-        kind = {**kinds, ".parquet": "parquet", ".arrow": "arrow"}.get(ending, "text")
+        kind = KINDS.get(ending, "text")
     if kind == "json":
-        return JsonValues(path) if holds_values(path) else JsonLines(path)
+        return JsonDocument(path) if is_document(path) else JsonLines(path)
     if kind == "delimited":
-        return DelimitedFile.open(path, "\t" if ending != ".csv" else DELIMITERS)
-    if kind in ("parquet", "arrow"):
-        return ColumnarFile(path)
-    return TextLines(path)
+        return DelimitedFile.open(path, DELIMITERS if ending == ".csv" else "\t")
+    return ColumnarFile(path) if kind == "columnar" else TextLines(path)
 
 
 @dataclass(frozen=True)
-class TextLines:
+class TextLines(FileTable):
     """A file with a text a line. Blank lines are not texts."""
 
-    path: Path
-    unit: ClassVar[str] = "line"
-    read_as: ClassVar[str] = ""
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+    @cached_property
+    def read_as(self) -> str:  # type: ignore[override]
+        first = next((row[TEXT] for _, row in self.rows()), "")
+        return "tabs are part of the texts (in a .tsv file they part cells)" if "\t" in first else ""
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(read_lines(self.path), start=1):
             if text := line.strip():
                 yield number, {TEXT: text}
 
+    def cells(self) -> Iterator[tuple[int, Sequence[str]]]:
+        """Yield the parts of each line that tabs separate: pairs, in some files."""
+        for number, row in self.rows():
+            yield number, row[TEXT].split("\t")
+
 
 @dataclass(frozen=True)
-class ColumnarFile:
-    """A Parquet file, or an Arrow file as `datasets` writes it."""
+class ColumnarFile(FileTable):
+    """A Parquet file, or an Arrow file of either kind."""
 
-    path: Path
     unit: ClassVar[str] = "row"
-    read_as: ClassVar[str] = ""
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         import pyarrow
-        from datasets import Dataset, Features
-        from pyarrow import parquet
 
+        number = 0
         try:
-            with reading(self.path):
-                if self.path.suffix.lower() == ".arrow":
-                    yield from DatasetRows(self.name, Dataset.from_file(str(self.path))).rows()
-                    return
-                with parquet.ParquetFile(self.path) as file:
-                    classes = class_names(Features.from_arrow_schema(file.schema_arrow))
-                    number = 0
-                    for batch in file.iter_batches(ROWS_AT_A_TIME):
-                        for row in batch.to_pylist():
-                            number += 1
-                            yield number, with_class_names(with_missing(row), classes)
+            with as_data_errors(self.path), open(self.path, "rb") as file:
+                for batch in _batches(file):
+                    names = batch.schema.names
+                    if repeated := [name for at, name in enumerate(names) if name in names[:at]]:
+                        raise DataError(f"{self.path}: two columns have the name {repeated[0]!r}; each needs its own")
+                    classes = _class_names(batch.schema)
+                    plain = [name for name in names if _is_plain(batch.schema.field(name).type)]
+                    for row in batch.select(plain).to_pylist():
+                        number += 1
+                        yield number, with_class_names(with_missing(row), classes)
         except pyarrow.ArrowException as error:
             raise DataError(f"{self.path}: cannot be read ({first_line(error)}); is it whole?") from error
+
+
+def _batches(file: IO[bytes]) -> Iterator[RecordBatch]:
+    """Yield the batches of rows of a Parquet file, an Arrow file, or an Arrow stream as `datasets` writes it."""
+    from pyarrow import ipc, parquet
+
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith(b"PAR1"):
+        yield from parquet.ParquetFile(file).iter_batches(ROWS_AT_A_TIME)
+    elif start == b"ARROW1":
+        reader = ipc.open_file(file)
+        yield from map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        yield from ipc.open_stream(file)
+
+
+def _class_names(schema: Schema) -> dict[str, list[str]]:
+    """Return the columns that hold numbers of classes, as `datasets` notes them in the file, with their names."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+    except (ValueError, TypeError, KeyError, AttributeError):  # there is no such note, or another program's
+        return {}
+
+
+def _is_plain(kind: DataType) -> bool:
+    """Return whether a column may hold texts, labels or lists of texts; others, such as dates, are not read."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    return bool(is_text or is_number or types.is_boolean(kind) or types.is_null(kind))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,17 +25,22 @@ OTHER_FILES = {
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"PK\x03\x04": "a zip archive or an Office document; unpack it, or save it as CSV",
     b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
+    b"BZh": "a bzip2 archive; unpack it first",
+    b"\xfd7zXZ": "an xz archive; unpack it first",
+    b"\xd0\xcf\x11\xe0": "an old Office document; save it as CSV",
     b"PAR1": "a Parquet file; let its name end in .parquet",
     b"ARROW1": "an Arrow file; let its name end in .arrow",
     b"%PDF": "a PDF document; save its text",
-    b"version https://git-lfs": "a pointer of git-lfs, not the file; fetch it with git lfs pull",
 }
 """What a file without text is, by its first bytes, and what to do."""
+POINTER = b"version https://git-lfs"
 LEGACY = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "mac_roman"),
     *("cp932", "euc_jp", "gb18030", "big5", "cp949", "utf_16_le", "utf_16_be"),
 )
 """Encodings that a file which is not UTF-8 may have, the usual ones first."""
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+"""Bytes that no text holds."""
 SAMPLE = 2**16
 """Bytes from which an encoding is guessed."""
 
@@ -44,12 +51,29 @@ def encoding_of(path: Path) -> str:
     Raises:
         DataError: the file cannot be read, or is no text.
     """
-    with reading(path), open(path, "rb") as file:
-        start = file.read(64)
+    with as_data_errors(path), open(path, "rb") as file:
+        start = file.read(4096)
+    named = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    if named is not None:
+        return named
+    if start.startswith(POINTER):
+        raise DataError(f"{path}: is a pointer of git-lfs, not the file; fetch it with git lfs pull")
+    is_binary = bool(CONTROL.search(start[:64])) or not start[:64].isascii()
     for first, what in OTHER_FILES.items():
-        if start.startswith(first):
+        if is_binary and start.startswith(first):
             raise DataError(f"{path}: is {what}")
-    return next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
+    if 4 * start.count(0) >= len(start) > 0:  # each character takes two bytes or four
+        likely = likely_encoding(start)
+        what = f"; it looks like {likely}" if likely else ""
+        raise DataError(f"{path}: is not UTF-8, as it is full of zero bytes{what}", "save the file as UTF-8")
+    return "utf-8"
+
+
+def has_plain_lines(path: Path) -> bool:
+    """Return whether a file is UTF-8 whose lines end in a line feed, as processes read it that share its lines."""
+    with as_data_errors(path), open(path, "rb") as file:
+        start = file.read(SAMPLE)
+    return encoding_of(path).startswith("utf-8") and start.count(b"\r") == start.count(b"\r\n")
 
 
 def read_lines(path: Path, *, newline: str | None = None) -> Iterator[str]:
@@ -62,22 +86,22 @@ def read_lines(path: Path, *, newline: str | None = None) -> Iterator[str]:
     Raises:
         DataError: the file cannot be read, has another encoding, or too long a line.
     """
-    with opened(path, newline=newline) as file:
-        for number, line in enumerate(file, start=1):
+    with open_text(path, newline=newline) as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), ""), start=1):
             if len(line) > MAX_LINE:
                 raise DataError(f"{path}, line {number}: {line_too_long(len(line))}")
             yield line
 
 
 @contextmanager
-def opened(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
+def open_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
     """Give a text file; see `read_lines`.
 
     Raises:
         DataError: the file cannot be read, or has another encoding: in the block, too.
     """
     encoding = encoding_of(path)
-    with reading(path):
+    with as_data_errors(path):
         try:
             with open(path, encoding=encoding, newline=newline) as file:
                 yield file
@@ -86,8 +110,8 @@ def opened(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the errors of a file into `DataError`."""
+def as_data_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into `DataError`."""
     try:
         yield
     except OSError as error:

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import dino_pipeline as dino
+from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.suite import ScoredPairs
 from dino_pipeline.examples import Example
 from dino_pipeline.filtering.contamination import texts_of
 from dino_pipeline.input_texts import InputTexts
-from dino_pipeline.readers import ExampleReader, LabelType, list_reader, open_tables
+from dino_pipeline.readers import ExampleReader, LabelType, list_reader
 from dino_pipeline.training.corpus import Source
 from tests.hub import Repo, local_hub
 from tests.pairs import Words

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline.cards.hub import Manifest, download
+from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import PROVENANCE, write_examples
 from dino_pipeline.filtering.filter_stage import FilterSource, file_source
 from dino_pipeline.filtering.text_rules import PromptParts
-from dino_pipeline.readers import ExampleReader, LabelType, list_reader, open_tables
+from dino_pipeline.readers import ExampleReader, LabelType, list_reader
 from dino_pipeline.record import public
 from dino_pipeline.rows import Row, Table
 from dino_pipeline.run import LINEAGE, Run
@@ -76,7 +77,7 @@ def open_examples(
             raise DataError(f"{path}: is not a file that can be read twice; save it to one first")
         name, place = path.name, str(path)
         reader = ExampleReader(name, open_tables(place), label_type=label_type)
-        if reader.holds_records:  # several processes read it as it is
+        if reader.holds_records and label_type != "score":  # several processes read it as it is
             return file_source(path, reader.numeric_labels, prompt)
     else:
         place = public(str(source)).strip("./").replace("/", "--")

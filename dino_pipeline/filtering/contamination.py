@@ -14,15 +14,14 @@ from typing import Any
 import xxhash
 
 from dino_pipeline import pocket
-from dino_pipeline.delimited_files import DelimitedFile
+from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import write_json_lines
-from dino_pipeline.json_files import JsonLines, JsonValues
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
-from dino_pipeline.readers import ExampleReader, open_tables
-from dino_pipeline.rows import TEXT, RowsRead, Table
-from dino_pipeline.tables import TextLines, open_file
+from dino_pipeline.readers import ExampleReader
+from dino_pipeline.rows import RowsRead
+from dino_pipeline.tables import open_file
 from dino_pipeline.text import WORD_WEIGHT, joined, normalise, units, weight
 
 WORDS = 13
@@ -155,7 +154,7 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
         DataError: the file cannot be read, or holds no text.
     """
     empty = True
-    for number, value in _values(open_file(file)):
+    for number, value in open_file(file).cells():
         for text in _strings(value):
             if text.strip():
                 empty = False
@@ -170,21 +169,10 @@ def rows_excluded(file: str) -> RowsRead:
     return RowsRead(source=Path(file).name, rows=rows)
 
 
-def _values(table: Table) -> Iterator[tuple[int, Any]]:
-    """Yield what each row holds. The first line of a CSV or TSV file may be texts, and a line of text a pair."""
-    if isinstance(table, JsonLines | JsonValues):
-        return table.values()
-    if isinstance(table, DelimitedFile):
-        return table.cells()
-    if isinstance(table, TextLines):
-        return ((number, row[TEXT].split("\t")) for number, row in table.rows())
-    return table.rows()
-
-
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
+    elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _strings(part)
 

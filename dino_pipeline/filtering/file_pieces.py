@@ -53,7 +53,7 @@ class FilePiece:
                 bytes_left -= len(block)
         lines_before += not block.endswith(b"\n")  # the line that begins before the piece
         index = lines_before + line
-        return f"{self.shown_as}, row {index + 1}" if self.shown_as else f"{self.file}, line {index + 1}"
+        return f"{self.shown_as}, row {index + 1} of those read" if self.shown_as else f"{self.file}, line {index + 1}"
 
 
 def pieces(files: Sequence[Path], *, shown_as: str = "") -> list[FilePiece]:

@@ -27,7 +27,7 @@ from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.readers import LabelType
-from dino_pipeline.run import Run, is_unpublished
+from dino_pipeline.run import Run, is_data_folder, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts, TextsOrigin
@@ -211,7 +211,7 @@ def _note_source(texts: FilterSource | None, reporter: Reporter) -> None:
 def _run_of(source: Any) -> Run | None:
     """Return the run on disk that a source is, or whose generated texts it is; None if it is neither."""
     if isinstance(source, str | Path) and is_unpublished(Path(source)):
-        return Run(Path(source))
+        return None if is_data_folder(Path(source)) else Run(Path(source))
     run = source.run if _is_generated(source) else source
     return run if isinstance(run, Run) else None
 

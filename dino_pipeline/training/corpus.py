@@ -13,10 +13,11 @@ from typing import Any
 
 from datasets import get_dataset_split_names
 
+from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import file_digest
-from dino_pipeline.readers import Content, ExampleReader, LabelType, content_of, list_reader, open_tables
+from dino_pipeline.readers import Content, ExampleReader, LabelType, content_of, list_reader
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.text import normalise
 
@@ -48,7 +49,7 @@ class Corpus:
         return self.content == "classified texts" and len({example.label for example in self.examples}) > 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """Where texts come from: a file, a folder, a dataset on the Hub, or memory."""
 
@@ -107,15 +108,21 @@ class Source:
         reader = replace(reader, columns=self.columns, label_type=self.label_type, skip_blank=self.skip_blank)
         examples = list(reader)
         if not examples:
-            raise DataError(f"{self.name}: holds no texts", "give a file with a sentence or document a line")
+            read = reader.rows_read
+            counted = f" ({read.told})" if read.rows else ""
+            raise DataError(f"{self.name}: holds no texts{counted}", "give a file with a sentence or document a line")
         return Corpus(self.name, examples, reader.rows_read)
+
+
+EVALUATION_SPLITS = ("test", "validation", "train")
+"""Splits of a dataset to evaluate on; the first that is there counts."""
 
 
 def evaluation_source(path: Path, label_type: LabelType | None = None) -> Source:
     """Return a file as a source, or the split of a dataset to evaluate on: test, else validation, else train."""
     source = Source(str(path), label_type=label_type)
     splits = [] if path.is_file() else _splits(source)
-    for name in ("test", "validation", "train"):
+    for name in EVALUATION_SPLITS:
         if name in splits:
             return replace(source, split=name)
     return replace(source, split=splits[0]) if splits else source

@@ -12,18 +12,17 @@ from typing import Any
 from dino_pipeline.cards.hub import Manifest, download
 from dino_pipeline.encoder_options import TrainingOptions
 from dino_pipeline.errors import DataError, HubError, OptionError, RunError
-from dino_pipeline.examples import Example
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.filtering.postprocessed import RANDOM, Pair, described, recognised
 from dino_pipeline.model_files import is_hub_id
-from dino_pipeline.readers import LabelType
+from dino_pipeline.readers import LabelType, split_of
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import LINEAGE, Run
 from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.text import normalise
 from dino_pipeline.training.adapters import TrainingRows, adapt
-from dino_pipeline.training.corpus import Corpus, Source, hold_out, validation_source
+from dino_pipeline.training.corpus import Corpus, Source, evaluation_source, hold_out, validation_source
 from dino_pipeline.training.objectives import Objective
 
 HELD_OUT_SHARE = 0.1
@@ -46,6 +45,8 @@ class TrainingTexts:
     """Texts without labels, which objectives that need sentences learn from in place of these."""
     language: str = "en"
     split_sentences: bool = False
+    score_labels: bool = False
+    """Whether the user says that labels are scores."""
     origin: TextsOrigin = field(default_factory=TextsOrigin)
     """What is known of where the texts come from."""
     _rows: dict[str, TrainingRows] = field(default_factory=dict, compare=False, repr=False)
@@ -67,6 +68,7 @@ class TrainingTexts:
             data=self.train.label,
             columns=dict(self.train.columns),
             class_labels=self.train.label_type == "class",
+            score_labels=self.score_labels,
             select_on=self.select_on.label if self.select_on else None,
             sentences=self.sentences.train.label if self.sentences else None,
             language=self.language,
@@ -171,16 +173,26 @@ def training_texts(source: object, options: TrainingOptions) -> TrainingTexts:
     else:
         train, dev, origin = _in_memory(source, options)
     if options.dev is not None:
-        dev = _source(options.dev, options, train.label_type)
-        if isinstance(options.dev, Sequence) and any(isinstance(example, Example) for example in options.dev[:1]):
-            dev = replace(dev, columns={})  # the names are those of the texts to train on; records have their own
+        dev = _source(split_of(options.dev, ("validation", "test")), options, train.label_type)
+        if dev.memory is not None and not _has_columns(dev.memory, options.column):
+            dev = replace(dev, columns={})  # the names are those of the texts to train on
     language = (options.language or origin.language or "en").split("-")[0]
-    select_on = None if options.select_on is None else _source(options.select_on, None, "score")
-    texts = TrainingTexts(train, dev, select_on, None, language, options.split_sentences, origin)
+    select_on = None if options.select_on is None else _select_on_source(options.select_on)
+    is_scored = options.label_type == "score"
+    texts = TrainingTexts(train, dev, select_on, None, language, options.split_sentences, is_scored, origin)
     if options.sentences is None:
         return texts
     sentences = _source(options.sentences, None)
     return replace(texts, sentences=replace(texts, train=sentences, dev=None, _rows={}))
+
+
+def _has_columns(memory: Any, columns: Mapping[str, str]) -> bool:
+    """Return whether data in memory is a table with some columns."""
+    names = getattr(memory, "column_names", getattr(memory, "columns", None))
+    if names is None:
+        first = next(iter(memory), None) if isinstance(memory, Sequence) else None
+        names = first if isinstance(first, Mapping) else ()
+    return set(columns.values()) <= set(names)
 
 
 def _refuse_unused(source: object, options: TrainingOptions) -> None:
@@ -264,6 +276,13 @@ def _source(texts: Any, options: TrainingOptions | None, label_type: LabelType |
         memory=memory,
         skip_blank=True,
     )
+
+
+def _select_on_source(texts: Any) -> Source:
+    """Return pairs scored by people; of a dataset in a folder or on the Hub, its split to choose or to evaluate on."""
+    if isinstance(texts, str | Path) and Run.of(texts) is None and not Path(texts).is_file():
+        return evaluation_source(Path(texts), "score")
+    return _source(split_of(texts, ("validation", "dev", "test", "train")), None, "score")
 
 
 def _published_origin(name: str, revision: str | None) -> TextsOrigin | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, ScoredPairs
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.progress import Reporter
-from dino_pipeline.run import Run, is_unpublished
-from dino_pipeline.training.corpus import Source, evaluation_source
+from dino_pipeline.readers import split_of
+from dino_pipeline.run import Run, is_data_folder, is_unpublished
+from dino_pipeline.training.corpus import EVALUATION_SPLITS, Source, evaluation_source
 
 OF_DATA = ("probe", "retrieval", "pairs")
 """Suites that take a user's own data."""
@@ -146,7 +147,8 @@ def _read(name: str, suite: str | None, source: Any, reporter: Reporter) -> Eval
         raise OptionError("is read from a folder in BEIR's layout only", option="suite", value=suite)
     if suite is None and is_folder:
         is_beir = any((source / part).exists() for part in ("corpus.jsonl", "queries.jsonl", "qrels"))
-        suite = "retrieval" if is_beir else "probe"
+        has_parts = all(any(source.glob(f"{part}.*")) for part in ("train", "test"))
+        suite = "retrieval" if is_beir else "probe" if has_parts or not is_data_folder(source) else None
     data: EvaluationSet
     if suite == "retrieval":
         data = Retrieval.read(name, source)
@@ -161,7 +163,11 @@ def _read(name: str, suite: str | None, source: Any, reporter: Reporter) -> Eval
 
 def _of_examples(name: str, suite: str | None, source: Any) -> ScoredPairs | Probe:
     """Return a set of examples for a suite; without one, pairs are scored if their labels are numbers."""
-    texts = evaluation_source(source) if isinstance(source, Path) else Source(name, memory=source)
+    if isinstance(source, Path):
+        texts = evaluation_source(source)
+    else:
+        data = split_of(source, EVALUATION_SPLITS)
+        texts = Source(name, memory=list(data) if isinstance(data, Iterator) else data)
     if suite is None:
         suite = "pairs" if texts.corpus.content in ("scored pairs", "pairs") else "probe"
     if suite == "pairs":

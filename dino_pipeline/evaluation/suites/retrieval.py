@@ -181,17 +181,19 @@ def _read_judgements(path: Path) -> dict[str, dict[str, int]]:
         DataError: a line holds something else, or a pair is judged twice and differently.
     """
     judged: dict[str, dict[str, int]] = {}
-    wanted = "query id, document id and a whole number, with tabs or blanks between them"
+    wanted, widths = "query id, document id and a whole number, with tabs or blanks between them", {3, 4}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         columns = line.strip("\r\n").split("\t") if "\t" in line else line.split()
         grade = as_number(columns[-1])
-        if len(columns) in {3, 4} and grade is not None and grade.is_integer():
-            query, document = columns[0].strip(), columns[-2].strip()
+        if len(columns) in widths and grade is not None and grade.is_integer():
+            query, document = columns[0], columns[-2]
             if judged.setdefault(query, {}).setdefault(document, int(grade)) != grade:
                 raise DataError(f"{path}, line {number}: document {document!r} is judged twice for query {query!r}")
-        elif number > 1 or grade is not None:  # the first line may be a header
+        elif number == 1 and grade is None:  # a header, which TREC's files of four columns have not
+            widths = {3}
+        else:
             raise DataError(f"{path}, line {number}: is {line.strip()!r:.60}", f"give {wanted}")
     if not judged:
         raise DataError(f"{path}: holds no judgements", f"give {wanted}")

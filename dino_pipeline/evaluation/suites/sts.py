@@ -194,6 +194,8 @@ def _read_parallel(path: Path) -> list[Row]:
     gold = [line.strip() for line in read_lines(scores, newline="\n")]
     while len(gold) > len(rows) and not gold[-1]:
         gold.pop()
+    while len(rows) > len(gold) and rows[-1] == [""]:
+        rows.pop()
     if len(rows) != len(gold):
         raise DataError(f"{scores}: {len(gold)} scores for the {len(rows)} pairs of {path.name}; give one a pair")
     pairs = []
