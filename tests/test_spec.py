@@ -216,6 +216,9 @@ def test_the_papers_specs_are_as_published() -> None:
         assert reviews.labels[label].instruction == f'{asked}<X1>"\nReview: "'
     for spec in (first, second, movies, reviews):
         assert spec.sampling == SpecSampling(), spec.task_name
+    wide = load_spec(SPECS / "sts-x1-wide.json")
+    assert (wide.digest, wide.sampling) == (first.digest, SpecSampling(top_k=0, top_p=0.95))
+    assert second.inputs == wide, "as in runs from before sts-x1 sampled as published"
     assert Sampling() == Sampling(top_k=5, top_p=0.9, decay=100, floor=0.01, max_new_tokens=40)
 
 

@@ -19,12 +19,12 @@ from dino_pipeline.files import shard_files
 from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation.plan import count_inputs, num_inputs, open_inputs, resolve_settings
 from dino_pipeline.json_files import read_json_lines
-from dino_pipeline.options import Sampling, accepts
+from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings
+from dino_pipeline.stage_records import ExtraSamples, GenerateRecord
 
 if TYPE_CHECKING:
     from dino_pipeline.filtering.dataset_rules import FilterRuntime
@@ -184,7 +184,6 @@ def _generate(
     requested = _requested_samples(run, options, spec, before)
     engine = choose_engine(options, spec, before, reporter, run.received)
     settings = resolve_settings(options, spec, inputs, engine.model, engine.scorer, engine.debias)
-    settings = _with_begun_inputs(settings, before, reporter)
 
     def write(extra_samples: Sequence[ExtraSamples], fresh: bool) -> tuple[State, GenerateRecord]:
         return write_texts(
@@ -209,23 +208,6 @@ def _generate(
     if storage:
         storage.store_record(run)
     return texts
-
-
-def _with_begun_inputs(
-    settings: GenerateSettings, before: GenerateRecord | None, reporter: Reporter
-) -> GenerateSettings:
-    """Return settings whose inputs are sampled as the run began, whatever their spec says by now."""
-    begun = before.options if before else settings
-    sampling, asked = begun.input_sampling, settings.input_sampling
-    if begun.inputs != settings.inputs or sampling is None or asked is None or sampling == asked:
-        return settings
-    names = [name for name in Sampling.model_fields if getattr(sampling, name) != getattr(asked, name)]
-    as_begun = ", ".join(f"{name} {getattr(sampling, name):g}" for name in names)
-    now = ", ".join(f"{name} {getattr(asked, name):g}" for name in names)
-    reporter.note(
-        f"inputs stay sampled as the run began ({as_begun}); their spec says {now}", "{fresh=True} starts over"
-    )
-    return settings.updated(input_sampling=sampling)
 
 
 def _check_options(options: GenerateOptions, spec: TaskSpec, inputs: Iterable[str] | None) -> None:

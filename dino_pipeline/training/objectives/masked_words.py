@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from dino_pipeline.encoder_check import position_limit
 from dino_pipeline.encoder_options import Hyperparameters
-from dino_pipeline.errors import DataError, ModelError, first_line
+from dino_pipeline.errors import DataError, ModelError, OptionError, first_line
 from dino_pipeline.model_files import safe_loading
 from dino_pipeline.models import quiet_loading
 from dino_pipeline.options import Options
