@@ -147,8 +147,10 @@ class ConditionalMaskedLoss(nn.Module):
         self.max_tokens = positions - self.vectors if positions else None
         if self.max_tokens is not None and self.max_tokens < 1:
             raise OptionError(
-                f"the encoder has positions for {positions} tokens, and these take {self.vectors}", "give fewer",
-                option="objective_options", value=f"vectors={self.vectors}",
+                f"the encoder has positions for {positions} tokens, and these take {self.vectors}",
+                "give fewer",
+                option="objective_options",
+                value=f"vectors={self.vectors}",
             )
         width = backbone.get_input_embeddings().embedding_dim
 
