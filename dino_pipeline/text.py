@@ -58,7 +58,7 @@ _OPTIONAL = (
 """Tatweel, Arabic vowel signs, Hebrew points: most writers leave them out."""
 _IGNORED = re.compile(f"[{_INVISIBLE}{_OPTIONAL}]+")
 _LONE_ACCENT = re.compile("(?<= )[\u0300-\u036f]+")  # what NFKC makes of an acute accent in place of an apostrophe
-_PLAIN = re.compile("[\x00-\xac\xae-\u02af\u0370-\u052f\u2010-\u2027\u2030-\u205e\u20a0-\u20cf]*")
+_PLAIN = re.compile("[\x00-\xac\xae-\u0130\u0132-\u02af\u0370-\u052f\u2010-\u2027\u2030-\u205e\u20a0-\u20cf]*")
 """Latin, Greek and Cyrillic texts, of which neither removes anything."""
 _SYMBOL = regex.compile(rf"[^\w\s\p{{M}}{_INVISIBLE}]|_")
 
@@ -78,9 +78,9 @@ def normalise(text: str) -> str:
             return bare.decode()
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
-    folded = folded.replace("i\u0307", "i").replace("ı", "i")  # Turkish: capitals do not tell which i they are
     is_plain = _PLAIN.fullmatch(folded)
     if not is_plain:
+        folded = folded.replace("i\u0307", "i").replace("ı", "i")  # Turkish: capitals do not tell which i they are
         folded = _LONE_ACCENT.sub("", _IGNORED.sub("", folded))
     folded = unicodedata.normalize("NFKC", folded)
     bare_text = " ".join(_PUNCTUATION.sub(" ", folded).split())

@@ -144,10 +144,10 @@ def _remarks_on_processing(corpus: Corpus, objective: Objective) -> list[str]:
             yield normalise(example.text_a), normalise(example.text_b or ""), example.label == RANDOM
 
     found = recognised([float(example.label or 0) for example in corpus.examples], pairs)
-    if not found.labels:
+    if not found.random_pairs:
         return []
     said = f"{described(found)}: they are taken as they are"
-    if found.random_pairs and objective.needs == "triplets":
+    if objective.needs == "triplets":
         said += "; random texts are negatives beside those that were written as such"
     return [said]
 
