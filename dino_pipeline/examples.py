@@ -14,7 +14,7 @@ import jsonlines
 import msgspec
 
 from dino_pipeline.errors import DataError, short
-from dino_pipeline.files import MAX_LINE, line_too_long, write_json_lines
+from dino_pipeline.files import LINE_TOO_LONG, MAX_LINE, write_json_lines
 from dino_pipeline.progress import table_html
 from dino_pipeline.text import as_number, has_lone_surrogate
 
@@ -119,7 +119,7 @@ def parse_example(line: bytes, where: Callable[[], str], numeric_labels: bool) -
         DataError: the line is not an example.
     """
     if len(line) > MAX_LINE:
-        raise DataError(f"{where()}: {line_too_long(len(line))}")
+        raise DataError(f"{where()}: {LINE_TOO_LONG}")
     try:
         example = _DECODER.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):  # the careful parser converts, or names the mistake

@@ -20,9 +20,8 @@ MAX_LINE = 16 * 2**20
 """Bytes (or characters) of a line of data. A longer line is neither a sentence nor a document."""
 
 
-def line_too_long(size: int) -> str:
-    """Return the error text for a line of ``size`` bytes or characters."""
-    return f"is {size / 2**20:.0f} MiB long, more than {MAX_LINE >> 20}; cut it into documents"
+LINE_TOO_LONG = f"is longer than {MAX_LINE >> 20} MiB; cut it into documents"
+"""Error text for such a line."""
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:

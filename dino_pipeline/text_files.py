@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from dino_pipeline.errors import DataError
-from dino_pipeline.files import MAX_LINE, line_too_long
+from dino_pipeline.files import LINE_TOO_LONG, MAX_LINE
 
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -89,7 +89,7 @@ def read_lines(path: Path, *, newline: str | None = None) -> Iterator[str]:
     with open_text(path, newline=newline) as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), ""), start=1):
             if len(line) > MAX_LINE:
-                raise DataError(f"{path}, line {number}: {line_too_long(len(line))}")
+                raise DataError(f"{path}, line {number}: {LINE_TOO_LONG}")
             yield line
 
 

@@ -173,7 +173,7 @@ def test_quotes_that_all_close_are_those_of_a_table(tmp_path: Path) -> None:
         ("a.json", '[\n{"text": "x"},\n{"text": 5}\n]', 'a.json, line 3: "text_a" must be a string (it is 5)'),
         ("a.json", '[{"text": "x"},\n{"text": "y"}', "a.json, line 2: the array does not end"),
         ("a.json", '[{"text": "x"}\n{"text": "y"}]', "a.json, line 2: not JSON (a comma is missing"),
-        ("a.json", '[{"text": "x"}]\n[1]', "a.json, line 1: there is more behind the array"),
+        ("a.json", '[{"text": "x"}]\n[1]', "a.json, line 2: there is more behind the array"),
         ("a.json", '[{"text": "x"},\n{"text": }]', "a.json, line 2: not JSON (Expecting value)"),
         ("a.json", "[1]", "a.json, line 1: must be a JSON object"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
