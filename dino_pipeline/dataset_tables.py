@@ -11,6 +11,8 @@ from dino_pipeline.errors import DataError, first_line
 from dino_pipeline.rows import ClassifiedRows, DatasetRows, Table, class_names
 from dino_pipeline.tables import KINDS, TABLE_ENDINGS, TEXT_ENDINGS, open_file
 
+EVALUATION_SPLITS = ("test", "validation", "train")
+"""Splits of a dataset to evaluate on; the first that is there counts."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 """Endings of packed files, which `datasets` unpacks."""
 
@@ -54,6 +56,21 @@ def _dataset_tables(name: str, split: str, config: str | None, revision: str | N
     classes = class_names(builder.info.features)
     tables = [open_file(_here(file), KINDS.get(_ending(file), "text")) for file in files]
     return [ClassifiedRows(table, classes) for table in tables] if classes else tables
+
+
+def split_names(name: str, config: str | None = None, revision: str | None = None) -> list[str]:
+    """Return the splits of a dataset; none if it cannot be read: loading it raises an error that says what is wrong."""
+    from datasets import get_dataset_split_names
+
+    with contextlib.suppress(Exception):
+        return list(get_dataset_split_names(name, config, revision=revision))
+    return []
+
+
+def evaluation_split(name: str) -> str:
+    """Return the split of a dataset to evaluate on: the first of `EVALUATION_SPLITS` that it has, else its first."""
+    found = split_names(name)
+    return next((split for split in EVALUATION_SPLITS if split in found), found[0] if found else "train")
 
 
 def _ending(file: str) -> str:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 MAX_LINE = 16 * 2**20
 """Bytes (or characters) of a line of data. A longer line is neither a sentence nor a document."""
-
-
 LINE_TOO_LONG = f"is longer than {MAX_LINE >> 20} MiB; cut it into documents"
 """Error text for such a line."""
 

@@ -190,11 +190,13 @@ class ExampleReader:
         for number, row in table.rows():
             self._rows += 1
             where = place(table, number)
-            values = {role: row[column] for role, column in self._roles(row, table, number).items()}
+            roles = self._roles(row, table, number)
+            values = {role: row[column] for role, column in roles.items()}
             for name in PROVENANCE:  # a table of text holds them as text
                 if isinstance(values.get(name), str):
                     values[name] = as_number(values[name]) if values[name].strip() else None
-            if values.get("label") is UNDECIDED or values.get("label") == NOBODY_AGREED:
+            label = values.get("label")
+            if label is UNDECIDED or (label == NOBODY_AGREED and roles["label"] == "gold_label"):
                 self._leave_out(NO_CLASS, table, number)
                 continue
             example = example_of(values, where, numeric_labels)
@@ -202,7 +204,7 @@ class ExampleReader:
                 self._leave_out(NO_TEXT, table, number)
                 continue
             if isinstance(example.label, str) and self.label_type is None and example.text_b is not None:
-                self._check_score(self._roles(row, table, number), example.label, where)
+                self._check_score(roles, example.label, where)
             yield number, example
 
     def _check_score(self, roles: Mapping[str, Hashable], label: str, where: str) -> None:

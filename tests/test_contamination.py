@@ -104,7 +104,7 @@ def test_evaluation_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [text for _, text in texts_of(Path(file))] == ["Gold one.", LEAKED]
     assert exclusion_files(["stsb"], tmp_path) == [file]
     assert asked == [("mteb/stsbenchmark-sts", "test")]
-    with pytest.raises(OptionError, match=r"exclude='sts12': mteb/sts12-sts cannot be fetched .*ConnectionError"):
+    with pytest.raises(OptionError, match=r"'sts12': mteb/sts12-sts cannot be read or fetched .*ConnectionError"):
         exclusion_files(["sts12"], tmp_path)
     run = Run(tmp_path / "run")
     dry = FilterOptions(exclude=("stsb",), dry_run=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.suite import ScoredPairs
 from dino_pipeline.examples import Example
-from dino_pipeline.filtering.contamination import texts_of
+from dino_pipeline.filtering.contamination import exclusion_files, texts_of
 from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.readers import ExampleReader, LabelType, list_reader
+from dino_pipeline.rows import UNDECIDED, with_class_names
 from dino_pipeline.training.corpus import Source
 from tests.hub import Repo, local_hub
 from tests.pairs import Words
@@ -308,6 +311,158 @@ def test_an_empty_label_is_none_and_said(tmp_path: Path) -> None:
         read(tmp_path / "data.csv")
     with pytest.raises(DataError, match=r"data\.csv, line 3: has no label"):
         dino.filter(tmp_path / "data.csv", progress=False)
+
+
+# Tables of other programs
+
+
+def test_columns_of_other_programs_are_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,sample,input\nthe dog runs,a,S-1,x\nthe cat sits,b,S-2,y\n")
+    reader = ExampleReader("a.csv", open_tables(str(tmp_path / "a.csv")))
+    assert [example.label for example in reader] == ["a", "b"]
+    assert reader.rows_read.told == "a.csv: 2 rows read, columns not used: sample, input"
+    (tmp_path / "a.jsonl").write_text('{"text_a": "the dog runs", "label": "a", "sample": "S-1"}\n')
+    assert read(tmp_path / "a.jsonl") == [Example("the dog runs", None, "a")]
+    examples = [Example("a b", "c d", 1.0, -1.25, 0.5, 3, 0), Example("e f", "g h", 0.0)]
+    pandas.DataFrame(map(asdict, examples)).to_csv(tmp_path / "ours.csv", index=False)
+    assert read(tmp_path / "ours.csv") == examples, "what a frame wrote is read back"
+
+
+def test_names_of_classes_that_look_like_numbers_are_names() -> None:
+    names = {"label": ["1", "2", "3"]}
+    assert [with_class_names({"label": value}, names)["label"] for value in ("1", "3", 0, 2)] == ["1", "3", "1", "3"]
+    assert with_class_names({"label": "0.9"}, names) == {"label": "0.9"}
+    assert with_class_names({"label": -1}, names)["label"] is UNDECIDED
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_zero_bytes_are_no_text(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "gold.txt").write_bytes("\n".join(f"the dog {n} runs" for n in range(9)).encode(encoding))
+    for command in (lambda path: list(texts_of(path)), lambda path: list(InputTexts(path))):
+        with pytest.raises(DataError, match=r"gold\.txt: is not UTF-8, as it is full of zero bytes"):
+            command(tmp_path / "gold.txt")
+
+
+def test_quotes_of_the_sts_benchmark_stay_where_lines_have_sources_behind(tmp_path: Path) -> None:
+    lines = [
+        *('4.75\tThe economy grew .\t"It has grown .', '2.8\tHe said so .\tIt lost , he said ."'),
+        *("1.0\tA man sings .\tA dog runs .", "3.0\tA cat .\tA cat sits .\thttp://a\thttp://b"),
+    ]
+    (tmp_path / "sts-train.csv").write_text("".join(f"main-news\tMSRpar\t2012\t0695\t{line}\n" for line in lines))
+    found = read(tmp_path / "sts-train.csv")
+    assert [example.label for example in found] == [4.75, 2.8, 1.0, 3.0]
+    assert found[0].text_b == '"It has grown .'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "0.5,hello,world\n0.4,I came, saw,and won\n", "line 2: 4 cells, but there are 3 columns"),
+        ("a.csv", "sentence1;sentence2;score\na;b;0,5\n", "line 2: 'score' must be a number (it is \"0,5\")"),
+        ("a.jsonl", '{"sentence1": "a", "sentence2": "b", "score": "80%"}\n', "line 1: 'score' must be a number"),
+        ("a.csv", "text_a,text_b,label\na,b,1\nc,d,other\n", "line 3: belongs to classified pairs"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / name)
+    assert said in str(caught.value)
+
+
+def test_pairs_that_annotators_did_not_agree_on_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "snli.jsonl").write_text(
+        '{"gold_label": "neutral", "sentence1": "a", "sentence2": "b"}\n'
+        '{"gold_label": "-", "sentence1": "c", "sentence2": "d"}\n'
+    )
+    reader = ExampleReader("snli", open_tables(str(tmp_path / "snli.jsonl")))
+    assert list(reader) == [Example("a", "b", "neutral")]
+    assert reader.rows_read.told == "snli: 2 rows read, 1 left out: without a class (line 2)"
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    doubled = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], ["text", "text"])
+    parquet.write_table(doubled, tmp_path / "a.parquet")
+    frame = pandas.DataFrame([["x", "y"]], columns=["text", "text"])
+    for command in (lambda: read(tmp_path / "a.parquet"), lambda: list(list_reader(frame))):
+        with pytest.raises(DataError, match="two columns have the name 'text'"):
+            command()
+
+
+def test_tables_of_arrow_have_two_kinds_and_odd_columns(tmp_path: Path) -> None:
+    odd = pa.array([[("k", "v")]], type=pa.map_(pa.string(), pa.string()))
+    table = pa.table({"text": ["x"], "label": pa.array(["a"], pa.dictionary(pa.int8(), pa.string())), "meta": odd})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "file.arrow", "stream.arrow"):
+        assert read(tmp_path / name) == [Example("x", None, "a")], name
+
+
+def test_texts_that_are_missing_are_left_out_in_every_kind_of_file(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "one", "label": "a"},
+        {"text": None, "label": None},
+        {"text": "", "label": "b"},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.csv").write_text("text,label\none,a\n,\n,b\n")
+    for name in ("a.parquet", "a.jsonl", "a.csv"):
+        source = Source(str(tmp_path / name), skip_blank=True)
+        assert [example.text_a for example in source.corpus.examples] == ["one"]
+        assert source.corpus.rows_read is not None
+        assert [(each.reason, each.rows) for each in source.corpus.rows_read.left_out] == [("without text", 2)], name
+
+
+def test_a_folder_of_tables_is_a_dataset_packed_or_not(tmp_path: Path) -> None:
+    words = Words()
+    rows = [f'"{words.sentence()} b\t{words.sentence()}\t0.3' for _ in range(20)]
+    rows += [f'{words.sentence()} d"\t{words.sentence()}\t0.2' for _ in range(20)]
+    content = "\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n"
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "train.tsv").write_text(content)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "train.tsv.gz").write_bytes(gzip.compress(content.encode()))
+    expected = read(tmp_path / "plain" / "train.tsv")
+    assert len(expected) == 40
+    for name in ("plain", "packed"):
+        assert read(tmp_path / name) == expected, name
+        assert (
+            dino.filter(tmp_path / name, dev_share=0, without=["stop string"], progress=False).funnel.total("read")
+            == 40
+        )
+        assert {text for _, text in texts_of(Path(exclusion_files([str(tmp_path / name)], tmp_path)[0]))} >= {
+            text for example in expected for text in example.texts
+        }
+    with pytest.raises(DataError, match=r"train\[:2\] is no whole split, and its files are text; choose from train"):
+        open_tables(str(tmp_path / "plain"), split="train[:2]")
+
+
+def test_scores_are_asked_for_in_every_way_of_reading(tmp_path: Path) -> None:
+    lines = [{"text_a": "a b c", "text_b": "d e f", "label": label} for label in (1, "related")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for command in (
+        lambda: read(tmp_path / "a.jsonl", "score"),
+        lambda: dino.filter(tmp_path / "a.jsonl", label_type="score", progress=False),
+        lambda: list(list_reader(lines, "score")),
+    ):
+        with pytest.raises(DataError, match=r'"label" must be a number \(it is "related"\)'):
+            command()
+
+
+def test_lines_of_json_may_end_otherwise_and_be_encoded_otherwise(tmp_path: Path) -> None:
+    words = Words()
+    lines = [json.dumps({"text_a": words.sentence(), "text_b": words.sentence(), "label": n % 2}) for n in range(40)]
+    (tmp_path / "lf.jsonl").write_text("\n".join(lines))
+    (tmp_path / "cr.jsonl").write_bytes("\r".join(lines).encode())
+    (tmp_path / "utf16.jsonl").write_bytes("\n".join(lines).encode("utf-16"))
+    kept = {
+        name: list(dino.filter(tmp_path / name, progress=False)) for name in ("lf.jsonl", "cr.jsonl", "utf16.jsonl")
+    }
+    assert kept["cr.jsonl"] == kept["utf16.jsonl"] == kept["lf.jsonl"]
 
 
 # The order of a filter

@@ -14,11 +14,12 @@ from typing import Any
 import xxhash
 
 from dino_pipeline import pocket
-from dino_pipeline.dataset_tables import open_tables
+from dino_pipeline.dataset_tables import evaluation_split, open_tables
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import write_json_lines
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
+from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.readers import ExampleReader
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.tables import open_file
@@ -178,22 +179,31 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def exclusion_files(names: Sequence[str], folder: Path, fetch_into: Path | None = None) -> list[str]:
-    """Return the files of evaluation data to exclude: ``names`` are files, names of `HUB_SETS`, or ``pocket``.
+    """Return the files of evaluation data to exclude.
 
-    Sets of the Hub that are not in ``folder`` are fetched into it, or into another folder.
+    What is not a file is fetched into ``folder`` unless it is there, or into another folder.
+
+    Args:
+        names: files, folders and Hub ids of datasets, names of `HUB_SETS`, or ``pocket``.
+        folder: of what was fetched before.
+        fetch_into: where to fetch to, if not there.
 
     Raises:
         OptionError: there is no such file or set, or the Hub cannot be reached.
     """
     files = []
     for name in names:
+        is_dataset = Path(name).is_dir() or ("/" in name and is_hub_id(name))
         if Path(name).is_file():
             files.append(name)
         elif name == "pocket":
             files.append(str(pocket.GOLD_TEST))
-        elif name in HUB_SETS:
-            path = folder / f"{name}.jsonl"
-            files.append(str(path if path.exists() else _fetch(name, fetch_into or folder)))
+        elif name in HUB_SETS or is_dataset:
+            path = folder / f"{name.strip('./').replace('/', '--')}.jsonl"
+            if Path(name).is_dir() or not path.exists():
+                path = (fetch_into or folder) / path.name
+                _fetch(name, path)
+            files.append(str(path))
         else:
             known = ", ".join(["pocket", *HUB_SETS])
             raise OptionError(
@@ -202,16 +212,23 @@ def exclusion_files(names: Sequence[str], folder: Path, fetch_into: Path | None 
     return files
 
 
-def _fetch(name: str, folder: Path) -> Path:
+def _fetch(name: str, path: Path) -> None:
+    """Write the texts of a dataset to a file: of its first split of test, validation and train."""
+    dataset = HUB_SETS.get(name, name)
     try:
-        examples = list(ExampleReader(name, open_tables(HUB_SETS[name], split="test")))
+        split = "test" if name in HUB_SETS else evaluation_split(dataset)
+        tables = open_tables(dataset, split=split)
+        rows: list[dict[str, object]]
+        if name in HUB_SETS:
+            rows = [{"sentence1": each.text_a, "sentence2": each.text_b} for each in ExampleReader(name, tables)]
+        else:
+            rows = [{"texts": list(_strings(cells))} for table in tables for _, cells in table.cells()]
     except Exception as error:  # the library raises whatever its transport raises
         cause = error.__cause__ if isinstance(error, DataError) else error
         raise OptionError(
-            f"{HUB_SETS[name]} cannot be fetched from the Hub ({type(cause).__name__}); give the set as a file instead",
+            f"{dataset} cannot be read or fetched from the Hub ({type(cause or error).__name__})",
+            "give the set as a file instead",
             option="exclude",
             value=name,
         ) from error
-    path = folder / f"{name}.jsonl"
-    write_json_lines(path, ({"sentence1": each.text_a, "sentence2": each.text_b} for each in examples))
-    return path
+    write_json_lines(path, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets import get_dataset_split_names
-
-from dino_pipeline.dataset_tables import open_tables
+from dino_pipeline.dataset_tables import evaluation_split, open_tables, split_names
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import file_digest
@@ -114,29 +111,16 @@ class Source:
         return Corpus(self.name, examples, reader.rows_read)
 
 
-EVALUATION_SPLITS = ("test", "validation", "train")
-"""Splits of a dataset to evaluate on; the first that is there counts."""
-
-
 def evaluation_source(path: Path, label_type: LabelType | None = None) -> Source:
-    """Return a file as a source, or the split of a dataset to evaluate on: test, else validation, else train."""
+    """Return a file as a source, or the split of a dataset to evaluate on."""
     source = Source(str(path), label_type=label_type)
-    splits = [] if path.is_file() else _splits(source)
-    for name in EVALUATION_SPLITS:
-        if name in splits:
-            return replace(source, split=name)
-    return replace(source, split=splits[0]) if splits else source
+    return source if path.is_file() else replace(source, split=evaluation_split(source.name))
 
 
 def validation_source(source: Source) -> Source | None:
     """Return the validation split of a source's dataset, None if it has none."""
-    return replace(source, split="validation") if "validation" in _splits(source) else None
-
-
-def _splits(source: Source) -> list[str]:
-    with contextlib.suppress(Exception):  # loading the dataset raises an error that says what is wrong
-        return list(get_dataset_split_names(source.name, source.config, revision=source.revision))
-    return []
+    names = split_names(source.name, source.config, source.revision)
+    return replace(source, split="validation") if "validation" in names else None
 
 
 def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_pipeline import pocket
+from dino_pipeline.dataset_tables import EVALUATION_SPLITS
 from dino_pipeline.encoder_options import EvaluateOptions
 from dino_pipeline.errors import OptionError
 from dino_pipeline.evaluation.suites.probe import Probe
@@ -18,7 +19,7 @@ from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.progress import Reporter
 from dino_pipeline.readers import split_of
 from dino_pipeline.run import Run, is_data_folder, is_unpublished
-from dino_pipeline.training.corpus import EVALUATION_SPLITS, Source, evaluation_source
+from dino_pipeline.training.corpus import Source, evaluation_source
 
 OF_DATA = ("probe", "retrieval", "pairs")
 """Suites that take a user's own data."""
