@@ -47,14 +47,14 @@ def _dataset_tables(name: str, split: str, config: str | None, revision: str | N
     builder = load_dataset_builder(name, config, revision=revision)
     of_split = builder.config.data_files or {}
     files = [str(file) for part in re.split(r"[+\[]", split) for file in of_split.get(part.strip(), ())]
-    if not files or any(_ending(file) not in TEXT_ENDINGS for file in files):
+    if not files or any(ending_of(file) not in TEXT_ENDINGS for file in files):
         return [DatasetRows(name, load_dataset(name, config, split=split, revision=revision))]
     if split not in of_split:
         raise DataError(
-            f"{name}: {split} is no whole split, and its files are text", f"choose from {', '.join(of_split)}"
+            f"{name}: {split} is no whole split, and its files are text", f"choose from {', '.join(map(str, of_split))}"
         )
     classes = class_names(builder.info.features)
-    tables = [open_file(_here(file), KINDS.get(_ending(file), "text")) for file in files]
+    tables = [open_file(_here(file), KINDS.get(ending_of(file), "text")) for file in files]
     return [ClassifiedRows(table, classes) for table in tables] if classes else tables
 
 
@@ -73,7 +73,7 @@ def evaluation_split(name: str) -> str:
     return next((split for split in EVALUATION_SPLITS if split in found), found[0] if found else "train")
 
 
-def _ending(file: str) -> str:
+def ending_of(file: str) -> str:
     """Return the ending of a file, packed or not."""
     path = Path(file)
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix.lower()

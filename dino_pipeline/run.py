@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from dino_pipeline.dataset_tables import ending_of
 from dino_pipeline.errors import OutputError, RunError, first_line, short
 from dino_pipeline.files import Checksums, remove, write_bytes, write_json
 from dino_pipeline.processes import locked
@@ -39,7 +40,8 @@ def is_data_folder(path: Path) -> bool:
     """Return whether a folder holds tables and no run: a dataset that `datasets` reads."""
     if not path.is_dir() or (path / "run.json").exists():
         return False
-    return any(file.suffix.lower() in TABLE_ENDINGS for folder in (path, path / "data") for file in folder.glob("*.*"))
+    files = [*path.glob("*.*"), *path.glob("data/*.*")]
+    return any(ending_of(str(file)) in TABLE_ENDINGS for file in files)
 
 
 def _result(record: StageRecord) -> dict[str, JsonValue]:

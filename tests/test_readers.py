@@ -386,7 +386,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     frame = pandas.DataFrame([["x", "y"]], columns=["text", "text"])
     for command in (lambda: read(tmp_path / "a.parquet"), lambda: list(list_reader(frame))):
         with pytest.raises(DataError, match="two columns have the name 'text'"):
-            command()
+            command()  # type: ignore[no-untyped-call]
 
 
 def test_tables_of_arrow_have_two_kinds_and_odd_columns(tmp_path: Path) -> None:
