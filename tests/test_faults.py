@@ -406,7 +406,7 @@ def test_long_inputs_are_named_or_left_out(folder: Path) -> None:
     (folder / "long.txt").write_text("fine\n" + "a" * 17 * 2**20)
     shutil.rmtree(folder / "run")
     failed = generate(folder, "--inputs", str(folder / "long.txt"), code=2)
-    assert "long.txt, line 2: is 17 MiB long" in failed.stderr
+    assert "long.txt, line 2: is longer than 16 MiB" in failed.stderr
     (folder / "long.txt").write_text("fine\n" + "a" * 2_000_000)
     done = generate(folder, "--inputs", str(folder / "long.txt"))
     assert "the input is longer than 1,000,000 characters" in done.stderr

@@ -214,7 +214,7 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
         ({"text_a": "x", "text_b": "y", "label": np.float32("inf")}, 'example 60: "label" must be a finite number'),
         (("x", "y", 10**400), 'example 60: "label" must be a finite number or a name'),
         (Example("x", "y", 1.0, margin=float("nan")), 'example 60: "margin" must be a finite number (it is NaN)'),
-        ({"text_a": "x", "text_b": "y", "label": 1.0, "input": 0.5}, 'example 60: "input" must be a whole number'),
+        (Example("x", "y", 1.0, input=0.5), 'example 60: "input" must be a whole number'),  # type: ignore[arg-type]
         ({"text_a": "x", "text_b": "y", "label": np.nan}, "example 60: has no label"),
         (("x", None, 1.0), 'the examples: some examples have a "text_b" and some have none'),
     ],
