@@ -325,10 +325,9 @@ def list_reader(
     elif hasattr(source, "to_dicts"):  # a polars frame
         table = ListRows(source.to_dicts(), FIELDS, name)
     elif hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
-        if repeated := [
-            str(name) for name, again in zip(source.columns, source.columns.duplicated(), strict=True) if again
-        ]:
-            raise DataError(f"{name}: two columns have the name {repeated[0]!r}; each needs its own")
+        repeated = list(source.columns[source.columns.duplicated()])
+        if repeated:
+            raise DataError(f"{name}: two columns have the name {str(repeated[0])!r}; each needs its own")
         table = ListRows(source.to_dict(orient="records"), FIELDS, name)
     else:
         table = ListRows(list(source), FIELDS, name)
