@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from dino_pipeline.errors import DataError, first_line, short
+from dino_pipeline.examples import COLUMN_NAMES
 from dino_pipeline.files import MAX_LINE
 from dino_pipeline.rows import FileTable, Row
 from dino_pipeline.text import as_number
@@ -32,7 +33,22 @@ class DelimitedFile(FileTable):
     columns: tuple[str, ...] = ()
     header: int = 0
     """Line of the header, 0 without one."""
-    read_as: str = ""
+    understood: str = ""
+    """How the file was understood, where there was a choice."""
+    line_ends: list[str] = field(default_factory=list, compare=False)
+    """Places of cells that hold line ends, as far as rows were read."""
+
+    @property
+    def has_names(self) -> bool:
+        """Return whether the header holds a usual name of texts, so that it is no row."""
+        return _names_texts(self.columns)
+
+    @property
+    def read_as(self) -> str:  # type: ignore[override]
+        several = (
+            f"{len(self.line_ends)} cells hold line ends (the first in {self.line_ends[0]})" if self.line_ends else ""
+        )
+        return "; ".join(filter(None, [self.understood, several]))
 
     @classmethod
     def open(cls, path: Path, delimiters: str) -> DelimitedFile:
@@ -45,7 +61,7 @@ class DelimitedFile(FileTable):
         Raises:
             DataError: the file cannot be read, or is empty.
         """
-        delimiter = max(delimiters, key=partial(_count_cells, path))  # the first one, if several fit
+        delimiter = max(delimiters, key=partial(_first_cells, path))  # the first one, if several fit
         quoted, note = (True, "") if delimiter != "\t" else tab_separated_quotes(path)
         notes = [note, "separated by semicolons" if delimiter == ";" else ""]
         number, first = next(cls(path, delimiter, quoted).cells(), (0, []))
@@ -63,16 +79,39 @@ class DelimitedFile(FileTable):
                 f"{self.path}, line {self.header}: two columns have the name {repeated[0]!r}; each needs its own"
             )
         may_have_more = not self.header and self.columns == STS_BENCHMARK
+        self.line_ends.clear()
         for number, cells in self.cells():
             if number == self.header:
                 continue
-            if len(cells) < len(self.columns) or (len(cells) > len(self.columns) and not may_have_more):
+            too_many = len(cells) > len(self.columns) and not may_have_more
+            if len(cells) < len(self.columns) or too_many:
                 raise DataError(
                     f"{self.path}, line {number}: {len(cells)} cells, but there are {len(self.columns)} columns "
                     f"({', '.join(self.columns)}); the last cell is {short(cells[-1])}",
-                    "put cells that hold the separator in quotes" if self.quoted else "",
+                    "put cells that hold the separator in quotes" if self.quoted and too_many else "",
                 )
+            self._look_for_line_ends(number, cells)
             yield number, dict(zip(self.columns, cells, strict=False))
+
+    def _look_for_line_ends(self, number: int, cells: list[str]) -> None:
+        """Note a cell that holds line ends.
+
+        Raises:
+            DataError: it looks like several rows that two stray quotes have joined: each of three lines or more has as
+                many separators as a row.
+        """
+        joined = self.delimiter.join(cells)
+        if "\n" not in joined:
+            return
+        lines = joined.splitlines()
+        where = f"lines {number} to {number + len(lines) - 1}"
+        separators = {line.count(self.delimiter) for line in lines}
+        if len(lines) > 2 and len(self.columns) > 1 and separators == {len(self.columns) - 1}:
+            raise DataError(
+                f"{self.path}, {where}: a quote opens in the first and closes in the last, but each looks like a row",
+                "double quotes that are part of a text and put its cell in quotes, or give JSONL",
+            )
+        self.line_ends.append(where)
 
     def cells(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the first line and the cells of each row that is not blank, the header included.
@@ -101,13 +140,18 @@ def _layout_without_header(first: list[str], delimiter: str) -> tuple[str, ...]:
     return ()
 
 
-def _count_cells(path: Path, delimiter: str) -> int:
-    """Return the number of cells in the first line that is not blank, whether its quotes are right or not."""
+def _first_cells(path: Path, delimiter: str) -> tuple[bool, int]:
+    """Return whether the first line that is not blank holds a usual name of texts, and how many cells it has."""
     csv.field_size_limit(MAX_LINE)
     for line in read_lines(path, newline=""):
         if line.strip():
-            return len(next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), []))
-    return 0
+            cells = next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
+            return _names_texts(cells), len(cells)
+    return False, 0
+
+
+def _names_texts(cells: Sequence[str]) -> bool:
+    return any(cell.strip().lower() in COLUMN_NAMES["text_a"] for cell in cells)
 
 
 def read_quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

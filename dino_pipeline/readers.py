@@ -98,7 +98,8 @@ class ExampleReader:
                     self._leave_out(NO_TEXT, table, number)
                     continue
                 if self.labelled and example.label is None:
-                    raise DataError(f"{place(table, number)}: has no label", "give each example one")
+                    columns = f" (columns not used: {', '.join(self._unused)})" if self._unused else ""
+                    raise DataError(f"{place(table, number)}: has no label{columns}", "give each example one, as label")
                 if self.one_kind:
                     self._check_kind(example, table, number)
                 yield example
@@ -237,12 +238,21 @@ class ExampleReader:
         if self._first is None:
             self._first = place(table, number), example
         first_place, first = self._first
-        if content_of(example) != content_of(first):
-            raise DataError(
-                f"{place(table, number)}: belongs to {content_of(example)}, {first_place} to {content_of(first)} "
-                f"(their labels are {short(example.label)} and {short(first.label)})",
-                "give each kind in a file of its own; {label_type=class} takes numbers for names",
-            )
+        if content_of(example) == content_of(first):
+            return
+        where = place(table, number)
+        for name, here, there in (
+            ("second text", example.text_b, first.text_b),
+            ("label", example.label, first.label),
+        ):
+            if (here is None) != (there is None):
+                lacking, other = (where, first_place) if here is None else (first_place, where)
+                raise DataError(f"{lacking}: has no {name}, but {other} has one", "fill it in, or leave the row out")
+        raise DataError(
+            f"{where}: the label is {short(example.label)}, and that of {first_place} is {short(first.label)}; "
+            "some are numbers and some are names",
+            "give each kind in a file of its own, or say that all are names ({label_type=class}, {data=probe=FILE})",
+        )
 
 
 def roles_in(columns: Sequence[Hashable], given: Mapping[str, str], where: str) -> dict[str, Hashable]:

@@ -86,7 +86,7 @@ def test_what_is_not_there_is_named(here: Path) -> None:
 
 
 def test_kinds_are_not_mixed() -> None:
-    with pytest.raises(DataError, match="example 2: belongs to classified pairs, example 0 to texts"):
+    with pytest.raises(DataError, match="example 0: has no second text, but example 2 has one"):
         _ = Source("c", memory=[Example("a"), Example("b"), Example("c", "d", 1.0)]).corpus
 
 

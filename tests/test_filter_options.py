@@ -216,7 +216,7 @@ def test_whole_numbers_as_classes_are_what_they_are_in_a_file(tmp_path: Path, nu
         (Example("x", "y", 1.0, margin=float("nan")), 'example 60: "margin" must be a finite number (it is NaN)'),
         (Example("x", "y", 1.0, input=0.5), 'example 60: "input" must be a whole number'),  # type: ignore[arg-type]
         ({"text_a": "x", "text_b": "y", "label": np.nan}, "example 60: has no label"),
-        (("x", None, 1.0), 'the examples: some examples have a "text_b" and some have none'),
+        (("x", None, 1.0), "example 60: has no second text, but example 0 has one"),
     ],
 )
 def test_a_wrong_example_of_a_list_is_named_and_changes_nothing(tmp_path: Path, item: Any, message: str) -> None:

@@ -193,7 +193,7 @@ def test_the_funnel_adds_up(tmp_path: Path) -> None:
     ("examples", "said"),
     [
         ([*FINE, Example("a", "b")], r"data.jsonl, line 3: has no label"),
-        ([*FINE, Example("a", "b", "name")], "some labels are numbers and some are names"),
+        ([*FINE, Example("a", "b", "name")], "some labels are numbers, such as 0, and some are names"),
         ([*FINE, Example("a", None, 1.0)], 'some examples have a "text_b" and some have none'),
         (
             [*FINE, Example("a", "a", 0.5)],
@@ -389,7 +389,7 @@ def test_a_label_without_texts_is_refused_unless_there_will_be_more(tmp_path: Pa
         filter_run(run, raw())
     assert available(run, raw(), FilterRuntime()) == {1.0: 24, 0.5: 24}
     all_gone = generated(tmp_path / "gone", [*Words().pairs(4), Example("a", "a", 2.0)])
-    with pytest.raises(DataError, match=r"no example of label 2.0 is left"):
+    with pytest.raises(DataError, match=r"no example of label 2 is left"):
         look(all_gone, raw())
     assert available(all_gone, raw(), FilterRuntime()) == {1.0: 8, 0.5: 8, 0.0: 8}
 
@@ -463,7 +463,7 @@ def test_bad_amounts_of_memory_are_named(tmp_path: Path) -> None:
 def test_a_look_names_the_file_and_takes_labels_as_told(tmp_path: Path) -> None:
     source = tmp_path / "data.jsonl"
     write_examples(source, [*FINE, Example("c", "d", "neutral")])
-    with pytest.raises(DataError, match=r"data\.jsonl: some labels are numbers and some are names"):
+    with pytest.raises(DataError, match=r"data\.jsonl: some labels are numbers, such as 0, and some are names"):
         look(Run(tmp_path / "run"), raw(), source=file_source(source))
     names = look(Run(tmp_path / "run"), raw(), source=file_source(source, False))
     assert Funnel.of(names).counts("kept") == {"0": 1, "1": 1, "neutral": 1}

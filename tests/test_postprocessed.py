@@ -67,7 +67,8 @@ def test_a_published_dataset_stays_as_it_is(tmp_path: Path, label: type) -> None
     rows, listener = published(), Listener()
     file = write(tmp_path / "sts-dino.jsonl", rows, label)
     pairs = dino.filter(file, run=tmp_path / "run", progress=listener)
-    note, left_out = listener.notes
+    read, note, left_out = listener.notes
+    assert read == "sts-dino.jsonl: 800 rows read"
     assert note.startswith(
         "the labels 0.1, 0.5, 0.9 are smoothed already, and the 200 pairs of label 0 join texts at random: nothing is "
         "smoothed or added a second time"
@@ -210,7 +211,7 @@ def test_remedies_fit_what_the_user_has(tmp_path: Path) -> None:
     same = [Example("A dog.", "a DOG!", 1.0), *examples([("A cat sleeps.", "It rains.", 0.0)])]
     file = write(tmp_path / "data.jsonl", [(each.text_a, each.text_b or "", float(str(each.label))) for each in same])
     said = refused("filter", file, "--run", tmp_path / "run")
-    assert 'no example of label 1.0 is left (the last was dropped as "identical texts")' in said
+    assert 'no example of label 1 is left (the last was dropped as "identical texts")' in said
     assert "keep these with --without 'identical texts'" in said
     assert "spec" not in said and "generate" not in said
     run = generated(tmp_path / "own", same)

@@ -354,11 +354,11 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
     ("kind", "rows", "said"),
     [
         (Probe, [Example("a", None, "x"), Example("b", None, "x")], "all texts have the same class"),
-        (Probe, [Example("a", None, "x"), Example("b")], "line 2: belongs to texts, .* to classified texts"),
+        (Probe, [Example("a", None, "x"), Example("b")], "line 2: has no label, but .*line 1 has one"),
         (
             Probe,
             [Example("a", None, "x"), Example("b", "c", "y")],
-            "line 2: belongs to classified pairs, .* to classified texts",
+            "line 1: has no second text, but .*line 2 has one",
         ),
         (ScoredPairs, [Example("a", None, 1.0)], "example 1 is not a scored pair"),
         (ScoredPairs, [Example("a", "b", 1.0), Example("a", "b", "x")], 'line 2: "label" must be a number'),
@@ -366,7 +366,7 @@ def test_classes_that_are_numbers_are_the_same_however_they_are_written(tmp_path
         (
             ScoredPairs,
             [Example("a", "b", 1.0), Example("a", "c")],
-            "line 2: belongs to pairs, .* to scored pairs",
+            "line 2: has no label, but .*line 1 has one",
         ),
     ],
 )

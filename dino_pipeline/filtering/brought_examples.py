@@ -83,7 +83,7 @@ def open_examples(
         place = public(str(source)).strip("./").replace("/", "--")
         reader, is_final = _published_examples(str(source), place, label_type)
         name = f"{place}.jsonl"
-    return BroughtExamples(replace(reader, one_kind=False, labelled=True), name, place, prompt, is_final)
+    return BroughtExamples(replace(reader, labelled=True), name, place, prompt, is_final)
 
 
 def _published_examples(source: str, name: str, label_type: LabelType | None) -> tuple[ExampleReader, bool]:

@@ -15,6 +15,7 @@ import xxhash
 
 from dino_pipeline import pocket
 from dino_pipeline.dataset_tables import evaluation_split, open_tables
+from dino_pipeline.delimited_files import DelimitedFile
 from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.files import write_json_lines
@@ -155,7 +156,11 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
         DataError: the file cannot be read, or holds no text.
     """
     empty = True
-    for number, value in open_file(file).cells():
+    table = open_file(file)
+    header = table.header if isinstance(table, DelimitedFile) and table.has_names else 0
+    for number, value in table.cells():
+        if number == header:
+            continue
         for text in _strings(value):
             if text.strip():
                 empty = False

@@ -31,7 +31,7 @@ import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
-from dino_pipeline.errors import DataError, OptionError, OutputError, first_line
+from dino_pipeline.errors import DataError, OptionError, OutputError, first_line, short
 from dino_pipeline.examples import Example, canonical_line, parse_example, parse_examples
 from dino_pipeline.files import connect, parquet_rows, quoted
 from dino_pipeline.filter_options import FilterOptions, rule_name
@@ -258,9 +258,17 @@ class ExampleTable:
             'SELECT count(*), count(score), count("class"), count(text_b) FROM rows'
         )
         if scores and names:
-            raise DataError(f"{self.source}: some labels are numbers and some are names; use one kind")
+            number, name = self.run('SELECT min(score), min("class") FROM rows')[0]
+            raise DataError(
+                f"{self.source}: some labels are numbers, such as {number + 0:g}, and some are names, such as {name!r}",
+                "use one kind; {label_type=class} takes all for names",
+            )
         if second_texts not in (0, self.size):
-            raise DataError(f'{self.source}: some examples have a "text_b" and some have none; split the file')
+            alone = self.value("SELECT text_a FROM rows WHERE text_b IS NULL LIMIT 1")
+            raise DataError(
+                f'{self.source}: some examples have a "text_b" and some have none, such as {short(alone)}',
+                "fill it in, or leave them out",
+            )
         self.has_scores = bool(scores)
         self._index()
         return self.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -185,24 +186,32 @@ def filter(
         texts = stack.enter_context(brought.written(run)) if isinstance(brought, BroughtExamples) else brought
         if _is_generated(source) and source.run is None:
             _write_run(run, source)
-        _note_source(texts, reporter)
         runtime = stack.enter_context(open_runtime(run, chosen, reporter, has_spec=texts is None))
         if not writes:
             result = FilteredPairs(run, look(run, chosen, runtime, texts), "dry run")
         else:
             state, record = filter_run(run, chosen, runtime, texts)
             result = FilteredPairs(run, record, "done" if state == "done" else "new")
+        _note_source(texts, result.record, reporter)
         if not chosen.ablate:
             note_losses(run, result.record, reporter)
             note_processing(result.record, reporter)
         return result.in_memory() if is_temporary else result
 
 
-def _note_source(texts: FilterSource | None, reporter: Reporter) -> None:
-    """Tell what was read of a user's data, and that it was filtered before."""
-    if texts and texts.rows_read:
-        reporter.note(texts.rows_read.told)
-    if texts and texts.is_final:
+def _note_source(texts: FilterSource | None, record: FilterRecord, reporter: Reporter) -> None:
+    """Tell what was read of a user's data, that its scores are on another scale, and that it was filtered before."""
+    if texts is None:
+        return
+    if record.rows_read:
+        reporter.note(record.rows_read[0].told)
+    scores = [label for label in Funnel.of(record).counts("read") or {} if isinstance(label, float)]
+    if scores and not (min(scores) >= 0 and max(scores) <= 1):
+        reporter.note(
+            f"the scores lie between {min(scores):g} and {max(scores):g}; training takes those between 0 and 1",
+            f"divide them by {math.ceil(max(scores))}, say; if the numbers are classes, give {{label_type=class}}",
+        )
+    if texts.is_final:
         reporter.note(
             "This was filtered before: labels stay as they are, no random pairs, no dev split, unless asked for."
         )

@@ -235,7 +235,7 @@ class FilterPass:
         with self.runtime.spread(is_large)(make_checker) as check_pieces:
             parquet_files = list(check_pieces(iter(found)))
         if not parquet_files or not table.open(parquet_files):
-            raise DataError(f"{table.source}: holds no examples; give a file with one JSON object a line")
+            raise DataError(f"{table.source}: holds no examples")
         if not self.source.is_generated:
             self.processed, self.options = recognised_in(table, options)
         store_written(table, self.processed)
@@ -309,11 +309,11 @@ class FilterPass:
     def add_results(self, record: FilterRecord) -> FilterRecord:
         """Return the record with the results of this pass."""
         target = self.options.target_per_label
-        missing = []
-        for label, count in self.available.items():
-            if target and count < target:
-                missing.append((label, target - count))
+        missing = [(label, target - count) for label, count in self.available.items() if target and count < target]
+        is_own_file = not self.source.is_generated and self.source.rows_read is None
+        own = [RowsRead(source=self.source.name, rows=self.table.size)] if is_own_file else []
         return record.updated(
+            rows_read=(*own, *record.rows_read),
             processed=self.processed,
             funnel=tuple(self.steps),
             available=tuple(self.available.items()),
@@ -364,9 +364,9 @@ class FilterPass:
             remedy = "generate more, or read the instruction of that label in the spec"
         elif last_rule in [rule.name for rule in text_rules(self.options, self.source.prompt)]:
             remedy = f"give other examples of that label, or keep these with {{without={last_rule}}}"
+        shown = ", ".join(f"{label:g}" if isinstance(label, float) else label for label in lost)
         raise DataError(
-            f"{self.table.source}: no example of label {', '.join(map(str, lost))} is left "
-            f'(the last was dropped as "{last_rule}")',
+            f'{self.table.source}: no example of label {shown} is left (the last was dropped as "{last_rule}")',
             remedy,
         )
 

@@ -28,6 +28,7 @@ from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import LabelCount, Progress, Reporter, SilentReporter
+from dino_pipeline.readers import list_reader
 from dino_pipeline.run import Run
 from dino_pipeline.spec import SpecSampling, TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateSettings, InputsRef
@@ -58,9 +59,8 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
 
 def _stripped_texts(texts: Iterable[Any]) -> list[str]:
     """Return texts as they are read from a file: without space around them, and without empty ones."""
-    if columns := list(getattr(texts, "columns", texts if isinstance(texts, Mapping) else ())):
-        names = ", ".join(map(str, columns))
-        raise DataError(f"the inputs are a table or dict of {names}", "give one of its columns, as a list of texts")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        return list(list_reader(texts, name="the inputs").texts())
     stripped_texts = []
     for number, text in enumerate(texts):
         if not isinstance(text, str):

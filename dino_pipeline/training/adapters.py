@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ from random import Random
 
 import pysbd
 
-from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.errors import DataError, OptionError, short
 from dino_pipeline.examples import Example
 from dino_pipeline.text import normalise
 from dino_pipeline.training.corpus import Corpus, distinct_texts
@@ -127,11 +128,12 @@ def _segmenter(language: str) -> pysbd.Segmenter:
 
 
 def _check_scores(corpus: Corpus) -> None:
-    for number, example in enumerate(corpus.examples, start=1):
+    highest = max((_score(example) for example in corpus.examples), default=0.0)
+    for example in corpus.examples:
         if not 0 <= _score(example) <= 1:
             raise DataError(
-                f"{corpus.name}, example {number}: its score is {example.label}; scores are between 0 and 1",
-                "if the numbers are classes, give {label_type=class}",
+                f"{corpus.name}: the score of {short(example.text_a)} is {example.label:g}; scores are between 0 and 1",
+                f"divide them by {math.ceil(highest)}, say; if the numbers are classes, give {{label_type=class}}",
             )
 
 

@@ -165,8 +165,8 @@ def count_steps(objective: Objective, context: TrainingContext, rows: int) -> in
     hyperparameters, dropped = context.hyperparameters, _drops_last_batch(objective, context, rows)
     batch_size = hyperparameters.batch_size
     if dropped and rows < batch_size:
-        use = "several processes" if context.processes > 1 else "a whole batch"
-        raise OptionError(f"there are only {rows} rows for {use}", "give fewer", option="batch_size", value=batch_size)
+        use = "several processes" if context.processes > 1 else f"a batch of {batch_size}, which is not cut here"
+        raise OptionError(f"there are only {rows} rows for {use}", "give a smaller {batch_size}")
     per_epoch = rows // batch_size if dropped else math.ceil(rows / batch_size)
     if hyperparameters.steps is not None:
         return hyperparameters.steps
