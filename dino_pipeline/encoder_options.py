@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, create_model, field_validator
 
 from dino_pipeline.errors import OptionError
-from dino_pipeline.examples import COLUMN_NAMES
 from dino_pipeline.models import STATIC
-from dino_pipeline.options import Flag, Options, RunFolder, flags_of
+from dino_pipeline.options import COLUMN_HELP, ColumnNames, Flag, Options, RunFolder, flags_of
 from dino_pipeline.text import as_number
 
 OBJECTIVES = {
@@ -186,8 +185,8 @@ class TrainingOptions(ChosenHyperparameters):
     data_revision: Annotated[str | None, Flag(TEXTS, metavar="REVISION")] = Field(
         default=None, description="Revision of a dataset on the Hub."
     )
-    column: Annotated[dict[str, str], Flag(TEXTS, metavar="ROLE=NAME")] = Field(
-        default_factory=dict, description="Column that is text_a, text_b or label, where the names do not say."
+    column: Annotated[ColumnNames, Flag(TEXTS, metavar="ROLE=NAME")] = Field(
+        default_factory=dict, description=COLUMN_HELP
     )
     label_type: Annotated[Literal["score", "class"] | None, Flag(TEXTS)] = Field(
         default=None, description="class: labels are names, whatever they spell."
@@ -214,13 +213,6 @@ class TrainingOptions(ChosenHyperparameters):
     def _named(cls, value: str) -> str:
         if not value.removeprefix(STATIC):
             raise ValueError("names no model; give a folder or a Hub id after static:")
-        return value
-
-    @field_validator("column")
-    @classmethod
-    def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
-        if unknown := [role for role in value if role not in COLUMN_NAMES]:
-            raise ValueError(f"there is no role {unknown[0]}; choose from {', '.join(COLUMN_NAMES)}")
         return value
 
     @property
@@ -361,6 +353,7 @@ class EvaluateOptions(StsProtocol):
         "test.jsonl, or a folder in BEIR's layout; several times. The content decides on the suite (probe, retrieval "
         "or pairs), unless SUITE= names it.",
     )
+    column: Annotated[ColumnNames, Flag(metavar="ROLE=NAME")] = Field(default_factory=dict, description=COLUMN_HELP)
     output: Annotated[Path | None, Flag(metavar="FILE")] = Field(
         default=None, description="File to write. By default a run keeps its scores in its folder."
     )

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSer
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
-from dino_pipeline.options import Flag, Options, RunFolder
+from dino_pipeline.options import COLUMN_HELP, ColumnNames, Flag, Options, RunFolder
 from dino_pipeline.text import as_number
 
 Check = Callable[[Example], str | None]
@@ -158,6 +158,9 @@ class FilterOptions(Options):
     label_type: Annotated[
         Literal["score", "class"] | None, Flag(LABELS, data=False, default="score; of a published dataset its own")
     ] = Field(None, description="class: labels are names, even those that spell numbers.")
+    column: Annotated[ColumnNames, Flag(LABELS, metavar="ROLE=NAME", data=False)] = Field(
+        default_factory=dict, description=COLUMN_HELP
+    )
     seed: Annotated[int, Flag(LABELS)] = Field(42, description="Seed of all random choices.")
     workers: Annotated[int | None, Flag(SPEED, data=False, default="the CPUs")] = Field(
         None, ge=1, description="Processes and threads."

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from dino_pipeline.errors import OptionError
 from dino_pipeline.models import POCKET, Quantization
-from dino_pipeline.options import Flag, Options, RunFolder, Sampling, default_of
+from dino_pipeline.options import ColumnNames, Flag, Options, RunFolder, Sampling, default_of
 
 MODEL, SPEED, ENGINE = "The model", "Speed", "What runs the model"
 EngineName = Literal["transformers", "vllm", "openai"]
@@ -161,6 +161,9 @@ class InputOptions(Options):
         "auto",
         description="Format of the file: a text per line, JSON, or tab-separated pairs of sentences; auto: by its "
         "ending, tables and datasets too.",
+    )
+    column: Annotated[ColumnNames, Flag(INPUTS, metavar="text_a=NAME", data=False)] = Field(
+        default_factory=dict, description="Column of the texts, where its name does not say."
     )
 
 

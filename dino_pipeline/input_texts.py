@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -54,10 +54,13 @@ class InputTexts:
             can be read only once.
         input_format: ``text`` (one a line), ``jsonl`` (the first text of each object), ``sts`` (both sentences of each
             row of the STS benchmark's TSV, with or without a header), or ``auto``: by the file's ending.
+        columns: see `ExampleReader`.
     """
 
-    def __init__(self, source: str | Path, input_format: str = "auto") -> None:
-        self.source, self.input_format = source, input_format
+    def __init__(
+        self, source: str | Path, input_format: str = "auto", columns: Mapping[str, str] | None = None
+    ) -> None:
+        self.source, self.input_format, self.columns = source, input_format, columns or {}
         path = Path(source)
         if path.exists() and not path.is_file() and not path.is_dir():
             path = _copied(path)
@@ -67,7 +70,7 @@ class InputTexts:
     def __iter__(self) -> Iterator[str]:
         is_file = self.path.is_file() or self.input_format != "auto"
         tables = [open_file(self.path, KINDS[self.input_format])] if is_file else open_tables(str(self.source))
-        self.reader = ExampleReader(self.path.name, tables)
+        self.reader = ExampleReader(self.path.name, tables, self.columns)
         empty = True
         for text in distinct(self.reader.texts(of_pairs=self.input_format == "sts")):
             empty = False

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dino_pipeline.errors import OptionError, short
+from dino_pipeline.examples import COLUMN_NAMES
 
 PLAIN_WORDS = {
     "bool": "must be True or False",
@@ -44,6 +45,17 @@ PLAIN_WORDS = {
 Function = TypeVar("Function", bound=Callable[..., Any])
 RunFolder = Annotated[Path | None, BeforeValidator(lambda given: getattr(given, "path", given))]
 """The folder of a run, given as a path or as a `run.Run`."""
+
+
+def _known_roles(columns: dict[str, str]) -> dict[str, str]:
+    if unknown := [role for role in columns if role not in COLUMN_NAMES]:
+        raise ValueError(f"there is no role {unknown[0]}; choose from {', '.join(COLUMN_NAMES)}")
+    return columns
+
+
+ColumnNames = Annotated[dict[str, str], AfterValidator(_known_roles)]
+"""Columns of a table that are text_a, text_b and label."""
+COLUMN_HELP = "Column that is text_a, text_b or label, where the names do not say."
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ class ExampleReader:
                     continue
                 if self.labelled and example.label is None:
                     columns = f" (columns not used: {', '.join(self._unused)})" if self._unused else ""
-                    raise DataError(f"{place(table, number)}: has no label{columns}", "give each example one, as label")
+                    raise DataError(
+                        f"{place(table, number)}: has no label{columns}", "give each one, or {column=label=NAME}"
+                    )
                 if self.one_kind:
                     self._check_kind(example, table, number)
                 yield example
@@ -279,7 +281,7 @@ def roles_in(columns: Sequence[Hashable], given: Mapping[str, str], where: str) 
     if "text_a" not in roles:
         raise DataError(
             f"{where}: text_a is missing (the columns are {shown})",
-            "rename them to text_a, text_b and label; for training, {column=text_a=NAME} names one, too",
+            "rename them to text_a, text_b and label, or name them: {column=text_a=NAME}",
         )
     return roles
 

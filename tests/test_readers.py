@@ -465,6 +465,21 @@ def test_lines_of_json_may_end_otherwise_and_be_encoded_otherwise(tmp_path: Path
     assert kept["cr.jsonl"] == kept["utf16.jsonl"] == kept["lf.jsonl"]
 
 
+def test_every_command_takes_columns_of_other_names(tmp_path: Path, toy_encoder: Path) -> None:
+    words = Words()
+    rows = [{"Text": words.sentence(), "Art": "ab"[number % 2]} for number in range(20)]
+    path, columns = write(tmp_path / "de.csv", rows), {"text_a": "Text", "label": "art"}
+    expected = [Example(row["Text"], None, row["Art"]) for row in rows]
+    kept = dino.filter(path, column={"label": "Art"}, dev_share=0, balance=False, progress=False)
+    assert sorted(kept, key=str) == sorted(expected, key=str)
+    assert dino.evaluate(str(toy_encoder), data=path, column=columns, progress=False).rows[0].size == 20
+    assert list(InputTexts(path, columns={"text_a": "Art"})) == ["a", "b"]
+    with pytest.raises(dino.OptionError, match="column: says how data is read, and there is none"):
+        dino.evaluate(str(toy_encoder), suite="pocket", column=columns, progress=False)
+    with pytest.raises(DataError, match=r"line 2: has no label \(columns not used: Art\); .*column='label=NAME'"):
+        dino.filter(path, progress=False)
+
+
 # The order of a filter
 
 

@@ -108,6 +108,8 @@ def evaluate(
     """
     chosen = EvaluateOptions.of({"data": data, "suite": suite, "output": output, **options})
     _refuse_sts_options(chosen)
+    if chosen.column and not chosen.data:
+        raise OptionError("says how data is read, and there is none", "add {data=FILE}", option="column")
     if not targets:
         raise OptionError("there is nothing to evaluate", "give a run, or encoders by folder or Hub id")
     if chosen.output:

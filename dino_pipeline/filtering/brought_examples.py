@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +50,11 @@ class BroughtExamples:
 
 
 def open_examples(
-    source: Any, spec: TaskSpec | None, label_type: LabelType | None, before: FilterRecord | None
+    source: Any,
+    spec: TaskSpec | None,
+    label_type: LabelType | None,
+    before: FilterRecord | None,
+    columns: Mapping[str, str],
 ) -> FilterSource | BroughtExamples:
     """Return the source for examples that do not come from a run.
 
@@ -59,6 +63,7 @@ def open_examples(
         spec: the task spec that they were written by, if it is known.
         label_type: what the labels are, if the user says.
         before: the record of the filter that they have passed already, if they have.
+        columns: see `ExampleReader`.
 
     Raises:
         DataError: there are no examples, or they cannot be read.
@@ -76,14 +81,14 @@ def open_examples(
         if not path.is_file():
             raise DataError(f"{path}: is not a file that can be read twice; save it to one first")
         name, place = path.name, str(path)
-        reader = ExampleReader(name, open_tables(place), label_type=label_type)
+        reader = ExampleReader(name, open_tables(place), columns, label_type)
         if reader.holds_records and label_type != "score":  # several processes read it as it is
             return file_source(path, reader.numeric_labels, prompt)
     else:
         place = public(str(source)).strip("./").replace("/", "--")
         reader, is_final = _published_examples(str(source), place, label_type)
         name = f"{place}.jsonl"
-    return BroughtExamples(replace(reader, labelled=True), name, place, prompt, is_final)
+    return BroughtExamples(replace(reader, columns=columns, labelled=True), name, place, prompt, is_final)
 
 
 def _published_examples(source: str, name: str, label_type: LabelType | None) -> tuple[ExampleReader, bool]:

@@ -27,7 +27,6 @@ from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
-from dino_pipeline.readers import LabelType
 from dino_pipeline.run import Run, is_data_folder, is_unpublished
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -179,7 +178,7 @@ def filter(
                 f"{run.path} is a run and keeps its own results", "leave it out", option="run", value=chosen.run
             )
         assert run is not None
-        brought = _open_source(source, run, task, chosen.label_type)
+        brought = _open_source(source, run, task, chosen)
         if brought and brought.is_final:
             chosen = FilterOptions.of({**FINAL_LABELS, **chosen.given()})
         stack.enter_context(run.locked())
@@ -231,13 +230,13 @@ def _is_generated(source: Any) -> bool:
 
 
 def _open_source(
-    source: Any, run: Run, spec: TaskSpec | None, label_type: LabelType | None
+    source: Any, run: Run, spec: TaskSpec | None, chosen: FilterOptions
 ) -> FilterSource | BroughtExamples | None:
     """Return the texts that the user brings; None for the run's own texts, and for generated ones in memory.
 
     Raises:
         DataError: the source holds no examples, or wrong ones.
-        OptionError: ``label_type`` or ``spec`` is given for a run, which has its own.
+        OptionError: ``label_type``, ``column`` or ``spec`` is given for a run, which has its own.
         RunError: the run holds other texts.
     """
     in_memory = _is_generated(source) and source.run is None
@@ -245,11 +244,12 @@ def _open_source(
         source.run.require(source.record)
     if not in_memory and _run_of(source) is None:
         before = source.record if isinstance(source, FilteredPairs) else None
-        return open_examples(source, spec, label_type, before)
-    if label_type is not None:
-        raise OptionError(
-            "the labels of a run are what its spec says", "leave it out", option="label_type", value=label_type
-        )
+        return open_examples(source, spec, chosen.label_type, before, chosen.column)
+    for option in ("label_type", "column"):
+        if value := getattr(chosen, option):
+            raise OptionError(
+                "texts and labels of a run are what its spec says", "leave it out", option=option, value=value
+            )
     if spec is not None and spec.digest != (source.spec if in_memory else load_spec(run.spec)).digest:
         raise OptionError("a run has a spec of its own", "leave it out", option="spec", value=spec.task_name)
     return None

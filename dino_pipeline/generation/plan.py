@@ -53,14 +53,14 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
             f"spec {spec.task_name} takes no inputs: its instructions lack <X1>", "leave it out", option="inputs"
         )
     if isinstance(options.inputs, str | Path):
-        return InputTexts(options.inputs, options.input_format)
-    return _stripped_texts(options.inputs)
+        return InputTexts(options.inputs, options.input_format, options.column)
+    return _stripped_texts(options.inputs, options.column)
 
 
-def _stripped_texts(texts: Iterable[Any]) -> list[str]:
+def _stripped_texts(texts: Iterable[Any], columns: Mapping[str, str]) -> list[str]:
     """Return texts as they are read from a file: without space around them, and without empty ones."""
     if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
-        return list(list_reader(texts, name="the inputs").texts())
+        return list(list_reader(texts, name="the inputs", columns=columns).texts())
     stripped_texts = []
     for number, text in enumerate(texts):
         if not isinstance(text, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def evaluation_sets(
     data_suites = [suite for suite in options.suite if suite in OF_DATA]
     only_suite = data_suites[0] if len(data_suites) == 1 else None
     for name, suite, source in _sources(options.data):
-        data = _read(name, suite or only_suite, source, reporter)
+        data = _read(name, suite or only_suite, source, options.column, reporter)
         if options.suite and data.suite not in options.suite:
             raise OptionError(
                 f"is for suite {data.suite}, which is not evaluated",
@@ -141,7 +141,7 @@ def _suite_and_path(given: str) -> tuple[str | None, Path]:
     return suite if is_named else None, path
 
 
-def _read(name: str, suite: str | None, source: Any, reporter: Reporter) -> EvaluationSet:
+def _read(name: str, suite: str | None, source: Any, columns: Mapping[str, str], reporter: Reporter) -> EvaluationSet:
     """Read data for a suite, or for the suite that fits its content."""
     is_folder = isinstance(source, Path) and is_unpublished(source)
     if suite == "retrieval" and not is_folder:
@@ -156,19 +156,20 @@ def _read(name: str, suite: str | None, source: Any, reporter: Reporter) -> Eval
     elif suite == "probe" and is_folder:
         data = Probe.read(name, source)
     else:
-        data = _of_examples(name, suite, source)
+        data = _of_examples(name, suite, source, columns)
     for note in (*(read.told for read in data.rows_read), *data.notes):
         reporter.note(note)
     return data
 
 
-def _of_examples(name: str, suite: str | None, source: Any) -> ScoredPairs | Probe:
+def _of_examples(name: str, suite: str | None, source: Any, columns: Mapping[str, str]) -> ScoredPairs | Probe:
     """Return a set of examples for a suite; without one, pairs are scored if their labels are numbers."""
     if isinstance(source, Path):
         texts = evaluation_source(source)
     else:
         data = split_of(source, EVALUATION_SPLITS)
         texts = Source(name, memory=list(data) if isinstance(data, Iterator) else data)
+    texts = replace(texts, columns=columns)
     if suite is None:
         suite = "pairs" if texts.corpus.content in ("scored pairs", "pairs") else "probe"
     if suite == "pairs":
