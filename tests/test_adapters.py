@@ -101,9 +101,9 @@ def test_documents_have_several_sentences_or_are_what_was_written_for_one_text()
         (
             Example("a", "b", 1.5),
             "scored pairs",
-            "data.jsonl, example 1: its score is 1.5; scores are between 0 and 1; .*label_type='class'",
+            "data.jsonl: the score of .* is 1.5; scores are between 0 and 1; .*label_type='class'",
         ),
-        (Example("a", "b", 2.0), "triplets", "example 1: its score is 2.0"),
+        (Example("a", "b", 2.0), "triplets", "the score of .* is 2; scores are between 0 and 1"),
         (Example("One."), "documents", "no documents can be made of its texts; give a file with one document"),
     ],
 )

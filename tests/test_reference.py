@@ -373,7 +373,7 @@ def test_batches_are_those_of_the_authors_code() -> None:
         fitted = fit_batch_size(objective, context.hyperparameters, rows, 1)
         assert fitted.batch_size == objective.defaults.batch_size
         assert count_steps(objective, context, len(rows)) == steps, "rows that fill no batch are left out, or are not"
-    with pytest.raises(OptionError, match="there are only 100 rows for a whole batch"):
+    with pytest.raises(OptionError, match="there are only 100 rows for a batch of 200"):
         count_steps(get_objective("mirror-bert"), followed("mirror-bert"), 100)
     repeated = Dataset.from_dict({"anchor": ["a"] * 600, "positive": ["b"] * 600, "negative": ["c"] * 600})
     sup = get_objective("simcse-sup")

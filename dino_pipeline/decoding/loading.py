@@ -214,10 +214,11 @@ def _source(model: ModelRef) -> dict[str, Any]:
 
 def _read(kind: Any, model: ModelRef) -> Any:
     """Return a model's configuration or tokenizer. A GGUF file is read once, as that can take many seconds."""
-    path, source = model.path("generator"), _source(model)
+    source = _source(model)
     if model.gguf is None:
-        return kind.from_pretrained(path, **source)
-    return copy.deepcopy(_read_gguf(kind, path, model.revision, model.gguf, _gguf_file(model).stat().st_mtime_ns))
+        return kind.from_pretrained(model.path("generator"), **source)
+    file = _gguf_file(model)
+    return copy.deepcopy(_read_gguf(kind, file, file.stat().st_mtime_ns))
 
 
 def _gguf_file(model: ModelRef) -> Path:
@@ -234,9 +235,9 @@ def _gguf_file(model: ModelRef) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_gguf(kind: Any, path: str, revision: str | None, file: str, changed: int) -> Any:
+def _read_gguf(kind: Any, file: Path, changed: int) -> Any:
     """Return what a GGUF file holds; ``changed`` is when it was written, so that another file of that name is read."""
-    return kind.from_pretrained(path, revision=revision, gguf_file=file)
+    return kind.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
 def _load(model: ModelRef, device: str, device_map: str | None) -> tuple[Any, Any]:
