@@ -180,7 +180,8 @@ class ExampleReader:
             found = self._converted(table, numeric_labels)
         for number, example in found:
             if must_be_number and isinstance(example.label, str):
-                raise DataError(f'{place(table, number)}: "label" must be a number (it is {short(example.label)})')
+                label = self._column_of("label")
+                raise DataError(f"{place(table, number)}: {label} must be a number (it is {short(example.label)})")
             yield number, example
 
     def _records(self, table: JsonLines, numeric_labels: bool) -> Iterator[tuple[int, Example]]:
@@ -202,7 +203,13 @@ class ExampleReader:
             if label is UNDECIDED or (label == NOBODY_AGREED and roles["label"] == "gold_label"):
                 self._leave_out(NO_CLASS, table, number)
                 continue
-            example = example_of(values, where, numeric_labels)
+            try:
+                example = example_of(values, where, numeric_labels)
+            except DataError as error:  # it names the record's field
+                message = error.message
+                for role in roles:
+                    message = message.replace(f'"{role}"', self._column_of(role))
+                raise DataError(message, error.remedy) from error
             if example.label is None and not any(text.strip() for text in example.texts):
                 self._leave_out(NO_TEXT, table, number)
                 continue
@@ -225,6 +232,11 @@ class ExampleReader:
             unused = [str(column) for column in columns if column and column not in roles.values()]
             self._unused.update(dict.fromkeys([] if _is_without_header(table) else unused))
         return self._roles_of[columns]
+
+    def _column_of(self, role: str) -> str:
+        """Return the column of a field, as messages name it."""
+        columns = [str(roles[role]) for roles in self._roles_of.values() if role in roles]
+        return f'"{columns[-1] if columns else role}"'
 
     def _check_header(self, table: Table) -> None:
         """Raise `DataError` if a header names no column of texts."""

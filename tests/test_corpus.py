@@ -74,7 +74,7 @@ def test_columns_are_named_where_their_names_do_not_say(tmp_path: Path) -> None:
         read(tmp_path / "c.parquet", columns={"text_a": "docstring", "text_b": "code"})
     (tmp_path / "c.jsonl").write_text('{"abstract": "One.", "year": 3}\n')
     assert read(tmp_path / "c.jsonl", columns={"text_a": "abstract"}).examples == [Example("One.")]
-    with pytest.raises(DataError, match=r"line 1: \"text_a\" must be a string \(it is 3\)"):
+    with pytest.raises(DataError, match=r"line 1: \"year\" must be a string \(it is 3\)"):
         read(tmp_path / "c.jsonl", columns={"text_a": "year"})
 
 

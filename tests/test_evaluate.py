@@ -177,7 +177,7 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path: Path, gold: Path, toy_enc
 
 def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "gold.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,inf\n")
-    with pytest.raises(DataError, match=r'line 3: "label" must be a number \(it is "inf"\)'):
+    with pytest.raises(DataError, match=r'line 3: "score" must be a number \(it is "inf"\)'):
         ScoredPairs.read("gold", tmp_path / "gold.csv")
 
 

@@ -173,7 +173,7 @@ def test_quotes_that_all_close_are_those_of_a_table(tmp_path: Path) -> None:
         ("a.csv", "words,label\nx,1\n", "a.csv, line 1: text_a is missing (the columns are words, label)"),
         ("a.csv", "text,text\nx,1\n", "a.csv, line 1: two columns have the name 'text'"),
         ("a.csv", "\n", "a.csv: is empty"),
-        ("a.json", '[\n{"text": "x"},\n{"text": 5}\n]', 'a.json, line 3: "text_a" must be a string (it is 5)'),
+        ("a.json", '[\n{"text": "x"},\n{"text": 5}\n]', 'a.json, line 3: "text" must be a string (it is 5)'),
         ("a.json", '[{"text": "x"},\n{"text": "y"}', "a.json, line 2: the array does not end"),
         ("a.json", '[{"text": "x"}\n{"text": "y"}]', "a.json, line 2: not JSON (a comma is missing"),
         ("a.json", '[{"text": "x"}]\n[1]', "a.json, line 2: there is more behind the array"),
@@ -252,7 +252,7 @@ def test_the_sts_benchmark_is_known_without_a_header(tmp_path: Path) -> None:
 
 def test_columns_are_found_by_name_whatever_the_case_or_separator(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('Index;Sentence1 ;SENTENCE2;Score\n1;"a;b";c;0,5\n')
-    with pytest.raises(DataError, match=r'line 2: "label" must be a number \(it is "0,5"\)'):
+    with pytest.raises(DataError, match=r'line 2: "Score" must be a number \(it is "0,5"\)'):
         read(tmp_path / "a.csv", "score")
     (tmp_path / "a.csv").write_text('Index;Sentence1 ;SENTENCE2;Score\n1;"a;b";c;0.5\n')
     assert read(tmp_path / "a.csv") == [Example("a;b", "c", 0.5)]
