@@ -31,6 +31,7 @@ from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.readers import ExampleReader, LabelType, list_reader
 from dino_pipeline.rows import UNDECIDED, with_class_names
 from dino_pipeline.training.corpus import Source
+from tests.commands import refused
 from tests.hub import Repo, local_hub
 from tests.pairs import Words
 from tests.toys import Listener
@@ -437,6 +438,7 @@ def test_a_folder_of_tables_is_a_dataset_packed_or_not(tmp_path: Path) -> None:
         assert {text for _, text in texts_of(Path(exclusion_files([str(tmp_path / name)], tmp_path)[0]))} >= {
             text for example in expected for text in example.texts
         }
+    assert "plain: is a dataset; name the folder to write with --run" in refused("filter", tmp_path / "plain")
     with pytest.raises(DataError, match=r"train\[:2\] is no whole split, and its files are text; choose from train"):
         open_tables(str(tmp_path / "plain"), split="train[:2]")
 

@@ -28,7 +28,7 @@ from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
 from dino_pipeline.progress import clock, table
 from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
-from dino_pipeline.run import Run, is_unpublished
+from dino_pipeline.run import Run, is_data_folder, is_unpublished
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts
@@ -167,7 +167,7 @@ def filter_command(source: Path | None, list_rules: bool = False, **given: Any) 
 
 def _require_run(source: Path) -> None:
     """Raise `OptionError` unless the source is a run, which is where the result is written."""
-    if is_unpublished(source):
+    if is_unpublished(source) and not is_data_folder(source):
         return
     if not source.exists():
         raise OptionError(
