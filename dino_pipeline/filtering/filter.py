@@ -245,11 +245,9 @@ def _open_source(
     if not in_memory and _run_of(source) is None:
         before = source.record if isinstance(source, FilteredPairs) else None
         return open_examples(source, spec, chosen.label_type, before, chosen.column)
-    for option in ("label_type", "column"):
+    for option, what in (("label_type", "labels"), ("column", "columns")):
         if value := getattr(chosen, option):
-            raise OptionError(
-                "texts and labels of a run are what its spec says", "leave it out", option=option, value=value
-            )
+            raise OptionError(f"the {what} of a run are what its spec says", "leave it out", option=option, value=value)
     if spec is not None and spec.digest != (source.spec if in_memory else load_spec(run.spec)).digest:
         raise OptionError("a run has a spec of its own", "leave it out", option="spec", value=spec.task_name)
     return None

@@ -59,7 +59,10 @@ def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
 
 def _stripped_texts(texts: Iterable[Any], columns: Mapping[str, str]) -> list[str]:
     """Return texts as they are read from a file: without space around them, and without empty ones."""
-    if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+    if isinstance(texts, Mapping):
+        names = ", ".join(map(str, texts)) or "none"
+        raise DataError(f"the inputs are a dict of {names}", "give one of its values, as a list of texts")
+    if hasattr(texts, "columns") or hasattr(texts, "column_names"):
         return list(list_reader(texts, name="the inputs", columns=columns).texts())
     stripped_texts = []
     for number, text in enumerate(texts):
