@@ -17,8 +17,8 @@ from dino_pipeline.readers import ExampleReader
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.tables import open_file
 
-KINDS = {"auto": "auto", "text": "text", "jsonl": "json", "sts": "delimited"}
-"""Kinds of tables by the name of an input format."""
+FORMATS = {"auto": "auto", "text": "text", "jsonl": "json", "sts": "tsv"}
+"""Kind of table by the name of an input format."""
 
 
 class DistinctTexts:
@@ -69,7 +69,10 @@ class InputTexts:
 
     def __iter__(self) -> Iterator[str]:
         is_file = self.path.is_file() or self.input_format != "auto"
-        tables = [open_file(self.path, KINDS[self.input_format])] if is_file else open_tables(str(self.source))
+        kind = (
+            "csv" if self.input_format == "sts" and self.path.suffix.lower() == ".csv" else FORMATS[self.input_format]
+        )
+        tables = [open_file(self.path, kind)] if is_file else open_tables(str(self.source))
         self.reader = ExampleReader(self.path.name, tables, self.columns)
         empty = True
         for text in distinct(self.reader.texts(of_pairs=self.input_format == "sts")):

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pyarrow import DataType, RecordBatch, Schema
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-DELIMITED_ENDINGS = (".csv", ".tsv")
-TEXT_ENDINGS = (*JSON_ENDINGS, *DELIMITED_ENDINGS, ".txt")
+TEXT_ENDINGS = (*JSON_ENDINGS, ".csv", ".tsv", ".txt")
 TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet", ".arrow", ".feather")
 KINDS = {
     **dict.fromkeys(JSON_ENDINGS, "json"),
-    **dict.fromkeys(DELIMITED_ENDINGS, "delimited"),
+    ".csv": "csv",
+    ".tsv": "tsv",
     **dict.fromkeys((".parquet", ".arrow", ".feather"), "columnar"),
 }
 """Kind of the tables in files, by ending."""
@@ -35,19 +35,18 @@ def open_file(path: Path, kind: str = "auto") -> Table:
 
     Args:
         path: the file.
-        kind: ``json``, ``delimited``, ``text``, ``columnar``, or ``auto``: by the ending; other endings hold
-            a text a line.
+        kind: ``json``, ``csv``, ``tsv``, ``text``, ``columnar``, or ``auto``: by the ending; files with other endings
+            hold a text a line.
 
     Raises:
         DataError: the file is not there, or is not what its ending says.
     """
-    ending = path.suffix.lower()
     if kind == "auto":
-        kind = KINDS.get(ending, "text")
+        kind = KINDS.get(path.suffix.lower(), "text")
     if kind == "json":
         return JsonDocument(path) if is_document(path) else JsonLines(path)
-    if kind == "delimited":
-        return DelimitedFile.open(path, DELIMITERS if ending == ".csv" else "\t")
+    if kind in ("csv", "tsv"):
+        return DelimitedFile.open(path, DELIMITERS if kind == "csv" else "\t")
     return ColumnarFile(path) if kind == "columnar" else TextLines(path)
 
 

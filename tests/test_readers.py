@@ -429,6 +429,9 @@ def test_a_folder_of_tables_is_a_dataset_packed_or_not(tmp_path: Path) -> None:
     (tmp_path / "packed" / "train.tsv.gz").write_bytes(gzip.compress(content.encode()))
     expected = read(tmp_path / "plain" / "train.tsv")
     assert len(expected) == 40
+    (tmp_path / "commas").mkdir()
+    (tmp_path / "commas" / "train.csv.gz").write_bytes(gzip.compress(b'text,label\n"one, two",a\nthree,b\n'))
+    assert [(each.text_a, each.label) for each in read(tmp_path / "commas")] == [("one, two", "a"), ("three", "b")]
     for name in ("plain", "packed"):
         assert read(tmp_path / name) == expected, name
         assert (
