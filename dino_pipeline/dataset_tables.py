@@ -29,7 +29,7 @@ def open_tables(
         revision: of a Hub id.
 
     Raises:
-        DataError: there is no such file or dataset, or it cannot be read.
+        DataError: the file or dataset does not exist, or cannot be read.
     """
     path = Path(name)
     if path.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 from dino_pipeline.errors import DataError, first_line, short
 from dino_pipeline.examples import COLUMN_NAMES
 from dino_pipeline.files import MAX_LINE
-from dino_pipeline.rows import FileTable, Row
+from dino_pipeline.rows import FileTable, Row, check_names
 from dino_pipeline.text import as_number
 from dino_pipeline.text_files import open_text, read_lines
 
@@ -40,15 +40,15 @@ class DelimitedFile(FileTable):
 
     @property
     def has_names(self) -> bool:
-        """Return whether the header holds a usual name of texts, so that it is no row."""
+        """Return whether the first row names a column of texts: it is a header, not data."""
         return _names_texts(self.columns)
 
     @property
     def read_as(self) -> str:  # type: ignore[override]
-        several = (
-            f"{len(self.line_ends)} cells hold line ends (the first in {self.line_ends[0]})" if self.line_ends else ""
-        )
-        return "; ".join(filter(None, [self.understood, several]))
+        notes = [self.understood] if self.understood else []
+        if self.line_ends:
+            notes.append(f"{len(self.line_ends)} cells hold line ends (the first in {self.line_ends[0]})")
+        return "; ".join(notes)
 
     @classmethod
     def open(cls, path: Path, delimiters: str) -> DelimitedFile:
@@ -73,11 +73,7 @@ class DelimitedFile(FileTable):
         return cls(path, delimiter, quoted, columns, 0 if layout else number, "; ".join(filter(None, notes)))
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        named = [column for column in self.columns if column]
-        if repeated := [column for at, column in enumerate(named) if column in named[:at]]:
-            raise DataError(
-                f"{self.path}, line {self.header}: two columns have the name {repeated[0]!r}; each needs its own"
-            )
+        check_names([column for column in self.columns if column], f"{self.path}, line {self.header}")
         may_have_more = not self.header and self.columns == STS_BENCHMARK
         self.line_ends.clear()
         for number, cells in self.cells():

@@ -17,7 +17,7 @@ OTHER_KINDS = {
     "SparseEncoder": "a sparse encoder, whose embeddings are weights of words",
     "MultiVectorEncoder": "a late-interaction encoder, which has an embedding of each token",
 }
-"""Models of sentence-transformers that are no bi-encoders, by the type that their folders name."""
+"""What other models of sentence-transformers are, by the model type that their files give."""
 NO_TEXT_TABLES = ("relative", "vision", "visual", "image", "audio", "entity", "x_position", "y_position", "h_", "w_")
 """Parts of the names of tables of positions that are not those of a text's tokens."""
 TRIED = ("a", "a text of some more words than the other")
@@ -33,7 +33,7 @@ def name_on_hub(name: str) -> str:
 
 
 def check_kind(name: str, revision: str | None) -> None:
-    """Refuse a model whose files say that it is no bi-encoder, or that it computes by code of its own.
+    """Refuse a model that is not a bi-encoder, or that needs code from its own folder, as its files say.
 
     Raises:
         ModelError: it is a cross-encoder, a sparse or a late-interaction one, an adapter of a model that is not there,
@@ -159,7 +159,7 @@ def _input_rows(backbone: Any) -> int | None:
     """Return the number of token vectors that a model has, None if it is not known."""
     try:
         rows: int | None = getattr(backbone.get_input_embeddings(), "num_embeddings", None)
-    except (AttributeError, NotImplementedError):  # there is no such table
+    except (AttributeError, NotImplementedError):  # some models have no table of token vectors
         return None
     return rows
 

@@ -69,9 +69,9 @@ class InputTexts:
 
     def __iter__(self) -> Iterator[str]:
         is_file = self.path.is_file() or self.input_format != "auto"
-        kind = (
-            "csv" if self.input_format == "sts" and self.path.suffix.lower() == ".csv" else FORMATS[self.input_format]
-        )
+        kind = FORMATS[self.input_format]
+        if kind == "tsv" and self.path.suffix.lower() == ".csv":  # the first line tells what separates its cells
+            kind = "csv"
         tables = [open_file(self.path, kind)] if is_file else open_tables(str(self.source))
         self.reader = ExampleReader(self.path.name, tables, self.columns)
         empty = True

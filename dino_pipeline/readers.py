@@ -1,8 +1,8 @@
 """Examples in whatever users bring: which column is which, and how a cell becomes a value. One set of rules for all.
 
 - Columns have the record's names, usual other ones (`COLUMN_NAMES`), or those that the user says.
-- Labels are numbers where a score is asked for. Of pairs of which nobody says, those that spell numbers are numbers.
-  All others are the names of classes, as they stand there.
+- Labels are numbers if a score is asked for. If nobody says what labels are, those of pairs that spell numbers are
+  numbers. All others are the names of classes, as they stand in the file.
 - An empty label is none. Rows of classified data that nobody could classify are left out, and counted.
 """
 
@@ -27,6 +27,7 @@ from dino_pipeline.rows import (
     Row,
     RowsRead,
     Table,
+    check_names,
     place,
 )
 from dino_pipeline.text import as_number
@@ -38,7 +39,6 @@ LOOKED_AT = 1000
 """Rows that tell whether a file holds records."""
 SCORE_NAMES = ("score", "similarity_score", "similarity")
 """Columns of labels that are numbers."""
-SCORES_OR_CLASSES = "write scores as 0.5; if these are names of classes, give {label_type=class}"
 NOBODY_AGREED = "-"
 """The class of pairs that their annotators could not agree on, as SNLI writes it."""
 NO_CLASS, NO_TEXT = "without a class", "without text"
@@ -57,7 +57,7 @@ def content_of(example: Example) -> Content:
 
 @dataclass
 class ExampleReader:
-    """The examples of tables, in order. Each iteration reads them again, and counts.
+    """The examples of tables, in order, all of the kind of the first. Each iteration reads them again, and counts.
 
     Args:
         name: of the data, for notes and the record.
@@ -65,7 +65,6 @@ class ExampleReader:
         columns: columns that are ``text_a``, ``text_b`` and ``label``, where their names do not say.
         label_type: ``score``: every label must be a number; ``class``: all are names; None: see the module.
         skip_blank: leave out rows without text.
-        one_kind: refuse rows of another kind than the first, say pairs among texts.
         labelled: refuse rows without a label.
     """
 
@@ -74,7 +73,6 @@ class ExampleReader:
     columns: Mapping[str, str] = field(default_factory=dict)
     label_type: LabelType | None = None
     skip_blank: bool = False
-    one_kind: bool = True
     labelled: bool = False
     _rows: int = field(default=0, init=False)
     _left_out: dict[str, LeftOut] = field(default_factory=dict, init=False)
@@ -102,8 +100,7 @@ class ExampleReader:
                     raise DataError(
                         f"{place(table, number)}: has no label{columns}", "give each one, or {column=label=NAME}"
                     )
-                if self.one_kind:
-                    self._check_kind(example, table, number)
+                self._check_kind(example, table, number)
                 yield example
 
     @property
@@ -221,7 +218,8 @@ class ExampleReader:
         """Raise `DataError` if the label of a pair stands in a column of scores and is no number."""
         column = str(roles["label"])
         if column.strip().lower() in SCORE_NAMES:
-            raise DataError(f"{where}: {column!r} must be a number (it is {short(label)})", SCORES_OR_CLASSES)
+            remedy = "write scores as 0.5; if these are names of classes, give {label_type=class}"
+            raise DataError(f"{where}: {column!r} must be a number (it is {short(label)})", remedy)
 
     def _roles(self, row: Row, table: Table, number: int) -> dict[str, Hashable]:
         """Return the column of each of the record's fields that a row has."""
@@ -349,9 +347,7 @@ def list_reader(
     elif hasattr(source, "to_dicts"):  # a polars frame
         table = ListRows(source.to_dicts(), FIELDS, name)
     elif hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
-        repeated = list(source.columns[source.columns.duplicated()])
-        if repeated:
-            raise DataError(f"{name}: two columns have the name {str(repeated[0])!r}; each needs its own")
+        check_names(list(source.columns), name)
         table = ListRows(source.to_dict(orient="records"), FIELDS, name)
     else:
         table = ListRows(list(source), FIELDS, name)

@@ -109,6 +109,15 @@ class FileTable(Table):
         return str(self.path)
 
 
+def check_names(names: Sequence[Hashable], where: str) -> None:
+    """Raise `DataError` if two columns have the same name; the message begins with ``where``."""
+    seen: set[Hashable] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{where}: two columns have the name {str(name)!r}; each needs its own")
+        seen.add(name)
+
+
 def place(table: Table, number: int) -> str:
     """Return table and row in words: ``data.csv, line 7``."""
     return f"{table.name}, {table.unit} {number}" if table.unit != "example" else f"example {number}"

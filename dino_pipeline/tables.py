@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, ClassVar
 from dino_pipeline.delimited_files import DELIMITERS, DelimitedFile
 from dino_pipeline.errors import DataError, first_line
 from dino_pipeline.json_files import JsonDocument, JsonLines, is_document
-from dino_pipeline.rows import ROWS_AT_A_TIME, TEXT, FileTable, Row, Table, with_class_names, with_missing
+from dino_pipeline.rows import ROWS_AT_A_TIME, TEXT, FileTable, Row, Table, check_names, with_class_names, with_missing
 from dino_pipeline.text_files import as_data_errors, read_lines
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ class ColumnarFile(FileTable):
             with as_data_errors(self.path), open(self.path, "rb") as file:
                 for batch in _batches(file):
                     names = batch.schema.names
-                    if repeated := [name for at, name in enumerate(names) if name in names[:at]]:
-                        raise DataError(f"{self.path}: two columns have the name {repeated[0]!r}; each needs its own")
+                    check_names(names, self.name)
                     classes = _class_names(batch.schema)
                     plain = [name for name in names if _is_plain(batch.schema.field(name).type)]
                     for row in batch.select(plain).to_pylist():

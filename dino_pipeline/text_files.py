@@ -70,7 +70,7 @@ def encoding_of(path: Path) -> str:
 
 
 def has_plain_lines(path: Path) -> bool:
-    """Return whether a file is UTF-8 whose lines end in a line feed, as processes read it that share its lines."""
+    """Return whether a file is UTF-8 and its lines end in line feeds. Several processes can then read parts of it."""
     with as_data_errors(path), open(path, "rb") as file:
         start = file.read(SAMPLE)
     return encoding_of(path).startswith("utf-8") and start.count(b"\r") == start.count(b"\r\n")

@@ -97,11 +97,11 @@ def _published_examples(source: str, name: str, label_type: LabelType | None) ->
     A dataset of this package holds the filtered texts and, in the configuration ``raw``, those that were written.
 
     Raises:
-        DataError: there is no such file or dataset, or it holds no texts.
+        DataError: the dataset does not exist, or cannot be read.
     """
     tables, is_ours = open_tables(source), _is_of_this_package(source)
     if is_ours:
-        with suppress(DataError):  # there is no such configuration
+        with suppress(DataError):  # the dataset may lack this configuration
             raw = open_tables(source, config="raw")
             if {"text_a", "label", *PROVENANCE} <= set(_first_row(raw)):
                 tables, is_ours = raw, False

@@ -133,7 +133,7 @@ def _is_telling(normal: str) -> bool:
 
 
 def word_hashes(normal: str) -> Iterator[int]:
-    """Yield the hash of every `WORDS` words in a row, from each unit on that so many follow."""
+    """Yield the hash of each run of `WORDS` words. A run begins at every unit that has enough units behind it."""
     parts = units(normal)
     if len(parts) < WORDS:
         return

@@ -92,7 +92,7 @@ def recognised_in(table: ExampleTable, options: FilterOptions) -> tuple[PostProc
 
 
 def store_written(table: ExampleTable, found: PostProcessing) -> None:
-    """Make the view ``written`` of the remaining rows that are no random pairs."""
+    """Make the view ``written``: the remaining rows without the random pairs."""
     condition = ""
     if found.random_pairs:
         condition = f"WHERE label <> {table.labels.index(RANDOM)}"

@@ -76,16 +76,18 @@ class TrainingTexts:
         )
 
     @property
+    def _sources(self) -> list[Source]:
+        sources = (self.train, self.dev, self.select_on, self.sentences and self.sentences.train)
+        return [source for source in sources if source]
+
+    @property
     def rows_read(self) -> tuple[RowsRead, ...]:
         """Return what was read of each source."""
-        sources = (self.train, self.dev, self.select_on, self.sentences and self.sentences.train)
-        read = [source.corpus.rows_read for source in sources if source]
-        return tuple(each for each in read if each)
+        return tuple(read for source in self._sources if (read := source.corpus.rows_read))
 
     def digest(self) -> str:
         """Return the digests of all texts, joined by ``+``; that of the texts to train on is first."""
-        sources = (self.train, self.dev, self.select_on, self.sentences and self.sentences.train)
-        return "+".join(source.digest() for source in sources if source)
+        return "+".join(source.digest() for source in self._sources)
 
     @cached_property
     def parts(self) -> tuple[Corpus, Corpus]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, ScoredPairs
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.progress import Reporter
-from dino_pipeline.readers import split_of
+from dino_pipeline.readers import LabelType, split_of
 from dino_pipeline.run import Run, is_data_folder, is_unpublished
 from dino_pipeline.training.corpus import Source, evaluation_source
 
@@ -167,11 +167,8 @@ def _of_examples(name: str, suite: str | None, source: Any, columns: Mapping[str
     if isinstance(source, Path):
         texts = evaluation_source(source)
     else:
-        data = split_of(source, EVALUATION_SPLITS)
-        texts = Source(name, memory=list(data) if isinstance(data, Iterator) else data)
-    texts = replace(texts, columns=columns)
-    if suite is None:
-        suite = "pairs" if texts.corpus.content in ("scored pairs", "pairs") else "probe"
-    if suite == "pairs":
-        return ScoredPairs.of(name, replace(texts, label_type="score").corpus)
-    return Probe.of(name, replace(texts, label_type="class").corpus)
+        texts = Source(name, memory=split_of(source, EVALUATION_SPLITS))
+    label_types: dict[str | None, LabelType] = {"pairs": "score", "probe": "class"}
+    corpus = replace(texts, columns=columns, label_type=label_types.get(suite)).corpus
+    is_scored = suite == "pairs" or (suite is None and corpus.content in ("scored pairs", "pairs"))
+    return ScoredPairs.of(name, corpus) if is_scored else Probe.of(name, corpus)
