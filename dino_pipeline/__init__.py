@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts, generate
     from dino_pipeline.generation.preview import Preview, preview
     from dino_pipeline.processes import Stopped
+    from dino_pipeline.publishing.export import export
     from dino_pipeline.publishing.publish import publish
     from dino_pipeline.publishing.report import report
-    from dino_pipeline.publishing.verify import export, verify
+    from dino_pipeline.publishing.verify import verify
     from dino_pipeline.run import Run
     from dino_pipeline.spec import TaskSpec
     from dino_pipeline.spec_file import load_spec
@@ -93,7 +94,8 @@ _MODULES = {
     "generation.preview": ("Preview", "preview"),
     "publishing.publish": ("publish",),
     "publishing.report": ("report",),
-    "publishing.verify": ("export", "verify"),
+    "publishing.export": ("export",),
+    "publishing.verify": ("verify",),
     "processes": ("Stopped",),
     "run": ("Run",),
     "spec": ("TaskSpec",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dino_pipeline.errors import DataError, OutputError, RunError, first_line
+from dino_pipeline.errors import DataError, OutputError, first_line
 
 if TYPE_CHECKING:
     import duckdb
@@ -104,6 +105,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to ``NAME.changed``, with a number if that exists, and return the new path.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    names = (f"{path.name}.changed{suffix}" for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))))
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
 @contextlib.contextmanager
 def folder_replaced(folder: Path) -> Iterator[Path]:
     """Give an empty folder that replaces ``folder`` when the block ends without an error.
@@ -136,6 +151,11 @@ def _undo_replacement(folder: Path, new: Path, old: Path) -> None:
         old.rename(folder)
     for path in (new, old):
         remove(path)
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return a file itself, or all files in a folder, in order."""
+    return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -220,22 +240,18 @@ class Checksums:
         """Return whether all files were finished and still exist."""
         return all(path.exists() and self._name(path) in self.known for path in paths)
 
+    def recorded(self, path: Path) -> str | None:
+        """Return the SHA-256 that a file had when it was finished, None if it never was."""
+        return self.known.get(self._name(path))
+
+    def files_of(self, folder: Path) -> list[Path]:
+        """Return the finished files of a folder, whether they still exist or not."""
+        prefix = f"{self._name(folder)}/"
+        return [self.folder / name for name in self.known if name.startswith(prefix)]
+
     def first_changed(self, *paths: Path) -> Path | None:
         """Return the first file whose content differs from what was recorded, None if there is none."""
         return next((path for path in paths if self.known.get(self._name(path)) != file_digest(path)), None)
-
-    def check(self, digests: Mapping[Path, str]) -> None:
-        """Compare the SHA-256 of files with what was recorded; files without a record pass.
-
-        Raises:
-            RunError: a file has changed since it was finished.
-        """
-        for path, digest in digests.items():
-            if self.known.get(self._name(path), digest) != digest:
-                raise RunError(
-                    f"{path}: is not what was written ({self.file.name} has another checksum)",
-                    "run the same {generate()} again, which writes the file again",
-                )
 
     def tidy(self) -> None:
         """Sort the lines by name, keep one line per file, and drop files that no longer exist."""

@@ -18,15 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from dino_pipeline import __version__
 from dino_pipeline.models import POCKET
-from dino_pipeline.stage_records import (
-    EvaluateRecord,
-    FilterRecord,
-    FinetuneRecord,
-    GenerateRecord,
-    Record,
-    StageRecord,
-    TextsOrigin,
-)
+from dino_pipeline.record_base import Record, StageRecord
+from dino_pipeline.stage_records import EvaluateRecord, FilterRecord, FinetuneRecord, GenerateRecord, TextsOrigin
 
 FORMAT: Literal[3] = 3
 """Format of run.json that is written; 2 is read, too."""
@@ -65,6 +58,15 @@ class RunRecord(Record):
 
     def without(self, stage: str) -> RunRecord:
         return self.model_copy(update={stage: None})
+
+    @property
+    def stages(self) -> list[StageRecord]:
+        """Return the records of the stages that ran, in order."""
+        return [found for found in (self.generate, self.filter, self.finetune, self.evaluate) if found]
+
+    def without_files(self) -> RunRecord:
+        """Return a copy without the files of the stages, for a folder that holds others."""
+        return self.model_copy(update={record.stage: record.updated(files={}) for record in self.stages})
 
     def texts_origin(self) -> TextsOrigin:
         """Return where the texts that the run's encoder learnt from come from.

@@ -5,144 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import JsonValue
 
-from dino_pipeline.dataset_tables import ending_of
+from dino_pipeline.damage import GONE, Damage, damaged_files, damaged_shards, damaged_texts, finished_files
 from dino_pipeline.errors import OutputError, RunError, first_line, short
-from dino_pipeline.files import Checksums, remove, write_bytes, write_json
+from dino_pipeline.files import Checksums, remove, set_aside, write_bytes, write_json
+from dino_pipeline.layout import Layout
 from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
+from dino_pipeline.record_base import StageRecord
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord, StageRecord, TextsOrigin
-from dino_pipeline.tables import TABLE_ENDINGS
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord, TextsOrigin
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
-CHECKSUMS = "SHA256SUMS"
-LINEAGE = "lineage.json"
-"""File of a published folder that says where it comes from."""
-
-
-def is_unpublished(path: Path) -> bool:
-    """Return whether a path is a folder that can be a run.
-
-    A published folder also holds a run.json, a copy; its lineage.json tells it from a run.
-    """
-    return path.is_dir() and not (path / LINEAGE).exists()
-
-
-def is_data_folder(path: Path) -> bool:
-    """Return whether a folder holds tables and no run: a dataset that `datasets` reads."""
-    if not path.is_dir() or (path / "run.json").exists():
-        return False
-    files = [*path.glob("*.*"), *path.glob("data/*.*")]
-    return any(ending_of(str(file)) in TABLE_ENDINGS for file in files)
 
 
 def _result(record: StageRecord) -> dict[str, JsonValue]:
     """Return what a record says of the result, without the circumstances in which it was made."""
-    circumstances = {"status", "settings", "versions", "started", "ended"}
+    circumstances = {"status", "settings", "versions", "started", "ended", "files"}
     return record.model_dump(mode="json", exclude=circumstances)  # type: ignore[no-any-return]
-
-
-class At:
-    """The path of a file or folder of a run, given its name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layout: Layout, owner: type | None = None) -> Path:
-        return layout.path / self.name
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The files and folders of a run."""
-
-    path: Path
-
-    record_file = At("run.json")
-    """The record of each stage; see `record`."""
-    spec = At("spec.json")
-    """The task spec, inputs spec included."""
-    inputs = At("inputs.jsonl")
-    """The texts that fill <X1>."""
-    shards = At("shards")
-    """Accepted texts, in files of fixed content."""
-    rejected = At("rejected")
-    """Texts that generation rejected, with the reasons: one file for each shard."""
-    input_shards = At("input-shards")
-    """Accepted texts of the spec that writes the inputs."""
-    input_rejected = At("input-rejected")
-    """Rejected texts of the spec that writes the inputs."""
-    received = At("received.jsonl")
-    """Texts of a server that no shard holds yet."""
-    train = At("train.jsonl")
-    """Pairs to train on."""
-    dev = At("dev.jsonl")
-    """Pairs to choose the best checkpoint on."""
-    dropped = At("dropped.jsonl")
-    """Pairs that the filter stage did not keep, with reasons."""
-    flagged = At("flagged.jsonl")
-    """Kept pairs that a user may want to look at: personal data."""
-    label_scores = At("label-scores")
-    """How likely the generator finds each pair under every label."""
-    model = At("model")
-    """The trained bi-encoder."""
-    checkpoints = At("checkpoints")
-    """Training's own checkpoints; gone once the model is there."""
-    scores = At("scores.json")
-    """What evaluation found."""
-    comparison = At("compare")
-    """Trainings by several objectives, and their table."""
-    report = At("report.html")
-    """What a reader should know of the run, on one page."""
-    pictures = At("pictures")
-    """The report's pictures, a PNG each."""
-    estimate = At("estimate.json")
-    """What a preview found the texts to take."""
-    hub = At("hub")
-    """The dataset and the model as they are published."""
-
-    def outputs(self, stage: str) -> list[Path]:
-        """Return the files and folders that a stage makes; without them it is not done."""
-        return {
-            "generate": [self.spec, self.shards],
-            "filter": [self.train, self.dev, self.dropped, self.flagged],
-            "finetune": [self.model],
-            "evaluate": [self.scores],
-        }[stage]
-
-    def partial(self, stage: str) -> list[Path]:
-        """Return the files and folders that a later call of an unfinished stage goes on with."""
-        return {
-            "generate": [self.inputs, *self.text_folders, self.received, self.path / CHECKSUMS],
-            "finetune": [self.checkpoints],
-        }.get(stage, [])
-
-    @property
-    def is_run(self) -> bool:
-        return self.record_file.exists() and is_unpublished(self.path)
-
-    @property
-    def held_out(self) -> Path | None:
-        """The pairs that are not trained on, None where there are none."""
-        return self.dev if self.dev.exists() and self.dev.stat().st_size else None
-
-    @property
-    def shard_folders(self) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-        """Return the folders of shards of texts and of inputs, each with the folder of its rejected texts."""
-        return (self.shards, self.rejected), (self.input_shards, self.input_rejected)
-
-    @property
-    def text_folders(self) -> list[Path]:
-        """The folders of `shard_folders`, in one list."""
-        return [folder for folders in self.shard_folders for folder in folders]
 
 
 class Run(Layout):
@@ -213,7 +99,7 @@ class Run(Layout):
         )
 
     def require(self, record: StageRecord) -> None:
-        """Raise `RunError` unless the run still holds the files that belong to the record of a finished stage."""
+        """Raise `RunError` unless the run still holds the files that a finished stage made, as its record says."""
         if not self.path.is_dir():
             raise RunError(f"{self.path}: no longer exists", "move it back, or call {" + record.stage + "()} again")
         current = self.record().of(record.stage)
@@ -222,18 +108,91 @@ class Run(Layout):
                 f"{self.path}: was overwritten: it holds the result of a later {record.stage}",
                 "use the result of the later call",
             )
-        if missing := [path for path in self.outputs(record.stage) if not path.exists()]:
-            raise RunError(f"{missing[0]}: no longer exists", "call {" + record.stage + "()} again")
+        self.check(current)
 
     def save(self, record: StageRecord) -> None:
         """Put the record of a stage into run.json."""
         self._write(self.record().with_stage(record))
 
     def finish(self, record: StageRecord) -> StageRecord:
-        """Record that a stage has ended, and return its record."""
-        done = record.updated(status="done", ended=now())
+        """Record that a stage has ended, with the files that it made, and return its record."""
+        made = [self.spec] if record.stage == "generate" else self.outputs(record.stage)
+        done = record.updated(status="done", ended=now(), files=finished_files(self.path, made))
         self.save(done)
         return done
+
+    def damage(self, record: StageRecord | None, *, every_byte: bool = False) -> Iterator[Damage]:
+        """Yield the files of a finished stage that are missing or are not what it wrote.
+
+        Args:
+            record: of the stage. If it is not finished, or never ran (None), nothing is expected.
+            every_byte: read all bytes; see `damaged_files`. Those of shards are always read.
+        """
+        if record is None or not record.is_done:
+            return
+        yield from self._damaged_outputs(record, every_byte=every_byte)
+        if isinstance(record, GenerateRecord):
+            yield from damaged_texts(self.checksums, self.inputs, self.text_folders)
+
+    def _damaged_outputs(self, record: StageRecord, *, every_byte: bool = False) -> Iterator[Damage]:
+        """Yield the damaged files among those that a record names, and outputs that are missing."""
+        for output in self.outputs(record.stage):  # a record of an earlier version names no files
+            if not output.exists() and output.relative_to(self.path).as_posix() not in record.files:
+                yield Damage(output, GONE)
+        yield from damaged_files(self.path, record.files, every_byte=every_byte)
+
+    def check(self, record: StageRecord | None, *paths: Path, every_byte: bool = False) -> None:
+        """Raise `RunError` if a file of a finished stage is damaged.
+
+        Args:
+            record: of the stage, None if it never ran.
+            paths: only these, and those in these folders; by default all that it made.
+            every_byte: see `damage`.
+        """
+        for found in self.damage(record, every_byte=every_byte):
+            if not paths or any(found.path.is_relative_to(path) for path in paths):
+                assert record is not None  # else nothing is damaged
+                raise self._damage_error(record.stage, found)
+
+    def check_shards(self, digests: Mapping[Path, str]) -> None:
+        """Raise `RunError` unless the shards are those that generation wrote, given the SHA-256 of each one."""
+        for found in damaged_shards(self.checksums, self.shards, digests):
+            raise self._damage_error(GenerateRecord.stage, found)
+
+    def _damage_error(self, stage: str, found: Damage) -> RunError:
+        return RunError(f"{found}", f"{self.repair(stage)}, which makes it anew")
+
+    def repair(self, stage: str) -> str:
+        """Return what makes the files of a stage anew: a template of `errors.worded`."""
+        return f"run the same {{{stage}({'' if stage == GenerateRecord.stage else self.path})}} again"
+
+    @classmethod
+    def check_file(cls, path: Path) -> None:
+        """Raise `RunError` if a file is one that a stage of a run made, and it is damaged; other files pass."""
+        run = cls(path.parent)
+        if not run.is_run:
+            return
+        for record in run.record().stages:
+            if path.name in record.files:
+                run.check(record, path)
+
+    def set_aside_damaged(self, stage: str, note: Callable[[str], object]) -> None:
+        """Rename the damaged files and folders of a finished stage, so that making them anew loses nothing.
+
+        Somebody may have changed them on purpose. Shards stay: what is damaged there is written again, file by file.
+
+        Args:
+            stage: its name.
+            note: told of each damaged file.
+        """
+        if stage == GenerateRecord.stage:
+            return
+        found = list(self.damage(self._known(fresh=True).of(stage)))
+        for output in self.outputs(stage):
+            damaged = [each for each in found if each.path.is_relative_to(output)]
+            kept = f"what is there now is kept as {set_aside(output).name}, and " if damaged and output.exists() else ""
+            for each in damaged:
+                note(f"{each}: {kept}it is made anew")
 
     def forget(self, stage: str) -> None:
         """Remove the record of a stage from run.json."""
@@ -271,17 +230,21 @@ class Run(Layout):
                 f"{self.path}: {record.stage} was begun with other options: {changes}",
                 "give the same options to go on, choose another folder, or start over with {fresh=True}",
             )
-        return "done" if before.is_done and all(path.exists() for path in outputs) else "resumed"
+        return "resumed" if not before.is_done or any(self._damaged_outputs(before)) else "done"
 
-    def begin(self, record: StageRecord, *, fresh: bool = False) -> State:
+    def begin(
+        self, record: StageRecord, *, fresh: bool = False, note: Callable[[str], object] = lambda text: None
+    ) -> State:
         """Return what a stage has to do, as `state_of`, and record that it has begun unless it is done.
 
         If the stage starts over, the unfinished work of an earlier call is deleted. Finished outputs stay until the
-        stage replaces them.
+        stage replaces them; damaged ones are set aside unless ``fresh``, which ``note`` is told.
         """
         state = self.state_of(record, fresh=fresh)
         if state == "done":
             return state
+        if not fresh:
+            self.set_aside_damaged(record.stage, note)
         run_record = self._known(fresh=fresh)
         started = record.updated(status="running", versions=versions(), started=now())
         if state == "new":
@@ -328,7 +291,7 @@ class Run(Layout):
         Returns:
             The record, marked as done.
         """
-        done = record.updated(status="done", ended=now())
+        done = record.updated(status="done", ended=now(), files=finished_files(folder, [folder]))
         write_json(folder / READY_RECORD, {"stage": record.stage, "record": done.model_dump(mode="json")})
         for path in folder.iterdir():
             with open(path, "rb") as file:

@@ -2,78 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_serializer
+from pydantic import Field, JsonValue, field_validator
 
 from dino_pipeline.encoder_options import Hyperparameters, WhitenTime
 from dino_pipeline.filter_options import FilterOptions, PostProcessing
 from dino_pipeline.generate_options import Debiasing, EngineName, ShardSettings, TextSettings
 from dino_pipeline.models import ModelRef
-from dino_pipeline.options import Options, Sampling
-from dino_pipeline.rows import RowsRead
+from dino_pipeline.options import Sampling
+from dino_pipeline.record_base import Record, StageRecord
 
-Status = Literal["running", "clearing", "done"]
-"""``clearing``: the stage starts over, and what an earlier call left is being deleted."""
 Label = float | str
-
-
-class Record(BaseModel):
-    """Base of everything in run.json: immutable, without unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def updated(self, **fields: Any) -> Self:
-        """Return a copy with some fields replaced, validated again."""
-        return type(self).model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **fields})
-
-
-class StageRecord(Record):
-    """What one stage was made with. Subclasses add its options and results."""
-
-    stage: ClassVar[str]
-
-    status: Status = "running"
-    options: BaseModel
-    """Everything that a user can choose and that decides what the stage makes."""
-    sources: str = ""
-    """What the stage reads, as digests joined by ``+``. If that changes, the stage starts over."""
-    settings: dict[str, JsonValue] = Field(default_factory=dict)
-    """Options that only change speed. They are never compared."""
-    rows_read: tuple[RowsRead, ...] = Field(default=(), exclude_if=lambda value: not value)
-    """What was read of the user's data."""
-    versions: dict[str, str] = Field(default_factory=dict)
-    started: str = ""
-    ended: str | None = None
-
-    @property
-    def is_done(self) -> bool:
-        return self.status == "done"
-
-    def compared(self) -> dict[str, JsonValue]:
-        """Return what decides the result, by name. Subclasses add what they derive from the options."""
-        return self.model_dump(mode="json", include={"options"})["options"]  # type: ignore[no-any-return]
-
-    @field_serializer("options")
-    def _recorded_options(self, options: BaseModel) -> dict[str, JsonValue]:
-        """Leave out options that do not change the result, in run.json and so in `compared`."""
-        return options.recorded() if isinstance(options, Options) else options.model_dump(mode="json")
-
-    def differences(self, other: Self) -> dict[str, tuple[JsonValue, JsonValue]]:
-        """Return the options that differ, by dotted name, with their values here and in the other record."""
-        here, there = dict(_flat(self.compared())), dict(_flat(other.compared()))
-        names = dict.fromkeys((*here, *there))
-        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
-
-
-def _flat(value: JsonValue, prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """Yield the leaves of nested objects by dotted name; lists are leaves."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, value
 
 
 # generate
@@ -345,6 +285,12 @@ class TextsOrigin(Record):
     language: str | None = None
     license: str | None = None
     dataset: PublishedDataset | None = None
+
+    @field_validator("generate", "filter")
+    @classmethod
+    def _without_files(cls, record: StageRecord | None) -> StageRecord | None:
+        """Forget the files, which are in another run."""
+        return record.updated(files={}) if record and record.files else record
 
 
 class FinetuneRecord(StageRecord):

@@ -9,13 +9,13 @@ from dino_pipeline.files import write_bytes
 from dino_pipeline.models import ModelRef
 from dino_pipeline.options import Sampling
 from dino_pipeline.record import RunRecord
+from dino_pipeline.record_base import StageRecord
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import (
     FinetuneRecord,
     GenerateRecord,
     GenerateSettings,
     SelectionRecord,
-    StageRecord,
     TrainingSettings,
 )
 

@@ -353,6 +353,7 @@ def generated(folder: Path, examples: Sequence[Example], accepted: int = 1) -> R
     """Return a run with texts of its own."""
     run = Run(folder)
     write_examples(run.shards / "00000.jsonl", examples)
+    run.checksums.add(run.shards / "00000.jsonl")
     write_json(run.spec, TOY_SPEC)
     counts = {label: LabelTotals(written=1, accepted=count) for label, count in (("1", 1), ("0", accepted))}
     run.finish(generate_record(counts=counts))
@@ -377,7 +378,6 @@ def test_a_run_of_its_own_texts_is_filtered_and_asked_again(tmp_path: Path) -> N
     write_examples(tmp_path / "data.jsonl", pairs)
     with pytest.raises(OptionError, match=r"has texts of its own; name another folder with run for .*data"):
         filter_run(run, raw(), source=file_source(tmp_path / "data.jsonl"))
-    run.checksums.add(run.shards / "00000.jsonl")
     write_examples(run.shards / "00000.jsonl", pairs[:-1])
     with pytest.raises(RunError, match=r"00000.jsonl: is not what was written"):
         filter_run(run, raw())

@@ -66,6 +66,7 @@ def run(tmp_path: Path) -> Run:
         for number, (label, text) in enumerate(texts_as_told())
     ]
     write_examples(run.shards / "00000.jsonl", examples)
+    run.checksums.add(run.shards / "00000.jsonl")
     run.finish(generate_record({"spec": spec.digest, "seed": 1, "model": MODEL}))
     return run
 
@@ -112,6 +113,13 @@ def test_nothing_is_asked_twice_of_the_same_model(run: Run) -> None:
     assert text in {told for _, told in texts_as_told()}
     filter_run(run, raw(labels="posterior", fresh=True), FilterRuntime(scorer=scores(run, second)))
     assert second.asked == []
+    (file,) = run.label_scores.glob("*.jsonl")
+    file.write_bytes(file.read_bytes().replace(b"-0.1", b"-0.2", 1))
+    filter_run(run, raw(labels="posterior", fresh=True), FilterRuntime(scorer=scores(run, second)))
+    assert len(second.asked) == 90, "the scores were damaged"
+    (run.label_scores / "about.json").write_text("[")
+    filter_run(run, raw(labels="posterior", fresh=True), FilterRuntime(scorer=scores(run, second)))
+    assert len(second.asked) == 180
     another = MODEL.model_copy(update={"fingerprint": "another"})
     filter_run(run, raw(verify=True, fresh=True), FilterRuntime(scorer=scores(run, third, another)))
     assert len(third.asked) == 90

@@ -34,7 +34,7 @@ from dino_pipeline.models import ModelRef
 from dino_pipeline.publishing import run_texts
 from dino_pipeline.publishing.folders import size_category
 from dino_pipeline.publishing.publish import publish_folder
-from dino_pipeline.publishing.verify import verify_folder
+from dino_pipeline.publishing.verify import Verification, verify_folder
 from dino_pipeline.record import RunRecord, public
 from dino_pipeline.run import Run
 from tests.commands import answer, command, execute, files, invoke, refused
@@ -172,7 +172,7 @@ def test_the_dataset_trains_in_plain_sentence_transformers(
     trainer.train()
 
 
-def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_path: Path) -> None:
+def test_the_models_card_tells_scores_and_data(published: Path, run: Path) -> None:
     folder = published / "hub" / "model"
     card = ModelCard.load(folder / "README.md")
     scores = json.loads((published / "scores.json").read_text())["scores"]
@@ -198,8 +198,7 @@ def test_the_models_card_tells_scores_and_data(published: Path, run: Path, tmp_p
     again = dry_run(run, "--widgets", what="model") / "README.md"
     (widget,) = ModelCard.load(again).data.to_dict()["widget"]
     assert widget["source_sentence"] in {row.text_a for row in read_examples(run / "dev.jsonl")}
-    invoke("evaluate", run, "pocket", "--suite", "pocket", "--output", tmp_path / "scores.json")
-    shutil.copy(tmp_path / "scores.json", run / "scores.json")
+    invoke("evaluate", run, "pocket", "--suite", "pocket")
     dry_run(run, what="model")
     data = ModelCard.load(again).data
     assert "widget" not in data.to_dict(), "not asked for any more"
@@ -273,9 +272,10 @@ def test_a_run_is_published_and_exported_from_python(
         patch.setattr("builtins.open", counting)
         published = dino.publish(run, repo="me/sts", license="mit", dry_run=True, progress=False)
     assert opened[f"{run}/run.json"] <= 2, "by publish, and for the encoder of its report"
-    assert opened[f"{run}/spec.json"] <= 2, "to be read, and to be copied"
+    assert opened[f"{run}/spec.json"] <= 3, "to be read, checked and copied"
     assert published.dataset and published.model and published.model.upload is None
     verification = dino.verify(published.dataset.folder)
+    assert isinstance(verification, Verification)
     assert (verification.problems, verification.rerun_differences) == ([], [])
     exported = dino.export(published.dataset.folder, output=tmp_path / "pairs.jsonl", split="validation")
     assert exported.examples == len(read_examples(run / "dev.jsonl"))
@@ -786,7 +786,7 @@ def test_a_replacement_cut_short_by_a_crash_is_mended(run: Path) -> None:
     folder.rename(folder.with_suffix(".old"))
     (run / "hub" / "dataset.part").mkdir()
     assert (dry_run(run, what="dataset") / "README.md").read_text().endswith("By hand.\n")
-    assert sorted(path.name for path in (run / "hub").iterdir()) == ["dataset", "model"]
+    assert sorted(path.name for path in (run / "hub").iterdir()) == ["dataset", "model", "published.json"]
 
 
 CLASSES = {

@@ -171,7 +171,7 @@ def test_no_run_and_torn_files_are_named(tmp_path: Path, strange: Path) -> None:
     assert refused("report", tmp_path) == none
     torn = shutil.copytree(strange, tmp_path / "torn")
     (torn / "dropped.jsonl").write_text('{"text_a": "a"\n')
-    assert "dropped.jsonl: cannot be read" in refused("report", torn)
+    assert "dropped.jsonl: is not what was written" in refused("report", torn)
     assert (torn / "report.html").read_bytes() == (strange / "report.html").read_bytes(), "nothing half-written"
 
 

@@ -23,7 +23,7 @@ from dino_pipeline.errors import PYTHON, ModelError, OptionError
 from dino_pipeline.examples import Example, iter_examples, read_examples
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import full_note
-from dino_pipeline.publishing.verify import SERVER, rebuild_of
+from dino_pipeline.publishing.rebuild import SERVER, rebuild_of
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ServerAbilities, ServerPrices, ServerUsage

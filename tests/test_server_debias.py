@@ -16,7 +16,7 @@ from dino_pipeline.decoding.server import Server
 from dino_pipeline.errors import PYTHON, ModelError
 from dino_pipeline.options import Sampling
 from dino_pipeline.progress import full_note
-from dino_pipeline.publishing.verify import _generate_values
+from dino_pipeline.publishing.rebuild import _generate_values
 from dino_pipeline.stage_records import ServerDebiasing
 from tests.commands import answer, files, invoke, refused
 from tests.records import generate_record

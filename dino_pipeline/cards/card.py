@@ -23,13 +23,7 @@ from dino_pipeline.funnel import Funnel
 from dino_pipeline.measures import measure_title
 from dino_pipeline.record import RunRecord
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.stage_records import (
-    FinetuneRecord,
-    PublishedDataset,
-    SelectionRecord,
-    TextsOrigin,
-    TrainingSettings,
-)
+from dino_pipeline.stage_records import FinetuneRecord, PublishedDataset, SelectionRecord, TextsOrigin, TrainingSettings
 
 FrontMatter = dict[str, Any]
 """The fields of a card's YAML."""

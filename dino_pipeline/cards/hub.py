@@ -28,9 +28,10 @@ from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
 from dino_pipeline.errors import HubError
 from dino_pipeline.files import file_digest, write_bytes, write_json
+from dino_pipeline.layout import LINEAGE
 from dino_pipeline.record import RunRecord, public_record
-from dino_pipeline.run import LINEAGE
-from dino_pipeline.stage_records import PublishedDataset, Record
+from dino_pipeline.record_base import Record
+from dino_pipeline.stage_records import PublishedDataset
 
 FORMAT: Literal[2] = 2
 Kind = Literal["dataset", "model"]
@@ -38,6 +39,7 @@ FOREIGN_FOLDERS = {".cache", ".git"}
 """Folders that git and the Hub's client make."""
 NOT_HASHED = (README, ".gitattributes", LINEAGE)
 """People edit the card, and the Hub writes .gitattributes."""
+PUBLISHED = "published.json"
 PROBLEMS = {
     401: ("the Hub does not know who you are", "log in with `hf auth login`, or set HF_TOKEN"),
     402: ("the account's storage is used up", "make room, or publish with {raw=False}"),
@@ -107,7 +109,7 @@ class Manifest(Record):
 
 def seal(folder: Path, record: RunRecord, manifest: Manifest) -> None:
     """Write run.json and then lineage.json, with the hashes of files, into a folder that holds everything else."""
-    content = public_record(record).model_dump_json(indent=2)
+    content = public_record(record.without_files()).model_dump_json(indent=2)
     write_bytes(folder / "run.json", f"{content}\n".encode())
     manifest.updated(files=file_hashes(folder)).write(folder)
 
@@ -182,6 +184,53 @@ class Upload(Record):
     private: bool
     card: str
     """The card that was uploaded."""
+
+
+class PublishedRecord(Record):
+    """published.json: what was written and uploaded of the dataset and of the model. It lies beside their folders.
+
+    It is not part of run.json, which is published itself. Its commits are the last that changed a repository.
+    """
+
+    dataset: Upload | None = None
+    """The last upload of the dataset."""
+    model: Upload | None = None
+    sealed: dict[Kind, str] = Field(default_factory=dict)
+    """The SHA-256 of each folder's lineage.json, which holds those of its other files."""
+
+    @classmethod
+    def read(cls, folder: Path) -> PublishedRecord:
+        """Return the content of a folder's published.json; nothing if it is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError):
+            return cls.model_validate_json((folder / PUBLISHED).read_bytes())
+        return cls()
+
+    @classmethod
+    def sealing(cls, folder: Path, kind: Kind) -> PublishedRecord:
+        """Return the content of a folder's published.json, after the folder of a kind was written anew."""
+        record = cls.read(folder)
+        record = record.updated(sealed={**record.sealed, kind: file_digest(folder / kind / LINEAGE)})
+        record._save(folder)
+        return record
+
+    def last(self, kind: Kind, repository: str) -> Upload | None:
+        """Return the last upload of a kind, if it went to this repository."""
+        upload = self.dataset if kind == "dataset" else self.model
+        return upload if upload and upload.repository == repository else None
+
+    def write(self, folder: Path, kind: Kind, upload: Upload) -> None:
+        """Write a folder's published.json with a new upload.
+
+        An upload that changed nothing keeps the commit of the one before. The newest commit on the Hub may be another
+        one, in which people edited the card.
+        """
+        last = self.last(kind, upload.repository)
+        if last and not upload.changed:
+            upload = upload.updated(commit=last.commit)
+        self.updated(**{kind: upload})._save(folder)
+
+    def _save(self, folder: Path) -> None:
+        write_json(folder / PUBLISHED, self.model_dump(mode="json", exclude_none=True))
 
 
 class Repository:

@@ -26,9 +26,10 @@ from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOp
 from dino_pipeline.errors import OptionError, worded
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
+from dino_pipeline.layout import is_data_folder, is_unpublished
 from dino_pipeline.progress import clock, table
 from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
-from dino_pipeline.run import Run, is_data_folder, is_unpublished
+from dino_pipeline.run import Run
 
 if TYPE_CHECKING:
     from dino_pipeline.generation.generate import GeneratedTexts
@@ -333,16 +334,16 @@ def publish_command(run: Path, **given: Any) -> None:
 
 
 @click.command("verify", cls=GroupedCommand)
-@click.argument("target", metavar="REPO|FOLDER")
+@click.argument("target", metavar="RUN|REPO|FOLDER")
 @command
 @flags(VerifyOptions)
 def verify_command(target: str, **given: Any) -> None:
-    """Check hashes and counts of a published dataset or model, and say whether the same commands would make the same
-    dataset here. Exit code 1 if something is not as it was published."""
+    """Check each byte of a run, or hashes and counts of a published dataset or model. Of what is published, say whether
+    the same commands would make the same here. Exit code 1 if something is not as it was written."""
     from dino_pipeline.publishing.verify import verify
 
     verification = verify(target, **given)
-    click.echo(f"{verification}")
+    click.echo(verification.worded(COMMAND_LINE))
     if verification.problems:
         sys.exit(1)
 
@@ -353,6 +354,6 @@ def verify_command(target: str, **given: Any) -> None:
 @flags(ExportOptions)
 def export_command(source: str, **given: Any) -> None:
     """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
-    from dino_pipeline.publishing.verify import export
+    from dino_pipeline.publishing.export import export
 
     click.echo(f"{export(source, **given)}")

@@ -29,13 +29,7 @@ from dino_pipeline.errors import OptionError
 from dino_pipeline.generate_options import Debiasing
 from dino_pipeline.options import Sampling
 from dino_pipeline.processes import in_threads
-from dino_pipeline.stage_records import (
-    ServerAbilities,
-    ServerCost,
-    ServerDebiasing,
-    ServerPrices,
-    ServerUsage,
-)
+from dino_pipeline.stage_records import ServerAbilities, ServerCost, ServerDebiasing, ServerPrices, ServerUsage
 
 MOST_FAILURES = 32
 """Texts in a row, and at least twice as many as are asked for at the same time, whose failure ends a run."""

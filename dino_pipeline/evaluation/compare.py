@@ -19,8 +19,9 @@ from dino_pipeline.files import write_atomic, write_bytes
 from dino_pipeline.models import POCKET, ModelRef, load_encoder
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for, table, table_html
+from dino_pipeline.record_base import Record
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import FinetuneRecord, Record, TextsSettings
+from dino_pipeline.stage_records import FinetuneRecord, TextsSettings
 from dino_pipeline.training.finetune import finetune_run, folder_or_temporary
 from dino_pipeline.training.job import TrainingJob, check_sentences
 from dino_pipeline.training.objectives import get_objective, resolve_hyperparameters, rows_are_independent

@@ -175,7 +175,7 @@ def evaluate_run(
     sources = [f"{data.suite}:{data.name}:{data.digest}:{json.dumps(dict(data.protocol))}" for data in sets]
     sources += [candidate.source for candidate in candidates]
     record = EvaluateRecord(sources="+".join(sources))
-    if run.begin(record) == "done":
+    if run.begin(record, note=reporter.note) == "done":
         try:
             return ScoresFile.read(run.scores), True
         except DataError as error:
@@ -299,6 +299,7 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
 
     Raises:
         OptionError: the run has no trained encoder.
+        RunError: the encoder is damaged.
     """
     run = Run.of(target)
     name = str(target.path if isinstance(target, Run) else target)
@@ -307,6 +308,7 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
     trained = run.record().finetune
     if trained is None or not trained.is_done:
         raise OptionError(f"{name}: holds no trained encoder", f"run {{finetune({name})}} first")
+    run.check(trained)
     encoder = trained.options.encoder
     shown = _public_name(encoder) if only_run else encoder.name
     student = f"{STATIC}{shown}" if encoder.static else shown
@@ -325,6 +327,7 @@ def _named_model(target: str) -> Candidate:
     path = model_path(name, "encoder")
     run = Run(Path(path).parent)
     trained = run.record().finetune if Path(path) == run.model else None
+    run.check(trained)
     return Candidate(target, path, revision or None, _human_labels(trained))
 
 

@@ -14,8 +14,8 @@ from dino_pipeline.errors import DataError, OptionError
 from dino_pipeline.evaluation.suites.sts import MEAN, OTHER_TEXTS, PUBLISHED, SIZES, usual_size
 from dino_pipeline.measures import RESAMPLES, measure_title
 from dino_pipeline.progress import table, table_html
+from dino_pipeline.record_base import Record
 from dino_pipeline.rows import RowsRead
-from dino_pipeline.stage_records import Record
 
 if TYPE_CHECKING:
     import pandas

@@ -14,10 +14,11 @@ from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import PROVENANCE, write_examples
 from dino_pipeline.filtering.filter_stage import FilterSource, file_source
 from dino_pipeline.filtering.text_rules import PromptParts
+from dino_pipeline.layout import LINEAGE
 from dino_pipeline.readers import ExampleReader, LabelType, list_reader
 from dino_pipeline.record import public
 from dino_pipeline.rows import Row, Table
-from dino_pipeline.run import LINEAGE, Run
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import FilterRecord
 
@@ -80,6 +81,7 @@ def open_examples(
     elif (path := Path(source)).exists() and not path.is_dir():
         if not path.is_file():
             raise DataError(f"{path}: is not a file that can be read twice; save it to one first")
+        Run.check_file(path)
         name, place = path.name, str(path)
         reader = ExampleReader(name, open_tables(place), columns, label_type)
         if reader.holds_records and label_type != "score":  # several processes read it as it is

@@ -7,7 +7,7 @@ A rule's query reads a table of rows (``remaining``, or ``keys`` for all) and re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from dino_pipeline.filtering.near_duplicates import (
     same_meaning_inputs,
 )
 from dino_pipeline.processes import OpenPool, process_pool
+from dino_pipeline.progress import Reporter, SilentReporter
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.text import as_number
 
@@ -43,6 +44,7 @@ class FilterRuntime:
     """What they hold."""
     cluster: OpenPool | None = None
     """Spreads work on texts over a cluster, instead of processes on this machine."""
+    reporter: Reporter = field(default_factory=SilentReporter)
 
     def spread(self, is_large: bool) -> OpenPool:
         """Return what spreads work on texts: over the cluster, over processes if there is much, else over one."""

@@ -24,10 +24,11 @@ from dino_pipeline.filtering.postprocessed import note_processing
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.json_files import read_json_lines
+from dino_pipeline.layout import is_data_folder, is_unpublished
 from dino_pipeline.models import embed, load_encoder, model_path, pick_device
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
-from dino_pipeline.run import Run, is_data_folder, is_unpublished
+from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FilterRecord, GenerateRecord, LabelCounts, TextsOrigin
@@ -261,7 +262,8 @@ def _write_run(run: Run, texts: Any) -> None:
     """
     if run.state_of(texts.record) != "done":
         write_json(run.spec, texts.spec.model_dump(mode="json", exclude_none=True))
-        write_examples(run.shards / "00000.jsonl", texts)
+        shard = run.shards / "00000.jsonl"
+        run.checksums.add_digests({shard: write_examples(shard, texts)})
         run.save(texts.record)
 
 
@@ -301,7 +303,7 @@ def open_runtime(run: Run, options: FilterOptions, reporter: Reporter, *, has_sp
         read = tuple(map(rows_excluded, excluded))
         for each in read:
             reporter.note(f"{each.told}, to keep their texts out")
-        yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, read, cluster)
+        yield FilterRuntime(workers, options.memory, scorer, embed_inputs, excluded, read, cluster, reporter)
 
 
 class RuleDescription(NamedTuple):

@@ -113,7 +113,7 @@ def filter_run(
     runtime, texts = runtime or FilterRuntime(), source or run_source(run)
     digests = {file: file_digest(file) for file in texts.files}
     if not source:
-        run.checksums.check(digests)
+        run.check_shards(digests)
     record = FilterRecord(
         options=options,
         inputs=_inputs_of(options, texts, runtime),
@@ -131,6 +131,8 @@ def filter_run(
         ready = filter_pass.table.file.with_name("ready")
         ready.mkdir()
         write_files(filter_pass.table, ready)
+        if not options.fresh:
+            run.set_aside_damaged("filter", runtime.reporter.note)
         done = run.replace(filter_pass.add_results(record), ready)
     assert isinstance(done, FilterRecord)
     return state, done

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
+from pydantic import JsonValue
 
+from dino_pipeline.damage import OTHER_CHECKSUM
 from dino_pipeline.decoding.engine import LocalEngine, Scored, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
-from dino_pipeline.files import json_rows, remove, write_json, write_json_lines
+from dino_pipeline.files import Checksums, file_digest, json_rows, remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions
 from dino_pipeline.models import ModelRef, pick_device
@@ -60,12 +64,13 @@ class LabelScores:
         self.seed = generated.options.seed
         self.scorer: LocalEngine | None = None
         self.files = 0
-        """Files of scores in the folder."""
+        """Number of the next file of scores."""
         about = _description(generated, model)
         file = run.label_scores / "about.json"
-        if not file.exists() or json.loads(file.read_text()) != about:
+        if _read_json(file) != about:
             remove(run.label_scores)
             write_json(file, about)
+        self.checksums = Checksums(run.label_scores)
 
     def close(self) -> None:
         """Free the memory of the model, if it was loaded."""
@@ -92,8 +97,15 @@ class LabelScores:
         if table.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'cache'"):
             return
         table.run("CREATE TABLE cache (key VARCHAR, logprobs DOUBLE[], tokens INTEGER[])")
-        files = sorted(self.run.label_scores.glob("*.jsonl"))
-        self.files = len(files)
+        files = []
+        for path in sorted(self.run.label_scores.glob("*.jsonl")):
+            self.files = int(path.stem) + 1
+            # an earlier version kept no checksums
+            if not self.checksums.known or self.checksums.recorded(path) == file_digest(path):
+                files.append(path)
+            else:
+                self.reporter.note(f"{path}: {OTHER_CHECKSUM}; its texts are scored again")
+                path.unlink()
         if files:
             columns = {"key": "VARCHAR", "logprobs": "DOUBLE[]", "tokens": "INTEGER[]"}
             table.run(f"INSERT INTO cache SELECT * FROM {json_rows(files, columns)}")
@@ -155,9 +167,18 @@ class LabelScores:
             scores[key] = by_label = scored[number * labels : (number + 1) * labels]
             logprobs, tokens = [score.logprob for score in by_label], [score.tokens for score in by_label]
             rows.append({"key": key, "logprobs": logprobs, "tokens": tokens})
-        write_json_lines(self.run.label_scores / f"{self.files:05d}.jsonl", rows)
+        path = self.run.label_scores / f"{self.files:05d}.jsonl"
+        self.checksums.add_digests({path: write_json_lines(path, rows)})
         self.files += 1
         return scores
+
+
+def _read_json(file: Path) -> JsonValue:
+    """Return the content of a JSON file, None if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        content: JsonValue = json.loads(file.read_bytes())
+        return content
+    return None
 
 
 def open_label_scores(run: Run, device: str | None, reporter: Reporter) -> LabelScores:

@@ -36,9 +36,9 @@ from dino_pipeline.measures import measure_title
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of
 from dino_pipeline.publish_options import PublishOptions
+from dino_pipeline.publishing.rebuild import rebuild_of
 from dino_pipeline.publishing.report import Report
 from dino_pipeline.publishing.run_texts import DataShape, OpenedRun, WrittenSplit, shape_of, splits_of, write_split
-from dino_pipeline.publishing.verify import rebuild_of
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec

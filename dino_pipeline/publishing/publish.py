@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dino_pipeline.cards.card import README, GeneratorLicense, HandWritten, read_card, texts_origin
-from dino_pipeline.cards.hub import Kind, Repository, Upload, license_of, run_manifest
+from dino_pipeline.cards.hub import Kind, PublishedRecord, Repository, Upload, license_of, run_manifest
 from dino_pipeline.errors import HubError, OptionError, RunError
-from dino_pipeline.files import folder_replaced, write_json
+from dino_pipeline.files import folder_replaced
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for
 from dino_pipeline.publish_options import PublishOptions
@@ -20,10 +20,8 @@ from dino_pipeline.publishing.folders import Licenses, write_dataset, write_mode
 from dino_pipeline.publishing.report import write_report
 from dino_pipeline.publishing.run_texts import OpenedRun
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import PublishedDataset, Record
+from dino_pipeline.stage_records import PublishedDataset
 from dino_pipeline.training.corpus import Source
-
-PUBLISHED = "published.json"
 
 
 @dataclass(frozen=True)
@@ -55,40 +53,6 @@ class Published:
         return "\n".join(str(publication) for publication in (self.dataset, self.model) if publication)
 
     __repr__ = __str__
-
-
-class PublishedRecord(Record):
-    """published.json: the last upload of the dataset and of the model. It lies beside their folders.
-
-    It is not part of run.json, which is published itself. Its commits are the last that changed a repository.
-    """
-
-    dataset: Upload | None = None
-    model: Upload | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> PublishedRecord:
-        """Return the content of a folder's published.json; nothing if it is missing or damaged."""
-        with contextlib.suppress(OSError, ValueError):
-            return cls.model_validate_json((folder / PUBLISHED).read_bytes())
-        return cls()
-
-    def last(self, kind: Kind, repository: str) -> Upload | None:
-        """Return the last upload of a kind, if it went to this repository."""
-        upload = self.dataset if kind == "dataset" else self.model
-        return upload if upload and upload.repository == repository else None
-
-    def write(self, folder: Path, kind: Kind, upload: Upload) -> None:
-        """Write a folder's published.json with a new upload.
-
-        An upload that changed nothing keeps the commit of the one before. The newest commit on the Hub may be another
-        one, in which people edited the card.
-        """
-        last = self.last(kind, upload.repository)
-        if last and not upload.changed:
-            upload = upload.updated(commit=last.commit)
-        record = self.updated(**{kind: upload})
-        write_json(folder / PUBLISHED, record.model_dump(mode="json", exclude_none=True))
 
 
 @accepts(PublishOptions)
@@ -131,6 +95,7 @@ class _Publisher:
         """Write the folders and, unless it is a dry run, upload them."""
         options = self.options
         places = {kind: Repository(options.repository(kind), kind, private=options.private) for kind in self._kinds()}
+        self._check_files(places)
         trained_on_it = self._is_trained_on_dataset(strict="model" in places)
         licenses = {kind: self._licenses(kind) for kind in places}  # all is checked before anything is written
         if not options.dry_run:
@@ -163,7 +128,7 @@ class _Publisher:
         if what != "model" and not (filtered and filtered.is_done):
             remedy = "publish with {what=model}" if trained else "run {filter()} first"
             raise RunError(f"{self.run.path}: holds no filtered data", remedy)
-        if what != "dataset" and not (trained and self.run.model.is_dir()):
+        if what != "dataset" and not trained:
             remedy = "run {finetune()}, or publish with {what=dataset}"
             raise RunError(f"{self.run.path}: no encoder is trained there", remedy)
         options = finetuned.options if finetuned else None
@@ -174,6 +139,14 @@ class _Publisher:
                 "train with {lora_save=merged}, or publish with {what=dataset}",
             )
         return ["dataset", "model"] if what == "both" else [what]
+
+    def _check_files(self, kinds: Collection[Kind]) -> None:
+        """Raise `RunError` if a file that is published is damaged; each byte is read."""
+        texts = self.record.generate if self.options.raw else None
+        stages = {"dataset": (texts, self.record.filter), "model": (self.record.finetune, self.record.evaluate)}
+        for kind in kinds:
+            for made in filter(None, stages[kind]):
+                self.run.check(made, *self.run.outputs(made.stage), every_byte=True)
 
     def _is_trained_on_dataset(self, *, strict: bool) -> bool:
         """Return True if the encoder was trained on the run's dataset as it is now.
@@ -237,10 +210,11 @@ def publish_folder(
         hub: holds published.json, and a folder each for the dataset and the model, which is replaced as a whole.
         write: fills an empty folder; takes the hand-written parts of the earlier card, too.
     """
-    folder, record = hub / place.kind, PublishedRecord.read(hub)
-    last = record.last(place.kind, place.name)
+    folder = hub / place.kind
+    last = PublishedRecord.read(hub).last(place.kind, place.name)
     with folder_replaced(folder) as empty:  # until the end of the block, the earlier folder is still there to read
         write(empty, _hand_written(folder, place, last.card if last else ""))
+    record = PublishedRecord.sealing(hub, place.kind)
     if dry_run:
         return Publication(place.kind, folder, place.name)
     upload = place.upload(folder)

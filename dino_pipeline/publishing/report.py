@@ -26,7 +26,7 @@ from dino_pipeline.cards.document import (
     render_html,
     visible,
 )
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, RunError
 from dino_pipeline.evaluation.compare import Comparison
 from dino_pipeline.evaluation.evaluate import candidates_of
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
@@ -41,14 +41,9 @@ from dino_pipeline.publishing import charts, report_data
 from dino_pipeline.publishing.report_data import ReportSource, SectionMissing
 from dino_pipeline.publishing.run_texts import OpenedRun, RunTexts, in_order
 from dino_pipeline.record import public_record
+from dino_pipeline.record_base import StageRecord
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import (
-    EvaluateRecord,
-    FinetuneRecord,
-    GenerateRecord,
-    HistoryPoint,
-    StageRecord,
-)
+from dino_pipeline.stage_records import EvaluateRecord, FinetuneRecord, GenerateRecord, HistoryPoint
 
 MOST_CAUSES = 6
 """Causes of losses that are shown by themselves: the most frequent ones."""
@@ -106,8 +101,11 @@ def write_report(
 
     Raises:
         DataError: a file of the run cannot be read.
+        RunError: a file of the run is damaged.
     """
     run, record = opened.run, public_record(opened.record)
+    for made in (opened.record.generate, opened.record.filter):
+        run.check(made)
     trained = record.finetune is not None and record.finetune.is_done
     names = encoders or ([str(run.path)] if trained else [])
     candidates = [candidate for name in names for candidate in candidates_of(name)]
@@ -270,8 +268,9 @@ def scores(source: ReportSource) -> list[Block]:
     """Return the encoder's scores with their intervals, next to those of baselines."""
     source.done(EvaluateRecord)
     try:
+        source.run.check(source.record.evaluate)
         file = ScoresFile.read(source.run.scores)
-    except DataError as error:
+    except (DataError, RunError) as error:
         raise SectionMissing(
             "scores.json is not there, damaged, or of another version", "run {evaluate()} again"
         ) from error

@@ -33,9 +33,10 @@ from dino_pipeline.progress import Reporter
 from dino_pipeline.publishing import charts
 from dino_pipeline.publishing.run_texts import RunTexts, in_order, label_name
 from dino_pipeline.record import RunRecord, public
+from dino_pipeline.record_base import StageRecord
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord, StageRecord
+from dino_pipeline.stage_records import FilterRecord, GenerateRecord
 from dino_pipeline.text import distinct_n, normalise, word_overlap
 
 AnyRecord = TypeVar("AnyRecord", bound=StageRecord)

@@ -1,10 +1,10 @@
-"""Is a published folder what was published, how is it made again, and how are pairs exported in DINO's format?"""
+"""Is a run what its stages have written, and a published folder what was published?"""
 
 from __future__ import annotations
 
 import contextlib
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,18 @@ import pyarrow.parquet as pq
 
 from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
-from dino_pipeline.cards.document import document_wording
-from dino_pipeline.cards.hub import Manifest, download, file_hashes
-from dino_pipeline.errors import DataError, DinoError, HubError, OptionError, first_line
-from dino_pipeline.files import digest_files, write_json_lines
-from dino_pipeline.filtering.contamination import HUB_SETS
-from dino_pipeline.generate_options import GenerateOptions
+from dino_pipeline.cards.hub import Manifest, PublishedRecord, download, file_hashes
+from dino_pipeline.damage import GONE, OTHER_CHECKSUM
+from dino_pipeline.errors import PYTHON, DinoError, HubError, OptionError, Wording, first_line, worded
+from dino_pipeline.files import digest_files, file_digest
+from dino_pipeline.layout import LINEAGE
 from dino_pipeline.model_files import is_hub_id, model_fingerprint
-from dino_pipeline.models import POCKET, ModelRef, model_path
-from dino_pipeline.options import Options, accepts, default_of, flags_of
-from dino_pipeline.publish_options import ExportOptions, VerifyOptions
-from dino_pipeline.record import RecordError, RunRecord, parse_record, versions
-from dino_pipeline.run import LINEAGE, Run
+from dino_pipeline.models import POCKET, model_path
+from dino_pipeline.options import accepts
+from dino_pipeline.publish_options import VerifyOptions
+from dino_pipeline.record import RecordError, parse_record, versions
+from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord
-from dino_pipeline.training.corpus import Source
-
-FOLDER = "../again"
-"""The run that the card's commands write, seen from the published folder."""
-SERVER = "http://127.0.0.1:8000/v1"
-"""A usual address of a server of one's own; the address of the run's server is private."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,8 @@ class Verification:
     rerun_differences: Sequence[str]
     """Why the card's commands may make another dataset here; empty if they make the same."""
 
-    def __str__(self) -> str:
+    def worded(self, wording: Wording) -> str:
+        """Return the whole result, which is the same for every kind of caller."""
         lines = [*self.problems]
         manifest = self.manifest
         if not self.problems:
@@ -63,27 +56,119 @@ class Verification:
             lines.append("A rerun with the same options, on the same kind of machine, is the same.")
         return "\n".join(lines)
 
+    def __str__(self) -> str:
+        return self.worded(PYTHON)
+
+    __repr__ = __str__
+
+
+REPUBLISH = "run the same {publish()} again to write it anew"
+
+
+@dataclass(frozen=True)
+class RunVerification:
+    """The result of comparing a run's files with its record."""
+
+    target: str
+    """The run's folder."""
+    files: int
+    """Files that have a checksum."""
+    problems: Sequence[str]
+    """Damaged files; empty if the run is whole."""
+    remedies: Sequence[str]
+    """What makes them anew: templates of `errors.worded`."""
+    unfinished: Sequence[str]
+    """Stages that are not finished, whose files are not checked."""
+    unrecorded: Sequence[str]
+    """Stages of an earlier version, which recorded no checksums: their files are there."""
+
+    def worded(self, wording: Wording) -> str:
+        """Return the whole result for one kind of caller."""
+        lines = [*self.problems, *(worded(remedy, wording) for remedy in self.remedies)]
+        if not self.problems:
+            lines.append(f"{self.target}: {self.files} files: all as they were written")
+        if self.unfinished:
+            lines.append(f"not finished, and not checked: {', '.join(self.unfinished)}")
+        if self.unrecorded:
+            lines.append(f"written by a version that recorded no checksums: {', '.join(self.unrecorded)}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.worded(PYTHON)
+
     __repr__ = __str__
 
 
 @accepts(VerifyOptions)
-def verify(target: Path | str, **options: Any) -> Verification:
-    """Check hashes and counts of a published dataset or model.
+def verify(target: Run | Path | str, **options: Any) -> Verification | RunVerification:
+    """Check a run, or the hashes and counts of a published dataset or model. Each byte is read.
 
     Args:
-        target: a published folder, or the name of a repository on the Hub.
+        target: a run, a published folder, or the name of a repository on the Hub.
 
     Raises:
         HubError: the target was not published by this package, or the Hub cannot be reached.
         OptionError: the target is neither a folder nor a repository.
+        RunError: the run's record cannot be read, or another process works there.
     """
     chosen = VerifyOptions.of(options)
-    folder = Path(target)
+    if (run := Run.of(target)) is not None:
+        for name, value in chosen.given().items():
+            raise OptionError("is about the Hub, and this is a run", "leave it out", option=name, value=value)
+        return verify_run(run)
+    folder, name = Path(str(target)), str(target)
     if not folder.is_dir():
-        if not is_hub_id(str(target)):
+        if not is_hub_id(name):
             raise OptionError(f"{target}: is neither a folder here nor user/name", "give one of them")
-        folder = download(str(target), "model" if chosen.model else "dataset", chosen.revision)
-    return verify_folder(folder, str(target))
+        folder = download(name, "model" if chosen.model else "dataset", chosen.revision)
+    return verify_folder(folder, name)
+
+
+def verify_run(run: Run) -> RunVerification:
+    """Compare the files of a run, of its folders for the Hub, and of its trainings to compare with their records."""
+    with run.locked() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
+        stages = run.record().stages
+        runs = [run, *(Run(file.parent) for file in sorted(run.comparison.glob("*/*/run.json")))]
+        findings = [finding for each in runs for finding in (*_damage(each), *_hub_damage(each))]
+        return RunVerification(
+            target=str(run.path),
+            files=sum(map(_count_files, runs)),
+            problems=[problem for problem, _ in findings],
+            remedies=list(dict.fromkeys(remedy for _, remedy in findings)),
+            unfinished=[record.stage for record in stages if not record.is_done],
+            unrecorded=[record.stage for record in stages if record.is_done and not record.files],
+        )
+
+
+def _count_files(run: Run) -> int:
+    """Return how many files of a run have a checksum, its folders for the Hub included."""
+    files = sum(len(record.files) for record in run.record().stages)
+    return files + len(run.checksums.known) + sum(len(manifest.files) for _, manifest in _published(run))
+
+
+def _damage(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what is damaged of a run's stages, each with its remedy."""
+    for record in run.record().stages:
+        for found in run.damage(record, every_byte=True):
+            yield str(found), f"{run.repair(record.stage)} to make it anew"
+
+
+def _published(run: Run) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the run's folders for the Hub that can be read, each with its lineage."""
+    for lineage in sorted(run.hub.glob(f"*/{LINEAGE}")):
+        with contextlib.suppress(HubError):
+            yield lineage.parent, Manifest.read(lineage, str(lineage.parent))
+
+
+def _hub_damage(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what is damaged in the run's folders for the Hub, each with its remedy."""
+    for kind, digest in PublishedRecord.read(run.hub).sealed.items():
+        lineage = run.hub / kind / LINEAGE
+        if not lineage.exists() or file_digest(lineage) != digest:
+            yield f"{lineage}: {OTHER_CHECKSUM if lineage.exists() else GONE}", REPUBLISH
+    for folder, manifest in _published(run):
+        for problem in (*_changed_files(folder, manifest), *_changed_rows(folder, manifest)):
+            yield f"{folder}/{problem}", REPUBLISH
 
 
 def verify_folder(folder: Path, name: str = "") -> Verification:
@@ -189,146 +274,3 @@ def _embedded_differences(folder: Path) -> Iterator[str]:
         return
     if filtered.inputs.excluded != digest_files([pocket.GOLD_TEST]):
         yield "the embedded evaluation data is other data here"
-
-
-@dataclass(frozen=True)
-class Rebuild:
-    """The commands that make a dataset again, in a folder that holds its published files."""
-
-    script: str = ""
-    """For a shell, a command a line; empty if the texts came from a file."""
-    needs_inputs: bool = False
-    """True if the commands read ``inputs.jsonl``."""
-    missing: tuple[str, ...] = ()
-    """What they need and the published folder does not hold, in words."""
-
-
-def rebuild_of(record: RunRecord) -> Rebuild:
-    """Return the commands that make a run's dataset again; its record holds no paths of this machine."""
-    generated, filtered = record.generate, record.filter
-    if generated is None or filtered is None or not filtered.is_done:
-        return Rebuild()
-    commands = [
-        _command("generate", "spec.json", {"run": FOLDER, **_chosen(GenerateOptions, _generate_values(generated))}),
-        _command("filter", FOLDER, _chosen(type(filtered.options), filtered.options.recorded())),
-    ]
-    return Rebuild("\n".join(commands), _inputs_are_brought(generated), tuple(_missing(generated, filtered)))
-
-
-def _command(stage: str, target: str, options: Mapping[str, object]) -> str:
-    """Return a command as a line for a shell."""
-    wording = document_wording()
-    words = [wording.stage(stage, target)]
-    for name, value in options.items():
-        for item in value if isinstance(value, list | tuple) else (value,):
-            words.append(wording.option(name, shlex.quote(str(item))))
-    return " ".join(words)
-
-
-def _chosen(model: type[Options], values: Mapping[str, object]) -> dict[str, object]:
-    """Return those values that are not the defaults of a stage's options, in the order of the options."""
-    chosen = {}
-    for name, _, field in flags_of(model):
-        value = values.get(name)
-        default = default_of(field)
-        if value is not None and value != (list(default) if isinstance(default, tuple) else default):
-            chosen[name] = value
-    return chosen
-
-
-def _generate_values(generated: GenerateRecord) -> dict[str, object]:
-    """Return the options of the generate stage by name, as a user gives them."""
-    options, model = generated.options, generated.options.model
-    values: dict[str, object] = {name: getattr(options, name) for name in GenerateOptions.model_fields if name in _OWN}
-    values |= options.sampling.model_dump()
-    values |= {"model": model.name, "revision": model.revision or generated.model_commit, "adapter": model.adapter}
-    values["more"] = [f"{extra.label}={extra.samples}" for extra in generated.more]
-    if options.engine == "openai":
-        scorer = options.scorer
-        values |= {"base_url": SERVER, "scorer": scorer.name if isinstance(scorer, ModelRef) else scorer}
-        values["debias"] = "auto" if options.debias == "plugin" else options.debias or "off"
-        if options.debias is None:
-            values |= {"decay": None, "floor": None}
-    else:
-        values |= {"quantize": model.quantize, "trust_remote_code": model.trust_remote_code, "dtype": model.dtype}
-        if model.name != POCKET:
-            values["chat"] = "on" if model.chat else "off"
-    if _inputs_are_brought(generated):
-        values |= {"inputs": "inputs.jsonl", "input_format": "jsonl", "num_inputs": None}
-    return values
-
-
-_OWN = (
-    *("num_inputs", "samples", "seed", "keep_unfinished", "keep_newlines", "min_words", "min_tokens"),
-    *("best_of", "shard_size", "engine"),
-)
-"""Options that the record holds under the same name."""
-
-
-def _inputs_are_brought(generated: GenerateRecord) -> bool:
-    inputs = generated.options.inputs
-    return inputs is not None and inputs.texts is not None
-
-
-def _missing(generated: GenerateRecord, filtered: FilterRecord) -> Iterator[str]:
-    """Yield, in words, what the commands need and the published folder does not hold."""
-    options, chosen = generated.options, filtered.options
-    for rule in chosen.rule:
-        yield f"the rule {rule}"
-    for name in chosen.exclude:
-        if name not in {POCKET, *HUB_SETS}:
-            yield f"the file {name}"
-    if _is_folder(options.model):
-        yield f"the generator {options.model.name}, a folder"
-    if options.model.adapter_fingerprint:
-        yield f"the adapter {options.model.adapter}, a folder"
-    if options.engine == "openai":
-        needs = "the plug-in that debiases" if options.debias == "plugin" else "seeds that hold"
-        yield f"a server of the model {options.model.name} under the address that is given, with {needs}"
-    if isinstance(options.scorer, ModelRef) and _is_folder(options.scorer):
-        yield f"the scorer {options.scorer.name}, a folder"
-    if filtered.inputs.semantic_fingerprint and chosen.semantic != POCKET:
-        yield f"the encoder {chosen.semantic}, a folder"
-
-
-def _is_folder(model: ModelRef) -> bool:
-    return model.name != POCKET and model.fingerprint is not None
-
-
-@dataclass(frozen=True)
-class Export:
-    """A file that was exported."""
-
-    path: Path
-    examples: int
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.examples} examples"
-
-
-@accepts(ExportOptions)
-def export(source: Run | Path | str, **options: Any) -> Export:
-    """Write examples as the original DINO's JSONL, with the fields text_a, text_b and label.
-
-    Args:
-        source: a run, a data file, or a published dataset, as a folder or a repository on the Hub.
-
-    Raises:
-        DataError: the source is missing or cannot be read.
-        OptionError: an option is wrong.
-    """
-    chosen = ExportOptions.of(options)
-    name = str(source.path if isinstance(source, Run) else source)
-    run, output = Run(Path(name)), chosen.output
-    path = run.train if chosen.split == "train" else run.dev
-    if run.is_run and not path.exists():
-        raise DataError(f"{path}: is not there", f"run {{filter({name})}} first")
-    if run.path.is_file() and chosen.split != "train":
-        raise OptionError(f"{name} is a file and has no splits", "leave it out", option="split", value=chosen.split)
-    if output.exists() and (Run(output.parent).is_run or (run.path.is_file() and output.samefile(run.path))):
-        raise OptionError("is read, or is a file of a run", "give another", option="output", value=output)
-    filtered = run.record().filter if run.is_run else None
-    label_type = filtered.inputs.label_type if filtered else None
-    examples = Source(str(path) if run.is_run else name, split=chosen.split, label_type=label_type).corpus.examples
-    write_json_lines(output, ({"text_a": each.text_a, "text_b": each.text_b, "label": each.label} for each in examples))
-    return Export(output, len(examples))

@@ -131,21 +131,21 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
         RunError: the run was trained with other options.
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
-    state = decide_together(processes, lambda: _begin(run, job, fresh, processes.num_processes))
+    state = decide_together(processes, lambda: _begin(run, job, reporter, processes.num_processes, fresh=fresh))
     if state != "done":
         with random_states_kept():
             _train_into(run, job, reporter, processes)
     return state
 
 
-def _begin(run: Run, job: TrainingJob, fresh: bool, processes: int) -> State:
+def _begin(run: Run, job: TrainingJob, reporter: Reporter, processes: int, *, fresh: bool) -> State:
     """Decide what is left to do, and record that it has begun."""
     job.texts.check_run()
     for folder in run.checkpoints.glob("checkpoint-*"):
         if not (folder / COUNTS_FILE).exists():  # writing it was cut short: training goes on from the one before
             remove(folder)
     record = FinetuneRecord(options=job.settings(), sources=job.texts.digest(), settings={"processes": processes})
-    return run.begin(record, fresh=fresh)
+    return run.begin(record, fresh=fresh, note=reporter.note)
 
 
 def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: PartialState) -> None:

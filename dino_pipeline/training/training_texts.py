@@ -15,10 +15,11 @@ from dino_pipeline.errors import DataError, HubError, OptionError, RunError
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.filtering.postprocessed import RANDOM, Pair, described, recognised
+from dino_pipeline.layout import LINEAGE
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.readers import LabelType, split_of
 from dino_pipeline.rows import RowsRead
-from dino_pipeline.run import LINEAGE, Run
+from dino_pipeline.run import Run
 from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.text import normalise
 from dino_pipeline.training.adapters import TrainingRows, adapt
@@ -123,13 +124,14 @@ class TrainingTexts:
         """Refuse filtered data that no longer is what its run's texts give.
 
         Raises:
-            RunError: texts were generated since, or the filter was interrupted.
+            RunError: a file is damaged, texts were generated since, or the filter was interrupted.
         """
         if self.sentences:
             self.sentences.check_run()
         if self.run is None:
             return
         filtered = self.run.record().filter
+        self.run.check(filtered, self.run.train, self.run.dev)
         current = filtered is not None and filtered.is_done
         if filtered and current and filtered.inputs.source == "shards":
             current = filtered.sources == digest_files(shard_files(self.run.shards))
@@ -219,10 +221,11 @@ Sources = tuple[Source, Source | None, TextsOrigin]
 
 def _of_run(run: Run, options: TrainingOptions) -> Sources:
     """Return the filtered texts of a run."""
+    filtered = run.record().filter
+    run.check(filtered, run.train, run.dev)
     if not run.train.exists():
         remedy = "make it with {filter(" + str(run.path) + ")}, or name a file"
         raise DataError(f"{run.train}: is not there", remedy)
-    filtered = run.record().filter
     label_type = filtered.inputs.label_type if filtered else None
     train = _source(run.train, options, label_type)
     return train, _source(run.held_out, options, label_type) if run.held_out else None, run.origin()
@@ -265,6 +268,8 @@ def _source(texts: Any, options: TrainingOptions | None, label_type: LabelType |
     if run is not None:
         texts = run.train
     in_memory = not isinstance(texts, str | Path)
+    if not in_memory:
+        Run.check_file(Path(texts))
     name, memory = (IN_MEMORY, texts) if in_memory else (str(texts), None)
     if options is None:
         return Source(name, memory=memory, label_type=label_type, skip_blank=True)

@@ -15,10 +15,11 @@ from dino_pipeline.evaluation.suites.probe import Probe
 from dino_pipeline.evaluation.suites.retrieval import Retrieval
 from dino_pipeline.evaluation.suites.sts import hub_folder, read_sts
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, ScoredPairs
+from dino_pipeline.layout import is_data_folder, is_unpublished
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.progress import Reporter
 from dino_pipeline.readers import LabelType, split_of
-from dino_pipeline.run import Run, is_data_folder, is_unpublished
+from dino_pipeline.run import Run
 from dino_pipeline.training.corpus import Source, evaluation_source
 
 OF_DATA = ("probe", "retrieval", "pairs")
@@ -92,6 +93,7 @@ def _dev_sets(runs: Sequence[Run]) -> list[ScoredPairs]:
     """Return the dev pairs of the runs that have some."""
     sets = []
     for run, name in zip(runs, _short_names([run.path for run in runs]), strict=True):
+        run.check(run.record().filter, run.dev)
         if run.held_out:
             sets.append(ScoredPairs.read(f"{name} dev (generated)", run.held_out))
     return sets
@@ -165,6 +167,7 @@ def _read(name: str, suite: str | None, source: Any, columns: Mapping[str, str],
 def _of_examples(name: str, suite: str | None, source: Any, columns: Mapping[str, str]) -> ScoredPairs | Probe:
     """Return a set of examples for a suite; without one, pairs are scored if their labels are numbers."""
     if isinstance(source, Path):
+        Run.check_file(source)
         texts = evaluation_source(source)
     else:
         texts = Source(name, memory=split_of(source, EVALUATION_SPLITS))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.suite import Embedder, Embeddings, Measures, digest_rows, percent
 from dino_pipeline.examples import Example
+from dino_pipeline.layout import is_unpublished
 from dino_pipeline.measures import Integers, accuracy, macro_f1
 from dino_pipeline.progress import Progress
 from dino_pipeline.rows import RowsRead
-from dino_pipeline.run import is_unpublished
 from dino_pipeline.tables import TABLE_ENDINGS
 from dino_pipeline.training.corpus import Corpus, evaluation_source
 
