@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from dino_pipeline.filtering.filter import FilteredPairs, filter
     from dino_pipeline.generation.generate import GeneratedTexts, generate
     from dino_pipeline.generation.preview import Preview, preview
-    from dino_pipeline.processes import Stopped
     from dino_pipeline.publishing.export import export
     from dino_pipeline.publishing.publish import publish
     from dino_pipeline.publishing.report import report
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from dino_pipeline.run import Run
     from dino_pipeline.spec import TaskSpec
     from dino_pipeline.spec_file import load_spec
+    from dino_pipeline.stopping import Stopped
     from dino_pipeline.training.finetune import finetune
 
 __version__ = "0.1.0"
@@ -96,7 +96,7 @@ _MODULES = {
     "publishing.report": ("report",),
     "publishing.export": ("export",),
     "publishing.verify": ("verify",),
-    "processes": ("Stopped",),
+    "stopping": ("Stopped",),
     "run": ("Run",),
     "spec": ("TaskSpec",),
     "spec_file": ("load_spec",),

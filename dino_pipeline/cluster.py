@@ -7,7 +7,10 @@ import itertools
 import logging
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +19,12 @@ from typing import Any
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, require_package
 from dino_pipeline.model_files import ALLOW_PICKLE
 from dino_pipeline.processes import MakeWork, ordered_results
+from dino_pipeline.stopping import STOP_SIGNALS, signals_blocked
 
 CALLS_PER_WORKER = 2
 """Jobs, or shards, that a worker has at a time: it goes on with the second one when the first ends."""
+TERMINAL_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
+"""What a terminal sends to all processes of a command; Ray ends its own by the other one."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +76,26 @@ def connected(address: str) -> Iterator[None]:
             option="ray",
             value=address,
         )
-    _connect(None if address == "auto" else address)
-    import ray
-
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _connect(address: str | None) -> None:
     require_package("ray", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    if ray.is_initialized():
-        return
+    guard = None if ray.is_initialized() else _connect(None if address == "auto" else address)
     try:
-        if address and (place := re.search(r"([^/:@\[\]]+):(\d+)$", address)):
-            # look whether the port is open: Ray itself would try for minutes
-            socket.create_connection((place[1], int(place[2])), timeout=10).close()
-        started_here = {} if address not in (None, "local") else {"include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started_here)
+        yield
+    finally:
+        ray.shutdown()
+        if guard:
+            guard.communicate()
+
+
+def _connect(address: str | None) -> subprocess.Popen[bytes] | None:
+    """Join a cluster, or start one here; return the guard of one that was started."""
+    try:
+        if address == "local" or (address is None and _running_cluster() is None):
+            return _start_here()
+        _join(address)
+        return None
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise OptionError(
             f"no cluster can be reached ({first_line(error)})",
@@ -99,6 +103,85 @@ def _connect(address: str | None) -> None:
             option="ray",
             value=address,
         ) from error
+
+
+def _join(address: str | None) -> None:
+    import ray
+
+    if address and (place := re.search(r"([^/:@\[\]]+):(\d+)$", address)):
+        # look whether the port is open: Ray itself would try for minutes
+        socket.create_connection((place[1], int(place[2])), timeout=10).close()
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _running_cluster() -> str | None:
+    """Return the address of the cluster that ``auto`` joins, None if there is none.
+
+    Raises:
+        OptionError: another user started the cluster that runs on this machine; who joins it runs that user's code.
+    """
+    from ray._private.utils import get_ray_address_file
+
+    if address := os.environ.get("RAY_ADDRESS"):
+        return address
+    with contextlib.suppress(FileNotFoundError):
+        file = Path(get_ray_address_file(None))
+        found, owner = file.read_text().strip(), file.stat().st_uid
+        if found and hasattr(os, "getuid") and owner != os.getuid():
+            raise OptionError(
+                f"another user started the cluster on this machine ({found})",
+                "give its address to trust it with all that you can do, or {ray=local} to start one of your own",
+                option="ray",
+                value="auto",
+            )
+        return found or None
+    return None
+
+
+def _start_here() -> subprocess.Popen[bytes]:
+    """Start a cluster that only this machine's processes can reach, and that ends with this process; return its guard.
+
+    Ray's processes end with this one, but for two agents that would stay for a minute: the guard ends them.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray then takes the loopback address for the node's, and listens there
+    try:
+        with signals_blocked(TERMINAL_SIGNALS):
+            ray.init(
+                address="local",
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except BaseException:
+        ray.shutdown()  # what has started by now
+        raise
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+    import psutil
+
+    started = [str(process.pid) for process in psutil.Process().children(recursive=True)]
+    guard = [sys.executable, "-c", GUARD, *started]
+    return subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+
+
+GUARD = """
+import contextlib, sys, psutil
+
+guarded = []
+for process in sys.argv[1:]:
+    with contextlib.suppress(psutil.Error):
+        guarded.append(psutil.Process(int(process)))
+sys.stdin.read()
+for process in guarded:
+    with contextlib.suppress(psutil.Error):
+        process.kill()
+"""
+"""A program that ends processes once its standard input is closed, as it is when the process that started it ends."""
 
 
 def total_resources() -> tuple[float, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dino_pipeline.errors import DataError, OutputError, first_line
+from dino_pipeline.stopping import interrupted_by_signals
 
 if TYPE_CHECKING:
     import duckdb
@@ -285,6 +286,7 @@ def connect(
     given = {name: value for name, value in settings.items() if value is not None}
     database = duckdb.connect(":memory:" if file is None else str(file), config=given)
     database.execute("SET enable_progress_bar = false")
+    interrupted_by_signals(database)
     return database
 
 

@@ -1,4 +1,4 @@
-"""Processes: the lock of a folder, the signals that stop work, and the processes and threads that share it."""
+"""Processes: the lock of a folder, and the processes and threads that share work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
 from typing import Any, TypeVar
 
 from dino_pipeline.errors import DinoError, OutputError, RunError
+from dino_pipeline.stopping import signals_blocked
 
 LOCK = ".lock"
 
@@ -86,78 +86,6 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SignalHandler = Callable[[int, FrameType | None], None]
-
-
-class Stopped(KeyboardInterrupt):
-    """The user stopped the work: by a signal, or by a progress function that returned False.
-
-    Finished work is kept, and the same call goes on from there. ``exit_code`` is what shells expect.
-    """
-
-    def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-class StopRequest:
-    """A request to stop, set by the first Ctrl-C or SIGTERM and polled by the work; the second signal stops at once.
-
-    Work that never polls has nothing to finish, so the first signal stops it at once, too.
-
-    Args:
-        on_request: called at the first signal, between any two instructions. It must not print through a stream that
-            the work may be printing to.
-    """
-
-    def __init__(self, on_request: Callable[[], object]) -> None:
-        self.on_request = on_request
-        self.signal: int | None = None
-        self.polled = False
-
-    def __call__(self) -> bool:
-        """Return whether the work should stop."""
-        self.polled = True
-        return self.signal is not None
-
-    def receive(self, number: int, frame: FrameType | None = None) -> None:
-        if self.signal is not None or not self.polled:
-            raise Stopped(number)
-        self.signal = number
-        self.on_request()
-
-    def raise_if_requested(self) -> None:
-        if self.signal is not None:
-            raise Stopped(self.signal)
-
-
-@contextmanager
-def signals_handled(handler: SignalHandler) -> Iterator[None]:
-    """Let a function handle Ctrl-C and SIGTERM inside the block.
-
-    A signal that was ignored before, as in a background job, stays ignored. Outside the main thread, where Python does
-    not allow handlers, the block runs without.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number in STOP_SIGNALS:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-def stop_at_once(number: int, frame: FrameType | None = None) -> None:
-    """Handle a signal by raising `Stopped`; the blocks that are left close their files."""
-    raise Stopped(number)
-
-
 def peak_memory() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
     try:
@@ -182,12 +110,35 @@ OpenPool = Callable[[MakeWork], AbstractContextManager[OrderedMap]]
 """Opens a pool of workers and gives its `OrderedMap`."""
 
 _work: Callable[[Any], Any]
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the kernel sends a signal to this process when its parent ends."""
 
 
 def _start_worker(make_work: MakeWork) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    _end_with_parent()
     _work = make_work()
+
+
+def _end_with_parent() -> None:
+    """Have this worker process end when its parent does, however that ends and whatever the worker is doing."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it has ended before
+            os._exit(1)
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _do_job(job: Any) -> Any:
@@ -231,16 +182,20 @@ def process_pool(
         work = make_work()
         yield lambda jobs: map(work, jobs)
         return
-    import multiprocessing
     from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    context = multiprocessing.get_context("spawn")  # threads of DuckDB and Arrow do not survive a fork
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(make_work,)) as pool:
+    context = _spawning_context()
+    with signals_blocked(), _quiet_tracker():
+        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(make_work,))
+
+    def submit(job: Job) -> Future[Result]:
+        with signals_blocked():  # workers start here
+            return pool.submit(_do_job, job)
+
+    with pool:
         try:
-            yield lambda jobs: ordered_results(
-                jobs, lambda job: pool.submit(_do_job, job), Future.result, ahead=2 * workers
-            )
+            yield lambda jobs: ordered_results(jobs, submit, Future.result, ahead=2 * workers)
         except BrokenProcessPool as error:
             raise DinoError(
                 "a worker process ended early: its memory was full, or a script without a main guard started it",
@@ -248,7 +203,39 @@ def process_pool(
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in context.started:
+                process.kill()
             raise
+
+
+@contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """Start the process that removes semaphores after this one, quietly if this one was killed: it tells developers."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _spawning_context() -> Any:
+    """Return a context of `multiprocessing` that starts processes afresh, and lists them as ``started``."""
+    from multiprocessing.context import SpawnContext, SpawnProcess
+
+    class Context(SpawnContext):
+        def __init__(self) -> None:
+            super().__init__()
+            self.started: list[SpawnProcess] = []
+
+        def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+            self.started.append(SpawnProcess(*args, **kwargs))
+            return self.started[-1]
+
+    return Context()  # threads of DuckDB and Arrow do not survive a fork
 
 
 def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[int, Result]]:

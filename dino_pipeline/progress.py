@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from dino_pipeline.errors import PYTHON, OptionError, Wording, worded
+from dino_pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -215,11 +216,13 @@ class Console:
         threading.Thread(target=_tick, args=(weakref.ref(self), self._closed), daemon=True).start()
 
     def doing(self, activity: str) -> None:
-        """Take what goes on from now, until the next progress; it is shown if it takes long."""
+        """Take what goes on from now, until the next progress; it is shown if it takes long, and stops at once."""
         with self.lock:
             self._close_bar()
             self.activity, self.title, self.latest = activity, "", None
             self.started = time.monotonic()
+        if isinstance(self.should_stop, StopRequest):
+            self.should_stop.end_polling()
 
     def update(self, progress: Progress) -> None:
         """Draw the bar, or print a line if the last one is some seconds old."""

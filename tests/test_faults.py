@@ -32,9 +32,9 @@ from dino_pipeline.filtering import file_pieces
 from dino_pipeline.generation import plan, shard_writer
 from dino_pipeline.generation.shard_writer import EngineWriter, TextWriter
 from dino_pipeline.model_files import model_fingerprint
-from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 from dino_pipeline.record import FORMAT
 from dino_pipeline.run import Run
+from dino_pipeline.stopping import Stopped, StopRequest, signals_handled
 from tests.commands import answer, files, invoke, refused
 from tests.conftest import TOY_SPEC
 
@@ -325,10 +325,10 @@ def test_one_signal_finishes_the_shard_and_two_stop_at_once(
 def test_nothing_under_way_is_left_at_once() -> None:
     said: list[str] = []
     asked = StopRequest(lambda: said.append("finishing"))
-    with pytest.raises(Stopped), signals_handled(asked.receive):
+    with pytest.raises(Stopped), signals_handled(asked):
         signal.raise_signal(signal.SIGTERM)
     assert not said
-    with signals_handled(stop_at_once), pytest.raises(KeyboardInterrupt):
+    with signals_handled(StopRequest()), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -19,10 +19,10 @@ from dino_pipeline.encoder_options import OBJECTIVES, Hyperparameters
 from dino_pipeline.errors import DataError, DinoError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, write_examples
 from dino_pipeline.models import ModelRef, load_encoder, pooling_of
-from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress
 from dino_pipeline.run import Run, State
 from dino_pipeline.stage_records import FinetuneRecord
+from dino_pipeline.stopping import Stopped
 from dino_pipeline.training.corpus import Corpus, Source
 from dino_pipeline.training.finetune import finetune_run
 from dino_pipeline.training.job import TrainingJob

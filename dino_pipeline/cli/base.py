@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 import typing
@@ -20,8 +21,8 @@ from pydantic.fields import FieldInfo
 
 from dino_pipeline.errors import DinoError, OptionError
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
-from dino_pipeline.processes import Stopped, StopRequest, signals_handled, stop_at_once
 from dino_pipeline.progress import PLAIN_EVERY, Console
+from dino_pipeline.stopping import Stopped, StopRequest, said_stopped, signals_handled
 
 _LOADED = time.monotonic()
 Command = Callable[..., Any]
@@ -47,22 +48,29 @@ class CommandLineWording:
 COMMAND_LINE = CommandLineWording()
 
 
-@contextlib.contextmanager
-def _reported() -> Iterator[None]:
-    """Turn errors into messages and exit codes: 2 for what a user can fix, 130 for Ctrl-C."""
-    try:
-        yield
-    except DinoError as error:
-        click.echo(f"error: {error.worded(COMMAND_LINE)}", err=True)
-        sys.exit(2)
-    except MemoryError:
-        click.echo("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt as error:
+def _report(error: BaseException, request: StopRequest) -> int:
+    """Say what was raised; return the exit code: 2 for what a user can fix, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Whatever is raised after a signal to stop at once comes from it: an interrupted query, a worker that ended.
+
+    Raises:
+        BaseException: the error, if it is none that users are told of.
+    """
+    if isinstance(error, KeyboardInterrupt) or request.raised:
         keeps_nothing = click.get_current_context().info_name == "preview"
         kept = "" if keeps_nothing else " What is finished is kept; the same command goes on from there."
-        click.echo(f"\nStopped.{kept}", err=True)
-        sys.exit(getattr(error, "exit_code", 130))
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            click.echo(f"\nStopped.{kept}", err=True)
+        exit_code = int(getattr(error, "exit_code", 128 + (request.signal or signal.SIGINT)))
+        said_stopped(exit_code)
+        return exit_code
+    if isinstance(error, MemoryError):
+        click.echo("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
+    elif isinstance(error, DinoError):
+        click.echo(f"error: {error.worded(COMMAND_LINE)}", err=True)
+    else:
+        raise error
+    return 2
 
 
 def command(function: Command) -> Command:
@@ -78,8 +86,13 @@ def command(function: Command) -> Command:
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        with _reported(), signals_handled(stop_at_once):
-            return function(*args, **kwargs)
+        request = StopRequest()
+        try:
+            with signals_handled(request):
+                return function(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            exit_code = _report(error, request)
+        sys.exit(exit_code)  # here, where the error and what it holds are gone
 
     return wrapped
 
@@ -92,7 +105,7 @@ def console_of_command(should_stop: Callable[[], bool] = lambda: False) -> Conso
 
 @contextlib.contextmanager
 def watching(finishing: str) -> Iterator[Console]:
-    """Give a console. The first Ctrl-C or SIGTERM only asks the work to stop where that loses nothing.
+    """Give a console. The first signal only asks the work to stop where that loses nothing.
 
     Args:
         finishing: what is still done before the stop, for the message.
@@ -102,11 +115,15 @@ def watching(finishing: str) -> Iterator[Console]:
     """
     said = f"\n{finishing} before stopping; the same again stops at once\n".encode()
     request = StopRequest(lambda: os.write(2, said))  # print() might be interrupted printing
-    with contextlib.closing(console_of_command(request)) as console, signals_handled(request.receive):
+    with contextlib.closing(console_of_command(request)) as console, signals_handled(request):
         try:
             yield console
         except Stopped:
             request.raise_if_requested()
+            raise
+        except Exception:
+            if request.raised:
+                request.raise_if_requested()
             raise
 
 

@@ -21,11 +21,11 @@ from dino_pipeline.generation.shard_writer import ShardWriter
 from dino_pipeline.input_texts import DistinctTexts, InputTexts, distinct
 from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
-from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter, no_counts
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateRecord, GenerateSettings, LabelTotals
+from dino_pipeline.stopping import Stopped
 from dino_pipeline.text import distinct_n, normalise
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
 from dino_pipeline.models import default_prompt, has_adapters, mean_cosine, quiet_loading
-from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
+from dino_pipeline.stopping import Stopped
 from dino_pipeline.training.health import COLLAPSED, LossWatch, check_not_constant
 from dino_pipeline.training.lora import load_trained, save_trained
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, reads_token_states, row_views

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from dino_pipeline.encoder_options import Aggregate
 from dino_pipeline.errors import DataError, ModelError
 from dino_pipeline.measures import Measurement, Vector, mean, pearson, spearman
-from dino_pipeline.processes import Stopped
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.rows import RowsRead
+from dino_pipeline.stopping import Stopped
 from dino_pipeline.text import word_overlap
 from dino_pipeline.training.corpus import Corpus, evaluation_source
 
