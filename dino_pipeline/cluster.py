@@ -19,7 +19,7 @@ from typing import Any
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError, first_line, require_package
 from dino_pipeline.model_files import ALLOW_PICKLE
 from dino_pipeline.processes import MakeWork, ordered_results
-from dino_pipeline.stopping import STOP_SIGNALS, signals_blocked
+from dino_pipeline.stopping import STOP_SIGNALS, Stopped, handlers_kept, signals_blocked
 
 CALLS_PER_WORKER = 2
 """Jobs, or shards, that a worker has at a time: it goes on with the second one when the first ends."""
@@ -92,10 +92,13 @@ def connected(address: str) -> Iterator[None]:
 def _connect(address: str | None) -> subprocess.Popen[bytes] | None:
     """Join a cluster, or start one here; return the guard of one that was started."""
     try:
-        if address == "local" or (address is None and _running_cluster() is None):
-            return _start_here()
-        _join(address)
-        return None
+        with handlers_kept():
+            if address == "local" or (address is None and _running_cluster() is None):
+                return _start_here()
+            _join(address)
+            return None
+    except SystemExit as error:  # of Ray's handler of SIGTERM, while it starts
+        raise Stopped(signal.SIGTERM) from error
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise OptionError(
             f"no cluster can be reached ({first_line(error)})",
@@ -143,8 +146,14 @@ def _start_here() -> subprocess.Popen[bytes]:
 
     Ray's processes end with this one, but for two agents that would stay for a minute: the guard ends them.
     """
+    import psutil
     import ray
     from ray._private import ray_constants
+
+    others = psutil.Process().children(recursive=True)
+
+    def started() -> list[psutil.Process]:
+        return [process for process in psutil.Process().children(recursive=True) if process not in others]
 
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray then takes the loopback address for the node's, and listens there
@@ -158,14 +167,15 @@ def _start_here() -> subprocess.Popen[bytes]:
                 logging_level=logging.ERROR,
             )
     except BaseException:
-        ray.shutdown()  # what has started by now
+        by_now = started()
+        ray.shutdown()
+        for process in by_now:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         raise
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-    import psutil
-
-    started = [str(process.pid) for process in psutil.Process().children(recursive=True)]
-    guard = [sys.executable, "-c", GUARD, *started]
+    guard = [sys.executable, "-c", GUARD, *(str(process.pid) for process in started())]
     return subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
 
 

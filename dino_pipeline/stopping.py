@@ -119,6 +119,18 @@ def _set_handlers(handler: Handler) -> dict[int, Handler]:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Let a library that sets handlers of its own start inside the block, and put those back that were there before."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, previous in before.items():
+                signal.signal(number, previous)
+
+
+@contextmanager
 def signals_blocked(numbers: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
     """Start processes inside the block that never receive these signals.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 import typing
@@ -22,7 +21,7 @@ from pydantic.fields import FieldInfo
 from dino_pipeline.errors import DinoError, OptionError
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
 from dino_pipeline.progress import PLAIN_EVERY, Console
-from dino_pipeline.stopping import Stopped, StopRequest, said_stopped, signals_handled
+from dino_pipeline.stopping import StopRequest, said_stopped, signals_handled
 
 _LOADED = time.monotonic()
 Command = Callable[..., Any]
@@ -61,7 +60,7 @@ def _report(error: BaseException, request: StopRequest) -> int:
         kept = "" if keeps_nothing else " What is finished is kept; the same command goes on from there."
         with contextlib.suppress(OSError):  # the terminal may be gone
             click.echo(f"\nStopped.{kept}", err=True)
-        exit_code = int(getattr(error, "exit_code", 128 + (request.signal or signal.SIGINT)))
+        exit_code = 128 + request.signal if request.signal else int(getattr(error, "exit_code", 130))
         said_stopped(exit_code)
         return exit_code
     if isinstance(error, MemoryError):
@@ -118,7 +117,7 @@ def watching(finishing: str) -> Iterator[Console]:
     with contextlib.closing(console_of_command(request)) as console, signals_handled(request):
         try:
             yield console
-        except Stopped:
+        except KeyboardInterrupt:  # `Stopped`, or what a library makes of it
             request.raise_if_requested()
             raise
         except Exception:
