@@ -48,7 +48,8 @@ class StopRequest:
     """A request to stop, set by the first signal and polled by the work; the second signal stops at once.
 
     Work that never polls has nothing to finish, so the first signal stops it at once, too. To stop at once is to raise
-    `Stopped`: the blocks that are left close their files. A signal that comes after that leaves without it.
+    `Stopped`: the blocks that are left close their files. A signal that comes after that leaves without it, and so does
+    one that comes while a library is imported, which may do anything with an error.
 
     Args:
         on_request: called at the first signal, between any two instructions. It must not print through a stream that
@@ -67,7 +68,7 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Handle a signal."""
-        if self.raised:
+        if self.raised or _is_importing(frame):
             exit_at_once(number)
         is_first, self.signal = self.signal is None, number
         if is_first and self.polled:
@@ -84,6 +85,14 @@ class StopRequest:
         """Note that the work that follows does not poll: it stops at once."""
         self.polled = False
         self.raise_if_requested()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -238,8 +247,9 @@ def watch_signals() -> None:
     before = sys.unraisablehook
 
     def show(unraisable: sys.UnraisableHookArgs) -> None:
-        # raised where Python cannot raise, such as in a finalizer: the watch ends the process
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):  # in a finalizer, say, which cannot raise it
+            _watch.end_within(0)
+        else:
             before(unraisable)
 
     sys.unraisablehook = show

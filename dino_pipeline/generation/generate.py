@@ -20,7 +20,7 @@ from dino_pipeline.generate_options import GenerateOptions
 from dino_pipeline.generation.plan import count_inputs, num_inputs, open_inputs, resolve_settings
 from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter, reporter_for
+from dino_pipeline.progress import Progress, Reporter, doing, reporter_for
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -281,7 +281,8 @@ def _generate_until_target(
         def write_and_filter(extra_samples: Sequence[ExtraSamples]) -> dict[str, LabelYield]:
             state, record = write(extra_samples, options.fresh and not states)
             states.append(state)
-            kept = available(run, filter_options, runtime())
+            with doing(reporter, "counting what a filter keeps"):
+                kept = available(run, filter_options, runtime())
             samples = dict.fromkeys(spec.labels, options.samples)
             for extra in record.more:
                 samples[extra.label] = extra.first + extra.samples

@@ -28,7 +28,7 @@ from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import default_prompt, has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
 from dino_pipeline.options import accepts
-from dino_pipeline.progress import Progress, Reporter, reporter_for
+from dino_pipeline.progress import Progress, Reporter, doing, reporter_for
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
@@ -187,19 +187,20 @@ def _train_into(run: Run, job: TrainingJob, reporter: Reporter, processes: Parti
     record = train(
         record, run.checkpoints, model, dataset, objective, context, criterion, probe=probe, reporter=reporter
     )
-    if full_length:  # `_prepare_encoder` has cut it for training
-        model.max_seq_length = full_length
-    if has_adapters(model) and job.hyperparameters.lora_save == "merged":
-        merge_adapters(model)
-    if when_whitened == "end":
-        before = record.selection
-        model = whiten(model, job.fitting_texts)
-        record = with_quality(record, model, criterion, criterion.measured(model), probe)
-        _note_whitening(job, before, record.selection, reporter)
-    processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
-    if processes.is_main_process:
-        _finish(run, record, model, job)
-    processes.wait_for_everyone()
+    with doing(reporter, "measuring and saving the encoder"):
+        if full_length:  # `_prepare_encoder` has cut it for training
+            model.max_seq_length = full_length
+        if has_adapters(model) and job.hyperparameters.lora_save == "merged":
+            merge_adapters(model)
+        if when_whitened == "end":
+            before = record.selection
+            model = whiten(model, job.fitting_texts)
+            record = with_quality(record, model, criterion, criterion.measured(model), probe)
+            _note_whitening(job, before, record.selection, reporter)
+        processes.wait_for_everyone()  # every process has read the best checkpoint before it is deleted
+        if processes.is_main_process:
+            _finish(run, record, model, job)
+        processes.wait_for_everyone()
 
 
 def _criterion(job: TrainingJob) -> SelectionCriterion:
