@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from dino_pipeline.display import console_cell, escape_html, spelt
 from dino_pipeline.errors import PYTHON, OptionError, Wording, worded
 from dino_pipeline.stopping import StopRequest
 
@@ -176,6 +176,11 @@ class CallbackReporter:
                 self.stopped = True
 
 
+def say(text: object = "", *, err: bool = False, bold: bool = False) -> None:
+    """Print a text that may hold anything; see `spelt`."""
+    click.secho(spelt(text), err=err, bold=bold or None)
+
+
 def full_note(message: str, remedy: str, wording: Wording) -> str:
     """Return a note with its remedy, options written for one kind of caller."""
     return f"{message}; {worded(remedy, wording)}" if remedy else message
@@ -241,9 +246,9 @@ class Console:
         line = f"note: {full_note(message, remedy, self.wording)}"
         with self.lock:
             if self.bar is None:
-                click.echo(line, err=True)
+                say(line, err=True)
             else:
-                self.bar.write(line, file=sys.stderr)
+                self.bar.write(spelt(line), file=sys.stderr)
 
     def close(self) -> None:
         """Stop showing anything, and leave the bar on the screen."""
@@ -269,13 +274,13 @@ class Console:
             elif self.latest is not None:
                 self._print_line(self.latest, is_sign=True)
             else:
-                click.echo(f"{self.activity}: {clock(now - self.started)}", err=True)
+                say(f"{self.activity}: {clock(now - self.started)}", err=True)
 
     def _draw(self, progress: Progress) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(initial=progress.resumed, desc=progress.title, dynamic_ncols=True, bar_format=BAR)
+            self.bar = tqdm(initial=progress.resumed, desc=spelt(progress.title), dynamic_ncols=True, bar_format=BAR)
         self.bar.total = progress.total
         self.bar.set_postfix_str(", ".join(filter(None, [self._left(progress), _details(progress)])), refresh=False)
         self.bar.update(progress.done - self.bar.n)
@@ -296,7 +301,7 @@ class Console:
         shown += (f", {left}" if left else "") + (f"; {details}" if details else "")
         if is_sign or done + details != self.last_line:
             self.last_line = done + details
-            click.echo(shown, err=True)
+            say(shown, err=True)
 
 
 def _tick(console: weakref.ref[Console], closed: threading.Event) -> None:
@@ -327,8 +332,8 @@ def doing(reporter: Reporter, activity: str) -> Iterator[None]:
 
 def _details(progress: Progress) -> str:
     """Return each label's accepted share and mean margin, and the extra: ``1 99%, 0.5 97% (+0.31)``."""
-    labels = [f"{label} {_share(count)}" for label, count in progress.labels.items() if count.written]
-    return ", ".join([*labels, *([progress.extra] if progress.extra else [])])
+    labels = [f"{console_cell(label)} {_share(count)}" for label, count in progress.labels.items() if count.written]
+    return ", ".join([*labels, *([spelt(progress.extra)] if progress.extra else [])])
 
 
 def _share(count: LabelCount) -> str:
@@ -337,7 +342,8 @@ def _share(count: LabelCount) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows under a header, the first column aligned left, the others right."""
+    """Return rows under a header, the first column aligned left, the others right; cells are made fit for a console."""
+    header, *rows = [[console_cell(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -353,10 +359,10 @@ def table_html(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     """Return a small table for a notebook, every cell escaped."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{escape_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line("td", row) for row in rows)
-    return f"<p>{html.escape(title)}</p><table>{line('th', header)}{body}</table>"
+    return f"<p>{escape_html(title)}</p><table>{line('th', header)}{body}</table>"
 
 
 @contextmanager

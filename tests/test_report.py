@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dino_pipeline.cards.document import DataTable, visible
+from dino_pipeline.cards.document import DataTable
+from dino_pipeline.display import visible
 from dino_pipeline.evaluation.scores import Figure as ScoreFigure
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.progress import SilentReporter

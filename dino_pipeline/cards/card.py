@@ -8,7 +8,6 @@ A trained encoder has a card before it is published; publishing adds what is kno
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from dino_pipeline.cards.document import render_markdown
+from dino_pipeline.display import yaml_text
 from dino_pipeline.errors import HubError, RunError, first_line
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.measures import measure_title
@@ -128,11 +128,8 @@ def card_text(front: Mapping[str, object], body: str, hand_written: HandWritten)
     merged |= {key: value for key, value in hand_written.front.items() if key not in generated}
     if isinstance(tags := hand_written.front.get("tags"), list):
         merged["tags"] = list(dict.fromkeys([*merged.get("tags", []), *map(str, tags)]))
-    text = yaml.safe_dump(merged, sort_keys=False, width=120, allow_unicode=True)
-    if "\x85" in text:  # PyYAML writes this character as it is, and reads it back as the end of a line
-        text = yaml.safe_dump(merged, sort_keys=False, width=120)
     marked = f"{BEGIN}\n{HINT}\n\n{body.strip()}\n\n{END}"
-    return f"---\n{text}---\n{hand_written.above}{marked}{hand_written.below or chr(10)}"
+    return f"---\n{yaml_text(merged)}---\n{hand_written.above}{marked}{hand_written.below or chr(10)}"
 
 
 def split_card(text: str) -> tuple[FrontMatter, str]:
@@ -206,8 +203,7 @@ class ModelCard:
 
     def text(self) -> str:
         """Return the whole card for a model folder that is not published yet."""
-        front = [f"{key}: {json.dumps(value)}\n" for key, value in self.front_matter().items()]  # JSON is YAML
-        return f"---\n{''.join(front)}---\n\n{self.body()}\n"
+        return f"---\n{yaml_text(self.front_matter())}---\n\n{self.body()}\n"
 
     def front_matter(self) -> FrontMatter:
         """Return the generated fields that every card of an encoder has."""

@@ -1,28 +1,33 @@
-"""What is a document made of, and how is text shown in it that nobody has checked?
+"""What is a document made of?
 
 A `Section` holds blocks of data. The page's template shows them as HTML and the cards' templates as Markdown, so each
-block is described once. Texts of a run may hold anything: `escape_markdown`, `code_span` and `code_block` show a text
-in Markdown as it is, and Jinja's autoescape does so on the page.
+block is described once. Texts of a run may hold anything: every value that a template shows is escaped, for HTML or
+for Markdown (see `display`), unless it is marked as being that language already.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from dino_pipeline.display import (
+    code_block,
+    code_span,
+    escape_html,
+    escape_markdown,
+    markdown_link,
+    markdown_table,
+)
 from dino_pipeline.errors import Wording, worded
 
-LONGEST = 500
-"""Characters of a text that are shown; the rest is cut."""
 _FIGURE = re.compile(r"[-+]?\d[\d,.]*( %)?( \.\. -?[\d.]+| \(.*\))?")
 _FIGURE_OR_DASH = re.compile(rf"{_FIGURE.pattern}|-")
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~#$])")
 
 
 @dataclass(frozen=True)
@@ -113,17 +118,6 @@ class Section:
     blocks: Sequence[Block]
 
 
-def visible(text: str, longest: int = LONGEST) -> str:
-    """Return a text that can be shown: cut, and with invisible and direction-changing characters spelt as codes."""
-    cut = text if len(text) <= longest else text[: longest - 1] + "…"
-    return "".join(f"[U+{ord(character):04X}]" if _is_hidden(character) else character for character in cut)
-
-
-def _is_hidden(character: str) -> bool:
-    # joiners belong to the spelling of several scripts and of emoji
-    return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character not in "\n\t\u200c\u200d"
-
-
 def number(value: float | None) -> str:
     """Return a number with separators between thousands, or with two decimals; a dash for None."""
     if value is None:
@@ -136,48 +130,49 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def escape_markdown(text: object) -> str:
-    """Return a text that Markdown and HTML show as it is, on one line."""
-    return _MARKDOWN_SPECIAL.sub(r"\\\1", escape(" ".join(visible(str(text)).split()), quote=False))
-
-
-def code_span(text: object) -> str:
-    """Return a text as inline code. Where it holds backticks, the delimiters are longer."""
-    shown = " ".join(visible(str(text)).split()) or " "
-    if "`" not in shown:
-        return f"`{shown}`"
-    fence = "`" * (_longest_run_of_backticks(shown) + 1)
-    return f"{fence} {shown} {fence}"
-
-
-def code_block(text: str, language: str = "") -> str:
-    """Return a text as a fenced code block that no backticks in the text can close."""
-    fence = "`" * max(3, _longest_run_of_backticks(text) + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _longest_run_of_backticks(text: str) -> int:
-    return max(map(len, re.findall(r"`+", text)), default=0)
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table with escaped cells."""
-    lines = [list(header), ["---"] * len(header)]
-    lines += [[escape_markdown(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def render_markdown(template: str, **context: Any) -> str:
-    """Return a Markdown template's text. Values are inserted as they are unless the template escapes them."""
-    environment = _environment(autoescape=False)
-    environment.filters |= {"text": escape_markdown, "code": code_span, "one_line": lambda text: " ".join(text.split())}
-    environment.globals |= {"table": markdown_table, "code_block": code_block}
+    """Return a Markdown template's text; all values are escaped but those that its filters made Markdown of."""
+    environment = _environment(autoescape=True)
+    environment.finalize = _as_markdown
+    environment.filters |= {"code": _marked(code_span), "one_line": _one_line, "json": _json}
+    environment.globals |= {
+        "table": _marked(markdown_table),
+        "code_block": _marked(code_block),
+        "link": _marked(markdown_link),
+    }
     return environment.get_template(template).render(context)
+
+
+def _marked(function: Callable[..., str]) -> Callable[..., Markup]:
+    """Return a function whose result is marked as being Markdown, for `_as_markdown`."""
+    return lambda *arguments: Markup(function(*arguments))
+
+
+def _as_markdown(value: object) -> Markup:
+    """Return a value as Markdown; numbers stand as they are."""
+    if hasattr(value, "__html__"):
+        return Markup(value)
+    return Markup(value if isinstance(value, int | float) else escape_markdown(value))
+
+
+def _one_line(markdown: Markup) -> Markup:
+    return Markup(" ".join(str(markdown).split()))
+
+
+def _json(value: object) -> Markup:
+    """Return a value as JSON, for code that a template shows in a block."""
+    return Markup(json.dumps(value, ensure_ascii=False))
 
 
 def render_html(template: str, **context: Any) -> str:
     """Return an HTML template's text; all values are escaped."""
-    return _environment(autoescape=True).get_template(template).render(context)
+    environment = _environment(autoescape=True)
+    environment.finalize = _as_html
+    return environment.get_template(template).render(context)
+
+
+def _as_html(value: object) -> Markup:
+    return Markup(value if hasattr(value, "__html__") else escape_html(value))
 
 
 def read_template(name: str) -> str:

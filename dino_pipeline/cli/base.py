@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from dino_pipeline.errors import DinoError, OptionError
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
-from dino_pipeline.progress import PLAIN_EVERY, Console
+from dino_pipeline.progress import PLAIN_EVERY, Console, say
 from dino_pipeline.stopping import StopRequest, said_stopped, signals_handled
 
 _LOADED = time.monotonic()
@@ -59,14 +59,14 @@ def _report(error: BaseException, request: StopRequest) -> int:
         keeps_nothing = click.get_current_context().info_name == "preview"
         kept = "" if keeps_nothing else " What is finished is kept; the same command goes on from there."
         with contextlib.suppress(OSError):  # the terminal may be gone
-            click.echo(f"\nStopped.{kept}", err=True)
+            say(f"\nStopped.{kept}", err=True)
         exit_code = 128 + request.signal if request.signal else int(getattr(error, "exit_code", 130))
         said_stopped(exit_code)
         return exit_code
     if isinstance(error, MemoryError):
-        click.echo("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
+        say("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
     elif isinstance(error, DinoError):
-        click.echo(f"error: {error.worded(COMMAND_LINE)}", err=True)
+        say(f"error: {error.worded(COMMAND_LINE)}", err=True)
     else:
         raise error
     return 2

@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 from dino_pipeline.cli.base import FILE, command, parts_of
+from dino_pipeline.display import spelt
 from dino_pipeline.errors import OptionError, OutputError, SpecError
+from dino_pipeline.progress import say
 
 
 class SpecFile(click.ParamType[Path]):
@@ -28,7 +30,7 @@ class SpecFile(click.ParamType[Path]):
             return spec_path(Path(value))
         except SpecError:
             self.fail(
-                f"{value}: there is no such file, and no spec of that name comes with dino; see dino spec list",
+                f"{spelt(value)}: there is no such file, and no spec of that name comes with dino; see dino spec list",
                 param,
                 ctx,
             )
@@ -67,10 +69,10 @@ def spec_check(files: Sequence[Path]) -> None:
             checked = load_spec(file)
         except SpecError as error:
             any_wrong = True
-            click.echo(str(error), err=True)
+            say(str(error), err=True)
         else:
             kind = "pairs" if checked.needs_inputs else "single texts"
-            click.echo(f"{file}: fine ({kind}, labels {', '.join(checked.labels)})")
+            say(f"{file}: fine ({kind}, labels {', '.join(checked.labels)})")
     if any_wrong:
         sys.exit(2)
 
@@ -99,11 +101,11 @@ def spec_show(file: Path, text: str | None, model: str | None) -> None:
     values = {name: choices[0] for name, choices in shown.variables.items()}
     for label, rule in shown.labels.items():
         counters = ", ".join(rule.counter_labels) or "none"
-        click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
+        say(f"--- label {label} (counter-labels: {counters})", bold=True)
         prompt = shown.prompt(label, text, values)
         if tokenizer:
             prompt = render_chat(tokenizer, prompt, shown.opening(label), alternative="leave {model} out")
-        click.echo(prompt)
+        say(prompt)
 
 
 KINDS = {
@@ -150,7 +152,7 @@ def spec_new(
         except SpecError as error:
             raise OptionError("; ".join(error.problems), option="labels", value=labels) from error
     write_bytes(path, content.encode())
-    click.echo(f"{path}: is written; edit its instructions, then: dino preview {path}")
+    say(f"{path}: is written; edit its instructions, then: dino preview {path}")
 
 
 def _ask(option: str, question: str, default: str, choices: click.Choice[str] | None = None) -> str:
@@ -229,4 +231,4 @@ def spec_schema() -> None:
     """Print the JSON Schema of task specs, for editors."""
     from dino_pipeline.spec import TaskSpec
 
-    click.echo(json.dumps(TaskSpec.model_json_schema(), indent=2, ensure_ascii=False))
+    say(json.dumps(TaskSpec.model_json_schema(), indent=2, ensure_ascii=False))

@@ -22,12 +22,13 @@ from dino_pipeline.cli.base import (
     watching,
 )
 from dino_pipeline.cli.spec_commands import SpecFile
+from dino_pipeline.display import spelt
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, FinetuneOptions
 from dino_pipeline.errors import OptionError, worded
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
 from dino_pipeline.layout import is_data_folder, is_unpublished
-from dino_pipeline.progress import clock, table
+from dino_pipeline.progress import clock, say, table
 from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
 from dino_pipeline.run import Run
 
@@ -61,13 +62,13 @@ def _print_counts(texts: GeneratedTexts, folder: Path) -> None:
         rows = []
         for label, found in texts.yields.items():
             rows.append([label, str(min(found.kept, target)), str(max(0, target - found.kept))])
-        click.echo(table(["label", "pairs", "missing"], rows))
+        say(table(["label", "pairs", "missing"], rows))
     if texts.state == "done":
-        click.echo(f"{folder}: texts are up to date")
+        say(f"{folder}: texts are up to date")
     rows = []
     for label, total in record.counts.items():
         rows.append([label, str(total.written), str(total.accepted), or_dash(record.mean_margins[label], "+.2f")])
-    click.echo(table(["label", "written", "accepted", "mean margin"], rows))
+    say(table(["label", "written", "accepted", "mean margin"], rows))
 
 
 @click.command("preview", cls=GroupedCommand)
@@ -86,7 +87,7 @@ def preview_command(spec: Path, **given: Any) -> None:
         result = preview_run(spec, progress=console, **{"run": _default_run(spec), **given})
     for label, rule in result.spec.labels.items():
         counters = ", ".join(rule.counter_labels) or "none"
-        click.secho(f"--- label {label} (counter-labels: {counters})", bold=True)
+        say(f"--- label {label} (counter-labels: {counters})", bold=True)
         _print_texts([text for text in result.texts if text.label == label], has_counters=bool(rule.counter_labels))
     _print_estimate(result)
 
@@ -94,13 +95,13 @@ def preview_command(spec: Path, **given: Any) -> None:
 def _print_texts(texts: Sequence[PreviewText], *, has_counters: bool) -> None:
     for text in texts:
         if text.input is not None:
-            click.echo(f"    input       {text.input}")
+            say(f"    input       {text.input}")
         if has_counters:
             click.echo(f"    debiased    {marked(text)}")
-        click.echo(f"    {'undebiased' if has_counters else 'text':11} {text.plain.text.strip()}")
+        say(f"    {'undebiased' if has_counters else 'text':11} {text.plain.text.strip()}")
         if text.debiased.margin is not None and text.plain.margin is not None:
-            click.echo(f"    margins     {text.debiased.margin:+.2f}, undebiased {text.plain.margin:+.2f}")
-        click.echo()
+            say(f"    margins     {text.debiased.margin:+.2f}, undebiased {text.plain.margin:+.2f}")
+        say()
 
 
 def marked(text: PreviewText) -> str:
@@ -110,6 +111,7 @@ def marked(text: PreviewText) -> str:
     for piece, is_changed in text.pieces:
         shown = piece[:remaining]  # without the string that closes the text
         remaining -= len(shown)
+        shown = spelt(shown)
         is_marked |= is_changed
         if is_marked and shown.strip():
             parts.append(click.style(shown, fg="green", bold=True) if is_coloured else f"[{shown}]")
@@ -124,14 +126,14 @@ def _print_estimate(result: Preview) -> None:
     for label, share in estimate.accepted.items():
         margin, changed = or_dash(estimate.margins[label], "+.2f"), or_dash(result.changed_share(label), ".0%")
         rows.append([label, f"{share:.0%}", margin, changed])
-    click.echo(table(["label", "accepted", "mean margin", "tokens that debiasing chose"], rows))
-    click.echo(
+    say(table(["label", "accepted", "mean margin", "tokens that debiasing chose"], rows))
+    say(
         f"The whole job: {estimate.texts} texts of {estimate.tokens:.0f} tokens, {estimate.row_tokens / 1e6:.2g} "
         f"million row-tokens; {estimate.per_second:.1f} texts a second were measured here.\n"
         f"It would take about {clock(estimate.seconds)} and {estimate.memory / 2**30:.1f} GiB of memory."
     )
     if price := result.rejection_price:
-        click.echo(
+        say(
             f"With --debias rejection, a server would take about {price.rounds:.3g} rounds for a text with "
             f"counter-labels, and {price.requests:,} requests in all."
         )
@@ -156,14 +158,14 @@ def filter_command(source: Path | None, list_rules: bool = False, **given: Any) 
     with closing(console_of_command()) as console:
         result = filter(source, progress=console, **given)
     if result.outcome == "done" and result.run:
-        click.echo(f"{given.get('run', source)}: filtered data is up to date")
+        say(f"{given.get('run', source)}: filtered data is up to date")
     funnel = result.funnel
-    click.echo(table(funnel.header(), funnel.without_idle().rows(COMMAND_LINE)))
+    say(table(funnel.header(), funnel.without_idle().rows(COMMAND_LINE)))
     if idle := funnel.idle_rules():
-        click.echo(f"Nothing to drop for: {', '.join(idle)}.")
+        say(f"Nothing to drop for: {', '.join(idle)}.")
     for label, missing in result.missing:
         target = result.record.options.target_per_label
-        click.echo(f"label {label}: {missing} of {target} are missing: dino generate --until-target")
+        say(f"label {label}: {missing} of {target} are missing: dino generate --until-target")
 
 
 def _require_run(source: Path) -> None:
@@ -189,7 +191,7 @@ def _list_rules(options: FilterOptions) -> None:
     name_width = max(len(name) for name, _, _ in described)
     option_width = max(len(option) for _, option, _ in described)
     for name, option, help in described:
-        click.echo(f"{name:{name_width}}  {option:{option_width}}  {help}")
+        say(f"{name:{name_width}}  {option:{option_width}}  {help}")
 
 
 @click.command("finetune", cls=GroupedCommand)
@@ -221,7 +223,7 @@ def finetune_command(source: str | None, listing: bool, **given: Any) -> None:
         # whitening comes after the best checkpoint was chosen
         which = "best dev" if info.record.measured == "best" else "dev"
         chosen = info.record.selection
-        click.echo(f"{folder / 'model'}: {done}; {which} {measure_title(chosen.measure)}: {chosen.best:.2f}")
+        say(f"{folder / 'model'}: {done}; {which} {measure_title(chosen.measure)}: {chosen.best:.2f}")
 
 
 @click.command("compare", cls=GroupedCommand)
@@ -239,10 +241,10 @@ def compare_command(source: str, **given: Any) -> None:
     _folder(source, given)
     with watching("Saving a checkpoint") as console:
         comparison = compare(source, progress=console, **given)
-    click.echo(comparison)
+    say(comparison)
     seeds = f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
     files = ", ".join(map(str, comparison.files))
-    click.echo(f"Spearman x 100, mean and range of {seeds}; written: {files}")
+    say(f"Spearman x 100, mean and range of {seeds}; written: {files}")
 
 
 def _folder(source: str, given: dict[str, Any]) -> Path:
@@ -261,19 +263,19 @@ def _list_objectives() -> None:
         defaults = objective.defaults
         numbers = [f"{defaults.epochs:g}", str(defaults.batch_size), f"{defaults.learning_rate:g}"]
         rows.append([objective.name, objective.needs, *numbers, defaults.pooling])
-    click.echo(table(["objective", "needs", "epochs", "batch", "rate", "pooling"], rows))
+    say(table(["objective", "needs", "epochs", "batch", "rate", "pooling"], rows))
     for objective in objectives:
-        click.echo(f"\n{objective.name}: {objective.method}\n  {objective.citation}")
+        say(f"\n{objective.name}: {objective.method}\n  {objective.citation}")
         for name, field in objective.options.model_fields.items():
-            click.echo(f"  --set {name}={field.default}: {field.description}")
+            say(f"  --set {name}={field.default}: {field.description}")
         if not objective.options.model_fields:
-            click.echo("  no options of its own")
+            say("  no options of its own")
         authors = objective.faithful
         if isinstance(authors, str):
-            click.echo(f"  --faithful: refused; {objective.name} {authors}")
+            say(f"  --faithful: refused; {objective.name} {authors}")
             continue
         settings = [f"{name}={value}" for name, value in {**authors.options, **authors.hyperparameters}.items()]
-        click.echo(f"  --faithful: {', '.join([*settings, authors.more])} ({authors.code})")
+        say(f"  --faithful: {', '.join([*settings, authors.more])} ({authors.code})")
 
 
 @click.command("evaluate", cls=GroupedCommand)
@@ -293,10 +295,10 @@ def evaluate_command(targets: tuple[str, ...], **given: Any) -> None:
     with closing(console_of_command()) as console:
         scores = evaluate(*targets, progress=console, **given)
     if scores.was_kept:
-        click.echo(f"{scores.path and scores.path.parent}: scores are up to date")
-    click.echo(scores)
+        say(f"{scores.path and scores.path.parent}: scores are up to date")
+    say(scores)
     if "output" in given:
-        click.echo(f"written: {scores.path}")
+        say(f"written: {scores.path}")
 
 
 @click.command("report", cls=GroupedCommand)
@@ -312,9 +314,9 @@ def report_command(run: Path, **given: Any) -> None:
         written = report(run, progress=console, **given)
     size = written.path.stat().st_size / 1e6
     pictures = written.path.parent / "pictures"
-    click.echo(f"{written.path}: {size:.1f} MB; {len(written.pictures)} pictures in {pictures}")
+    say(f"{written.path}: {size:.1f} MB; {len(written.pictures)} pictures in {pictures}")
     for title, section in written.missing.items():
-        click.echo(f"left out: {title}: {section.worded(COMMAND_LINE)}")
+        say(f"left out: {title}: {section.worded(COMMAND_LINE)}")
 
 
 @click.command("publish", cls=GroupedCommand)
@@ -330,7 +332,7 @@ def publish_command(run: Path, **given: Any) -> None:
     from dino_pipeline.publishing.publish import publish
 
     with closing(console_of_command()) as console:
-        click.echo(publish(run, progress=console, **given))
+        say(publish(run, progress=console, **given))
 
 
 @click.command("verify", cls=GroupedCommand)
@@ -343,7 +345,7 @@ def verify_command(target: str, **given: Any) -> None:
     from dino_pipeline.publishing.verify import verify
 
     verification = verify(target, **given)
-    click.echo(verification.worded(COMMAND_LINE))
+    say(verification.worded(COMMAND_LINE))
     if verification.problems:
         sys.exit(1)
 
@@ -356,4 +358,4 @@ def export_command(source: str, **given: Any) -> None:
     """Write a run's, or a published dataset's, examples as the original DINO's JSONL: text_a, text_b, label."""
     from dino_pipeline.publishing.export import export
 
-    click.echo(f"{export(source, **given)}")
+    say(f"{export(source, **given)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from dino_pipeline.display import escape_markdown, markdown_table, visible
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, Hyperparameters
 from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
@@ -282,9 +283,8 @@ def _write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the table as JSON and Markdown and draw it; return the files."""
     path = folder / "compare"
     write_bytes(path.with_suffix(".json"), f"{comparison.model_dump_json(indent=2)}\n".encode())
-    header, *body = [f"| {' | '.join(line)} |" for line in comparison.lines()]
-    ruler = "|" + "---|" * (5 + len(comparison.sets))
-    markdown = "\n".join([header, ruler, *body, "", *comparison.remarks()]).rstrip() + "\n"
+    header, *body = comparison.lines()
+    markdown = "\n\n".join([markdown_table(header, body), *map(escape_markdown, comparison.remarks())]) + "\n"
     write_bytes(path.with_suffix(".md"), markdown.encode())
     _draw(path.with_suffix(".svg"), comparison)
     return [path.with_suffix(suffix) for suffix in (".json", ".md", ".svg")]
@@ -297,7 +297,7 @@ def _draw(path: Path, comparison: Comparison) -> None:
 
     sets = comparison.sets
     trained = [row for row in comparison.rows if row.rows][::-1]
-    with rc_context({"svg.hashsalt": "dino", "svg.fonttype": "none", "font.size": 9}):
+    with rc_context({"svg.hashsalt": "dino", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}):
         figure = Figure(figsize=(4.5 * len(sets) + 1.5, 0.35 * len(trained) + 1.2), layout="constrained")
         panels = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
         for panel, data in zip(panels, sets, strict=True):
@@ -309,8 +309,8 @@ def _draw(path: Path, comparison: Comparison) -> None:
                 value = next((row.mean(data) for row in comparison.rows if row.name == base), None)
                 if value is not None:
                     panel.axvline(value, color="#444444", linestyle=style, linewidth=1, label=base)
-            panel.set_title(data)
+            panel.set_title(visible(data, 40))
             panel.set_xlabel(comparison.unit)
-            panel.set_yticks(range(len(trained)), [row.name for row in trained])
+            panel.set_yticks(range(len(trained)), [visible(row.name, 40) for row in trained])
         panels[-1].legend(loc="lower right", fontsize=7)
         write_atomic(path, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dino_pipeline.display import visible
 from dino_pipeline.errors import DataError, OptionError, RunError
 from dino_pipeline.files import combined_digest, digest_files, file_digest, shard_files
 from dino_pipeline.filter_options import FilterOptions, PostProcessing, rule_name
@@ -366,7 +367,7 @@ class FilterPass:
             remedy = "generate more, or read the instruction of that label in the spec"
         elif last_rule in [rule.name for rule in text_rules(self.options, self.source.prompt)]:
             remedy = f"give other examples of that label, or keep these with {{without={last_rule}}}"
-        shown = ", ".join(f"{label:g}" if isinstance(label, float) else label for label in lost)
+        shown = ", ".join(f"{label:g}" if isinstance(label, float) else visible(label, 40) for label in lost)
         raise DataError(
             f'{self.table.source}: no example of label {shown} is left (the last was dropped as "{last_rule}")',
             remedy,

@@ -6,7 +6,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from itertools import cycle
 from typing import Any
 
@@ -14,7 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dino_pipeline.cards.document import DataTable, Picture, visible
+from dino_pipeline.cards.document import DataTable, Picture
+from dino_pipeline.display import escape_html, visible
 from dino_pipeline.evaluation.scores import Figure as ScoreFigure
 from dino_pipeline.publishing.run_texts import Histogram
 
@@ -76,12 +76,16 @@ def draw_picture(
 
 def _themed(svg: str, title: str, name: str) -> str:
     """Return an SVG as an element of the page: without prologue, in the theme's colours, titled for screen readers."""
-    drawing = svg[svg.index("<svg") :]
-    for colour, name_in_theme in THEME.items():
-        drawing = drawing.replace(colour, f"var(--{name_in_theme})")
-    drawing = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", drawing)  # ids must differ between pictures
+
+    def themed_tag(tag: re.Match[str]) -> str:
+        changed = tag[0]
+        for colour, name_in_theme in THEME.items():
+            changed = changed.replace(colour, f"var(--{name_in_theme})")
+        return re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", changed)  # ids must differ between pictures
+
+    drawing = re.sub(r"<[^>]*>", themed_tag, svg[svg.index("<svg") :])  # labels, between tags, stay
     drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(title, quote=True)}"', 1)
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape_html(title)}"', 1)
 
 
 def _name_rows(panel: Axes, names: Sequence[str]) -> None:
@@ -205,7 +209,7 @@ def draw_lines(
     """Draw a curve in each panel, with its name as title; its points are (x, y)."""
     for panel, (name, points), colour in zip(panels, curves.items(), cycle(COLOURS), strict=False):
         panel.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, markersize=3)
-        panel.set_title(name)
+        panel.set_title(visible(name, 40))
         panel.set_xlabel(unit)
         panel.grid(axis="y", linewidth=0.5)
         if from_zero:

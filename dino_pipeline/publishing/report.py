@@ -24,8 +24,8 @@ from dino_pipeline.cards.document import (
     number,
     read_template,
     render_html,
-    visible,
 )
+from dino_pipeline.display import visible
 from dino_pipeline.errors import DataError, RunError
 from dino_pipeline.evaluation.compare import Comparison
 from dino_pipeline.evaluation.evaluate import candidates_of

@@ -19,8 +19,8 @@ from dino_pipeline.cards.document import (
     document_wording,
     number,
     percent,
-    visible,
 )
+from dino_pipeline.display import visible
 from dino_pipeline.errors import PYTHON, ModelError, Wording, worded
 from dino_pipeline.evaluation.evaluate import Candidate
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, Embedder, cosines
