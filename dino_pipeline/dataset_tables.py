@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dino_pipeline.errors import DataError, first_line
+from dino_pipeline.odd_paths import plain_copy
 from dino_pipeline.rows import ClassifiedRows, DatasetRows, Table, class_names
 from dino_pipeline.tables import KINDS, TABLE_ENDINGS, TEXT_ENDINGS, open_file
 
@@ -44,11 +45,12 @@ def _dataset_tables(name: str, split: str, config: str | None, revision: str | N
     """Return the tables of a dataset. Its text files are read by our own rules, as `datasets` guesses types."""
     from datasets import load_dataset, load_dataset_builder
 
-    builder = load_dataset_builder(name, config, revision=revision)
+    path = _path_or_id(name)
+    builder = load_dataset_builder(path, config, revision=revision)
     of_split = builder.config.data_files or {}
     files = [str(file) for part in re.split(r"[+\[]", split) for file in of_split.get(part.strip(), ())]
     if not files or any(ending_of(file) not in TEXT_ENDINGS for file in files):
-        return [DatasetRows(name, load_dataset(name, config, split=split, revision=revision))]
+        return [DatasetRows(name, load_dataset(path, config, split=split, revision=revision))]
     if split not in of_split:
         raise DataError(
             f"{name}: {split} is no whole split, and its files are text", f"choose from {', '.join(map(str, of_split))}"
@@ -58,12 +60,17 @@ def _dataset_tables(name: str, split: str, config: str | None, revision: str | N
     return [ClassifiedRows(table, classes) for table in tables] if classes else tables
 
 
+def _path_or_id(name: str) -> str:
+    """Return what `datasets` takes for a folder here or a dataset on the Hub."""
+    return str(plain_copy(Path(name))) if Path(name).is_dir() else name
+
+
 def split_names(name: str, config: str | None = None, revision: str | None = None) -> list[str]:
     """Return the splits of a dataset; none if it cannot be read: loading it raises an error that says what is wrong."""
     from datasets import get_dataset_split_names
 
     with contextlib.suppress(Exception):
-        return list(get_dataset_split_names(name, config, revision=revision))
+        return list(get_dataset_split_names(_path_or_id(name), config, revision=revision))
     return []
 
 
@@ -90,7 +97,9 @@ def _here(file: str) -> Path:
         path = Path(
             hf_hub_download(place.repo_id, place.path_in_repo, repo_type=place.repo_type, revision=place.revision)
         )
-    return Path(DownloadManager().extract(str(path))) if path.suffix in PACKED else path
+    if path.suffix in PACKED:
+        return Path(DownloadManager().extract(str(path)))
+    return path.readlink() if path.is_symlink() and path.readlink().is_absolute() else path  # of `plain_copy`
 
 
 @contextlib.contextmanager

@@ -7,16 +7,20 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dino_pipeline.errors import DataError, OutputError, first_line
+from dino_pipeline.odd_paths import beside, plain_path
 from dino_pipeline.stopping import interrupted_by_signals
+from dino_pipeline.text import has_lone_surrogate
 
 if TYPE_CHECKING:
     import duckdb
+    from pydantic import BaseModel
 
 MAX_LINE = 16 * 2**20
 """Bytes (or characters) of a line of data. A longer line is neither a sentence nor a document."""
@@ -30,7 +34,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OutputError: the disk is full or not writable. The old file is unchanged, the temporary file is deleted.
     """
-    temporary = path.with_name(path.name + ".part")
+    temporary = beside(path, ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -73,8 +77,18 @@ def write_bytes(path: Path, content: bytes) -> str:
 
 def write_json(path: Path, value: Any) -> str:
     """Write one JSON value, indented, atomically, and return the file's SHA-256."""
-    content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_bytes(path, content.encode())
+    content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if has_lone_surrogate(content):  # of a path that is not UTF-8
+        content = json.dumps(value, indent=2, allow_nan=False)
+    return write_bytes(path, f"{content}\n".encode())
+
+
+def record_json(record: BaseModel) -> bytes:
+    """Return a record as a file holds it: indented JSON, whatever paths it names."""
+    try:
+        return f"{record.model_dump_json(indent=2)}\n".encode()
+    except ValueError:  # of a path that is not UTF-8, which pydantic does not write
+        return f"{json.dumps(record.model_dump(mode='json'), indent=2)}\n".encode()
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> str:
@@ -130,7 +144,7 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: something cannot be written, here or in the block. The old folder is unchanged.
     """
-    new, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    new, old = beside(folder, ".part"), beside(folder, ".old")
     try:
         _undo_replacement(folder, new, old)
         new.mkdir(parents=True)
@@ -186,7 +200,7 @@ def combined_digest(digests: Mapping[Path, str]) -> str:
     """Return one hash of file names and their SHA-256, in order."""
     combined = hashlib.sha256()
     for path, digest in digests.items():
-        combined.update(f"{path.name}\0".encode())
+        combined.update(os.fsencode(path.name) + b"\0")
         combined.update(bytes.fromhex(digest))
     return combined.hexdigest()[:16]
 
@@ -275,16 +289,20 @@ def connect(
     """Open a database and turn DuckDB's progress bar off.
 
     Args:
-        file: where the database is stored; None keeps it in memory.
+        file: where the database is stored; None keeps it in memory. Beneath a folder whose name DuckDB misreads, it is
+            kept in memory, too, and spilled beside ``file``.
         memory: limit, such as ``1GB``; DuckDB spills to disk above it.
         threads: number of threads; None lets DuckDB choose.
         spill: folder to spill into; None lets DuckDB choose one next to ``file``.
     """
     import duckdb
 
-    settings: dict[str, Any] = {"memory_limit": memory, "threads": threads, "temp_directory": spill and str(spill)}
+    if file is not None and re.search(r"[\\?]", os.path.realpath(file)):  # a link to it would be resolved
+        spill, file = spill or beside(file, ".spilled"), None
+    folder = None if spill is None else plain_path(spill)
+    settings: dict[str, Any] = {"memory_limit": memory, "threads": threads, "temp_directory": folder}
     given = {name: value for name, value in settings.items() if value is not None}
-    database = duckdb.connect(":memory:" if file is None else str(file), config=given)
+    database = duckdb.connect(":memory:" if file is None else plain_path(file), config=given)
     database.execute("SET enable_progress_bar = false")
     interrupted_by_signals(database)
     return database
@@ -299,18 +317,18 @@ def json_rows(paths: Sequence[Path], columns: Mapping[str, str]) -> str:
     """
     types = ", ".join(f"{name}: {quoted(kind)}" for name, kind in columns.items())
     options = f"format='newline_delimited', columns={{{types}}}, maximum_object_size={MAX_JSON_LINE}"
-    return f"read_json({quoted_list(paths)}, {options}, {NO_HIVE_PARTITIONING})"
+    return f"read_json({quoted_list(map(plain_path, paths))}, {options}, {NO_HIVE_PARTITIONING})"
 
 
 def parquet_rows(paths: Sequence[Path]) -> str:
-    return f"read_parquet({quoted_list(paths)}, {NO_HIVE_PARTITIONING})"
+    return f"read_parquet({quoted_list(map(plain_path, paths))}, {NO_HIVE_PARTITIONING})"
 
 
-def quoted_list(texts: Sequence[Path] | Sequence[str]) -> str:
-    """Return paths or texts as a SQL list of strings."""
+def quoted_list(texts: Iterable[str]) -> str:
+    """Return texts as a SQL list of strings."""
     return f"[{', '.join(map(quoted, texts))}]"
 
 
-def quoted(text: Path | str) -> str:
-    """Return a path or a text as a SQL string."""
-    return "'" + str(text).replace("'", "''") + "'"
+def quoted(text: str) -> str:
+    """Return a text as a SQL string."""
+    return "'" + text.replace("'", "''") + "'"

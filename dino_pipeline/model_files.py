@@ -60,7 +60,7 @@ def model_fingerprint(path: str) -> str | None:
 
 def _hash_file(digest: hashlib._Hash, file: Path, name: str) -> None:
     size = file.stat().st_size
-    digest.update(f"{name}\0{size}\0".encode())
+    digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
     if size <= FULLY_HASHED:
         digest.update(file.read_bytes())
     else:

@@ -21,6 +21,7 @@ from dino_pipeline.model_files import (
     pickle_allowed,
     safe_loading,
 )
+from dino_pipeline.odd_paths import utf8_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,7 @@ class ModelRef(BaseModel):
     def path(self, role: Role) -> str:
         """Return what loaders take: the folder of an embedded model, the folder or repository of a GGUF file, or else
         the name as it is."""
-        return gguf_in(model_path(self.name, role))[0]
+        return utf8_path(gguf_in(model_path(self.name, role))[0])
 
     @property
     def gguf(self) -> str | None:
@@ -173,13 +174,14 @@ def load_encoder(name: str, revision: str | None = None, pooling: str = "mean") 
     from sentence_transformers import SentenceTransformer
 
     check_files(name)
+    place = utf8_path(name)
     try:
         check_kind(name_on_hub(name), revision)
         with quiet_loading():
-            model = SentenceTransformer(name, revision=revision, model_kwargs=safe_loading())
+            model = SentenceTransformer(place, revision=revision, model_kwargs=safe_loading())
             if has_adapters(model) and model.dtype.itemsize < 4:  # adapters were trained in single precision
                 settings = {**safe_loading(), "dtype": "float32"}
-                model = SentenceTransformer(name, revision=revision, model_kwargs=settings)
+                model = SentenceTransformer(place, revision=revision, model_kwargs=settings)
         if not has_own_pooling(name, revision) and pooling_of(model) != pooling:
             set_pooling(model, pooling)
         make_usable(model, name)

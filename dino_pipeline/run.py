@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from dino_pipeline.damage import GONE, Damage, damaged_files, damaged_shards, damaged_texts, finished_files
 from dino_pipeline.errors import OutputError, RunError, first_line, short
-from dino_pipeline.files import Checksums, remove, set_aside, write_bytes, write_json
+from dino_pipeline.files import Checksums, record_json, remove, set_aside, write_bytes, write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
@@ -327,8 +327,7 @@ class Run(Layout):
         remove(self._ready)
 
     def _write(self, record: RunRecord) -> None:
-        content = record.model_dump_json(indent=2, exclude_none=False)
-        write_bytes(self.record_file, f"{content}\n".encode())
+        write_bytes(self.record_file, record_json(record))
 
     def _known(self, *, fresh: bool) -> RunRecord:
         """Return what run.json holds; if the stage starts over, a damaged one counts as empty."""

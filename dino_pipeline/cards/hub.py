@@ -27,7 +27,7 @@ from pydantic import Field, JsonValue
 from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
 from dino_pipeline.errors import HubError
-from dino_pipeline.files import file_digest, write_bytes, write_json
+from dino_pipeline.files import file_digest, record_json, write_bytes, write_json
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.record_base import Record
@@ -109,8 +109,7 @@ class Manifest(Record):
 
 def seal(folder: Path, record: RunRecord, manifest: Manifest) -> None:
     """Write run.json and then lineage.json, with the hashes of files, into a folder that holds everything else."""
-    content = public_record(record.without_files()).model_dump_json(indent=2)
-    write_bytes(folder / "run.json", f"{content}\n".encode())
+    write_bytes(folder / "run.json", record_json(public_record(record.without_files())))
     manifest.updated(files=file_hashes(folder)).write(folder)
 
 

@@ -161,7 +161,7 @@ def flags(model: type[Options]) -> Callable[[Command], Command]:
             context = click.get_current_context()
             left_out = [name for name in parameters if context.get_parameter_source(name) == ParameterSource.DEFAULT]
             given = {name: value for name, value in values.items() if name not in left_out}
-            _refuse_flags_as_values(given)
+            _refuse_flags_as_values({name: value for name, value in given.items() if name in parameters})
             return function(**given)
 
         # click expects them last first, as decorators add them

@@ -16,7 +16,7 @@ from dino_pipeline.errors import DataError, ModelError, first_line
 from dino_pipeline.evaluation.evaluate import Candidate, baselines, evaluate_run, scores_of
 from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.suite import WORD_OVERLAP, EvaluationSet
-from dino_pipeline.files import write_atomic, write_bytes
+from dino_pipeline.files import record_json, write_atomic, write_bytes
 from dino_pipeline.models import POCKET, ModelRef, load_encoder
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, reporter_for, table, table_html
@@ -282,7 +282,7 @@ def _with_spread(row: ComparisonRow, data: str) -> str:
 def _write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the table as JSON and Markdown and draw it; return the files."""
     path = folder / "compare"
-    write_bytes(path.with_suffix(".json"), f"{comparison.model_dump_json(indent=2)}\n".encode())
+    write_bytes(path.with_suffix(".json"), record_json(comparison))
     header, *body = comparison.lines()
     markdown = "\n\n".join([markdown_table(header, body), *map(escape_markdown, comparison.remarks())]) + "\n"
     write_bytes(path.with_suffix(".md"), markdown.encode())

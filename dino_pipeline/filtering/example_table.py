@@ -39,6 +39,7 @@ from dino_pipeline.filtering.contamination import ContaminationFilter
 from dino_pipeline.filtering.file_pieces import FilePiece
 from dino_pipeline.filtering.text_rules import PromptParts, example_rules, is_plain, personal_data
 from dino_pipeline.funnel import MAX_LABELS, Counts, by_tenths
+from dino_pipeline.odd_paths import plain_path
 from dino_pipeline.stage_records import Label
 from dino_pipeline.text import normalise
 
@@ -109,7 +110,8 @@ class ExampleChecker:
             gc.enable()
         path = self.folder / f"{piece.number:08d}.parquet"
         try:
-            parquet.write_table(pa.concat_tables(tables), path, compression="none", use_dictionary=False)
+            with open(path, "wb") as file:  # of a path, pyarrow may make an address
+                parquet.write_table(pa.concat_tables(tables), file, compression="none", use_dictionary=False)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}; make room and run again") from error
         return path
@@ -370,4 +372,4 @@ class ExampleTable:
 
     def write_jsonl(self, query: str, path: Path) -> None:
         """Write a query's rows as JSON objects, one a line."""
-        self.run(f"COPY ({query}) TO {quoted(path)} (FORMAT json)")
+        self.run(f"COPY ({query}) TO {quoted(plain_path(path))} (FORMAT json)")

@@ -17,6 +17,7 @@ from dino_pipeline.errors import DataError, OutputError, RunError, first_line
 from dino_pipeline.examples import FIELDS, PROVENANCE, REASONS
 from dino_pipeline.files import connect, json_rows, quoted, quoted_list, shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
+from dino_pipeline.odd_paths import plain_path
 from dino_pipeline.record import RunRecord
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
@@ -355,11 +356,11 @@ def _query(split: DatasetSplit) -> str:
 def _copy(db: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], options: str) -> int:
     """Write the rows of a query into files of equal length; return the number of rows."""
     if len(files) == 1:
-        ((rows,),) = db.execute(f"COPY ({query}) TO {quoted(files[0])} ({options})").fetchall()
+        ((rows,),) = db.execute(f"COPY ({query}) TO {quoted(plain_path(files[0]))} ({options})").fetchall()
         return int(rows)
     ((rows,),) = db.execute(f"CREATE TABLE rows AS {query}").fetchall()
     per_file = -(-rows // len(files))
     for index, file in enumerate(files):
         bounds = f"rowid >= {index * per_file} AND rowid < {(index + 1) * per_file}"
-        db.execute(f"COPY (SELECT * FROM rows WHERE {bounds} ORDER BY rowid) TO {quoted(file)} ({options})")
+        db.execute(f"COPY (SELECT * FROM rows WHERE {bounds} ORDER BY rowid) TO {quoted(plain_path(file))} ({options})")
     return int(rows)

@@ -221,8 +221,8 @@ def _rows_in_files(folder: Path, name: str) -> int:
     config, _, split = name.partition("/")
     rows = 0
     for path in sorted((folder / ("data" if config == "default" else config)).glob(f"{split}-*.parquet")):
-        with contextlib.suppress(OSError, pa.ArrowException):
-            rows += pq.read_metadata(path).num_rows
+        with contextlib.suppress(OSError, pa.ArrowException), open(path, "rb") as file:
+            rows += pq.read_metadata(file).num_rows
     return rows
 
 

@@ -27,6 +27,7 @@ from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
 from dino_pipeline.files import folder_replaced, remove
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import default_prompt, has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
+from dino_pipeline.odd_paths import utf8_path
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, doing, reporter_for
 from dino_pipeline.record import public_record
@@ -315,7 +316,7 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
     try:
         with folder_replaced(run.model) as folder:
             with quiet_loading():
-                model.save(str(folder), create_model_card=False)
+                model.save(utf8_path(folder), create_model_card=False)
             if head:
                 head.save(folder)
             (folder / "README.md").write_text(_card(model, run, objective), encoding="utf-8")

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from dino_pipeline.encoder_options import Hyperparameters
 from dino_pipeline.errors import ModelError, OptionError, first_line, require_package
 from dino_pipeline.models import embed, load_encoder, quiet_loading
+from dino_pipeline.odd_paths import utf8_path
 
 TRAINED_FILE = "trained.safetensors"
 """Holds a checkpoint's trained tensors of the encoder."""
@@ -96,7 +97,7 @@ def check_base(model: SentenceTransformer, texts: Sequence[str]) -> None:
     """
     with TemporaryDirectory(prefix="dino-") as folder:
         with quiet_loading():
-            model.save(folder, create_model_card=False)
+            model.save(utf8_path(folder), create_model_card=False)
         try:
             found = np.abs(embed(load_encoder(folder), texts) - embed(model, texts)).max() < TOLERANCE
             reason = "" if found else "its weights are other ones"

@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from dino_pipeline.errors import OptionError, OutputError, first_line
 from dino_pipeline.files import write_json
 from dino_pipeline.models import default_prompt, has_adapters, mean_cosine, quiet_loading
+from dino_pipeline.odd_paths import utf8_path
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.stopping import Stopped
@@ -208,7 +209,7 @@ def trainer_arguments(
     interval = max(math.ceil(context.steps / EVALUATIONS), MIN_STEPS_BETWEEN)
     apart = objective.keeps_apart(hyperparameters)
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
+        output_dir=utf8_path(folder),
         num_train_epochs=hyperparameters.epochs,
         max_steps=-1 if hyperparameters.steps is None else hyperparameters.steps,
         per_device_train_batch_size=rows // parts,
