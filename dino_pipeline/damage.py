@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import system_reason
 from dino_pipeline.files import Checksums, file_digest, files_below, shard_files
 from dino_pipeline.record_base import FinishedFile
 
@@ -61,8 +61,8 @@ def damaged_files(folder: Path, files: Mapping[str, FinishedFile], *, every_byte
                 yield Damage(path, OTHER_CHECKSUM)
         except (FileNotFoundError, NotADirectoryError):
             yield Damage(path, GONE)
-        except (OSError, DataError) as error:
-            yield Damage(path, f"cannot be read: {getattr(error, 'strerror', error)}")
+        except OSError as error:
+            yield Damage(path, f"cannot be read: {system_reason(error)}")
 
 
 def damaged_texts(checksums: Checksums, inputs: Path, folders: Iterable[Path]) -> Iterator[Damage]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from typing import Any, Protocol
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -155,6 +156,13 @@ def short(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def system_reason(error: OSError) -> str:
+    """Return why a file could not be read or written; libraries raise errors of the system without its words."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):  # of a folder's files
+        return str(error.args[0][0][-1])
+    return error.strerror or first_line(error)
 
 
 def reason_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 import jsonlines
 import msgspec
 
-from dino_pipeline.errors import DataError, short
+from dino_pipeline.errors import DataError, short, system_reason
 from dino_pipeline.files import LINE_TOO_LONG, MAX_LINE, write_json_lines
 from dino_pipeline.progress import table_html
 from dino_pipeline.text import as_number, has_lone_surrogate
@@ -100,7 +100,7 @@ def iter_examples(path: str | Path, *, numeric_labels: bool = True) -> Iterator[
                 if content.strip():
                     yield parse_example(content, partial("{}, line {}".format, path, number), numeric_labels)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
 
 
 _DECODER = msgspec.json.Decoder(Example)

@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, replacement of folders, checksums; and how DuckDB reads files."""
+"""Files that survive a crash: atomic writes, replacement of folders, checksums."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dino_pipeline.errors import DataError, OutputError, first_line
-from dino_pipeline.odd_paths import beside, plain_path
-from dino_pipeline.stopping import interrupted_by_signals
+from dino_pipeline.errors import DataError, OutputError, system_reason
+from dino_pipeline.odd_paths import beside
 from dino_pipeline.text import has_lone_surrogate
 
 if TYPE_CHECKING:
-    import duckdb
     from pydantic import BaseModel
 
 MAX_LINE = 16 * 2**20
@@ -51,7 +48,8 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def _not_writable(path: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"{path}: cannot be written: {error.strerror}; what was finished before is kept", "make room and run again"
+        f"{path}: cannot be written: {system_reason(error)}; what was finished before is kept",
+        "make room and run again",
     )
 
 
@@ -153,7 +151,7 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         new.rename(folder)
     except OSError as error:
-        reason = error.strerror or first_line(error)
+        reason = system_reason(error)
         raise OutputError(f"{folder}: cannot be written: {reason}", "make room and run again") from error
     finally:
         with contextlib.suppress(OSError):
@@ -188,7 +186,7 @@ def file_digest(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
 
 
 def digest_files(paths: Sequence[Path]) -> str:
@@ -243,7 +241,9 @@ class Checksums:
                 # no fsync: if a power cut loses a line, its shard is only written once more
                 file.write((start + "".join(lines)).encode())
         except OSError as error:
-            raise OutputError(f"{self.file}: cannot be written: {error.strerror}", "make room and run again") from error
+            raise OutputError(
+                f"{self.file}: cannot be written: {system_reason(error)}", "make room and run again"
+            ) from error
         self.known |= named
 
     def _ends_with_newline(self) -> bool:
@@ -275,60 +275,3 @@ class Checksums:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-
-MAX_JSON_LINE = 64 * 2**20
-"""In bytes, of a line that DuckDB reads."""
-NO_HIVE_PARTITIONING = "hive_partitioning = false"
-"""A folder named label=2 in a path is only a folder; DuckDB would make a column of it."""
-
-
-def connect(
-    file: Path | None = None, *, memory: str | None = None, threads: int | None = None, spill: Path | None = None
-) -> duckdb.DuckDBPyConnection:
-    """Open a database and turn DuckDB's progress bar off.
-
-    Args:
-        file: where the database is stored; None keeps it in memory. Beneath a folder whose name DuckDB misreads, it is
-            kept in memory, too, and spilled beside ``file``.
-        memory: limit, such as ``1GB``; DuckDB spills to disk above it.
-        threads: number of threads; None lets DuckDB choose.
-        spill: folder to spill into; None lets DuckDB choose one next to ``file``.
-    """
-    import duckdb
-
-    if file is not None and re.search(r"[\\?]", os.path.realpath(file)):  # a link to it would be resolved
-        spill, file = spill or beside(file, ".spilled"), None
-    folder = None if spill is None else plain_path(spill)
-    settings: dict[str, Any] = {"memory_limit": memory, "threads": threads, "temp_directory": folder}
-    given = {name: value for name, value in settings.items() if value is not None}
-    database = duckdb.connect(":memory:" if file is None else plain_path(file), config=given)
-    database.execute("SET enable_progress_bar = false")
-    interrupted_by_signals(database)
-    return database
-
-
-def json_rows(paths: Sequence[Path], columns: Mapping[str, str]) -> str:
-    """Return the table expression that reads JSON lines from files, in order.
-
-    Args:
-        paths: the files, at least one.
-        columns: names and SQL types; other fields are ignored, missing ones are NULL.
-    """
-    types = ", ".join(f"{name}: {quoted(kind)}" for name, kind in columns.items())
-    options = f"format='newline_delimited', columns={{{types}}}, maximum_object_size={MAX_JSON_LINE}"
-    return f"read_json({quoted_list(map(plain_path, paths))}, {options}, {NO_HIVE_PARTITIONING})"
-
-
-def parquet_rows(paths: Sequence[Path]) -> str:
-    return f"read_parquet({quoted_list(map(plain_path, paths))}, {NO_HIVE_PARTITIONING})"
-
-
-def quoted_list(texts: Iterable[str]) -> str:
-    """Return texts as a SQL list of strings."""
-    return f"[{', '.join(map(quoted, texts))}]"
-
-
-def quoted(text: str) -> str:
-    """Return a text as a SQL string."""
-    return "'" + text.replace("'", "''") + "'"

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from dino_pipeline.dataset_tables import open_tables
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, system_reason
 from dino_pipeline.readers import ExampleReader
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.tables import open_file
@@ -95,6 +95,6 @@ def _copied(pipe: Path) -> Path:
                 shutil.copyfileobj(source, copy)
         except OSError as error:
             raise DataError(
-                f"{pipe}: cannot be read: {error.strerror}", "give a file with one text per line"
+                f"{pipe}: cannot be read: {system_reason(error)}", "give a file with one text per line"
             ) from error
     return Path(copy.name)

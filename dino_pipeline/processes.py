@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from dino_pipeline.errors import DinoError, OutputError, RunError
+from dino_pipeline.errors import DinoError, OutputError, RunError, system_reason
 from dino_pipeline.stopping import signals_blocked
 
 LOCK = ".lock"
@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}", "choose another folder") from error
+        raise OutputError(f"{folder}: cannot be written: {system_reason(error)}", "choose another folder") from error
     lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -46,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder}: another process works here{_holder(path)}", "wait for it to end") from error
     except (OSError, NotImplementedError) as error:
         raise OutputError(
-            f"{folder}: its file system keeps no locks ({getattr(error, 'strerror', error)})",
+            f"{folder}: its file system keeps no locks ({getattr(error, 'strerror', None) or error})",
             "mount it with locks (flock), or choose another folder",
         ) from error
     try:

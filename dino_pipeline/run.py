@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from dino_pipeline.damage import GONE, Damage, damaged_files, damaged_shards, damaged_texts, finished_files
-from dino_pipeline.errors import OutputError, RunError, first_line, short
+from dino_pipeline.errors import OutputError, RunError, short, system_reason
 from dino_pipeline.files import Checksums, record_json, remove, set_aside, write_bytes, write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.processes import locked
@@ -78,7 +78,7 @@ class Run(Layout):
         except (FileNotFoundError, NotADirectoryError):
             return RunRecord()
         except OSError as error:
-            raise RunError(f"{self.record_file}: cannot be read: {error.strerror}") from error
+            raise RunError(f"{self.record_file}: cannot be read: {system_reason(error)}") from error
         try:
             return parse_record(content)
         except RecordError as error:
@@ -267,11 +267,13 @@ class Run(Layout):
             remove(folder)
             folder.mkdir(parents=True)
         except OSError as error:
-            raise OutputError(f"{folder}: cannot be written: {error.strerror}", "choose another folder") from error
+            raise OutputError(
+                f"{folder}: cannot be written: {system_reason(error)}", "choose another folder"
+            ) from error
         try:
             yield folder
         except OSError as error:
-            file, reason = error.filename or folder, error.strerror or first_line(error)
+            file, reason = error.filename or folder, system_reason(error)
             if Path(str(file)).resolve().is_relative_to(self.path.resolve()):
                 raise OutputError(f"{file}: cannot be written: {reason}", "make room and run again") from error
             raise OutputError(f"{file}: cannot be read or written: {reason}") from error

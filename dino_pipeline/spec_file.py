@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dino_pipeline.errors import SpecError, first_line
+from dino_pipeline.errors import SpecError, first_line, system_reason
 from dino_pipeline.spec import COMMENT, OPENING, PLACEHOLDER, X1, TaskSpec
 from dino_pipeline.text import as_number, has_lone_surrogate
 
@@ -94,7 +94,7 @@ def _read(path: Path) -> str:
             raise SpecError(str(path), [f"top level: is larger than {MAX_BYTES >> 20} MiB; is this a spec?"])
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise SpecError(str(path), [f"cannot be read: {error.strerror}"]) from error
+        raise SpecError(str(path), [f"cannot be read: {system_reason(error)}"]) from error
     except UnicodeDecodeError as error:
         raise SpecError(str(path), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from error
 
@@ -155,7 +155,8 @@ def _inline_variables(raw: Any, path: Path) -> Iterator[str]:
                 lines = (path.parent / file).read_bytes().decode("utf-8-sig").splitlines()
                 variables[name] = [line.strip() for line in lines if line.strip()]
             except OSError as error:
-                yield f"variables, {name}: {file} cannot be read: {error.strerror}; give a file, or a list of values"
+                reason = system_reason(error)
+                yield f"variables, {name}: {file} cannot be read: {reason}; give a file, or a list of values"
             except UnicodeDecodeError as error:
                 yield f"variables, {name}: {file}, byte {error.start} is not UTF-8; save the file as UTF-8"
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, system_reason
 from dino_pipeline.files import LINE_TOO_LONG, MAX_LINE
 
 BYTE_ORDER_MARKS = {
@@ -115,7 +115,7 @@ def as_data_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {system_reason(error)}") from error
 
 
 def _not_decoded(path: Path, encoding: str) -> DataError:

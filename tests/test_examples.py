@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dino_pipeline import examples
+from dino_pipeline.database import connect, json_rows, quoted
 from dino_pipeline.delimited_files import read_tab_separated
 from dino_pipeline.errors import DataError, OutputError
 from dino_pipeline.examples import (
@@ -23,15 +24,7 @@ from dino_pipeline.examples import (
     write_dropped,
     write_examples,
 )
-from dino_pipeline.files import (
-    connect,
-    file_digest,
-    folder_replaced,
-    json_rows,
-    quoted,
-    write_atomic,
-    write_bytes,
-)
+from dino_pipeline.files import file_digest, folder_replaced, write_atomic, write_bytes
 from dino_pipeline.input_texts import InputTexts
 from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.publishing.run_texts import COLUMN_TYPES

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import dino_pipeline as dino
+from dino_pipeline.database import connect, json_rows
 from dino_pipeline.display import spelt
 from dino_pipeline.errors import RunError
 from dino_pipeline.examples import Example, read_examples, write_examples
-from dino_pipeline.files import connect, json_rows, write_bytes, write_json
+from dino_pipeline.files import write_bytes, write_json
 from dino_pipeline.odd_paths import LONGEST_NAME, beside, plain_copy, plain_path, utf8_path
 from dino_pipeline.run import Run
 from tests.commands import invoke, refused

@@ -146,7 +146,7 @@ def spec_new(
     content = json.dumps(_template(name, kind, names, about, language), indent=2, ensure_ascii=False) + "\n"
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
-        trial.write_text(content, encoding="utf-8")
+        write_bytes(trial, content.encode())
         try:
             load_spec(trial)
         except SpecError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.errors import DataError, OptionError, system_reason
 from dino_pipeline.evaluation.suites.sts import MEAN, OTHER_TEXTS, PUBLISHED, SIZES, usual_size
 from dino_pipeline.measures import RESAMPLES, measure_title
 from dino_pipeline.progress import table, table_html
@@ -114,7 +114,7 @@ class ScoresFile(Record):
         try:
             return cls.model_validate(json.loads(path.read_bytes()))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}", remedy) from error
+            raise DataError(f"{path}: cannot be read: {system_reason(error)}", remedy) from error
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))

@@ -31,9 +31,9 @@ import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
-from dino_pipeline.errors import DataError, OptionError, OutputError, first_line, short
+from dino_pipeline.database import connect, parquet_rows, quoted, write_errors
+from dino_pipeline.errors import DataError, OptionError, OutputError, first_line, short, system_reason
 from dino_pipeline.examples import Example, canonical_line, parse_example, parse_examples
-from dino_pipeline.files import connect, parquet_rows, quoted
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import ContaminationFilter
 from dino_pipeline.filtering.file_pieces import FilePiece
@@ -113,7 +113,7 @@ class ExampleChecker:
             with open(path, "wb") as file:  # of a path, pyarrow may make an address
                 parquet.write_table(pa.concat_tables(tables), file, compression="none", use_dictionary=False)
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}; make room and run again") from error
+            raise OutputError(f"{path}: cannot be written: {system_reason(error)}; make room and run again") from error
         return path
 
     def _check_lines(self, lines: Sequence[tuple[int, bytes]], piece: FilePiece) -> pa.Table:
@@ -206,12 +206,8 @@ class ExampleTable:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        try:
+        with write_errors(self.file, "make room on the disk, or raise {memory}, and run again"):
             yield
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            raise OutputError(
-                f"{self.file}: {first_line(error)}", "make room on the disk, or raise {memory}, and run again"
-            ) from error
 
     def run(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Carry out a statement and return its rows."""

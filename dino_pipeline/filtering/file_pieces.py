@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, system_reason
 from dino_pipeline.examples import BYTE_ORDER_MARK
 
 PIECE = 8 * 2**20
@@ -41,7 +41,7 @@ class FilePiece:
                 if content and not content.endswith(b"\n"):
                     content += file.readline()
         except OSError as error:
-            raise DataError(f"{self.file}: cannot be read: {error.strerror}") from error
+            raise DataError(f"{self.file}: cannot be read: {system_reason(error)}") from error
         return (content if self.start else content.removeprefix(BYTE_ORDER_MARK)).split(b"\n")
 
     def place(self, line: int) -> str:

@@ -14,9 +14,10 @@ import xxhash
 from pydantic import JsonValue
 
 from dino_pipeline.damage import OTHER_CHECKSUM
+from dino_pipeline.database import json_rows
 from dino_pipeline.decoding.engine import LocalEngine, Scored, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
-from dino_pipeline.files import Checksums, file_digest, json_rows, remove, write_json, write_json_lines
+from dino_pipeline.files import Checksums, file_digest, remove, write_json, write_json_lines
 from dino_pipeline.filtering.example_table import ExampleTable
 from dino_pipeline.generate_options import SPEED_OPTIONS, EngineOptions
 from dino_pipeline.models import ModelRef, pick_device

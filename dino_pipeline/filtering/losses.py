@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from dino_pipeline.database import connect, json_rows
 from dino_pipeline.examples import iter_examples
-from dino_pipeline.files import connect, json_rows, shard_files
+from dino_pipeline.files import shard_files
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.dataset_rules import dataset_rules
 from dino_pipeline.filtering.text_rules import PromptParts, text_rules

@@ -13,9 +13,10 @@ from typing import Any
 
 import duckdb
 
-from dino_pipeline.errors import DataError, OutputError, RunError, first_line
+from dino_pipeline.database import connect, json_rows, quoted, quoted_list, write_errors
+from dino_pipeline.errors import DataError, RunError, first_line, system_reason
 from dino_pipeline.examples import FIELDS, PROVENANCE, REASONS
-from dino_pipeline.files import connect, json_rows, quoted, quoted_list, shard_files
+from dino_pipeline.files import shard_files
 from dino_pipeline.filtering.text_rules import WITHHELD_REASONS
 from dino_pipeline.odd_paths import plain_path
 from dino_pipeline.record import RunRecord
@@ -107,8 +108,13 @@ class RunTexts:
             "dropped": [run.dropped] if run.dropped.exists() else [],
         }
         self.filled = {name for name, paths in files.items() if any(path.stat().st_size for path in paths)}
-        for name, paths in files.items():
-            self._load(name, paths if name in self.filled else [])
+        try:
+            with write_errors(folder):
+                for name, paths in files.items():
+                    self._load(name, paths if name in self.filled else [])
+        except BaseException:
+            self.close()
+            raise
 
     def _load(self, name: str, paths: Sequence[Path]) -> None:
         columns = ", ".join(f"{field} {kind}" for field, kind in COLUMN_TYPES.items())
@@ -117,6 +123,8 @@ class RunTexts:
             return
         try:
             self.db.execute(f"INSERT INTO {name} FROM {json_rows(paths, COLUMN_TYPES)}")
+        except duckdb.TransactionException:
+            raise
         except duckdb.Error as error:
             names = ", ".join(map(str, paths))
             raise DataError(f"{names}: cannot be read ({first_line(error)})", "make it again") from error
@@ -327,7 +335,7 @@ def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSpli
     try:
         size = sum(path.stat().st_size for path in split.sources)
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})", "run {filter()} again") from error
+        raise DataError(f"{error.filename}: cannot be read ({system_reason(error)})", "run {filter()} again") from error
     count = max(1, -(-size // SHARD))
     files = [folder / split.folder / f"{split.name}-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
     features = {"info": {"features": {column.name: column.feature for column in split.columns}}}
@@ -335,11 +343,8 @@ def write_split(split: DatasetSplit, folder: Path, scratch: Path) -> WrittenSpli
     database = scratch / f"{split.config}-{split.name}.duckdb"
     with connect(database, memory=MEMORY, threads=THREADS) as db:
         try:
-            rows = _copy(db, _query(split), files, options)
-        except duckdb.IOException as error:
-            raise OutputError(
-                f"{folder}: cannot be written ({first_line(error)})", "make room and run again"
-            ) from error
+            with write_errors(folder):
+                rows = _copy(db, _query(split), files, options)
         except duckdb.Error as error:
             names = ", ".join(map(str, split.sources[:3]))
             raise DataError(f"{names}: cannot be read ({first_line(error)})", "run {filter()} again") from error
