@@ -7,6 +7,7 @@ with its flags and commands. See `worded`.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import re
@@ -132,6 +133,30 @@ class HubError(DinoError):
 
 class OutputError(DinoError):
     """A result could not be written: the disk is full, or there is no permission."""
+
+
+_MEMORY_IS_FULL = re.compile(r"failed to map segment|can(no|')t allocate memory|bad_alloc|out of memory", re.IGNORECASE)
+_NO_PROCESS = re.compile(r"can't start new thread|cannot create thread|pthread_create", re.IGNORECASE)
+
+
+def limit_of_machine(error: BaseException) -> DinoError | None:
+    """Return which limit of the machine an exception tells of: memory, disk, open files or processes; None: of none.
+
+    Libraries raise anything there: a library that does not fit into memory is an `ImportError`.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY_IS_FULL.search(str(error)):
+        return DinoError("memory is full", "end other programs, or work with less at once ({rows}, {workers})")
+    if number == errno.EAGAIN or (isinstance(error, RuntimeError) and _NO_PROCESS.search(str(error))):
+        return DinoError("no further process or thread can be started", "end other programs, or raise the limit")
+    file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    if number in (errno.EMFILE, errno.ENFILE):
+        return DinoError(f"{file}too many open files", "close other programs, or raise the limit")
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) and isinstance(error, OSError):
+        return OutputError(
+            f"{file or 'a file, or what is printed, '}cannot be written: {error.strerror}", "make room and run again"
+        )
+    return None
 
 
 def require_package(package: str, option: str, value: object = None, *, extra: str = "") -> None:

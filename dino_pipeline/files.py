@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dino_pipeline.errors import DataError, OutputError, system_reason
+from dino_pipeline.errors import DataError, OutputError, RunError, system_reason
 from dino_pipeline.odd_paths import beside
 from dino_pipeline.text import has_lone_surrogate
 
@@ -29,8 +29,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file next to ``path``, then rename it to ``path``.
 
     Raises:
-        OutputError: the disk is full or not writable. The old file is unchanged, the temporary file is deleted.
+        OutputError: the disk is full or not writable, or the path is a device or a pipe, which a file would replace.
+            The old file is unchanged, the temporary file is deleted.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OutputError(f"{path}: cannot be written: is a device or a pipe", "name a file")
     temporary = beside(path, ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,16 +213,28 @@ class Checksums:
 
     Args:
         folder: the folder that holds ``SHA256SUMS``. File names are relative to it.
+
+    Raises:
+        RunError: it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / "SHA256SUMS"
         self.known: dict[str, str] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.file.read_bytes().split(b"\n"):  # the last line may be cut off
-                digest, _, name = line.partition(b"  ")
-                if len(digest) == 64 and name:
-                    self.known[name.decode(errors="replace")] = digest.decode(errors="replace")
+        for line in self._content().split(b"\n"):  # the last line may be cut off
+            digest, _, name = line.partition(b"  ")
+            if len(digest) == 64 and name:
+                self.known[name.decode(errors="replace")] = digest.decode(errors="replace")
+
+    def _content(self) -> bytes:
+        try:
+            return self.file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise RunError(
+                f"{self.file}: cannot be read: {system_reason(error)}", "move it away and run again"
+            ) from error
 
     def add(self, *paths: Path) -> None:
         """Record files as they are now.

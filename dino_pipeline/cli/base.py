@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from dino_pipeline.errors import DinoError, OptionError
+from dino_pipeline.errors import DinoError, OptionError, limit_of_machine
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
 from dino_pipeline.progress import PLAIN_EVERY, Console, say
 from dino_pipeline.stopping import StopRequest, said_stopped, signals_handled
@@ -63,13 +63,23 @@ def _report(error: BaseException, request: StopRequest) -> int:
         exit_code = 128 + request.signal if request.signal else int(getattr(error, "exit_code", 130))
         said_stopped(exit_code)
         return exit_code
-    if isinstance(error, MemoryError):
-        say("error: memory is full; end other programs, or work with less at once (--rows, --workers)", err=True)
-    elif isinstance(error, DinoError):
-        say(f"error: {error.worded(COMMAND_LINE)}", err=True)
-    else:
+    named = error if isinstance(error, DinoError) else limit_of_machine(error)
+    if named is None:
         raise error
+    _drop_unprinted()
+    say(f"error: {named.worded(COMMAND_LINE)}", err=True)
     return 2
+
+
+def _drop_unprinted() -> None:
+    """Let what cannot be printed go nowhere: the interpreter would fail on it at its end."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # a reader that has gone, as in ``| head``, which click knows
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command(function: Command) -> Command:
@@ -88,7 +98,10 @@ def command(function: Command) -> Command:
         request = StopRequest()
         try:
             with signals_handled(request):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                if sys.stdout:
+                    sys.stdout.flush()
+                return result
         except (Exception, KeyboardInterrupt) as error:
             exit_code = _report(error, request)
         sys.exit(exit_code)  # here, where the error and what it holds are gone

@@ -189,12 +189,14 @@ class ExampleTable:
 
     Raises:
         OptionError: the memory is not an amount of memory.
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, file: Path, source: str, threads: int, memory: str) -> None:
         self.file, self.source = file, source
         try:
-            self.db = connect(file, memory=memory, threads=threads, spill=file.parent / "spilled")
+            with self._errors():
+                self.db = connect(file, memory=memory, threads=threads, spill=file.parent / "spilled")
         except (duckdb.ParserException, duckdb.InvalidInputException) as error:
             raise OptionError(f"{first_line(error)}; write, say, 2GB", option="memory", value=memory) from error
         self.labels: list[Label] = []

@@ -1,0 +1,80 @@
+"""What a machine has no more of is said: memory, disk, open files, processes, and a place for what is printed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dino_pipeline.errors import DinoError, OutputError, limit_of_machine
+from dino_pipeline.files import Checksums, write_bytes
+from tests.commands import ENVIRONMENT, command, refused
+
+
+def os_error(number: int, file: str | None = None) -> OSError:
+    return OSError(number, os.strerror(number), file)
+
+
+LIMITS: list[tuple[Exception, str | None]] = [
+    (MemoryError(), "memory is full"),
+    (ImportError("libx.so: failed to map segment from shared object"), "memory is full"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "memory is full"),
+    (RuntimeError("std::bad_alloc"), "memory is full"),
+    (os_error(errno.ENOMEM), "memory is full"),
+    (RuntimeError("can't start new thread"), "no further process or thread can be started"),
+    (os_error(errno.EAGAIN), "no further process or thread can be started"),
+    (os_error(errno.EMFILE, "x.py"), "x.py: too many open files"),
+    (os_error(errno.ENOSPC, "x.py"), "x.py: cannot be written: No space left on device"),
+    (os_error(errno.EFBIG), "a file, or what is printed, cannot be written: File too large"),
+    (os_error(errno.ENOENT, "x.py"), None),
+    (ImportError("no module named x"), None),
+    (RuntimeError("shapes differ"), None),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), LIMITS, ids=lambda value: repr(value))
+def test_an_exception_tells_which_limit_it_comes_from(error: Exception, said: str | None) -> None:
+    named = limit_of_machine(error)
+    assert (named and named.message) == said
+    assert named is None or (isinstance(named, DinoError) and named.remedy)
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_what_cannot_be_printed_is_said(buffered: str) -> None:
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": buffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command("spec", "list"), env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "a file, or what is printed, cannot be written: No space left on device; make room and run again"
+    assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/full")
+    for path in (pipe, device):
+        with pytest.raises(OutputError, match="is a device or a pipe; name a file"):
+            write_bytes(path, b"a")
+    assert pipe.is_fifo() and device.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [device, pipe]
+
+
+def test_checksums_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "SHA256SUMS").mkdir()
+    with pytest.raises(DinoError, match="SHA256SUMS: cannot be read: Is a directory"):
+        Checksums(tmp_path)
+
+
+def test_a_filter_whose_database_has_no_room_says_so(tmp_path: Path) -> None:
+    row = {"text_a": "a dog runs", "text_b": "it barks", "label": 1}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 9)
+    limited = ["bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *command("filter", "data.jsonl", "--run", "run")]
+    done = subprocess.run(limited, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "filter.duckdb" in done.stderr and "make room on the disk" in done.stderr
+    assert not list(tmp_path.rglob("*.part"))
+    assert "holds no examples" not in refused("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run")
