@@ -469,6 +469,21 @@ def test_spoilt_or_unmarked_texts_in_storage_are_redone(folder: Path, whole: Tex
     assert there.cat_file(f"/{folder.name}/run/{name}") == whole[name] == texts(folder)[name]
 
 
+def test_storage_whose_record_was_cut_short_is_filled_again(folder: Path, whole: Texts, storage: str) -> None:
+    there, name = fsspec.filesystem("memory"), f"/{folder.name}/run/run.json"
+    for part in (there.cat_file(name)[:99], b""):
+        there.pipe_file(name, part)
+        said = generate(folder, "--storage", storage).stderr
+        assert "run.json: was not written to its end: all is stored again" in said
+        assert json.loads(there.cat_file(name))["generate"]["status"] == "done"
+        assert there.cat_file(f"/{folder.name}/run/shards/00002.jsonl") == whole["shards/00002.jsonl"]
+    there.pipe_file(name, b"{")
+    shutil.rmtree(folder / "run")
+    said = generate(folder, "--storage", storage, code=2).stderr
+    assert "run.json: is not a record that this version reads (not JSON: " in said
+    assert there.exists(f"/{folder.name}/run/shards/00002.jsonl"), "it may be the only copy"
+
+
 def test_storage_that_leads_elsewhere_or_is_not_there_is_refused(folder: Path, storage: str) -> None:
     shutil.rmtree(folder / "run")
     generate(folder, "--seed", "7")

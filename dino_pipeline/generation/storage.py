@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import fsspec
 from dino_pipeline.errors import OptionError, OutputError, RunError, first_line
 from dino_pipeline.files import Checksums, shard_files, write_bytes
 from dino_pipeline.progress import Reporter
-from dino_pipeline.record import parse_record
+from dino_pipeline.record import RecordError, parse_record
 from dino_pipeline.run import Run
 
 MARKS = "done"
@@ -63,10 +64,16 @@ class RemoteStorage:
     def synchronise(self, run: Run, reporter: Reporter) -> None:
         """Fetch complete shards that the run's folder lacks, and store those that the copy lacks.
 
+        If writing the copy's record was cut short, the copy is made anew, from the run's folder.
+
         Raises:
-            RunError: the copy is of another run.
+            RunError: the copy is of another run, or its record is spoilt and the run's folder has none.
             OutputError: the copy cannot be read.
         """
+        with self._named_errors():
+            if self._is_cut_short(run):
+                self.clear(run)
+                reporter.note(f"{self.url}/{run.record_file.name}: was not written to its end: all is stored again")
         marks = self._marks()
         with self._named_errors():
             self._fetch_record(run)
@@ -84,12 +91,33 @@ class RemoteStorage:
                 if path.relative_to(run.path).as_posix() not in stored and checksums.has(*pair):
                     self.store(run, pair)
 
+    def _record(self, run: Run) -> bytes | None:
+        path = self._path(run.record_file.name)
+        return self.files.cat_file(path) if self.files.exists(path) else None
+
+    def _is_cut_short(self, run: Run) -> bool:
+        """Return whether the copy's record is only a part of one, while the run's folder has its own."""
+        content = self._record(run)
+        try:
+            if content is not None:
+                json.loads(content)
+        except ValueError:
+            return run.record().generate is not None
+        return False
+
     def _fetch_record(self, run: Run) -> None:
         """Take over the record and the spec if the run's folder has none; refuse those of another run."""
-        if not self.files.exists(self._path(run.record_file.name)):
+        content = self._record(run)
+        if content is None:
             return
-        stored = parse_record(self.files.cat_file(self._path(run.record_file.name))).generate
         own = run.record().generate
+        try:
+            stored = parse_record(content).generate
+        except RecordError as error:
+            raise RunError(
+                f"{self.url}/{run.record_file.name}: is not a record that this version reads ({error})",
+                "restore it, use the version that wrote it, or start over with {fresh=True}",
+            ) from error
         if own is not None and (stored is None or own.differences(stored)):
             raise RunError(f"{self.url}: holds another run than {run.path}", "name another place, or give {fresh=True}")
         if own is None and stored is not None:
