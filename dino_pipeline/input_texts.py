@@ -51,7 +51,7 @@ class InputTexts:
 
     Args:
         source: a file, a folder that `datasets` reads, or a Hub id. A pipe is copied to a temporary file first, as it
-            can be read only once.
+            can be read only once. A device is refused.
         input_format: ``text`` (one a line), ``jsonl`` (the first text of each object), ``sts`` (both sentences of each
             row of the STS benchmark's TSV, with or without a header), or ``auto``: by the file's ending.
         columns: see `ExampleReader`.
@@ -62,6 +62,8 @@ class InputTexts:
     ) -> None:
         self.source, self.input_format, self.columns = source, input_format, columns or {}
         path = Path(source)
+        if path.is_char_device() or path.is_block_device():
+            raise DataError(f"{source}: is a device, which may have no end", "give a file with one text per line")
         if path.exists() and not path.is_file() and not path.is_dir():
             path = _copied(path)
         self.path = path

@@ -209,6 +209,12 @@ def test_a_pipe_can_be_read_again(tmp_path: Path) -> None:
     assert list(texts) == list(texts) == ["b", "a"]
 
 
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_file_of_inputs(device: str) -> None:
+    with pytest.raises(DataError, match=f"{device}: is a device, which may have no end; give a file"):
+        InputTexts(device)
+
+
 values = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3) | st.just("0.5")
 
 
