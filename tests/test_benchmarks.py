@@ -1,14 +1,16 @@
-"""Tests of the benchmark that goes from sentences to a table."""
+"""Tests of the benchmarks that go from sentences to a table, and from faults to a table."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import dino_pipeline as dino
-from benchmarks import real
+from benchmarks import fault_kinds, faults, real
+from benchmarks.fault_trials import Bench, Fault, Trial
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,39 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "table.md").read_text() == table
     other = CliRunner().invoke(real.main, [*arguments, "--inputs", "130"])
     assert "holds steps with inputs 120; name another with --folder" in other.output
+
+
+def test_the_pairs_of_commands_and_faults_have_names_of_their_own() -> None:
+    names = [f"{call.name}: {fault.name}" for call, fault in faults.pairs_of(())]
+    assert len(names) == len(set(names)) >= 150
+    assert {call.name for call, _ in faults.pairs_of(())} == set(fault_kinds.CALLS)
+
+
+@pytest.mark.slow
+def test_a_fault_that_is_named_and_leaves_nothing_passes(tmp_path: Path) -> None:
+    told = ["--only", "filter-file: nothing there", "--failures", str(tmp_path / "failures.json")]
+    done = CliRunner().invoke(faults.main, told, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "1 pairs: 1 ended as they should; tracebacks 0, lost work 0, processes left 0" in done.output
+    assert json.loads((tmp_path / "failures.json").read_text()) == []
+
+
+@pytest.mark.slow
+def test_what_a_fault_breaks_is_found(tmp_path: Path) -> None:
+    def harm(trial: Trial) -> None:
+        (trial.run / "note.txt").unlink()
+        (trial.run / "left.part").touch()
+
+    def work(trial: Trial) -> None:
+        (trial.run / "note.txt").write_text("other")
+
+    broken = """echo "Traceback (most recent call last):" >&2; sleep 60 & exit 3"""
+    call = fault_kinds.CALLS["filter-file"]
+    bench = Bench(tmp_path, fault_kinds.CALLS)
+    fault_kinds.new_state(bench.state("new"))
+    bench.prepare(call, keep=False)
+    (bench.state("new") / "run").mkdir()
+    (bench.state("new") / "run" / "note.txt").write_text("mine")
+    found = bench.tried(call, Fault("all at once", (), broken, harm, during=work, says="sorry"), 0)
+    kinds = ("process left", "lost work: note.txt", "left: left.part", "traceback", "ended with 3", "does not say")
+    assert [kind for kind in kinds if not any(each.startswith(kind) for each in found.problems)] == []
