@@ -162,6 +162,7 @@ def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
     record = generate_record(counts={label: LabelTotals(written=1, accepted=1) for label in ("1", "0")})
     write_record(tmp_path / "texts", record)
     write_examples(tmp_path / "texts" / "shards" / "00000.jsonl", [Example("A", "B", 1.0), Example("A", "C", 0.0)])
+    Run(tmp_path / "texts").checksums.add(tmp_path / "texts" / "shards" / "00000.jsonl")
     (tmp_path / "texts" / "spec.json").write_text("{}")
     texts = GeneratedTexts(Run(Path("texts")), TaskSpec.model_validate(TOY_SPEC), record, "new")
     (tmp_path / "elsewhere").mkdir()

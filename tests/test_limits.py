@@ -75,6 +75,6 @@ def test_a_filter_whose_database_has_no_room_says_so(tmp_path: Path) -> None:
     limited = ["bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *command("filter", "data.jsonl", "--run", "run")]
     done = subprocess.run(limited, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "filter.duckdb" in done.stderr and "make room on the disk" in done.stderr
+    assert "filter.duckdb" in done.stderr and "make room" in done.stderr
     assert not list(tmp_path.rglob("*.part"))
     assert "holds no examples" not in refused("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run")
