@@ -186,7 +186,7 @@ def test_a_result_on_disk_is_read_where_it_was_made_or_is_a_named_error(
     else:
         (tmp_path / "run" / "dropped.jsonl").unlink()
         (tmp_path / "texts" / "shards" / "00000.jsonl").unlink()
-        message = "dropped.jsonl: no longer exists|shards: holds 0 texts, not the 2 that were written"
+        message = "dropped.jsonl: no longer exists|00000.jsonl: no longer exists"
     for read in (lambda: kept.dropped, lambda: kept.origin, lambda: len(texts)):
         with pytest.raises(RunError, match=message):
             read()

@@ -89,12 +89,6 @@ class GeneratedTexts(ExampleList):
         examples: list[Example] = []
         for path in shard_files(run.shards):
             examples += iter_examples(path, numeric_labels=self.spec.is_scored)
-        accepted = sum(total.accepted for total in self.record.counts.values())
-        if len(examples) != accepted:
-            raise RunError(
-                f"{run.shards}: holds {len(examples)} texts, not the {accepted} that were written",
-                "call {generate()} again to complete it",
-            )
         return examples
 
     @cached_property
