@@ -60,6 +60,7 @@ TIMED = {
     "history",
     "date",
     "peak_memory",
+    "modified",
     "usage",
 }
 """Fields of records that differ from call to call; texts of a server that were not kept are asked for again."""
@@ -97,7 +98,7 @@ def carry_out(call: list[str], folder: Path) -> str:
 
 def _untimed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _untimed(each) for key, each in value.items() if key not in DIFFERING}
+        return {key: _untimed(each) for key, each in value.items() if key not in TIMED}
     return [_untimed(each) for each in value] if isinstance(value, list) else value
 
 

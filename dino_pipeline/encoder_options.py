@@ -48,7 +48,9 @@ def _parts(value: object) -> object:
     parts: list[object] = []
     for item in value:
         parts += item.split(",") if isinstance(item, str) else [item]
-    stripped = (part.strip() if isinstance(part, str) else part for part in parts)
+    stripped = [part.strip() if isinstance(part, str) else part for part in parts]
+    if any(isinstance(part, list | dict) for part in stripped):
+        raise ValueError("must be a list of single values")
     return tuple(dict.fromkeys(part for part in stripped if part != ""))
 
 

@@ -43,7 +43,13 @@ def plain_path(path: Path) -> str:
 
 def utf8_path(path: Path | str) -> str:
     """Return a path for libraries that take UTF-8 alone: of a folder with another name, a link to it."""
-    return plain_path(Path(path)) if has_lone_surrogate(str(path)) else str(path)
+    if not has_lone_surrogate(str(path)):
+        return str(path)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # no file has this name: loaders say so
+        return str(path)
+    return plain_path(Path(path))
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from dino_pipeline.damage import GONE, Damage, damaged_files, damaged_shards, damaged_texts, finished_files
-from dino_pipeline.errors import OutputError, RunError, short, system_reason
+from dino_pipeline.errors import OutputError, RunError, first_line, short, system_reason
 from dino_pipeline.files import Checksums, record_json, remove, set_aside, write_bytes, write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.processes import locked
@@ -319,9 +319,11 @@ class Run(Layout):
             # read as a run.json with this stage alone, so that it is checked like one
             content = {"format": RunRecord().format, ready["stage"]: ready["record"]}
             record = parse_record(json.dumps(content)).of(ready["stage"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{record_file}: is damaged ({error})", f"delete {self._ready} and run again") from error
-        assert record is not None
+            if record is None:
+                raise ValueError("it holds no record")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise RunError(f"{record_file}: is damaged ({problem})", f"delete {self._ready} and run again") from error
         for path in sorted(self._ready.iterdir()):
             if path.name != READY_RECORD:
                 path.replace(self.path / path.name)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from dino_pipeline.decoding.engine import Completion, key_digest
+import msgspec
+
+from dino_pipeline.decoding.engine import Completion, Finish, key_digest
 from dino_pipeline.files import append_bytes, json_line, remove, write_json_lines
 
 MOST_STALE = 1000
 """Lines of texts that shards hold by now after which the file is written anew."""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A line of the file."""
+
+    key: str
+    text: str
+    finish: Finish
+    tokens: tuple[int, ...]
+    length: int
+    logprob: float | None
+    margin: float | None
 
 
 class ReceivedTexts:
@@ -37,10 +50,11 @@ class ReceivedTexts:
         texts: dict[str, Completion] = {}
         content = self.path.read_bytes() if self.path.exists() else b""
         for line in content.split(b"\n"):
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                row = json.loads(line)
-                name = row.pop("key")
-                texts[name] = Completion(**{**row, "number": 0, "tokens": tuple(row["tokens"])})
+            with contextlib.suppress(ValueError, RecursionError):  # msgspec's errors are ValueErrors
+                row = msgspec.json.decode(line, type=_Row)
+                texts[row.key] = Completion(
+                    number=0, **{name: getattr(row, name) for name in _Row.__struct_fields__[1:]}
+                )
         if content and not content.endswith(b"\n"):
             self._rewrite(texts)
         return texts

@@ -8,7 +8,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dino_pipeline.errors import DataError, OptionError, system_reason
 from dino_pipeline.evaluation.suites.sts import MEAN, OTHER_TEXTS, PUBLISHED, SIZES, usual_size
@@ -49,7 +49,7 @@ class ScoreRow(Record):
     """Settings that must be equal for two rows to be comparable."""
     digest: str
     """Hash of the data."""
-    measures: dict[str, Figure]
+    measures: dict[str, Figure] = Field(min_length=1)
     """By name; the first is the main measure."""
 
     @property
@@ -152,7 +152,7 @@ class ScoresFile(Record):
 
 def interval_text(figure: Figure | Difference) -> str:
     """Return an interval as tables show it."""
-    return "-" if figure.low is None else f"{figure.low:.2f} .. {figure.high:.2f}"
+    return "-" if figure.low is None or figure.high is None else f"{figure.low:.2f} .. {figure.high:.2f}"
 
 
 def _shown(value: float | None) -> str:

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duckdb
 import pyarrow as pa
 import xxhash
 from pydantic import JsonValue
 
 from dino_pipeline.damage import OTHER_CHECKSUM
-from dino_pipeline.database import json_rows
+from dino_pipeline.database import database_reason, json_rows
 from dino_pipeline.decoding.engine import LocalEngine, Scored, Task, drawn_values
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.files import Checksums, file_digest, remove, write_json, write_json_lines
@@ -109,7 +110,13 @@ class LabelScores:
                 path.unlink()
         if files:
             columns = {"key": "VARCHAR", "logprobs": "DOUBLE[]", "tokens": "INTEGER[]"}
-            table.run(f"INSERT INTO cache SELECT * FROM {json_rows(files, columns)}")
+            try:
+                table.run(f"INSERT INTO cache SELECT * FROM {json_rows(files, columns)}")
+            except duckdb.Error as error:
+                raise RunError(
+                    f"{self.run.label_scores}: cannot be read ({database_reason(error)})",
+                    "delete the folder, and run again to score the texts anew",
+                ) from error
 
     def _batches(self, table: ExampleTable, rows: str) -> Iterator[list[ScoreRequest]]:
         """Yield requests for the rows without scores, in the order of their ids."""
@@ -176,7 +183,7 @@ class LabelScores:
 
 def _read_json(file: Path) -> JsonValue:
     """Return the content of a JSON file, None if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content: JsonValue = json.loads(file.read_bytes())
         return content
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from dino_pipeline.decoding.engine import LocalEngine
-from dino_pipeline.files import write_json
+from dino_pipeline.files import record_json, write_bytes
 from dino_pipeline.generate_options import PreviewOptions
 from dino_pipeline.generation.engines import local_engine
 from dino_pipeline.generation.plan import open_inputs, resolve_settings
@@ -23,6 +22,7 @@ from dino_pipeline.generation.shard_writer import EngineWriter
 from dino_pipeline.generation.trial import SECONDS, Estimate, measure
 from dino_pipeline.options import accepts
 from dino_pipeline.progress import Progress, Reporter, clock, reporter_for
+from dino_pipeline.record_base import Record
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec
 from dino_pipeline.spec_file import load_spec
@@ -118,8 +118,9 @@ def preview(
         for message, remedy in estimate.losses.notes(task, settings.sampling.max_new_tokens):
             reporter.note(message, remedy)
     if chosen.run:
-        stored = {"seconds": round(estimate.seconds, 1), "per_second": estimate.per_second}
-        write_json(Run(chosen.run).estimate, {"asked": estimate_key(settings), **stored})
+        asked, seconds = estimate_key(settings), round(estimate.seconds, 1)
+        stored = StoredEstimate(asked=asked, seconds=seconds, per_second=estimate.per_second)
+        write_bytes(Run(chosen.run).estimate, record_json(stored))
     return Preview(task, texts, estimate)
 
 
@@ -128,6 +129,15 @@ def estimate_key(settings: GenerateSettings) -> dict[str, JsonValue]:
     names = {"spec", "engine", "model", "num_inputs", "samples", "best_of", "sampling"}
     key: dict[str, JsonValue] = settings.model_dump(mode="json", include=names, exclude={"model": {"chat_date"}})
     return key
+
+
+class StoredEstimate(Record):
+    """The content of estimate.json."""
+
+    asked: dict[str, JsonValue]
+    """See `estimate_key`."""
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    per_second: float = Field(ge=0, allow_inf_nan=False)
 
 
 class SpeedMonitor:
@@ -141,10 +151,10 @@ class SpeedMonitor:
 
     def __init__(self, reporter: Reporter, run: Run, key: Mapping[str, JsonValue]) -> None:
         self.reporter, self.note, self.should_stop = reporter, reporter.note, reporter.should_stop
-        self.estimate: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # without an intact estimate nothing is compared
-            stored = json.loads(run.estimate.read_text(encoding="utf-8"))
-            self.estimate = stored if stored.get("asked") == dict(key) else {}
+        self.estimate: StoredEstimate | None = None
+        with contextlib.suppress(OSError, ValueError):  # without an intact estimate nothing is compared
+            stored = StoredEstimate.model_validate_json(run.estimate.read_bytes())
+            self.estimate = stored if stored.asked == dict(key) else None
         self.start: tuple[float, int] | None = None
         """Time and number of texts at the first update."""
 
@@ -161,11 +171,11 @@ class SpeedMonitor:
         done = written - written_before
         if done < max(MIN_TEXTS, progress.total // 10) or now - started < SECONDS:
             return
-        rate, expected = done / (now - started), self.estimate["per_second"]
+        rate, expected = done / (now - started), self.estimate.per_second
         if rate < (1 - SLOWDOWN) * expected:
             left = clock((progress.total - progress.done) / rate)
             self.note(
                 f"{rate:.1f} texts a second, {expected:.1f} were measured by the preview: {left} are left "
-                f"(expected were {clock(self.estimate['seconds'])} in all)"
+                f"(expected were {clock(self.estimate.seconds)} in all)"
             )
-        self.estimate = {}
+        self.estimate = None

@@ -35,6 +35,7 @@ from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord
 from dino_pipeline.training.adapters import TrainingRows
+from dino_pipeline.training.checkpoints import COUNTS_FILE
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.health import check_not_constant, check_room, probe_texts
 from dino_pipeline.training.job import TrainingJob, finetune_job
@@ -49,7 +50,7 @@ from dino_pipeline.training.quality import (
     inspect_data,
     with_quality,
 )
-from dino_pipeline.training.trainer import COUNTS_FILE, count_steps, train
+from dino_pipeline.training.trainer import count_steps, train
 from dino_pipeline.training.training_texts import training_texts
 from dino_pipeline.training.whitening import whiten
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from dino_pipeline.odd_paths import utf8_path
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.stopping import Stopped
+from dino_pipeline.training.checkpoints import COUNTS_FILE, checked_counts
 from dino_pipeline.training.health import COLLAPSED, LossWatch, check_not_constant
 from dino_pipeline.training.lora import load_trained, save_trained
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, reads_token_states, row_views
@@ -40,8 +40,6 @@ EVALUATIONS = 10
 """Evaluations, and checkpoints, during a training. One more follows at its end."""
 MIN_STEPS_BETWEEN = 10
 """Steps between two evaluations, at least."""
-COUNTS_FILE = "counts.json"
-"""Holds a checkpoint's rows seen and time taken. It is written last, so that it marks a checkpoint as whole."""
 ROWS = ("attention_mask", "offsets", "sentence_embedding")
 """Inputs with an entry for each text: of encoders with layers, of token tables, and of counted words."""
 LOSS_FILE = "loss.safetensors"
@@ -311,7 +309,8 @@ class _CheckpointCallback(TrainerCallback):
 
     def __init__(self, loss: Any, tensors: dict[str, torch.Tensor], processes: int, checkpoint: str | None) -> None:
         self.loss_tensors, self.processes, self.checkpoint = tensors, processes, checkpoint
-        self.rows, self.seconds_before, self.started = 0, 0.0, time.monotonic()
+        self.rows, self.seconds_before = checked_counts(Path(checkpoint)) if checkpoint else (0, 0.0)
+        self.started = time.monotonic()
         loss.register_forward_pre_hook(self._count)
 
     @property
@@ -327,8 +326,6 @@ class _CheckpointCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.checkpoint:
             return
-        counts = json.loads((Path(self.checkpoint) / COUNTS_FILE).read_text())
-        self.rows, self.seconds_before = counts["rows"], counts["seconds"]
         if self.loss_tensors:
             saved = load_file(Path(self.checkpoint) / LOSS_FILE)
             with torch.no_grad():
