@@ -16,7 +16,7 @@ import msgspec
 from dino_pipeline.errors import DataError, short, system_reason
 from dino_pipeline.files import LINE_TOO_LONG, MAX_LINE, write_json_lines
 from dino_pipeline.progress import table_html
-from dino_pipeline.text import as_number, has_lone_surrogate
+from dino_pipeline.text import LONGEST_TEXT, as_number, excess, has_lone_surrogate
 
 if TYPE_CHECKING:
     import datasets
@@ -71,6 +71,8 @@ COLUMN_NAMES = {
     "label": ("label", "score", "similarity_score", "similarity", "class", "gold_label", "is_duplicate"),
 }
 """Names under which other people's data holds a field; the first that is there counts."""
+CUT_IT = "cut it into documents, or leave the row out"
+"""Remedy for a text that is too long."""
 REASONS = ("reason", "evidence")
 """The fields that a dropped example has in addition."""
 
@@ -142,6 +144,8 @@ def parse_examples(lines: Sequence[bytes], numeric_labels: bool) -> list[Example
 def _is_valid(example: Example, numeric_labels: bool) -> bool:
     """Return whether a decoded example is what `_parse_carefully` would make of its line."""
     label = example.label
+    if len(example.text_a) > LONGEST_TEXT or len(example.text_b or "") > LONGEST_TEXT:
+        return False
     valid_label = label is None or (type(label) is (float if numeric_labels else str) and label != "")
     return valid_label and abs(example.input or 0) < _INT64 and abs(example.sample or 0) < _INT64
 
@@ -161,20 +165,21 @@ def _parse_carefully(line: bytes, where: str, numeric_labels: bool) -> Example:
     return example_of(row, where, numeric_labels)
 
 
-def example_of(row: Mapping[str, object], where: str, numeric_labels: bool) -> Example:
+def example_of(row: Mapping[str, object], where: str, numeric_labels: bool, *, bounded: bool = True) -> Example:
     """Return the example that a row holds; fields other than the record's are ignored.
 
     Args:
         row: values by the record's fields.
         where: file and line for error messages.
         numeric_labels: turn labels that spell a number into numbers.
+        bounded: refuse texts longer than `LONGEST_TEXT`; False leaves that to the caller.
 
     Raises:
         DataError: a field holds a wrong value.
     """
     return Example(
-        text_a=_text(row, "text_a", where, required=True) or "",
-        text_b=_text(row, "text_b", where),
+        text_a=_text(row, "text_a", where, required=True, bounded=bounded) or "",
+        text_b=_text(row, "text_b", where, bounded=bounded),
         label=_label(row.get("label"), where, numeric_labels),
         logprob=_number(row, "logprob", where),
         margin=_number(row, "margin", where),
@@ -183,11 +188,15 @@ def example_of(row: Mapping[str, object], where: str, numeric_labels: bool) -> E
     )
 
 
-def _text(row: Mapping[str, object], field: str, where: str, required: bool = False) -> str | None:
+def _text(
+    row: Mapping[str, object], field: str, where: str, *, required: bool = False, bounded: bool = True
+) -> str | None:
     value = row.get(field)
     if isinstance(value, str):
         if has_lone_surrogate(value):
             raise DataError(f'{where}: "{field}" holds half of a surrogate pair', "write the whole character")
+        if bounded and (problem := excess(value)):
+            raise DataError(f'{where}: "{field}" {problem}', CUT_IT)
         return value
     if value is None and field in row:
         return "" if required else None
@@ -211,6 +220,8 @@ def _label(value: object, where: str, numeric: bool) -> float | str | None:
     if isinstance(value, str) and (number is None or not numeric):
         if has_lone_surrogate(value):
             raise DataError(f'{where}: "label" holds half of a surrogate pair', "write the whole character")
+        if problem := excess(value):
+            raise DataError(f'{where}: "label" {problem}', "give each class a short name")
         return value
     if not _is_finite(number):
         raise DataError(f'{where}: "label" must be a finite number or a name (it is {short(value)})')

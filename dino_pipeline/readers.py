@@ -163,7 +163,8 @@ class ExampleReader:
                 if (of_pairs or is_sts) and "text_b" not in roles:
                     raise DataError(f"{where}: a second text is missing", "{input_format} chooses another format")
                 wanted = ("text_a", "text_b") if of_pairs or is_sts else ("text_a",)
-                example = example_of({role: row[roles[role]] for role in wanted}, where, False)
+                # an input that is too long is left out when its prompt is written, and counted
+                example = example_of({role: row[roles[role]] for role in wanted}, where, False, bounded=False)
                 texts = [text.strip() for text in example.texts]
                 if not all(texts):
                     self._leave_out(NO_TEXT, table, number)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dino_pipeline.errors import SpecError, first_line, system_reason
 from dino_pipeline.spec import COMMENT, OPENING, PLACEHOLDER, X1, TaskSpec
-from dino_pipeline.text import as_number, has_lone_surrogate
+from dino_pipeline.text import as_number, excess, has_lone_surrogate
 
 MAX_BYTES = 16 * 2**20
 """Size limit of a spec file."""
@@ -76,6 +76,7 @@ def _load(content: str, path: Path, parents: tuple[Path, ...]) -> TaskSpec:
     parents = (*parents, path.resolve())
     problems = [
         *(f'{_named(place)}: key "{key}" occurs twice; keep one' for place, key in _repeated_keys(raw, ())),
+        *(f"{_named(place)}: {problem}; is this a text of a spec?" for place, problem in _long_texts(raw, ())),
         *_inline_variables(raw, path),
         *_problems(raw, path, parents),
     ]
@@ -138,6 +139,15 @@ def _repeated_keys(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from _repeated_keys(child, (*place, index))
+
+
+def _long_texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """Yield the place of each text that is too long, and what is wrong with it."""
+    if isinstance(value, str) and (problem := excess(value)):
+        yield place, problem
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _long_texts(child, (*place, key))
 
 
 def _inline_variables(raw: Any, path: Path) -> Iterator[str]:

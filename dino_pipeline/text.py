@@ -159,6 +159,17 @@ def word_overlap(text_a: str, text_b: str) -> float:
     return len(words_a & words_b) / union if union else 1.0
 
 
+LONGEST_TEXT = 1_000_000
+"""Characters of a text, wherever it comes from. A longer one is a book, or no text."""
+
+
+def excess(text: str) -> str:
+    """Return what is wrong with a text that is too long, in words; nothing if it is not."""
+    if len(text) <= LONGEST_TEXT:
+        return ""
+    return f"has {len(text):,} characters, and a text has {LONGEST_TEXT:,} at most"
+
+
 def has_lone_surrogate(text: str) -> bool:
     """Return whether a text holds half of a surrogate pair, which UTF-8 cannot encode."""
     try:

@@ -17,14 +17,14 @@ from dino_pipeline import pocket
 from dino_pipeline.dataset_tables import evaluation_split, open_tables
 from dino_pipeline.delimited_files import DelimitedFile
 from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.examples import Example
+from dino_pipeline.examples import CUT_IT, Example
 from dino_pipeline.files import write_json_lines
 from dino_pipeline.minhash import band_keys, jaccard, ngrams
 from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.readers import ExampleReader
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.tables import open_file
-from dino_pipeline.text import WORD_WEIGHT, joined, normalise, units, weight
+from dino_pipeline.text import WORD_WEIGHT, excess, joined, normalise, units, weight
 
 WORDS = 13
 """Words in a row that, if they occur in evaluation data, are a leak (as in GPT-3, Brown et al. 2020, appendix C)."""
@@ -162,6 +162,8 @@ def texts_of(file: Path) -> Iterator[tuple[int, str]]:
         if number == header:
             continue
         for text in _strings(value):
+            if problem := excess(text):
+                raise DataError(f"{file}, {table.unit} {number}: a text {problem}", CUT_IT)
             if text.strip():
                 empty = False
                 yield number, text

@@ -14,10 +14,8 @@ from dino_pipeline.decoding.received_texts import ReceivedTexts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import GenerationJob, OnStored, Shard, count_text
 from dino_pipeline.progress import Progress, Reporter
-from dino_pipeline.text import count_words
+from dino_pipeline.text import LONGEST_TEXT, count_words
 
-LONGEST_INPUT = 1_000_000
-"""In characters. Longer inputs are not even tokenised."""
 NO_TEXT: dict[str, str] = {
     "refused": "refused by the server",
     "malformed": "no text in the server's answer",
@@ -206,6 +204,8 @@ class TextWriter:
             return NO_TEXT[completion.finish]
         if completion.logprob is not None and not math.isfinite(completion.logprob):
             return "not scored"
+        if len(completion.text) > LONGEST_TEXT:
+            return f"longer than {LONGEST_TEXT:,} characters"
         if completion.finish == "length" and not settings.keep_unfinished:
             return "no stop string"
         if completion.finish == "newline":
@@ -270,7 +270,7 @@ def shard_requests(
     """
     spec, seed = job.spec, job.settings.seed
     prompts = [
-        task_prompts(spec, seed, task, engine.render) if len(task.text or "") <= LONGEST_INPUT else [""]
+        task_prompts(spec, seed, task, engine.render) if len(task.text or "") <= LONGEST_TEXT else [""]
         for task in tasks
     ]
     distinct = list(dict.fromkeys(itertools.chain.from_iterable(prompts)))
@@ -301,8 +301,8 @@ def _input_defect(job: GenerationJob, engine: Engine, task: Task, request: Reque
         return f"the input holds the stop string {job.spec.stop}"
     if mark := next((mark for mark in engine.marks if mark in text), None):
         return f"the input holds {mark} of the model's chat template"
-    if len(text) > LONGEST_INPUT:
-        return f"the input is longer than {LONGEST_INPUT:,} characters"
+    if len(text) > LONGEST_TEXT:
+        return f"the input is longer than {LONGEST_TEXT:,} characters"
     if not engine.fits(request.prompts, max_new_tokens):
         return f"the prompt leaves less than {max_new_tokens} tokens of the model's context"
     return None

@@ -12,12 +12,13 @@ import numpy as np
 
 from dino_pipeline.errors import DataError
 from dino_pipeline.evaluation.suites.suite import TEXTS_PER_UPDATE, Embedder, Embeddings, Measures, percent, unit
+from dino_pipeline.examples import CUT_IT
 from dino_pipeline.files import digest_files
 from dino_pipeline.json_files import read_json_lines
 from dino_pipeline.measures import DEPTH, RANKING, average, ranking
 from dino_pipeline.progress import Progress
 from dino_pipeline.rows import RowsRead
-from dino_pipeline.text import as_number, has_lone_surrogate
+from dino_pipeline.text import as_number, excess, has_lone_surrogate
 from dino_pipeline.text_files import read_lines
 
 LAYOUT = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
@@ -169,6 +170,8 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
         text = f"{row.get('title') or ''} {row['text']}".strip()
         if has_lone_surrogate(text):
             raise DataError(f"{where}: its text holds half a character (a lone surrogate); remove it")
+        if problem := excess(text):
+            raise DataError(f"{where}: its text {problem}", CUT_IT)
         yield str(identity), text
 
 

@@ -17,10 +17,11 @@ from dino_pipeline.encoder_options import StsProtocol
 from dino_pipeline.errors import DataError, OptionError, first_line
 from dino_pipeline.evaluation.suites.moses import HERE, IN_FILES, RAW, TWICE, found_text, tokenized
 from dino_pipeline.evaluation.suites.suite import EvaluationSet, Pair, Score, ScoredPairs
+from dino_pipeline.examples import CUT_IT
 from dino_pipeline.files import folder_replaced
 from dino_pipeline.measures import mean
 from dino_pipeline.rows import LeftOut, RowsRead
-from dino_pipeline.text import as_number
+from dino_pipeline.text import as_number, excess
 from dino_pipeline.text_files import read_lines
 
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
@@ -236,7 +237,10 @@ def _read_table(
             continue
         if len(columns) < needed:
             raise DataError(f"{path}, line {number}: {len(columns)} columns, {needed} are needed")
-        pairs.append((clean(columns[first]), clean(columns[second]), _parse_score(columns[score], path, number)))
+        texts = clean(columns[first]), clean(columns[second])
+        if problem := next(filter(None, map(excess, texts)), ""):
+            raise DataError(f"{path}, line {number}: a text {problem}", CUT_IT)
+        pairs.append((*texts, _parse_score(columns[score], path, number)))
     return pairs
 
 
