@@ -11,7 +11,8 @@ from typing import Any
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
-from dino_pipeline.filtering.filter_stage import file_source, filter_run
+from dino_pipeline.filtering.filter_source import file_source
+from dino_pipeline.filtering.filter_stage import filter_run
 from dino_pipeline.funnel import Counts, Funnel, step_title
 from dino_pipeline.run import Run
 from dino_pipeline.stage_records import FilterRecord

@@ -19,7 +19,8 @@ from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.filtering import example_table, file_pieces
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
 from dino_pipeline.filtering.filter import rules
-from dino_pipeline.filtering.filter_stage import available, file_source, filter_run, look, recorded_options
+from dino_pipeline.filtering.filter_source import file_source
+from dino_pipeline.filtering.filter_stage import available, filter_run, look, recorded_options
 from dino_pipeline.funnel import Funnel
 from dino_pipeline.run import Run
 from dino_pipeline.spec import TaskSpec

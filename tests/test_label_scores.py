@@ -14,7 +14,8 @@ from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filtering.dataset_rules import FilterRuntime
-from dino_pipeline.filtering.filter_stage import file_source, filter_run
+from dino_pipeline.filtering.filter_source import file_source
+from dino_pipeline.filtering.filter_stage import filter_run
 from dino_pipeline.filtering.label_scores import LabelScores
 from dino_pipeline.models import ModelRef
 from dino_pipeline.progress import Console

@@ -17,7 +17,8 @@ from dino_pipeline.encoder_options import FinetuneOptions
 from dino_pipeline.errors import DataError
 from dino_pipeline.examples import Example, read_examples
 from dino_pipeline.filter_options import FilterOptions
-from dino_pipeline.filtering.filter_stage import look, run_source
+from dino_pipeline.filtering.filter_source import run_source
+from dino_pipeline.filtering.filter_stage import look
 from dino_pipeline.run import Run
 from dino_pipeline.text import normalise
 from dino_pipeline.training.objectives import get_objective

@@ -12,7 +12,7 @@ from dino_pipeline.cards.hub import Manifest, download
 from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError, HubError
 from dino_pipeline.examples import PROVENANCE, write_examples
-from dino_pipeline.filtering.filter_stage import FilterSource, file_source
+from dino_pipeline.filtering.filter_source import FilterSource, file_source
 from dino_pipeline.filtering.text_rules import PromptParts
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.readers import ExampleReader, LabelType, list_reader

@@ -18,7 +18,8 @@ from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.brought_examples import BroughtExamples, open_examples
 from dino_pipeline.filtering.contamination import LEAKED, WORDS, exclusion_files, rows_excluded
 from dino_pipeline.filtering.dataset_rules import FilterRuntime, dataset_rules
-from dino_pipeline.filtering.filter_stage import FilterSource, filter_run, look
+from dino_pipeline.filtering.filter_source import FilterSource
+from dino_pipeline.filtering.filter_stage import filter_run, look
 from dino_pipeline.filtering.losses import note_losses
 from dino_pipeline.filtering.postprocessed import note_processing
 from dino_pipeline.filtering.text_rules import PERSONAL_DATA, PromptParts, text_rules
