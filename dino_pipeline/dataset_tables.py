@@ -107,8 +107,13 @@ def _dataset_errors(name: str) -> Iterator[None]:
     """Turn the errors of `datasets` into `DataError`."""
     from datasets.exceptions import DatasetNotFoundError
 
+    from dino_pipeline.hub_answers import OddAnswerError, bounded_answers, nonsense
+
     try:
-        yield
+        with bounded_answers():
+            yield
+    except OddAnswerError as error:
+        raise DataError(f"{name}: the Hub cannot be read: {nonsense(error)}", "try again later") from error
     except (DatasetNotFoundError, OSError) as error:
         raise DataError(
             f"{name}: is neither a file or folder here nor a dataset that can be had from the Hub "

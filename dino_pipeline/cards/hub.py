@@ -28,6 +28,7 @@ from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
 from dino_pipeline.errors import HubError
 from dino_pipeline.files import file_digest, record_json, write_bytes, write_json
+from dino_pipeline.hub_answers import NONSENSE, OddAnswerError, bounded_answers, nonsense
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.record import RunRecord, public_record
 from dino_pipeline.record_base import Record
@@ -147,9 +148,12 @@ def run_manifest(record: RunRecord, kind: Kind, repository: str) -> Manifest:
 def hub_errors(repository: str, remedy: str = "run again") -> Iterator[None]:
     """Turn errors of the Hub, the network and the Hub's client into `HubError`; no message holds a token."""
     try:
-        yield
+        with bounded_answers():
+            yield
     except HubError:
         raise
+    except (*NONSENSE, OddAnswerError) as error:
+        raise HubError(f"{repository}: {nonsense(error)}", f"is {constants.ENDPOINT} a Hub? run again later") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         unknown = ("the Hub is in trouble", "run again later") if status >= 500 else (_message(error), "")
@@ -366,6 +370,7 @@ def license_of(model: str) -> str | None:
         with contextlib.suppress(HubError, FileNotFoundError):
             name = split_card(read_card(folder / README))[0].get("license")
     else:
-        with contextlib.suppress(Exception):  # whatever keeps the Hub from answering, the license is not known
+        # whatever keeps the Hub from answering, the license is not known
+        with contextlib.suppress(Exception), bounded_answers():
             name = (HfApi().model_info(model, timeout=10).card_data or {}).get("license")
     return str(name) if name else None
