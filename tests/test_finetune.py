@@ -107,7 +107,7 @@ def test_the_model_loads_plainly_and_its_card_tells_what_it_is(run: Run, train: 
     assert train(run, reporter=reporter) == "new"
     assert embedded(run).shape == (2, 32)
     told = card(run)
-    assert told.startswith('---\nlibrary_name: "sentence-transformers"')
+    assert told.startswith("---\nlibrary_name: sentence-transformers\n")
     for fact in ("| epochs | 2 |", "| learning rate | 0.001 |", "| rows | 96 to train on, 24 held out |", "toy"):
         assert fact in told
     assert f"| best Spearman x 100, on dev.jsonl | {chosen_by(run).best} |" in told
