@@ -1,7 +1,5 @@
 """``python -m dino_pipeline`` is the ``dino`` command."""
 
-import sys
-
 from dino_pipeline.stopping import leave_if_stopped, watch_signals
 
 
@@ -10,13 +8,10 @@ def run() -> None:
     watch_signals()
     from dino_pipeline.cli import main
 
-    exit_code: str | int | None = 0
     try:
         main(prog_name="dino")
-    except SystemExit as error:
-        exit_code = error.code
-    leave_if_stopped()
-    sys.exit(exit_code)
+    finally:
+        leave_if_stopped()
 
 
 if __name__ == "__main__":

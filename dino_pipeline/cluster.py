@@ -63,11 +63,11 @@ def connected(address: str) -> Iterator[None]:
     """Connect to a Ray cluster, and disconnect at the end; a cluster that was started here ends.
 
     Args:
-        address: the cluster's; "auto" takes ``RAY_ADDRESS``, else the cluster that runs on this machine, else it starts
-            one; "local" starts one.
+        address: the cluster's; "auto" takes ``RAY_ADDRESS``, else the cluster that this user started on this machine,
+            else it starts one; "local" starts one.
 
     Raises:
-        OptionError: Ray is not installed, or there is no such cluster.
+        OptionError: Ray is not installed, there is no such cluster, or "auto" finds one of another user.
     """
     if Path(address).exists():
         raise OptionError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -236,7 +235,6 @@ def leave_if_stopped() -> None:
     Libraries whose work was cut short complain there, or wait for their threads.
     """
     if _watch.is_said:
-        gc.collect()  # semaphores that nothing holds any more are removed
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(128 + _watch.last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -119,3 +120,15 @@ def test_what_a_user_can_do_wrong_is_said(here: Path) -> None:
     ):
         assert said in refused(*call, *wrong)
     assert not (here / "run").exists()
+
+
+def test_a_cluster_of_another_user_is_joined_only_by_its_address(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs(here, 2)
+    (here / "ray").mkdir()
+    (here / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    monkeypatch.setenv("RAY_TMPDIR", str(here))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    call = [*JOB, "--run", "run", "--ray"]
+    assert "no cluster can be reached" in refused(*call)  # one of this user's that has ended
+    monkeypatch.setattr(os, "getuid", lambda: here.stat().st_uid + 1)
+    assert "another user started the cluster on this machine (127.0.0.1:9); give its address" in refused(*call)
