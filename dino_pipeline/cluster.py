@@ -91,11 +91,18 @@ def connected(address: str) -> Iterator[None]:
 
 def _connect(address: str | None) -> subprocess.Popen[bytes] | None:
     """Join a cluster, or start one here; return the guard of one that was started."""
+    import ray
+
     try:
         with handlers_kept():
-            if address == "local" or (address is None and _running_cluster() is None):
+            place = address or _running_cluster() or "local"
+            if place == "local":
                 return _start_here()
-            _join(address)
+            if found := re.search(r"([^/:@\[\]]+):(\d+)$", place):
+                # look whether the port is open: Ray itself would try for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
+            # Ray finds the running one again: it knows a token only for one that it has found
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return None
     except SystemExit as error:  # of Ray's handler of SIGTERM, while it starts
         raise Stopped(signal.SIGTERM) from error
@@ -106,15 +113,6 @@ def _connect(address: str | None) -> subprocess.Popen[bytes] | None:
             option="ray",
             value=address,
         ) from error
-
-
-def _join(address: str | None) -> None:
-    import ray
-
-    if address and (place := re.search(r"([^/:@\[\]]+):(\d+)$", address)):
-        # look whether the port is open: Ray itself would try for minutes
-        socket.create_connection((place[1], int(place[2])), timeout=10).close()
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _running_cluster() -> str | None:

@@ -204,7 +204,9 @@ def process_pool(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in context.started:
-                process.kill()
+                if process.pid is not None:  # it was started
+                    process.kill()
+                    process.join()
             raise
 
 

@@ -248,12 +248,19 @@ def test_no_worker_outlives_a_killed_filter(
 
 
 SCRIPT = """
-import _thread, threading, time
+import _thread, contextlib, threading, time
 import psutil
 import dino_pipeline as dino
 
+def workers():
+    found = 0
+    for each in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            found += "spawn_main" in " ".join(each.cmdline())
+    return found
+
 def interrupt():
-    while sum("spawn_main" in " ".join(each.cmdline()) for each in psutil.Process().children()) < 2:
+    while workers() < 2:
         time.sleep(0.01)
     _thread.interrupt_main()
 
@@ -262,8 +269,7 @@ if __name__ == "__main__":
     try:
         dino.filter("data.jsonl", workers=2, progress=False)
     except KeyboardInterrupt:
-        names = [" ".join(each.cmdline()) for each in psutil.Process().children()]
-        print("interrupted", sum("spawn_main" in name for name in names))
+        print("interrupted", workers())
 """
 
 
