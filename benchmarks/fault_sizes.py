@@ -39,8 +39,8 @@ class Size:
 
 
 def texts(rows: int) -> Iterator[str]:
-    """Yield random texts of a thousand words, all different."""
-    chance, words = random.Random(0), [f"word{number}" for number in range(1000)]
+    """Yield random texts, none like another."""
+    chance, words = random.Random(0), [f"{number * 7919 % 100_003:x}" for number in range(100_000)]
     for number in range(rows):
         yield f"text {number} " + " ".join(chance.choices(words, k=WORDS_EACH))
 
@@ -64,8 +64,9 @@ def generate(place: Path, rows: int) -> Size:
 def filter(place: Path, rows: int) -> Size:
     """Filter as many pairs."""
     with open(place / "pairs.jsonl", "w") as file:
-        for number, text in enumerate(texts(rows)):
-            pair = {"text_a": text, "text_b": f"{text[::-1]}.", "label": number % 3 / 2}
+        both = texts(2 * rows)
+        for number, (text_a, text_b) in enumerate(zip(both, both, strict=True)):
+            pair = {"text_a": text_a, "text_b": text_b, "label": number % 3 / 2}
             file.write(f"{json.dumps(pair)}\n")
     return _measured(place, "pairs.jsonl", rows, ("filter", "pairs.jsonl", "--run", "run", "--workers", "2"))
 

@@ -255,7 +255,8 @@ class Bench:
         with serving(trial) as words:
             begun = time.monotonic()
             code = finished(trial.start(words, "prepared"), 4 * DEADLINE)
-        if code or CRASHED.search(said := trial.said("prepared").read_text()):
+        said = trial.said("prepared").read_text(errors="replace")
+        if code or CRASHED.search(said):
             raise SystemExit(f"{call.name}: ended with {code}: {said[-2000:]}")
         self.seconds[call.name] = time.monotonic() - begun
         self.makes[call.name] = made(trial.place, call)

@@ -1,6 +1,6 @@
 """Faults of the world, each tried on the commands that it fits: nothing is lost, and every error has a name.
 
-    python -m benchmarks.faults [--only NAME] [--workers 2] [--failures FILE] [--large]
+    python -m benchmarks.faults [--only NAME] [--workers 2] [--failures FILE] [--all] [--large]
 
 A run of the pocket models is made once, and kept as it was before each command. For each pair of a command and a fault
 (a signal, a full disk, a damaged file, a server that lies, ...) it is copied, the command runs with the fault, and:
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.fault_kinds import CALLS, CHAIN, FAULTS, OTHERS, new_state
+from benchmarks.fault_calls import CALLS, CHAIN, OTHERS, QUICK, new_state
+from benchmarks.fault_kinds import FAULTS
 from benchmarks.fault_sizes import sizes
 from benchmarks.fault_trials import Bench, Call, Fault, Outcome
 from dino_pipeline.progress import table
@@ -28,22 +29,43 @@ from dino_pipeline.progress import table
 Pair = tuple[Call, Fault]
 
 
-def pairs_of(only: tuple[str, ...]) -> list[Pair]:
-    """Return the pairs whose names, ``command: fault``, hold one of some words; all without any."""
-    pairs = [(CALLS[name], fault) for fault in FAULTS for name in fault.calls]
+SLOW_EACH = 2
+"""Slow commands that a fault is tried on, unless all are asked for. Each fault begins with another of them."""
+
+
+def pairs_of(only: tuple[str, ...] = (), *, all_pairs: bool = False) -> list[Pair]:
+    """Return the pairs of commands and faults.
+
+    Args:
+        only: words, one of which ``command: fault`` must hold.
+        all_pairs: not only `SLOW_EACH` slow commands of each fault.
+    """
+    pairs = []
+    for number, fault in enumerate(FAULTS):
+        slow = [name for name in fault.calls if name not in QUICK]
+        chosen = {slow[(number + step) % len(slow)] for step in range(SLOW_EACH)} if slow else set()
+        for name in fault.calls:
+            if all_pairs or name in QUICK or name in chosen:
+                pairs.append((CALLS[name], fault))
     return [each for each in pairs if not only or any(word in f"{each[0].name}: {each[1].name}" for word in only)]
 
 
-def prepare(root: Path, pairs: list[Pair]) -> Bench:
+def prepare(root: Path, pairs: list[Pair], workers: int) -> Bench:
     """Make the folders that pairs start from, and what their commands make undisturbed."""
     bench = Bench(root, CALLS)
     new_state(bench.state("new"))
     wanted = {call.name for call, _ in pairs} | {fault.state or call.state for call, fault in pairs}
-    names = [call.name for call in CHAIN]
-    last = max([names.index(name) for name in wanted if name in names] + [-1])
-    for call in [*CHAIN[: last + 1], *(call for call in OTHERS if call.name in wanted)]:
-        bench.prepare(call, keep=call in CHAIN)
+    wanted |= {call.state for call in OTHERS if call.name in wanted}
+    last = max([number for number, call in enumerate(CHAIN) if call.name in wanted], default=-1)
+
+    def carry_out(call: Call, keep: bool = False) -> None:
+        bench.prepare(call, keep)
         click.echo(f"{call.name}: {bench.seconds[call.name]:.1f} s", err=True)
+
+    for call in CHAIN[: last + 1]:
+        carry_out(call, keep=True)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(carry_out, [call for call in OTHERS if call.name in wanted]))
     return bench
 
 
@@ -85,14 +107,17 @@ def summary(outcomes: list[Outcome]) -> str:
 @click.option("--only", multiple=True, help="Try pairs only that hold this in 'command: fault'; several times.")
 @click.option("--workers", default=2, show_default=True, help="Pairs side by side.")
 @click.option("--failures", type=click.Path(path_type=Path), help="JSON file for what failed.")
+@click.option("--all", "all_pairs", is_flag=True, help="Try each fault on all commands that it fits: over an hour.")
 @click.option("--large", is_flag=True, help="Measure memory for a million inputs and pairs instead: some 15 minutes.")
 @click.option("--list", "listing", is_flag=True, help="List the pairs.")
-def main(only: tuple[str, ...], workers: int, failures: Path | None, large: bool, listing: bool) -> None:
+def main(
+    only: tuple[str, ...], workers: int, failures: Path | None, all_pairs: bool, large: bool, listing: bool
+) -> None:
     """Print what became of each pair of a command and a fault."""
     if large:
         with tempfile.TemporaryDirectory(prefix="dino-faults-") as name:
             raise SystemExit(0 if sizes(Path(name)) else 1)
-    pairs = pairs_of(only)
+    pairs = pairs_of(only, all_pairs=all_pairs)
     if listing:
         for call, fault in pairs:
             click.echo(f"{call.name}: {fault.name}")
@@ -100,7 +125,7 @@ def main(only: tuple[str, ...], workers: int, failures: Path | None, large: bool
     if not pairs:
         raise click.UsageError("no pair has such a name")
     with tempfile.TemporaryDirectory(prefix="dino-faults-") as name:
-        bench = prepare(Path(name), pairs)
+        bench = prepare(Path(name), pairs, workers)
         outcomes = try_all(bench, pairs, workers)
     rows = []
     for each in outcomes:

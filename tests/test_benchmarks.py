@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import dino_pipeline as dino
-from benchmarks import fault_kinds, faults, real
+from benchmarks import fault_calls, faults, real
 from benchmarks.fault_trials import Bench, Fault, Trial
 
 
@@ -74,14 +74,14 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_pairs_of_commands_and_faults_have_names_of_their_own() -> None:
-    names = [f"{call.name}: {fault.name}" for call, fault in faults.pairs_of(())]
+    names = [f"{call.name}: {fault.name}" for call, fault in faults.pairs_of()]
     assert len(names) == len(set(names)) >= 150
-    assert {call.name for call, _ in faults.pairs_of(())} == set(fault_kinds.CALLS)
+    assert {call.name for call, _ in faults.pairs_of()} == set(fault_calls.CALLS)
 
 
 @pytest.mark.slow
 def test_a_fault_that_is_named_and_leaves_nothing_passes(tmp_path: Path) -> None:
-    told = ["--only", "filter-file: nothing there", "--failures", str(tmp_path / "failures.json")]
+    told = ["--all", "--only", "filter-file: nothing there", "--failures", str(tmp_path / "failures.json")]
     done = CliRunner().invoke(faults.main, told, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "1 pairs: 1 ended as they should; tracebacks 0, lost work 0, processes left 0" in done.output
@@ -98,9 +98,9 @@ def test_what_a_fault_breaks_is_found(tmp_path: Path) -> None:
         (trial.run / "note.txt").write_text("other")
 
     broken = """echo "Traceback (most recent call last):" >&2; sleep 60 & exit 3"""
-    call = fault_kinds.CALLS["filter-file"]
-    bench = Bench(tmp_path, fault_kinds.CALLS)
-    fault_kinds.new_state(bench.state("new"))
+    call = fault_calls.CALLS["filter-file"]
+    bench = Bench(tmp_path, fault_calls.CALLS)
+    fault_calls.new_state(bench.state("new"))
     bench.prepare(call, keep=False)
     (bench.state("new") / "run").mkdir()
     (bench.state("new") / "run" / "note.txt").write_text("mine")

@@ -6,12 +6,16 @@ import errno
 import json
 import os
 import subprocess
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
+import duckdb
 import pytest
 
 from dino_pipeline.errors import DinoError, OutputError, limit_of_machine
 from dino_pipeline.files import Checksums, write_bytes
+from dino_pipeline.filtering.example_table import ExampleTable
 from tests.commands import ENVIRONMENT, command, refused
 
 
@@ -78,3 +82,31 @@ def test_a_filter_whose_database_has_no_room_says_so(tmp_path: Path) -> None:
     assert "filter.duckdb" in done.stderr and "make room" in done.stderr
     assert not list(tmp_path.rglob("*.part"))
     assert "holds no examples" not in refused("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run")
+
+
+class Cramped:
+    """A database that has memory for one thread only."""
+
+    def __init__(self, database: duckdb.DuckDBPyConnection) -> None:
+        self.database, self.refused = database, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.database, name)
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        threads = self.database.execute("SELECT current_setting('threads')").fetchall()[0][0]
+        if sql.startswith("COPY") and threads > 1:
+            self.refused += 1
+            raise duckdb.OutOfMemoryException("could not allocate block")
+        return self.database.execute(sql, *values)
+
+
+def test_where_threads_have_no_memory_to_sort_one_goes_on(tmp_path: Path) -> None:
+    with closing(ExampleTable(tmp_path / "filter.duckdb", "data", 2, "1GB")) as table:
+        table.write_jsonl("SELECT 1 AS a ORDER BY a", tmp_path / "first.jsonl")
+        table.db = cramped = cast(Any, Cramped(table.db))
+        table.write_jsonl("SELECT 1 AS a ORDER BY a", tmp_path / "second.jsonl")
+        table.write_jsonl("SELECT 1 AS a ORDER BY a", tmp_path / "third.jsonl")
+        assert cramped.refused == 1
+    contents = [(tmp_path / f"{name}.jsonl").read_text() for name in ("first", "second", "third")]
+    assert contents == ['{"a":1}\n'] * 3

@@ -369,5 +369,15 @@ class ExampleTable:
         return self.has_scores and len(self.labels) > MAX_LABELS
 
     def write_jsonl(self, query: str, path: Path) -> None:
-        """Write a query's rows as JSON objects, one a line."""
-        self.run(f"COPY ({query}) TO {quoted(plain_path(path))} (FORMAT json)")
+        """Write a query's rows as JSON objects, one a line.
+
+        Each thread that sorts rows holds parts of them outside the spilled ones. Where long texts leave no memory for
+        that, one thread goes on alone. It writes the same.
+        """
+        written = f"COPY ({query}) TO {quoted(plain_path(path))} (FORMAT json)"
+        with self._errors():
+            try:
+                self.db.execute(written)
+            except duckdb.OutOfMemoryException:
+                self.db.execute("SET threads = 1")
+                self.db.execute(written)
