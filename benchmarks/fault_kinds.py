@@ -50,10 +50,10 @@ def meanwhile(*words: str, said: str = "another process works here") -> Callable
     """Return what starts another command, by default the same, midway; it must be refused by name, or find it done."""
 
     def start(trial: Trial) -> None:
-        still = trial.wait_for(0.5)
+        works = trial.holds_run()
         code, found = trial.also(*(words or trial.call.words))
         refused = code == 2 and said in found
-        if "Traceback" in found or (still and trial.wait_for(0) and not refused):
+        if "Traceback" in found or (works and trial.wait_for(0) and not refused):
             trial.problems.append(f"the other command ended with {code}: {found[-300:]}")
 
     return start
@@ -86,14 +86,18 @@ def _clocks() -> Iterator[Fault]:
 
 def _limits() -> Iterator[Fault]:
     full = "memory|mmap|map|allocat|thread|space|start"
+    ends = (0, 1, 2, 127, -signal.SIGABRT, 128 + signal.SIGABRT)  # the C library and OpenBLAS end the process
     for megabytes in (700, 1500, 3000):
         of = ("generate", "filter", "filter-2", "finetune", "evaluate", "report", "export")
-        yield Fault(f"{megabytes} MB of memory", of, f'ulimit -v {megabytes}000; exec "$@"', says=full)
+        yield Fault(
+            f"{megabytes} MB of memory", of, f'ulimit -v {megabytes}000; exec "$@"', says=full, ends=ends, cleans=False
+        )
     files = ("generate", "filter", "filter-2", "finetune", "publish", "export")
     yield Fault("24 open files", files, 'ulimit -n 24; exec "$@"', says="open files")
+    unwritten = "cannot be (read or )?written|write|make room"
     writes = (*STAGES, "export", "filter-2", "until", "storage")
-    yield Fault("disk full after 2 KiB", writes, 'ulimit -f 2; exec "$@"', says="cannot be (read or )?written|write")
-    yield Fault("disk full after 60 KiB", writes, 'ulimit -f 60; exec "$@"', says="cannot be (read or )?written|write")
+    yield Fault("disk full after 2 KiB", writes, 'ulimit -f 2; exec "$@"', says=unwritten)
+    yield Fault("disk full after 60 KiB", writes, 'ulimit -f 60; exec "$@"', says=unwritten)
     slow = ("generate", "finetune", "filter-2")
     yield Fault("2 s of CPU", slow, 'ulimit -t 2; exec "$@"', ends=(0, -24, 152, -9), cleans=False)
     yield Fault("a small stack", ("generate", "filter"), 'ulimit -s 300; exec "$@"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -120,6 +121,14 @@ class Trial:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(share * self.usual)
         return self.process.returncode is None
+
+    def holds_run(self) -> bool:
+        """Wait until the command holds the run's lock; return False if it has ended."""
+        while self.wait_for(0.02):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if json.loads((self.run / ".lock").read_text())["process"] == self.pid:
+                    return True
+        return False
 
     def environment(self, more: Mapping[str, str | None]) -> dict[str, str]:
         paths = [str(PATCHES), str(PATCHES.parent.parent), os.environ.get("PYTHONPATH", "")]
