@@ -60,7 +60,7 @@ class Layout:
     input_rejected = At("input-rejected")
     """Rejected texts of the spec that writes the inputs."""
     received = At("received.jsonl")
-    """Texts of a server that no shard holds yet."""
+    """Texts that no shard holds yet: a server's, and those that a stop kept."""
     train = At("train.jsonl")
     """Pairs to train on."""
     dev = At("dev.jsonl")

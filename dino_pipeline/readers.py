@@ -30,7 +30,7 @@ from dino_pipeline.rows import (
     check_names,
     place,
 )
-from dino_pipeline.text import as_number
+from dino_pipeline.text import LONGEST_TEXT, as_number, excess
 from dino_pipeline.text_files import has_plain_lines
 
 LabelType = Literal["score", "class"]
@@ -42,6 +42,7 @@ SCORE_NAMES = ("score", "similarity_score", "similarity")
 NOBODY_AGREED = "-"
 """The class of pairs that their annotators could not agree on, as SNLI writes it."""
 NO_CLASS, NO_TEXT = "without a class", "without text"
+TOO_LONG = f"with a text of more than {LONGEST_TEXT:,} characters"
 """Why rows are left out."""
 
 
@@ -163,12 +164,13 @@ class ExampleReader:
                 if (of_pairs or is_sts) and "text_b" not in roles:
                     raise DataError(f"{where}: a second text is missing", "{input_format} chooses another format")
                 wanted = ("text_a", "text_b") if of_pairs or is_sts else ("text_a",)
-                # an input that is too long is left out when its prompt is written, and counted
                 example = example_of({role: row[roles[role]] for role in wanted}, where, False, bounded=False)
                 texts = [text.strip() for text in example.texts]
                 if not all(texts):
                     self._leave_out(NO_TEXT, table, number)
-                yield from filter(None, texts)
+                if any(map(excess, texts)):
+                    self._leave_out(TOO_LONG, table, number)
+                yield from (text for text in texts if text and not excess(text))
 
     def _examples_of(self, table: Table) -> Iterator[tuple[int, Example]]:
         numeric_labels, must_be_number = self.numeric_labels, self.label_type == "score"

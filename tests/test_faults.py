@@ -25,6 +25,7 @@ from click.testing import Result
 
 from dino_pipeline import files as file_writers
 from dino_pipeline import model_files, processes
+from dino_pipeline.decoding.decoder import Decoder
 from dino_pipeline.errors import OptionError, RunError
 from dino_pipeline.evaluation.suites import sts
 from dino_pipeline.evaluation.suites.sts import hub_folder
@@ -322,6 +323,45 @@ def test_one_signal_finishes_the_shard_and_two_stop_at_once(
     assert texts(folder) == whole
 
 
+def test_a_long_shard_is_left_in_the_middle_and_its_texts_are_kept(
+    folder: Path, whole: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(folder / "run" / "shards")
+    monkeypatch.setattr(shard_writer, "PATIENCE", 0.0)
+    count = plan.count_text
+    counted = 0
+
+    def signalled(*arguments: Any) -> None:
+        nonlocal counted
+        count(*arguments)
+        counted += 1
+        if counted == 18:  # in the second shard
+            signal.raise_signal(signal.SIGTERM)
+
+    def written(calls: list[int]) -> Callable[..., Iterator[Any]]:
+        sample = Decoder.sample
+
+        def sampled(self: Decoder, requests: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+            listed = list(requests)
+            calls.append(len(listed))
+            return sample(self, listed, *arguments, **options)
+
+        return sampled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "count_text", signalled)
+        generate(folder, code=128 + signal.SIGTERM)
+    assert len(list((folder / "run" / "shards").glob("*"))) == 1
+    kept = (folder / "run" / "received.jsonl").read_text().splitlines()
+    assert len(kept) == 18 - 12
+    calls: list[int] = []
+    monkeypatch.setattr(Decoder, "sample", written(calls))
+    generate(folder)
+    assert calls == [12 - len(kept), 12, 12, 12, 12]
+    assert texts(folder) == whole
+    assert not (folder / "run" / "received.jsonl").exists()
+
+
 def test_nothing_under_way_is_left_at_once() -> None:
     said: list[str] = []
     asked = StopRequest(lambda: said.append("finishing"))
@@ -408,7 +448,8 @@ def test_long_inputs_are_named_or_left_out(folder: Path) -> None:
     assert "long.txt, line 2: is longer than 16 MiB" in failed.stderr
     (folder / "long.txt").write_text("fine\n" + "a" * 2_000_000)
     done = generate(folder, "--inputs", str(folder / "long.txt"))
-    assert "the input is longer than 1,000,000 characters" in done.stderr
+    assert "long.txt: 2 rows read, 1 left out: with a text of more than 1,000,000 characters (line 2)" in done.stderr
+    assert len((folder / "run" / "inputs.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,13 +79,17 @@ def uniforms_of(digest: bytes, count: int) -> NDArray[np.float64]:
     return np.asarray((raw >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # the upper 53 bits fill a float64
 
 
+RequestKey = tuple[str | int, ...]
+"""Tells a text from all others: the spec, the seed, the input, the label, the sample, the candidate."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One text to write."""
 
     prompts: tuple[Any, ...]
     """The own prompt, then the counter-prompts, each as the engine's `encode` returned it."""
-    key: tuple[str | int, ...]
+    key: RequestKey
     """The random numbers of this text depend on the key and on nothing else."""
 
     @property

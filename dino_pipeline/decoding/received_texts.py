@@ -1,4 +1,4 @@
-"""Texts that a server has written and that no shard holds yet. They are paid for, so they outlive a call that fails."""
+"""Texts that no shard holds yet, and that outlive the call: a server's, which are paid for, and what a stop keeps."""
 
 from __future__ import annotations
 

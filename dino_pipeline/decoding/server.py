@@ -149,13 +149,11 @@ class Server:
         self._note_debiasing(before)
 
     def _written(self, request: Request, write: Write) -> Completion:
-        """Return a request's text: the one that was received earlier, or a new one; without text if there is none.
+        """Return a request's text, and keep it; without text if there is none.
 
         Raises:
             ModelError: the server answers nothing any more.
         """
-        if self.received is not None and (known := self.received.get(request.key)):
-            return known
         try:
             written = self._attempt(request.prompts[0], lambda tries: write(request, tries))
         except RequestRefusedError as error:

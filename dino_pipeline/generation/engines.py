@@ -75,7 +75,7 @@ def choose_engine(
         spec: the instructions.
         before: record of the run that continues. It decides what the options leave open, such as the dtype.
         reporter: gets notes.
-        received: file in which a server's texts are kept until a shard holds them; None keeps none.
+        received: file in which texts are kept until a shard holds them; None keeps none.
 
     Raises:
         OptionError: an option does not fit this machine, or a package is not installed.
@@ -86,11 +86,20 @@ def choose_engine(
     started = before.options.model if before else None
     if options.ray is not None:
         return _cluster_engine(options, started, reporter)
-    return local_engine(options, started, reporter)
+    return local_engine(options, started, reporter, received)
 
 
-def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Reporter) -> EngineChoice:
-    """Return the model that options name, to be run on this machine; ``started`` is that of the run that continues."""
+def local_engine(
+    options: EngineOptions, started: ModelRef | None, reporter: Reporter, received: Path | None = None
+) -> EngineChoice:
+    """Return the model that options name, to be run on this machine.
+
+    Args:
+        options: of the engine.
+        started: the model of the run that continues.
+        reporter: gets notes.
+        received: file in which a stop keeps the texts of shards under way; None keeps none.
+    """
     device = pick_device(options.device)
     with doing(reporter, f"looking at {options.model}"):
         model = resolve_model(options, device, started)
@@ -100,7 +109,8 @@ def local_engine(options: EngineOptions, started: ModelRef | None, reporter: Rep
         if options.engine == "vllm":
             reporter.note("vLLM is starting, which takes half a minute and more")
         with doing(reporter, f"loading and checking {options.model}"):
-            return EngineWriter(load_engine(model, options, device))
+            engine = load_engine(model, options, device)
+        return EngineWriter(engine, received=None if received is None else ReceivedTexts(received), local=engine)
 
     return EngineChoice(model, LazyWriter(load), _local_speed(options, device))
 

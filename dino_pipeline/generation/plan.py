@@ -32,6 +32,7 @@ from dino_pipeline.readers import list_reader
 from dino_pipeline.run import Run
 from dino_pipeline.spec import SpecSampling, TaskSpec
 from dino_pipeline.stage_records import ExtraSamples, GenerateSettings, InputsRef
+from dino_pipeline.text import excess
 
 
 def open_inputs(spec: TaskSpec, options: InputOptions) -> Iterable[str] | None:
@@ -68,6 +69,8 @@ def _stripped_texts(texts: Iterable[Any], columns: Mapping[str, str]) -> list[st
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"input {number}: is {short(text)}", "give a file, or texts")
+        if problem := excess(text):
+            raise DataError(f"input {number}: {problem}", "cut it, or leave it out")
         if stripped := text.strip():
             stripped_texts.append(stripped)
     if not stripped_texts:

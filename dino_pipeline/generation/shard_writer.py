@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dino_pipeline.decoding.engine import Completion, Engine, EngineFacts, Request, Scorer, Task, task_key, task_prompts
+from dino_pipeline.decoding.engine import (
+    Completion,
+    Engine,
+    EngineFacts,
+    LocalEngine,
+    Request,
+    RequestKey,
+    Scorer,
+    Task,
+    task_key,
+    task_prompts,
+)
 from dino_pipeline.decoding.received_texts import ReceivedTexts
 from dino_pipeline.examples import Dropped, Example, write_dropped, write_examples
 from dino_pipeline.generation.plan import GenerationJob, OnStored, Shard, count_text
-from dino_pipeline.progress import Progress, Reporter
+from dino_pipeline.progress import Progress, Reporter, SilentReporter
+from dino_pipeline.stopping import Stopped
 from dino_pipeline.text import LONGEST_TEXT, count_words
 
 NO_TEXT: dict[str, str] = {
@@ -24,6 +37,8 @@ NO_TEXT: dict[str, str] = {
 """Reasons to reject what a server wrote no text for, by `Finish`."""
 SCORING_BATCH = 128
 """Texts that a separate scorer scores at a time."""
+PATIENCE = 4.0
+"""Seconds from a request to stop in which shards under way may end."""
 
 
 class ShardWriter(Protocol):
@@ -49,6 +64,24 @@ class ShardWriter(Protocol):
         """Free the memory of the engine."""
 
 
+class StopDelay:
+    """Tells when a request to stop must be followed: after `PATIENCE`, in which shards under way may end."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.asked: float | None = None
+
+    def is_over(self) -> bool:
+        """Return whether the user asked to stop so long ago."""
+        if self.asked is None and self.reporter.should_stop():
+            self.asked = time.monotonic()
+        return self.asked is not None and time.monotonic() - self.asked > PATIENCE
+
+    def raise_if_over(self) -> None:
+        if self.is_over():
+            raise Stopped
+
+
 @dataclass(frozen=True)
 class EngineWriter:
     """Writes shards with one engine, in this process."""
@@ -57,7 +90,9 @@ class EngineWriter:
     load_scorer: Callable[[], Scorer] | None = None
     """Loads the scorer of log-probabilities and margins, for engines that do not compute them."""
     received: ReceivedTexts | None = None
-    """Where the engine keeps texts until a shard holds them."""
+    """Where texts are kept until a shard holds them: a server's at once, those of other engines on a stop."""
+    local: LocalEngine | None = None
+    """The engine, if its model runs in this process: a stop gives up the texts under way, which are written again."""
 
     def write(
         self, job: GenerationJob, shards: Iterable[Shard], reporter: Reporter, progress: Progress, on_stored: OnStored
@@ -72,7 +107,10 @@ class EngineWriter:
                 self.received.forget(_keys(job, shard))
 
         scorer = self.load_scorer() if self.load_scorer and job.use_scorer else None
-        TextWriter(job, self.engine, reporter, progress, store, scorer).write(shards)
+        delay = StopDelay(reporter)
+        if self.local is not None:
+            self.local.on_step = delay.raise_if_over
+        TextWriter(job, self.engine, reporter, progress, store, scorer, self.received, delay).write(shards)
 
     def facts(self) -> EngineFacts:
         return self.engine.facts()
@@ -90,7 +128,7 @@ class _PendingText:
     """Index of its task in the shard."""
     num_candidates: int
     candidates: dict[int, Completion] = field(default_factory=dict)
-    """The candidates that have ended, by the number of their request."""
+    """The candidates that have ended, by their number."""
 
     @property
     def task(self) -> Task:
@@ -109,6 +147,13 @@ class TextWriter:
     """Receives a shard once all its texts have ended."""
     scorer: Scorer | None = None
     """Computes log-probabilities and margins, if the engine does not."""
+    received: ReceivedTexts | None = None
+    """Texts that no shard holds yet: they are not written again, and more are added if a shard does not end."""
+    delay: StopDelay = field(default_factory=lambda: StopDelay(SilentReporter()))
+    ended: list[_PendingText] = field(default_factory=list)
+    """Texts all of whose candidates have ended, and that no shard has yet."""
+    unstored: dict[int, dict[RequestKey, Completion]] = field(default_factory=dict)
+    """What has ended of shards under way, by the identity of the shard."""
 
     def write(self, shards: Iterable[Shard]) -> None:
         """Write all texts of the shards."""
@@ -118,40 +163,73 @@ class TextWriter:
 
     def _write_batch(self, shards: Iterable[Shard]) -> None:
         settings, stop = self.job.settings, self.job.spec.stop
-        pending: dict[int, _PendingText] = {}  # by the number of the request
-        ended: list[_PendingText] = []  # texts all of whose candidates have ended
+        pending: dict[int, tuple[_PendingText, int, RequestKey]] = {}  # by the number of the request
         requests = self._requests(shards, pending)
         completions = self.engine.sample(
             requests, settings.sampling, stop=stop, stop_at_newline=not settings.keep_newlines
         )
-        for completion in completions:
-            text = pending.pop(completion.number)
-            text.candidates[completion.number] = completion
-            if len(text.candidates) == text.num_candidates:
-                ended.append(text)
-            if len(ended) >= (SCORING_BATCH if self.scorer else 1):
-                self._finish(ended)
-                ended = []
-        self._finish(ended)
+        try:
+            for completion in completions:
+                self._take(*pending.pop(completion.number), completion)
+            self._finish_ended()
+        finally:
+            self._keep_unstored()
 
-    def _requests(self, shards: Iterable[Shard], pending: dict[int, _PendingText]) -> Iterator[Request]:
-        """Yield the requests of the shards' texts, and enter each into ``pending``."""
+    def _requests(
+        self, shards: Iterable[Shard], pending: dict[int, tuple[_PendingText, int, RequestKey]]
+    ) -> Iterator[Request]:
+        """Yield the requests of the shards' texts, and enter each into ``pending``; take what was received before."""
         numbers = itertools.count()
-        kind = "inputs" if self.job.spec.needs_inputs else "prompts"
         for shard in shards:
-            requests, shard.skipped = shard_requests(self.job, self.engine, shard.tasks)
-            shard.num_unfinished = len(requests)
-            self.progress.done += len(shard.tasks) - len(requests)
-            for reason, count in Counter(dropped.reason for dropped in shard.skipped).items():
-                self.reporter.note(f"{count} {kind} left out: {reason}")
-            if not requests:
-                self.store(shard)
-            for index, request in requests.items():
+            for index, request in self._open(shard).items():
                 has_counters = self.job.spec.labels[shard.tasks[index].label].counter_labels
                 text = _PendingText(shard, index, self.job.settings.best_of if has_counters else 1)
                 for candidate in range(text.num_candidates):
-                    pending[next(numbers)] = text
-                    yield replace(request, key=_candidate_key(request.key, candidate))
+                    key = _candidate_key(request.key, candidate)
+                    if known := self.received and self.received.get(key):
+                        self._take(text, candidate, key, known)
+                    elif self.delay.is_over():
+                        return
+                    else:
+                        pending[next(numbers)] = (text, candidate, key)
+                        yield replace(request, key=key)
+
+    def _open(self, shard: Shard) -> dict[int, Request]:
+        """Return the requests of a shard's texts; note which of its inputs are left out."""
+        kind = "inputs" if self.job.spec.needs_inputs else "prompts"
+        requests, shard.skipped = shard_requests(self.job, self.engine, shard.tasks)
+        shard.num_unfinished = len(requests)
+        self.progress.done += len(shard.tasks) - len(requests)
+        for reason, count in Counter(dropped.reason for dropped in shard.skipped).items():
+            self.reporter.note(f"{count} {kind} left out: {reason}")
+        if not requests:
+            self.store(shard)
+        return requests
+
+    def _take(self, text: _PendingText, candidate: int, key: RequestKey, completion: Completion) -> None:
+        """Take a candidate that has ended."""
+        text.candidates[candidate] = completion
+        self.unstored.setdefault(id(text.shard), {})[key] = completion
+        if len(text.candidates) == text.num_candidates:
+            self.ended.append(text)
+        if len(self.ended) >= (SCORING_BATCH if self.scorer else 1):
+            self._finish_ended()
+
+    def _finish_ended(self) -> None:
+        ended = [*self.ended]
+        self.ended.clear()
+        self._finish(ended)
+
+    def _keep_unstored(self) -> None:
+        """Keep what has ended of shards that have not, because the work was cut short."""
+        if self.received is None:
+            return
+        for completions in self.unstored.values():
+            for key, completion in completions.items():
+                # a prompt that a server left without a text is asked again
+                if completion.finish not in NO_TEXT and self.received.get(key) is None:
+                    self.received.add(key, completion)
+        self.unstored.clear()
 
     def _finish(self, ended: Sequence[_PendingText]) -> None:
         """Choose the best candidate of each text, and put it into its shard."""
@@ -166,12 +244,13 @@ class TextWriter:
             self.progress.labels[text.task.label].tokens += sum(candidate.length for candidate in candidates)
             self._count(text.task.label, example, reason)
             if not text.shard.num_unfinished:
+                self.unstored.pop(id(text.shard), None)
                 self.store(text.shard)
 
     def _score(self, scorer: Scorer, ended: Sequence[_PendingText]) -> None:
         """Replace log-probability and margin of all candidates without a defect by the scorer's."""
         spec, seed = self.job.spec, self.job.settings.seed
-        scored: list[tuple[_PendingText, int, int]] = []  # text, number of the request, number of its prompts
+        scored: list[tuple[_PendingText, int, int]] = []  # text, number of the candidate, number of its prompts
         pairs: list[tuple[str, str]] = []  # rendered prompt, text
         for text in ended:
             prompts = task_prompts(spec, seed, text.task, scorer.render)
@@ -240,12 +319,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 3)
 
 
-def _candidate_key(key: tuple[str | int, ...], candidate: int) -> tuple[str | int, ...]:
+def _candidate_key(key: RequestKey, candidate: int) -> RequestKey:
     """Return the key of one of several candidates. The first one's is the plain key, as it is the text of best_of 1."""
     return (*key, "candidate", candidate) if candidate else key
 
 
-def _keys(job: GenerationJob, shard: Shard) -> Iterator[tuple[str | int, ...]]:
+def _keys(job: GenerationJob, shard: Shard) -> Iterator[RequestKey]:
     """Yield the keys of all requests that a shard can have made."""
     for task in shard.tasks:
         key = task_key(job.spec, job.settings.seed, task)
@@ -269,10 +348,7 @@ def shard_requests(
         is excluded, with the reason.
     """
     spec, seed = job.spec, job.settings.seed
-    prompts = [
-        task_prompts(spec, seed, task, engine.render) if len(task.text or "") <= LONGEST_TEXT else [""]
-        for task in tasks
-    ]
+    prompts = [task_prompts(spec, seed, task, engine.render) for task in tasks]
     distinct = list(dict.fromkeys(itertools.chain.from_iterable(prompts)))
     encoded = dict(zip(distinct, engine.encode(distinct), strict=True))
     requests: dict[int, Request] = {}
@@ -301,8 +377,6 @@ def _input_defect(job: GenerationJob, engine: Engine, task: Task, request: Reque
         return f"the input holds the stop string {job.spec.stop}"
     if mark := next((mark for mark in engine.marks if mark in text), None):
         return f"the input holds {mark} of the model's chat template"
-    if len(text) > LONGEST_TEXT:
-        return f"the input is longer than {LONGEST_TEXT:,} characters"
     if not engine.fits(request.prompts, max_new_tokens):
         return f"the prompt leaves less than {max_new_tokens} tokens of the model's context"
     return None
