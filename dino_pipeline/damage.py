@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dino_pipeline.errors import system_reason
+from dino_pipeline.errors import DataError, system_reason
 from dino_pipeline.files import Checksums, file_digest, files_below, shard_files
 from dino_pipeline.record_base import FinishedFile
 
@@ -63,17 +63,26 @@ def damaged_files(folder: Path, files: Mapping[str, FinishedFile], *, every_byte
             yield Damage(path, GONE)
         except OSError as error:
             yield Damage(path, f"cannot be read: {system_reason(error)}")
+        except DataError as error:
+            yield Damage(path, error.message.removeprefix(f"{path}: "))
 
 
 def damaged_texts(checksums: Checksums, inputs: Path, folders: Iterable[Path]) -> Iterator[Damage]:
     """Yield the inputs, and the files in folders of shards, that are missing, changed, or not the run's."""
-    if recorded := checksums.recorded(inputs):
-        if not inputs.exists():
-            yield Damage(inputs, GONE)
-        elif file_digest(inputs) != recorded:
-            yield Damage(inputs, OTHER_CHECKSUM)
-    for folder in folders:
-        yield from damaged_shards(checksums, folder, {path: file_digest(path) for path in shard_files(folder)})
+    places = {folder: shard_files(folder) for folder in folders}
+    if checksums.recorded(inputs):
+        places[inputs] = [inputs] if inputs.exists() else []
+    for place, paths in places.items():
+        digests = {}
+        for path in paths:
+            try:
+                digests[path] = file_digest(path)
+            except DataError as error:
+                yield Damage(path, error.message.removeprefix(f"{path}: "))
+        unreadable = set(paths) - set(digests)
+        for found in damaged_shards(checksums, place, digests):
+            if found.path not in unreadable:
+                yield found
 
 
 def damaged_shards(checksums: Checksums, folder: Path, digests: Mapping[Path, str]) -> Iterator[Damage]:
@@ -81,7 +90,7 @@ def damaged_shards(checksums: Checksums, folder: Path, digests: Mapping[Path, st
 
     Args:
         checksums: of the run.
-        folder: in the run.
+        folder: in the run; or the file of inputs.
         digests: the SHA-256 of each file that is in the folder now.
     """
     for path in checksums.files_of(folder):

@@ -275,9 +275,9 @@ class Checksums:
         return self.known.get(self._name(path))
 
     def files_of(self, folder: Path) -> list[Path]:
-        """Return the finished files of a folder, whether they still exist or not."""
-        prefix = f"{self._name(folder)}/"
-        return [self.folder / name for name in self.known if name.startswith(prefix)]
+        """Return the finished files of a folder, or a finished file itself, whether they still exist or not."""
+        name = self._name(folder)
+        return [self.folder / known for known in self.known if known == name or known.startswith(f"{name}/")]
 
     def first_changed(self, *paths: Path) -> Path | None:
         """Return the first file whose content differs from what was recorded, None if there is none."""

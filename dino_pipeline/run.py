@@ -136,10 +136,11 @@ class Run(Layout):
 
     def _damaged_outputs(self, record: StageRecord, *, every_byte: bool = False) -> Iterator[Damage]:
         """Yield the damaged files among those that a record names, and outputs that are missing."""
-        for output in self.outputs(record.stage):  # a record of an earlier version names no files
-            if not output.exists() and output.relative_to(self.path).as_posix() not in record.files:
-                yield Damage(output, GONE)
-        yield from damaged_files(self.path, record.files, every_byte=every_byte)
+        gone = [output for output in self.outputs(record.stage) if not output.exists()]
+        yield from (Damage(output, GONE) for output in gone)  # a record of an earlier version names no files
+        for found in damaged_files(self.path, record.files, every_byte=every_byte):
+            if not any(found.path.is_relative_to(output) for output in gone):
+                yield found
 
     def check(self, record: StageRecord | None, *paths: Path, every_byte: bool = False) -> None:
         """Raise `RunError` if a file of a finished stage is damaged.
@@ -298,6 +299,7 @@ class Run(Layout):
         for path in folder.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        remove(self._ready)  # left where run.json was damaged
         folder.replace(self._ready)
         self._settle()
         return done
@@ -315,6 +317,10 @@ class Run(Layout):
             remove(self._ready)
             return
         try:
+            before = self.record()
+        except RunError:
+            return  # the stage names what is wrong with it, and loses nothing
+        try:
             ready = json.loads(record_file.read_text(encoding="utf-8"))
             # read as a run.json with this stage alone, so that it is checked like one
             content = {"format": RunRecord().format, ready["stage"]: ready["record"]}
@@ -327,7 +333,7 @@ class Run(Layout):
         for path in sorted(self._ready.iterdir()):
             if path.name != READY_RECORD:
                 path.replace(self.path / path.name)
-        self._write(self._known(fresh=True).with_stage(record))
+        self._write(before.with_stage(record))
         remove(self._ready)
 
     def _write(self, record: RunRecord) -> None:

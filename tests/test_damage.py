@@ -116,7 +116,7 @@ def test_an_encoder_that_is_gone_is_trained_again(run: Run, damage: Damage) -> N
     for command in (EVALUATE, PUBLISH):
         assert "run the same dino finetune run again" in refused(*command)
     said = answer(*FINETUNE).stderr
-    assert "model/model.safetensors: no longer exists" in said or "is not what was written" in said
+    assert "model/model.safetensors: no longer exists" in said or "run/model: no longer exists: it is made anew" in said
     assert (run.model / "model.safetensors").read_bytes() == weights
     assert (run.path / "model.changed").exists() == (damage is not shutil.rmtree)
     assert "is up to date" in invoke(*FINETUNE)
@@ -260,6 +260,42 @@ def test_a_published_record_names_no_files(run: Run) -> None:
     assert "files" in json.loads(run.record_file.read_text())["filter"]
     for kind in ("dataset", "model"):
         assert "files" not in json.loads((run.hub / kind / "run.json").read_text())["filter"]
+
+
+def test_verify_goes_on_after_a_file_that_cannot_be_read(run: Run) -> None:
+    for name in ("shards/00000.jsonl", "dropped.jsonl", "inputs.jsonl"):
+        (run.path / name).unlink()
+        (run.path / name).mkdir()
+    flip(run.dev)
+    shutil.rmtree(run.model)
+    (run.hub / "dataset" / "lineage.json").write_text('{"rows": {"default/**x": 1}}')
+    (run.hub / "model" / "README.md").write_text("---\ndate: 2020-13-45\n---\n")
+    flip(run.comparison / "dino" / "seed-42" / "model" / "model.safetensors")
+    said = answer("verify", "run").stdout
+    for line in (
+        "run/shards/00000.jsonl: cannot be read: Is a directory",
+        "run/inputs.jsonl: cannot be read: Is a directory",
+        "run/dropped.jsonl: is not what was written",
+        "run/dev.jsonl: is not what was written (its checksum differs)",
+        "run/model: no longer exists\n",
+        "run/hub/dataset/lineage.json: cannot be read",
+        "run/hub/model/README.md: the front matter is not valid YAML",
+        "run the same dino compare run again",
+    ):
+        assert line in said, line
+    assert "run/model/config.json" not in said, "the folder is named"
+
+
+def test_a_damaged_record_is_not_replaced_by_that_of_files_that_are_ready(run: Run) -> None:
+    (run.path / "ready").mkdir()
+    record = run.record().filter
+    assert record
+    ready = {"stage": "filter", "record": record.model_dump(mode="json")}
+    (run.path / "ready" / "record.json").write_text(json.dumps(ready))
+    later = run.record_file.read_bytes().replace(b'"format": 3', b'"format": 99')
+    run.record_file.write_bytes(later)
+    assert "of format 99" in refused(*FILTER)
+    assert run.record_file.read_bytes() == later
 
 
 def test_a_filter_killed_while_it_replaces_its_files_leaves_a_whole_run(

@@ -121,6 +121,11 @@ def test_nothing_is_asked_twice_of_the_same_model(run: Run) -> None:
     (run.label_scores / "about.json").write_text("[")
     filter_run(run, raw(labels="posterior", fresh=True), FilterRuntime(scorer=scores(run, second)))
     assert len(second.asked) == 180
+    (run.label_scores / "SHA256SUMS").unlink()
+    (run.label_scores / "copy.jsonl").write_text("mine")
+    filter_run(run, raw(labels="posterior", fresh=True), FilterRuntime(scorer=scores(run, second)))
+    assert len(second.asked) == 180, "an earlier version kept no checksums"
+    assert (run.label_scores / "SHA256SUMS").exists()
     another = MODEL.model_copy(update={"fingerprint": "another"})
     filter_run(run, raw(verify=True, fresh=True), FilterRuntime(scorer=scores(run, third, another)))
     assert len(third.asked) == 90

@@ -143,7 +143,7 @@ def split_card(text: str) -> tuple[FrontMatter, str]:
         return {}, text
     try:
         front = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise HubError(
             f"{README}: the front matter is not valid YAML ({first_line(error)})", "correct it, and run again"
         ) from error

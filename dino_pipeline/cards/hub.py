@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
@@ -35,6 +35,8 @@ from dino_pipeline.record_base import Record
 from dino_pipeline.stage_records import PublishedDataset
 
 FORMAT: Literal[2] = 2
+SplitName = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
+"""``config/split``: parts of paths."""
 Kind = Literal["dataset", "model"]
 FOREIGN_FOLDERS = {".cache", ".git"}
 """Folders that git and the Hub's client make."""
@@ -70,7 +72,7 @@ class Manifest(Record):
     """Of a model: the dataset that it was trained on, if that is published."""
     repository: str | None = None
     """The repository that the folder was written for."""
-    rows: dict[str, int] = Field(default_factory=dict)
+    rows: dict[SplitName, int] = Field(default_factory=dict)
     """Of a dataset: the number of rows in each split, by ``config/split``."""
     files: dict[str, str] = Field(default_factory=dict)
     """The SHA-256 of each file."""
@@ -208,11 +210,12 @@ class PublishedRecord(Record):
             return cls.model_validate_json((folder / PUBLISHED).read_bytes())
         return cls()
 
-    @classmethod
-    def sealing(cls, folder: Path, kind: Kind) -> PublishedRecord:
-        """Return the content of a folder's published.json, after the folder of a kind was written anew."""
-        record = cls.read(folder)
-        record = record.updated(sealed={**record.sealed, kind: file_digest(folder / kind / LINEAGE)})
+    def seal(self, folder: Path, kind: Kind, *, is_written: bool) -> PublishedRecord:
+        """Write published.json after the folder of a kind was written, or before, without its digest; return it."""
+        sealed = {each: digest for each, digest in self.sealed.items() if each != kind}
+        if is_written:
+            sealed[kind] = file_digest(folder / kind / LINEAGE)
+        record = self.updated(sealed=sealed)
         record._save(folder)
         return record
 

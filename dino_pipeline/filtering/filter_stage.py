@@ -46,6 +46,7 @@ def filter_run(
     """Filter a run's shards, or a source, into the run's train, dev, dropped and flagged files.
 
     Killed at any moment, it leaves the files as they were before, or all of the new ones.
+    Damaged ones are set aside before.
 
     Args:
         run: where to write, and to read unless there is a source.

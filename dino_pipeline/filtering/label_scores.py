@@ -100,10 +100,10 @@ class LabelScores:
             return
         table.run("CREATE TABLE cache (key VARCHAR, logprobs DOUBLE[], tokens INTEGER[])")
         files = []
-        for path in sorted(self.run.label_scores.glob("*.jsonl")):
-            self.files = int(path.stem) + 1
-            # an earlier version kept no checksums
-            if not self.checksums.known or self.checksums.recorded(path) == file_digest(path):
+        is_old = not self.checksums.known  # an earlier version kept no checksums
+        for path in sorted(self.run.label_scores.glob("[0-9]*.jsonl")):
+            self.files += 1
+            if is_old or self.checksums.recorded(path) == file_digest(path):
                 files.append(path)
             else:
                 self.reporter.note(f"{path}: {OTHER_CHECKSUM}; its texts are scored again")
@@ -117,6 +117,7 @@ class LabelScores:
                     f"{self.run.label_scores}: cannot be read ({database_reason(error)})",
                     "delete the folder, and run again to score the texts anew",
                 ) from error
+            self.checksums.add(*files)
 
     def _batches(self, table: ExampleTable, rows: str) -> Iterator[list[ScoreRequest]]:
         """Yield requests for the rows without scores, in the order of their ids."""
@@ -175,7 +176,8 @@ class LabelScores:
             scores[key] = by_label = scored[number * labels : (number + 1) * labels]
             logprobs, tokens = [score.logprob for score in by_label], [score.tokens for score in by_label]
             rows.append({"key": key, "logprobs": logprobs, "tokens": tokens})
-        path = self.run.label_scores / f"{self.files:05d}.jsonl"
+        while (path := self.run.label_scores / f"{self.files:05d}.jsonl").exists():
+            self.files += 1
         self.checksums.add_digests({path: write_json_lines(path, rows)})
         self.files += 1
         return scores

@@ -290,7 +290,12 @@ def is_intact(paths: Sequence[Path], checksums: Checksums, reporter: Reporter) -
     """Return whether files were finished and have not changed since; note the first one that has."""
     if not checksums.has(*paths):
         return False
-    if changed := checksums.first_changed(*paths):
+    try:
+        changed = checksums.first_changed(*paths)
+    except DataError as error:
+        reporter.note(f"{error.message}: it is written again")
+        return False
+    if changed:
         reporter.note(f"{changed}: is not what was written (its checksum differs): it is written again")
     return changed is None
 

@@ -211,10 +211,12 @@ def publish_folder(
         write: fills an empty folder; takes the hand-written parts of the earlier card, too.
     """
     folder = hub / place.kind
-    last = PublishedRecord.read(hub).last(place.kind, place.name)
+    record = PublishedRecord.read(hub)
+    last = record.last(place.kind, place.name)
     with folder_replaced(folder) as empty:  # until the end of the block, the earlier folder is still there to read
         write(empty, _hand_written(folder, place, last.card if last else ""))
-    record = PublishedRecord.sealing(hub, place.kind)
+        record = record.seal(hub, place.kind, is_written=False)  # the digest is of the earlier folder
+    record = record.seal(hub, place.kind, is_written=True)
     if dry_run:
         return Publication(place.kind, folder, place.name)
     upload = place.upload(folder)

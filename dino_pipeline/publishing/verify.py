@@ -128,8 +128,12 @@ def verify_run(run: Run) -> RunVerification:
     """Compare the files of a run, of its folders for the Hub, and of its trainings to compare with their records."""
     with run.locked() if os.access(run.path, os.W_OK) else contextlib.nullcontext():
         stages = run.record().stages
-        runs = [run, *(Run(file.parent) for file in sorted(run.comparison.glob("*/*/run.json")))]
-        findings = [finding for each in runs for finding in (*_damage(each), *_hub_damage(each))]
+        compared = [Run(file.parent) for file in sorted(run.comparison.glob("*/*/run.json"))]
+        runs = [run, *compared]
+        findings = [*_damage(run), *_hub_damage(run)]
+        for each in compared:
+            again = f"run the same {{compare({run.path})}} again to make it anew"
+            findings += [(problem, again) for problem, _ in _damage(each)]
         return RunVerification(
             target=str(run.path),
             files=sum(map(_count_files, runs)),
@@ -154,9 +158,9 @@ def _damage(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _published(run: Run) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the run's folders for the Hub that can be read, each with its lineage."""
+    """Yield the run's folders for the Hub whose lineage can be read."""
     for lineage in sorted(run.hub.glob(f"*/{LINEAGE}")):
-        with contextlib.suppress(HubError):
+        with contextlib.suppress(HubError, OSError):
             yield lineage.parent, Manifest.read(lineage, str(lineage.parent))
 
 
@@ -166,7 +170,11 @@ def _hub_damage(run: Run) -> Iterator[tuple[str, str]]:
         lineage = run.hub / kind / LINEAGE
         if not lineage.exists() or file_digest(lineage) != digest:
             yield f"{lineage}: {OTHER_CHECKSUM if lineage.exists() else GONE}", REPUBLISH
-    for folder, manifest in _published(run):
+    readable = dict(_published(run))
+    for lineage in sorted(run.hub.glob(f"*/{LINEAGE}")):
+        if lineage.parent not in readable:
+            yield f"{lineage}: cannot be read", REPUBLISH
+    for folder, manifest in readable.items():
         for problem in (*_changed_files(folder, manifest), *_changed_rows(folder, manifest)):
             yield f"{folder}/{problem}", REPUBLISH
 
