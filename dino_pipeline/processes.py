@@ -10,17 +10,23 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dino_pipeline.errors import DinoError, OutputError, RunError, system_reason
 from dino_pipeline.stopping import signals_blocked
 
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
 LOCK = ".lock"
+TIME_TO_END = 10.0
+"""Seconds that workers without work have to end by themselves."""
 
 
 @contextmanager
@@ -193,21 +199,35 @@ def process_pool(
         with signals_blocked():  # workers start here
             return pool.submit(_do_job, job)
 
-    with pool:
-        try:
-            yield lambda jobs: ordered_results(jobs, submit, Future.result, ahead=2 * workers)
-        except BrokenProcessPool as error:
-            raise DinoError(
-                "a worker process ended early: its memory was full, or a script without a main guard started it",
-                "give fewer {workers}, or put the script's calls under if __name__ == '__main__'",
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in context.started:
-                if process.pid is not None:  # it was started
-                    process.kill()
-                    process.join()
-            raise
+    try:
+        yield lambda jobs: ordered_results(jobs, submit, Future.result, ahead=2 * workers)
+        pool.shutdown(wait=False)
+        _wait(context.started)
+    except BrokenProcessPool as error:
+        raise DinoError(
+            "a worker process ended early: its memory was full, or a script without a main guard started it",
+            "give fewer {workers}, or put the script's calls under if __name__ == '__main__'",
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # the pool itself would send the workers of a broken pool SIGTERM, which they do not receive
+        _kill(context.started)
+
+
+def _wait(processes: Iterable[SpawnProcess]) -> None:
+    """Give processes that have nothing more to do some time to end: one that waits for a killed one's lock never does."""
+    until = time.monotonic() + TIME_TO_END
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+
+
+def _kill(processes: Iterable[SpawnProcess]) -> None:
+    """End processes and wait for them; one that could not be started has no number."""
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
 
 
 @contextmanager

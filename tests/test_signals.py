@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from dino_pipeline.errors import DinoError, limit_of_machine
 from dino_pipeline.examples import write_examples
+from dino_pipeline.processes import process_pool
 from tests.commands import ENVIRONMENT, command, dino, files
 from tests.pairs import Words
 from tests.serving import MadeUp, made_up
@@ -245,6 +250,48 @@ def test_no_worker_outlives_a_killed_filter(
     assert len(processes) >= 4  # with what looks after semaphores
     process.kill()
     assert_gone(processes)
+
+
+def make_sleep() -> Callable[[float], None]:
+    return time.sleep
+
+
+@pytest.mark.parametrize("jobs", [[0.0, 60.0, 60.0], [0.0, 0.0, 60.0], [0.0, 0.0, 0.0]], ids=repr)
+@pytest.mark.parametrize("at", range(3))
+def test_a_killed_worker_ends_the_work_and_the_other_workers(jobs: list[float], at: int) -> None:
+    """Of busy and idle workers, any one is killed: an idle one holds the lock of the queue."""
+    others = psutil.Process().children()
+    found: Family = []
+    begun = time.monotonic()
+
+    def kill_one() -> None:
+        while len(found) < len(jobs) and time.monotonic() < begun + WAITED_FOR:
+            children = [each for each in psutil.Process().children() if each not in others]
+            found[:] = [each for each in children if "spawn_main" in command_line(each)]
+            time.sleep(0.02)
+        time.sleep(1)
+        found[at].kill()
+
+    killer = threading.Thread(target=kill_one)
+    with contextlib.suppress(DinoError), process_pool(make_sleep, len(jobs)) as mapped:
+        killer.start()
+        list(mapped(iter(jobs)))
+        killer.join()
+        if any(jobs):
+            raise AssertionError("a worker was killed at work, and nothing said so")
+    assert time.monotonic() - begun < WAITED_FOR / 3
+    assert_gone(found)
+
+
+def test_workers_that_cannot_be_started_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with pytest.raises(BlockingIOError) as caught, process_pool(make_sleep, 2) as mapped:
+        monkeypatch.setattr("_posixsubprocess.fork_exec", refuse)
+        list(mapped(iter([0.0])))
+    named = limit_of_machine(caught.value)
+    assert named and named.message == "no further process or thread can be started"
 
 
 SCRIPT = """
