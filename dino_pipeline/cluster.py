@@ -62,6 +62,8 @@ def choose_resources(
 def connected(address: str) -> Iterator[None]:
     """Connect to a Ray cluster, and disconnect at the end; a cluster that was started here ends.
 
+    A script that is connected already stays so, to the cluster of its choice.
+
     Args:
         address: the cluster's; "auto" takes ``RAY_ADDRESS``, else the cluster that this user started on this machine,
             else it starts one; "local" starts one.
@@ -80,7 +82,10 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    guard = None if ray.is_initialized() else _connect(None if address == "auto" else address)
+    if ray.is_initialized():  # by the caller
+        yield
+        return
+    guard = _connect(None if address == "auto" else address)
     try:
         yield
     finally:
@@ -225,7 +230,8 @@ class WorkerEnvironment:
 class RayPool:
     """Workers of a cluster that do any jobs.
 
-    A job must depend on nothing but its argument: Ray repeats the jobs of lost workers and nodes elsewhere.
+    A job must depend on nothing but its argument: Ray repeats the jobs of lost workers and nodes elsewhere. Workers
+    that the cluster has no room for take part once nodes are added.
 
     Args:
         resources: how many workers, and what each gets.
@@ -233,16 +239,32 @@ class RayPool:
 
     Raises:
         RunError: a worker's machine does not have the folder.
+        ModelError: the cluster lost its workers.
     """
 
     def __init__(self, resources: ClusterResources, folder: Path) -> None:
         import ray
 
         actor = ray.remote(num_cpus=resources.cpus, max_restarts=-1, max_task_retries=-1)(_PoolWorker)
-        self.workers = [actor.remote(WorkerEnvironment.current()) for _ in range(resources.workers)]
-        for host, has_folder in ray.get([worker.has_folder.remote(folder.resolve()) for worker in self.workers]):
+        workers = [actor.remote(WorkerEnvironment.current()) for _ in range(resources.workers)]
+        self.folder = folder
+        self.starting = {worker.has_folder.remote(folder.resolve()): worker for worker in workers}
+        self.running: list[Any] = []
+        with _named_errors():
+            self._take_in(None)
+
+    def _take_in(self, timeout: float | None) -> None:
+        """Wait for a worker that starts, with None as long as it takes, and let those that have started take part."""
+        import ray
+
+        if not self.starting:
+            return
+        found, _ = ray.wait(list(self.starting), num_returns=1, timeout=timeout)
+        for answer in found:
+            host, has_folder = ray.get(answer)
             if not has_folder:
-                raise RunError(f"{folder}: is not there on {host}; put it on a file system that all nodes share")
+                raise RunError(f"{self.folder}: is not there on {host}", "put it on a file system that all nodes share")
+            self.running.append(self.starting.pop(answer))
 
     @contextlib.contextmanager
     def spread(self, make: MakeWork) -> Iterator[Callable[[Iterator[Any]], Iterator[Any]]]:
@@ -257,19 +279,31 @@ class RayPool:
         shared_make = ray.put(make)
 
         def results(jobs: Iterator[Any]) -> Iterator[Any]:
-            workers = itertools.cycle(self.workers)
+            turns = itertools.count()
 
             def begin(job: Any) -> Any:
-                return next(workers).do.remote(shared_make, shared_make.hex(), job)
+                self._take_in(0)
+                worker = self.running[next(turns) % len(self.running)]
+                return worker.do.remote(shared_make, shared_make.hex(), job)
 
-            try:
-                yield from ordered_results(jobs, begin, ray.get, CALLS_PER_WORKER * len(self.workers))
-            except ray.exceptions.RayTaskError as error:
-                raise worker_error(error) from error
-            except ray.exceptions.RayError as error:
-                raise ModelError(f"the cluster lost its workers ({first_line(error)}); run the same again") from error
+            ahead = CALLS_PER_WORKER * (len(self.running) + len(self.starting))
+            with _named_errors():
+                yield from ordered_results(jobs, begin, ray.get, ahead)
 
         yield results
+
+
+@contextlib.contextmanager
+def _named_errors() -> Iterator[None]:
+    """Raise what a worker raised, or `ModelError` if there is none any more."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise worker_error(error) from error
+    except ray.exceptions.RayError as error:
+        raise ModelError(f"the cluster lost its workers ({first_line(error)})", "run the same again") from error
 
 
 class _PoolWorker:

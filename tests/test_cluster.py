@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -98,6 +99,39 @@ def test_a_filter_there_keeps_the_same_rows(tmp_path: Path, nodes: Any, monkeypa
     assert recorded(here, FilterRecord).funnel == recorded(there, FilterRecord).funnel
     reasons = {json.loads(line)["reason"] for line in here.dropped.read_text().splitlines()}
     assert {"duplicate", "conflicting labels", "near-duplicate input"} <= reasons
+
+
+MORE_WORKERS_THAN_ROOM = """
+import sys
+from pathlib import Path
+import ray
+from dino_pipeline.cluster import ClusterResources, RayPool, connected
+from dino_pipeline.errors import RunError
+
+def make():
+    return abs
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+with connected("auto"):
+    with RayPool(ClusterResources(9, 1.0, 0.0), Path.cwd()).spread(make) as mapped:
+        print(*mapped(iter(range(-40, 0))))
+    try:
+        RayPool(ClusterResources(1, 0.0, 0.0), Path("nowhere"))
+    except RunError as error:
+        print(error)
+print(ray.is_initialized())
+"""
+
+
+def test_more_workers_than_there_is_room_for_and_a_session_of_the_caller_s(tmp_path: Path, nodes: Any) -> None:
+    (tmp_path / "script.py").write_text(MORE_WORKERS_THAN_ROOM)
+    whole = [sys.executable, "script.py", nodes.address]
+    done = subprocess.run(whole, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    said = done.stdout.splitlines()
+    assert len(said) == 3, done.stderr
+    assert said[0] == " ".join(map(str, range(40, 0, -1)))
+    assert said[1].startswith("nowhere: is not there on ")
+    assert said[2] == "True"
 
 
 def wait_for(reached: Any, process: subprocess.Popen[str]) -> None:
