@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.errors import OutputError, first_line
 from dino_pipeline.odd_paths import beside, plain_path
-from dino_pipeline.stopping import interrupted_by_signals
+from dino_pipeline.stopping import interrupt_when_stopped
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,7 +48,7 @@ def connect(
     with write_errors(file or spill):
         database = duckdb.connect(":memory:" if file is None else plain_path(file), config=given)
     database.execute("SET enable_progress_bar = false")
-    interrupted_by_signals(database)
+    interrupt_when_stopped(database)
     return database
 
 

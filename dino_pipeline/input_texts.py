@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from dino_pipeline.dataset_tables import open_tables
 from dino_pipeline.errors import DataError, system_reason
 from dino_pipeline.readers import ExampleReader
 from dino_pipeline.rows import RowsRead
+from dino_pipeline.stopping import at_end
 from dino_pipeline.tables import open_file
 
 FORMATS = {"auto": "auto", "text": "text", "jsonl": "json", "sts": "tsv"}
@@ -91,7 +92,7 @@ class InputTexts:
 
 def _copied(pipe: Path) -> Path:
     with tempfile.NamedTemporaryFile(prefix="inputs-", suffix=pipe.name, delete=False) as copy:
-        atexit.register(Path(copy.name).unlink, missing_ok=True)
+        at_end(partial(Path(copy.name).unlink, missing_ok=True))
         try:
             with open(pipe, "rb") as source:
                 shutil.copyfileobj(source, copy)

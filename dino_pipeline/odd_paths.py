@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 import re
@@ -11,6 +10,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from dino_pipeline.stopping import at_end
 from dino_pipeline.text import has_lone_surrogate
 
 LONGEST_NAME = 255
@@ -71,7 +71,7 @@ def plain_copy(folder: Path) -> Path:
 
 
 def _temporary_folder() -> str:
-    """Return an empty folder that is deleted when the process ends."""
+    """Return an empty folder that is deleted when the process ends, unless it is killed or must end at once."""
     folder = tempfile.TemporaryDirectory(prefix="dino-")
-    atexit.register(folder.cleanup)
+    at_end(folder.cleanup)
     return folder.name

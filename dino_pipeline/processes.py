@@ -215,7 +215,7 @@ def process_pool(
 
 
 def _wait(processes: Iterable[SpawnProcess]) -> None:
-    """Give processes that have nothing more to do some time to end: one that waits for a killed one's lock never does."""
+    """Give processes without work some time to end: one that waits for the lock of a killed one never does."""
     until = time.monotonic() + TIME_TO_END
     for process in processes:
         process.join(max(0.0, until - time.monotonic()))
@@ -232,7 +232,10 @@ def _kill(processes: Iterable[SpawnProcess]) -> None:
 
 @contextmanager
 def _quiet_tracker() -> Iterator[None]:
-    """Start the process that removes semaphores after this one, quietly if this one was killed: it tells developers."""
+    """Start the process that removes semaphores after this one, quietly if this one was killed: it tells developers.
+
+    The environment variable that it inherits, PYTHONWARNINGS, changes for all threads inside the block.
+    """
     name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
     os.environ[name] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
     try:

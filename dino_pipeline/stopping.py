@@ -1,7 +1,23 @@
-"""Stopping: what Ctrl-C, SIGTERM and SIGHUP do, whatever the program is doing when they come."""
+"""Stopping: what Ctrl-C, SIGTERM and SIGHUP do, whatever the program is doing when they come.
+
+The states of a stop, of which the main thread keeps those of `StopRequest`, and a second thread those of the watch:
+
+=========================== ============================ ======================================================
+a signal comes              the request                  the watch
+=========================== ============================ ======================================================
+before or between requests  (none: `exit_at_once`)       ``last``, ``deadline`` in `GRACE`
+first, work does not poll   ``signal``, ``raised``       ``last``, ``deadline`` in `GRACE`
+first, work polls           ``signal``                   ``last``; no ``deadline``: the work finishes its piece
+again, nothing was raised   ``signal``, ``raised``       ``last``, ``deadline`` in `GRACE_AGAIN`
+again, after it was raised  (`exit_at_once`)             the same
+the user has been told      (over)                       ``is_said``, ``deadline`` in `GRACE` or earlier
+``deadline`` has passed     (any)                        `exit_at_once` with ``last``, told once: ``is_said``
+=========================== ============================ ======================================================
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -10,7 +26,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
@@ -109,8 +125,7 @@ def signals_handled(request: StopRequest) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
+        _put_back(before)
         _watch.request = outer
 
 
@@ -126,6 +141,13 @@ def _set_handlers(handler: Handler) -> dict[int, Handler]:
     return before
 
 
+def _put_back(before: Mapping[int, Handler]) -> None:
+    """Set handlers as they were, but those that Python did not set and cannot tell: they are None."""
+    for number, previous in before.items():
+        if previous is not None:
+            signal.signal(number, previous)
+
+
 @contextmanager
 def handlers_kept() -> Iterator[None]:
     """Let a library that sets handlers of its own start inside the block, and put those back that were there before."""
@@ -134,15 +156,15 @@ def handlers_kept() -> Iterator[None]:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number, previous in before.items():
-                signal.signal(number, previous)
+            _put_back(before)
 
 
 @contextmanager
 def signals_blocked(numbers: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
-    """Start processes inside the block that never receive these signals.
+    """Block signals in the calling thread: they wait until the block ends.
 
-    A terminal sends them to all processes of a command, of which the first alone decides what to do.
+    Processes that this thread starts meanwhile never receive them. A terminal sends them to all processes of a command,
+    of which the first alone decides what to do.
     """
     if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
         yield
@@ -164,9 +186,19 @@ class Interruptible(Protocol):
 _connections: weakref.WeakSet[Interruptible] = weakref.WeakSet()
 
 
-def interrupted_by_signals(connection: Interruptible) -> None:
+def interrupt_when_stopped(connection: Interruptible) -> None:
     """Have a stop interrupt a connection's query, during which Python handles no signals."""
     _connections.add(connection)
+
+
+def _interrupt_queries() -> None:
+    try:
+        connections = list(_connections)
+    except RuntimeError:  # the main thread has just opened another one: the next look finds it
+        return
+    for connection in connections:
+        with contextlib.suppress(Exception):  # closed meanwhile
+            connection.interrupt()
 
 
 class _SignalWatch:
@@ -208,9 +240,7 @@ class _SignalWatch:
                 continue
             if time.monotonic() >= self.deadline:
                 exit_at_once(self.last)
-            for connection in list(_connections):
-                with contextlib.suppress(Exception):  # closed meanwhile
-                    connection.interrupt()
+            _interrupt_queries()
 
     def _receive(self, number: int) -> None:
         self.received, self.last = self.received + 1, number
@@ -223,8 +253,8 @@ class _SignalWatch:
 _watch = _SignalWatch()
 
 
-def said_stopped(exit_code: int) -> None:
-    """Note that the user was told of the stop: the process only has to end, in time."""
+def end_said_stop(exit_code: int) -> None:
+    """Note that the user was told of the stop, and end the process within `GRACE` if it does not end before."""
     _watch.is_said, _watch.last = True, exit_code - 128
     _watch.end_within(GRACE)
 
@@ -232,12 +262,24 @@ def said_stopped(exit_code: int) -> None:
 def leave_if_stopped() -> None:
     """End the process without the interpreter's clean-up if the user was told of a stop.
 
-    Libraries whose work was cut short complain there, or wait for their threads.
+    Libraries whose work was cut short complain there, or wait for their threads. What `at_end` was given is called.
     """
     if _watch.is_said:
+        for clean_up in _clean_ups:
+            with contextlib.suppress(Exception):
+                clean_up()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(128 + _watch.last)
+
+
+_clean_ups: list[Callable[[], object]] = []
+
+
+def at_end(clean_up: Callable[[], object]) -> None:
+    """Call a function when the process ends, also by a stop; not when it is killed, or must end at once."""
+    _clean_ups.append(clean_up)
+    atexit.register(clean_up)
 
 
 def watch_signals() -> None:
@@ -246,7 +288,7 @@ def watch_signals() -> None:
 
     def show(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):  # in a finalizer, say, which cannot raise it
-            _watch.end_within(0)
+            exit_at_once(getattr(unraisable.exc_value, "exit_code", 128 + signal.SIGINT) - 128)
         else:
             before(unraisable)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from dino_pipeline.examples import Example, read_examples, write_examples
 from dino_pipeline.files import write_bytes, write_json
 from dino_pipeline.odd_paths import LONGEST_NAME, beside, plain_copy, plain_path, utf8_path
 from dino_pipeline.run import Run
-from tests.commands import invoke, refused
+from tests.commands import ENVIRONMENT, invoke, refused
 from tests.pairs import Words
 
 NAMES = {
@@ -125,6 +127,32 @@ def test_databases_take_a_path_for_what_it_is(kind: str, tmp_path: Path) -> None
     os.fsdecode(utf8_path(folder)).encode()
     assert Path(plain_path(folder / "rows.jsonl")).samefile(folder / "rows.jsonl")
     assert (plain_copy(folder) / "rows.jsonl").read_text() == '{"text": "own"}'
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from dino_pipeline.odd_paths import plain_copy, plain_path
+from dino_pipeline.stopping import end_said_stop, leave_if_stopped
+
+folder = Path("a*b")
+folder.mkdir()
+print(Path(plain_path(folder)).is_symlink(), plain_copy(folder).is_dir(), flush=True)
+if len(sys.argv) > 1:
+    end_said_stop(130)
+leave_if_stopped()
+"""
+
+
+@pytest.mark.parametrize(("stop", "code"), [([], 0), (["stop"], 130)])
+def test_links_in_temporary_folders_go_with_the_process(stop: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path / "temporary")}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, *stop], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (code, "True True\n"), done.stderr
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_name_for_the_meantime_is_no_longer_than_names_may_be(tmp_path: Path) -> None:

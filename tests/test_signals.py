@@ -287,9 +287,13 @@ def test_workers_that_cannot_be_started_are_told_of(monkeypatch: pytest.MonkeyPa
     def refuse(*arguments: object) -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    with pytest.raises(BlockingIOError) as caught, process_pool(make_sleep, 2) as mapped:
-        monkeypatch.setattr("_posixsubprocess.fork_exec", refuse)
-        list(mapped(iter([0.0])))
+    def work() -> None:
+        with process_pool(make_sleep, 2) as mapped:
+            monkeypatch.setattr("_posixsubprocess.fork_exec", refuse)
+            list(mapped(iter([0.0])))
+
+    with pytest.raises(BlockingIOError) as caught:
+        work()
     named = limit_of_machine(caught.value)
     assert named and named.message == "no further process or thread can be started"
 

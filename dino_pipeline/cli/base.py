@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from dino_pipeline.errors import DinoError, OptionError, limit_of_machine
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
 from dino_pipeline.progress import PLAIN_EVERY, Console, say
-from dino_pipeline.stopping import StopRequest, said_stopped, signals_handled
+from dino_pipeline.stopping import StopRequest, end_said_stop, signals_handled
 
 _LOADED = time.monotonic()
 Command = Callable[..., Any]
@@ -61,7 +61,7 @@ def _report(error: BaseException, request: StopRequest) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone
             say(f"\nStopped.{kept}", err=True)
         exit_code = 128 + request.signal if request.signal else int(getattr(error, "exit_code", 130))
-        said_stopped(exit_code)
+        end_said_stop(exit_code)
         return exit_code
     named = error if isinstance(error, DinoError) else limit_of_machine(error)
     if named is None:
@@ -130,11 +130,8 @@ def watching(finishing: str) -> Iterator[Console]:
     with contextlib.closing(console_of_command(request)) as console, signals_handled(request):
         try:
             yield console
-        except KeyboardInterrupt:  # `Stopped`, or what a library makes of it
-            request.raise_if_requested()
-            raise
-        except Exception:
-            if request.raised:
+        except (Exception, KeyboardInterrupt) as error:  # `Stopped`, or what a library makes of it
+            if request.raised or isinstance(error, KeyboardInterrupt):
                 request.raise_if_requested()
             raise
 
