@@ -186,6 +186,8 @@ def file_digest(path: Path) -> str:
         DataError: the file cannot be read.
     """
     try:
+        if path.is_fifo():
+            raise DataError(f"{path}: is a pipe, which cannot be read twice")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -228,6 +230,8 @@ class Checksums:
 
     def _content(self) -> bytes:
         try:
+            if self.file.is_fifo():
+                raise RunError(f"{self.file}: is a pipe", "move it away and run again")
             return self.file.read_bytes()
         except FileNotFoundError:
             return b""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSer
 from dino_pipeline.errors import OptionError
 from dino_pipeline.examples import Example
 from dino_pipeline.options import COLUMN_HELP, ColumnNames, Flag, Options, RunFolder
-from dino_pipeline.text import as_number
+from dino_pipeline.text import LONGEST_TEXT, as_number
 
 Check = Callable[[Example], str | None]
 """Returns None to keep an example, or the reason to drop it."""
@@ -98,7 +98,9 @@ class FilterOptions(Options):
         False, description="Show what each rule alone would drop, write nothing."
     )
     min_chars: Annotated[int, Flag(DROPPED)] = Field(3, ge=0, description="Length of the shortest text to keep.")
-    max_chars: Annotated[int, Flag(DROPPED)] = Field(5000, ge=1, description="Length of the longest text to keep.")
+    max_chars: Annotated[int, Flag(DROPPED)] = Field(
+        5000, ge=1, le=LONGEST_TEXT, description="Length of the longest text to keep."
+    )
     max_symbols: Annotated[float, Flag(DROPPED)] = Field(
         0.5, ge=0, le=1, description="Largest share of a text's characters that are neither letters nor digits."
     )

@@ -23,7 +23,7 @@ def is_unpublished(path: Path) -> bool:
 
 def is_data_folder(path: Path) -> bool:
     """Return whether a folder holds tables and no run: a dataset that `datasets` reads."""
-    if not path.is_dir() or (path / "run.json").exists():
+    if not path.is_dir() or (path / "run.json").exists() or Layout(path).lacks_record:
         return False
     files = [*path.glob("*.*"), *path.glob("data/*.*")]
     return any(ending_of(str(file)) in TABLE_ENDINGS for file in files)
@@ -107,6 +107,12 @@ class Layout:
     @property
     def is_run(self) -> bool:
         return self.record_file.exists() and is_unpublished(self.path)
+
+    @property
+    def lacks_record(self) -> bool:
+        """Whether the folder holds a run's texts but not its record."""
+        has_texts = self.spec.exists() and (self.path / CHECKSUMS).exists()
+        return has_texts and not self.record_file.exists() and is_unpublished(self.path)
 
     @property
     def held_out(self) -> Path | None:

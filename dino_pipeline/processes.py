@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import filelock  # slow to import, and only stages need it
 
-    path = folder / LOCK
+    path, is_new = folder / LOCK, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
@@ -59,7 +59,17 @@ def locked(folder: Path) -> Iterator[None]:
         _write_holder(path)
         yield
     finally:
+        if is_new:
+            _remove_empty(folder)
         lock.release()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Delete a folder that holds nothing but its lock."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _write_holder(path: Path) -> None:

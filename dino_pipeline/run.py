@@ -19,7 +19,7 @@ from dino_pipeline.processes import locked
 from dino_pipeline.record import RecordError, RunRecord, now, parse_record, versions
 from dino_pipeline.record_base import StageRecord
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.stage_records import FilterRecord, GenerateRecord, TextsOrigin
+from dino_pipeline.stage_records import SHARDS, FilterRecord, FinetuneRecord, GenerateRecord, TextsOrigin
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
@@ -39,11 +39,14 @@ class Run(Layout):
         """Return the run that a folder, a `Run` or the result of a stage stands for, None if it is something else.
 
         Raises:
-            RunError: the source is the result of an earlier call, and the run was overwritten by a later one.
+            RunError: the source is the result of an earlier call, and the run was overwritten by a later one; or the
+                folder is that of a run whose run.json is gone.
         """
         if isinstance(source, Run):
             return source
         run = cls(Path(source)) if isinstance(source, str | Path) else getattr(source, "run", None)
+        if isinstance(run, Run) and run.lacks_record:
+            raise RunError(f"{run.record_file}: is missing; the folder holds the texts of a run", "bring it back")
         if not (isinstance(run, Run) and run.is_run):
             return None
         record = getattr(source, "record", None)
@@ -153,19 +156,22 @@ class Run(Layout):
         for found in self.damage(record, every_byte=every_byte):
             if not paths or any(found.path.is_relative_to(path) for path in paths):
                 assert record is not None  # else nothing is damaged
-                raise self._damage_error(record.stage, found)
+                raise RunError(f"{found}", f"{self.repair(record)}, which makes it anew")
 
     def check_shards(self, digests: Mapping[Path, str]) -> None:
         """Raise `RunError` unless the shards are those that generation wrote, given the SHA-256 of each one."""
         for found in damaged_shards(self.checksums, self.shards, digests):
-            raise self._damage_error(GenerateRecord.stage, found)
+            raise RunError(f"{found}", f"{self.repair(self.record().generate)}, which makes it anew")
 
-    def _damage_error(self, stage: str, found: Damage) -> RunError:
-        return RunError(f"{found}", f"{self.repair(stage)}, which makes it anew")
-
-    def repair(self, stage: str) -> str:
+    def repair(self, record: StageRecord | None) -> str:
         """Return what makes the files of a stage anew: a template of `errors.worded`."""
-        return f"run the same {{{stage}({'' if stage == GenerateRecord.stage else self.path})}} again"
+        if isinstance(record, FilterRecord) and record.inputs.source != SHARDS:
+            return f"run the same {{filter({record.inputs.source})}} with {{run={self.path}}} again"
+        if isinstance(record, FinetuneRecord) and not record.origin.own:
+            return f"run the same {{finetune({record.options.data})}} with {{run={self.path}}} again"
+        if record is None or isinstance(record, GenerateRecord):
+            return f"run the same {{generate()}} for {self.path} again"
+        return f"run the same {{{record.stage}({self.path})}} again"
 
     @classmethod
     def check_file(cls, path: Path) -> None:
@@ -217,9 +223,10 @@ class Run(Layout):
         outputs, partial = self.outputs(record.stage), self.partial(record.stage)
         if before is None:
             if not fresh and (strays := [path for path in partial if path.exists()]):
+                names = ", ".join(path.name for path in strays)
                 raise RunError(
-                    f"{strays[0]}: was not made by a recorded {record.stage}",
-                    "move it away, or delete it with {fresh=True}",
+                    f"{self.path}: holds {names}, and no record of the {record.stage} that made them",
+                    f"bring {self.record_file.name} back, move them away, or delete them with {{fresh=True}}",
                 )
             return "new"
         has_files = any(path.exists() for path in (*partial, *outputs))

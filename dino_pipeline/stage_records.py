@@ -149,6 +149,10 @@ class GenerateRecord(StageRecord):
 # filter
 
 
+SHARDS = "shards"
+"""Name of a run's own texts as the source of its filter."""
+
+
 class FilterInputs(Record):
     """What decides the result of a filter apart from its options. It is found when the filter starts."""
 

@@ -104,7 +104,7 @@ def test_a_stage_names_what_is_damaged_and_changes_nothing(run: Run, name: str, 
         before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file() and file.name != ".lock"}
         said = refused(*command)
         assert f"error: run/{name}: " in said
-        assert f"run the same dino {stage}{' run' if stage != 'generate' else ''} again" in said
+        assert f"run the same dino {stage} {'for run' if stage == 'generate' else 'run'} again" in said
         assert {file: file.read_bytes() for file in before} == before
         path.write_bytes(content)
 
@@ -260,6 +260,56 @@ def test_a_published_record_names_no_files(run: Run) -> None:
     assert "files" in json.loads(run.record_file.read_text())["filter"]
     for kind in ("dataset", "model"):
         assert "files" not in json.loads((run.hub / kind / "run.json").read_text())["filter"]
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+@pytest.mark.parametrize("name", ["input-shards", "input-rejected", "rejected", "shards"])
+def test_texts_are_written_again_as_verify_says(run: Run, name: str, damage: Damage) -> None:
+    path, content = run.path / name / "00000.jsonl", (run.path / name / "00000.jsonl").read_bytes()
+    if not content:
+        path.write_text("mine")
+    else:
+        damage(path)
+    assert "run the same dino generate for run again" in answer("verify", "run").stdout
+    invoke(*GENERATE)
+    assert path.read_bytes() == content
+    assert "files: all as they were written" in invoke("verify", "run")
+
+
+def test_the_remedy_names_the_file_that_was_filtered(run: Run) -> None:
+    shutil.copy(run.train, "own.jsonl")
+    invoke("filter", "own.jsonl", "--run", "a b")
+    flip(Path("a b/train.jsonl"))
+    assert "run the same dino filter own.jsonl with --run 'a b' again" in answer("verify", "a b").stdout
+    invoke("filter", "own.jsonl", "--run", "a b")
+    assert "files: all as they were written" in invoke("verify", "a b")
+
+
+def test_a_run_without_its_record_is_told_from_a_dataset(run: Run) -> None:
+    record = run.record_file.read_bytes()
+    run.record_file.unlink()
+    for command in (FILTER, FINETUNE, EVALUATE, REPORT, PUBLISH, EXPORT, ("verify", "run")):
+        assert "run/run.json: is missing; the folder holds the texts of a run; bring it back" in refused(*command)
+    said = refused(*GENERATE)
+    assert "error: run: holds inputs.jsonl, shards" in said
+    assert "bring run.json back, move them away, or delete them with --fresh" in said
+    run.record_file.write_bytes(record)
+    assert "up to date" in invoke(*FILTER)
+
+
+def test_a_refused_command_leaves_no_folder(run: Run) -> None:
+    Path("bad.jsonl").write_text("{")
+    assert "bad.jsonl, line 1" in refused("filter", "bad.jsonl", "--run", "new")
+    assert not Path("new").exists()
+
+
+def test_a_pipe_in_place_of_a_file_is_named(run: Run) -> None:
+    for name in ("SHA256SUMS", "dropped.jsonl"):
+        (run.path / name).unlink()
+        os.mkfifo(run.path / name)
+        assert f"run/{name}: is a pipe" in answer("verify", "run").output or name != "SHA256SUMS"
+        (run.path / name).unlink()
+        (run.path / name).write_text("")
 
 
 def test_verify_goes_on_after_a_file_that_cannot_be_read(run: Run) -> None:

@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     ),
     "the run is of a later format": (set_format(FORMAT + 1), f"of format {FORMAT + 1}, and this version reads 2 and 3"),
     "the run's format is no number": (set_format("new"), "of format 'new', and this version reads 2 and 3"),
-    "no record tells whose shards these are": (lambda run: run.record_file.unlink(), "not made by a recorded generate"),
+    "no record tells whose shards these are": (lambda run: run.record_file.unlink(), "no record of the generate that"),
     "the weights are others": (lambda run: flip(generator(run) / "model.safetensors"), OTHER_MODEL),
     "the tokenizer is another": (change_tokenizer, OTHER_MODEL),
     "the model is gone": (

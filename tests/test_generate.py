@@ -188,7 +188,7 @@ def test_work_without_a_record_is_not_deleted(run: Run, decoder: Decoder) -> Non
     write(run, decoder)
     run.record_file.unlink()
     before = contents(run)
-    with pytest.raises(RunError, match=r"inputs.jsonl: was not made by a recorded generate"):
+    with pytest.raises(RunError, match=r"holds inputs.jsonl, .*and no record of the generate that made them"):
         write(run, decoder)
     assert contents(run) == before
 

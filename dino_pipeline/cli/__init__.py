@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": ("stage_commands", "Score encoders."),
     "report": ("stage_commands", "Put a run on one page."),
     "publish": ("stage_commands", "Put dataset and encoder on the Hub."),
-    "verify": ("stage_commands", "Check what is published."),
+    "verify": ("stage_commands", "Check a run, or what is published."),
     "export": ("stage_commands", "Write pairs in the original's format."),
 }
 """Module and short help of each command, in the order in which they are used."""

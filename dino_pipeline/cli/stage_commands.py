@@ -249,7 +249,7 @@ def compare_command(source: str, **given: Any) -> None:
 
 def _folder(source: str, given: dict[str, Any]) -> Path:
     """Return the folder to write. A command keeps what it trains, so that it must have one."""
-    if "run" not in given and not Run(Path(source)).is_run:
+    if "run" not in given and Run.of(source) is None:
         raise OptionError(f"{source}: is not a run", "name the folder to write with {run=FOLDER}")
     return Path(given.get("run", source))
 

@@ -221,7 +221,7 @@ def _note_source(texts: FilterSource | None, record: FilterRecord, reporter: Rep
 def _run_of(source: Any) -> Run | None:
     """Return the run on disk that a source is, or whose generated texts it is; None if it is neither."""
     if isinstance(source, str | Path) and is_unpublished(Path(source)):
-        return None if is_data_folder(Path(source)) else Run(Path(source))
+        return None if is_data_folder(Path(source)) else Run.of(source) or Run(Path(source))
     run = source.run if _is_generated(source) else source
     return run if isinstance(run, Run) else None
 

@@ -11,6 +11,7 @@ from dino_pipeline.filtering.text_rules import PromptParts
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
+from dino_pipeline.stage_records import SHARDS
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,4 @@ def run_source(run: Run, *, strict: bool = True) -> FilterSource:
         raise DataError(f"{run.shards}: no text of label {', '.join(empty)} was accepted; {run.rejected} says why")
     spec = load_spec(run.spec)
     prompt = PromptParts(spec.stop, spec.fields)
-    return FilterSource(shard_files(run.shards), str(run.shards), "shards", spec.is_scored, prompt, is_generated=True)
+    return FilterSource(shard_files(run.shards), str(run.shards), SHARDS, spec.is_scored, prompt, is_generated=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import JsonValue
 
+from dino_pipeline.damage import damaged_texts
 from dino_pipeline.decoding.engine import EngineFacts
 from dino_pipeline.errors import DinoError, ModelError, OptionError, RunError
 from dino_pipeline.examples import Example, iter_examples, write_examples
@@ -81,8 +82,8 @@ def write_texts(
     state = run.state_of(requested, fresh=fresh)
     before = None if state == "new" else run.record().generate
     plan = Plan(run, spec, settings, (*(before.more if before else ()), *extra_samples))
-    if before and run.inputs.exists() and not is_intact([run.inputs], run.checksums, reporter):
-        run.inputs.unlink()
+    if before and run.inputs.exists() and not _inputs_are_whole(run, reporter):
+        remove(run.inputs)
     if before and state == "done":
         if plan.is_done():
             return state, before
@@ -105,6 +106,13 @@ def write_texts(
         remedy = "try another wording, another stop string, a larger {max_new_tokens}, or another model"
         raise ModelError(f"no text was accepted: {_rejection_reasons(run)}", remedy)
     return state, work.finish(progress)
+
+
+def _inputs_are_whole(run: Run, reporter: Reporter) -> bool:
+    """Return whether the inputs, and the shards that they were chosen from, are what was written."""
+    folders = (run.input_shards, run.input_rejected)
+    is_whole = is_intact([run.inputs], run.checksums, reporter)
+    return is_whole and not any(damaged_texts(run.checksums, run.inputs, folders))
 
 
 @dataclass

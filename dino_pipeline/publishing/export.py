@@ -38,10 +38,11 @@ def export(source: Run | Path | str, **options: Any) -> Export:
     """
     chosen = ExportOptions.of(options)
     name = str(source.path if isinstance(source, Run) else source)
+    Run.of(source)  # which names a run without its record
     run, output = Run(Path(name)), chosen.output
     path = run.train if chosen.split == "train" else run.dev
     filtered = run.record().filter if run.is_run else None
-    run.check(filtered, path)
+    run.check(filtered, path, every_byte=True)  # it leaves the run
     if run.is_run and not path.exists():
         raise DataError(f"{path}: is not there", f"run {{filter({name})}} first")
     if run.path.is_file() and chosen.split != "train":

@@ -154,7 +154,7 @@ def _damage(run: Run) -> Iterator[tuple[str, str]]:
     """Yield what is damaged of a run's stages, each with its remedy."""
     for record in run.record().stages:
         for found in run.damage(record, every_byte=True):
-            yield str(found), f"{run.repair(record.stage)} to make it anew"
+            yield str(found), f"{run.repair(record)} to make it anew"
 
 
 def _published(run: Run) -> Iterator[tuple[Path, Manifest]]:

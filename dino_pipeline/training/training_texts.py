@@ -20,7 +20,7 @@ from dino_pipeline.model_files import is_hub_id
 from dino_pipeline.readers import LabelType, split_of
 from dino_pipeline.rows import RowsRead
 from dino_pipeline.run import Run
-from dino_pipeline.stage_records import PublishedDataset, TextsOrigin, TextsSettings
+from dino_pipeline.stage_records import SHARDS, PublishedDataset, TextsOrigin, TextsSettings
 from dino_pipeline.text import normalise
 from dino_pipeline.training.adapters import TrainingRows, adapt
 from dino_pipeline.training.corpus import Corpus, Source, evaluation_source, hold_out, validation_source
@@ -130,10 +130,12 @@ class TrainingTexts:
             self.sentences.check_run()
         if self.run is None:
             return
-        filtered = self.run.record().filter
+        record = self.run.record()
+        filtered = record.filter
         self.run.check(filtered, self.run.train, self.run.dev)
+        self.run.check(record.generate, self.run.shards)
         current = filtered is not None and filtered.is_done
-        if filtered and current and filtered.inputs.source == "shards":
+        if filtered and current and filtered.inputs.source == SHARDS:
             current = filtered.sources == digest_files(shard_files(self.run.shards))
         if not current:
             remedy = "run {filter(" + str(self.run.path) + ")} first"
@@ -226,7 +228,8 @@ def _of_run(run: Run, options: TrainingOptions) -> Sources:
     if not run.train.exists():
         remedy = "make it with {filter(" + str(run.path) + ")}, or name a file"
         raise DataError(f"{run.train}: is not there", remedy)
-    label_type = filtered.inputs.label_type if filtered else None
+    # scores are told from classes as in any file: a filter of brought pairs does not say which they are
+    label_type: LabelType | None = "class" if filtered and filtered.inputs.label_type == "class" else None
     train = _source(run.train, options, label_type)
     return train, _source(run.held_out, options, label_type) if run.held_out else None, run.origin()
 
