@@ -8,10 +8,15 @@ and lets it do nothing: `spelt` for a console, `escape_markdown` (and `code_span
 from __future__ import annotations
 
 import html
+import os
 import re
+import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from urllib.parse import quote
+
+import click
 
 LONGEST = 500
 """Characters of a text that are shown; the rest is cut."""
@@ -110,3 +115,19 @@ def yaml_text(fields: Mapping[str, object]) -> str:
     if any(character in text for character in "\x85\u2028\u2029"):
         return str(yaml.safe_dump(dict(fields), sort_keys=False, width=120))
     return str(text)
+
+
+def say(text: object = "", *, err: bool = False, bold: bool = False) -> None:
+    """Print a text that may hold anything; see `spelt`. An error is raised only where a result cannot be printed."""
+    with log_may_be_lost() if err else nullcontext():
+        click.secho(spelt(text), err=err, bold=bold or None)
+
+
+@contextmanager
+def log_may_be_lost() -> Iterator[None]:
+    """Let what is told on standard error go nowhere if it cannot be written: a full log must not end the work."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

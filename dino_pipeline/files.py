@@ -114,8 +114,8 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder if it exists."""
-    if path.is_dir():
+    """Delete a file, a link or a folder if it exists."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -224,7 +224,7 @@ class Checksums:
         self.folder, self.file = folder, folder / "SHA256SUMS"
         self.known: dict[str, str] = {}
         for line in self._content().split(b"\n"):  # the last line may be cut off
-            digest, _, name = line.partition(b"  ")
+            digest, _, name = line.rstrip(b"\r").partition(b"  ")
             if len(digest) == 64 and name:
                 self.known[name.decode(errors="replace")] = digest.decode(errors="replace")
 

@@ -12,9 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import click
-
-from dino_pipeline.display import console_cell, escape_html, spelt
+from dino_pipeline.display import console_cell, escape_html, log_may_be_lost, say, spelt
 from dino_pipeline.errors import PYTHON, OptionError, Wording, worded
 from dino_pipeline.stopping import StopRequest
 
@@ -176,11 +174,6 @@ class CallbackReporter:
                 self.stopped = True
 
 
-def say(text: object = "", *, err: bool = False, bold: bool = False) -> None:
-    """Print a text that may hold anything; see `spelt`."""
-    click.secho(spelt(text), err=err, bold=bold or None)
-
-
 def full_note(message: str, remedy: str, wording: Wording) -> str:
     """Return a note with its remedy, options written for one kind of caller."""
     return f"{message}; {worded(remedy, wording)}" if remedy else message
@@ -248,7 +241,8 @@ class Console:
             if self.bar is None:
                 say(line, err=True)
             else:
-                self.bar.write(spelt(line), file=sys.stderr)
+                with log_may_be_lost():
+                    self.bar.write(spelt(line), file=sys.stderr)
 
     def close(self) -> None:
         """Stop showing anything, and leave the bar on the screen."""
@@ -259,7 +253,8 @@ class Console:
 
     def _close_bar(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with log_may_be_lost():
+                self.bar.close()
             self.bar = None
 
     def tick(self) -> None:
@@ -270,20 +265,23 @@ class Console:
                 return
             self.last_time, self.has_shown = now, True
             if self.bar is not None:
-                self.bar.refresh()  # the time on it goes on
+                with log_may_be_lost():
+                    self.bar.refresh()  # the time on it goes on
             elif self.latest is not None:
                 self._print_line(self.latest, is_sign=True)
             else:
                 say(f"{self.activity}: {clock(now - self.started)}", err=True)
 
     def _draw(self, progress: Progress) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
+        from tqdm import tqdm
 
-            self.bar = tqdm(initial=progress.resumed, desc=spelt(progress.title), dynamic_ncols=True, bar_format=BAR)
-        self.bar.total = progress.total
-        self.bar.set_postfix_str(", ".join(filter(None, [self._left(progress), _details(progress)])), refresh=False)
-        self.bar.update(progress.done - self.bar.n)
+        title, details = spelt(progress.title), ", ".join(filter(None, [self._left(progress), _details(progress)]))
+        with log_may_be_lost():
+            if self.bar is None:
+                self.bar = tqdm(initial=progress.resumed, desc=title, dynamic_ncols=True, bar_format=BAR)
+            self.bar.total = progress.total
+            self.bar.set_postfix_str(details, refresh=False)
+            self.bar.update(progress.done - self.bar.n)
 
     def _left(self, progress: Progress) -> str:
         """Return the time that is left in words, nothing if it is not known."""

@@ -28,7 +28,7 @@ from dino_pipeline.publishing.verify import verify_folder
 from dino_pipeline.record import public_record
 from dino_pipeline.run import Run
 from dino_pipeline.spec_file import load_spec
-from dino_pipeline.training.checkpoints import COUNTS_FILE, checked_counts
+from dino_pipeline.training.checkpoints import COUNTS_FILE, checked_counts, delete_unusable, mark_whole
 from tests.commands import invoke
 
 
@@ -192,3 +192,29 @@ def test_lines_of_checksums_are_checksums_or_none(tmp_path: Path) -> None:
         checksums = Checksums(tmp_path)
         assert not checksums.has(tmp_path / "x")
         checksums.tidy()
+
+
+@pytest.mark.parametrize("broken", ["optimizer.pt", "counts.json"])
+def test_a_training_goes_on_from_before_a_damaged_checkpoint(tmp_path: Path, broken: str) -> None:
+    for step in (9, 48, 100):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        for name in ("optimizer.pt", "rng_state.pth", "rng_state_1.pth"):
+            (checkpoint / name).write_text(f"{name} of {step}")
+        mark_whole(checkpoint, step, 0.5)
+        (checkpoint / "rng_state_1.pth").write_text("another process writes this later")
+    (tmp_path / "checkpoint-110").mkdir()
+    notes: list[str] = []
+    delete_unusable(tmp_path, notes.append)
+    assert not notes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-48", "checkpoint-9"]
+    (tmp_path / "checkpoint-48" / broken).write_text("[")
+    delete_unusable(tmp_path, notes.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+    (note,) = notes
+    assert note.endswith(
+        f"checkpoint-48/{broken}: is not what was written: the training goes on from before checkpoint-48"
+    )
+    (tmp_path / "checkpoint-9" / "optimizer.pt").unlink()
+    delete_unusable(tmp_path, notes.append)
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from dino_pipeline.errors import DinoError, OutputError, limit_of_machine
-from dino_pipeline.files import Checksums, write_bytes
+from dino_pipeline.files import Checksums, folder_replaced, write_bytes
 from dino_pipeline.filtering.example_table import ExampleTable
 from tests.commands import ENVIRONMENT, command, refused
 
@@ -110,3 +110,24 @@ def test_where_threads_have_no_memory_to_sort_one_goes_on(tmp_path: Path) -> Non
         assert cramped.refused == 1
     contents = [(tmp_path / f"{name}.jsonl").read_text() for name in ("first", "second", "third")]
     assert contents == ['{"a":1}\n'] * 3
+
+
+def test_a_full_log_does_not_end_the_work(tmp_path: Path) -> None:
+    row = {"text_a": "a dog runs", "text_b": "it barks", "label": 1}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 9)
+    call = command("filter", "data.jsonl", "--run", "run", "--near-duplicates", "0", "--dev-share", "0")
+    with open("/dev/full", "w") as log:
+        done = subprocess.run(call, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "train.jsonl").exists()
+
+
+def test_a_link_in_place_of_a_folder_is_replaced_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine")
+    (tmp_path / "model").symlink_to("elsewhere")
+    for number in range(3):
+        with folder_replaced(tmp_path / "model") as folder:
+            (folder / "made").write_text(str(number))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "model"]
+    assert (tmp_path / "elsewhere" / "mine").read_text() == "mine"

@@ -350,7 +350,7 @@ def test_a_check_finds_what_was_changed(published: Path, tmp_path: Path) -> None
     lineage = json.loads((folder / "lineage.json").read_text())
     (folder / "lineage.json").write_text(json.dumps({**lineage, "made_with": {"torch": "1.0"}}))
     assert "torch was 1.0" in verify_folder(folder).rerun_differences[0]
-    assert "holds no lineage.json" in refused("verify", tmp_path)
+    assert "holds neither run.json nor lineage.json" in refused("verify", tmp_path)
     assert "is neither a folder here nor user/name" in refused("verify", "no/such/folder")
     for damaged in (b"\xff", b"[", json.dumps({**lineage, "rows": [1]}).encode()):
         (folder / "lineage.json").write_bytes(damaged)

@@ -18,9 +18,10 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
+from dino_pipeline.display import say
 from dino_pipeline.errors import DinoError, OptionError, limit_of_machine
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
-from dino_pipeline.progress import PLAIN_EVERY, Console, say
+from dino_pipeline.progress import PLAIN_EVERY, Console
 from dino_pipeline.stopping import StopRequest, end_said_stop, signals_handled
 
 _LOADED = time.monotonic()

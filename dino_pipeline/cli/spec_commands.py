@@ -13,9 +13,8 @@ from typing import Any
 import click
 
 from dino_pipeline.cli.base import FILE, command, parts_of
-from dino_pipeline.display import spelt
+from dino_pipeline.display import say, spelt
 from dino_pipeline.errors import OptionError, OutputError, SpecError
-from dino_pipeline.progress import say
 
 
 class SpecFile(click.ParamType[Path]):

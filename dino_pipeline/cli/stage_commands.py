@@ -22,13 +22,13 @@ from dino_pipeline.cli.base import (
     watching,
 )
 from dino_pipeline.cli.spec_commands import SpecFile
-from dino_pipeline.display import spelt
+from dino_pipeline.display import say, spelt
 from dino_pipeline.encoder_options import OBJECTIVES, CompareOptions, EvaluateOptions, FinetuneOptions
 from dino_pipeline.errors import OptionError, worded
 from dino_pipeline.filter_options import FilterOptions
 from dino_pipeline.generate_options import GenerateOptions, PreviewOptions
 from dino_pipeline.layout import is_data_folder, is_unpublished
-from dino_pipeline.progress import clock, say, table
+from dino_pipeline.progress import clock, table
 from dino_pipeline.publish_options import ExportOptions, PublishOptions, ReportOptions, VerifyOptions
 from dino_pipeline.run import Run
 

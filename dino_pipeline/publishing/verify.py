@@ -190,7 +190,10 @@ def verify_folder(folder: Path, name: str = "") -> Verification:
     try:
         manifest = Manifest.read(folder / LINEAGE, name or str(folder))
     except OSError as error:
-        raise HubError(f"{folder}: holds no {LINEAGE}", "give a folder or repository that {publish()} made") from error
+        raise HubError(
+            f"{folder}: holds neither run.json nor {LINEAGE}",
+            "give a run in which a stage was begun, or a folder or repository that {publish()} made",
+        ) from error
     problems = [*_changed_files(folder, manifest), *_changed_rows(folder, manifest)]
     return Verification(name or str(folder), manifest, problems, list(_rerun_differences(folder, manifest)))
 

@@ -24,7 +24,7 @@ from transformers import set_seed
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, WhitenTime
 from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
-from dino_pipeline.files import folder_replaced, remove
+from dino_pipeline.files import files_below, folder_replaced, remove
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import default_prompt, has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
 from dino_pipeline.odd_paths import utf8_path
@@ -35,7 +35,7 @@ from dino_pipeline.run import Run, State
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import FinetuneRecord, HeadRecord, SelectionRecord
 from dino_pipeline.training.adapters import TrainingRows
-from dino_pipeline.training.checkpoints import COUNTS_FILE
+from dino_pipeline.training.checkpoints import delete_unusable
 from dino_pipeline.training.heads import ClassHead, fit_head, score_head
 from dino_pipeline.training.health import check_not_constant, check_room, probe_texts
 from dino_pipeline.training.job import TrainingJob, finetune_job
@@ -143,9 +143,7 @@ def finetune_run(run: Run, job: TrainingJob, reporter: Reporter, *, fresh: bool 
 def _begin(run: Run, job: TrainingJob, reporter: Reporter, processes: int, *, fresh: bool) -> State:
     """Decide what is left to do, and record that it has begun."""
     job.texts.check_run()
-    for folder in run.checkpoints.glob("checkpoint-*"):
-        if not (folder / COUNTS_FILE).exists():  # writing it was cut short: training goes on from the one before
-            remove(folder)
+    delete_unusable(run.checkpoints, reporter.note)
     record = FinetuneRecord(options=job.settings(), sources=job.texts.digest(), settings={"processes": processes})
     return run.begin(record, fresh=fresh, note=reporter.note)
 
@@ -320,7 +318,10 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
                 model.save(utf8_path(folder), create_model_card=False)
             if head:
                 head.save(folder)
-            (folder / "README.md").write_text(_card(model, run, objective), encoding="utf-8")
+            card = folder / "README.md"
+            card.write_text(_card(model, run, objective), encoding="utf-8")
+            for path in files_below(folder):  # safetensors lets nobody else read its files
+                path.chmod(card.stat().st_mode)
     except SafetensorError as error:
         raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", "make room and run again") from error
 

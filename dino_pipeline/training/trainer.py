@@ -21,13 +21,12 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from dino_pipeline.errors import OptionError, OutputError, first_line
-from dino_pipeline.files import write_json
 from dino_pipeline.models import default_prompt, has_adapters, mean_cosine, quiet_loading
 from dino_pipeline.odd_paths import utf8_path
 from dino_pipeline.progress import Progress, Reporter
 from dino_pipeline.stage_records import FinetuneRecord, HistoryPoint
 from dino_pipeline.stopping import Stopped
-from dino_pipeline.training.checkpoints import COUNTS_FILE, checked_counts
+from dino_pipeline.training.checkpoints import checked_counts, mark_whole
 from dino_pipeline.training.health import COLLAPSED, LossWatch, check_not_constant
 from dino_pipeline.training.lora import load_trained, save_trained
 from dino_pipeline.training.objectives import Objective, RowViews, TrainingContext, reads_token_states, row_views
@@ -339,7 +338,7 @@ class _CheckpointCallback(TrainerCallback):
         if self.loss_tensors:
             tensors = {name: tensor.detach().contiguous() for name, tensor in self.loss_tensors.items()}
             save_file(tensors, folder / LOSS_FILE)
-        write_json(folder / COUNTS_FILE, {"rows": self.rows, "seconds": self.seconds})
+        mark_whole(folder, self.rows, self.seconds)
 
 
 @dataclass(eq=False)

@@ -132,7 +132,7 @@ class TrainingTexts:
             return
         record = self.run.record()
         filtered = record.filter
-        self.run.check(filtered, self.run.train, self.run.dev)
+        self.run.check(filtered, self.run.train, self.run.dev, every_byte=True)  # all bytes are read for the digest
         self.run.check(record.generate, self.run.shards)
         current = filtered is not None and filtered.is_done
         if filtered and current and filtered.inputs.source == SHARDS:
