@@ -133,10 +133,14 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 def _set_handlers(handler: Handler) -> dict[int, Handler]:
-    """Set the handler of all stop signals but those that are ignored; return the handlers before."""
+    """Set the handler of all stop signals but those that are ignored, or that other languages' code handles.
+
+    Returns:
+        The handlers before; None is one that Python did not set.
+    """
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, previous in before.items():
-        if previous is not signal.SIG_IGN:
+        if previous not in (signal.SIG_IGN, None):
             signal.signal(number, handler)
     return before
 
@@ -161,10 +165,10 @@ def handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def signals_blocked(numbers: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
-    """Block signals in the calling thread: they wait until the block ends.
+    """Block signals in the calling thread, and so, for good, in the processes that it starts meanwhile.
 
-    Processes that this thread starts meanwhile never receive them. A terminal sends them to all processes of a command,
-    of which the first alone decides what to do.
+    A terminal sends them to all processes of a command, of which the first alone decides what to do. Its other threads
+    still receive them, so that Python handles them in the main thread: see `signals_put_off`.
     """
     if not hasattr(signal, "pthread_sigmask"):  # not a POSIX system
         yield
@@ -174,6 +178,26 @@ def signals_blocked(numbers: Iterable[int] = STOP_SIGNALS) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signals_put_off() -> Iterator[None]:
+    """Handle signals that come meanwhile at the end of the block: one that must not be left half done, and is short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = _set_handlers(lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        _put_back(before)
+        if received:
+            handler = before[received[0]]
+            if callable(handler):
+                handler(received[0], None)
+            else:
+                signal.raise_signal(received[0])
 
 
 class Interruptible(Protocol):
