@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_pipeline.errors import OutputError, first_line
+from dino_pipeline.errors import MAKE_ROOM, OutputError, first_line, write_remedy
 from dino_pipeline.odd_paths import beside, plain_path
 from dino_pipeline.stopping import interrupt_when_stopped
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WRITING = re.compile("write|truncate|create|No space|too large", re.IGNORECASE)
 """What errors of input and output say where a file is written."""
 _MESSAGE = re.compile(r'"exception_message":("(?:[^"\\]|\\.)*")')
+_QUOTED = re.compile(r"\".*\"|(?<!\w)'.*'", re.DOTALL)
 MAX_JSON_LINE = 64 * 2**20
 """In bytes, of a line that DuckDB reads."""
 NO_HIVE_PARTITIONING = "hive_partitioning = false"
@@ -53,21 +54,29 @@ def connect(
 
 
 @contextmanager
-def write_errors(place: Path | None, remedy: str = "make room and run again") -> Iterator[None]:
+def write_errors(place: Path | None, room: str = MAKE_ROOM) -> Iterator[None]:
     """Turn the errors of a database that cannot be written, or finds no room, into `OutputError`; others pass.
 
     Args:
         place: what is written, for the message.
-        remedy: a template of `errors.worded`.
+        room: what to do if there is no room; see `errors.write_remedy`.
     """
     import duckdb
 
     try:
         yield
     except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
-        if isinstance(error, duckdb.IOException) and not _WRITING.search(str(error)):
+        if isinstance(error, duckdb.IOException) and not _WRITING.search(_without_paths(error)):
             raise
-        raise OutputError(f"{place or 'the database'}: cannot be written ({database_reason(error)})", remedy) from error
+        reason = database_reason(error)
+        message = f"{place or 'the database'}: cannot be written ({reason})"
+        raise OutputError(message, write_remedy(error, room)) from error
+
+
+def _without_paths(error: BaseException) -> str:
+    """Return what a database says is wrong, without what it quotes: a path may hold any words."""
+    found = _MESSAGE.search(str(error))
+    return _QUOTED.sub("", str(json.loads(found[1])) if found else str(error))
 
 
 def database_reason(error: BaseException) -> str:

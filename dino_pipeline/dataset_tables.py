@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dino_pipeline.errors import DataError, first_line
+from dino_pipeline.errors import DataError, as_it_is, first_line
 from dino_pipeline.odd_paths import plain_copy
 from dino_pipeline.rows import ClassifiedRows, DatasetRows, Table, class_names
 from dino_pipeline.tables import KINDS, TABLE_ENDINGS, TEXT_ENDINGS, open_file
@@ -53,7 +53,8 @@ def _dataset_tables(name: str, split: str, config: str | None, revision: str | N
         return [DatasetRows(name, load_dataset(path, config, split=split, revision=revision))]
     if split not in of_split:
         raise DataError(
-            f"{name}: {split} is no whole split, and its files are text", f"choose from {', '.join(map(str, of_split))}"
+            f"{name}: {split} is no whole split, and its files are text",
+            f"choose from {as_it_is(', '.join(map(str, of_split)))}",
         )
     classes = class_names(builder.info.features)
     tables = [open_file(_here(file), KINDS.get(ending_of(file), "text")) for file in files]

@@ -10,12 +10,16 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
+import traceback
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
-_REFERENCE = re.compile(r"\{([a-z_]+)(?:=([^{}]*)|\(([^{}]*)\))?\}")
+_REFERENCE = re.compile(r'\{(?:"([^{}"]*)"|([a-z_]+)(?:=([^{}]*)|\(([^{}]*)\))?)\}')
+_ESCAPED = str.maketrans({sign: f"%{ord(sign):02X}" for sign in '%{}"'})
 
 
 class Wording(Protocol):
@@ -46,17 +50,35 @@ def worded(template: str, wording: Wording) -> str:
 
     Args:
         template: holds ``{option}``, ``{option=value}``, ``{stage()}`` and ``{stage(target)}``; other braces stay. A
-            value in capitals, such as FILE, is a placeholder.
+            value in capitals, such as FILE, is a placeholder. What users name is put in by `option_given`,
+            `stage_call` and `as_it_is`: it may hold any characters.
         wording: writes the references.
     """
 
     def written(match: re.Match[str]) -> str:
-        name, value, target = match.groups()
+        text, name, value, target = (None if part is None else unquote(part) for part in match.groups())
+        if text is not None:
+            return text
         if target is not None:
-            return wording.stage(name, target)
-        return wording.option(name, None if value is None else _Literal(value))
+            return wording.stage(str(name), target)
+        return wording.option(str(name), None if value is None else _Literal(value))
 
     return _REFERENCE.sub(written, template)
+
+
+def stage_call(stage: str, target: object = "") -> str:
+    """Return a template's reference to a call of a stage that works on a target, such as a path."""
+    return f"{{{stage}({str(target).translate(_ESCAPED)})}}"
+
+
+def option_given(option: str, value: object) -> str:
+    """Return a template's reference to an option with a value."""
+    return f"{{{option}={str(value).translate(_ESCAPED)}}}"
+
+
+def as_it_is(text: object) -> str:
+    """Return a text that a template holds, and that is written as it is."""
+    return f'{{"{str(text).translate(_ESCAPED)}"}}' if "{" in str(text) else str(text)
 
 
 class _Literal(str):
@@ -137,6 +159,48 @@ class OutputError(DinoError):
 
 _MEMORY_IS_FULL = re.compile(r"failed to map segment|can(no|')t allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 _NO_PROCESS = re.compile(r"can't start new thread|cannot create thread|pthread_create", re.IGNORECASE)
+_STARTERS = {"subprocess", "multiprocessing.util", "multiprocessing.popen_fork"}
+"""Modules that start processes."""
+MAKE_ROOM = "make room and run again"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_REMEDIES = {
+    errno.EFBIG: "raise the limit of a file's size, or choose another file system",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose another folder, or make this one writable",
+    errno.EPERM: "choose another folder, or make this one writable",
+    errno.EEXIST: "move what is there away, or choose another name",
+    errno.ENOTEMPTY: "move what is there away, or choose another name",
+    errno.ENOTDIR: "move what is there away, or choose another name",
+    errno.EISDIR: "move what is there away, or choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "close other programs, or raise the limit",
+    errno.ENFILE: "close other programs, or raise the limit",
+}
+"""What to do where a file cannot be written and room would not help, by the system's number for the reason."""
+_NUMBER_IN_MESSAGE = re.compile(r"(?:\[Errno|\(os error) (\d+)[\])]")
+
+
+def write_remedy(error: BaseException, room: str = MAKE_ROOM) -> str:
+    """Return what to do where a file cannot be written, a template of `worded`.
+
+    Args:
+        error: the system's, or a library's whose message has the system's number or words.
+        room: what to do if there is no room, or if the error does not tell its reason.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    message = "" if number else str(error)
+    if found := _NUMBER_IN_MESSAGE.search(message):
+        number = int(found[1])
+    number = number or next((each for each in _REMEDIES if os.strerror(each) in message), None)
+    if number is None or number in _NO_ROOM:
+        return room
+    return _REMEDIES.get(number, "choose another folder, or mend this one")
+
+
+def _starts_process(error: OSError) -> bool:
+    """Return whether the system refused a process, and not, by the same number, a full pipe that does not wait."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") in _STARTERS for frame in frames)
 
 
 def limit_of_machine(error: BaseException) -> DinoError | None:
@@ -147,14 +211,19 @@ def limit_of_machine(error: BaseException) -> DinoError | None:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY_IS_FULL.search(str(error)):
         return DinoError("memory is full", "end other programs, or work with less at once ({rows}, {workers})")
-    if number == errno.EAGAIN or (isinstance(error, RuntimeError) and _NO_PROCESS.search(str(error))):
+    is_refused = isinstance(error, OSError) and number == errno.EAGAIN and _starts_process(error)
+    if is_refused or (isinstance(error, RuntimeError) and _NO_PROCESS.search(str(error))):
         return DinoError("no further process or thread can be started", "end other programs, or raise the limit")
+    if isinstance(error, BlockingIOError) and hasattr(error, "characters_written"):
+        return OutputError("what is printed goes to a full pipe that does not wait", "print to a file")
     file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     if number in (errno.EMFILE, errno.ENFILE):
         return DinoError(f"{file}too many open files", "close other programs, or raise the limit")
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) and isinstance(error, OSError):
+    if number == errno.ENAMETOOLONG:
+        return DinoError(f"{file}the name is too long", write_remedy(error))
+    if number in (*_NO_ROOM, errno.EFBIG, errno.EROFS) and isinstance(error, OSError):
         return OutputError(
-            f"{file or 'a file, or what is printed, '}cannot be written: {error.strerror}", "make room and run again"
+            f"{file or 'a file, or what is printed, '}cannot be written: {error.strerror}", write_remedy(error)
         )
     return None
 

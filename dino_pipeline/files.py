@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dino_pipeline.errors import DataError, OutputError, RunError, system_reason
+from dino_pipeline.errors import DataError, OutputError, RunError, system_reason, write_remedy
 from dino_pipeline.odd_paths import beside
 from dino_pipeline.text import has_lone_surrogate
 
@@ -25,6 +25,18 @@ LINE_TOO_LONG = f"is longer than {MAX_LINE >> 20} MiB; cut it into documents"
 """Error text for such a line."""
 
 
+def is_there(path: Path) -> bool:
+    """Return whether a file that is to be written exists.
+
+    Raises:
+        OutputError: the system does not allow its name, or to look into its folder.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a temporary file next to ``path``, then rename it to ``path``.
 
@@ -32,7 +44,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         OutputError: the disk is full or not writable, or the path is a device or a pipe, which a file would replace.
             The old file is unchanged, the temporary file is deleted.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_there(path) and not path.is_file() and not path.is_dir():
         raise OutputError(f"{path}: cannot be written: is a device or a pipe", "name a file")
     temporary = beside(path, ".part")
     try:
@@ -51,8 +63,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def _not_writable(path: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"{path}: cannot be written: {system_reason(error)}; what was finished before is kept",
-        "make room and run again",
+        f"{path}: cannot be written: {system_reason(error)}; what was finished before is kept", write_remedy(error)
     )
 
 
@@ -128,8 +139,8 @@ def set_aside(path: Path) -> Path:
         OutputError: it cannot be renamed.
     """
     names = (f"{path.name}.changed{suffix}" for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))))
-    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     try:
+        aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
         return path.rename(aside)
     except OSError as error:
         raise _not_writable(path, error) from error
@@ -155,7 +166,7 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
         new.rename(folder)
     except OSError as error:
         reason = system_reason(error)
-        raise OutputError(f"{folder}: cannot be written: {reason}", "make room and run again") from error
+        raise OutputError(f"{folder}: cannot be written: {reason}", write_remedy(error)) from error
     finally:
         with contextlib.suppress(OSError):
             _undo_replacement(folder, new, old)
@@ -260,9 +271,7 @@ class Checksums:
                 # no fsync: if a power cut loses a line, its shard is only written once more
                 file.write((start + "".join(lines)).encode())
         except OSError as error:
-            raise OutputError(
-                f"{self.file}: cannot be written: {system_reason(error)}", "make room and run again"
-            ) from error
+            raise OutputError(f"{self.file}: cannot be written: {system_reason(error)}", write_remedy(error)) from error
         self.known |= named
 
     def _ends_with_newline(self) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dino_pipeline.errors import ModelError
+from dino_pipeline.errors import ModelError, as_it_is, option_given
 
 ALLOW_PICKLE = "DINO_ALLOW_PICKLE"
 """Environment variable that allows pickled weights; it reaches processes that this one starts, too."""
@@ -109,7 +109,7 @@ def check_files(path: str) -> None:
     if not place.is_dir():
         return
     if not (place / "config.json").exists() and (files := sorted(place.glob("*.gguf"))):
-        raise ModelError(f"{path}: is a folder of GGUF files", f"give one of them, such as {files[0]}")
+        raise ModelError(f"{path}: is a folder of GGUF files", f"give one of them, such as {as_it_is(files[0])}")
     if not pickle_allowed():
         _check_not_pickled(place)
 
@@ -138,4 +138,5 @@ def check_is_whole_model(path: str) -> None:
         base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):
         base = None
-    raise ModelError(f"{path}: is an adapter, not a model", f"give {{model={base or 'MODEL'}}} {{adapter={path}}}")
+    remedy = f"give {option_given('model', base or 'MODEL')} {option_given('adapter', path)}"
+    raise ModelError(f"{path}: is an adapter, not a model", remedy)

@@ -18,8 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dino_pipeline.errors import DinoError, OutputError, RunError, system_reason
-from dino_pipeline.stopping import signals_blocked
+from dino_pipeline.errors import DinoError, OutputError, RunError, system_reason, write_remedy
+from dino_pipeline.stopping import signals_blocked, signals_put_off
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {system_reason(error)}", "choose another folder") from error
+        raise OutputError(f"{folder}: cannot be written: {system_reason(error)}", write_remedy(error)) from error
     lock = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -206,7 +206,7 @@ def process_pool(
         pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(make_work,))
 
     def submit(job: Job) -> Future[Result]:
-        with signals_blocked():  # workers start here
+        with signals_blocked(), signals_put_off():  # workers start here: one that is half started would complain
             return pool.submit(_do_job, job)
 
     try:

@@ -12,7 +12,17 @@ from typing import Literal
 from pydantic import JsonValue
 
 from dino_pipeline.damage import GONE, Damage, damaged_files, damaged_shards, damaged_texts, finished_files
-from dino_pipeline.errors import OutputError, RunError, first_line, short, system_reason
+from dino_pipeline.errors import (
+    OutputError,
+    RunError,
+    as_it_is,
+    first_line,
+    option_given,
+    short,
+    stage_call,
+    system_reason,
+    write_remedy,
+)
 from dino_pipeline.files import Checksums, record_json, remove, set_aside, write_bytes, write_json
 from dino_pipeline.layout import Layout
 from dino_pipeline.processes import locked
@@ -165,13 +175,16 @@ class Run(Layout):
 
     def repair(self, record: StageRecord | None) -> str:
         """Return what makes the files of a stage anew: a template of `errors.worded`."""
+        brought = None
         if isinstance(record, FilterRecord) and record.inputs.source != SHARDS:
-            return f"run the same {{filter({record.inputs.source})}} with {{run={self.path}}} again"
-        if isinstance(record, FinetuneRecord) and not record.origin.own:
-            return f"run the same {{finetune({record.options.data})}} with {{run={self.path}}} again"
+            brought = record.inputs.source
+        elif isinstance(record, FinetuneRecord) and not record.origin.own:
+            brought = record.options.data
         if record is None or isinstance(record, GenerateRecord):
-            return f"run the same {{generate()}} for {self.path} again"
-        return f"run the same {{{record.stage}({self.path})}} again"
+            return f"run the same {stage_call('generate')} for {as_it_is(self.path)} again"
+        if brought is None:
+            return f"run the same {stage_call(record.stage, self.path)} again"
+        return f"run the same {stage_call(record.stage, brought)} with {option_given('run', self.path)} again"
 
     @classmethod
     def check_file(cls, path: Path) -> None:
@@ -275,15 +288,13 @@ class Run(Layout):
             remove(folder)
             folder.mkdir(parents=True)
         except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be written: {system_reason(error)}", "choose another folder"
-            ) from error
+            raise OutputError(f"{folder}: cannot be written: {system_reason(error)}", write_remedy(error)) from error
         try:
             yield folder
         except OSError as error:
             file, reason = error.filename or folder, system_reason(error)
             if Path(str(file)).resolve().is_relative_to(self.path.resolve()):
-                raise OutputError(f"{file}: cannot be written: {reason}", "make room and run again") from error
+                raise OutputError(f"{file}: cannot be written: {reason}", write_remedy(error)) from error
             raise OutputError(f"{file}: cannot be read or written: {reason}") from error
         finally:
             remove(folder)
@@ -336,7 +347,8 @@ class Run(Layout):
                 raise ValueError("it holds no record")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = f"{type(error).__name__}: {first_line(error)}"
-            raise RunError(f"{record_file}: is damaged ({problem})", f"delete {self._ready} and run again") from error
+            remedy = f"delete {as_it_is(self._ready)} and run again"
+            raise RunError(f"{record_file}: is damaged ({problem})", remedy) from error
         for path in sorted(self._ready.iterdir()):
             if path.name != READY_RECORD:
                 path.replace(self.path / path.name)

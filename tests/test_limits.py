@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -13,9 +14,23 @@ from typing import Any, cast
 import duckdb
 import pytest
 
-from dino_pipeline.errors import DinoError, OutputError, limit_of_machine
+from dino_pipeline.cli.base import COMMAND_LINE
+from dino_pipeline.database import write_errors
+from dino_pipeline.errors import (
+    MAKE_ROOM,
+    PYTHON,
+    DinoError,
+    OutputError,
+    as_it_is,
+    limit_of_machine,
+    option_given,
+    stage_call,
+    worded,
+    write_remedy,
+)
 from dino_pipeline.files import Checksums, folder_replaced, write_bytes
 from dino_pipeline.filtering.example_table import ExampleTable
+from dino_pipeline.run import Run
 from tests.commands import ENVIRONMENT, command, refused
 
 
@@ -30,7 +45,8 @@ LIMITS: list[tuple[Exception, str | None]] = [
     (RuntimeError("std::bad_alloc"), "memory is full"),
     (os_error(errno.ENOMEM), "memory is full"),
     (RuntimeError("can't start new thread"), "no further process or thread can be started"),
-    (os_error(errno.EAGAIN), "no further process or thread can be started"),
+    (os_error(errno.EAGAIN), None),
+    (os_error(errno.ENAMETOOLONG, "x.py"), "x.py: the name is too long"),
     (os_error(errno.EMFILE, "x.py"), "x.py: too many open files"),
     (os_error(errno.ENOSPC, "x.py"), "x.py: cannot be written: No space left on device"),
     (os_error(errno.EFBIG), "a file, or what is printed, cannot be written: File too large"),
@@ -56,6 +72,73 @@ def test_what_cannot_be_printed_is_said(buffered: str) -> None:
     assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
 
 
+def test_a_full_pipe_that_does_not_wait_is_no_missing_process() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(reading, "rb"), open(writing, "wb", buffering=2**10) as file:
+        with pytest.raises(BlockingIOError) as caught:
+            file.write(bytes(2**22))
+        os.read(reading, 2**20)  # room to close the file
+    named = limit_of_machine(caught.value)
+    assert named and named.message == "what is printed goes to a full pipe that does not wait"
+
+
+REMEDIES = [
+    (errno.ENOSPC, MAKE_ROOM),
+    (errno.EDQUOT, MAKE_ROOM),
+    (errno.EROFS, "choose another folder"),
+    (errno.EACCES, "choose another folder, or make this one writable"),
+    (errno.EEXIST, "move what is there away, or choose another name"),
+    (errno.ENOTDIR, "move what is there away, or choose another name"),
+    (errno.ENAMETOOLONG, "choose a shorter name"),
+]
+
+
+@pytest.mark.parametrize(("number", "remedy"), REMEDIES)
+def test_a_remedy_is_one_for_the_reason(number: int, remedy: str, tmp_path: Path) -> None:
+    error = os_error(number)
+    assert write_remedy(error) == remedy
+    said = (f"I/O error: {error.strerror} (os error {number})", f'Could not write file "x": {error.strerror}')
+    for words in (*said, str(os_error(number, "x"))):
+        assert write_remedy(RuntimeError(words)) == remedy
+    with pytest.raises(OutputError) as replaced, folder_replaced(tmp_path / "folder"):
+        raise error
+    with pytest.raises(OutputError) as scratch, Run(tmp_path).scratch("x"):
+        raise os_error(number, str(tmp_path / "x"))
+    assert replaced.value.remedy == scratch.value.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 300, "File name too long; what was finished before is kept; choose a shorter name"),
+        ("file/x", "File exists; what was finished before is kept; move what is there away"),
+    ],
+)
+def test_a_result_whose_name_cannot_be_is_refused(name: str, said: str, tmp_path: Path) -> None:
+    row = {"text_a": "a dog runs", "text_b": "it barks", "label": 1}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    (tmp_path / "file").touch()
+    assert said in refused("export", tmp_path / "data.jsonl", "--output", tmp_path / f"{name}.jsonl")
+
+
+def test_paths_do_not_change_what_a_database_says(tmp_path: Path) -> None:
+    reading = 'IO Error: Cannot open file "/created/w"rite/train.jsonl": Permission denied'
+    with pytest.raises(duckdb.IOException), write_errors(tmp_path):
+        raise duckdb.IOException(reading)
+    with pytest.raises(OutputError) as caught, write_errors(tmp_path):
+        raise duckdb.IOException('IO Error: Could not write file "/a": Permission denied')
+    assert caught.value.remedy.startswith("choose another folder")
+
+
+@pytest.mark.parametrize("target", ["runs/a{b}", "a{run}%7B'\"", "a b$(c)", "-x", "caf\udce9 \n"])
+def test_a_remedy_names_any_path(target: str) -> None:
+    template = f"run {stage_call('filter', target)}, give {option_given('data', target)}, see {as_it_is(target)}"
+    assert worded(template, PYTHON) == f"run dino.filter({target!r}), give data={target!r}, see {target}"
+    call = shlex.split(COMMAND_LINE.stage("filter", target))
+    assert call == ["dino", "filter", *["--"] * target.startswith("-"), target]
+
+
 def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     pipe, device = tmp_path / "pipe", tmp_path / "device"
     os.mkfifo(pipe)
@@ -79,7 +162,7 @@ def test_a_filter_whose_database_has_no_room_says_so(tmp_path: Path) -> None:
     limited = ["bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *command("filter", "data.jsonl", "--run", "run")]
     done = subprocess.run(limited, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "filter.duckdb" in done.stderr and "make room" in done.stderr
+    assert "filter.duckdb" in done.stderr and "raise the limit of a file's size" in done.stderr
     assert not list(tmp_path.rglob("*.part"))
     assert "holds no examples" not in refused("filter", tmp_path / "data.jsonl", "--run", tmp_path / "run")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import sys
 import time
 import typing
@@ -39,10 +40,13 @@ class CommandLineWording:
             return f"--no-{flag}"
         if str(value) in ("None", "True"):
             return f"--{flag}"
-        return f"--{flag} '{value}'" if " " in str(value) else f"--{flag} {value}"
+        return f"--{flag} {shlex.quote(str(value))}" if " " in str(value) else f"--{flag} {value}"
 
     def stage(self, name: str, target: str) -> str:
-        return f"dino {name.replace('_', ' ')} {target}".rstrip()
+        command = f"dino {name.replace('_', ' ')}"
+        if not target:
+            return command
+        return f"{command} {'-- ' if target.startswith('-') else ''}{shlex.quote(target)}"
 
 
 COMMAND_LINE = CommandLineWording()

@@ -126,14 +126,14 @@ def spec_new(
     name: str, kind: str | None, labels: str | None, about: str | None, language: str, output: Path | None
 ) -> None:
     """Write a commented task spec to start from. Missing options are asked for on a terminal."""
-    from dino_pipeline.files import write_bytes
+    from dino_pipeline.files import is_there, write_bytes
     from dino_pipeline.spec_file import load_spec
     from dino_pipeline.text import as_number
 
     path = output or Path("task_specs") / f"{name}.json"
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise OptionError(f"{name!r} cannot name a spec", "use letters, digits, '-', '_' and '.'")
-    if path.exists():
+    if is_there(path):
         raise OutputError(f"{path}: is there already", "give another name, or {output}")
     kind = kind or _ask("kind", "What does it write?", "similarity", click.Choice(list(KINDS)))
     about = about or _ask("about", "What is one text (sentence, question, review ...)?", "sentence")

@@ -19,7 +19,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from dino_pipeline.decoding.group_member import PLUGIN
 from dino_pipeline.decoding.vllm_plugin import SpecialTokens
-from dino_pipeline.errors import ModelError, OptionError
+from dino_pipeline.errors import ModelError, OptionError, option_given
 from dino_pipeline.model_files import check_files, check_is_whole_model
 from dino_pipeline.models import ModelRef, load_error
 
@@ -74,7 +74,7 @@ def start_vllm(model: ModelRef, arguments: Mapping[str, object]) -> tuple[vllm.L
         problem, remedy = "would be recorded", "set the environment variable HF_TOKEN"
         raise OptionError(problem, remedy, option="engine_arg", value="hf_token")
     for name in NAMED.keys() & arguments:
-        problem, remedy = f"{name} is an option of its own", f"give {{{NAMED[name]}={arguments[name]}}}"
+        problem, remedy = f"{name} is an option of its own", f"give {option_given(NAMED[name], arguments[name])}"
         raise OptionError(problem, remedy, option="engine_arg", value=name)
     path = model.path("generator")
     if model.gguf:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from dino_pipeline.encoder_check import check_limit
 from dino_pipeline.encoder_options import STS_OPTIONS, EvaluateOptions
-from dino_pipeline.errors import DataError, OptionError
+from dino_pipeline.errors import DataError, OptionError, stage_call
 from dino_pipeline.evaluation.scores import Difference, EvaluatedModel, Figure, ScoreRow, Scores, ScoresFile
 from dino_pipeline.evaluation.suites import evaluation_sets
 from dino_pipeline.evaluation.suites.sts import unlike_papers, with_mean
 from dino_pipeline.evaluation.suites.suite import Embedder, EvaluationSet, Score
-from dino_pipeline.files import write_json
+from dino_pipeline.files import is_there, write_json
 from dino_pipeline.measures import Measurement
 from dino_pipeline.model_files import model_fingerprint
 from dino_pipeline.models import POCKET, STATIC, ModelRef, load_encoder, max_length_of, model_path
@@ -140,8 +140,8 @@ def _refuse_sts_options(options: EvaluateOptions) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Raise `OptionError` if scores cannot be written to a file, or would replace something else."""
-    if path.exists():
+    """Raise a `DinoError` if scores cannot be written to a file, or would replace something else."""
+    if is_there(path):
         try:
             ScoresFile.read(path)
         except DataError as error:
@@ -307,7 +307,7 @@ def candidates_of(target: str | Path | Run, *, only_run: bool = True) -> list[Ca
         return [_named_model(name)]
     trained = run.record().finetune
     if trained is None or not trained.is_done:
-        raise OptionError(f"{name}: holds no trained encoder", f"run {{finetune({name})}} first")
+        raise OptionError(f"{name}: holds no trained encoder", f"run {stage_call('finetune', name)} first")
     run.check(trained)
     encoder = trained.options.encoder
     shown = _public_name(encoder) if only_run else encoder.name

@@ -32,7 +32,7 @@ import xxhash
 from pyarrow import parquet
 
 from dino_pipeline.database import connect, parquet_rows, quoted, write_errors
-from dino_pipeline.errors import DataError, OptionError, OutputError, first_line, short, system_reason
+from dino_pipeline.errors import DataError, OptionError, OutputError, first_line, short, system_reason, write_remedy
 from dino_pipeline.examples import Example, canonical_line, parse_example, parse_examples
 from dino_pipeline.filter_options import FilterOptions, rule_name
 from dino_pipeline.filtering.contamination import ContaminationFilter
@@ -113,7 +113,7 @@ class ExampleChecker:
             with open(path, "wb") as file:  # of a path, pyarrow may make an address
                 parquet.write_table(pa.concat_tables(tables), file, compression="none", use_dictionary=False)
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {system_reason(error)}; make room and run again") from error
+            raise OutputError(f"{path}: cannot be written: {system_reason(error)}", write_remedy(error)) from error
         return path
 
     def _check_lines(self, lines: Sequence[tuple[int, bytes]], piece: FilePiece) -> pa.Table:

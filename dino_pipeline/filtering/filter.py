@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dino_pipeline.errors import OptionError
+from dino_pipeline.errors import OptionError, option_given
 from dino_pipeline.examples import Example, ExampleList, iter_examples, write_examples
 from dino_pipeline.files import write_json
 from dino_pipeline.filter_options import FilterOptions, rule_name
@@ -323,7 +323,7 @@ def rules(options: FilterOptions) -> list[RuleDescription]:
     contamination_help = f"a text of evaluation data: the same, nearly, or {WORDS} words of it"
     described = [RuleDescription(LEAKED, contamination_help, "{exclude}", bool(options.exclude))]
     for rule in text_rules(options, PromptParts()):
-        option = rule.option or f"{{without={rule.name}}}"
+        option = rule.option or option_given("without", rule.name)
         is_on = rule.is_on and rule.name not in options.without
         described.append(RuleDescription(rule.name, rule.help, option, is_on))
     described.append(

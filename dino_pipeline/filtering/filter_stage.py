@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from dino_pipeline.display import visible
-from dino_pipeline.errors import DataError, OptionError, RunError
+from dino_pipeline.errors import DataError, OptionError, RunError, as_it_is, option_given
 from dino_pipeline.files import combined_digest, digest_files, file_digest
 from dino_pipeline.filter_options import FilterOptions, PostProcessing, rule_name
 from dino_pipeline.filtering import file_pieces
@@ -61,7 +61,8 @@ def filter_run(
         RunError: the run was filtered with other options, or its texts are not all written.
     """
     if source and run.record().generate:
-        raise OptionError(f"{run.path}: has texts of its own", f"name another folder with {{run}} for {source.place}")
+        remedy = f"name another folder with {{run}} for {as_it_is(source.place)}"
+        raise OptionError(f"{run.path}: has texts of its own", remedy)
     runtime, texts = runtime or FilterRuntime(), source or run_source(run)
     digests = {file: file_digest(file) for file in texts.files}
     if not source:
@@ -317,7 +318,7 @@ class FilterPass:
         if self.source.is_generated:
             remedy = "generate more, or read the instruction of that label in the spec"
         elif last_rule in [rule.name for rule in text_rules(self.options, self.source.prompt)]:
-            remedy = f"give other examples of that label, or keep these with {{without={last_rule}}}"
+            remedy = f"give other examples of that label, or keep these with {option_given('without', last_rule)}"
         shown = ", ".join(f"{label:g}" if isinstance(label, float) else visible(label, 40) for label in lost)
         raise DataError(
             f'{self.table.source}: no example of label {shown} is left (the last was dropped as "{last_rule}")',

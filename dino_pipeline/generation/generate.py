@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from dino_pipeline.cluster import connected
-from dino_pipeline.errors import OptionError, RunError
+from dino_pipeline.errors import OptionError, RunError, as_it_is, option_given
 from dino_pipeline.examples import Dropped, Example, ExampleList, iter_examples
 from dino_pipeline.files import shard_files
 from dino_pipeline.generate_options import GenerateOptions
@@ -208,7 +208,7 @@ def _check_options(options: GenerateOptions, spec: TaskSpec, inputs: Iterable[st
     """Raise `OptionError` if extra samples are of an unknown label, or the budget is less than the first round."""
     for label, number in options.more:
         if label not in spec.labels:
-            remedy = f"choose from {', '.join(spec.labels)}"
+            remedy = f"choose from {as_it_is(', '.join(spec.labels))}"
             raise OptionError("there is no such label", remedy, option="more", value=f"{label}={number}")
     if options.budget is None:
         return
@@ -235,7 +235,7 @@ def _requested_samples(
     recorded = [(extra.label, extra.samples) for extra in before.more] if before else []
     shared = min(len(requested), len(recorded))
     if requested[:shared] != recorded[:shared]:
-        earlier = " ".join(f"{{more={label}={number}}}" for label, number in recorded)
+        earlier = " ".join(option_given("more", f"{label}={number}") for label, number in recorded)
         raise RunError(
             f"{run.path}: earlier calls asked for other extra samples",
             f"give {earlier} first, or start over with {{fresh=True}}",

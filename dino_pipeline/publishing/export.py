@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_pipeline.errors import DataError, OptionError
-from dino_pipeline.files import write_json_lines
+from dino_pipeline.errors import DataError, OptionError, stage_call
+from dino_pipeline.files import is_there, write_json_lines
 from dino_pipeline.options import accepts
 from dino_pipeline.publish_options import ExportOptions
 from dino_pipeline.run import Run
@@ -44,10 +44,10 @@ def export(source: Run | Path | str, **options: Any) -> Export:
     filtered = run.record().filter if run.is_run else None
     run.check(filtered, path, every_byte=True)  # it leaves the run
     if run.is_run and not path.exists():
-        raise DataError(f"{path}: is not there", f"run {{filter({name})}} first")
+        raise DataError(f"{path}: is not there", f"run {stage_call('filter', name)} first")
     if run.path.is_file() and chosen.split != "train":
         raise OptionError(f"{name} is a file and has no splits", "leave it out", option="split", value=chosen.split)
-    if output.exists() and (Run(output.parent).is_run or (run.path.is_file() and output.samefile(run.path))):
+    if is_there(output) and (Run(output.parent).is_run or (run.path.is_file() and output.samefile(run.path))):
         raise OptionError("is read, or is a file of a run", "give another", option="output", value=output)
     label_type = filtered.inputs.label_type if filtered else None
     examples = Source(str(path) if run.is_run else name, split=chosen.split, label_type=label_type).corpus.examples

@@ -16,7 +16,7 @@ from dino_pipeline import pocket
 from dino_pipeline.cards.card import README, read_card, split_card
 from dino_pipeline.cards.hub import Manifest, PublishedRecord, download, file_hashes
 from dino_pipeline.damage import GONE, OTHER_CHECKSUM
-from dino_pipeline.errors import PYTHON, DinoError, HubError, OptionError, Wording, first_line, worded
+from dino_pipeline.errors import PYTHON, DinoError, HubError, OptionError, Wording, first_line, stage_call, worded
 from dino_pipeline.files import digest_files, file_digest
 from dino_pipeline.layout import LINEAGE
 from dino_pipeline.model_files import is_hub_id, model_fingerprint
@@ -132,7 +132,7 @@ def verify_run(run: Run) -> RunVerification:
         runs = [run, *compared]
         findings = [*_damage(run), *_hub_damage(run)]
         for each in compared:
-            again = f"run the same {{compare({run.path})}} again to make it anew"
+            again = f"run the same {stage_call('compare', run.path)} again to make it anew"
             findings += [(problem, again) for problem, _ in _damage(each)]
         return RunVerification(
             target=str(run.path),

@@ -38,8 +38,8 @@ def _hash(path: Path) -> str:
 def delete_unusable(folder: Path, note: Callable[[str], object]) -> None:
     """Delete the checkpoints that a training cannot go on from.
 
-    These are checkpoints whose writing was cut short, and damaged ones with all after them, which may name one of them as
-    the best.
+    These are checkpoints whose writing was cut short, and damaged ones with all later ones, which may name one
+    of them as the best.
 
     Args:
         folder: of the checkpoints.

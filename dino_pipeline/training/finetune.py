@@ -23,7 +23,7 @@ from transformers import set_seed
 
 from dino_pipeline.cards.card import ModelCard, texts_origin
 from dino_pipeline.encoder_options import FinetuneOptions, Hyperparameters, WhitenTime
-from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line
+from dino_pipeline.errors import DinoError, OptionError, OutputError, first_line, write_remedy
 from dino_pipeline.files import files_below, folder_replaced, remove
 from dino_pipeline.measures import measure_title
 from dino_pipeline.models import default_prompt, has_adapters, load_encoder, max_length_of, pooling_of, quiet_loading
@@ -323,7 +323,7 @@ def _save(model: SentenceTransformer, run: Run, objective: Objective, head: Clas
             for path in files_below(folder):  # safetensors lets nobody else read its files
                 path.chmod(card.stat().st_mode)
     except SafetensorError as error:
-        raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", "make room and run again") from error
+        raise OutputError(f"{run.model}: cannot be written ({first_line(error)})", write_remedy(error)) from error
 
 
 def _card(model: SentenceTransformer, run: Run, objective: Objective) -> str:

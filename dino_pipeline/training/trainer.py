@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dino_pipeline.errors import OptionError, OutputError, first_line
+from dino_pipeline.errors import OptionError, OutputError, first_line, write_remedy
 from dino_pipeline.models import default_prompt, has_adapters, mean_cosine, quiet_loading
 from dino_pipeline.odd_paths import utf8_path
 from dino_pipeline.progress import Progress, Reporter
@@ -139,7 +139,7 @@ def _run_trainer(trainer: SentenceTransformerTrainer, checkpoint: str | None) ->
         raise OutputError(
             f"{trainer.args.output_dir}: training could not go on ({first_line(error)}); the last whole checkpoint is "
             "kept",
-            "make room and run again",
+            write_remedy(error),
         ) from error
 
 

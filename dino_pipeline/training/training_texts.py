@@ -11,7 +11,7 @@ from typing import Any
 
 from dino_pipeline.cards.hub import Manifest, download
 from dino_pipeline.encoder_options import TrainingOptions
-from dino_pipeline.errors import DataError, HubError, OptionError, RunError
+from dino_pipeline.errors import DataError, HubError, OptionError, RunError, stage_call
 from dino_pipeline.files import digest_files, shard_files
 from dino_pipeline.filtering.filter import FilteredPairs
 from dino_pipeline.filtering.postprocessed import RANDOM, Pair, described, recognised
@@ -138,7 +138,7 @@ class TrainingTexts:
         if filtered and current and filtered.inputs.source == SHARDS:
             current = filtered.sources == digest_files(shard_files(self.run.shards))
         if not current:
-            remedy = "run {filter(" + str(self.run.path) + ")} first"
+            remedy = f"run {stage_call('filter', self.run.path)} first"
             raise RunError(f"{self.run.train}: is not what the run's texts give now", remedy)
 
 
@@ -226,7 +226,7 @@ def _of_run(run: Run, options: TrainingOptions) -> Sources:
     filtered = run.record().filter
     run.check(filtered, run.train, run.dev)
     if not run.train.exists():
-        remedy = "make it with {filter(" + str(run.path) + ")}, or name a file"
+        remedy = f"make it with {stage_call('filter', run.path)}, or name a file"
         raise DataError(f"{run.train}: is not there", remedy)
     # scores are told from classes as in any file: a filter of brought pairs does not say which they are
     label_type: LabelType | None = "class" if filtered and filtered.inputs.label_type == "class" else None
