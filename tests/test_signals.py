@@ -87,7 +87,6 @@ WORKS = {
     "evaluate": Work(("evaluate", "run/model", "--suite", "pocket"), computed(4)),
     "report": Work(("report", "run"), computed(2.5)),
     "publish": Work(("publish", "run", "--repo", "user/name", "--dry-run"), computed(1.5)),
-    "export": Work(("export", "run", "--output", "pairs.jsonl"), computed(0.3)),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
