@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dino_pipeline.errors import DataError, OutputError, RunError, system_reason, write_remedy
 from dino_pipeline.odd_paths import beside
+from dino_pipeline.stopping import at_end_of_stop
 from dino_pipeline.text import has_lone_surrogate
 
 if TYPE_CHECKING:
@@ -160,7 +162,8 @@ def folder_replaced(folder: Path) -> Iterator[Path]:
     try:
         _undo_replacement(folder, new, old)
         new.mkdir(parents=True)
-        yield new
+        with at_end_of_stop(partial(_undo_replacement, folder, new, old)):
+            yield new
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

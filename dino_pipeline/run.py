@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from dino_pipeline.record import RecordError, RunRecord, now, parse_record, vers
 from dino_pipeline.record_base import StageRecord
 from dino_pipeline.spec_file import load_spec
 from dino_pipeline.stage_records import SHARDS, FilterRecord, FinetuneRecord, GenerateRecord, TextsOrigin
+from dino_pipeline.stopping import at_end_of_stop
 
 State = Literal["new", "resumed", "done"]
 READY_RECORD = "record.json"
@@ -290,7 +292,8 @@ class Run(Layout):
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written: {system_reason(error)}", write_remedy(error)) from error
         try:
-            yield folder
+            with at_end_of_stop(partial(remove, folder)):
+                yield folder
         except OSError as error:
             file, reason = error.filename or folder, system_reason(error)
             if Path(str(file)).resolve().is_relative_to(self.path.resolve()):

@@ -52,10 +52,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_at_once(number: int, frame: FrameType | None = None) -> None:
-    """Handle a signal by leaving without any clean-up: all files survive that."""
+    """Handle a signal by leaving without the interpreter's clean-up: all files survive that.
+
+    In the main thread, which does nothing else meanwhile, unfinished files are deleted first.
+    """
     if not _watch.is_said:
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, b"\nStopped.\n")
+    if threading.current_thread() is threading.main_thread():
+        _clean_up()
     os._exit(128 + number)
 
 
@@ -289,9 +294,7 @@ def leave_if_stopped() -> None:
     Libraries whose work was cut short complain there, or wait for their threads. What `at_end` was given is called.
     """
     if _watch.is_said:
-        for clean_up in _clean_ups:
-            with contextlib.suppress(Exception):
-                clean_up()
+        _clean_up()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(128 + _watch.last)
@@ -300,10 +303,26 @@ def leave_if_stopped() -> None:
 _clean_ups: list[Callable[[], object]] = []
 
 
+def _clean_up() -> None:
+    for clean_up in [*_clean_ups]:
+        with contextlib.suppress(Exception):
+            clean_up()
+
+
 def at_end(clean_up: Callable[[], object]) -> None:
-    """Call a function when the process ends, also by a stop; not when it is killed, or must end at once."""
+    """Call a function when the process ends, also by a stop; not when it is killed, or when its time is over."""
     _clean_ups.append(clean_up)
     atexit.register(clean_up)
+
+
+@contextmanager
+def at_end_of_stop(clean_up: Callable[[], object]) -> Iterator[None]:
+    """Call a function if a signal ends the process inside the block without leaving it."""
+    _clean_ups.append(clean_up)
+    try:
+        yield
+    finally:
+        _clean_ups.remove(clean_up)
 
 
 def watch_signals() -> None:
