@@ -94,7 +94,7 @@ def _limits() -> Iterator[Fault]:
         )
     files = ("generate", "filter", "filter-2", "finetune", "publish", "export")
     yield Fault("24 open files", files, 'ulimit -n 24; exec "$@"', says="open files")
-    unwritten = "cannot be (read or )?written|write|make room"
+    unwritten = "cannot be (read or )?written|write|make room|raise the limit"
     writes = (*STAGES, "export", "filter-2", "until", "storage")
     yield Fault("disk full after 2 KiB", writes, 'ulimit -f 2; exec "$@"', says=unwritten)
     yield Fault("disk full after 60 KiB", writes, 'ulimit -f 60; exec "$@"', says=unwritten)

@@ -203,6 +203,10 @@ def _starts_process(error: OSError) -> bool:
     return any(frame.f_globals.get("__name__") in _STARTERS for frame in frames)
 
 
+_TOO_MANY_FILES = os.strerror(errno.EMFILE)
+"""What databases and native libraries quote, in errors of their own."""
+
+
 def limit_of_machine(error: BaseException) -> DinoError | None:
     """Return which limit of the machine an exception tells of: memory, disk, open files or processes; None: of none.
 
@@ -217,7 +221,7 @@ def limit_of_machine(error: BaseException) -> DinoError | None:
     if isinstance(error, BlockingIOError) and hasattr(error, "characters_written"):
         return OutputError("what is printed goes to a full pipe that does not wait", "print to a file")
     file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    if number in (errno.EMFILE, errno.ENFILE):
+    if number in (errno.EMFILE, errno.ENFILE) or _TOO_MANY_FILES in str(error):
         return DinoError(f"{file}too many open files", "close other programs, or raise the limit")
     if number == errno.ENAMETOOLONG:
         return DinoError(f"{file}the name is too long", write_remedy(error))

@@ -102,6 +102,25 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
+LEAST_ADDRESS_SPACE = 2**30
+"""Bytes that a process may map at least: with less, native libraries crash or hang while they are loaded."""
+
+
+def check_address_space() -> None:
+    """Raise `DinoError` if a limit (``ulimit -v``) leaves this process too little address space to load libraries."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise DinoError(
+            f"memory is limited to {limit >> 20} MiB of address space, and libraries need "
+            f"{LEAST_ADDRESS_SPACE >> 20} MiB to load",
+            "raise the limit (ulimit -v)",
+        )
+
+
 def peak_memory() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
     try:

@@ -214,3 +214,16 @@ def test_a_link_in_place_of_a_folder_is_replaced_again_and_again(tmp_path: Path)
             (folder / "made").write_text(str(number))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "model"]
     assert (tmp_path / "elsewhere" / "mine").read_text() == "mine"
+
+
+def test_a_limit_of_address_space_is_told_before_libraries_crash_on_it(tmp_path: Path) -> None:
+    limited = ["bash", "-c", 'ulimit -v 700000; exec "$@"', "bash", *command("generate", "sts-x2", "--run", "run")]
+    done = subprocess.run(limited, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: memory is limited to 683 MiB of address space" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_open_files_are_named_whoever_opens_them() -> None:
+    error = duckdb.IOException('IO Error: Cannot open file "a.parquet": Too many open files')
+    assert "too many open files; close other programs, or raise the limit" in str(limit_of_machine(error))

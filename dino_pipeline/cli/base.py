@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from dino_pipeline.display import say
 from dino_pipeline.errors import DinoError, OptionError, limit_of_machine
 from dino_pipeline.options import Flag, Options, choices_of, default_of, flags_of, is_mapping, without_none
+from dino_pipeline.processes import check_address_space
 from dino_pipeline.progress import PLAIN_EVERY, Console
 from dino_pipeline.stopping import StopRequest, end_said_stop, signals_handled
 
@@ -115,7 +116,12 @@ def command(function: Command) -> Command:
 
 
 def console_of_command(should_stop: Callable[[], bool] = lambda: False) -> Console:
-    """Return a console for a command: its first sign comes some seconds after the process has begun."""
+    """Return a console for a command that works long: its first sign comes some seconds after the process has begun.
+
+    Raises:
+        DinoError: the process has too little address space for such work.
+    """
+    check_address_space()
     running = time.monotonic() - _LOADED
     return Console(should_stop, COMMAND_LINE, running=running if running < PLAIN_EVERY else 0.0)
 
