@@ -107,8 +107,8 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if path.name in {".lock", "README.md", "report.html"}:
-            continue  # who worked there, and pages that show times
+        if path.name in {".lock", "README.md", "report.html"} or ".changed" in name:
+            continue  # who worked there, pages that show times, and what was damaged
         content = path.read_bytes()
         found[name] = _untimed(json.loads(content)) if path.suffix == ".json" else content
     return found
