@@ -96,13 +96,13 @@ class RemoteStorage:
         return self.files.cat_file(path) if self.files.exists(path) else None
 
     def _is_cut_short(self, run: Run) -> bool:
-        """Return whether the copy's record is only a part of one, while the run's folder has its own."""
+        """Return whether the copy's record is only a part of one, and nothing is lost with it."""
         content = self._record(run)
         try:
             if content is not None:
                 json.loads(content)
         except ValueError:
-            return run.record().generate is not None
+            return run.record().generate is not None or not self._marks()
         return False
 
     def _fetch_record(self, run: Run) -> None:
