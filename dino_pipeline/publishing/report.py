@@ -26,7 +26,7 @@ from dino_pipeline.cards.document import (
     render_html,
 )
 from dino_pipeline.display import visible
-from dino_pipeline.errors import DataError
+from dino_pipeline.errors import DataError, RunError
 from dino_pipeline.evaluation.compare import Comparison
 from dino_pipeline.evaluation.evaluate import candidates_of
 from dino_pipeline.evaluation.scores import COLUMNS, ScoresFile
@@ -104,7 +104,7 @@ def write_report(
         RunError: a file of the run is damaged.
     """
     run, record = opened.run, public_record(opened.record)
-    for made in (opened.record.generate, opened.record.filter, opened.record.evaluate):
+    for made in (opened.record.generate, opened.record.filter):
         run.check(made)
     trained = record.finetune is not None and record.finetune.is_done
     names = encoders or ([str(run.path)] if trained else [])
@@ -268,8 +268,9 @@ def scores(source: ReportSource) -> list[Block]:
     """Return the encoder's scores with their intervals, next to those of baselines."""
     source.done(EvaluateRecord)
     try:
+        source.run.check(source.record.evaluate)
         file = ScoresFile.read(source.run.scores)
-    except DataError as error:
+    except (DataError, RunError) as error:
         raise SectionMissing(
             "scores.json is not there, damaged, or of another version", "run {evaluate()} again"
         ) from error
