@@ -125,7 +125,7 @@ def say(text: object = "", *, err: bool = False, bold: bool = False) -> None:
 
 @contextmanager
 def log_may_be_lost() -> Iterator[None]:
-    """Let what is told on standard error go nowhere if it cannot be written: a full log must not end the work."""
+    """Drop messages that standard error cannot take: a full log must not end the work."""
     try:
         yield
     except OSError:

@@ -42,7 +42,7 @@ def plain_path(path: Path) -> str:
 
 
 def utf8_path(path: Path | str) -> str:
-    """Return a path for libraries that take UTF-8 alone: of a folder with another name, a link to it."""
+    """Return a path for libraries that take UTF-8 only: a link, if the path is not UTF-8."""
     if not has_lone_surrogate(str(path)):
         return str(path)
     try:

@@ -211,7 +211,13 @@ class PublishedRecord(Record):
         return cls()
 
     def seal(self, folder: Path, kind: Kind, *, is_written: bool) -> PublishedRecord:
-        """Write published.json after the folder of a kind was written, or before, without its digest; return it."""
+        """Write published.json, and return it.
+
+        Args:
+            folder: holds published.json and the folders for the Hub.
+            kind: which of these folders is concerned.
+            is_written: True records the digest of the folder's lineage.json; False removes an earlier one.
+        """
         sealed = {each: digest for each, digest in self.sealed.items() if each != kind}
         if is_written:
             sealed[kind] = file_digest(folder / kind / LINEAGE)

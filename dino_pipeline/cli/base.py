@@ -59,13 +59,12 @@ def _report(error: BaseException, request: StopRequest) -> int:
     Whatever is raised after a signal to stop at once comes from it: an interrupted query, a worker that ended.
 
     Raises:
-        BaseException: the error, if it is none that users are told of.
+        BaseException: the error itself, if there is no message for users.
     """
     if isinstance(error, KeyboardInterrupt) or request.raised:
         keeps_nothing = click.get_current_context().info_name == "preview"
         kept = "" if keeps_nothing else " What is finished is kept; the same command goes on from there."
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            say(f"\nStopped.{kept}", err=True)
+        say(f"\nStopped.{kept}", err=True)
         exit_code = 128 + request.signal if request.signal else int(getattr(error, "exit_code", 130))
         end_said_stop(exit_code)
         return exit_code
